@@ -1,0 +1,32 @@
+cdef class Properties:
+    cdef readonly object content_type
+    cdef readonly object content_encoding
+    cdef readonly object headers
+    cdef readonly object delivery_mode
+    cdef readonly object priority
+    cdef readonly object correlation_id
+    cdef readonly object reply_to
+    cdef readonly object expiration
+    cdef readonly object message_id
+    cdef readonly object timestamp
+    cdef readonly object type
+    cdef readonly object user_id
+    cdef readonly object app_id
+    cdef readonly object cluster_id
+    cdef readonly object extra
+
+    cdef tuple _values(self)
+
+
+cdef class Delivery:
+    cdef readonly object exchange
+    cdef readonly object routing_key
+    cdef readonly Properties properties
+    cdef readonly object body
+    cdef public object consumer_tag
+    cdef public object delivery_tag
+    cdef public object message_count
+    cdef public double expires_at
+    cdef public unsigned long long position
+    cdef public unsigned int channel
+    cdef public bint redelivered

@@ -1,0 +1,520 @@
+"""Routing table lookup: which queues a message goes to.
+
+What a binding asks for is compiled when it is made: a hash for direct exchanges, one tuple for fanout, a trie of words
+for topic, an index of header values for headers. A lookup touches only what can match.
+
+A table is not guarded: its owner holds a lock around changes and lookups alike.
+"""
+
+from collections import namedtuple
+
+cimport cython
+
+
+Binding = namedtuple("Binding", "source destination routing_key arguments to_exchange")
+Binding.__doc__ = """One binding: messages of exchange ``source`` go to ``destination``, a queue or (``to_exchange``) an exchange."""
+
+
+class UnknownExchange(LookupError):
+    """The table holds no exchange of that name."""
+
+
+# --- what a binding points to -----------------------------------------------------------------------------------
+
+@cython.final
+cdef class Targets:
+    """The distinct destinations that share a key; each with the number of bindings that lead to it."""
+
+    cdef dict counts
+    cdef tuple compiled
+
+    def __cinit__(self):
+        self.counts = {}
+
+    cdef int add(self, object target) except -1:
+        self.counts[target] = self.counts.get(target, 0) + 1
+        self.compiled = None
+        return 0
+
+    cdef bint remove(self, object target) except -1:
+        """Take one binding away; True if nothing is left."""
+        count = self.counts[target] - 1
+        if count:
+            self.counts[target] = count
+        else:
+            del self.counts[target]
+            self.compiled = None
+        return not self.counts
+
+    cdef tuple get(self):
+        # Compiled at the first lookup, so that a thousand bindings in a row cost no thousand tuples.
+        if self.compiled is None:
+            self.compiled = tuple(self.counts)
+        return self.compiled
+
+
+cdef class Matcher:
+    """Finds the targets of a message among the bindings of one exchange."""
+
+    cdef int add(self, str key, dict arguments, object target) except -1:
+        raise NotImplementedError
+
+    cdef int remove(self, str key, dict arguments, object target) except -1:
+        raise NotImplementedError
+
+    cdef tuple match(self, str key, object headers):
+        raise NotImplementedError
+
+
+@cython.final
+cdef class DirectMatcher(Matcher):
+    cdef dict by_key
+
+    def __cinit__(self):
+        self.by_key = {}
+
+    cdef int add(self, str key, dict arguments, object target) except -1:
+        targets = self.by_key.get(key)
+        if targets is None:
+            targets = self.by_key[key] = Targets()
+        return (<Targets> targets).add(target)
+
+    cdef int remove(self, str key, dict arguments, object target) except -1:
+        if (<Targets> self.by_key[key]).remove(target):
+            del self.by_key[key]
+        return 0
+
+    cdef tuple match(self, str key, object headers):
+        targets = self.by_key.get(key)
+        return () if targets is None else (<Targets> targets).get()
+
+
+@cython.final
+cdef class FanoutMatcher(Matcher):
+    cdef Targets targets
+
+    def __cinit__(self):
+        self.targets = Targets()
+
+    cdef int add(self, str key, dict arguments, object target) except -1:
+        return self.targets.add(target)
+
+    cdef int remove(self, str key, dict arguments, object target) except -1:
+        self.targets.remove(target)
+        return 0
+
+    cdef tuple match(self, str key, object headers):
+        return self.targets.get()
+
+
+# --- topic ------------------------------------------------------------------------------------------------------
+
+@cython.final
+cdef class TopicNode:
+    """A place in the trie of binding keys: what follows after one more word, any word, or any number of words."""
+
+    cdef dict words
+    cdef TopicNode any_word
+    cdef TopicNode any_words
+    cdef bint repeats  # reached through `#`: may take further words and stay
+    cdef unsigned long long step  # the step of a lookup that saw it last
+    cdef Targets targets
+
+    cdef bint is_empty(self) noexcept:
+        return not self.words and self.any_word is None and self.any_words is None and self.targets is None
+
+
+cdef list split_key(str key):
+    """The words of a routing key; an empty key has none."""
+    return key.split(".") if key else []
+
+
+@cython.final
+cdef class TopicMatcher(Matcher):
+    """`*` stands for exactly one word, `#` for zero or more (AMQP 0-9-1, section 3.1.3.3).
+
+    A lookup walks all paths at once, word by word, and visits no node twice in one step.
+    """
+
+    cdef TopicNode root
+    cdef unsigned long long step
+
+    def __cinit__(self):
+        self.root = TopicNode()
+
+    cdef int add(self, str key, dict arguments, object target) except -1:
+        cdef TopicNode node = self.root
+        for word in split_key(key):
+            if word == "*":
+                if node.any_word is None:
+                    node.any_word = TopicNode()
+                node = node.any_word
+            elif word == "#":
+                if node.any_words is None:
+                    node.any_words = TopicNode()
+                    node.any_words.repeats = True
+                node = node.any_words
+            else:
+                if node.words is None:
+                    node.words = {}
+                child = node.words.get(word)
+                if child is None:
+                    child = node.words[word] = TopicNode()
+                node = child
+        if node.targets is None:
+            node.targets = Targets()
+        return node.targets.add(target)
+
+    cdef int remove(self, str key, dict arguments, object target) except -1:
+        cdef list path = [self.root]
+        cdef list words = split_key(key)
+        cdef TopicNode node = self.root
+        cdef TopicNode parent
+        for word in words:
+            if word == "*":
+                node = node.any_word
+            elif word == "#":
+                node = node.any_words
+            else:
+                node = node.words[word]
+            path.append(node)
+        if node.targets.remove(target):
+            node.targets = None
+        while words and node.is_empty():
+            word = words.pop()
+            path.pop()
+            parent = path[len(path) - 1]
+            if word == "*":
+                parent.any_word = None
+            elif word == "#":
+                parent.any_words = None
+            else:
+                del parent.words[word]
+            node = parent
+        return 0
+
+    cdef int enter(self, list active, TopicNode node) except -1:
+        # `#` may stand for no word at all, so what follows it is entered along with it.
+        while node is not None:
+            if node.repeats:
+                if node.step == self.step:
+                    return 0
+                node.step = self.step
+            active.append(node)
+            node = node.any_words
+        return 0
+
+    cdef tuple match(self, str key, object headers):
+        cdef TopicNode node
+        cdef list active = []
+        cdef list following
+        cdef tuple first = None
+        cdef dict merged = None
+        self.step += 1
+        self.enter(active, self.root)
+        for word in split_key(key):
+            following = []
+            self.step += 1
+            for item in active:
+                node = <TopicNode> item
+                if node.words is not None:
+                    child = node.words.get(word)
+                    if child is not None:
+                        self.enter(following, <TopicNode> child)
+                if node.any_word is not None:
+                    self.enter(following, node.any_word)
+                if node.repeats:
+                    self.enter(following, node)
+            if not following:
+                return ()
+            active = following
+        for item in active:
+            node = <TopicNode> item
+            if node.targets is None:
+                continue
+            if first is None:
+                first = node.targets.get()
+            else:
+                if merged is None:
+                    merged = dict.fromkeys(first)
+                for target in node.targets.get():
+                    merged[target] = None
+        if merged is not None:
+            return tuple(merged)
+        return () if first is None else first
+
+
+# --- headers ----------------------------------------------------------------------------------------------------
+
+PRESENT = object()  # stands for the value of a header that only has to be there
+
+
+cdef bint same_value(object wanted, object value) except -1:
+    # In Python True == 1; on the wire they differ.
+    return wanted == value and isinstance(wanted, bool) == isinstance(value, bool)
+
+
+@cython.final
+cdef class HeaderBinding:
+    cdef object target
+    cdef bint match_all
+    cdef dict wanted
+
+    cdef bint matches(self, dict headers) except -1:
+        for name, value in self.wanted.items():
+            found = name in headers and (value is None or same_value(value, headers[name]))
+            if found != self.match_all:
+                return found
+        return self.match_all
+
+    cdef list index_keys(self):
+        """Where the binding may be looked up: by (name, value), or by name alone."""
+        keys = []
+        for name, value in self.wanted.items():
+            try:
+                hash(value)
+            except TypeError:
+                value = None
+            keys.append((name, PRESENT if value is None else value))
+        return keys
+
+
+cdef HeaderBinding header_binding(dict arguments, object target):
+    cdef HeaderBinding binding = HeaderBinding()
+    mode = arguments.get("x-match", "all")
+    if mode not in ("all", "any", "all-with-x", "any-with-x"):
+        raise ValueError(f"x-match must be all, any, all-with-x or any-with-x, not {mode!r:.80}")
+    binding.target = target
+    binding.match_all = mode.startswith("all")
+    binding.wanted = {name: value for name, value in arguments.items()
+                      if name != "x-match" and (mode.endswith("-with-x") or not name.startswith("x-"))}
+    return binding
+
+
+@cython.final
+cdef class HeadersMatcher(Matcher):
+    """Bindings indexed by a header they ask for: an `all` binding by its rarest, an `any` binding by each."""
+
+    cdef dict index     # (name, value or PRESENT) -> list of HeaderBinding
+    cdef dict bindings  # (target, frozen arguments) -> (HeaderBinding, index keys)
+    cdef Targets always
+
+    def __cinit__(self):
+        self.index = {}
+        self.bindings = {}
+        self.always = Targets()
+
+    cdef int add(self, str key, dict arguments, object target) except -1:
+        cdef HeaderBinding binding = header_binding(arguments, target)
+        keys = binding.index_keys()
+        if binding.match_all:
+            if not keys:
+                return self.always.add(target)
+            keys = [min(keys, key=lambda key: len(self.index.get(key, ())))]
+        for key_ in keys:
+            self.index.setdefault(key_, []).append(binding)
+        self.bindings[target, key, freeze(arguments)] = (binding, keys)
+        return 0
+
+    cdef int remove(self, str key, dict arguments, object target) except -1:
+        entry = self.bindings.pop((target, key, freeze(arguments)), None)
+        if entry is None:
+            self.always.remove(target)
+            return 0
+        binding, keys = entry
+        for key_ in keys:
+            self.index[key_].remove(binding)
+            if not self.index[key_]:
+                del self.index[key_]
+        return 0
+
+    cdef tuple match(self, str key, object headers):
+        cdef dict found = dict.fromkeys(self.always.get())
+        cdef dict present = headers if type(headers) is dict else dict(headers or {})
+        if self.index:
+            for name, value in present.items():
+                self._collect((name, PRESENT), present, found)
+                try:
+                    self._collect((name, value), present, found)
+                except TypeError:
+                    pass  # a value without a hash is in no index
+        return tuple(found)
+
+    cdef int _collect(self, tuple key, dict headers, dict found) except -1:
+        for binding in self.index.get(key, ()):
+            if (<HeaderBinding> binding).matches(headers):
+                found[(<HeaderBinding> binding).target] = None
+        return 0
+
+
+# --- the table --------------------------------------------------------------------------------------------------
+
+cdef object freeze(object value):
+    """A hashable form of binding arguments: bindings with equal arguments are one."""
+    if isinstance(value, dict):
+        return tuple(sorted([(str(name), freeze(item)) for name, item in value.items()], key=repr))
+    if isinstance(value, (list, tuple)):
+        return tuple([freeze(item) for item in value])
+    return type(value), value
+
+
+@cython.final
+cdef class ExchangeNode:
+    cdef str name
+    cdef object alternate
+    cdef Matcher matcher
+    cdef dict bindings  # identity -> Binding, those that start here
+    cdef dict arriving  # identity -> Binding, those from other exchanges
+    cdef Py_ssize_t links  # how many of `bindings` lead to an exchange
+
+
+cdef Matcher new_matcher(str kind):
+    if kind == "direct":
+        return DirectMatcher()
+    if kind == "fanout":
+        return FanoutMatcher()
+    if kind == "topic":
+        return TopicMatcher()
+    if kind == "headers":
+        return HeadersMatcher()
+    raise ValueError(f"unknown exchange type {kind!r:.80}")
+
+
+@cython.final
+cdef class RoutingTable:
+    """Exchanges and bindings, and the queues that a message reaches through them.
+
+    Queues are known by name only. The default exchange, ``""``, is always there and leads to the queue that the routing
+    key names; nothing can be bound to it.
+    """
+
+    cdef dict _exchanges
+    cdef dict _by_queue  # queue -> {identity: Binding}
+
+    def __init__(self):
+        self._exchanges = {}
+        self._by_queue = {}
+
+    def __contains__(self, exchange):
+        return exchange == "" or exchange in self._exchanges
+
+    cdef ExchangeNode _node(self, object exchange):
+        node = self._exchanges.get(exchange)
+        if node is None:
+            raise UnknownExchange(exchange)
+        return <ExchangeNode> node
+
+    def declare(self, str exchange not None, str kind not None, alternate=None):
+        """Add an exchange (direct, fanout, topic or headers); one that is there already stays as it is.
+
+        ``alternate``: the exchange that takes what finds no queue. Raises ValueError for an unknown type.
+        """
+        cdef ExchangeNode node
+        if exchange in self:
+            return
+        node = ExchangeNode()
+        node.name = exchange
+        node.alternate = alternate
+        node.matcher = new_matcher(kind)
+        node.bindings = {}
+        node.arriving = {}
+        self._exchanges[exchange] = node
+
+    def delete(self, exchange):
+        """Remove an exchange with all bindings from and to it. Returns the bindings (a list)."""
+        cdef ExchangeNode node = self._node(exchange)
+        gone = list(node.bindings.values()) + list(node.arriving.values())
+        for binding in gone:
+            self.unbind(*binding)
+        del self._exchanges[exchange]
+        return gone
+
+    def delete_queue(self, queue):
+        """Remove all bindings that lead to a queue. Returns them (a list)."""
+        gone = list(self._by_queue.get(queue, {}).values())
+        for binding in gone:
+            self.unbind(*binding)
+        return gone
+
+    def bind(self, source, str destination not None, str routing_key not None="", arguments=None,
+             bint to_exchange=False):
+        """Add a binding; False if it is there already.
+
+        Raises UnknownExchange, and ValueError for arguments that the exchange cannot match by.
+        """
+        cdef ExchangeNode node = self._node(source)
+        arguments = dict(arguments) if arguments else {}
+        identity = (source, destination, routing_key, freeze(arguments), to_exchange)
+        if identity in node.bindings:
+            return False
+        if to_exchange:
+            target = self._node(destination)
+            arriving = (<ExchangeNode> target).arriving
+        else:
+            target = destination
+            arriving = self._by_queue.setdefault(destination, {})
+        node.matcher.add(routing_key, arguments, target)
+        node.links += to_exchange
+        node.bindings[identity] = arriving[identity] = Binding(source, destination, routing_key, arguments, to_exchange)
+        return True
+
+    def unbind(self, source, str destination not None, str routing_key not None="", arguments=None,
+               bint to_exchange=False):
+        """Remove a binding; False if there is none. Raises UnknownExchange."""
+        cdef ExchangeNode node = self._node(source)
+        arguments = dict(arguments) if arguments else {}
+        identity = (source, destination, routing_key, freeze(arguments), to_exchange)
+        if identity not in node.bindings:
+            return False
+        if to_exchange:
+            target = self._node(destination)
+            del (<ExchangeNode> target).arriving[identity]
+        else:
+            target = destination
+            del self._by_queue[destination][identity]
+            if not self._by_queue[destination]:
+                del self._by_queue[destination]
+        node.matcher.remove(routing_key, arguments, target)
+        node.links -= to_exchange
+        del node.bindings[identity]
+        return True
+
+    def bindings(self, exchange):
+        """The bindings that start at an exchange (a list of ``Binding``). Raises UnknownExchange."""
+        return list(self._node(exchange).bindings.values())
+
+    def route(self, exchange, str routing_key not None, headers=None):
+        """The queues that a message reaches (tuple of distinct names; empty if nothing takes it).
+
+        ``headers``: the message's, a mapping or None. Raises UnknownExchange.
+        """
+        cdef ExchangeNode node
+        cdef tuple targets
+        if exchange == "":
+            return (routing_key,)
+        node = self._node(exchange)
+        targets = node.matcher.match(routing_key, headers)
+        if node.links == 0 and (targets or node.alternate is None):
+            return targets
+        return self._spread(node, routing_key, headers)
+
+    cdef tuple _spread(self, ExchangeNode start, str routing_key, object headers):
+        """Follow bindings to exchanges, and alternates of exchanges that match nothing; each is visited once."""
+        cdef ExchangeNode node
+        cdef tuple targets
+        cdef dict queues = {}
+        cdef dict visited = {start: None}
+        cdef list pending = [start]
+        while pending:
+            node = <ExchangeNode> pending.pop()
+            targets = node.matcher.match(routing_key, headers)
+            if not targets and node.alternate is not None:
+                alternate = self._exchanges.get(node.alternate)
+                targets = () if alternate is None else (alternate,)
+            for target in targets:
+                if type(target) is not ExchangeNode:
+                    queues[target] = None
+                elif target not in visited:
+                    visited[target] = None
+                    pending.append(target)
+        return tuple(queues)

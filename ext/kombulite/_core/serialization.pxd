@@ -1,0 +1,19 @@
+from kombulite._core.buffer cimport Buffer
+
+
+cdef class JSON:
+    cdef dict _encoders
+    cdef dict _found
+    cdef dict _decoders
+    cdef object _decode_plain
+
+    cdef int write(self, Buffer* out, object value) except -1
+    cdef int _write_dict(self, Buffer* out, dict value) except -1
+    cdef int _write_key(self, Buffer* out, object key) except -1
+    cdef int _write_list(self, Buffer* out, list value) except -1
+    cdef int _write_stand_in(self, Buffer* out, object value) except -1
+    cdef object _encoder_of(self, type kind)
+    cdef object _revive(self, object value)
+
+
+cdef int write_str(Buffer* out, object text) except -1

@@ -1,0 +1,539 @@
+"""JSON with typed values, as kombu writes it.
+
+What JSON lacks travels as ``{"__type__": marker, "__value__": value}``. Text is written exactly as the standard
+library's ``json.dumps`` does by default (ASCII only, ``", "`` and ``": "``), so that outputs can be compared byte
+for byte. Plain decoding is msgspec's; what msgspec refuses (NaN, Infinity, lone surrogates, numbers beyond a double)
+goes to the standard library, whose verdict is final.
+"""
+
+import datetime
+import decimal
+import json
+import sys
+import uuid
+
+from binascii import a2b_base64, b2a_base64
+
+from msgspec import MsgspecError
+from msgspec.json import Decoder
+
+cimport cython
+from cpython.bytes cimport PyBytes_AsStringAndSize, PyBytes_FromStringAndSize
+from cpython.dict cimport PyDict_CheckExact, PyDict_Next
+from cpython.float cimport PyFloat_CheckExact
+from cpython.list cimport PyList_CheckExact
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
+from cpython.mem cimport PyMem_Free
+from cpython.ref cimport PyObject
+from cpython.unicode cimport PyUnicode_CheckExact, PyUnicode_DecodeASCII
+from libc.math cimport fabs, isfinite, rint
+from libc.string cimport memchr, memcmp, memcpy
+
+from kombulite._core.buffer cimport Buffer, buffer_free, buffer_init, buffer_reserve, buffer_write
+
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object text)
+    const unsigned char* PyUnicode_1BYTE_DATA(object text)
+    int PyUnicode_KIND(object text)
+    const void* PyUnicode_DATA(object text)
+    unsigned int PyUnicode_READ(int kind, const void* data, Py_ssize_t index)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    Py_ssize_t PyDict_GET_SIZE(object value)
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+    char* PyOS_double_to_string(double value, char format_code, int precision, int flags, int* kind) except NULL
+    int Py_DTSF_ADD_DOT_0
+    int Py_EnterRecursiveCall(const char* where) except -1
+    void Py_LeaveRecursiveCall()
+
+
+# The marker that a mapping gets which happens to look like a typed value; its value is a list of [key, value].
+ESCAPED = "dict"
+
+
+class UnknownType(ValueError):
+    """A typed value whose marker nobody registered."""
+
+
+class InvalidValue(ValueError):
+    """A typed value that its decoder cannot read."""
+
+
+# --- writing plain values ---------------------------------------------------------------------------------------
+
+cdef inline bint needs_escape(unsigned int char) noexcept nogil:
+    return char < 0x20 or char == 0x22 or char == 0x5C or char > 0x7E
+
+
+cdef inline bint all_plain(unsigned long long word) noexcept nogil:
+    """Whether none of eight ASCII characters needs an escape."""
+    cdef unsigned long long ones = 0x0101010101010101
+    cdef unsigned long long quote = word ^ (ones * 0x22)
+    cdef unsigned long long backslash = word ^ (ones * 0x5C)
+    cdef unsigned long long delete = word ^ (ones * 0x7F)
+    # Each term has the high bit of some byte set if a byte is below 0x20, or one of the three.
+    return not (((word - ones * 0x20) | (quote - ones) | (backslash - ones) | (delete - ones)) & (ones * 0x80))
+
+
+cdef inline Py_ssize_t copy_plain(char* at, const unsigned char* data, Py_ssize_t length) noexcept nogil:
+    """Copy ASCII characters, eight or four in one step, until one needs an escape. Returns how many were copied."""
+    cdef unsigned long long word
+    cdef unsigned int low, high
+    cdef Py_ssize_t i = 0
+    if length >= 8:
+        while i < length:
+            if i + 8 > length:
+                i = length - 8  # the last step overlaps the one before
+            memcpy(&word, data + i, 8)
+            if not all_plain(word):
+                break
+            memcpy(at + i, &word, 8)
+            i += 8
+    elif length >= 4:
+        memcpy(&low, data, 4)
+        memcpy(&high, data + length - 4, 4)
+        if all_plain(low | <unsigned long long> high << 32):
+            memcpy(at, &low, 4)
+            memcpy(at + length - 4, &high, 4)
+            return length
+    while i < length and not needs_escape(data[i]):
+        at[i] = data[i]
+        i += 1
+    return i
+
+
+cdef Py_ssize_t put_utf16_escape(char* at, unsigned int unit) noexcept nogil:
+    cdef const char* HEX_DIGITS = b"0123456789abcdef"
+    at[0] = b"\\"
+    at[1] = b"u"
+    at[2] = HEX_DIGITS[unit >> 12]
+    at[3] = HEX_DIGITS[(unit >> 8) & 15]
+    at[4] = HEX_DIGITS[(unit >> 4) & 15]
+    at[5] = HEX_DIGITS[unit & 15]
+    return 6
+
+
+cdef Py_ssize_t put_escaped(char* at, unsigned int char) noexcept nogil:
+    """Write one character that cannot stand for itself; at most 12 bytes (a surrogate pair)."""
+    cdef char short_form = 0
+    if char == 0x22 or char == 0x5C:
+        short_form = <char> char
+    elif char == 0x0A:
+        short_form = b"n"
+    elif char == 0x0D:
+        short_form = b"r"
+    elif char == 0x09:
+        short_form = b"t"
+    elif char == 0x0C:
+        short_form = b"f"
+    elif char == 0x08:
+        short_form = b"b"
+    if short_form:
+        at[0] = b"\\"
+        at[1] = short_form
+        return 2
+    if char < 0x10000:
+        return put_utf16_escape(at, char)
+    char -= 0x10000
+    put_utf16_escape(at, 0xD800 | (char >> 10))
+    put_utf16_escape(at + 6, 0xDC00 | (char & 0x3FF))
+    return 12
+
+
+cdef int write_str(Buffer* out, object text) except -1:
+    """Write a str (or a subclass of it) with its quotes."""
+    cdef Py_ssize_t length = PyUnicode_GET_LENGTH(text)
+    cdef Py_ssize_t i = 0
+    cdef char* at
+    cdef int kind
+    cdef const void* data
+    cdef unsigned int char
+    buffer_reserve(out, length + 2)
+    at = out.data + out.size
+    at[0] = b'"'
+    if PyUnicode_IS_COMPACT_ASCII(text):
+        # The common case: nothing needs an escape.
+        i = copy_plain(at + 1, PyUnicode_1BYTE_DATA(text), length)
+        if i == length:
+            at[i + 1] = b'"'
+            out.size += length + 2
+            return 0
+    out.size += i + 1
+    kind = PyUnicode_KIND(text)
+    data = PyUnicode_DATA(text)
+    while i < length:
+        buffer_reserve(out, 12)
+        char = PyUnicode_READ(kind, data, i)
+        if needs_escape(char):
+            out.size += put_escaped(out.data + out.size, char)
+        else:
+            out.data[out.size] = <char> char
+            out.size += 1
+        i += 1
+    return buffer_write(out, b'"', 1)
+
+
+cdef int write_digits(Buffer* out, unsigned long long value) except -1:
+    cdef char[20] digits
+    cdef int i = 20
+    if value < 10:
+        buffer_reserve(out, 1)
+        out.data[out.size] = <char> (48 + value)
+        out.size += 1
+        return 0
+    while value:
+        i -= 1
+        digits[i] = <char> (48 + value % 10)
+        value //= 10
+    return buffer_write(out, digits + i, 20 - i)
+
+
+cdef int write_int(Buffer* out, object value) except -1:
+    cdef int overflow = 0
+    cdef long long number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    if overflow:
+        # Beyond 64 bits: the slow way, for subclasses too.
+        digits = int.__repr__(value).encode("ascii")
+        return buffer_write(out, <const char*> digits, len(digits))
+    if number < 0:
+        buffer_write(out, b"-", 1)
+        return write_digits(out, 0 - <unsigned long long> number)
+    return write_digits(out, <unsigned long long> number)
+
+
+cdef int write_float(Buffer* out, double value) except -1:
+    cdef double scaled, magnitude = fabs(value)
+    cdef double power = 1.0
+    cdef int places
+    cdef unsigned long long whole, digits, unit
+    cdef char* text
+    if 1e-3 <= magnitude < 1e9:
+        # A double that is a decimal fraction of few places has that fraction as its shortest form: the quotient of
+        # two exact numbers is what parsing the fraction gives. Some eight times as fast as the general way.
+        for places in range(1, 7):
+            power *= 10.0
+            scaled = rint(magnitude * power)
+            if scaled / power == magnitude:
+                if value < 0:
+                    buffer_write(out, b"-", 1)
+                digits = <unsigned long long> scaled
+                unit = <unsigned long long> power
+                whole = digits // unit
+                write_digits(out, whole)
+                buffer_write(out, b".", 1)
+                digits -= whole * unit
+                unit //= 10
+                while digits < unit:  # zeros between the point and the first digit, and 0 itself
+                    buffer_write(out, b"0", 1)
+                    if unit == 1:
+                        return 0
+                    unit //= 10
+                return write_digits(out, digits)
+    if not isfinite(value):
+        if value != value:
+            return buffer_write(out, b"NaN", 3)
+        if value > 0:
+            return buffer_write(out, b"Infinity", 8)
+        return buffer_write(out, b"-Infinity", 9)
+    text = PyOS_double_to_string(value, b"r", 0, Py_DTSF_ADD_DOT_0, NULL)
+    try:
+        return buffer_write(out, text, len(text))
+    finally:
+        PyMem_Free(text)
+
+
+# --- the types that JSON lacks ----------------------------------------------------------------------------------
+
+cdef tuple encode_bytes(bytes value):
+    try:
+        return "bytes", value.decode("utf-8")
+    except UnicodeDecodeError:
+        return "base64", b2a_base64(value, newline=False).decode("ascii")
+
+
+def _bytes_of_text(value):
+    return value.encode("utf-8")
+
+
+def _bytes_of_base64(value):
+    return a2b_base64(value.encode("ascii"))
+
+
+def _isoformat(value):
+    return value.isoformat()
+
+
+def _date_of_text(value):
+    return datetime.datetime.fromisoformat(value).date()
+
+
+def _hex_of_uuid(value):
+    return {"hex": value.hex}
+
+
+def _uuid_of_dict(value):
+    return uuid.UUID(**value)
+
+
+cdef bint may_hold_typed_values(const char* text, Py_ssize_t size) noexcept nogil:
+    """Whether JSON text may spell the key ``__type__``, be it with escapes (``\\u005f``)."""
+    cdef const char* end = text + size
+    cdef const char* at = text
+    while True:
+        at = <const char*> memchr(at, b"_", end - at)
+        if at == NULL or end - at < 8:
+            break
+        if memcmp(at, b"__type__", 8) == 0:
+            return True
+        at += 1
+    at = text
+    while True:
+        at = <const char*> memchr(at, b"\\", end - at)
+        if at == NULL or end - at < 6:
+            return False
+        if memcmp(at, b"\\u00", 4) == 0:
+            return True
+        at += 2 if at[1] == b"\\" else 1
+
+
+@cython.final
+cdef class JSON:
+    """Encoder and decoder of JSON with typed values; one instance holds one set of registered types.
+
+    Safe to share between threads. Registering is not meant for hot paths.
+    """
+
+    def __init__(self):
+        self._encoders = {}
+        self._found = {}
+        self._decoders = {ESCAPED: dict, "bytes": _bytes_of_text, "base64": _bytes_of_base64}
+        self._decode_plain = Decoder().decode
+        self.register(datetime.datetime, "datetime", _isoformat, datetime.datetime.fromisoformat)
+        self.register(datetime.date, "date", _isoformat, _date_of_text)
+        self.register(datetime.time, "time", _isoformat, datetime.time.fromisoformat)
+        self.register(decimal.Decimal, "decimal", str, decimal.Decimal)
+        self.register(uuid.UUID, "uuid", _hex_of_uuid, _uuid_of_dict)
+
+    def register(self, type kind not None, marker, encoder, decoder=None):
+        """Teach it a type.
+
+        ``encoder(value)`` gives what stands for a value of ``kind`` or of a subclass; ``decoder`` undoes that.
+        With ``marker`` None the stand-in is written untyped, and nothing is decoded.
+        """
+        self._encoders[kind] = (marker, encoder)
+        self._found = {}
+        if marker is not None:
+            self._decoders[marker] = decoder
+
+    # --- encoding
+
+    def dumps(self, value):
+        """``value`` as JSON text (str, ASCII only).
+
+        Raises TypeError for a value or key of no known type, RecursionError for one nested too deep or in itself.
+        """
+        cdef Buffer out
+        buffer_init(&out)
+        try:
+            self.write(&out, value)
+            return PyUnicode_DecodeASCII(out.data, out.size, NULL)
+        finally:
+            buffer_free(&out)
+
+    def dump_bytes(self, value):
+        """``value`` as JSON text (bytes, ASCII only); raises as ``dumps``."""
+        cdef Buffer out
+        buffer_init(&out)
+        try:
+            self.write(&out, value)
+            return PyBytes_FromStringAndSize(out.data, out.size)
+        finally:
+            buffer_free(&out)
+
+    def stand_in(self, value):
+        """What is written in place of a value that plain JSON lacks; TypeError where there is nothing."""
+        if isinstance(value, bytes):
+            marker, written = encode_bytes(value)
+            return {"__type__": marker, "__value__": written}
+        # In this order: an object's own wish, Django's lazy text, the registered types.
+        own = getattr(value, "__json__", None)
+        if own is not None:
+            return own()
+        django = sys.modules.get("django.utils.functional")
+        if django is not None and isinstance(value, django.Promise):
+            return str(value)
+        encoder = self._encoder_of(type(value))
+        if encoder is None:
+            raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+        marker, encode = encoder
+        if marker is None:
+            return encode(value)
+        return {"__type__": marker, "__value__": encode(value)}
+
+    cdef object _encoder_of(self, type kind):
+        # Subclasses are looked up once; registering anew forgets what was found.
+        cdef dict found = self._found
+        encoder = found.get(kind, self)
+        if encoder is self:
+            encoder = None
+            for base in kind.__mro__ + tuple(self._encoders):  # the closest class first, then abstract ones
+                if base in self._encoders and issubclass(kind, base):
+                    encoder = self._encoders[base]
+                    break
+            found[kind] = encoder
+        return encoder
+
+    cdef int write(self, Buffer* out, object value) except -1:
+        if PyUnicode_CheckExact(value):
+            return write_str(out, value)
+        if PyLong_CheckExact(value):
+            return write_int(out, value)
+        if value is None:
+            return buffer_write(out, b"null", 4)
+        if value is True:
+            return buffer_write(out, b"true", 4)
+        if value is False:
+            return buffer_write(out, b"false", 5)
+        if PyFloat_CheckExact(value):
+            return write_float(out, value)
+        Py_EnterRecursiveCall(b" while encoding JSON")
+        try:
+            if PyDict_CheckExact(value):
+                return self._write_dict(out, <dict> value)
+            if PyList_CheckExact(value):
+                return self._write_list(out, <list> value)
+            if isinstance(value, str):
+                return write_str(out, value)
+            if isinstance(value, int):
+                return write_int(out, value)
+            if isinstance(value, float):
+                return write_float(out, value)
+            if isinstance(value, dict):
+                return self._write_dict(out, dict(value.items()))
+            if isinstance(value, (list, tuple)):
+                return self._write_list(out, list(value))
+            return self._write_stand_in(out, value)
+        finally:
+            Py_LeaveRecursiveCall()
+
+    cdef int _write_list(self, Buffer* out, list value) except -1:
+        cdef bint first = True
+        buffer_write(out, b"[", 1)
+        for item in value:
+            if not first:
+                buffer_write(out, b", ", 2)
+            first = False
+            self.write(out, item)
+        return buffer_write(out, b"]", 1)
+
+    cdef int _write_dict(self, Buffer* out, dict value) except -1:
+        cdef bint first = True
+        cdef Py_ssize_t size = PyDict_GET_SIZE(value)
+        cdef Py_ssize_t position = 0
+        cdef PyObject* key
+        cdef PyObject* item
+        if size == 2 and "__type__" in value and "__value__" in value:
+            # Application data, not a typed value of ours: it must not be mistaken for one on the other side.
+            buffer_write(out, b'{"__type__": "dict", "__value__": ', 34)
+            self.write(out, [list(pair) for pair in value.items()])
+            return buffer_write(out, b"}", 1)
+        buffer_write(out, b"{", 1)
+        with cython.critical_section(value):
+            while PyDict_Next(value, &position, &key, &item):
+                if not first:
+                    buffer_write(out, b", ", 2)
+                first = False
+                self._write_key(out, <object> key)
+                self.write(out, <object> item)
+                if PyDict_GET_SIZE(value) != size:
+                    raise RuntimeError("dictionary changed size during iteration")
+        return buffer_write(out, b"}", 1)
+
+    cdef int _write_key(self, Buffer* out, object key) except -1:
+        if isinstance(key, str):
+            write_str(out, key)
+        elif isinstance(key, (int, float)) or key is None:
+            buffer_write(out, b'"', 1)
+            self.write(out, key)
+            buffer_write(out, b'"', 1)
+        else:
+            raise TypeError(f"keys must be str, int, float, bool or None, not {type(key).__name__}")
+        return buffer_write(out, b": ", 2)
+
+    cdef int _write_stand_in(self, Buffer* out, object value) except -1:
+        # A typed value is written by hand: as a dict it would be taken for application data and escaped.
+        stand_in = self.stand_in(value)
+        if type(stand_in) is dict and len(<dict> stand_in) == 2 and "__type__" in <dict> stand_in:
+            marker = (<dict> stand_in)["__type__"]
+            if "__value__" in <dict> stand_in:
+                buffer_write(out, b'{"__type__": ', 13)
+                self.write(out, marker)
+                buffer_write(out, b', "__value__": ', 15)
+                self.write(out, (<dict> stand_in)["__value__"])
+                return buffer_write(out, b"}", 1)
+        return self.write(out, stand_in)
+
+    # --- decoding
+
+    def loads(self, data):
+        """The value that JSON text stands for. ``data``: str, or UTF-8 as bytes, bytearray or memoryview.
+
+        Raises ValueError for what is not JSON (UnicodeDecodeError where it is not UTF-8), its subclasses
+        ``UnknownType`` and ``InvalidValue`` for a typed value, RecursionError for one nested too deep.
+        """
+        cdef const char* text
+        cdef Py_ssize_t size
+        if not isinstance(data, (str, bytes)):
+            data = bytes(memoryview(data))
+        try:
+            value = self._decode_plain(data)
+        except (MsgspecError, UnicodeError):
+            return self._revive(json.loads(data if isinstance(data, str) else data.decode("utf-8")))
+        # Typed values are rare: look for their key (its letters may be escaped) before walking the result.
+        if type(value) is dict or type(value) is list:
+            if isinstance(data, str):
+                text = PyUnicode_AsUTF8AndSize(data, &size)
+            else:
+                PyBytes_AsStringAndSize(data, <char**> &text, &size)
+            if may_hold_typed_values(text, size):
+                return self._revive(value)
+        return value
+
+    def revive(self, dict value not None):
+        """The value that a typed value stands for; any other dict as it is. For ``object_hook``."""
+        if len(value) != 2 or "__type__" not in value or "__value__" not in value:
+            return value
+        marker = value["__type__"]
+        decoder = self._decoders.get(marker) if isinstance(marker, str) else None
+        if decoder is None:
+            raise UnknownType(f"no type is registered for the marker {marker!r:.80}")
+        try:
+            return decoder(value["__value__"])
+        except Exception as error:
+            raise InvalidValue(f"cannot decode {value['__value__']!r:.80} as {marker}: {error!r:.200}") from error
+
+    cdef object _revive(self, object value):
+        # Innermost first, in place: the tree is fresh and nobody else's.
+        cdef Py_ssize_t i
+        cdef list items
+        kind = type(value)
+        if kind is dict:
+            Py_EnterRecursiveCall(b" while decoding JSON")
+            try:
+                for key, item in list((<dict> value).items()):
+                    if type(item) is dict or type(item) is list:
+                        (<dict> value)[key] = self._revive(item)
+            finally:
+                Py_LeaveRecursiveCall()
+            return self.revive(<dict> value)
+        if kind is list:
+            items = <list> value
+            Py_EnterRecursiveCall(b" while decoding JSON")
+            try:
+                for i in range(len(items)):
+                    item = items[i]
+                    if type(item) is dict or type(item) is list:
+                        items[i] = self._revive(item)
+            finally:
+                Py_LeaveRecursiveCall()
+        return value
