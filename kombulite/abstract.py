@@ -1,0 +1,114 @@
+"""What exchanges and queues share: a list of attributes, and a channel they may be bound to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from kombulite.exceptions import NotBoundError
+
+if TYPE_CHECKING:
+    from kombulite.channel import Channel
+
+Self = TypeVar("Self", bound="MaybeChannelBound")
+
+
+class Object:
+    """Something described by its ``attrs``: pairs of attribute name and conversion (or None).
+
+    The constructor takes them as keywords; copies, pickles and dicts hold just them.
+    """
+
+    attrs: ClassVar[tuple[tuple[str, Any], ...]] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name, convert in self.attrs:
+            value = kwargs.get(name)
+            if value is not None:
+                setattr(self, name, convert(value) if convert is not None else value)
+            elif not hasattr(self, name):
+                setattr(self, name, None)
+
+    def as_dict(self, recurse: bool = False) -> dict[str, Any]:
+        """The attributes by name; with ``recurse`` also those that are such objects themselves."""
+
+        def plain(value: Any) -> Any:
+            if recurse and isinstance(value, Object):
+                return value.as_dict(recurse=True)
+            if recurse and isinstance(value, list):
+                return [plain(item) for item in value]
+            return value
+
+        return {name: plain(getattr(self, name)) for name, _ in self.attrs}
+
+    def __copy__(self: Self) -> Self:
+        return type(self)(**Object.as_dict(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (type(self), Object.as_dict(self))
+
+
+def _unpickle(cls: type[Object], attributes: dict[str, Any]) -> Object:
+    return cls(**attributes)
+
+
+class MaybeChannelBound(Object):
+    """An entity that can be bound to a channel. Binding makes a copy; the entity itself stays as it is."""
+
+    #: Whether one declaration lasts as long as the connection.
+    can_cache_declaration = False
+
+    _channel: Channel | None = None
+    _is_bound = False
+
+    def __call__(self: Self, channel: Any) -> Self:
+        return self.bind(channel)
+
+    def bind(self: Self, channel: Any) -> Self:
+        """A copy bound to a channel, or to a connection's default channel."""
+        return _bind(self, channel)
+
+    def maybe_bind(self: Self, channel: Any) -> Self:
+        """Bind this very entity, unless it is bound already or there is nothing to bind it to."""
+        if not self._is_bound and channel:
+            self._attach(channel)
+        return self
+
+    def revive(self, channel: Any) -> None:
+        """Take another channel, if bound at all."""
+        if self._is_bound:
+            self._attach(channel)
+
+    def when_bound(self) -> None:
+        """Called after binding."""
+
+    @property
+    def is_bound(self) -> bool:
+        return self._is_bound and self._channel is not None
+
+    @property
+    def channel(self) -> Channel:
+        """The channel. Raises NotBoundError."""
+        if self._channel is None:
+            raise NotBoundError(f"{type(self).__name__} {getattr(self, 'name', '')!r} is not bound to a channel")
+        return self._channel
+
+    def _attach(self, channel: Any) -> None:
+        self._channel = maybe_channel(channel)
+        self._is_bound = True
+        self.when_bound()
+
+    def _repr_entity(self, text: str) -> str:
+        if self._channel is not None:
+            return f"<{text} bound to chan:{self._channel.channel_id}>"
+        return f"<unbound {text}>"
+
+
+def _bind(entity: Self, channel: Any) -> Self:
+    bound = entity.__copy__()
+    bound._attach(channel)
+    return bound
+
+
+def maybe_channel(channel: Any) -> Any:
+    """The channel itself, or the default channel of a connection."""
+    return getattr(channel, "default_channel", channel)

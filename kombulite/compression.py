@@ -1,0 +1,200 @@
+"""Compression of bodies, by name or content type.
+
+What is inflated is bounded: a body of some bytes may otherwise fill the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from kombulite.exceptions import InflateError
+
+__all__ = ["compress", "decompress", "encoders", "get_decoder", "get_encoder", "register", "set_max_inflated"]
+
+_max_inflated = 256 * 1024 * 1024  # bytes
+
+_aliases: dict[str, str] = {}
+_encoders: dict[str, Callable[[bytes], bytes]] = {}
+_decoders: dict[str, Callable[[bytes], bytes]] = {}
+_packages: dict[str, tuple[str, ...]] = {}  # content type -> packages of which one must be there
+
+
+def set_max_inflated(size: int) -> None:
+    """Bytes that one body may inflate to (default 256 MiB); more raises InflateError."""
+    global _max_inflated
+    _max_inflated = size
+
+
+def register(
+    encoder: Callable[[bytes], bytes],
+    decoder: Callable[[bytes], bytes],
+    content_type: str,
+    aliases: Iterable[str] | None = None,
+) -> None:
+    """Add a method. ``decoder`` has to bound its output itself."""
+    _encoders[content_type] = encoder
+    _decoders[content_type] = decoder
+    _aliases.update((alias, content_type) for alias in aliases or ())
+
+
+def encoders() -> list[str]:
+    """The content types of all methods that can be used."""
+    return [content_type for content_type in _encoders if _is_available(content_type)]
+
+
+def get_encoder(name: str) -> tuple[Callable[[bytes], bytes], str]:
+    """The encoder of a method, and its content type. Raises KeyError."""
+    content_type = _aliases.get(name, name)
+    return _encoders[content_type], content_type
+
+
+def get_decoder(name: str) -> Callable[[bytes], bytes]:
+    """The decoder of a method. Raises KeyError."""
+    return _decoders[_aliases.get(name, name)]
+
+
+def compress(body: str | bytes, name: str) -> tuple[bytes, str]:
+    """The compressed body, and the content type to send along. Raises KeyError for an unknown method."""
+    encoder, content_type = get_encoder(name)
+    return encoder(body.encode("utf-8") if isinstance(body, str) else body), content_type
+
+
+def decompress(data: bytes, name: str) -> bytes:
+    """The body behind compressed data. Raises KeyError for an unknown method, InflateError for bad data."""
+    return get_decoder(name)(data)
+
+
+def _is_available(content_type: str) -> bool:
+    packages = _packages.get(content_type)
+    return packages is None or any(find_spec(package) for package in packages)
+
+
+# --- the methods that come with it ------------------------------------------------------------------------------
+
+
+class _Decompressor(Protocol):
+    eof: bool
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+def _inflate(decompressor: _Decompressor, data: bytes, errors: tuple[type[Exception], ...]) -> bytes:
+    try:
+        body = decompressor.decompress(data, _max_inflated + 1)
+    except errors as error:
+        raise InflateError(f"broken compressed body: {error}") from error
+    if len(body) > _max_inflated:
+        raise InflateError(f"a compressed body inflates to more than {_max_inflated} bytes")
+    if not decompressor.eof:
+        raise InflateError("broken compressed body: it is cut short")
+    return body
+
+
+def _zlib_compress(body: bytes) -> bytes:
+    import zlib
+
+    return zlib.compress(body)
+
+
+def _zlib_decompress(data: bytes) -> bytes:
+    import zlib
+
+    return _inflate(zlib.decompressobj(), data, (zlib.error,))
+
+
+def _bz2_compress(body: bytes) -> bytes:
+    import bz2
+
+    return bz2.compress(body)
+
+
+def _bz2_decompress(data: bytes) -> bytes:
+    import bz2
+
+    return _inflate(bz2.BZ2Decompressor(), data, (OSError, ValueError))
+
+
+def _lzma_compress(body: bytes) -> bytes:
+    import lzma
+
+    return lzma.compress(body)
+
+
+def _lzma_decompress(data: bytes) -> bytes:
+    import lzma
+
+    return _inflate(lzma.LZMADecompressor(), data, (lzma.LZMAError,))
+
+
+def _lz4_compress(body: bytes) -> bytes:
+    import lz4.frame
+
+    compressed: bytes = lz4.frame.compress(body)
+    return compressed
+
+
+def _lz4_decompress(data: bytes) -> bytes:
+    import lz4.frame
+
+    return _inflate(lz4.frame.LZ4FrameDecompressor(), data, (RuntimeError,))
+
+
+def _brotli_compress(body: bytes) -> bytes:
+    import brotli
+
+    compressed: bytes = brotli.compress(body)
+    return compressed
+
+
+def _brotli_decompress(data: bytes) -> bytes:
+    import brotli
+
+    decompressor = brotli.Decompressor()
+    body = bytearray()
+    try:
+        # In small bites, so that what one of them inflates to stays small too.
+        for start in range(0, len(data), 512):
+            body += decompressor.process(data[start : start + 512])
+            if len(body) > _max_inflated:
+                raise InflateError(f"a compressed body inflates to more than {_max_inflated} bytes")
+    except brotli.error as error:
+        raise InflateError(f"broken compressed body: {error}") from error
+    if not decompressor.is_finished():
+        raise InflateError("broken compressed body: it is cut short")
+    return bytes(body)
+
+
+def _zstd() -> Any:
+    """The zstd module of Python 3.14, or its backport: one and the same interface."""
+    try:
+        from compression import zstd
+    except ImportError:
+        from backports import zstd
+    return zstd
+
+
+def _zstd_compress(body: bytes) -> bytes:
+    compressed: bytes = _zstd().compress(body)
+    return compressed
+
+
+def _zstd_decompress(data: bytes) -> bytes:
+    zstd = _zstd()
+    return _inflate(zstd.ZstdDecompressor(), data, (zstd.ZstdError,))
+
+
+register(_zlib_compress, _zlib_decompress, "application/x-gzip", ["gzip", "zlib"])
+register(_bz2_compress, _bz2_decompress, "application/x-bz2", ["bzip2", "bzip"])
+register(_lzma_compress, _lzma_decompress, "application/x-lzma", ["lzma", "xz"])
+register(_brotli_compress, _brotli_decompress, "application/x-brotli", ["brotli"])
+register(_zstd_compress, _zstd_decompress, "application/zstd", ["zstd", "zstandard"])
+register(_lz4_compress, _lz4_decompress, "application/x-lz4", ["lz4"])
+_packages.update(
+    {
+        "application/x-brotli": ("brotli",),
+        "application/zstd": ("compression.zstd", "backports.zstd"),
+        "application/x-lz4": ("lz4",),
+    }
+)

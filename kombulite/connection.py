@@ -1,0 +1,681 @@
+"""A connection to a broker: where it is, when it is opened, and what happens when it fails."""
+
+from __future__ import annotations
+
+import os
+import socket
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count, cycle
+from random import shuffle
+from threading import RLock
+from typing import Any, TypeVar
+
+from kombulite import exceptions
+from kombulite.channel import Channel
+from kombulite.entity import declaration_key
+from kombulite.messaging import Consumer, Producer
+from kombulite.transport import resolve_transport, scheme_of
+from kombulite.transport.base import Settings, Transport
+from kombulite.utils.functional import retry_over_time
+from kombulite.utils.imports import symbol_by_name
+from kombulite.utils.url import as_url, maybe_sanitize_url, parse_url
+
+__all__ = ["BrokerConnection", "Connection", "maybe_channel"]
+
+T = TypeVar("T")
+Errback = Callable[[Any, float], Any]
+
+DEFAULT_SCHEME = "amqp"
+
+
+def _round_robin(urls: Iterable[str]) -> Iterator[str]:
+    return cycle(urls)
+
+
+def _shuffled(urls: Iterable[str]) -> Iterator[str]:
+    choices = list(urls)
+    while True:
+        shuffle(choices)
+        yield from choices
+
+
+FAILOVER_STRATEGIES: dict[str, Callable[[Iterable[str]], Iterator[str]]] = {
+    "round-robin": _round_robin,
+    "shuffle": _shuffled,
+}
+
+#: What a URL may say in its query.
+URL_OPTIONS = frozenset(["connect_timeout", "heartbeat", "login_method", "ssl", "credential_provider", "insist"])
+
+#: Transport options that say how often the default channel tries to connect.
+CONNECT_RETRY_OPTIONS = ("max_retries", "interval_start", "interval_step", "interval_max", "errback", "callback")
+
+
+def maybe_channel(channel: Any) -> Any:
+    """The channel itself, or the default channel of a connection."""
+    return channel.default_channel if isinstance(channel, Connection) else channel
+
+
+class Connection:
+    """A connection to a broker. Nothing is opened until it is needed.
+
+    ``hostname``: a URL, several (a list, or separated by ``;``: the others are tried when one fails), or a host.
+    What a URL says wins over the keywords, but for ``transport``. ``connect_timeout`` and ``heartbeat`` in seconds;
+    ``ssl``: True or a dict of TLS settings; ``transport_options``: the transport's own; ``failover_strategy``:
+    ``round-robin``, ``shuffle`` or a callable that makes an endless iterator of the URLs; ``password`` may be a callable.
+
+    Raises KeyError for an unknown transport, ValueError for a URL that cannot be or has options that are not known.
+    """
+
+    def __init__(
+        self,
+        hostname: str | Iterable[str] | None = "localhost",
+        userid: str | None = None,
+        password: str | Callable[[], str] | None = None,
+        virtual_host: str | None = None,
+        port: int | None = None,
+        insist: bool = False,
+        ssl: Any = False,
+        transport: Any = None,
+        connect_timeout: float | None = 5,
+        transport_options: Mapping[str, Any] | None = None,
+        login_method: str | None = None,
+        uri_prefix: str | None = None,
+        heartbeat: float | None = 0,
+        failover_strategy: str | Callable[[Iterable[str]], Iterator[str]] = "round-robin",
+        alternates: Iterable[str] | None = None,
+        credential_provider: Any = None,
+        **ignored: Any,
+    ) -> None:
+        if isinstance(hostname, str) and ";" in hostname:
+            hostname = hostname.split(";")
+        urls = [hostname] if isinstance(hostname, str) or hostname is None else list(hostname)
+        self.alt: list[str] = []
+        if len(urls) > 1:
+            self.alt = [url for url in urls if url is not None]
+        self.alt += alternates or ()
+        self.failover_strategy = failover_strategy
+        self.cycle: Iterator[str] | None = None
+        if self.alt:
+            strategy = FAILOVER_STRATEGIES[failover_strategy] if isinstance(failover_strategy, str) else failover_strategy
+            self.cycle = strategy(self.alt)
+            next(self.cycle)  # the first is where we start
+        self._given: dict[str, Any] = {
+            "userid": userid,
+            "password": password,
+            "virtual_host": virtual_host,
+            "port": port,
+            "insist": insist,
+            "ssl": ssl,
+            "transport": transport,
+            "connect_timeout": connect_timeout,
+            "login_method": login_method,
+            "heartbeat": heartbeat,
+            "uri_prefix": uri_prefix,
+            "credential_provider": credential_provider,
+        }
+        self.transport_options: dict[str, Any] = dict(transport_options or {})
+        self.declared_entities: set[Any] = set()
+        self._lock = RLock()
+        self._transport: Transport | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+        self._channels: dict[int, Channel] = {}
+        self._default_channel: Channel | None = None
+        self._events: list[Any] = []
+        self._settle_on(urls[0] if urls else None)
+
+    # --- settings
+
+    def _settle_on(self, url: str | None) -> None:
+        """Take the settings from one URL, over those of the constructor."""
+        settings = dict(self._given)
+        transport, prefix = settings["transport"], settings["uri_prefix"]
+        if url is not None and "://" in url:
+            scheme, _, rest = url.partition("://")
+            if "+" in scheme:
+                scheme, _, prefix = scheme.partition("+")
+            transport = transport or scheme
+            parsed = parse_url(f"{scheme}://{rest}")
+            del parsed["transport"]
+            settings.update((name, value) for name, value in parsed.items() if value is not None)
+            unknown = sorted(parsed.keys() - URL_OPTIONS - {"hostname", "port", "userid", "password", "virtual_host"})
+            if unknown:
+                raise ValueError(
+                    f"unknown option {unknown[0]!r} in {maybe_sanitize_url(url)!r}; "
+                    f"known ones: {', '.join(sorted(URL_OPTIONS))}, ssl_*"
+                )
+        else:
+            settings["hostname"] = url
+        self.transport_cls: Any = transport or DEFAULT_SCHEME
+        self.uri_prefix: str | None = prefix
+        self.hostname: str | None = settings.get("hostname")
+        self.userid: str | None = settings["userid"]
+        self.password: str | Callable[[], str] | None = settings["password"]
+        self.virtual_host: str = settings["virtual_host"] or "/"
+        self.port: int | None = settings["port"]
+        self.insist: bool = settings["insist"]
+        self.ssl: Any = settings["ssl"]
+        self.login_method: str | None = settings["login_method"]
+        timeout = settings["connect_timeout"]
+        self.connect_timeout: float | None = None if timeout is None else float(timeout)
+        self.heartbeat: float = float(settings["heartbeat"] or 0)
+        provider = settings["credential_provider"]
+        self.credential_provider: Any = symbol_by_name(provider)() if isinstance(provider, str) else provider
+        if isinstance(self.transport_cls, str) and "." not in self.transport_cls and ":" not in self.transport_cls:
+            scheme_of(self.transport_cls)  # a misspelt one shall fail here, not at the first message
+        elif url is not None and "://" in url and self._given["transport"] is None:
+            scheme_of(self.transport_cls)
+
+    def _defaults(self) -> tuple[str, int | None, str | None, str | None, str | None]:
+        """Host, port, user, password and login method, with what the scheme stands for filled in."""
+        facts = None
+        if isinstance(self.transport_cls, str) and "." not in self.transport_cls and ":" not in self.transport_cls:
+            facts = scheme_of(self.transport_cls)
+        return (
+            self.hostname or "localhost",
+            self.port or (facts.port if facts else None),
+            self.userid or (facts.userid if facts else None),
+            self.password or (facts.password if facts else None),  # type: ignore[return-value]
+            self.login_method or (facts.login_method if facts else None),
+        )
+
+    def _settings(self) -> Settings:
+        host, port, userid, password, login_method = self._defaults()
+        return Settings(
+            hostname=host,
+            port=port,
+            userid=userid,
+            password=password() if callable(password) else password,
+            virtual_host=self.virtual_host,
+            ssl=self.ssl,
+            connect_timeout=self.connect_timeout,
+            heartbeat=self.heartbeat,
+            login_method=login_method,
+            uri_prefix=self.uri_prefix,
+            options=self.transport_options,
+        )
+
+    def info(self) -> dict[str, Any]:
+        """The constructor's arguments, with defaults filled in. The password is in it."""
+        host, port, userid, password, login_method = self._defaults()
+        transport = self.transport_cls
+        return {
+            "hostname": host,
+            "userid": userid,
+            "password": password,
+            "virtual_host": self.virtual_host,
+            "port": port,
+            "insist": self.insist,
+            "ssl": self.ssl,
+            "transport": "amqp" if transport == "pyamqp" else transport,
+            "connect_timeout": self.connect_timeout,
+            "transport_options": self.transport_options,
+            "login_method": login_method,
+            "uri_prefix": self.uri_prefix,
+            "heartbeat": self.heartbeat,
+            "failover_strategy": self.failover_strategy,
+            "alternates": self.alt,
+            "credential_provider": self.credential_provider,
+        }
+
+    def as_uri(self, include_password: bool = False, mask: str = "**", getfields: Any = None) -> str:
+        """The URL, its password masked unless it is asked for."""
+        host, port, userid, password, _ = self._defaults()
+        scheme = self.transport_cls if isinstance(self.transport_cls, str) else self.transport_cls.__name__.lower()
+        if scheme == "pyamqp":
+            scheme = "amqp"
+        secret = (password() if callable(password) else password) if include_password else ""
+        url = as_url(
+            scheme,
+            host,
+            port,
+            userid,
+            secret if include_password else mask,
+            self.virtual_host,
+            sanitize=not include_password,
+            mask=mask,
+        )
+        return f"{scheme}+{self.uri_prefix}{url[len(scheme) :]}" if self.uri_prefix else url
+
+    def clone(self, **overrides: Any) -> Connection:
+        """A connection of the same settings, not opened."""
+        arguments = self.info()
+        arguments["transport_options"] = dict(self.transport_options)
+        arguments["alternates"] = list(self.alt)
+        arguments.update(overrides)
+        return type(self)(**arguments)
+
+    def __copy__(self) -> Connection:
+        return self.clone()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (type(self), self.info())
+
+    def __repr__(self) -> str:
+        return f"<Connection: {self.as_uri()} at {id(self):#x}>"
+
+    @property
+    def host(self) -> str:
+        """``hostname:port``."""
+        host, port, *_ = self._defaults()
+        return f"{host}:{port}"
+
+    # --- the transport
+
+    def get_transport_cls(self) -> type[Transport]:
+        """The class of the transport."""
+        if not isinstance(self.transport_cls, type):
+            return resolve_transport(self.transport_cls)
+        return self.transport_cls
+
+    def create_transport(self) -> Transport:
+        """A transport of its own, not connected."""
+        return self.get_transport_cls()(self._settings())
+
+    @property
+    def transport(self) -> Transport:
+        """The transport, made when it is first asked for."""
+        with self._lock:
+            if self._transport is None:
+                self._transport = self.create_transport()
+            return self._transport
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is open and alive."""
+        return self._transport is not None and self._transport.connected
+
+    @property
+    def connection(self) -> Transport | None:
+        """The transport, connected now if it was not yet."""
+        return self._connected_transport()
+
+    @property
+    def client(self) -> Connection:
+        """The connection itself: channels of kombu lead here by ``channel.connection.client``."""
+        return self
+
+    def connect(self) -> Transport:
+        """Connect now, with one more try if it fails. Returns the transport; raises its errors unchanged."""
+        return self._connected_transport()
+
+    def _connected_transport(self) -> Transport:
+        if not self.connected:
+            self.ensure_connection(max_retries=1, reraise_as_library_errors=False)
+        return self.transport
+
+    def _connect_once(self) -> Transport:
+        with self._lock:
+            if self.connected:
+                return self.transport
+            self._forget()
+            if self._transport is not None:
+                self._transport.collect()
+            transport = self._transport = self.create_transport()
+            transport.connect()
+            # Whoever drops a connection without closing it loses nothing: its messages go back.
+            self._finalizer = weakref.finalize(self, _close_in, os.getpid(), transport)
+            self._finalizer.atexit = False
+            return transport
+
+    def ensure_connection(
+        self,
+        errback: Errback | None = None,
+        max_retries: int | None = None,
+        interval_start: float = 2,
+        interval_step: float = 2,
+        interval_max: float = 30,
+        callback: Callable[[], Any] | None = None,
+        reraise_as_library_errors: bool = True,
+        timeout: float | None = None,
+    ) -> Connection:
+        """Connect, trying again as the arguments say; returns the connection.
+
+        ``max_retries``: further tries after the first (None: no limit); ``timeout``: seconds after which it gives up;
+        intervals in seconds. ``errback(exception, interval)`` is told of each failure. Where there are other URLs the
+        next one is tried at once; it sleeps when all were tried. Raises OperationalError, or with
+        ``reraise_as_library_errors=False`` the transport's own error.
+        """
+        if self.connected:
+            return self
+
+        def on_error(error: Any, intervals: Iterator[float], retries: int) -> float:
+            interval = next(intervals) if self.completes_cycle(retries) else 0
+            if errback is not None:
+                errback(error, interval)
+            self.maybe_switch_next()
+            return interval
+
+        def connect() -> Transport:
+            return retry_over_time(
+                self._connect_once,
+                self.recoverable_connection_errors,
+                errback=on_error,
+                max_retries=max_retries,
+                interval_start=interval_start,
+                interval_step=interval_step,
+                interval_max=interval_max,
+                callback=callback,
+                timeout=timeout,
+            )
+
+        if reraise_as_library_errors:
+            with self._reraise_as_library_errors():
+                connect()
+        else:
+            connect()
+        return self
+
+    @contextmanager
+    def _reraise_as_library_errors(
+        self,
+        ConnectionError: type[Exception] = exceptions.OperationalError,
+        ChannelError: type[Exception] = exceptions.OperationalError,
+    ) -> Iterator[None]:
+        try:
+            yield
+        except (ConnectionError, ChannelError):
+            raise
+        except self.recoverable_connection_errors as error:
+            raise ConnectionError(str(error)) from error
+        except self.recoverable_channel_errors as error:
+            raise ChannelError(str(error)) from error
+
+    # --- channels and entities
+
+    def channel(self) -> Channel:
+        """A new channel, connecting if needed."""
+        transport = self._connected_transport()
+        with self._lock:
+            channel = Channel(self, transport, transport.open_channel())
+            self._channels[channel.channel_id] = channel
+            return channel
+
+    @property
+    def default_channel(self) -> Channel:
+        """One channel for all who do not want their own, opened (after reconnecting) when it is asked for."""
+        channel = self._default_channel
+        if channel is not None and channel.is_open and self.connected:
+            return channel
+        options = {name: self.transport_options[name] for name in CONNECT_RETRY_OPTIONS if name in self.transport_options}
+        timeout = self.transport_options.get("connect_retries_timeout", self.connect_timeout)
+        self.ensure_connection(timeout=timeout, **options)
+        with self._lock:
+            if self._default_channel is None or not self._default_channel.is_open:
+                self._default_channel = self.channel()
+            return self._default_channel
+
+    def forget_channel(self, channel: Channel) -> None:
+        """Called by a channel that closes."""
+        self._channels.pop(channel.channel_id, None)
+        if self._default_channel is channel:
+            self._default_channel = None
+
+    def maybe_close_channel(self, channel: Any) -> None:
+        """Close a channel; errors of the connection and the channel are ignored."""
+        try:
+            channel.close()
+        except (*self.connection_errors, *self.channel_errors):
+            pass
+
+    def maybe_declare(self, entity: Any, channel: Any = None, retry: bool = False, **retry_policy: Any) -> bool:
+        """Declare an entity unless that was done on this connection; True if it was done now."""
+        channel = maybe_channel(channel) or self.default_channel
+        if not entity.is_bound:
+            entity = entity.bind(channel)
+        if not channel.is_open:
+            raise exceptions.RecoverableConnectionError("channel disconnected")
+        if not entity.can_cache_declaration:
+            key = None
+        else:
+            key = declaration_key(entity)
+            if key in self.declared_entities:
+                return False
+        if retry:
+            self.ensure(entity, entity.declare, **retry_policy)(channel=channel)
+        else:
+            entity.declare(channel=channel)
+        if key is not None:
+            self.declared_entities.add(key)
+        return True
+
+    def Producer(self, channel: Any = None, *args: Any, **kwargs: Any) -> Producer:
+        """A producer on this connection."""
+        return Producer(channel or self, *args, **kwargs)
+
+    def Consumer(self, queues: Any = None, channel: Any = None, *args: Any, **kwargs: Any) -> Consumer:
+        """A consumer on this connection."""
+        return Consumer(channel or self, queues, *args, **kwargs)
+
+    # --- events
+
+    def drain_events(self, timeout: float | None = None, **kwargs: Any) -> None:
+        """Wait for one event and run the callback it is for.
+
+        ``timeout`` in seconds, None to wait until there is one. Raises TimeoutError (``socket.timeout``) when there was
+        none in time, OperationalError for a wait that could never end, and what the callback raises.
+        """
+        transport = self._transport
+        if transport is None:
+            transport = self._connected_transport()
+        events = transport.receive(timeout)
+        if not events:
+            raise socket.timeout("timed out")
+        for event in events:
+            channel = self._channels.get(event.channel)
+            if channel is not None:
+                channel.dispatch(event)
+
+    # --- failures
+
+    @property
+    def connection_errors(self) -> tuple[type[BaseException], ...]:
+        """What a broken connection raises."""
+        return self.get_transport_cls().connection_errors
+
+    @property
+    def channel_errors(self) -> tuple[type[BaseException], ...]:
+        """What a failed request raises."""
+        return self.get_transport_cls().channel_errors
+
+    @property
+    def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]:
+        """Connection errors after which a new connection may do better."""
+        return self.get_transport_cls().recoverable_connection_errors
+
+    @property
+    def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]:
+        """Channel errors after which trying again may do."""
+        return self.get_transport_cls().recoverable_channel_errors
+
+    def ensure(
+        self,
+        obj: Any,
+        fun: Callable[..., T],
+        errback: Errback | None = None,
+        max_retries: int | None = None,
+        interval_start: float = 1,
+        interval_step: float = 1,
+        interval_max: float = 1,
+        on_revive: Callable[[Channel], Any] | None = None,
+        retry_errors: tuple[type[BaseException], ...] | None = None,
+    ) -> Callable[..., T]:
+        """A wrapper of ``fun`` that reconnects and calls it again when the connection fails.
+
+        ``obj.revive(channel)`` moves what ``fun`` belongs to onto a new channel, then ``on_revive(channel)`` is
+        called. ``max_retries``: further calls after the first (None: no limit); intervals in seconds. ``retry_errors``:
+        errors to try again on at once. Raises OperationalError for errors of connection and channel.
+        """
+        retried = tuple(retry_errors or ())
+
+        def ensured(*args: Any, **kwargs: Any) -> T:
+            for attempt in count():
+                last = max_retries is not None and attempt >= max_retries
+                try:
+                    return fun(*args, **kwargs)
+                except retried:
+                    if last:
+                        raise
+                except self.recoverable_connection_errors as error:
+                    if last:
+                        raise exceptions.OperationalError(str(error)) from error
+                    self.maybe_switch_next()
+                    self.collect()
+                    if errback is not None:
+                        errback(error, 0)
+                    left = None if max_retries is None else max(max_retries - attempt, 1)
+                    self.ensure_connection(errback, left, interval_start, interval_step, interval_max)
+                    channel = self.default_channel
+                    obj.revive(channel)
+                    if on_revive is not None:
+                        on_revive(channel)
+                except self.recoverable_channel_errors as error:
+                    if last:
+                        raise exceptions.OperationalError(str(error)) from error
+                    if errback is not None:
+                        errback(error, 0)
+            raise AssertionError("count() has no end")
+
+        ensured.__name__ = f"{getattr(fun, '__name__', fun)}(ensured)"
+        ensured.__doc__ = fun.__doc__
+        return ensured
+
+    def autoretry(self, fun: Callable[..., T], channel: Any = None, **ensure_options: Any) -> Callable[..., Any]:
+        """A wrapper of ``fun`` that calls it with a channel (keyword), reconnecting as ``ensure`` does.
+
+        It returns (result, the channel used last).
+        """
+        on_revive = ensure_options.pop("on_revive", None)
+        holder = _ChannelHolder(channel, on_revive)
+        ensured = self.ensure(
+            holder, lambda *args, **kwargs: fun(*args, channel=holder.get(self), **kwargs), **ensure_options
+        )
+
+        def retried(*args: Any, **kwargs: Any) -> tuple[T, Any]:
+            return ensured(*args, **kwargs), holder.channel
+
+        retried.__name__, retried.__doc__ = getattr(fun, "__name__", "retried"), fun.__doc__
+        return retried
+
+    def revive(self, new_channel: Any) -> None:
+        """Drop the old default channel."""
+        if self._default_channel is not None and self._default_channel is not new_channel:
+            self.maybe_close_channel(self._default_channel)
+            self._default_channel = None
+
+    def completes_cycle(self, retries: int) -> bool:
+        """Whether that many retries have tried all URLs once."""
+        return not (retries + 1) % len(self.alt) if self.alt else True
+
+    def switch(self, conn_str: str) -> None:
+        """Close, and take over another URL; it is not connected to yet."""
+        self.release()
+        self._settle_on(conn_str)
+
+    def maybe_switch_next(self) -> None:
+        """Take over the next URL, if there are several."""
+        if self.cycle is not None:
+            self.collect()
+            self._settle_on(next(self.cycle))
+
+    # --- lifetime
+
+    def _forget(self) -> None:
+        """Give up all that depends on the transport's connection."""
+        for channel in list(self._channels.values()):
+            channel.is_open = False
+        self._channels = {}
+        self._default_channel = None
+        self.declared_entities = set()
+
+    def release(self) -> None:
+        """Close the channels and the connection. It opens again when it is used again."""
+        with self._lock:
+            transport, self._transport = self._transport, None
+            self._forget()
+            if self._finalizer is not None:
+                self._finalizer.detach()
+                self._finalizer = None
+        if transport is not None:
+            try:
+                transport.close()
+            except (*transport.connection_errors, *transport.channel_errors):
+                pass
+
+    close = release
+
+    def collect(self, socket_timeout: float | None = None) -> None:
+        """Drop the connection without a word to the broker, as after a fork or a failure."""
+        with self._lock:
+            transport, self._transport = self._transport, None
+            self._forget()
+            if self._finalizer is not None:
+                self._finalizer.detach()
+                self._finalizer = None
+        if transport is not None:
+            transport.collect()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    # --- what the transport can do
+
+    def heartbeat_check(self, rate: float = 2) -> None:
+        """Send a heartbeat if one is due; raise if the broker's are missing. To be called about once a second."""
+        self.transport.heartbeat_check(rate)
+
+    def get_heartbeat_interval(self) -> float:
+        """Seconds between heartbeats, 0 for none."""
+        return self.heartbeat if self.supports_heartbeats else 0
+
+    @property
+    def supports_heartbeats(self) -> bool:
+        return self.get_transport_cls().capabilities.heartbeats
+
+    @property
+    def is_evented(self) -> bool:
+        """Whether an event loop can wait for its events."""
+        return self.get_transport_cls().capabilities.asynchronous
+
+    def supports_exchange_type(self, exchange_type: str) -> bool:
+        return exchange_type in self.get_transport_cls().capabilities.exchange_types
+
+    @property
+    def qos_semantics_matches_spec(self) -> bool:
+        return self.transport.qos_semantics_matches_spec()
+
+
+BrokerConnection = Connection
+
+
+class _ChannelHolder:
+    """What ``autoretry`` revives: the channel that the function is called with."""
+
+    def __init__(self, channel: Any, on_revive: Callable[[Channel], Any] | None) -> None:
+        self.channel = channel
+        self._on_revive = on_revive
+
+    def get(self, connection: Connection) -> Any:
+        if self.channel is None:
+            self.channel = connection.default_channel
+        return self.channel
+
+    def revive(self, channel: Any) -> None:
+        self.channel = channel
+        if self._on_revive is not None:
+            self._on_revive(channel)
+
+
+def _unpickle(cls: type[Connection], arguments: dict[str, Any]) -> Connection:
+    return cls(**arguments)
+
+
+def _close_in(pid: int, transport: Transport) -> None:
+    """Close what was opened in that process; a forked child's copy is not its to close."""
+    if os.getpid() == pid:
+        transport.close()

@@ -1,0 +1,326 @@
+"""All errors, in one tree.
+
+    Exception
+    ├── KombuError
+    │   ├── OperationalError                what the driver's connection errors become where kombu promises one type
+    │   ├── BatchPublishError               a batch was sent in part, or its outcome is not known
+    │   ├── SerializationError
+    │   │   ├── EncodeError
+    │   │   └── DecodeError
+    │   │       └── InflateError            compressed data that is broken, or larger than allowed
+    │   ├── NotBoundError                   an entity is used without a channel
+    │   ├── MessageStateError               a message is acknowledged twice
+    │   ├── LimitExceeded
+    │   │   ├── ConnectionLimitExceeded
+    │   │   └── ChannelLimitExceeded
+    │   ├── VersionMismatch
+    │   └── SerializerNotInstalled
+    │       └── ContentDisallowed
+    ├── AMQPError                           a reply code of AMQP 0-9-1 (section 1.1), whatever the broker
+    │   ├── ConnectionError
+    │   │   ├── RecoverableConnectionError
+    │   │   │   ├── ConnectionForced        320
+    │   │   │   ├── ResourceError           506
+    │   │   │   ├── ConsumerCancelled
+    │   │   │   └── Blocked
+    │   │   ├── IrrecoverableConnectionError
+    │   │   │   ├── InvalidPath             402
+    │   │   │   ├── FrameError              501
+    │   │   │   ├── FrameSyntaxError        502
+    │   │   │   ├── InvalidCommand          503
+    │   │   │   ├── ChannelNotOpen          504
+    │   │   │   ├── UnexpectedFrame         505
+    │   │   │   ├── NotAllowed              530
+    │   │   │   ├── AMQPNotImplementedError 540
+    │   │   │   └── InternalError           541
+    │   │   └── InconsistencyError          the broker lost what it was told
+    │   └── ChannelError
+    │       ├── RecoverableChannelError
+    │       │   ├── ContentTooLarge         311
+    │       │   ├── NoConsumers             313
+    │       │   └── ResourceLocked          405
+    │       ├── IrrecoverableChannelError
+    │       │   ├── AccessRefused           403
+    │       │   ├── NotFound                404
+    │       │   └── PreconditionFailed      406
+    │       │       └── NotEquivalentError  an entity is declared again, differently
+    │       └── MessageReturned             312: nothing took a message that was published as mandatory
+    ├── MessageNacked                       the broker refused a publish
+    ├── HttpError
+    └── OSError
+        └── TimeoutError                    the built-in one, which is also ``socket.timeout``
+"""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+TimeoutError = builtins.TimeoutError
+
+
+class KombuError(Exception):
+    """Base of the library's own errors."""
+
+
+class OperationalError(KombuError):
+    """The broker cannot be reached, or the connection to it broke."""
+
+
+class BatchPublishError(KombuError):
+    """Some messages of a batch were not taken.
+
+    ``refused``: list of (index in the batch, exception); empty where the outcome is not known.
+    ``published``: how many were taken.
+    """
+
+    def __init__(self, message: str, refused: list[tuple[int, Exception]] | None = None, published: int = 0) -> None:
+        super().__init__(message)
+        self.refused = refused or []
+        self.published = published
+
+
+class SerializationError(KombuError):
+    """A body cannot be encoded or decoded."""
+
+
+class EncodeError(SerializationError):
+    """A body cannot be encoded."""
+
+
+class DecodeError(SerializationError):
+    """A body cannot be decoded."""
+
+
+class InflateError(DecodeError):
+    """Compressed data is broken, or inflates to more than is allowed."""
+
+
+class NotBoundError(KombuError):
+    """A channel is needed, and the entity has none."""
+
+
+class MessageStateError(KombuError):
+    """The message was acknowledged, rejected or requeued before."""
+
+
+class LimitExceeded(KombuError):
+    """A pool has no more to give."""
+
+
+class ConnectionLimitExceeded(LimitExceeded):
+    """All connections of a pool are in use."""
+
+
+class ChannelLimitExceeded(LimitExceeded):
+    """All channels of a pool are in use."""
+
+
+class VersionMismatch(KombuError):
+    """A library is of a version that does not do."""
+
+
+class SerializerNotInstalled(KombuError):
+    """No serializer of that name or content type is registered."""
+
+
+class ContentDisallowed(SerializerNotInstalled):
+    """The content type is not one that the consumer accepts."""
+
+
+class AMQPError(Exception):
+    """An error with a reply code of AMQP 0-9-1.
+
+    ``reply_code``, ``reply_text``; ``method_sig`` (class and method id) and ``method_name`` of what was refused.
+    """
+
+    code = 0
+
+    def __init__(
+        self,
+        reply_text: str | None = None,
+        method_sig: tuple[int, int] | None = None,
+        method_name: str | None = None,
+        reply_code: int | None = None,
+    ) -> None:
+        self.message = reply_text
+        self.reply_code = reply_code or self.code
+        self.reply_text = reply_text
+        self.method_sig = method_sig
+        self.method_name = method_name or ""
+        super().__init__(reply_code, reply_text, method_sig, self.method_name)
+
+    def __str__(self) -> str:
+        text = self.reply_text or f"<{type(self).__name__}>"
+        if self.method_name:
+            return f"{self.method_name}: ({self.reply_code}) {text}"
+        return f"({self.reply_code}) {text}" if self.reply_code else text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reply_text, self.method_sig, self.method_name, self.reply_code)
+
+
+class ConnectionError(AMQPError):
+    """The connection is, or has to be, closed."""
+
+
+class RecoverableConnectionError(ConnectionError):
+    """A new connection may do better."""
+
+
+class ConnectionForced(RecoverableConnectionError):
+    """The operator closed the connection."""
+
+    code = 320
+
+
+class ResourceError(RecoverableConnectionError):
+    """The broker, or the channel numbers, are exhausted."""
+
+    code = 506
+
+
+class ConsumerCancelled(RecoverableConnectionError):
+    """The broker cancelled a consumer; its queue was deleted, for example."""
+
+
+class Blocked(RecoverableConnectionError):
+    """The broker does not take messages for now."""
+
+
+class IrrecoverableConnectionError(ConnectionError):
+    """A new connection would fail the same way."""
+
+
+class InvalidPath(IrrecoverableConnectionError):
+    """The virtual host cannot be used."""
+
+    code = 402
+
+
+class FrameError(IrrecoverableConnectionError):
+    """A frame cannot be decoded."""
+
+    code = 501
+
+
+class FrameSyntaxError(IrrecoverableConnectionError):
+    """A frame holds values that are not allowed."""
+
+    code = 502
+
+
+class InvalidCommand(IrrecoverableConnectionError):
+    """A method out of sequence."""
+
+    code = 503
+
+
+class ChannelNotOpen(IrrecoverableConnectionError):
+    """A method for a channel that is not open."""
+
+    code = 504
+
+
+class UnexpectedFrame(IrrecoverableConnectionError):
+    """A frame out of sequence."""
+
+    code = 505
+
+
+class NotAllowed(IrrecoverableConnectionError):
+    """Forbidden by the broker, whatever the user's rights."""
+
+    code = 530
+
+
+class AMQPNotImplementedError(IrrecoverableConnectionError):
+    """The broker cannot do that."""
+
+    code = 540
+
+
+class InternalError(IrrecoverableConnectionError):
+    """The broker failed."""
+
+    code = 541
+
+
+class InconsistencyError(ConnectionError):
+    """What the broker says does not fit what it was told before."""
+
+
+class ChannelError(AMQPError):
+    """The channel's last operation failed."""
+
+
+class RecoverableChannelError(ChannelError):
+    """Trying again may do."""
+
+
+class ContentTooLarge(RecoverableChannelError):
+    """The broker does not take a message of that size now."""
+
+    code = 311
+
+
+class NoConsumers(RecoverableChannelError):
+    """No consumer is ready for an immediate message."""
+
+    code = 313
+
+
+class ResourceLocked(RecoverableChannelError):
+    """An exclusive queue of another connection."""
+
+    code = 405
+
+
+class IrrecoverableChannelError(ChannelError):
+    """Trying again would fail the same way."""
+
+
+class AccessRefused(IrrecoverableChannelError):
+    """The user has no right to do that."""
+
+    code = 403
+
+
+class NotFound(IrrecoverableChannelError):
+    """No such queue or exchange."""
+
+    code = 404
+
+
+class PreconditionFailed(IrrecoverableChannelError):
+    """The request does not fit the state of what it is about."""
+
+    code = 406
+
+
+class NotEquivalentError(PreconditionFailed):
+    """A queue or exchange is declared again with other settings."""
+
+
+class MessageReturned(ChannelError):
+    """No queue took a message that was published as mandatory."""
+
+    code = 312
+
+
+class MessageNacked(Exception):
+    """The broker refused a message."""
+
+
+class HttpError(Exception):
+    """An HTTP request failed with status ``code``."""
+
+    def __init__(self, code: int, message: str | None = None, response: Any = None) -> None:
+        super().__init__(code, message, response)
+        self.code = code
+        self.message = message
+        self.response = response
+
+    def __str__(self) -> str:
+        return f"HTTP {self.code}: {self.message}"
+

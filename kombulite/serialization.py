@@ -1,0 +1,286 @@
+"""Serializers by name and content type, and the policy of what is accepted."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Collection, Iterable
+from io import BytesIO
+from typing import Any, NamedTuple
+
+from kombulite.exceptions import ContentDisallowed, DecodeError, EncodeError, SerializerNotInstalled
+from kombulite.utils.json import codec
+
+__all__ = [
+    "disable_insecure_serializers",
+    "dumps",
+    "enable_insecure_serializers",
+    "loads",
+    "pickle",
+    "prepare_accept_content",
+    "raw_encode",
+    "register",
+    "registry",
+    "unregister",
+]
+
+# Text and raw bytes hold nothing that could run; every consumer takes them.
+TRUSTED_CONTENT = frozenset(["application/data", "application/text"])
+BINARY_ENCODINGS = frozenset(["binary", "ascii-8bit"])
+ENTRY_POINT_GROUP = "kombu.serializers"
+
+pickle_protocol = int(os.environ.get("PICKLE_PROTOCOL", "4"))
+
+
+class Codec(NamedTuple):
+    """An encoder, with what it says of its output."""
+
+    content_type: str | None
+    content_encoding: str
+    encoder: Callable[[Any], Any]
+
+
+def raw_encode(data: Any) -> tuple[str, str, Any]:
+    """Pass a body on as it is: (content type, content encoding, body); text becomes UTF-8."""
+    if isinstance(data, str):
+        return "application/data", "utf-8", data.encode("utf-8")
+    return "application/data", "binary", data
+
+
+class SerializerRegistry:
+    """Serializers by name, decoders by content type, and which content types are refused by default."""
+
+    def __init__(self) -> None:
+        self._encoders: dict[str, Codec] = {}
+        self._decoders: dict[str | None, Callable[[Any], Any]] = {}
+        self._default_encode: Callable[[Any], Any] | None = None
+        self._default_content_type: str | None = None
+        self._default_content_encoding: str = "utf-8"
+        self._disabled_content_types: set[str | None] = set()
+        self._entry_points_loaded = False
+        self.type_to_name: dict[str | None, str] = {}
+        self.name_to_type: dict[str, str | None] = {}
+
+    def register(
+        self,
+        name: str,
+        encoder: Callable[[Any], Any] | None,
+        decoder: Callable[[Any], Any] | None,
+        content_type: str | None,
+        content_encoding: str = "utf-8",
+    ) -> None:
+        """Add or replace a serializer. ``encoder(value)`` gives text or bytes; ``decoder`` undoes it."""
+        if encoder is not None:
+            self._encoders[name] = Codec(content_type, content_encoding, encoder)
+        if decoder is not None:
+            self._decoders[content_type] = decoder
+        self.type_to_name[content_type] = name
+        self.name_to_type[name] = content_type
+
+    def unregister(self, name: str) -> None:
+        """Forget a serializer. Raises SerializerNotInstalled."""
+        try:
+            content_type = self.name_to_type.pop(name)
+        except KeyError:
+            raise SerializerNotInstalled(f"no serializer {name!r} is installed") from None
+        self._decoders.pop(content_type, None)
+        self._encoders.pop(name, None)
+        self.type_to_name.pop(content_type, None)
+
+    def enable(self, name: str) -> None:
+        """Accept the content type of this serializer (its name, or the content type) from now on."""
+        self._disabled_content_types.discard(self.content_type_of(name))
+
+    def disable(self, name: str) -> None:
+        """Refuse the content type of this serializer unless a consumer accepts it by name."""
+        self._disabled_content_types.add(self.content_type_of(name))
+
+    def content_type_of(self, name: str) -> str | None:
+        """The content type that a serializer's name stands for. Raises SerializerNotInstalled."""
+        if "/" in name:
+            return name
+        if name not in self.name_to_type:
+            self._load_entry_points()
+        try:
+            return self.name_to_type[name]
+        except KeyError:
+            raise SerializerNotInstalled(f"no serializer {name!r} is installed") from None
+
+    def _set_default_serializer(self, name: str) -> None:
+        self._default_content_type, self._default_content_encoding, self._default_encode = self._codec(name)
+
+    def _codec(self, name: str) -> Codec:
+        found = self._encoders.get(name)
+        if found is None:
+            self._load_entry_points()
+            found = self._encoders.get(name)
+            if found is None:
+                raise SerializerNotInstalled(f"no encoder is installed for {name!r}")
+        return found
+
+    def _load_entry_points(self) -> None:
+        # Other packages' serializers; looked for only once something is missing, as the search costs milliseconds.
+        if self._entry_points_loaded:
+            return
+        self._entry_points_loaded = True
+        from importlib.metadata import entry_points
+
+        for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+            if entry_point.name not in self._encoders:
+                self.register(entry_point.name, *entry_point.load())
+
+    def dumps(self, data: Any, serializer: str | None = None) -> tuple[str | None, str, Any]:
+        """Encode a body: (content type, content encoding, payload).
+
+        Without ``serializer`` bytes and text pass as they are, all else takes the default one (JSON). Raises
+        EncodeError, SerializerNotInstalled.
+        """
+        if serializer is None or serializer == "":
+            if isinstance(data, bytes):
+                return "application/data", "binary", data
+            if isinstance(data, str):
+                return "text/plain", "utf-8", data.encode("utf-8")
+            content_type, content_encoding = self._default_content_type, self._default_content_encoding
+            encoder = self._default_encode
+            if encoder is None:
+                raise SerializerNotInstalled("no default serializer is set")
+        elif serializer == "raw":
+            return raw_encode(data)
+        else:
+            content_type, content_encoding, encoder = self._codec(serializer)
+        try:
+            return content_type, content_encoding, encoder(data)
+        except SerializerNotInstalled:
+            raise
+        except Exception as error:
+            raise EncodeError(str(error)) from error
+
+    def loads(
+        self,
+        data: Any,
+        content_type: str | None,
+        content_encoding: str | None,
+        accept: Collection[str | None] | None = None,
+        force: bool = False,
+    ) -> Any:
+        """Decode a body.
+
+        ``accept``: the content types that may be decoded (None: all but the disabled ones; those too with ``force``).
+        Raises ContentDisallowed, DecodeError.
+        """
+        content_type = content_type or "application/data"
+        if accept is not None:
+            if content_type not in accept and content_type not in TRUSTED_CONTENT:
+                raise ContentDisallowed(self._refusal(content_type))
+        elif content_type in self._disabled_content_types and not force:
+            raise ContentDisallowed(self._refusal(content_type))
+        if not data:
+            return data
+        decoder = self._decoders.get(content_type)
+        if decoder is None and content_type not in TRUSTED_CONTENT and content_type != "text/plain":
+            self._load_entry_points()
+            decoder = self._decoders.get(content_type)
+        try:
+            if decoder is not None:
+                return decoder(data)
+            content_encoding = (content_encoding or "utf-8").lower()
+            if isinstance(data, str) or content_encoding in BINARY_ENCODINGS:
+                return data
+            return bytes(data).decode(content_encoding)
+        except SerializerNotInstalled:
+            raise
+        except Exception as error:
+            raise DecodeError(str(error)) from error
+
+    def _refusal(self, content_type: str) -> str:
+        name = self.type_to_name.get(content_type, content_type)
+        return f"Refusing to deserialize content of type {name} ({content_type}), which is not accepted"
+
+
+registry = SerializerRegistry()
+dumps = registry.dumps
+loads = registry.loads
+register = registry.register
+unregister = registry.unregister
+
+
+def prepare_accept_content(
+    content_types: Iterable[str] | None, name_to_type: dict[str, str | None] | None = None
+) -> set[str | None] | None:
+    """The content types behind a list of names or content types; None stays None. Raises SerializerNotInstalled."""
+    if content_types is None:
+        return None
+    if name_to_type is None:
+        return {registry.content_type_of(name) for name in content_types}
+    return {name if "/" in name else name_to_type[name] for name in content_types}
+
+
+def enable_insecure_serializers(choices: Iterable[str] = ("pickle", "yaml", "msgpack")) -> None:
+    """Accept these by default. Whoever can publish to you can then run code in you (pickle)."""
+    for choice in choices:
+        if choice in registry.name_to_type:
+            registry.enable(choice)
+
+
+def disable_insecure_serializers(allowed: Iterable[str] | None = ("json",)) -> None:
+    """Refuse all that is registered now but ``allowed``, unless a consumer accepts it by name."""
+    for name in registry.name_to_type:
+        registry.disable(name)
+    for name in allowed or ():
+        registry.enable(name)
+
+
+# --- the serializers that come with it --------------------------------------------------------------------------
+
+
+def _needs(package: str, error: ImportError) -> SerializerNotInstalled:
+    return SerializerNotInstalled(f"this serializer needs the package {package}: {error}")
+
+
+def _pickle_dumps(value: Any) -> bytes:
+    return pickle.dumps(value, protocol=pickle_protocol)
+
+
+def _pickle_loads(data: Any) -> Any:
+    return pickle.load(BytesIO(data))
+
+
+def _yaml_dumps(value: Any) -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise _needs("PyYAML", error) from error
+    return yaml.safe_dump(value)
+
+
+def _yaml_loads(data: Any) -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise _needs("PyYAML", error) from error
+    return yaml.safe_load(data)
+
+
+def _msgpack_dumps(value: Any) -> Any:
+    try:
+        import msgpack
+    except ImportError as error:
+        raise _needs("msgpack", error) from error
+    return msgpack.packb(value, use_bin_type=True)
+
+
+def _msgpack_loads(data: Any) -> Any:
+    try:
+        import msgpack
+    except ImportError as error:
+        raise _needs("msgpack", error) from error
+    return msgpack.unpackb(data, raw=False)
+
+
+register("json", codec.dumps, codec.loads, "application/json")
+register("yaml", _yaml_dumps, _yaml_loads, "application/x-yaml")
+register("pickle", _pickle_dumps, _pickle_loads, "application/x-python-serialize", "binary")
+register("msgpack", _msgpack_dumps, _msgpack_loads, "application/x-msgpack", "binary")
+registry._set_default_serializer("json")
+disable_insecure_serializers()
+

@@ -1,0 +1,122 @@
+"""Broker URLs: taken apart, put together, made safe to show."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, quote, unquote, urlparse
+
+__all__ = ["as_url", "maybe_sanitize_url", "parse_url", "safequote", "sanitize_url", "url_to_parts", "urlparse"]
+
+
+class URLParts(NamedTuple):
+    """A URL in parts, percent-decoded; None for what is absent. ``path`` is without its first slash."""
+
+    scheme: str
+    hostname: str | None
+    port: int | None
+    username: str | None
+    password: str | None
+    path: str | None
+    query: dict[str, str]
+
+
+def safequote(text: str) -> str:
+    """Percent-encode all that has a meaning in a URL, slashes too."""
+    return quote(text, safe="")
+
+
+def url_to_parts(url: str) -> URLParts:
+    """Take a URL apart. Raises ValueError for a port that is none."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    parts = urlparse(f"http://{rest}")  # each scheme has the same syntax here, also those urlparse does not know
+    path = parts.path.removeprefix("/")
+    return URLParts(
+        scheme,
+        unquote(parts.hostname) if parts.hostname else None,
+        parts.port,
+        unquote(parts.username) if parts.username else None,
+        unquote(parts.password) if parts.password else None,
+        unquote(path) or None,
+        dict(parse_qsl(parts.query)),
+    )
+
+
+_parse_url = url_to_parts
+
+
+def parse_url(url: str) -> dict[str, Any]:
+    """What a URL says, under the names of ``Connection``'s arguments; query keys ``ssl_*`` as one dict ``ssl``."""
+    scheme, hostname, port, userid, password, path, query = url_to_parts(url)
+    ssl = {name: value for name, value in query.items() if name.startswith("ssl_")}
+    others: dict[str, Any] = {name: value for name, value in query.items() if name not in ssl}
+    if ssl:
+        others["ssl"] = _ssl_values(ssl)
+    return {
+        "transport": scheme,
+        "hostname": hostname,
+        "port": port,
+        "userid": userid,
+        "password": password,
+        "virtual_host": path,
+        **others,
+    }
+
+
+def _ssl_values(query: dict[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = dict(query)
+    if "ssl_check_hostname" in values:
+        values["ssl_check_hostname"] = values["ssl_check_hostname"].lower() not in ("false", "0", "no")
+    if "ssl_cert_reqs" in values:
+        import ssl  # costs as much as the rest of a connection's imports, and few URLs ask for it
+
+        name = values["ssl_cert_reqs"].upper().removeprefix("CERT_")
+        try:
+            values["ssl_cert_reqs"] = ssl.VerifyMode[f"CERT_{name}"]
+        except KeyError:
+            raise ValueError(f"ssl_cert_reqs must be required, optional or none, not {name.lower()!r}") from None
+    return values
+
+
+def as_url(
+    scheme: str,
+    host: str | None = None,
+    port: int | None = None,
+    user: str | None = None,
+    password: str | None = None,
+    path: str | None = None,
+    query: Any = None,
+    sanitize: bool = False,
+    mask: str | None = "**",
+) -> str:
+    """Put a URL together. ``sanitize``: show ``mask`` for the password (nothing at all if ``mask`` is empty)."""
+    url = [f"{scheme}://"]
+    if user or password:
+        if user:
+            url.append(safequote(user))
+        if password:
+            if not sanitize:
+                url.append(f":{safequote(password)}")
+            elif mask:
+                url.append(f":{mask}")
+        url.append("@")
+    if host:
+        url.append(safequote(host))
+    if port:
+        url.append(f":{port}")
+    url.append(f"/{quote(path or '')}")
+    return "".join(url)
+
+
+def sanitize_url(url: str, mask: str | None = "**") -> str:
+    """A URL with its password masked."""
+    scheme, host, port, user, password, path, _ = url_to_parts(url)
+    return as_url(scheme, host, port, user, password, path, sanitize=True, mask=mask)
+
+
+def maybe_sanitize_url(url: Any, mask: str | None = "**") -> Any:
+    """A URL with its password masked; anything else as it is."""
+    if isinstance(url, str) and "://" in url:
+        return sanitize_url(url, mask)
+    return url
