@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from kombulite import exceptions
 from kombulite._core import Delivery, Properties
@@ -36,6 +36,7 @@ PROPERTY_NAMES = frozenset(
         "cluster_id",
     ]
 )
+ACK = Outcome.ACK  # as a global: looking the member up costs as much as the call
 LONGEST_SHORT_STRING = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
 
 QUEUE_ARGUMENTS: dict[str, tuple[str, Callable[[Any], int]]] = {
@@ -47,12 +48,17 @@ QUEUE_ARGUMENTS: dict[str, tuple[str, Callable[[Any], int]]] = {
 }
 
 
-class Subscription(NamedTuple):
+class Subscription:
     """A consumer of this channel, as the application sees it."""
 
-    callback: Callable[[Message], Any] | None
-    no_ack: bool
-    on_cancel: Callable[[str], Any] | None
+    __slots__ = ("callback", "no_ack", "on_cancel")
+
+    def __init__(
+        self, callback: Callable[[Message], Any] | None, no_ack: bool, on_cancel: Callable[[str], Any] | None
+    ) -> None:
+        self.callback = callback
+        self.no_ack = no_ack
+        self.on_cancel = on_cancel
 
 
 class Channel:
@@ -260,7 +266,7 @@ class Channel:
 
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
         """Acknowledge a delivery, and with ``multiple`` all before it. Raises PreconditionFailed."""
-        self._transport.settle(self.channel_id, delivery_tag, Outcome.ACK, multiple)
+        self._transport.settle(self.channel_id, delivery_tag, ACK, multiple)
 
     def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         """Give a delivery up, or put it back into its queue."""
@@ -283,11 +289,10 @@ class Channel:
                 self._transport.settle(self.channel_id, event.delivery_tag, Outcome.REQUEUE)
                 return
             message = self.Message.from_delivery(event, self)
-            callback, no_ack, _ = subscription
-            if no_ack:
+            if subscription.no_ack:
                 message.no_ack = True
-            if callback is not None:
-                callback(message)
+            if subscription.callback is not None:
+                subscription.callback(message)
         elif isinstance(event, Returned):
             self._on_returned(event)
         else:

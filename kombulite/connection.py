@@ -451,7 +451,7 @@ class Connection:
 
     # --- events
 
-    def drain_events(self, timeout: float | None = None, **kwargs: Any) -> None:
+    def drain_events(self, timeout: float | None = None) -> None:
         """Wait for one event and run the callback it is for.
 
         ``timeout`` in seconds, None to wait until there is one. Raises TimeoutError (``socket.timeout``) when there was

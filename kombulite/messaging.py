@@ -306,12 +306,13 @@ class Producer:
 
     def _resolve(self, exchange: Exchange | str | None, delivery_mode: int | str | None) -> tuple[str, int]:
         """The name of the exchange and the delivery mode to publish with."""
-        if exchange is None or isinstance(exchange, str):
-            mode = self.exchange.delivery_mode
-            name = self.exchange.name if exchange is None else exchange
+        if exchange is None:
+            exchange = self.exchange
+        if isinstance(exchange, str):
+            name, mode = exchange, delivery_mode or self.exchange.delivery_mode
         else:
-            mode, name = exchange.delivery_mode, exchange.name
-        return name, maybe_delivery_mode(delivery_mode or mode)
+            name, mode = exchange.name, delivery_mode or exchange.delivery_mode
+        return name, mode if mode.__class__ is int else maybe_delivery_mode(mode)
 
     def _prepare(
         self,
@@ -595,22 +596,22 @@ class Consumer:
             callback(body, message)
 
     def _receive(self, message: Message) -> None:
-        message.accept = self.accept
+        on_message = self.on_message
         try:
-            if "errors" in message.__dict__:
-                message.raise_errors()
-            on_message = self.on_message
             if on_message is None:
-                body = message.decode()
+                body = message.unpack(self.accept)
+            else:
+                message.accept = self.accept
+                message.raise_errors()
         except Exception as error:
             if self.on_decode_error is None:
                 raise
             self.on_decode_error(message, error)
             return
-        if on_message is not None:
-            on_message(message)
-        else:
+        if on_message is None:
             self.receive(body, message)
+        else:
+            on_message(message)
 
     @property
     def connection(self) -> Connection | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
+from kombulite._core import Codecs
 from kombulite.exceptions import ContentDisallowed, DecodeError, EncodeError, SerializerNotInstalled
 from kombulite.utils.json import codec
 
@@ -24,42 +25,26 @@ __all__ = [
     "unregister",
 ]
 
-# Text and raw bytes hold nothing that could run; every consumer takes them.
-TRUSTED_CONTENT = frozenset(["application/data", "application/text"])
-BINARY_ENCODINGS = frozenset(["binary", "ascii-8bit"])
 ENTRY_POINT_GROUP = "kombu.serializers"
+
+Codec = tuple[str | None, str, Callable[[Any], Any]]  # content type, content encoding, encoder
+
 
 pickle_protocol = int(os.environ.get("PICKLE_PROTOCOL", "4"))
 
 
-class Codec(NamedTuple):
-    """An encoder, with what it says of its output."""
-
-    content_type: str | None
-    content_encoding: str
-    encoder: Callable[[Any], Any]
-
-
 def raw_encode(data: Any) -> tuple[str, str, Any]:
     """Pass a body on as it is: (content type, content encoding, body); text becomes UTF-8."""
-    if isinstance(data, str):
-        return "application/data", "utf-8", data.encode("utf-8")
-    return "application/data", "binary", data
+    return registry.dumps(data, "raw")  # type: ignore[return-value]
 
 
-class SerializerRegistry:
+class SerializerRegistry(Codecs):
     """Serializers by name, decoders by content type, and which content types are refused by default."""
 
     def __init__(self) -> None:
-        self._encoders: dict[str, Codec] = {}
-        self._decoders: dict[str | None, Callable[[Any], Any]] = {}
-        self._default_encode: Callable[[Any], Any] | None = None
-        self._default_content_type: str | None = None
-        self._default_content_encoding: str = "utf-8"
-        self._disabled_content_types: set[str | None] = set()
-        self._entry_points_loaded = False
         self.type_to_name: dict[str | None, str] = {}
         self.name_to_type: dict[str, str | None] = {}
+        self._entry_points_loaded = False
 
     def register(
         self,
@@ -71,9 +56,9 @@ class SerializerRegistry:
     ) -> None:
         """Add or replace a serializer. ``encoder(value)`` gives text or bytes; ``decoder`` undoes it."""
         if encoder is not None:
-            self._encoders[name] = Codec(content_type, content_encoding, encoder)
+            self.encoders[name] = (content_type, content_encoding, encoder)
         if decoder is not None:
-            self._decoders[content_type] = decoder
+            self.decoders[content_type] = decoder
         self.type_to_name[content_type] = name
         self.name_to_type[name] = content_type
 
@@ -83,17 +68,17 @@ class SerializerRegistry:
             content_type = self.name_to_type.pop(name)
         except KeyError:
             raise SerializerNotInstalled(f"no serializer {name!r} is installed") from None
-        self._decoders.pop(content_type, None)
-        self._encoders.pop(name, None)
+        self.decoders.pop(content_type, None)
+        self.encoders.pop(name, None)
         self.type_to_name.pop(content_type, None)
 
     def enable(self, name: str) -> None:
         """Accept the content type of this serializer (its name, or the content type) from now on."""
-        self._disabled_content_types.discard(self.content_type_of(name))
+        self.disabled.discard(self.content_type_of(name))
 
     def disable(self, name: str) -> None:
         """Refuse the content type of this serializer unless a consumer accepts it by name."""
-        self._disabled_content_types.add(self.content_type_of(name))
+        self.disabled.add(self.content_type_of(name))
 
     def content_type_of(self, name: str) -> str | None:
         """The content type that a serializer's name stands for. Raises SerializerNotInstalled."""
@@ -106,17 +91,13 @@ class SerializerRegistry:
         except KeyError:
             raise SerializerNotInstalled(f"no serializer {name!r} is installed") from None
 
-    def _set_default_serializer(self, name: str) -> None:
-        self._default_content_type, self._default_content_encoding, self._default_encode = self._codec(name)
+    @property
+    def _encoders(self) -> dict[str, Codec]:
+        # Celery looks here for (content type, content encoding, encoder).
+        return self.encoders
 
-    def _codec(self, name: str) -> Codec:
-        found = self._encoders.get(name)
-        if found is None:
-            self._load_entry_points()
-            found = self._encoders.get(name)
-            if found is None:
-                raise SerializerNotInstalled(f"no encoder is installed for {name!r}")
-        return found
+    def _set_default_serializer(self, name: str) -> None:
+        self.default = self.encoders.get(name) or self.find_encoder(name)
 
     def _load_entry_points(self) -> None:
         # Other packages' serializers; looked for only once something is missing, as the search costs milliseconds.
@@ -126,75 +107,35 @@ class SerializerRegistry:
         from importlib.metadata import entry_points
 
         for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-            if entry_point.name not in self._encoders:
+            if entry_point.name not in self.encoders:
                 self.register(entry_point.name, *entry_point.load())
 
-    def dumps(self, data: Any, serializer: str | None = None) -> tuple[str | None, str, Any]:
-        """Encode a body: (content type, content encoding, payload).
+    # --- what the compiled base asks for
 
-        Without ``serializer`` bytes and text pass as they are, all else takes the default one (JSON). Raises
-        EncodeError, SerializerNotInstalled.
-        """
-        if serializer is None or serializer == "":
-            if isinstance(data, bytes):
-                return "application/data", "binary", data
-            if isinstance(data, str):
-                return "text/plain", "utf-8", data.encode("utf-8")
-            content_type, content_encoding = self._default_content_type, self._default_content_encoding
-            encoder = self._default_encode
-            if encoder is None:
-                raise SerializerNotInstalled("no default serializer is set")
-        elif serializer == "raw":
-            return raw_encode(data)
-        else:
-            content_type, content_encoding, encoder = self._codec(serializer)
-        try:
-            return content_type, content_encoding, encoder(data)
-        except SerializerNotInstalled:
-            raise
-        except Exception as error:
-            raise EncodeError(str(error)) from error
+    def find_encoder(self, name: str) -> Codec:
+        self._load_entry_points()
+        if name not in self.encoders:
+            raise SerializerNotInstalled(f"no encoder is installed for {name!r}")
+        return self.encoders[name]
 
-    def loads(
-        self,
-        data: Any,
-        content_type: str | None,
-        content_encoding: str | None,
-        accept: Collection[str | None] | None = None,
-        force: bool = False,
-    ) -> Any:
-        """Decode a body.
-
-        ``accept``: the content types that may be decoded (None: all but the disabled ones; those too with ``force``).
-        Raises ContentDisallowed, DecodeError.
-        """
-        content_type = content_type or "application/data"
-        if accept is not None:
-            if content_type not in accept and content_type not in TRUSTED_CONTENT:
-                raise ContentDisallowed(self._refusal(content_type))
-        elif content_type in self._disabled_content_types and not force:
-            raise ContentDisallowed(self._refusal(content_type))
-        if not data:
-            return data
-        decoder = self._decoders.get(content_type)
-        if decoder is None and content_type not in TRUSTED_CONTENT and content_type != "text/plain":
+    def find_decoder(self, content_type: str) -> Callable[[Any], Any] | None:
+        if content_type not in ("text/plain", "application/data", "application/text"):
             self._load_entry_points()
-            decoder = self._decoders.get(content_type)
-        try:
-            if decoder is not None:
-                return decoder(data)
-            content_encoding = (content_encoding or "utf-8").lower()
-            if isinstance(data, str) or content_encoding in BINARY_ENCODINGS:
-                return data
-            return bytes(data).decode(content_encoding)
-        except SerializerNotInstalled:
-            raise
-        except Exception as error:
-            raise DecodeError(str(error)) from error
+        return self.decoders.get(content_type)
 
-    def _refusal(self, content_type: str) -> str:
+    def refuse(self, content_type: str) -> NoReturn:
         name = self.type_to_name.get(content_type, content_type)
-        return f"Refusing to deserialize content of type {name} ({content_type}), which is not accepted"
+        raise ContentDisallowed(f"Refusing to deserialize content of type {name} ({content_type}): it is not accepted")
+
+    def encode_failed(self, error: Exception) -> NoReturn:
+        if isinstance(error, SerializerNotInstalled):
+            raise error
+        raise EncodeError(str(error)) from error
+
+    def decode_failed(self, error: Exception) -> NoReturn:
+        if isinstance(error, SerializerNotInstalled):
+            raise error
+        raise DecodeError(str(error)) from error
 
 
 registry = SerializerRegistry()

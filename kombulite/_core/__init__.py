@@ -4,20 +4,28 @@ Imports nothing of the facade: it loads without it.
 """
 
 from kombulite._core.envelope import EnvelopeTemplate, MalformedEnvelope, TagSequence, decode_envelope
-from kombulite._core.message import Delivery, Properties
+from kombulite._core.message import NOT_DECODED, Delivery, Properties, Received
 from kombulite._core.priority import PriorityNaming
+from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
-from kombulite._core.serialization import JSON, InvalidValue, UnknownType
+from kombulite._core.serialization import JSON, Codecs, InvalidValue, UnknownType
 
 __all__ = [
     "JSON",
+    "NOT_DECODED",
     "Binding",
+    "Claimant",
+    "Codecs",
     "Delivery",
     "EnvelopeTemplate",
     "InvalidValue",
+    "Ledger",
     "MalformedEnvelope",
+    "MessageQueue",
     "PriorityNaming",
     "Properties",
+    "Received",
+    "Rota",
     "RoutingTable",
     "TagSequence",
     "UnknownExchange",

@@ -30,3 +30,22 @@ cdef class Delivery:
     cdef public unsigned long long position
     cdef public unsigned int channel
     cdef public bint redelivered
+
+
+cdef class Received:
+    cdef public object channel
+    cdef public object delivery_tag
+    cdef public object content_type
+    cdef public object content_encoding
+    cdef public object body
+    cdef public object accept
+    cdef public bint no_ack
+    cdef public str _state
+    cdef public object _decoded
+    cdef Delivery _delivery
+    cdef object _headers
+    cdef object _properties
+    cdef object _delivery_info
+    cdef object _errors
+
+    cdef int _check(self, str state) except -1

@@ -116,3 +116,167 @@ def _restore(exchange, routing_key, properties, body, consumer_tag, delivery_tag
     delivery.channel = channel
     delivery.redelivered = redelivered
     return delivery
+
+
+NOT_DECODED = object()
+
+
+cdef class Received:
+    """A delivery in the hands of its receiver. The base of the facade's ``Message``.
+
+    Its fields can be set; ``headers``, ``properties``, ``delivery_info`` and ``errors`` are made of the delivery when they
+    are first asked for, since most consumers never do. ``_decoded``: the decoded body, or NOT_DECODED.
+    """
+
+    def __cinit__(self):
+        self._state = "RECEIVED"
+        self._decoded = NOT_DECODED
+
+    @classmethod
+    def from_delivery(cls, Delivery delivery not None, channel):
+        """The message that a transport handed over on a channel."""
+        cdef Received self = cls.__new__(cls)
+        cdef Properties properties = delivery.properties
+        self._delivery = delivery
+        self.channel = channel
+        self.delivery_tag = delivery.delivery_tag
+        self.content_type = properties.content_type
+        self.content_encoding = properties.content_encoding
+        self.body = delivery.body
+        if properties.headers is not None:
+            compression = properties.headers.get("compression")
+            if compression is not None:
+                self.inflate(compression)
+        return self
+
+    # --- what the facade adds
+
+    def inflate(self, compression):
+        """Undo the compression of the body."""
+        raise NotImplementedError
+
+    def loads(self, body, content_type, content_encoding, accept):
+        """Decode a body."""
+        raise NotImplementedError
+
+    def refuse(self, state):
+        """Raise the error for a message that cannot come to ``state``."""
+        raise NotImplementedError
+
+    # --- content
+
+    def decode(self):
+        """Decode the body, once. Raises DecodeError, ContentDisallowed."""
+        if self._decoded is NOT_DECODED:
+            self._decoded = self.loads(self.body, self.content_type, self.content_encoding, self.accept)
+        return self._decoded
+
+    @property
+    def payload(self):
+        """The decoded body. Raises DecodeError, ContentDisallowed."""
+        return self.decode()
+
+    def unpack(self, accept):
+        """Set what is accepted, raise what went wrong so far, decode: what a consumer does with each message."""
+        self.accept = accept
+        if self._errors:
+            raise self._errors[0][1]
+        return self.decode()
+
+    def raise_errors(self):
+        """Raise the first of ``errors``, if there is one."""
+        if self._errors:
+            raise self._errors[0][1]
+
+    # --- what becomes of it
+
+    @property
+    def acknowledged(self):
+        """Whether it was acknowledged, rejected or requeued."""
+        return self._state != "RECEIVED"
+
+    def ack(self, bint multiple=False):
+        """Acknowledge it: it is done with. ``multiple``: all before it on the channel too.
+
+        Raises MessageStateError if it was acknowledged, rejected or requeued before, or has no channel.
+        """
+        self._check("ACK")
+        if not self.no_ack:
+            self.channel.basic_ack(self.delivery_tag, multiple)
+        self._state = "ACK"
+
+    def reject(self, bint requeue=False):
+        """Give it up, to the queue's dead letter exchange if it has one; or with ``requeue`` back to the queue.
+
+        Raises MessageStateError as ``ack`` does.
+        """
+        self._check("REJECTED")
+        if not self.no_ack:
+            self.channel.basic_reject(self.delivery_tag, requeue=requeue)
+        self._state = "REJECTED"
+
+    def requeue(self):
+        """Put it back into its queue. Raises MessageStateError as ``ack`` does."""
+        self._check("REQUEUED")
+        if not self.no_ack:
+            self.channel.basic_reject(self.delivery_tag, requeue=True)
+        self._state = "REQUEUED"
+
+    cdef int _check(self, str state) except -1:
+        if self.channel is None or self._state != "RECEIVED":
+            self.refuse(state)
+        return 0
+
+    # --- made on demand
+
+    @property
+    def headers(self):
+        """The headers, a dict of its own."""
+        if self._headers is None:
+            self._headers = dict(self._delivery.properties.headers or ()) if self._delivery is not None else {}
+        return self._headers
+
+    @headers.setter
+    def headers(self, headers):
+        self._headers = headers
+
+    @property
+    def properties(self):
+        """The other properties that are set, but for content type and encoding; a dict of its own."""
+        if self._properties is None:
+            self._properties = self._delivery.properties.as_dict() if self._delivery is not None else {}
+            for name in ("headers", "content_type", "content_encoding"):
+                self._properties.pop(name, None)
+        return self._properties
+
+    @properties.setter
+    def properties(self, properties):
+        self._properties = properties
+
+    @property
+    def delivery_info(self):
+        """How it came: exchange, routing_key, delivery_tag, redelivered, consumer_tag or message_count; its own dict."""
+        cdef Delivery delivery = self._delivery
+        if self._delivery_info is None:
+            self._delivery_info = {}
+            if delivery is not None:
+                self._delivery_info = {
+                    "delivery_tag": delivery.delivery_tag, "redelivered": delivery.redelivered,
+                    "exchange": delivery.exchange, "routing_key": delivery.routing_key,
+                }
+                if delivery.consumer_tag is not None:
+                    self._delivery_info["consumer_tag"] = delivery.consumer_tag
+                else:
+                    self._delivery_info["message_count"] = delivery.message_count
+        return self._delivery_info
+
+    @delivery_info.setter
+    def delivery_info(self, delivery_info):
+        self._delivery_info = delivery_info
+
+    @property
+    def errors(self):
+        """What went wrong before decoding: a list of exc_info tuples."""
+        if self._errors is None:
+            self._errors = []
+        return self._errors

@@ -384,8 +384,8 @@ cdef Matcher new_matcher(str kind):
 cdef class RoutingTable:
     """Exchanges and bindings, and the queues that a message reaches through them.
 
-    Queues are known by name only. The default exchange, ``""``, is always there and leads to the queue that the routing
-    key names; nothing can be bound to it.
+    A queue is known by whatever hashable the owner binds: its name, or an object that stands for it. The default
+    exchange, ``""``, is always there and leads to the name that the routing key is; nothing can be bound to it.
     """
 
     cdef dict _exchanges
@@ -436,7 +436,7 @@ cdef class RoutingTable:
             self.unbind(*binding)
         return gone
 
-    def bind(self, source, str destination not None, str routing_key not None="", arguments=None,
+    def bind(self, source, destination, str routing_key not None="", arguments=None,
              bint to_exchange=False):
         """Add a binding; False if it is there already.
 
@@ -458,7 +458,7 @@ cdef class RoutingTable:
         node.bindings[identity] = arriving[identity] = Binding(source, destination, routing_key, arguments, to_exchange)
         return True
 
-    def unbind(self, source, str destination not None, str routing_key not None="", arguments=None,
+    def unbind(self, source, destination, str routing_key not None="", arguments=None,
                bint to_exchange=False):
         """Remove a binding; False if there is none. Raises UnknownExchange."""
         cdef ExchangeNode node = self._node(source)
@@ -484,7 +484,7 @@ cdef class RoutingTable:
         return list(self._node(exchange).bindings.values())
 
     def route(self, exchange, str routing_key not None, headers=None):
-        """The queues that a message reaches (tuple of distinct names; empty if nothing takes it).
+        """The queues that a message reaches (a tuple, each once; empty if nothing takes it).
 
         ``headers``: the message's, a mapping or None. Raises UnknownExchange.
         """

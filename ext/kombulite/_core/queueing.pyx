@@ -1,0 +1,309 @@
+"""Messages that wait, and messages that are out: what a transport keeps that is its own broker, or half of one.
+
+Times are arguments, in seconds of whatever clock the caller uses; nothing here waits or wakes. Each object may be used
+from many threads at once: its methods are atomic (by the GIL, or by critical sections where there is none).
+"""
+
+from collections import deque
+
+cimport cython
+
+from kombulite._core.message cimport Delivery
+
+
+@cython.final
+cdef class MessageQueue:
+    """Messages in the order they came, the highest priority first.
+
+    ``max_priority``: priorities are 0 to that, a higher one counts as it. Each message knows its position, so that one
+    that is put back finds its place again. Messages expire at the head only, as in RabbitMQ: one that lives on keeps
+    those behind it.
+    """
+
+    cdef list _levels
+    cdef object _level  # the only one, where there are no priorities; and its methods, looked up once
+    cdef object _append
+    cdef object _popleft
+    cdef unsigned long long _position
+    cdef readonly Py_ssize_t size  # bytes in the bodies
+    cdef readonly bint may_expire  # whether any message ever had a time to live
+
+    def __init__(self, int max_priority=0):
+        self._levels = [deque() for _ in range(max_priority + 1)]
+        if max_priority == 0:
+            self._level = self._levels[0]
+            self._append = self._level.append
+            self._popleft = self._level.popleft
+
+    def __len__(self):
+        if self._level is not None:
+            return len(self._level)
+        return sum([len(level) for level in self._levels])
+
+    cdef object _level_of(self, Delivery delivery):
+        if self._level is not None:
+            return self._level
+        priority = delivery.properties.priority
+        if not isinstance(priority, int) or priority <= 0:
+            return self._levels[0]
+        return self._levels[min(priority, len(self._levels) - 1)]
+
+    def add(self, Delivery delivery not None, double expires_at=0):
+        """Append a message. ``expires_at``: when it does, 0 for never."""
+        with cython.critical_section(self):
+            self._position += 1
+            delivery.position = self._position
+            delivery.expires_at = expires_at
+            if expires_at:
+                self.may_expire = True
+            if self._level is not None:
+                self._append(delivery)
+            else:
+                self._level_of(delivery).append(delivery)
+            self.size += len(delivery.body)
+
+    def put_back(self, Delivery delivery not None):
+        """Put a message that was taken back into its place, as redelivered; a copy, whoever took it has the original."""
+        cdef Py_ssize_t place = 0
+        cdef Delivery again = delivery.copy()
+        again.position = delivery.position
+        again.expires_at = delivery.expires_at
+        again.redelivered = True
+        with cython.critical_section(self):
+            level = self._level_of(again)
+            for waiting in level:
+                if (<Delivery> waiting).position > again.position:
+                    break
+                place += 1
+            level.insert(place, again)
+            self.size += len(again.body)
+
+    def pop(self):
+        """Take the next message, or None."""
+        with cython.critical_section(self):
+            return self._pop()
+
+    cdef Delivery _pop(self):
+        if self._level is not None:
+            if not self._level:
+                return None
+            delivery = self._popleft()
+        else:
+            for level in reversed(self._levels):
+                if level:
+                    delivery = level.popleft()
+                    break
+            else:
+                return None
+        self.size -= len((<Delivery> delivery).body)
+        return <Delivery> delivery
+
+    def pop_expired(self, double now):
+        """Take the messages whose time is over (a list)."""
+        with cython.critical_section(self):
+            return self._pop_expired(now)
+
+    cdef list _pop_expired(self, double now):
+        expired = []
+        for level in self._levels:
+            while level and 0 < (<Delivery> level[0]).expires_at <= now:
+                delivery = level.popleft()
+                self.size -= len((<Delivery> delivery).body)
+                expired.append(delivery)
+        return expired
+
+    def next_expiry(self):
+        """When a message expires next, or None."""
+        with cython.critical_section(self):
+            deadlines = [level[0].expires_at for level in self._levels if level and level[0].expires_at]
+        return min(deadlines, default=None)
+
+    def clear(self):
+        """Remove all messages; returns how many."""
+        with cython.critical_section(self):
+            removed = 0
+            for level in self._levels:
+                removed += len(level)
+                level.clear()
+            self.size = 0
+            return removed
+
+
+@cython.final
+cdef class Ledger:
+    """The deliveries of one channel that are not settled yet, by delivery tag, each with where it came from.
+
+    ``prefetch_count``: how many there may be (0: no bound); ``active``: whether there may be more at all.
+    """
+
+    cdef dict _outstanding
+    cdef unsigned long long _tag
+    cdef bint _closed
+    cdef public Py_ssize_t prefetch_count
+    cdef public bint active
+
+    def __init__(self):
+        self._outstanding = {}
+        self.active = True
+
+    def __len__(self):
+        return len(self._outstanding)
+
+    cpdef bint has_credit(self):
+        """Whether another delivery may be made."""
+        return self.active and (self.prefetch_count == 0 or len(self._outstanding) < self.prefetch_count)
+
+    def hand_over(self, Delivery delivery not None, source, unsigned int channel, consumer_tag, bint no_ack):
+        """Give a delivery its tag, for a consumer (None for the answer to a get), and note it unless ``no_ack``."""
+        with cython.critical_section(self):
+            self._hand_over(delivery, source, channel, consumer_tag, no_ack)
+
+    cdef int _hand_over(self, Delivery delivery, source, unsigned int channel, consumer_tag, bint no_ack) except -1:
+        self._tag += 1
+        delivery.delivery_tag = self._tag
+        delivery.channel = channel
+        delivery.consumer_tag = consumer_tag
+        if not no_ack:
+            self._outstanding[delivery.delivery_tag] = (source, delivery)
+        return 0
+
+    def settle(self, delivery_tag):
+        """Strike a delivery: (source, delivery). Raises KeyError if it is not outstanding."""
+        with cython.critical_section(self):
+            return self._outstanding.pop(delivery_tag)
+
+    def settle_up_to(self, delivery_tag):
+        """Strike all deliveries up to a tag, 0 for all: a list of (source, delivery) in their order."""
+        with cython.critical_section(self):
+            if delivery_tag:
+                return [self._outstanding.pop(tag) for tag in list(self._outstanding) if tag <= delivery_tag]
+            settled = list(self._outstanding.values())
+            self._outstanding = {}
+            return settled
+
+    def close(self):
+        """Strike all deliveries, and allow no more: a list of (source, delivery) in their order."""
+        with cython.critical_section(self):
+            self._closed = True
+            settled = list(self._outstanding.values())
+            self._outstanding = {}
+            return settled
+
+
+cdef class Claimant:
+    """A consumer as far as claiming goes: the queue it takes from, the ledger of its channel. To be subclassed.
+
+    ``source`` is what the ledger notes as a delivery's origin.
+    """
+
+    cdef readonly MessageQueue messages
+    cdef readonly Ledger ledger
+    cdef readonly object source
+    cdef readonly object tag
+    cdef readonly unsigned int channel_number
+    cdef readonly bint no_ack
+    cdef readonly bint listed  # whether a rota holds it
+
+    def __init__(self, MessageQueue messages not None, Ledger ledger not None, source, unsigned int channel_number, tag,
+                 bint no_ack):
+        self.messages = messages
+        self.ledger = ledger
+        self.source = source
+        self.channel_number = channel_number
+        self.tag = tag
+        self.no_ack = no_ack
+
+    def may_claim(self):
+        """Whether it could take another message, if there is one."""
+        return self.no_ack or self.ledger.has_credit()
+
+
+@cython.final
+cdef class Rota:
+    """The consumers of one connection whose queues may have something for them, taking turns.
+
+    Some leave it without a message: their queue was empty, or they have no credit left; and messages may be found
+    expired. ``take_left`` tells.
+    """
+
+    cdef list _ready
+    cdef Py_ssize_t _turn  # index of whose turn it is
+    cdef list _emptied
+    cdef list _stalled
+    cdef list _expired
+
+    def __init__(self):
+        self._ready = []
+        self._forget_left()
+
+    cdef int _forget_left(self) except -1:
+        self._emptied = []
+        self._stalled = []
+        self._expired = []
+        return 0
+
+    def take_left(self):
+        """Who left the rota since the last call: (those of empty queues, those without credit, expired messages).
+
+        The messages come as (source, delivery).
+        """
+        with cython.critical_section(self):
+            left = self._emptied, self._stalled, self._expired
+            self._forget_left()
+            return left
+
+    def __iter__(self):
+        with cython.critical_section(self):
+            return iter(list(self._ready))
+
+    def add(self, Claimant claimant not None):
+        """Add a consumer, if it is not listed yet."""
+        with cython.critical_section(self):
+            if not claimant.listed:
+                claimant.listed = True
+                self._ready.append(claimant)
+
+    def remove(self, Claimant claimant not None):
+        """Remove a consumer, if it is listed."""
+        with cython.critical_section(self):
+            if claimant.listed:
+                claimant.listed = False
+                self._ready.remove(claimant)
+            self._emptied = [other for other in self._emptied if other is not claimant]
+            self._stalled = [other for other in self._stalled if other is not claimant]
+
+    def next(self, double now):
+        """Claim the next message (a Delivery), or None. ``now``: the time, 0 if nothing can have expired."""
+        cdef Claimant claimant
+        with cython.critical_section(self):
+            while self._ready:
+                if self._turn >= len(self._ready):
+                    self._turn = 0
+                claimant = <Claimant> self._ready[self._turn]
+                # Taking from the queue and noting it are one step: a channel closed meanwhile leaves nothing behind.
+                with cython.critical_section(claimant.messages, claimant.ledger):
+                    delivery = self._claim(claimant, now)
+                if delivery is not None:
+                    self._turn += 1
+                    return delivery
+                claimant.listed = False
+                del self._ready[self._turn]
+        return None
+
+    cdef Delivery _claim(self, Claimant claimant, double now):
+        cdef Delivery delivery
+        cdef Ledger ledger = claimant.ledger
+        if ledger._closed:
+            return None
+        if not claimant.no_ack and not ledger.has_credit():
+            self._stalled.append(claimant)
+            return None
+        if now and claimant.messages.may_expire:
+            for late in claimant.messages._pop_expired(now):
+                self._expired.append((claimant.source, late))
+        delivery = claimant.messages._pop()
+        if delivery is None:
+            self._emptied.append(claimant)
+            return None
+        ledger._hand_over(delivery, claimant.source, claimant.channel_number, claimant.tag, claimant.no_ack)
+        return delivery
