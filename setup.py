@@ -39,7 +39,7 @@ setup(
                 extra_link_args=link_args,
                 define_macros=macros,
             )
-            for name in ("message", "serialization", "envelope", "priority", "queueing", "routing")
+            for name in ("codecs", "message", "serialization", "envelope", "priority", "queueing", "routing")
         ],
         include_path=["ext"],
         build_dir="build/c",

@@ -9,6 +9,7 @@ from kombulite.exceptions import NotBoundError
 if TYPE_CHECKING:
     from kombulite.channel import Channel
 
+T = TypeVar("T", bound="Object")
 Self = TypeVar("Self", bound="MaybeChannelBound")
 
 
@@ -40,7 +41,7 @@ class Object:
 
         return {name: plain(getattr(self, name)) for name, _ in self.attrs}
 
-    def __copy__(self: Self) -> Self:
+    def __copy__(self: T) -> T:
         return type(self)(**Object.as_dict(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -61,6 +62,7 @@ class MaybeChannelBound(Object):
     _is_bound = False
 
     def __call__(self: Self, channel: Any) -> Self:
+        """Another way to say ``bind``."""
         return self.bind(channel)
 
     def bind(self: Self, channel: Any) -> Self:
@@ -83,6 +85,7 @@ class MaybeChannelBound(Object):
 
     @property
     def is_bound(self) -> bool:
+        """Whether it has a channel."""
         return self._is_bound and self._channel is not None
 
     @property

@@ -48,14 +48,17 @@ QUEUE_ARGUMENTS: dict[str, tuple[str, Callable[[Any], int]]] = {
 }
 
 
+# Inside the class the name is that of its attribute.
+ReceivedMessage = Message
+MessageCallback = Callable[[Message], Any]
+
+
 class Subscription:
     """A consumer of this channel, as the application sees it."""
 
     __slots__ = ("callback", "no_ack", "on_cancel")
 
-    def __init__(
-        self, callback: Callable[[Message], Any] | None, no_ack: bool, on_cancel: Callable[[str], Any] | None
-    ) -> None:
+    def __init__(self, callback: MessageCallback | None, no_ack: bool, on_cancel: Callable[[str], Any] | None) -> None:
         self.callback = callback
         self.no_ack = no_ack
         self.on_cancel = on_cancel
@@ -65,14 +68,14 @@ class Channel:
     """One conversation with the broker. Made by ``Connection.channel()``."""
 
     #: What received messages are made of; may be replaced by a subclass of it.
-    Message: type[Message] = Message
+    Message = Message
 
     def __init__(self, connection: Connection, transport: Transport, channel_id: int) -> None:
         self.connection = connection
         self.channel_id = channel_id
         self.is_open = True
         #: Called with (exception, exchange, routing_key, message) for each returned message.
-        self.return_listeners: list[Callable[[Exception, str, str, Message], Any]] = []
+        self.return_listeners: list[Callable[[Exception, str, str, ReceivedMessage], Any]] = []
         self._transport = transport
         self._subscriptions: dict[str, Subscription] = {}
 
@@ -176,9 +179,7 @@ class Channel:
         """Remove the messages that wait; returns how many."""
         return self._transport.purge(self.channel_id, queue)
 
-    def queue_delete(
-        self, queue: str, if_unused: bool = False, if_empty: bool = False, nowait: bool = False
-    ) -> int:
+    def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, nowait: bool = False) -> int:
         """Delete a queue; returns the messages gone with it. Raises PreconditionFailed."""
         return self._transport.delete_queue(self.channel_id, queue, if_unused, if_empty)
 
@@ -238,7 +239,7 @@ class Channel:
         self,
         queue: str,
         no_ack: bool = False,
-        callback: Callable[[Message], Any] | None = None,
+        callback: MessageCallback | None = None,
         consumer_tag: str = "",
         nowait: bool = False,
         exclusive: bool = False,
@@ -255,7 +256,7 @@ class Channel:
         self._transport.cancel(self.channel_id, consumer_tag)
         self._subscriptions.pop(consumer_tag, None)
 
-    def basic_get(self, queue: str, no_ack: bool = False) -> Message | None:
+    def basic_get(self, queue: str, no_ack: bool = False) -> ReceivedMessage | None:
         """The next message of a queue, or None."""
         delivery = self._transport.get(self.channel_id, queue, no_ack)
         if delivery is None:

@@ -13,8 +13,8 @@ from kombulite.exceptions import InflateError
 
 __all__ = ["compress", "decompress", "encoders", "get_decoder", "get_encoder", "register", "set_max_inflated"]
 
-_max_inflated = 256 * 1024 * 1024  # bytes
 
+_limits = {"inflated": 256 * 1024 * 1024}  # bytes
 _aliases: dict[str, str] = {}
 _encoders: dict[str, Callable[[bytes], bytes]] = {}
 _decoders: dict[str, Callable[[bytes], bytes]] = {}
@@ -23,8 +23,7 @@ _packages: dict[str, tuple[str, ...]] = {}  # content type -> packages of which 
 
 def set_max_inflated(size: int) -> None:
     """Bytes that one body may inflate to (default 256 MiB); more raises InflateError."""
-    global _max_inflated
-    _max_inflated = size
+    _limits["inflated"] = size
 
 
 def register(
@@ -68,25 +67,34 @@ def decompress(data: bytes, name: str) -> bytes:
 
 def _is_available(content_type: str) -> bool:
     packages = _packages.get(content_type)
-    return packages is None or any(find_spec(package) for package in packages)
+    return packages is None or any(_is_installed(package) for package in packages)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # its parent is missing
+        return False
 
 
 # --- the methods that come with it ------------------------------------------------------------------------------
 
 
 class _Decompressor(Protocol):
-    eof: bool
+    @property
+    def eof(self) -> bool: ...
 
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
 def _inflate(decompressor: _Decompressor, data: bytes, errors: tuple[type[Exception], ...]) -> bytes:
+    limit = _limits["inflated"]
     try:
-        body = decompressor.decompress(data, _max_inflated + 1)
+        body = decompressor.decompress(data, limit + 1)
     except errors as error:
         raise InflateError(f"broken compressed body: {error}") from error
-    if len(body) > _max_inflated:
-        raise InflateError(f"a compressed body inflates to more than {_max_inflated} bytes")
+    if len(body) > limit:
+        raise InflateError(f"a compressed body inflates to more than {limit} bytes")
     if not decompressor.eof:
         raise InflateError("broken compressed body: it is cut short")
     return body
@@ -152,13 +160,14 @@ def _brotli_decompress(data: bytes) -> bytes:
     import brotli
 
     decompressor = brotli.Decompressor()
+    limit = _limits["inflated"]
     body = bytearray()
     try:
         # In small bites, so that what one of them inflates to stays small too.
         for start in range(0, len(data), 512):
             body += decompressor.process(data[start : start + 512])
-            if len(body) > _max_inflated:
-                raise InflateError(f"a compressed body inflates to more than {_max_inflated} bytes")
+            if len(body) > limit:
+                raise InflateError(f"a compressed body inflates to more than {limit} bytes")
     except brotli.error as error:
         raise InflateError(f"broken compressed body: {error}") from error
     if not decompressor.is_finished():

@@ -3,51 +3,26 @@
 from __future__ import annotations
 
 import os
-import socket
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count, cycle
-from random import shuffle
+from itertools import count
 from threading import RLock
 from typing import Any, TypeVar
 
 from kombulite import exceptions
+from kombulite.address import Address
 from kombulite.channel import Channel
 from kombulite.entity import declaration_key
 from kombulite.messaging import Consumer, Producer
-from kombulite.transport import resolve_transport, scheme_of
-from kombulite.transport.base import Settings, Transport
+from kombulite.transport import resolve_transport
+from kombulite.transport.base import Transport
 from kombulite.utils.functional import retry_over_time
-from kombulite.utils.imports import symbol_by_name
-from kombulite.utils.url import as_url, maybe_sanitize_url, parse_url
 
 __all__ = ["BrokerConnection", "Connection", "maybe_channel"]
 
 T = TypeVar("T")
 Errback = Callable[[Any, float], Any]
-
-DEFAULT_SCHEME = "amqp"
-
-
-def _round_robin(urls: Iterable[str]) -> Iterator[str]:
-    return cycle(urls)
-
-
-def _shuffled(urls: Iterable[str]) -> Iterator[str]:
-    choices = list(urls)
-    while True:
-        shuffle(choices)
-        yield from choices
-
-
-FAILOVER_STRATEGIES: dict[str, Callable[[Iterable[str]], Iterator[str]]] = {
-    "round-robin": _round_robin,
-    "shuffle": _shuffled,
-}
-
-#: What a URL may say in its query.
-URL_OPTIONS = frozenset(["connect_timeout", "heartbeat", "login_method", "ssl", "credential_provider", "insist"])
 
 #: Transport options that say how often the default channel tries to connect.
 CONNECT_RETRY_OPTIONS = ("max_retries", "interval_start", "interval_step", "interval_max", "errback", "callback")
@@ -58,13 +33,14 @@ def maybe_channel(channel: Any) -> Any:
     return channel.default_channel if isinstance(channel, Connection) else channel
 
 
-class Connection:
+class Connection(Address):
     """A connection to a broker. Nothing is opened until it is needed.
 
     ``hostname``: a URL, several (a list, or separated by ``;``: the others are tried when one fails), or a host.
     What a URL says wins over the keywords, but for ``transport``. ``connect_timeout`` and ``heartbeat`` in seconds;
     ``ssl``: True or a dict of TLS settings; ``transport_options``: the transport's own; ``failover_strategy``:
-    ``round-robin``, ``shuffle`` or a callable that makes an endless iterator of the URLs; ``password`` may be a callable.
+    ``round-robin``, ``shuffle`` or a callable that makes an endless iterator of the URLs; ``password`` may be a
+    callable.
 
     Raises KeyError for an unknown transport, ValueError for a URL that cannot be or has options that are not known.
     """
@@ -89,34 +65,26 @@ class Connection:
         credential_provider: Any = None,
         **ignored: Any,
     ) -> None:
-        if isinstance(hostname, str) and ";" in hostname:
-            hostname = hostname.split(";")
-        urls = [hostname] if isinstance(hostname, str) or hostname is None else list(hostname)
-        self.alt: list[str] = []
-        if len(urls) > 1:
-            self.alt = [url for url in urls if url is not None]
-        self.alt += alternates or ()
-        self.failover_strategy = failover_strategy
-        self.cycle: Iterator[str] | None = None
-        if self.alt:
-            strategy = FAILOVER_STRATEGIES[failover_strategy] if isinstance(failover_strategy, str) else failover_strategy
-            self.cycle = strategy(self.alt)
-            next(self.cycle)  # the first is where we start
-        self._given: dict[str, Any] = {
-            "userid": userid,
-            "password": password,
-            "virtual_host": virtual_host,
-            "port": port,
-            "insist": insist,
-            "ssl": ssl,
-            "transport": transport,
-            "connect_timeout": connect_timeout,
-            "login_method": login_method,
-            "heartbeat": heartbeat,
-            "uri_prefix": uri_prefix,
-            "credential_provider": credential_provider,
-        }
-        self.transport_options: dict[str, Any] = dict(transport_options or {})
+        super().__init__(
+            hostname,
+            alternates,
+            failover_strategy,
+            transport_options,
+            {
+                "userid": userid,
+                "password": password,
+                "virtual_host": virtual_host,
+                "port": port,
+                "insist": insist,
+                "ssl": ssl,
+                "transport": transport,
+                "connect_timeout": connect_timeout,
+                "login_method": login_method,
+                "heartbeat": heartbeat,
+                "uri_prefix": uri_prefix,
+                "credential_provider": credential_provider,
+            },
+        )
         self.declared_entities: set[Any] = set()
         self._lock = RLock()
         self._transport: Transport | None = None
@@ -124,120 +92,6 @@ class Connection:
         self._channels: dict[int, Channel] = {}
         self._default_channel: Channel | None = None
         self._events: list[Any] = []
-        self._settle_on(urls[0] if urls else None)
-
-    # --- settings
-
-    def _settle_on(self, url: str | None) -> None:
-        """Take the settings from one URL, over those of the constructor."""
-        settings = dict(self._given)
-        transport, prefix = settings["transport"], settings["uri_prefix"]
-        if url is not None and "://" in url:
-            scheme, _, rest = url.partition("://")
-            if "+" in scheme:
-                scheme, _, prefix = scheme.partition("+")
-            transport = transport or scheme
-            parsed = parse_url(f"{scheme}://{rest}")
-            del parsed["transport"]
-            settings.update((name, value) for name, value in parsed.items() if value is not None)
-            unknown = sorted(parsed.keys() - URL_OPTIONS - {"hostname", "port", "userid", "password", "virtual_host"})
-            if unknown:
-                raise ValueError(
-                    f"unknown option {unknown[0]!r} in {maybe_sanitize_url(url)!r}; "
-                    f"known ones: {', '.join(sorted(URL_OPTIONS))}, ssl_*"
-                )
-        else:
-            settings["hostname"] = url
-        self.transport_cls: Any = transport or DEFAULT_SCHEME
-        self.uri_prefix: str | None = prefix
-        self.hostname: str | None = settings.get("hostname")
-        self.userid: str | None = settings["userid"]
-        self.password: str | Callable[[], str] | None = settings["password"]
-        self.virtual_host: str = settings["virtual_host"] or "/"
-        self.port: int | None = settings["port"]
-        self.insist: bool = settings["insist"]
-        self.ssl: Any = settings["ssl"]
-        self.login_method: str | None = settings["login_method"]
-        timeout = settings["connect_timeout"]
-        self.connect_timeout: float | None = None if timeout is None else float(timeout)
-        self.heartbeat: float = float(settings["heartbeat"] or 0)
-        provider = settings["credential_provider"]
-        self.credential_provider: Any = symbol_by_name(provider)() if isinstance(provider, str) else provider
-        if isinstance(self.transport_cls, str) and "." not in self.transport_cls and ":" not in self.transport_cls:
-            scheme_of(self.transport_cls)  # a misspelt one shall fail here, not at the first message
-        elif url is not None and "://" in url and self._given["transport"] is None:
-            scheme_of(self.transport_cls)
-
-    def _defaults(self) -> tuple[str, int | None, str | None, str | None, str | None]:
-        """Host, port, user, password and login method, with what the scheme stands for filled in."""
-        facts = None
-        if isinstance(self.transport_cls, str) and "." not in self.transport_cls and ":" not in self.transport_cls:
-            facts = scheme_of(self.transport_cls)
-        return (
-            self.hostname or "localhost",
-            self.port or (facts.port if facts else None),
-            self.userid or (facts.userid if facts else None),
-            self.password or (facts.password if facts else None),  # type: ignore[return-value]
-            self.login_method or (facts.login_method if facts else None),
-        )
-
-    def _settings(self) -> Settings:
-        host, port, userid, password, login_method = self._defaults()
-        return Settings(
-            hostname=host,
-            port=port,
-            userid=userid,
-            password=password() if callable(password) else password,
-            virtual_host=self.virtual_host,
-            ssl=self.ssl,
-            connect_timeout=self.connect_timeout,
-            heartbeat=self.heartbeat,
-            login_method=login_method,
-            uri_prefix=self.uri_prefix,
-            options=self.transport_options,
-        )
-
-    def info(self) -> dict[str, Any]:
-        """The constructor's arguments, with defaults filled in. The password is in it."""
-        host, port, userid, password, login_method = self._defaults()
-        transport = self.transport_cls
-        return {
-            "hostname": host,
-            "userid": userid,
-            "password": password,
-            "virtual_host": self.virtual_host,
-            "port": port,
-            "insist": self.insist,
-            "ssl": self.ssl,
-            "transport": "amqp" if transport == "pyamqp" else transport,
-            "connect_timeout": self.connect_timeout,
-            "transport_options": self.transport_options,
-            "login_method": login_method,
-            "uri_prefix": self.uri_prefix,
-            "heartbeat": self.heartbeat,
-            "failover_strategy": self.failover_strategy,
-            "alternates": self.alt,
-            "credential_provider": self.credential_provider,
-        }
-
-    def as_uri(self, include_password: bool = False, mask: str = "**", getfields: Any = None) -> str:
-        """The URL, its password masked unless it is asked for."""
-        host, port, userid, password, _ = self._defaults()
-        scheme = self.transport_cls if isinstance(self.transport_cls, str) else self.transport_cls.__name__.lower()
-        if scheme == "pyamqp":
-            scheme = "amqp"
-        secret = (password() if callable(password) else password) if include_password else ""
-        url = as_url(
-            scheme,
-            host,
-            port,
-            userid,
-            secret if include_password else mask,
-            self.virtual_host,
-            sanitize=not include_password,
-            mask=mask,
-        )
-        return f"{scheme}+{self.uri_prefix}{url[len(scheme) :]}" if self.uri_prefix else url
 
     def clone(self, **overrides: Any) -> Connection:
         """A connection of the same settings, not opened."""
@@ -256,12 +110,6 @@ class Connection:
     def __repr__(self) -> str:
         return f"<Connection: {self.as_uri()} at {id(self):#x}>"
 
-    @property
-    def host(self) -> str:
-        """``hostname:port``."""
-        host, port, *_ = self._defaults()
-        return f"{host}:{port}"
-
     # --- the transport
 
     def get_transport_cls(self) -> type[Transport]:
@@ -272,7 +120,7 @@ class Connection:
 
     def create_transport(self) -> Transport:
         """A transport of its own, not connected."""
-        return self.get_transport_cls()(self._settings())
+        return self.get_transport_cls()(self.settings())
 
     @property
     def transport(self) -> Transport:
@@ -399,7 +247,8 @@ class Connection:
         channel = self._default_channel
         if channel is not None and channel.is_open and self.connected:
             return channel
-        options = {name: self.transport_options[name] for name in CONNECT_RETRY_OPTIONS if name in self.transport_options}
+        given = self.transport_options
+        options = {name: given[name] for name in CONNECT_RETRY_OPTIONS if name in given}
         timeout = self.transport_options.get("connect_retries_timeout", self.connect_timeout)
         self.ensure_connection(timeout=timeout, **options)
         with self._lock:
@@ -462,7 +311,7 @@ class Connection:
             transport = self._connected_transport()
         events = transport.receive(timeout)
         if not events:
-            raise socket.timeout("timed out")
+            raise TimeoutError("timed out")
         for event in events:
             channel = self._channels.get(event.channel)
             if channel is not None:
@@ -565,20 +414,16 @@ class Connection:
             self.maybe_close_channel(self._default_channel)
             self._default_channel = None
 
-    def completes_cycle(self, retries: int) -> bool:
-        """Whether that many retries have tried all URLs once."""
-        return not (retries + 1) % len(self.alt) if self.alt else True
-
     def switch(self, conn_str: str) -> None:
         """Close, and take over another URL; it is not connected to yet."""
         self.release()
-        self._settle_on(conn_str)
+        self.take(conn_str)
 
     def maybe_switch_next(self) -> None:
         """Take over the next URL, if there are several."""
         if self.cycle is not None:
             self.collect()
-            self._settle_on(next(self.cycle))
+            self.take(next(self.cycle))
 
     # --- lifetime
 
@@ -635,6 +480,7 @@ class Connection:
 
     @property
     def supports_heartbeats(self) -> bool:
+        """Whether the transport has heartbeats."""
         return self.get_transport_cls().capabilities.heartbeats
 
     @property
@@ -643,10 +489,12 @@ class Connection:
         return self.get_transport_cls().capabilities.asynchronous
 
     def supports_exchange_type(self, exchange_type: str) -> bool:
+        """Whether the transport has exchanges of that type."""
         return exchange_type in self.get_transport_cls().capabilities.exchange_types
 
     @property
     def qos_semantics_matches_spec(self) -> bool:
+        """Whether a prefetch count without ``apply_global`` bounds the channel (AMQP), not a consumer (RabbitMQ)."""
         return self.transport.qos_semantics_matches_spec()
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kombulite.message import Message
     from kombulite.transport.base import QueueInfo
 
-__all__ = ["Exchange", "PERSISTENT_DELIVERY_MODE", "Queue", "TRANSIENT_DELIVERY_MODE", "binding", "maybe_delivery_mode"]
+__all__ = ["PERSISTENT_DELIVERY_MODE", "TRANSIENT_DELIVERY_MODE", "Exchange", "Queue", "binding", "maybe_delivery_mode"]
 
 TRANSIENT_DELIVERY_MODE = 1
 PERSISTENT_DELIVERY_MODE = 2
@@ -37,7 +37,8 @@ class Exchange(MaybeChannelBound):
 
     ``type``: direct, topic, fanout or headers; ``durable``: survives a broker restart; ``auto_delete``: goes with its
     last binding; ``delivery_mode``: default for messages (1 or ``"transient"``, 2 or ``"persistent"``);
-    ``arguments``: the broker's own; ``passive``: declaring only asserts that it is there; ``no_declare``: never declare.
+    ``arguments``: the broker's own; ``passive``: declaring only asserts that it is there; ``no_declare``: it is never
+    declared.
     """
 
     TRANSIENT_DELIVERY_MODE = TRANSIENT_DELIVERY_MODE
@@ -71,6 +72,7 @@ class Exchange(MaybeChannelBound):
 
     @property
     def can_cache_declaration(self) -> bool:  # type: ignore[override]
+        """Whether one declaration lasts as long as the connection."""
         return not self.auto_delete
 
     def declare(self, nowait: bool = False, passive: bool | None = None, channel: Any = None) -> None:
@@ -194,7 +196,7 @@ def _name_of(entity: Any) -> str:
     return name
 
 
-class binding(Object):
+class binding(Object):  # noqa: N801 - kombu's name
     """A binding of a queue (or exchange) to ``exchange`` under ``routing_key``."""
 
     attrs: ClassVar[tuple[tuple[str, Any], ...]] = (
@@ -339,11 +341,13 @@ class Queue(MaybeChannelBound):
         return bound
 
     def when_bound(self) -> None:
+        """Bind the exchange too."""
         if self.exchange is not None:
             self.exchange = self.exchange.bind(self.channel)
 
     @property
     def can_cache_declaration(self) -> bool:  # type: ignore[override]
+        """Whether one declaration lasts as long as the connection."""
         expires = self.expires is not None or "x-expires" in (self.queue_arguments or {})
         return not self.auto_delete and not expires
 
@@ -416,9 +420,7 @@ class Queue(MaybeChannelBound):
             queue=self.name, exchange=_name_of(exchange), routing_key=routing_key, arguments=arguments, nowait=nowait
         )
 
-    def queue_unbind(
-        self, arguments: dict[str, Any] | None = None, nowait: bool = False, channel: Any = None
-    ) -> None:
+    def queue_unbind(self, arguments: dict[str, Any] | None = None, nowait: bool = False, channel: Any = None) -> None:
         """Take the binding to its exchange away."""
         self.unbind_from(self.exchange or "", self.routing_key, arguments, nowait, channel)
 
@@ -477,9 +479,7 @@ class Queue(MaybeChannelBound):
 
     def delete(self, if_unused: bool = False, if_empty: bool = False, nowait: bool = False) -> int:
         """Delete it, with the messages in it. Returns how many. Raises PreconditionFailed."""
-        return (
-            self.channel.queue_delete(queue=self.name, if_unused=if_unused, if_empty=if_empty, nowait=nowait) or 0
-        )
+        return self.channel.queue_delete(queue=self.name, if_unused=if_unused, if_empty=if_empty, nowait=nowait) or 0
 
     @classmethod
     def from_dict(cls, queue: str, **options: Any) -> Queue:

@@ -75,6 +75,7 @@ class Message(Received):
         self.accept = prepare_accept_content(content_types)
 
     def refuse(self, state: str) -> NoReturn:
+        """Raise the error for a message that cannot come to ``state``."""
         if self.channel is None:
             raise MessageStateError(f"the message has no channel, and cannot become {state}")
         raise MessageStateError(f"the message is {self._state} already, and cannot become {state}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Iterable
 from io import BytesIO
 from typing import Any, NoReturn
@@ -17,7 +16,6 @@ __all__ = [
     "dumps",
     "enable_insecure_serializers",
     "loads",
-    "pickle",
     "prepare_accept_content",
     "raw_encode",
     "register",
@@ -35,7 +33,7 @@ pickle_protocol = int(os.environ.get("PICKLE_PROTOCOL", "4"))
 
 def raw_encode(data: Any) -> tuple[str, str, Any]:
     """Pass a body on as it is: (content type, content encoding, body); text becomes UTF-8."""
-    return registry.dumps(data, "raw")  # type: ignore[return-value]
+    return registry.dumps(data, "raw")
 
 
 class SerializerRegistry(Codecs):
@@ -178,12 +176,25 @@ def _needs(package: str, error: ImportError) -> SerializerNotInstalled:
     return SerializerNotInstalled(f"this serializer needs the package {package}: {error}")
 
 
+def __getattr__(name: str) -> Any:
+    # ``serialization.pickle`` is part of the API; most users never need the module itself.
+    if name != "pickle":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import pickle
+
+    return pickle
+
+
 def _pickle_dumps(value: Any) -> bytes:
+    import pickle
+
     return pickle.dumps(value, protocol=pickle_protocol)
 
 
 def _pickle_loads(data: Any) -> Any:
-    return pickle.load(BytesIO(data))
+    import pickle
+
+    return pickle.load(BytesIO(data))  # noqa: S301 - only for consumers that accept it by name
 
 
 def _yaml_dumps(value: Any) -> Any:
@@ -224,4 +235,3 @@ register("pickle", _pickle_dumps, _pickle_loads, "application/x-python-serialize
 register("msgpack", _msgpack_dumps, _msgpack_loads, "application/x-msgpack", "binary")
 registry._set_default_serializer("json")
 disable_insecure_serializers()
-

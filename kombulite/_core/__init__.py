@@ -3,12 +3,13 @@
 Imports nothing of the facade: it loads without it.
 """
 
+from kombulite._core.codecs import Codecs
 from kombulite._core.envelope import EnvelopeTemplate, MalformedEnvelope, TagSequence, decode_envelope
 from kombulite._core.message import NOT_DECODED, Delivery, Properties, Received
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
-from kombulite._core.serialization import JSON, Codecs, InvalidValue, UnknownType
+from kombulite._core.serialization import JSON, InvalidValue, UnknownType
 
 __all__ = [
     "JSON",

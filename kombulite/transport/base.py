@@ -32,6 +32,10 @@ class Settings(NamedTuple):
     uri_prefix: str | None = None
     options: Mapping[str, Any] = {}
 
+    def __repr__(self) -> str:
+        # Neither the password nor what options may hold of the kind.
+        return f"<Settings {self.userid}@{self.hostname}:{self.port}/{self.virtual_host}>"
+
 
 class Capabilities(NamedTuple):
     """What a transport can do."""
@@ -53,7 +57,7 @@ class ExchangeSpec(NamedTuple):
 
 
 class QueueSpec(NamedTuple):
-    """A queue as declared; the broker chooses a name for ``""``. ``arguments`` under AMQP's names (``x-message-ttl``)."""
+    """A queue as declared; the broker chooses a name for ``""``. ``arguments``: under AMQP's names (``x-expires``)."""
 
     name: str = ""
     durable: bool = True
@@ -139,6 +143,7 @@ class Transport:
 
     @property
     def connected(self) -> bool:
+        """Whether the connection is open."""
         raise NotImplementedError
 
     def driver_version(self) -> str:

@@ -20,7 +20,9 @@ def maybe_list(value: Any, scalars: tuple[type, ...] = (dict, str, bytes)) -> An
     return value if value is None or is_list(value, scalars) else [value]
 
 
-def fxrange(start: float = 1.0, stop: float | None = None, step: float = 1.0, repeatlast: bool = False) -> Iterator[float]:
+def fxrange(
+    start: float = 1.0, stop: float | None = None, step: float = 1.0, repeatlast: bool = False
+) -> Iterator[float]:
     """``start``, ``start + step``, … up to ``stop`` (None: without end); then ``stop`` for ever with ``repeatlast``."""
     current = start
     while stop is None or current <= stop:
@@ -51,8 +53,8 @@ def retry_over_time(
     """Call ``fun`` until it raises none of ``catch``.
 
     ``max_retries``: further calls after the first (None: no limit, 0: none); ``timeout``: seconds after which it
-    gives up, with one last call at that time. ``errback(exception, intervals, retries)`` returns the seconds to sleep, ``interval_max`` at the
-    most; ``callback()`` runs before each second slept. Raises what ``fun`` raised last.
+    gives up, with one last call at that time. ``errback(exception, intervals, retries)`` returns the seconds to sleep,
+    ``interval_max`` at the most; ``callback()`` runs before each second slept. Raises what ``fun`` raised last.
     """
     args, kwargs = tuple(args or ()), kwargs or {}
     intervals = retry_intervals(interval_start, interval_step, interval_max)

@@ -15,10 +15,13 @@ class JSONEncoder(json.JSONEncoder):
     """The standard library's encoder with the typed values, for those who need its options."""
 
     def default(self, o: Any) -> Any:
+        """What is written in place of a value that JSON lacks."""
         return codec.stand_in(o)
 
 
-def dumps(s: Any, _dumps: Callable[..., str] = json.dumps, cls: type[json.JSONEncoder] | None = None, **kwargs: Any) -> str:
+def dumps(
+    s: Any, _dumps: Callable[..., str] = json.dumps, cls: type[json.JSONEncoder] | None = None, **kwargs: Any
+) -> str:
     """``s`` as JSON text. Keywords are those of ``json.dumps``; with any, its slower encoder does the work."""
     if cls is None and not kwargs and _dumps is json.dumps:
         return codec.dumps(s)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from uuid import UUID, uuid4
+from typing import Any
 
 
-def uuid(_uuid: Callable[[], UUID] = uuid4) -> str:
-    """A random UUID (version 4) as text."""
-    return str(_uuid())
+def uuid(_uuid: Callable[[], Any] | None = None) -> str:
+    """A random UUID (version 4) as text, or what ``_uuid`` makes."""
+    from uuid import uuid4  # imports more than all else here
+
+    return str((_uuid or uuid4)())

@@ -6,7 +6,10 @@ cdef class JSON:
     cdef dict _found
     cdef dict _decoders
     cdef object _decode_plain
+    cdef tuple _plain_errors
 
+    cdef int _learn_standard_types(self) except -1
+    cdef int _learn_to_decode(self) except -1
     cdef int write(self, Buffer* out, object value) except -1
     cdef int _write_dict(self, Buffer* out, dict value) except -1
     cdef int _write_key(self, Buffer* out, object key) except -1

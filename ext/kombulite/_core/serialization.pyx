@@ -6,16 +6,10 @@ for byte. Plain decoding is msgspec's; what msgspec refuses (NaN, Infinity, lone
 goes to the standard library, whose verdict is final.
 """
 
-import datetime
-import decimal
 import json
 import sys
-import uuid
 
 from binascii import a2b_base64, b2a_base64
-
-from msgspec import MsgspecError
-from msgspec.json import Decoder
 
 cimport cython
 from cpython.bytes cimport PyBytes_AsStringAndSize, PyBytes_CheckExact, PyBytes_FromStringAndSize
@@ -259,20 +253,19 @@ def _bytes_of_base64(value):
     return a2b_base64(value.encode("ascii"))
 
 
-def _isoformat(value):
-    return value.isoformat()
-
-
-def _date_of_text(value):
-    return datetime.datetime.fromisoformat(value).date()
-
-
-def _hex_of_uuid(value):
-    return {"hex": value.hex}
-
-
-def _uuid_of_dict(value):
-    return uuid.UUID(**value)
+def standard_types():
+    """The types that every codec knows: (type, marker, encoder, decoder). Their modules cost much to import, and most
+    programs never send one of them."""
+    from datetime import date, datetime, time
+    from decimal import Decimal
+    from uuid import UUID
+    return [
+        (datetime, "datetime", datetime.isoformat, datetime.fromisoformat),
+        (date, "date", date.isoformat, lambda value: datetime.fromisoformat(value).date()),
+        (time, "time", time.isoformat, time.fromisoformat),
+        (Decimal, "decimal", str, Decimal),
+        (UUID, "uuid", lambda value: {"hex": value.hex}, lambda value: UUID(**value)),
+    ]
 
 
 cdef bint may_hold_typed_values(const char* text, Py_ssize_t size) noexcept nogil:
@@ -307,12 +300,6 @@ cdef class JSON:
         self._encoders = {}
         self._found = {}
         self._decoders = {ESCAPED: dict, "bytes": _bytes_of_text, "base64": _bytes_of_base64}
-        self._decode_plain = Decoder().decode
-        self.register(datetime.datetime, "datetime", _isoformat, datetime.datetime.fromisoformat)
-        self.register(datetime.date, "date", _isoformat, _date_of_text)
-        self.register(datetime.time, "time", _isoformat, datetime.time.fromisoformat)
-        self.register(decimal.Decimal, "decimal", str, decimal.Decimal)
-        self.register(uuid.UUID, "uuid", _hex_of_uuid, _uuid_of_dict)
 
     def register(self, type kind not None, marker, encoder, decoder=None):
         """Teach it a type.
@@ -320,10 +307,26 @@ cdef class JSON:
         ``encoder(value)`` gives what stands for a value of ``kind`` or of a subclass; ``decoder`` undoes that.
         With ``marker`` None the stand-in is written untyped, and nothing is decoded.
         """
+        self._learn_standard_types()
         self._encoders[kind] = (marker, encoder)
         self._found = {}
         if marker is not None:
             self._decoders[marker] = decoder
+
+    cdef int _learn_to_decode(self) except -1:
+        # Imported when the first message is read: a producer never needs it, and it is a third of our import time.
+        from msgspec import MsgspecError
+        from msgspec.json import Decoder
+        self._plain_errors = (MsgspecError, UnicodeError)
+        self._decode_plain = Decoder().decode
+        return 0
+
+    cdef int _learn_standard_types(self) except -1:
+        if not self._encoders:
+            for kind, marker, encoder, decoder in standard_types():
+                self._encoders[kind] = (marker, encoder)
+                self._decoders.setdefault(marker, decoder)
+        return 0
 
     # --- encoding
 
@@ -375,6 +378,7 @@ cdef class JSON:
         cdef dict found = self._found
         encoder = found.get(kind, self)
         if encoder is self:
+            self._learn_standard_types()
             encoder = None
             for base in kind.__mro__ + tuple(self._encoders):  # the closest class first, then abstract ones
                 if base in self._encoders and issubclass(kind, base):
@@ -485,9 +489,11 @@ cdef class JSON:
         cdef Py_ssize_t size
         if not PyBytes_CheckExact(data) and not isinstance(data, (str, bytes)):
             data = bytes(memoryview(data))
+        if self._decode_plain is None:
+            self._learn_to_decode()
         try:
             value = self._decode_plain(data)
-        except (MsgspecError, UnicodeError):
+        except self._plain_errors:
             return self._revive(json.loads(data if isinstance(data, str) else data.decode("utf-8")))
         # Typed values are rare: look for their key (its letters may be escaped) before walking the result.
         if type(value) is dict or type(value) is list:
@@ -504,6 +510,7 @@ cdef class JSON:
         if len(value) != 2 or "__type__" not in value or "__value__" not in value:
             return value
         marker = value["__type__"]
+        self._learn_standard_types()
         decoder = self._decoders.get(marker) if isinstance(marker, str) else None
         if decoder is None:
             raise UnknownType(f"no type is registered for the marker {marker!r:.80}")
@@ -537,106 +544,3 @@ cdef class JSON:
             finally:
                 Py_LeaveRecursiveCall()
         return value
-
-
-# --- choosing a codec -------------------------------------------------------------------------------------------
-
-# Text and raw bytes hold nothing that could run; every consumer takes them.
-TRUSTED_CONTENT = frozenset(["application/data", "application/text"])
-BINARY_ENCODINGS = frozenset(["binary", "ascii-8bit"])
-
-
-cdef class Codecs:
-    """Encoders by name and decoders by content type. The base of the facade's serializer registry, which adds the rest.
-
-    ``encoders``: name -> (content type, content encoding, encoder); ``default``: such a triple; ``decoders``: content
-    type -> decoder; ``disabled``: content types that are refused where the receiver does not say what it accepts.
-    """
-
-    cdef readonly dict encoders
-    cdef readonly dict decoders
-    cdef readonly set disabled
-    cdef public tuple default
-
-    def __cinit__(self, *args, **kwargs):
-        self.encoders = {}
-        self.decoders = {}
-        self.disabled = set()
-
-    # --- what the facade adds
-
-    def find_encoder(self, name):
-        """The triple of an encoder that is not in ``encoders``, or an error."""
-        raise NotImplementedError
-
-    def find_decoder(self, content_type):
-        """The decoder of a content type that is not in ``decoders``, or None."""
-        raise NotImplementedError
-
-    def refuse(self, content_type):
-        """Raise the error for a content type that is not accepted."""
-        raise NotImplementedError
-
-    def encode_failed(self, error):
-        """Raise the error for an encoder's exception."""
-        raise NotImplementedError
-
-    def decode_failed(self, error):
-        """Raise the error for a decoder's exception."""
-        raise NotImplementedError
-
-    # --- the hot paths
-
-    def dumps(self, data, serializer=None):
-        """Encode a body: (content type, content encoding, payload).
-
-        Without ``serializer`` bytes and text pass as they are, all else takes the default one. Raises EncodeError,
-        SerializerNotInstalled.
-        """
-        cdef tuple codec
-        if not serializer:
-            if isinstance(data, bytes):
-                return "application/data", "binary", data
-            if isinstance(data, str):
-                return "text/plain", "utf-8", (<str> data).encode("utf-8")
-            codec = self.default
-        elif serializer == "raw":
-            if isinstance(data, str):
-                return "application/data", "utf-8", (<str> data).encode("utf-8")
-            return "application/data", "binary", data
-        else:
-            codec = self.encoders.get(serializer)
-            if codec is None:
-                codec = self.find_encoder(serializer)
-        try:
-            return codec[0], codec[1], codec[2](data)
-        except Exception as error:
-            self.encode_failed(error)
-
-    def loads(self, data, content_type, content_encoding, accept=None, bint force=False):
-        """Decode a body.
-
-        ``accept``: the content types that may be decoded (None: all but the disabled ones; those too with ``force``).
-        Raises ContentDisallowed, DecodeError.
-        """
-        if not content_type:
-            content_type = "application/data"
-        if accept is None:
-            if not force and content_type in self.disabled:
-                self.refuse(content_type)
-        elif content_type not in accept and content_type not in TRUSTED_CONTENT:
-            self.refuse(content_type)
-        if not data:
-            return data
-        decoder = self.decoders.get(content_type)
-        if decoder is None:
-            decoder = self.find_decoder(content_type)
-        try:
-            if decoder is not None:
-                return decoder(data)
-            content_encoding = (content_encoding or "utf-8").lower()
-            if isinstance(data, str) or content_encoding in BINARY_ENCODINGS:
-                return data
-            return bytes(data).decode(content_encoding)
-        except Exception as error:
-            self.decode_failed(error)

@@ -12,13 +12,22 @@ from collections.abc import Mapping, Sequence
 from threading import Condition
 from time import monotonic
 from typing import Any
-from uuid import uuid4
 
 from kombulite import exceptions
 from kombulite._core import Delivery, Rota
-from kombulite.transport.base import Capabilities, Event, ExchangeSpec, Outcome, QueueInfo, QueueSpec, Returned, Settings
+from kombulite.transport.base import (
+    Capabilities,
+    Event,
+    ExchangeSpec,
+    Outcome,
+    QueueInfo,
+    QueueSpec,
+    Returned,
+    Settings,
+)
 from kombulite.transport.base import Transport as BaseTransport
 from kombulite.transport.memory.broker import Channel, Consumer, Queue, broker_of
+from kombulite.utils.uuid import uuid
 
 MOST_CHANNELS = 65535
 
@@ -122,7 +131,7 @@ class Transport(BaseTransport):
                 queue = self._broker.queue(spec.name, self)
                 queue.used_at = monotonic()
             else:
-                queue = self._broker.declare_queue(spec._replace(name=spec.name or f"amq.gen-{uuid4()}"), self)
+                queue = self._broker.declare_queue(spec._replace(name=spec.name or f"amq.gen-{uuid()}"), self)
             return QueueInfo(queue.spec.name, len(queue.messages), len(queue.consumers))
 
     def delete_queue(self, channel: int, name: str, if_unused: bool, if_empty: bool) -> int:
@@ -230,7 +239,7 @@ class Transport(BaseTransport):
         with self._lock:
             state = self._channel(channel)
             found = self._broker.queue(queue, self)
-            consumer_tag = consumer_tag or f"ctag-{uuid4()}"
+            consumer_tag = consumer_tag or f"ctag-{uuid()}"
             if consumer_tag in state.consumers:
                 raise exceptions.NotAllowed(f"consumer tag '{consumer_tag}' is in use")
             if (exclusive and found.consumers) or any(consumer.exclusive for consumer in found.consumers):
@@ -307,7 +316,7 @@ class Transport(BaseTransport):
             settled = state.ledger.settle_up_to(delivery_tag)
         else:
             try:
-                settled = (state.ledger.settle(delivery_tag),)
+                settled = [state.ledger.settle(delivery_tag)]
             except KeyError:
                 raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r}") from None
         if outcome is not ACK:

@@ -102,7 +102,7 @@ class Queue:
 def expiration_of(delivery: Delivery) -> float:
     """Seconds that a message may wait. Raises PreconditionFailed where its property is no number."""
     try:
-        milliseconds = int(delivery.properties.expiration)
+        milliseconds = int(str(delivery.properties.expiration))
     except (TypeError, ValueError):
         milliseconds = -1
     if milliseconds < 0:
@@ -141,9 +141,9 @@ def dead_letter(queue: Queue, delivery: Delivery, reason: str) -> Delivery | Non
     """
     headers = dict(delivery.properties.headers or {})
     deaths = [dict(death) for death in headers.get("x-death", ())]
-    if reason != "rejected" and any(death["queue"] == queue.spec.name for death in deaths):
-        if not any(death["reason"] == "rejected" for death in deaths):
-            return None
+    was_here = any(death["queue"] == queue.spec.name for death in deaths)
+    if was_here and reason != "rejected" and not any(death["reason"] == "rejected" for death in deaths):
+        return None
     death: dict[str, Any] = {
         "count": 0,
         "reason": reason,
@@ -165,7 +165,7 @@ def dead_letter(queue: Queue, delivery: Delivery, reason: str) -> Delivery | Non
     headers.setdefault("x-first-death-queue", queue.spec.name)
     headers.setdefault("x-first-death-reason", reason)
     return Delivery(
-        queue.limits.dead_letter_exchange,
+        queue.limits.dead_letter_exchange or "",
         delivery.routing_key if queue.limits.dead_letter_routing_key is None else queue.limits.dead_letter_routing_key,
         delivery.properties.replace(headers=headers, expiration=None),
         delivery.body,
@@ -365,6 +365,7 @@ class Broker:
 
 
 def describe(spec: ExchangeSpec | QueueSpec) -> dict[str, Any]:
+    """Settings for an error message."""
     return {name: value for name, value in spec._asdict().items() if name != "name"}
 
 

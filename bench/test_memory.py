@@ -1,0 +1,58 @@
+"""The embedded transport, memory://."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kombu
+import pytest
+
+import kombulite
+from bench.duel import duel
+from bench.workloads import (
+    add_bindings,
+    consuming,
+    open_place,
+    publishing,
+    publishing_in_batch,
+    publishing_many,
+    round_trips,
+)
+
+MESSAGES = 5000
+
+#: Kinds of topic keys, of which none matches ``order.eu.created``.
+TOPICS = ("order.eu.c{}.created", "order.*.c{}.created", "stock.{}.#", "*.us.c{}", "invoice.{}.paid")
+
+
+def test_publish(benchmark: Any) -> None:
+    sides = [publishing(open_place(library, "publish")) for library in (kombulite, kombu)]
+    duel(benchmark, "memory publish, small dict, direct exchange", *sides, operations=MESSAGES, at_least=8)
+
+
+def test_consume(benchmark: Any) -> None:
+    sides = [consuming(open_place(library, "consume")) for library in (kombulite, kombu)]
+    duel(benchmark, "memory consume + decode + ack, prefetch 1000", *sides, operations=MESSAGES, at_least=8)
+
+
+def test_publish_topic(benchmark: Any) -> None:
+    places = [open_place(library, "topic", "topic", "order.*.created") for library in (kombulite, kombu)]
+    for place in places:
+        add_bindings(place, [TOPICS[i % len(TOPICS)].format(i) for i in range(1000)])
+    sides = [publishing(place, "order.eu.created") for place in places]
+    duel(benchmark, "memory publish, topic exchange, 1,000 other bindings", *sides, at_least=100)
+    assert all(place.queue.purge() for place in places)  # the messages did arrive
+
+
+@pytest.mark.parametrize(
+    ("work", "publish"),
+    [("memory publish_many, beside publish", publishing_many), ("memory batch(), beside publish", publishing_in_batch)],
+)
+def test_publish_together(benchmark: Any, work: str, publish: Any) -> None:
+    ours, theirs = open_place(kombulite, publish.__name__), open_place(kombu, publish.__name__)
+    duel(benchmark, work, publish(ours), publishing(theirs), operations=MESSAGES)
+
+
+def test_round_trip(benchmark: Any) -> None:
+    sides = [round_trips(open_place(library, "trip")) for library in (kombulite, kombu)]
+    duel(benchmark, "memory round trip: publish, get, decode, ack", *sides)

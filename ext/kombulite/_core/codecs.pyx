@@ -1,0 +1,101 @@
+"""Choosing a codec: encoders by name, decoders by content type, and what is accepted."""
+
+# Text and raw bytes hold nothing that could run; every consumer takes them.
+TRUSTED_CONTENT = frozenset(["application/data", "application/text"])
+BINARY_ENCODINGS = frozenset(["binary", "ascii-8bit"])
+
+
+cdef class Codecs:
+    """Encoders by name and decoders by content type. The base of the facade's serializer registry, which adds the rest.
+
+    ``encoders``: name -> (content type, content encoding, encoder); ``default``: such a triple; ``decoders``: content
+    type -> decoder; ``disabled``: content types that are refused where the receiver does not say what it accepts.
+    """
+
+    cdef readonly dict encoders
+    cdef readonly dict decoders
+    cdef readonly set disabled
+    cdef public tuple default
+
+    def __cinit__(self, *args, **kwargs):
+        self.encoders = {}
+        self.decoders = {}
+        self.disabled = set()
+
+    # --- what the facade adds
+
+    def find_encoder(self, name):
+        """The triple of an encoder that is not in ``encoders``, or an error."""
+        raise NotImplementedError
+
+    def find_decoder(self, content_type):
+        """The decoder of a content type that is not in ``decoders``, or None."""
+        raise NotImplementedError
+
+    def refuse(self, content_type):
+        """Raise the error for a content type that is not accepted."""
+        raise NotImplementedError
+
+    def encode_failed(self, error):
+        """Raise the error for an encoder's exception."""
+        raise NotImplementedError
+
+    def decode_failed(self, error):
+        """Raise the error for a decoder's exception."""
+        raise NotImplementedError
+
+    # --- the hot paths
+
+    def dumps(self, data, serializer=None):
+        """Encode a body: (content type, content encoding, payload).
+
+        Without ``serializer`` bytes and text pass as they are, all else takes the default one. Raises EncodeError,
+        SerializerNotInstalled.
+        """
+        cdef tuple codec
+        if not serializer:
+            if isinstance(data, bytes):
+                return "application/data", "binary", data
+            if isinstance(data, str):
+                return "text/plain", "utf-8", (<str> data).encode("utf-8")
+            codec = self.default
+        elif serializer == "raw":
+            if isinstance(data, str):
+                return "application/data", "utf-8", (<str> data).encode("utf-8")
+            return "application/data", "binary", data
+        else:
+            codec = self.encoders.get(serializer)
+            if codec is None:
+                codec = self.find_encoder(serializer)
+        try:
+            return codec[0], codec[1], codec[2](data)
+        except Exception as error:
+            self.encode_failed(error)
+
+    def loads(self, data, content_type, content_encoding, accept=None, bint force=False):
+        """Decode a body.
+
+        ``accept``: the content types that may be decoded (None: all but the disabled ones; those too with ``force``).
+        Raises ContentDisallowed, DecodeError.
+        """
+        if not content_type:
+            content_type = "application/data"
+        if accept is None:
+            if not force and content_type in self.disabled:
+                self.refuse(content_type)
+        elif content_type not in accept and content_type not in TRUSTED_CONTENT:
+            self.refuse(content_type)
+        if not data:
+            return data
+        decoder = self.decoders.get(content_type)
+        if decoder is None:
+            decoder = self.find_decoder(content_type)
+        try:
+            if decoder is not None:
+                return decoder(data)
+            content_encoding = (content_encoding or "utf-8").lower()
+            if isinstance(data, str) or content_encoding in BINARY_ENCODINGS:
+                return data
+            return bytes(data).decode(content_encoding)
+        except Exception as error:
+            self.decode_failed(error)

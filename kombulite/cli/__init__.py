@@ -1,0 +1,20 @@
+"""The command line: ``kombulite``, or ``python -m kombulite``. It needs the extra ``kombulite[cli]``."""
+
+from __future__ import annotations
+
+import sys
+
+NEEDED = ("click", "rich")
+
+
+def main() -> None:
+    """Run the command line. It ends in SystemExit; status 2 where click or rich is missing."""
+    try:
+        from kombulite.cli.commands import kombulite
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in NEEDED:
+            raise
+        print(f"kombulite: the command line needs {missing}: pip install 'kombulite[cli]'", file=sys.stderr)
+        sys.exit(2)
+    kombulite()

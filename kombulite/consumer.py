@@ -1,0 +1,210 @@
+"""Receiving messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from kombulite import exceptions
+from kombulite.abstract import maybe_channel
+from kombulite.channel import Channel
+from kombulite.entity import Queue
+from kombulite.message import Message
+from kombulite.serialization import prepare_accept_content
+from kombulite.utils.functional import maybe_list
+
+if TYPE_CHECKING:
+    from kombulite.connection import Connection
+
+_tags = count(1)
+
+
+class Consumer:
+    """Receives messages.
+
+    ``channel``: a channel or connection; ``queues``: one or several; ``callbacks``: called with (body, message), or
+    ``on_message`` with the message alone, not decoded; ``accept``: serializers or content types that may be decoded;
+    ``on_decode_error(message, exception)``: called instead of raising; ``prefetch_count``: messages delivered and not
+    acknowledged at a time; ``no_ack``: they count as acknowledged when sent; ``tag_prefix``: starts the consumer tags.
+    """
+
+    ContentDisallowed = exceptions.ContentDisallowed
+
+    no_ack: bool | None = None
+    auto_declare = True
+    callbacks: list[Callable[[Any, Message], Any]]
+    on_message: Callable[[Message], Any] | None = None
+    on_decode_error: Callable[[Message, Exception], Any] | None = None
+    accept: set[str | None] | None = None
+    prefetch_count: int | None = None
+
+    def __init__(
+        self,
+        channel: Any,
+        queues: Any = None,
+        no_ack: bool | None = None,
+        auto_declare: bool | None = None,
+        callbacks: Iterable[Callable[[Any, Message], Any]] | None = None,
+        on_decode_error: Callable[[Message, Exception], Any] | None = None,
+        on_message: Callable[[Message], Any] | None = None,
+        accept: Iterable[str] | None = None,
+        prefetch_count: int | None = None,
+        tag_prefix: str | None = None,
+    ) -> None:
+        self.channel: Channel = channel
+        self._queues: dict[str, Queue] = {}
+        self._unnamed = maybe_list(queues) or []
+        self._active_tags: dict[str, str] = {}
+        self._no_ack_of: dict[str, bool | None] = {}
+        self.no_ack = self.no_ack if no_ack is None else no_ack
+        self.auto_declare = self.auto_declare if auto_declare is None else auto_declare
+        self.callbacks = list(callbacks or ())
+        self.on_message = on_message or self.on_message
+        self.on_decode_error = on_decode_error or self.on_decode_error
+        self.accept = prepare_accept_content([accept] if isinstance(accept, str) else accept)
+        self.prefetch_count = prefetch_count
+        self.tag_prefix = tag_prefix or ""
+        if channel is not None:
+            self.revive(channel)
+
+    # --- queues
+
+    @property
+    def queues(self) -> list[Queue]:
+        """The queues it consumes from, or will."""
+        return [*self._queues.values(), *self._unnamed]
+
+    @queues.setter
+    def queues(self, queues: Any) -> None:
+        self._queues = {queue.name: queue for queue in maybe_list(queues) or []}
+
+    def add_queue(self, queue: Queue) -> Queue:
+        """Add a queue (declared if ``auto_declare``); ``consume`` starts it."""
+        queue = queue(self.channel)
+        if self.auto_declare:
+            queue.declare()
+        self._queues[queue.name] = queue
+        return queue
+
+    def consuming_from(self, queue: Queue | str) -> bool:
+        """Whether a queue, or one of that name, is consumed now."""
+        return (queue.name if isinstance(queue, Queue) else queue) in self._active_tags
+
+    def declare(self) -> None:
+        """Declare the queues, with their exchanges and bindings."""
+        for queue in self._queues.values():
+            queue.declare()
+
+    def purge(self) -> int:
+        """Remove the messages that wait in all queues; returns how many."""
+        return sum(queue.purge() for queue in self._queues.values())
+
+    # --- lifetime
+
+    def revive(self, channel: Any) -> None:
+        """Go on with another channel after the old one was lost: declare, set the prefetch count, consume again."""
+        self.channel = maybe_channel(channel)
+        resumed = {name: self._no_ack_of.get(name) for name in self._active_tags}
+        self._active_tags.clear()
+        queues = [*self._queues.values(), *self._unnamed]
+        self._queues, self._unnamed = {}, []
+        for queue in queues:
+            bound = queue(self.channel)
+            if self.auto_declare:
+                bound.declare()  # now the broker has named those without a name
+            self._queues[bound.name] = bound
+        if self.prefetch_count is not None:
+            self.qos(prefetch_count=self.prefetch_count)
+        for name, no_ack in resumed.items():
+            if name in self._queues:
+                self._consume(self._queues[name], no_ack)
+
+    def consume(self, no_ack: bool | None = None) -> None:
+        """Start consuming from all queues where that is not so already."""
+        no_ack = self.no_ack if no_ack is None else no_ack
+        for queue in list(self._queues.values()):
+            if queue.name not in self._active_tags:
+                self._consume(queue, no_ack)
+
+    def _consume(self, queue: Queue, no_ack: bool | None) -> None:
+        tag = f"{self.tag_prefix}{next(_tags)}"
+        self._no_ack_of[queue.name] = no_ack
+        self._active_tags[queue.name] = queue.consume(tag, self._receive, no_ack=no_ack)
+
+    def cancel(self) -> None:
+        """Stop consuming. Messages delivered stay to be acknowledged."""
+        for name in list(self._active_tags):
+            self.channel.basic_cancel(self._active_tags.pop(name))
+
+    close = cancel
+
+    def cancel_by_queue(self, queue: Queue | str) -> None:
+        """Stop consuming from one queue, and forget it."""
+        name = queue.name if isinstance(queue, Queue) else queue
+        self._queues.pop(name, None)
+        tag = self._active_tags.pop(name, None)
+        if tag is not None:
+            self.channel.basic_cancel(tag)
+
+    def __enter__(self) -> Consumer:
+        self.consume()
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc_val: Any, exc_tb: Any) -> None:
+        if exc_type is not None and issubclass(exc_type, self.channel.connection.connection_errors):
+            return  # the consumers went with the connection
+        self.cancel()
+
+    # --- limits
+
+    def qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
+        """Bound the messages that are delivered and not acknowledged (0: no bound)."""
+        self.channel.basic_qos(prefetch_size, prefetch_count, apply_global)
+
+    def flow(self, active: bool) -> None:
+        """Pause deliveries, or let them go on."""
+        self.channel.flow(active)
+
+    def recover(self, requeue: bool = False) -> None:
+        """Have all that is not acknowledged delivered again."""
+        self.channel.basic_recover(requeue=requeue)
+
+    # --- messages
+
+    def register_callback(self, callback: Callable[[Any, Message], Any]) -> None:
+        """Add a callback, called with (body, message)."""
+        self.callbacks.append(callback)
+
+    def receive(self, body: Any, message: Message) -> None:
+        """Hand a decoded message to the callbacks. Raises NotImplementedError where there are none."""
+        if not self.callbacks:
+            raise NotImplementedError("Consumer does not have any callbacks")
+        for callback in self.callbacks:
+            callback(body, message)
+
+    def _receive(self, message: Message) -> None:
+        on_message = self.on_message
+        try:
+            if on_message is None:
+                body = message.unpack(self.accept)
+            else:
+                message.accept = self.accept
+                message.raise_errors()
+        except Exception as error:
+            if self.on_decode_error is None:
+                raise
+            self.on_decode_error(message, error)
+            return
+        if on_message is None:
+            self.receive(body, message)
+        else:
+            on_message(message)
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection of its channel."""
+        return self.channel.connection if self.channel is not None else None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.queues}>"

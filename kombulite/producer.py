@@ -1,0 +1,431 @@
+"""Sending messages: one at a time, in batches, in streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from kombulite import exceptions, serialization
+from kombulite._core import Delivery, Properties
+from kombulite.channel import Channel, make_properties
+from kombulite.compression import compress
+from kombulite.entity import Exchange, Queue, maybe_delivery_mode
+from kombulite.message import Message
+
+if TYPE_CHECKING:
+    from kombulite.connection import Connection
+
+RETRY_POLICY_KEYS = frozenset(
+    [
+        "errback",
+        "max_retries",
+        "interval_start",
+        "interval_step",
+        "interval_max",
+        "on_revive",
+        "retry_errors",
+    ]
+)
+
+#: Messages that ``publish_many`` prepares before it hands them over.
+CHUNK = 1000
+
+
+class Batch:
+    """Messages that wait to be sent together. Made by ``Producer.batch()``."""
+
+    def __init__(self, producer: Producer, max_size: int) -> None:
+        if max_size < 1:
+            raise ValueError(f"a batch holds one message or more, not {max_size}")
+        self._producer = producer
+        self._max_size = max_size
+        self._waiting: list[tuple[Delivery, bool]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, delivery: Delivery, mandatory: bool) -> None:
+        """Add a message; a full batch is sent. Raises BatchPublishError."""
+        self._waiting.append((delivery, mandatory))
+        if len(self._waiting) >= self._max_size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what waits. Raises BatchPublishError, which names the messages that were refused."""
+        waiting, self._waiting = self._waiting, []
+        refused: list[tuple[int, Exception]] = []
+        start = 0
+        while start < len(waiting):
+            mandatory = waiting[start][1]
+            end = start + 1
+            while end < len(waiting) and waiting[end][1] == mandatory:
+                end += 1
+            deliveries = [delivery for delivery, _ in waiting[start:end]]
+            refused += [(start + i, error) for i, error in self._producer.channel.publish_many(deliveries, mandatory)]
+            start = end
+        _raise_refused(refused, len(waiting))
+
+
+def _raise_refused(refused: list[tuple[int, Exception]], total: int) -> None:
+    if refused:
+        index, error = refused[0]
+        raise exceptions.BatchPublishError(
+            f"{len(refused)} of {total} messages were refused, number {index} first: {error}",
+            refused=refused,
+            published=total - len(refused),
+        )
+
+
+class Producer:
+    """Sends messages.
+
+    ``channel``: a channel or a connection (whose channel is opened at first use); ``exchange`` (an Exchange or its
+    name), ``routing_key``, ``serializer``, ``compression``: defaults for ``publish``; ``auto_declare``: declare the
+    exchange at first use; ``on_return(exception, exchange, routing_key, message)``: gets the mandatory messages that
+    no queue took.
+    """
+
+    exchange: Exchange
+    routing_key = ""
+    serializer: str | None = None
+    compression: str | None = None
+    auto_declare = True
+    on_return: Callable[[Exception, str, str, Message], Any] | None = None
+    supports_batch_publish = True
+
+    def __init__(
+        self,
+        channel: Any,
+        exchange: Exchange | str | None = None,
+        routing_key: str | None = None,
+        serializer: str | None = None,
+        auto_declare: bool | None = None,
+        compression: str | None = None,
+        on_return: Callable[[Exception, str, str, Message], Any] | None = None,
+    ) -> None:
+        self._channel: Channel | None = None
+        self.__connection__: Connection | None = None
+        self._declared: Any = None  # the connection's declarations that hold our exchange's
+        self._batch: Batch | None = None
+        self._plain: dict[Any, Properties] = {}
+        if exchange is None or isinstance(exchange, str):
+            exchange = Exchange(exchange or "")
+        self.exchange = exchange
+        self.routing_key = routing_key or self.routing_key
+        self.serializer = serializer or self.serializer
+        self.compression = compression or self.compression
+        self.on_return = on_return or self.on_return
+        if auto_declare is not None:
+            self.auto_declare = auto_declare
+        if isinstance(channel, Channel):
+            self.revive(channel)
+        elif channel is not None:
+            self.__connection__ = channel
+
+    # --- the channel
+
+    @property
+    def channel(self) -> Channel:
+        """The channel, opened now if it was not yet."""
+        if self._channel is None:
+            if self.__connection__ is None:
+                raise exceptions.NotBoundError("the producer has no channel and no connection")
+            self._attach(self.__connection__.default_channel)
+        assert self._channel is not None
+        return self._channel
+
+    @channel.setter
+    def channel(self, channel: Channel) -> None:
+        self._channel = channel
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection, if there is one yet."""
+        return self.__connection__ or (self._channel.connection if self._channel is not None else None)
+
+    def revive(self, channel: Any) -> None:
+        """Go on with another channel, or a connection's, after the old one was lost."""
+        if isinstance(channel, Channel):
+            self._attach(channel)
+        else:
+            self.__connection__ = channel
+            self._channel = None
+
+    def _attach(self, channel: Channel) -> None:
+        self._channel = channel
+        self.exchange = self.exchange(channel)
+        self._declared = None
+        if self.on_return is not None and self._on_return not in channel.return_listeners:
+            channel.return_listeners.append(self._on_return)
+
+    def _on_return(self, error: Exception, exchange: str, routing_key: str, message: Message) -> None:
+        if self.on_return is not None:
+            self.on_return(error, exchange, routing_key, message)
+
+    # --- declaring
+
+    def declare(self) -> None:
+        """Declare the exchange. Publishing does it, unless ``auto_declare`` is off."""
+        if self.exchange.name:
+            self.exchange.declare(channel=self.channel)
+
+    def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> bool:
+        """Declare an entity, unless the connection remembers that it was."""
+        if not entity:
+            return False
+        channel = self.channel
+        return channel.connection.maybe_declare(entity, channel, retry, **retry_policy)
+
+    # --- publishing
+
+    def publish(
+        self,
+        body: Any,
+        routing_key: str | None = None,
+        delivery_mode: int | str | None = None,
+        mandatory: bool = False,
+        immediate: bool = False,
+        priority: int | None = 0,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        serializer: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        compression: str | None = None,
+        exchange: Exchange | str | None = None,
+        retry: bool = False,
+        retry_policy: Mapping[str, Any] | None = None,
+        declare: Iterable[Any] | None = None,
+        expiration: float | None = None,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+        **properties: Any,
+    ) -> None:
+        """Publish a message.
+
+        ``body`` is serialised (``serializer``), or sent as it is when ``content_type`` says what it is; then compressed
+        (``compression``). ``exchange``: an Exchange or a name, ``""`` for the default exchange. ``mandatory``: give it
+        back if no queue takes it (``on_return``). ``declare``: entities to declare first. ``expiration``, and
+        ``timeout`` for the broker to take it, in seconds. ``retry``: reconnect and try again as ``retry_policy`` says
+        (errback, max_retries, interval_start, interval_step, interval_max, on_revive, retry_errors). Other keywords are
+        message properties (``correlation_id``, ``reply_to``, …; ``reply_to`` may be a Queue).
+
+        Raises EncodeError, SerializerNotInstalled, NotFound, MessageNacked, PreconditionFailed; with ``retry``
+        OperationalError for a connection that cannot be had.
+        """
+        name, mode = self._resolve(exchange, delivery_mode)
+        body, sent = self._prepare(
+            body,
+            mode,
+            priority,
+            content_type,
+            content_encoding,
+            serializer,
+            headers,
+            compression,
+            expiration,
+            properties,
+        )
+        if routing_key is None:
+            routing_key = self.routing_key
+        if retry:
+            self._publish_with_retry(
+                partial(self._publish, name, routing_key, sent, body, mandatory, declare, timeout), retry_policy
+            )
+        else:
+            self._publish(name, routing_key, sent, body, mandatory, declare, timeout)
+
+    def publish_many(
+        self,
+        bodies: Iterable[Any],
+        routing_key: str | None = None,
+        delivery_mode: int | str | None = None,
+        mandatory: bool = False,
+        priority: int | None = 0,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        serializer: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        compression: str | None = None,
+        exchange: Exchange | str | None = None,
+        declare: Iterable[Any] | None = None,
+        expiration: float | None = None,
+        timeout: float | None = None,
+        **properties: Any,
+    ) -> int:
+        """Publish many bodies to one place, with the arguments of ``publish``. Returns how many were taken.
+
+        ``bodies`` may be endless: they are handed over a thousand at a time. Raises BatchPublishError, whose
+        ``refused`` names those that were not taken by their index; those after them are still sent.
+        """
+        name, mode = self._resolve(exchange, delivery_mode)
+        if routing_key is None:
+            routing_key = self.routing_key
+        channel = self.channel
+        self._declare_all(declare)
+        refused: list[tuple[int, Exception]] = []
+        total = 0
+        rest = iter(bodies)
+        while chunk := [
+            Delivery(name, routing_key, sent, payload)
+            for payload, sent in (
+                self._prepare(
+                    body,
+                    mode,
+                    priority,
+                    content_type,
+                    content_encoding,
+                    serializer,
+                    headers,
+                    compression,
+                    expiration,
+                    properties,
+                )
+                for body in islice(rest, CHUNK)
+            )
+        ]:
+            refused += [(total + i, error) for i, error in channel.publish_many(chunk, mandatory, timeout)]
+            total += len(chunk)
+        _raise_refused(refused, total)
+        return total
+
+    @contextmanager
+    def batch(self, max_size: int = 1000) -> Iterator[Batch]:
+        """Collect what is published inside, and send it together: at ``max_size`` messages, on ``flush()``, at the end.
+
+        An exception inside discards what was not sent yet. Within another batch it adds to that one. Raises
+        BatchPublishError.
+        """
+        if self._batch is not None:
+            yield self._batch
+            return
+        batch = self._batch = Batch(self, max_size)
+        try:
+            yield batch
+        finally:
+            self._batch = None
+        batch.flush()
+
+    def _resolve(self, exchange: Exchange | str | None, delivery_mode: int | str | None) -> tuple[str, int]:
+        """The name of the exchange and the delivery mode to publish with."""
+        if exchange is None:
+            exchange = self.exchange
+        if isinstance(exchange, str):
+            name, mode = exchange, delivery_mode or self.exchange.delivery_mode
+        else:
+            name, mode = exchange.name, delivery_mode or exchange.delivery_mode
+        return name, mode if mode.__class__ is int else maybe_delivery_mode(mode)
+
+    def _prepare(
+        self,
+        body: Any,
+        delivery_mode: int,
+        priority: int | None,
+        content_type: str | None,
+        content_encoding: str | None,
+        serializer: str | None,
+        headers: Mapping[str, Any] | None,
+        compression: str | None,
+        expiration: float | None,
+        properties: Mapping[str, Any],
+    ) -> tuple[Any, Properties]:
+        """The body as it travels, and its properties."""
+        if content_type is None or content_type == "":
+            content_type, content_encoding, body = serialization.dumps(body, serializer or self.serializer)
+            if isinstance(body, str):
+                body = body.encode("utf-8")
+        elif isinstance(body, str):
+            content_encoding = content_encoding or "utf-8"
+            try:
+                body = body.encode(content_encoding)
+            except (LookupError, UnicodeError) as error:
+                raise exceptions.EncodeError(f"cannot encode the body as {content_encoding}: {error}") from error
+        else:
+            content_encoding = content_encoding or "binary"
+            if isinstance(body, (bytearray, memoryview)):
+                body = bytes(body)
+            elif not isinstance(body, bytes):
+                raise exceptions.EncodeError(
+                    f"a body with a content type of its own is text or bytes, not {type(body).__name__}"
+                )
+        compression = compression or self.compression
+        if not (compression or headers or properties or expiration is not None):
+            # Nothing but what many messages share: they share the object too.
+            key = content_type, content_encoding, delivery_mode, priority
+            shared = self._plain.get(key)
+            if shared is None:
+                shared = self._plain[key] = Properties(content_type, content_encoding, None, delivery_mode, priority)
+            return body, shared
+        headers = dict(headers) if headers else {}
+        if compression:
+            body, headers["compression"] = compress(body, compression)
+        properties = dict(properties, delivery_mode=delivery_mode)
+        if expiration is not None:
+            properties["expiration"] = str(int(float(expiration) * 1000))
+        reply_to = properties.get("reply_to")
+        if isinstance(reply_to, Queue):
+            properties["reply_to"] = reply_to.name
+        return body, make_properties(content_type, content_encoding, headers, priority, properties)
+
+    def _publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        properties: Properties,
+        body: Any,
+        mandatory: bool,
+        declare: Iterable[Any] | None,
+        timeout: float | None,
+    ) -> None:
+        channel = self._channel or self.channel
+        if declare is not None or self._declared is not channel.connection.declared_entities:
+            self._declare_all(declare)
+        delivery = Delivery(exchange, routing_key, properties, body)
+        if self._batch is not None:
+            self._batch.add(delivery, mandatory)
+        else:
+            channel.publish(delivery, mandatory, timeout)
+
+    def _declare_all(self, declare: Iterable[Any] | None) -> None:
+        if self.auto_declare and self.exchange.name:
+            self.maybe_declare(self.exchange)
+        for entity in declare or ():
+            self.maybe_declare(entity)
+        if self.exchange.can_cache_declaration:
+            # Until the connection forgets its declarations there is nothing to look up.
+            self._declared = self.channel.connection.declared_entities
+
+    def _publish_with_retry(self, publish: Callable[[], None], retry_policy: Mapping[str, Any] | None) -> None:
+        policy = {name: value for name, value in (retry_policy or {}).items() if name in RETRY_POLICY_KEYS}
+        connection = self.connection
+        assert connection is not None or self.channel  # raises where there is neither
+        assert connection is not None
+        connection.ensure(self, publish, **policy)()
+
+    # --- lifetime
+
+    def release(self) -> None:
+        """Nothing; a producer of a pool goes back to it."""
+
+    close = release
+
+    def __enter__(self) -> Producer:
+        return self
+
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        self.release()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (
+            None,
+            self.exchange,
+            self.routing_key,
+            self.serializer,
+            self.auto_declare,
+            self.compression,
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self._channel or self.__connection__!r}>"

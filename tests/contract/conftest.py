@@ -1,0 +1,95 @@
+"""The contract suite: the same cases on every transport. A transport joins by a line in BROKERS."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from kombulite import Connection, Consumer, Queue
+from kombulite.message import Message
+
+#: What a transport is reached by, for those that need no server of their own.
+BROKERS = {"memory": "memory://"}
+
+
+class Broker:
+    """A broker under test: connections to it, and names that nobody else uses."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._connections: list[Connection] = []
+        self._suffix = uuid.uuid4().hex[:12]
+
+    def connect(self, **options: Any) -> Connection:
+        connection = Connection(self.url, **options)
+        self._connections.append(connection)
+        return connection
+
+    def name(self, base: str) -> str:
+        return f"{base}.{self._suffix}"
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.release()
+
+
+@pytest.fixture(params=BROKERS)
+def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    broker = Broker(BROKERS[request.param])
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def connection(broker: Broker) -> Connection:
+    return broker.connect()
+
+
+@pytest.fixture
+def channel(connection: Connection) -> Any:
+    return connection.channel()
+
+
+@pytest.fixture
+def queue(broker: Broker, channel: Any) -> Queue:
+    """A queue, declared and bound to the default exchange only."""
+    queue = Queue(broker.name("queue"))(channel)
+    queue.declare()
+    return queue
+
+
+def drain(connection: Connection, wanted: Callable[[], bool], timeout: float = 5) -> None:
+    """Drain events until something holds."""
+    while not wanted():
+        connection.drain_events(timeout=timeout)
+
+
+def take(queue: Queue, count: int, **options: Any) -> list[Message]:
+    """Get messages from a queue; the given number must be there."""
+    messages = [queue.get(**options) for _ in range(count)]
+    assert None not in messages
+    return messages  # type: ignore[return-value]
+
+
+class Inbox:
+    """A consumer that keeps what it gets."""
+
+    def __init__(self, channel: Any, queues: Any, ack: bool = True, **options: Any) -> None:
+        self.messages: list[Message] = []
+        self.bodies: list[Any] = []
+        self._ack = ack
+        self.consumer = Consumer(channel, queues, callbacks=[self._receive], **options)
+        self.consumer.consume()
+
+    def _receive(self, body: Any, message: Message) -> None:
+        self.bodies.append(body)
+        self.messages.append(message)
+        if self._ack:
+            message.ack()
+
+    def wait(self, connection: Connection, count: int, timeout: float = 5) -> list[Any]:
+        drain(connection, lambda: len(self.bodies) >= count, timeout)
+        return self.bodies

@@ -1,0 +1,227 @@
+"""Limits and their consequences: priorities, times to live, lengths, dead letters."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+
+from kombulite import Exchange, Producer, Queue, exceptions
+from tests.contract.conftest import Inbox, take
+
+
+def make(broker, channel, base, **options):
+    queue = Queue(broker.name(base), **options)(channel)
+    queue.declare()
+    return queue
+
+
+def with_dead_letters(broker, channel, **options):
+    """A queue, and the queue of its dead letters."""
+    dead = make(broker, channel, "dead")
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead.name}
+    arguments.update(options.pop("queue_arguments", {}))
+    return make(broker, channel, "alive", queue_arguments=arguments, **options), dead
+
+
+def bodies(queue):
+    found = []
+    while (message := queue.get(no_ack=True)) is not None:
+        found.append(message.payload)
+    return found
+
+
+def test_highest_priority_first(broker, channel):
+    queue = make(broker, channel, "priorities", max_priority=5)
+    producer = Producer(channel)
+    for body, priority in [("low", 1), ("none", 0), ("high", 5), ("too high", 9), ("middle", 3), ("high 2", 5)]:
+        producer.publish(body, routing_key=queue.name, priority=priority)
+    assert bodies(queue) == ["high", "too high", "high 2", "middle", "low", "none"]
+
+
+def test_priority_is_ignored_by_a_queue_without(channel, queue):
+    producer = Producer(channel)
+    for priority in (0, 9, 5):
+        producer.publish(priority, routing_key=queue.name, priority=priority)
+    assert bodies(queue) == [0, 9, 5]
+
+
+def test_requeued_message_keeps_its_place_among_its_priority(broker, channel):
+    queue = make(broker, channel, "priorities", max_priority=5)
+    producer = Producer(channel)
+    for body, priority in [("a5", 5), ("b5", 5), ("c1", 1)]:
+        producer.publish(body, routing_key=queue.name, priority=priority)
+    queue.get().requeue()
+    assert bodies(queue) == ["a5", "b5", "c1"]
+
+
+def test_message_with_expiration_is_gone_after_it(channel, queue):
+    Producer(channel).publish("short", routing_key=queue.name, expiration=0.1)
+    time.sleep(0.2)
+    assert queue.get() is None
+
+
+def test_message_with_expiration_is_there_before_it(channel, queue):
+    Producer(channel).publish("long", routing_key=queue.name, expiration=60)
+    assert queue.get().payload == "long"
+
+
+def test_time_to_live_of_a_queue(broker, channel):
+    queue = make(broker, channel, "ttl", message_ttl=0.1)
+    Producer(channel).publish("short", routing_key=queue.name)
+    time.sleep(0.2)
+    assert queue.queue_declare(passive=True).message_count == 0
+
+
+def test_bad_expiration_is_refused(channel, queue):
+    message = channel.prepare_message(b"x", properties={"expiration": "soon"})
+    with pytest.raises(exceptions.PreconditionFailed):
+        channel.basic_publish(message, routing_key=queue.name)
+    assert queue.get() is None
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"x-message-ttl": -1}, {"x-max-length": "many"}, {"x-overflow": "explode"}, {"x-max-priority": 1000}]
+)
+def test_bad_queue_arguments_are_refused(broker, channel, arguments):
+    with pytest.raises(exceptions.PreconditionFailed):
+        make(broker, channel, "bad", queue_arguments=arguments)
+
+
+def test_expired_messages_become_dead_letters_while_a_consumer_waits_for_them(broker, connection, channel):
+    alive, dead = with_dead_letters(broker, channel)
+    inbox = Inbox(channel, dead)
+    Producer(channel).publish({"delayed": 1}, routing_key=alive.name, expiration=0.2)
+    assert inbox.wait(connection, 1, timeout=30) == [{"delayed": 1}]
+    message = inbox.messages[0]
+    (death,) = message.headers["x-death"]
+    assert death["reason"] == "expired"
+    assert death["queue"] == alive.name
+    assert death["count"] == 1
+    assert death["original-expiration"] == "200"
+    assert message.headers["x-first-death-queue"] == alive.name
+    assert "expiration" not in message.properties
+
+
+def test_rejected_messages_become_dead_letters(broker, channel):
+    alive, dead = with_dead_letters(broker, channel)
+    Producer(channel).publish("poison", routing_key=alive.name)
+    alive.get().reject()
+    message = dead.get()
+    assert message.payload == "poison"
+    assert message.headers["x-death"][0]["reason"] == "rejected"
+
+
+def test_dead_letters_keep_their_routing_key_and_go_through_an_exchange(broker, channel):
+    exchange = Exchange(broker.name("dlx"), "topic")
+    dead = make(broker, channel, "dead", exchange=exchange, routing_key="orders.#")
+    source = Exchange(broker.name("in"), "topic")
+    alive = make(
+        broker,
+        channel,
+        "alive",
+        exchange=source,
+        routing_key="orders.*",
+        queue_arguments={"x-dead-letter-exchange": exchange.name},
+    )
+    Producer(channel, source).publish(1, routing_key="orders.new")
+    alive.get().reject()
+    message = dead.get()
+    assert message.delivery_info["routing_key"] == "orders.new"
+    assert message.headers["x-death"][0]["routing-keys"] == ["orders.new"]
+    assert message.headers["x-death"][0]["exchange"] == source.name
+
+
+def test_full_queue_drops_its_head(broker, channel):
+    alive, dead = with_dead_letters(broker, channel, max_length=3)
+    Producer(channel).publish_many(range(5), routing_key=alive.name)
+    assert bodies(alive) == [2, 3, 4]
+    first = dead.get()
+    assert first.payload == 0
+    assert first.headers["x-death"][0]["reason"] == "maxlen"
+
+
+def test_limit_in_bytes(broker, channel):
+    queue = make(broker, channel, "bytes", max_length_bytes=250)
+    for i in range(5):
+        Producer(channel).publish(bytes([i]) * 100, routing_key=queue.name)
+    assert [body[0] for body in bodies(queue)] == [3, 4]
+
+
+def test_full_queue_may_refuse(broker, channel):
+    queue = make(broker, channel, "refuse", max_length=2, queue_arguments={"x-overflow": "reject-publish"})
+    producer = Producer(channel)
+    with pytest.raises(exceptions.BatchPublishError) as caught:
+        producer.publish_many(range(5), routing_key=queue.name)
+    assert [index for index, _ in caught.value.refused] == [2, 3, 4]
+    assert caught.value.published == 2
+    with pytest.raises(exceptions.MessageNacked):
+        producer.publish(5, routing_key=queue.name)
+    assert bodies(queue) == [0, 1]
+    producer.publish(6, routing_key=queue.name)
+    assert bodies(queue) == [6]
+
+
+def test_batch_names_the_messages_that_were_refused(broker, channel):
+    queue = make(broker, channel, "refuse", max_length=1, queue_arguments={"x-overflow": "reject-publish"})
+    producer = Producer(channel)
+    with pytest.raises(exceptions.BatchPublishError) as caught, producer.batch():
+        for i in range(3):
+            producer.publish(i, routing_key=queue.name)
+    assert [index for index, _ in caught.value.refused] == [1, 2]
+
+
+def test_dead_letters_that_go_in_a_circle_end(broker, channel):
+    name = broker.name("circle")
+    queue = make(
+        broker,
+        channel,
+        "circle",
+        max_length=1,
+        queue_arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": name},
+    )
+    Producer(channel).publish_many(range(3000), routing_key=queue.name)
+    assert len(bodies(queue)) == 1
+
+
+def test_unused_queue_expires(broker, connection, channel):
+    queue = make(broker, channel, "expires", expires=0.3)
+    inbox = Inbox(channel, queue)
+    time.sleep(0.5)
+    assert queue.queue_declare(passive=True).consumer_count == 1
+    inbox.consumer.cancel()
+    time.sleep(0.5)
+    with pytest.raises(exceptions.NotFound):
+        Queue(queue.name)(connection.channel()).queue_declare(passive=True)
+
+
+def test_prefetch_limit_is_of_the_channel_and_may_change(connection, channel, queue):
+    Producer(channel).publish_many(range(6), routing_key=queue.name)
+    inbox = Inbox(channel, queue, ack=False, prefetch_count=2)
+    inbox.wait(connection, 2)
+    inbox.consumer.qos(prefetch_count=4)
+    inbox.wait(connection, 4)
+    with pytest.raises(socket.timeout):
+        connection.drain_events(timeout=0.1)
+    inbox.consumer.qos(prefetch_count=0)
+    assert inbox.wait(connection, 6) == list(range(6))
+
+
+def test_what_one_consumer_may_not_take_another_gets(connection, channel, queue):
+    greedy = Inbox(channel, queue, ack=False, prefetch_count=1)
+    other_connection = connection.clone()
+    patient = Inbox(other_connection.channel(), queue)
+    Producer(channel).publish(1, routing_key=queue.name)
+    greedy.wait(connection, 1)
+    Producer(channel).publish(2, routing_key=queue.name)
+    assert patient.wait(other_connection, 1) == [2]
+    other_connection.release()
+
+
+def test_messages_taken_in_any_order_go_back_to_their_places(channel, queue):
+    Producer(channel).publish_many(range(6), routing_key=queue.name)
+    taken = take(queue, 6)
+    for index in (3, 0, 5, 1, 4, 2):
+        taken[index].requeue()
+    assert bodies(queue) == [0, 1, 2, 3, 4, 5]

@@ -1,0 +1,456 @@
+"""What goes in comes out: bodies, properties, acknowledgements, order."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import socket
+import threading
+import time
+import uuid
+
+import pytest
+
+from kombulite import Consumer, Exchange, Producer, Queue, exceptions
+from tests.contract.conftest import Inbox, drain, take
+
+
+def test_media_example(broker, connection):
+    media = Exchange(broker.name("media"), "direct", durable=True)
+    video = Queue(broker.name("video"), exchange=media, routing_key="video")
+    producer = connection.Producer(serializer="json")
+    producer.publish({"name": "/tmp/lolcat1.avi", "size": 1301013}, exchange=media, routing_key="video", declare=[video])
+    got = []
+
+    def process(body, message):
+        got.append(body)
+        message.ack()
+
+    with connection.Consumer(video, callbacks=[process]):
+        connection.drain_events(timeout=5)
+    assert got == [{"name": "/tmp/lolcat1.avi", "size": 1301013}]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"id": 7, "nested": {"list": [1, 2.5, None, True, "text"]}},
+        [],
+        "plain text with ü and \U0001f600",
+        b"raw \x00\xff bytes",
+        12345678901234567890123,
+        None,
+        {"at": datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)},
+        {"price": decimal.Decimal("1.50"), "id": uuid.UUID(int=5), "day": datetime.date(2026, 1, 2), "raw": b"\xff"},
+    ],
+)
+def test_bodies_arrive_as_they_were(channel, queue, body):
+    Producer(channel).publish(body, routing_key=queue.name)
+    message = queue.get(no_ack=True)
+    assert message is not None
+    assert message.payload == body
+
+
+def test_properties_arrive(channel, queue):
+    reply_queue = Queue("answers")
+    Producer(channel).publish(
+        {"a": 1},
+        routing_key=queue.name,
+        headers={"h": [1, "x"], "deep": {"y": None}},
+        correlation_id="c-1",
+        reply_to=reply_queue,
+        message_id="m-1",
+        timestamp=1767323045,
+        type="greeting",
+        app_id="app",
+        priority=3,
+        delivery_mode="transient",
+        expiration=60,
+    )
+    message = queue.get(no_ack=True)
+    assert message.headers == {"h": [1, "x"], "deep": {"y": None}}
+    assert message.properties["correlation_id"] == "c-1"
+    assert message.properties["reply_to"] == "answers"
+    assert message.properties["message_id"] == "m-1"
+    assert message.properties["timestamp"] == 1767323045
+    assert message.properties["type"] == "greeting"
+    assert message.properties["app_id"] == "app"
+    assert message.properties["priority"] == 3
+    assert message.properties["delivery_mode"] == 1
+    assert message.properties["expiration"] == "60000"
+    assert (message.content_type, message.content_encoding) == ("application/json", "utf-8")
+
+
+def test_delivery_info_says_how_it_came(broker, connection, channel):
+    exchange = Exchange(broker.name("info"), "topic")
+    queue = Queue(broker.name("info"), exchange, routing_key="a.#")(channel)
+    queue.declare()
+    producer = Producer(channel, exchange)
+    producer.publish(1, routing_key="a.b")
+    producer.publish(2, routing_key="a.c")
+    first = queue.get()
+    assert first.delivery_info["exchange"] == exchange.name
+    assert first.delivery_info["routing_key"] == "a.b"
+    assert not first.delivery_info["redelivered"]
+    assert first.delivery_info["message_count"] == 1
+    inbox = Inbox(channel, queue, tag_prefix="tag-")
+    inbox.wait(connection, 1)
+    assert inbox.messages[0].delivery_info["consumer_tag"].startswith("tag-")
+
+
+@pytest.mark.parametrize("compression", ["gzip", "bzip2", "lzma"])
+def test_compressed_bodies(channel, queue, compression):
+    headers = {"mine": 1}
+    Producer(channel, compression=compression).publish({"text": "x" * 5000}, routing_key=queue.name, headers=headers)
+    message = queue.get(no_ack=True)
+    assert message.payload == {"text": "x" * 5000}
+    assert message.headers["mine"] == 1
+    assert headers == {"mine": 1}
+
+
+def test_content_type_of_ones_own(channel, queue):
+    producer = Producer(channel)
+    producer.publish("grüße", routing_key=queue.name, content_type="text/x-mine", content_encoding="latin-1")
+    producer.publish(b"\x00\x01", routing_key=queue.name, content_type="application/x-mine")
+    text, raw = take(queue, 2, no_ack=True)
+    assert (text.content_type, text.payload) == ("text/x-mine", "grüße")
+    assert (raw.content_encoding, raw.payload) == ("binary", b"\x00\x01")
+
+
+def test_order_is_kept(connection, channel, queue):
+    producer = Producer(channel)
+    for i in range(200):
+        producer.publish(i, routing_key=queue.name)
+    inbox = Inbox(channel, queue)
+    assert inbox.wait(connection, 200) == list(range(200))
+
+
+def test_get_of_an_empty_queue_is_none(queue):
+    assert queue.get() is None
+
+
+def test_what_is_not_acknowledged_comes_back_when_the_channel_closes(connection, channel, queue):
+    Producer(channel).publish_many(range(5), routing_key=queue.name)
+    other = connection.channel()
+    taken = take(queue(other), 3)
+    taken[1].ack()
+    other.close()
+    back = take(queue, 4)
+    assert [message.payload for message in back] == [0, 2, 3, 4]
+    assert [message.delivery_info["redelivered"] for message in back] == [True, True, False, False]
+
+
+def test_what_is_not_acknowledged_comes_back_when_the_connection_closes(broker, queue, channel):
+    Producer(channel).publish_many(range(3), routing_key=queue.name)
+    other = broker.connect()
+    take(queue(other), 3)
+    other.release()
+    assert [message.payload for message in take(queue, 3)] == [0, 1, 2]
+
+
+def test_requeued_message_comes_first_and_is_marked(queue, channel):
+    Producer(channel).publish_many(["first", "second"], routing_key=queue.name)
+    first = queue.get()
+    first.requeue()
+    again = queue.get()
+    assert again.payload == "first"
+    assert again.delivery_info["redelivered"]
+    assert not first.delivery_info["redelivered"]
+    again.ack()
+    assert queue.get().payload == "second"
+
+
+def test_rejected_message_is_gone(queue, channel):
+    Producer(channel).publish("bad", routing_key=queue.name)
+    queue.get().reject()
+    assert queue.get() is None
+    queue.channel.close()
+    assert Queue(queue.name)(channel.connection).get() is None
+
+
+def test_ack_multiple(connection, channel, queue):
+    Producer(channel).publish_many(range(5), routing_key=queue.name)
+    other = connection.channel()
+    taken = take(queue(other), 4)
+    taken[2].ack(multiple=True)
+    other.close()
+    assert [message.payload for message in take(queue, 2)] == [3, 4]
+
+
+def test_settling_twice_is_refused(queue, channel):
+    Producer(channel).publish_many(range(3), routing_key=queue.name)
+    acked, rejected, requeued = take(queue, 3)
+    acked.ack()
+    rejected.reject()
+    requeued.requeue()
+    for message in (acked, rejected, requeued):
+        assert message.acknowledged
+        for settle in (message.ack, message.reject, message.requeue):
+            with pytest.raises(exceptions.MessageStateError):
+                settle()
+
+
+def test_unknown_delivery_tag_is_refused(queue):
+    with pytest.raises(exceptions.PreconditionFailed):
+        queue.channel.basic_ack(4711)
+
+
+def test_no_ack_consumer(connection, channel, queue):
+    Producer(channel).publish_many(range(3), routing_key=queue.name)
+    inbox = Inbox(channel, queue, ack=False, no_ack=True)
+    assert inbox.wait(connection, 3) == [0, 1, 2]
+    inbox.messages[0].ack()  # nothing waits for it, and nothing happens
+    channel.close()
+    assert Queue(queue.name)(connection).get() is None
+
+
+def test_prefetch_bounds_what_is_outstanding(connection, channel, queue):
+    Producer(channel).publish_many(range(10), routing_key=queue.name)
+    inbox = Inbox(channel, queue, ack=False, prefetch_count=3)
+    inbox.wait(connection, 3)
+    with pytest.raises(socket.timeout):
+        connection.drain_events(timeout=0.2)
+    assert inbox.bodies == [0, 1, 2]
+    inbox.messages[0].ack()
+    inbox.wait(connection, 4)
+    assert inbox.bodies == [0, 1, 2, 3]
+
+
+def test_cancelled_consumer_gets_nothing_more(connection, channel, queue):
+    producer = Producer(channel)
+    inbox = Inbox(channel, queue)
+    producer.publish(1, routing_key=queue.name)
+    inbox.wait(connection, 1)
+    inbox.consumer.cancel()
+    producer.publish(2, routing_key=queue.name)
+    with pytest.raises(socket.timeout):
+        connection.drain_events(timeout=0.2)
+    assert inbox.bodies == [1]
+    assert queue.get().payload == 2
+
+
+def test_consumers_of_one_queue_on_one_connection_share_it(connection, channel, queue):
+    Producer(channel).publish_many(range(10), routing_key=queue.name)
+    first = Inbox(channel, queue, prefetch_count=1)
+    second = Inbox(connection.channel(), queue, prefetch_count=1)
+    drain(connection, lambda: len(first.bodies) + len(second.bodies) == 10)
+    assert sorted(first.bodies + second.bodies) == list(range(10))
+    assert first.bodies
+    assert second.bodies
+    first.consumer.cancel()
+    Producer(channel).publish(10, routing_key=queue.name)
+    second.wait(connection, len(second.bodies) + 1)
+    assert second.bodies[-1] == 10
+
+
+def test_one_consumer_of_several_queues(broker, connection, channel):
+    queues = [Queue(broker.name(f"several{i}")) for i in range(3)]
+    inbox = Inbox(channel, queues)
+    producer = Producer(channel)
+    for i in range(9):
+        producer.publish(i, routing_key=queues[i % 3].name)
+    assert sorted(inbox.wait(connection, 9)) == list(range(9))
+
+
+def test_on_message_gets_it_undecoded(connection, channel, queue):
+    got = []
+    Producer(channel).publish({"a": 1}, routing_key=queue.name)
+    with Consumer(channel, queue, on_message=got.append):
+        drain(connection, lambda: got)
+    assert got[0].body == b'{"a": 1}'
+    assert got[0].payload == {"a": 1}
+
+
+def test_consumer_without_callbacks_raises_and_loses_nothing(connection, channel, queue):
+    Producer(channel).publish(1, routing_key=queue.name)
+    other = connection.channel()
+    with Consumer(other, queue):
+        with pytest.raises(NotImplementedError):
+            connection.drain_events(timeout=5)
+    other.close()
+    assert queue.get().payload == 1
+
+
+def test_disallowed_content_is_refused_and_kept(connection, channel, queue):
+    Producer(channel, serializer="pickle").publish({"a": 1}, routing_key=queue.name)
+    other = connection.channel()
+    with Consumer(other, queue, callbacks=[lambda body, message: None]):
+        with pytest.raises(exceptions.ContentDisallowed):
+            connection.drain_events(timeout=5)
+    other.close()
+    inbox = Inbox(channel, queue, accept=["pickle"])
+    assert inbox.wait(connection, 1) == [{"a": 1}]
+
+
+def test_on_decode_error_gets_what_cannot_be_decoded(connection, channel, queue):
+    errors = []
+
+    def on_decode_error(message, error):
+        errors.append(error)
+        message.ack()
+
+    producer = Producer(channel)
+    producer.publish("{broken", routing_key=queue.name, content_type="application/json")
+    producer.publish(b"garbage", routing_key=queue.name, content_type="application/json", headers={"compression": "gzip"})
+    producer.publish({"fine": True}, routing_key=queue.name)
+    got = []
+    with Consumer(channel, queue, callbacks=[lambda body, message: got.append(body)], on_decode_error=on_decode_error):
+        drain(connection, lambda: got)
+    assert got == [{"fine": True}]
+    assert [type(error) for error in errors] == [exceptions.DecodeError, exceptions.InflateError]
+
+
+def test_waiting_ends_in_time(connection, channel, queue):
+    Inbox(channel, queue)
+    start = time.monotonic()
+    with pytest.raises(socket.timeout):
+        connection.drain_events(timeout=0.3)
+    assert time.monotonic() - start >= 0.3
+
+
+def test_waiting_consumer_is_woken(broker, connection, channel, queue):
+    inbox = Inbox(channel, queue)
+    publisher = broker.connect()
+    timer = threading.Timer(0.2, lambda: Producer(publisher).publish("wake up", routing_key=queue.name))
+    timer.start()
+    assert inbox.wait(connection, 1, timeout=30) == ["wake up"]
+    timer.join()
+
+
+def test_callback_may_publish_and_consume(connection, channel, queue, broker):
+    answers = Queue(broker.name("answers"))(channel)
+    answers.declare()
+    producer = Producer(channel)
+
+    def answer(body, message):
+        producer.publish(body + 1, routing_key=answers.name)
+        message.ack()
+
+    inbox = Inbox(channel, answers)
+    with Consumer(channel, queue, callbacks=[answer]):
+        producer.publish(1, routing_key=queue.name)
+        assert inbox.wait(connection, 1) == [2]
+
+
+def test_error_in_a_callback_surfaces_and_the_message_is_kept(connection, channel, queue):
+    def fail(body, message):
+        raise KeyError("application error")
+
+    Producer(channel).publish(1, routing_key=queue.name)
+    other = connection.channel()
+    with Consumer(other, queue, callbacks=[fail]), pytest.raises(KeyError):
+        connection.drain_events(timeout=5)
+    other.close()
+    assert queue.get().payload == 1
+
+
+def test_recover_delivers_again(connection, channel, queue):
+    Producer(channel).publish_many(range(3), routing_key=queue.name)
+    inbox = Inbox(channel, queue, ack=False)
+    inbox.wait(connection, 3)
+    inbox.consumer.recover(requeue=True)
+    assert inbox.wait(connection, 6) == [0, 1, 2, 0, 1, 2]
+    assert [message.delivery_info["redelivered"] for message in inbox.messages] == [False] * 3 + [True] * 3
+
+
+def test_batch_is_sent_together(channel, queue):
+    producer = Producer(channel)
+    with producer.batch() as batch:
+        for i in range(5):
+            producer.publish(i, routing_key=queue.name)
+        assert len(batch) == 5
+        assert queue.get() is None
+    assert [message.payload for message in take(queue, 5)] == [0, 1, 2, 3, 4]
+
+
+def test_full_batch_is_sent_at_once_and_flush_sends_the_rest(channel, queue):
+    producer = Producer(channel)
+    with producer.batch(max_size=2) as batch:
+        for i in range(3):
+            producer.publish(i, routing_key=queue.name)
+        assert queue.queue_declare(passive=True).message_count == 2
+        with producer.batch() as inner:
+            assert inner is batch
+        batch.flush()
+        assert queue.queue_declare(passive=True).message_count == 3
+
+
+def test_batch_that_fails_discards_what_was_not_sent(channel, queue):
+    producer = Producer(channel)
+    with pytest.raises(ZeroDivisionError), producer.batch():
+        producer.publish(1, routing_key=queue.name)
+        raise ZeroDivisionError
+    assert queue.get() is None
+    producer.publish(2, routing_key=queue.name)
+    assert queue.get().payload == 2
+
+
+def test_publish_many_from_a_generator(channel, queue):
+    assert Producer(channel).publish_many((i for i in range(2500)), routing_key=queue.name) == 2500
+    assert queue.purge() == 2500
+
+
+def test_body_that_cannot_be_encoded_is_refused(channel, queue):
+    producer = Producer(channel)
+    for body in ({1, 2}, {"deep": object()}, {(1, 2): 3}):
+        with pytest.raises(exceptions.EncodeError):
+            producer.publish(body, routing_key=queue.name)
+    with pytest.raises(exceptions.EncodeError):
+        producer.publish({"a": 1}, routing_key=queue.name, content_type="application/x-mine")
+    with pytest.raises(exceptions.SerializerNotInstalled):
+        producer.publish({"a": 1}, routing_key=queue.name, serializer="no-such")
+    with pytest.raises(KeyError):
+        producer.publish({"a": 1}, routing_key=queue.name, compression="no-such")
+    assert queue.get() is None
+
+
+def test_longest_routing_key(broker, channel):
+    exchange = Exchange(broker.name("keys"))
+    longest = "k" * 255
+    queue = Queue(broker.name("keys"), exchange, routing_key=longest)(channel)
+    queue.declare()
+    producer = Producer(channel, exchange)
+    producer.publish(1, routing_key=longest)
+    assert queue.get().payload == 1
+    for key in ("k" * 256, "ü" * 128):
+        with pytest.raises(exceptions.PreconditionFailed):
+            producer.publish(1, routing_key=key)
+        with pytest.raises(exceptions.PreconditionFailed):
+            queue.bind_to(exchange, key)
+        with pytest.raises(exceptions.PreconditionFailed), producer.batch():
+            producer.publish(1, routing_key=key)
+
+
+def test_returned_message_comes_to_on_return(broker, connection, channel):
+    returned = []
+    exchange = Exchange(broker.name("nowhere"))
+    producer = Producer(channel, exchange, on_return=lambda *args: returned.append(args))
+    producer.publish({"lost": True}, routing_key="nobody", mandatory=True)
+    drain(connection, lambda: returned)
+    error, name, key, message = returned[0]
+    assert isinstance(error, exceptions.ChannelError)
+    assert error.reply_code == 312
+    assert (name, key, message.payload) == (exchange.name, "nobody", {"lost": True})
+
+
+def test_returned_message_without_listener_raises(broker, connection, channel):
+    Producer(channel, Exchange(broker.name("nowhere"))).publish(1, routing_key="nobody", mandatory=True)
+    with pytest.raises(exceptions.ChannelError) as caught:
+        connection.drain_events(timeout=5)
+    assert caught.value.reply_code == 312
+
+
+def test_publish_to_an_unknown_exchange_is_an_error(broker, connection, channel):
+    with pytest.raises(exceptions.NotFound):
+        Producer(channel).publish(1, exchange=broker.name("no-such-exchange"), routing_key="x")
+        connection.drain_events(timeout=1)
+
+
+def test_flow_pauses_deliveries(connection, channel, queue):
+    inbox = Inbox(channel, queue)
+    inbox.consumer.flow(False)
+    Producer(channel).publish(1, routing_key=queue.name)
+    with pytest.raises(socket.timeout):
+        connection.drain_events(timeout=0.2)
+    inbox.consumer.flow(True)
+    assert inbox.wait(connection, 1) == [1]

@@ -1,0 +1,175 @@
+"""The house: who may import whom, what is exported, what is mapped."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kombulite
+from kombulite import exceptions
+from kombulite.transport.base import Transport as BaseTransport
+from kombulite.transport.memory import Transport as MemoryTransport
+
+PACKAGE = Path(kombulite.__file__).parent
+
+#: Floors from the bottom up; a module imports from its own floor and those below.
+FLOORS = [
+    {"_core"},
+    {"exceptions", "utils", "compression", "serialization", "abstract", "entity"},
+    {"transport.base", "transport"},
+    {"transport.memory"},
+    {"message", "channel", "consumer", "producer", "messaging", "address", "connection"},
+    {"__init__"},
+    {"cli", "run", "__main__"},
+]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def floor_of(name: str) -> int:
+    best = max(
+        ((len(entry), floor) for floor, entries in enumerate(FLOORS) for entry in entries if _within(name, entry)),
+        default=None,
+    )
+    assert best is not None, f"kombulite.{name} stands on no floor"
+    return best[1]
+
+
+def _within(name: str, entry: str) -> bool:
+    return name == entry or name.startswith(f"{entry}.")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of the package that a module imports when it runs; what only type checkers read does not count."""
+    found = set()
+    pending: list[ast.AST] = [ast.parse(path.read_text())]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "kombulite":
+            inner = node.module.removeprefix("kombulite").lstrip(".")
+            for alias in node.names:
+                candidate = f"{inner}.{alias.name}".lstrip(".")
+                as_module = PACKAGE.joinpath(*candidate.split("."))
+                is_module = as_module.with_suffix(".py").exists() or as_module.is_dir()
+                found.add(candidate if is_module else inner or "__init__")
+        pending.extend(ast.iter_child_nodes(node))
+    return found
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_imports_go_downward(path):
+    name = module_name(path)
+    above = {other for other in imports_of(path) if floor_of(other) > floor_of(name)}
+    assert not above
+
+
+def test_no_transport_imports_another():
+    transports = [path.name for path in (PACKAGE / "transport").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    for path in (PACKAGE / "transport").rglob("*.py"):
+        own = path.relative_to(PACKAGE / "transport").parts[0].removesuffix(".py")
+        others = {name for name in imports_of(path) for other in transports if name.startswith(f"transport.{other}")}
+        assert all(name.startswith(f"transport.{own}") for name in others), path
+
+
+def test_core_is_compiled_and_has_one_door():
+    for path in (PACKAGE / "_core").glob("*.py"):
+        assert path.name == "__init__.py", "the core has no module in Python"
+    for path in MODULES:
+        if "_core" in path.parts:
+            continue
+        source = path.read_text()
+        assert "kombulite._core." not in source, f"{path} goes around the door"
+
+
+def test_exported_names_are_there():
+    for name in kombulite.__all__:
+        assert getattr(kombulite, name) is not None
+
+
+def test_stub_and_core_agree():
+    stub = ast.parse((PACKAGE / "_core" / "__init__.pyi").read_text())
+    described = {node.name for node in stub.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+    described |= {node.target.id for node in stub.body if isinstance(node, ast.AnnAssign)}
+    core = sys.modules["kombulite._core"]
+    assert described == set(core.__all__)
+    for node in stub.body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        cls = getattr(core, node.name)
+        for member in node.body:
+            if isinstance(member, ast.FunctionDef):
+                assert hasattr(cls, member.name), f"{node.name}.{member.name} is in the stub only"
+        public = {name for name in vars(cls) if not name.startswith("_")}
+        inherited = {name for base in cls.__mro__[1:] for name in vars(base)}
+        in_stub = {member.name for member in node.body if isinstance(member, ast.FunctionDef)}
+        in_stub |= {member.target.id for member in node.body if isinstance(member, ast.AnnAssign)}
+        assert public - inherited <= in_stub, f"{node.name}: {public - inherited - in_stub} is not in the stub"
+
+
+def test_error_tree_is_drawn_as_it_is():
+    drawing = exceptions.__doc__
+    for name, cls in vars(exceptions).items():
+        if inspect.isclass(cls) and issubclass(cls, Exception) and cls.__module__ == exceptions.__name__:
+            assert f" {name}" in drawing, f"{name} is not drawn"
+            code = vars(cls).get("code")
+            if code:
+                line = next(line for line in drawing.splitlines() if f" {name} " in line)
+                assert str(code) in line
+
+
+def test_transports_raise_what_they_promise():
+    for cls in (BaseTransport, MemoryTransport):
+        assert set(cls.recoverable_channel_errors) <= {
+            error for base in cls.channel_errors for error in [base, *all_subclasses(base)]
+        }
+        for error in (exceptions.ConnectionForced, exceptions.ResourceError, ConnectionResetError, TimeoutError):
+            assert issubclass(error, cls.recoverable_connection_errors)
+        for error in (exceptions.NotAllowed, exceptions.NotFound, KeyError):
+            assert not issubclass(error, cls.recoverable_connection_errors)
+
+
+def all_subclasses(cls):
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from all_subclasses(sub)
+
+
+def test_memory_transport_implements_the_whole_interface():
+    unfinished = [
+        name
+        for name, method in inspect.getmembers(BaseTransport, inspect.isfunction)
+        if "raise NotImplementedError" in inspect.getsource(method) and name not in vars(MemoryTransport)
+    ]
+    assert unfinished == []
+
+
+def test_import_is_light():
+    """What is imported for few must not be paid by all."""
+    heavy = ["msgspec", "uuid", "decimal", "socket", "ssl", "random", "pickle", "bz2", "lzma", "rich", "click", "asyncio"]
+    code = f"import sys, kombulite; print([name for name in {heavy!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{code}"],
+                            capture_output=True, text=True, timeout=60, check=True)  # fmt: skip
+    assert result.stdout.strip() == "[]"
+
+
+def test_project_names_no_machine():
+    root = PACKAGE.parent
+    for pattern in ("*.py", "*.pyx", "*.pxd", "*.md", "*.toml", "Makefile"):
+        for path in root.rglob(pattern):
+            if any(part.startswith(".") or part == "build" for part in path.relative_to(root).parts):
+                continue
+            text = path.read_text()
+            assert str(root) not in text, path

@@ -1,0 +1,298 @@
+"""The embedded broker under threads, forks and interruptions: nothing is lost, nobody sleeps on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
+from kombulite._core import Delivery, Properties
+from kombulite.transport.base import Cancelled, Outcome, QueueSpec, Returned, Settings
+from kombulite.transport.memory import Transport
+
+
+@pytest.fixture
+def queue_name():
+    name = f"memory-{os.urandom(6).hex()}"
+    yield name
+    with Connection("memory://") as connection:
+        connection.channel().queue_delete(name)
+
+
+def in_threads(*functions):
+    """Run functions in threads; the first error in any of them is raised here."""
+    errors = []
+
+    def guarded(function):
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "a thread hangs"
+    if errors:
+        raise errors[0]
+
+
+def test_many_producers_and_consumers_lose_and_duplicate_nothing(queue_name):
+    per_producer, producers, consumers = 2000, 4, 4
+    total = per_producer * producers
+    received = Counter()
+    lock = threading.Lock()
+
+    def produce(number):
+        def run():
+            with Connection("memory://") as connection:
+                producer = Producer(connection)
+                for i in range(per_producer):
+                    producer.publish(number * per_producer + i, routing_key=queue_name)
+
+        return run
+
+    def consume():
+        def callback(body, message):
+            with lock:
+                received[body] += 1
+            message.ack()
+
+        with Connection("memory://") as connection:
+            with Consumer(connection, Queue(queue_name), callbacks=[callback], prefetch_count=10):
+                while sum(received.values()) < total:
+                    try:
+                        connection.drain_events(timeout=0.5)
+                    except socket.timeout:
+                        pass
+
+    in_threads(*(produce(number) for number in range(producers)), *([consume] * consumers))
+    assert received == Counter(range(total))
+
+
+def test_one_connection_is_shared_by_threads(queue_name):
+    received = []
+    with Connection("memory://") as connection:
+        Queue(queue_name)(connection).declare()
+
+        def work(number):
+            def run():
+                channel = connection.channel()
+                producer = Producer(channel)
+                for i in range(300):
+                    producer.publish((number, i), routing_key=queue_name)
+                for _ in range(300):
+                    message = Queue(queue_name)(channel).get()
+                    received.append(tuple(message.payload))
+                    message.ack()
+                channel.close()
+
+            return run
+
+        in_threads(*(work(number) for number in range(8)))
+    assert Counter(received) == Counter((number, i) for number in range(8) for i in range(300))
+
+
+def test_two_threads_drain_one_connection(queue_name):
+    received = []
+    with Connection("memory://") as connection:
+        consumer = Consumer(connection, Queue(queue_name), callbacks=[lambda body, message: received.append(body)])
+        consumer.consume(no_ack=True)
+
+        def drain():
+            while len(received) < 500:
+                try:
+                    connection.drain_events(timeout=0.2)
+                except socket.timeout:
+                    pass
+
+        def produce():
+            with Connection("memory://") as other:
+                producer = Producer(other)
+                for i in range(500):
+                    producer.publish(i, routing_key=queue_name)
+
+        in_threads(drain, drain, produce)
+    assert sorted(received) == list(range(500))
+
+
+@pytest.mark.parametrize("sleepers", [1, 20])
+def test_each_message_wakes_a_sleeper(queue_name, sleepers):
+    """Nobody polls: each of many waiting consumers takes one message and is busy from then on."""
+    got = []
+    ready = threading.Semaphore(0)
+
+    def take(body, message):
+        got.append(body)
+        message.ack()
+
+    def wait_for_one():
+        with Connection("memory://") as connection:
+            with Consumer(connection, Queue(queue_name), callbacks=[take]):
+                ready.release()
+                connection.drain_events(timeout=30)
+
+    def feed():
+        for _ in range(sleepers):
+            ready.acquire(timeout=30)
+        with Connection("memory://") as connection:
+            producer = Producer(connection)
+            for i in range(sleepers):
+                producer.publish(i, routing_key=queue_name)
+
+    start = time.monotonic()
+    in_threads(*([wait_for_one] * sleepers), feed)
+    assert sorted(got) == list(range(sleepers))
+    assert time.monotonic() - start < 25  # they did not sleep until their time was up
+
+
+def test_idle_consumers_use_no_processor_time(queue_name):
+    def idle():
+        with Connection("memory://") as connection:
+            with Consumer(connection, [Queue(f"{queue_name}-{i}", auto_delete=True) for i in range(20)]):
+                used = time.thread_time()
+                with pytest.raises(socket.timeout):
+                    connection.drain_events(timeout=1)
+                assert time.thread_time() - used < 0.1
+
+    in_threads(idle)
+
+
+def test_closing_from_another_thread_ends_a_wait(queue_name):
+    connection = Connection("memory://")
+    Consumer(connection, Queue(queue_name), callbacks=[print]).consume()
+
+    def wait():
+        with pytest.raises(exceptions.RecoverableConnectionError):
+            connection.drain_events(timeout=30)
+
+    timer = threading.Timer(0.2, connection.transport.close)
+    timer.start()
+    in_threads(wait)
+    timer.join()
+
+
+def test_interrupted_consumer_leaves_the_message_to_others(queue_name):
+    """A wait that a signal ends just as it is woken does not take the message along."""
+
+    def interrupt(signum, frame):
+        raise InterruptedError
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with Connection("memory://") as impatient, Connection("memory://") as patient:
+            first = Consumer(impatient, Queue(queue_name), callbacks=[print])
+            first.consume()
+            got = []
+            Consumer(patient, Queue(queue_name), callbacks=[lambda body, message: got.append(body)]).consume()
+
+            def wait():
+                patient.drain_events(timeout=30)
+
+            thread = threading.Thread(target=wait)
+            thread.start()
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(InterruptedError):
+                impatient.drain_events(timeout=30)
+            Producer(impatient).publish("for you", routing_key=queue_name)
+            thread.join(20)
+            assert not thread.is_alive()
+            assert got == ["for you"]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_child_has_a_broker_that_works(queue_name):
+    stop = threading.Event()
+
+    def publish_all_the_time():
+        with Connection("memory://") as connection:
+            producer = Producer(connection)
+            while not stop.is_set():
+                producer.publish("noise", routing_key=f"{queue_name}-noise")
+
+    thread = threading.Thread(target=publish_all_the_time)
+    thread.start()
+    try:
+        for _ in range(20):
+            pid = os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    signal.alarm(20)
+                    with Connection("memory://") as connection:
+                        Producer(connection).publish("child", routing_key=queue_name)
+                        queue = Queue(queue_name)(connection)
+                        status = 0 if queue.get().payload == "child" else 1
+                finally:
+                    os._exit(status)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        stop.set()
+        thread.join()
+    with Connection("memory://") as connection:
+        Queue(f"{queue_name}-noise")(connection).delete()
+        with pytest.raises(exceptions.NotFound):
+            Queue(queue_name)(connection).get()
+
+
+def test_declaring_is_optional_for_the_default_exchange(queue_name):
+    with Connection("memory://") as connection:
+        Producer(connection).publish("kept", routing_key=queue_name)
+        assert Queue(queue_name)(connection).get().payload == "kept"
+
+
+def test_what_finds_no_queue_is_counted(queue_name):
+    with Connection("memory://") as connection:
+        exchange = Exchange(queue_name)
+        for _ in range(3):
+            Producer(connection, exchange).publish(1, routing_key="nobody")
+        assert connection.transport.unroutable == 3
+        exchange(connection).delete()
+
+
+def test_events_of_the_transport_itself(queue_name):
+    transport = Transport(Settings())
+    transport.connect()
+    channel = transport.open_channel()
+    transport.declare_queue(channel, QueueSpec(queue_name), passive=False)
+    tag = transport.consume(channel, queue_name, "", no_ack=False, exclusive=False, arguments=None)
+    properties = Properties(content_type="text/plain")
+    transport.publish(channel, Delivery("", queue_name, properties, b"one"))
+    transport.publish(channel, Delivery("", "no-such-queue", properties, b"two"), mandatory=True)
+    returned, delivery = transport.receive(0)[0], transport.receive(0)[0]
+    assert isinstance(returned, Returned)
+    assert (returned.channel, returned.reply_code, returned.delivery.body) == (channel, 312, b"two")
+    assert (delivery.channel, delivery.consumer_tag, delivery.delivery_tag, delivery.body) == (channel, tag, 1, b"one")
+    transport.settle(channel, delivery.delivery_tag, Outcome.ACK)
+    transport.delete_queue(channel, queue_name, if_unused=False, if_empty=False)
+    assert transport.receive(0) == (Cancelled(channel, tag),)
+    assert transport.receive(0) == ()
+    transport.close()
+    transport.close()
+    with pytest.raises(exceptions.RecoverableConnectionError):
+        transport.publish(channel, Delivery("", queue_name, properties, b""))
+    with pytest.raises(exceptions.RecoverableConnectionError):
+        transport.open_channel()
+
+
+def test_many_outstanding_messages_go_back_quickly_and_in_order(queue_name):
+    with Connection("memory://") as keeper:
+        Producer(keeper).publish_many(range(20000), routing_key=queue_name)
+        with Connection("memory://") as other:
+            queue = Queue(queue_name)(other)
+            for _ in range(20000):
+                queue.get()
+        queue = Queue(queue_name)(keeper)
+        assert [queue.get(no_ack=True).payload for _ in range(20000)] == list(range(20000))
