@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard ext/kombulite/_core/*)
 
-.PHONY: run test bench lint debug sanitize fuzz clean
+.PHONY: run test bench lint debug sanitize coverage-core fuzz clean
 
 run: $(VENV)/.installed  ## the main job: a stream of events over the embedded broker
 	$(BIN)/python -m kombulite run
@@ -27,8 +27,32 @@ $(VENV)/.installed: $(SOURCES)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-debug:  ## unoptimised core with annotated sources below build/c
-	KOMBULITE_DEBUG=1 $(MAKE) --always-make $(VENV)/.installed
+debug: $(VENV)/.installed  ## the core in place without optimisation; annotated sources in build/debug/c
+	KOMBULITE_DEBUG=1 $(BIN)/python setup.py --quiet build_ext --inplace --force
+
+# The next three build a core of their own below build/ and leave the one in place alone.
+
+sanitize:  ## the unit tests on a core under the address and undefined-behaviour sanitizers
+	$(call install_variant,sanitize,KOMBULITE_SANITIZE=1)
+	cd build/sanitize && PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) \
+	$$(gcc -print-file-name=libubsan.so)" venv/bin/pytest -p no:cacheprovider --timeout 900 tests/unit
+
+coverage-core:  ## the unit tests with line coverage of the core itself
+	$(call install_variant,coverage,KOMBULITE_COVERAGE=1)
+	cp -r ext build/coverage/
+	cd build/coverage && venv/bin/pytest -p no:cacheprovider --timeout 900 --cov=kombulite --cov-config=tests/core.coveragerc \
+	--cov-report=term tests/unit
+
+fuzz: $(VENV)/.installed  ## the envelope decoder, for a minute
+	$(BIN)/python -m tests.fuzz.fuzz_envelope 60
+
+define install_variant
+mkdir -p build/$(1)
+$(PYTHON) -m venv build/$(1)/venv
+$(2) build/$(1)/venv/bin/pip install --quiet '.[dev]'
+rm -rf build/$(1)/tests
+cp -r tests pyproject.toml build/$(1)/
+endef
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage

@@ -1,7 +1,7 @@
 """The compiled core: which extensions, which directives. Everything else stands in pyproject.toml.
 
-Switches, through the environment: KOMBULITE_DEBUG=1 (no optimisation, annotated sources), KOMBULITE_SANITIZE=1
-(address and undefined-behaviour sanitizers), KOMBULITE_COVERAGE=1 (line tracing for coverage.py).
+Switches, through the environment: KOMBULITE_DEBUG=1 (no optimisation, annotated sources, line tracing),
+KOMBULITE_SANITIZE=1 (address and undefined-behaviour sanitizers), KOMBULITE_COVERAGE=1 (line tracing for coverage.py).
 """
 
 import os
@@ -9,25 +9,21 @@ import os
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-DEBUG = os.environ.get("KOMBULITE_DEBUG") == "1"
-SANITIZE = os.environ.get("KOMBULITE_SANITIZE") == "1"
-COVERAGE = os.environ.get("KOMBULITE_COVERAGE") == "1"
+DEBUG, SANITIZE, COVERAGE = (os.environ.get(f"KOMBULITE_{name}") == "1" for name in ("DEBUG", "SANITIZE", "COVERAGE"))
+BUILD = "build/" + ("debug" if DEBUG else "sanitize" if SANITIZE else "coverage" if COVERAGE else "release")
 
 compile_args: list[str] = []
 link_args: list[str] = []
 macros: list[tuple[str, str | None]] = []
 if os.name == "posix":
-    # Cython's generated code declares parameters that it does not always use.
+    # Cython's own C declares parameters that it does not use.
     compile_args += ["-Wall", "-Wextra", "-Wno-unused-parameter"]
     compile_args += ["-O0", "-g"] if DEBUG else ["-O3"]
-    if SANITIZE:
-        flags = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
-        compile_args += flags
-        link_args += flags
+if SANITIZE:
+    link_args += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    compile_args += [*link_args, "-fno-omit-frame-pointer", "-g"]
 if DEBUG or COVERAGE:
-    macros += [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
-    if os.name == "posix":
-        compile_args += ["-Wno-unused-function"]
+    macros += [("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
 
 setup(
     ext_modules=cythonize(
@@ -39,18 +35,19 @@ setup(
                 extra_link_args=link_args,
                 define_macros=macros,
             )
-            for name in ("codecs", "message", "serialization", "envelope", "priority", "queueing", "routing")
+            for name in ("codecs", "envelope", "message", "priority", "queueing", "routing", "serialization")
         ],
         include_path=["ext"],
-        build_dir="build/c",
+        build_dir=f"{BUILD}/c",
         annotate=DEBUG,
         compiler_directives={
             "language_level": 3,
             "embedsignature": True,
-            "linetrace": DEBUG or COVERAGE,
             "boundscheck": DEBUG or SANITIZE,
+            "linetrace": DEBUG or COVERAGE,
             "freethreading_compatible": True,
             "subinterpreters_compatible": "own_gil",
         },
     ),
+    options={"build_ext": {"build_temp": f"{BUILD}/temp"}},
 )

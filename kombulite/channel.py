@@ -56,9 +56,16 @@ MessageCallback = Callable[[Message], Any]
 class Subscription:
     """A consumer of this channel, as the application sees it."""
 
-    __slots__ = ("callback", "no_ack", "on_cancel")
+    __slots__ = ("callback", "make_message", "no_ack", "on_cancel")
 
-    def __init__(self, callback: MessageCallback | None, no_ack: bool, on_cancel: Callable[[str], Any] | None) -> None:
+    def __init__(
+        self,
+        make_message: Callable[[Delivery, Channel], Message],
+        callback: MessageCallback | None,
+        no_ack: bool,
+        on_cancel: Callable[[str], Any] | None,
+    ) -> None:
+        self.make_message = make_message
         self.callback = callback
         self.no_ack = no_ack
         self.on_cancel = on_cancel
@@ -77,6 +84,7 @@ class Channel:
         #: Called with (exception, exchange, routing_key, message) for each returned message.
         self.return_listeners: list[Callable[[Exception, str, str, ReceivedMessage], Any]] = []
         self._transport = transport
+        self._settle = transport.settle
         self._subscriptions: dict[str, Subscription] = {}
 
     # --- exchanges
@@ -248,7 +256,7 @@ class Channel:
     ) -> str:
         """Start a consumer: ``callback(message)`` runs in ``drain_events``. Returns its tag."""
         consumer_tag = self._transport.consume(self.channel_id, queue, consumer_tag, no_ack, exclusive, arguments)
-        self._subscriptions[consumer_tag] = Subscription(callback, no_ack, on_cancel)
+        self._subscriptions[consumer_tag] = Subscription(self.Message.from_delivery, callback, no_ack, on_cancel)
         return consumer_tag
 
     def basic_cancel(self, consumer_tag: str) -> None:
@@ -267,7 +275,7 @@ class Channel:
 
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
         """Acknowledge a delivery, and with ``multiple`` all before it. Raises PreconditionFailed."""
-        self._transport.settle(self.channel_id, delivery_tag, ACK, multiple)
+        self._settle(self.channel_id, delivery_tag, ACK, multiple)
 
     def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         """Give a delivery up, or put it back into its queue."""
@@ -283,13 +291,13 @@ class Channel:
 
     def dispatch(self, event: Event) -> None:
         """Run the callback that an event of this channel is for."""
-        if isinstance(event, Delivery):
+        if type(event) is Delivery:
             subscription = self._subscriptions.get(event.consumer_tag)
             if subscription is None:
                 # It was on its way when the consumer was cancelled.
                 self._transport.settle(self.channel_id, event.delivery_tag, Outcome.REQUEUE)
                 return
-            message = self.Message.from_delivery(event, self)
+            message = subscription.make_message(event, self)
             if subscription.no_ack:
                 message.no_ack = True
             if subscription.callback is not None:

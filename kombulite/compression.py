@@ -84,6 +84,9 @@ class _Decompressor(Protocol):
     @property
     def eof(self) -> bool: ...
 
+    @property
+    def unused_data(self) -> bytes | None: ...
+
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
@@ -93,9 +96,16 @@ def _inflate(decompressor: _Decompressor, data: bytes, errors: tuple[type[Except
         body = decompressor.decompress(data, limit + 1)
     except errors as error:
         raise InflateError(f"broken compressed body: {error}") from error
+    if decompressor.unused_data:
+        raise InflateError("broken compressed body: something follows its end")
+    return _checked(body, decompressor.eof)
+
+
+def _checked(body: bytes, complete: bool) -> bytes:
+    limit = _limits["inflated"]
     if len(body) > limit:
         raise InflateError(f"a compressed body inflates to more than {limit} bytes")
-    if not decompressor.eof:
+    if not complete:
         raise InflateError("broken compressed body: it is cut short")
     return body
 
@@ -133,7 +143,7 @@ def _lzma_compress(body: bytes) -> bytes:
 def _lzma_decompress(data: bytes) -> bytes:
     import lzma
 
-    return _inflate(lzma.LZMADecompressor(), data, (lzma.LZMAError,))
+    return _inflate(lzma.LZMADecompressor(lzma.FORMAT_XZ), data, (lzma.LZMAError,))
 
 
 def _lz4_compress(body: bytes) -> bytes:
@@ -161,18 +171,13 @@ def _brotli_decompress(data: bytes) -> bytes:
 
     decompressor = brotli.Decompressor()
     limit = _limits["inflated"]
-    body = bytearray()
     try:
-        # In small bites, so that what one of them inflates to stays small too.
-        for start in range(0, len(data), 512):
-            body += decompressor.process(data[start : start + 512])
-            if len(body) > limit:
-                raise InflateError(f"a compressed body inflates to more than {limit} bytes")
+        body: bytes = decompressor.process(data, output_buffer_limit=limit + 1)
+        while len(body) <= limit and not (decompressor.is_finished() or decompressor.can_accept_more_data()):
+            body += decompressor.process(b"", output_buffer_limit=limit + 1 - len(body))
     except brotli.error as error:
         raise InflateError(f"broken compressed body: {error}") from error
-    if not decompressor.is_finished():
-        raise InflateError("broken compressed body: it is cut short")
-    return bytes(body)
+    return _checked(body, decompressor.is_finished())
 
 
 def _zstd() -> Any:

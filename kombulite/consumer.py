@@ -13,6 +13,7 @@ from kombulite.entity import Queue
 from kombulite.message import Message
 from kombulite.serialization import prepare_accept_content
 from kombulite.utils.functional import maybe_list
+from kombulite.utils.json import codec
 
 if TYPE_CHECKING:
     from kombulite.connection import Connection
@@ -65,6 +66,7 @@ class Consumer:
         self.accept = prepare_accept_content([accept] if isinstance(accept, str) else accept)
         self.prefetch_count = prefetch_count
         self.tag_prefix = tag_prefix or ""
+        codec.prepare()
         if channel is not None:
             self.revive(channel)
 

@@ -134,17 +134,19 @@ def _watch(load: Run, console: Console, as_json: bool) -> tuple[Report, bool]:
     display = SilentDisplay() if as_json else display_for(load.plan, load.broker, console)
     with display:
         try:
-            load.start()
-            while load.wait(REFRESH_INTERVAL):
-                display.show(load.sample())
-        except KeyboardInterrupt:
-            interrupted = True
-            load.stop()
-        try:
-            while interrupted and load.wait(REFRESH_INTERVAL):
-                display.show(load.sample())
-        except KeyboardInterrupt:
-            pass  # no patience: what is left over counts as lost
-        report = load.close()
+            try:
+                load.start()
+                while load.wait(REFRESH_INTERVAL):
+                    display.show(load.sample())
+            except KeyboardInterrupt:
+                interrupted = True
+                load.stop()
+            try:
+                while interrupted and load.wait(REFRESH_INTERVAL):
+                    display.show(load.sample())
+            except KeyboardInterrupt:
+                pass  # no patience: what is left over counts as lost
+        finally:
+            report = load.close()
         display.show(load.sample())
     return report, interrupted

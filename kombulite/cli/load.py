@@ -16,7 +16,6 @@ from time import monotonic, perf_counter, process_time, sleep
 from typing import Any, NamedTuple
 
 from kombulite import Connection, Consumer, Exchange, Message, Producer, Queue, binding, uuid
-from kombulite.channel import Channel
 from kombulite.cli.ledger import Latencies, Ledger, Percentiles, balance, percentiles
 from kombulite.cli.orders import Orders
 
@@ -185,23 +184,23 @@ class Host:
     def __call__(self, stack: ExitStack, ready: Event) -> None:
         """Until told to finish."""
         try:
-            channel, queues = self._open(stack, ready)
+            queues = self._declare(stack)
+            ready.set()
             while not self.rest.wait(GAUGE_INTERVAL):
                 self._measure(queues)
         finally:
             self.resting.set()
         self.finish.wait(END_TIMEOUT)
-        for queue in queues:
-            queue.delete()
-        self._topology.exchange(channel).delete()
 
-    def _open(self, stack: ExitStack, ready: Event) -> tuple[Channel, list[Queue]]:
+    def _declare(self, stack: ExitStack) -> list[Queue]:
+        """Declare all; the stack deletes it, also where some of it fails."""
         channel = stack.enter_context(Connection(self._broker)).channel()
+        stack.callback(self._topology.exchange(channel).delete)
         queues = [queue(channel) for queue in self._topology.queues]
         for queue in queues:
+            stack.callback(queue.delete)
             queue.declare()
-        ready.set()
-        return channel, queues
+        return queues
 
     def _measure(self, queues: list[Queue]) -> None:
         infos = [queue.queue_declare(passive=True) for queue in queues]
@@ -366,7 +365,7 @@ class Run:
         self.stop()
         self._host.rest.set()
         if self._host_thread.ident is not None:
-            self._host.resting.wait(END_TIMEOUT)
+            self._host.resting.wait(max(deadline - monotonic(), 0))
         self._stopped.set()
         self._end([*self._producers, *self._consumers], deadline)
         self._host.finish.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kombulite._core import JSON
@@ -16,7 +16,36 @@ class JSONEncoder(json.JSONEncoder):
 
     def default(self, o: Any) -> Any:
         """What is written in place of a value that JSON lacks."""
-        return codec.stand_in(o)
+        stand_in = codec.stand_in(o)
+        if _looks_typed(stand_in):  # and is meant to
+            return {name: _escaped(value) for name, value in stand_in.items()}
+        return _escaped(stand_in)
+
+    def encode(self, o: Any) -> str:
+        """``o`` as JSON text."""
+        return super().encode(_escaped(o))
+
+    def iterencode(self, o: Any, _one_shot: bool = False) -> Iterator[str]:
+        """``o`` as JSON text, in pieces."""
+        return super().iterencode(o if _one_shot else _escaped(o), _one_shot)
+
+
+def _looks_typed(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"__type__", "__value__"}
+
+
+def _escaped(value: Any) -> Any:
+    """The same with application data that looks like a typed value made recognisable, as the core does it."""
+    if isinstance(value, dict):
+        escaped = {name: _escaped(item) for name, item in value.items()}
+        return (
+            {"__type__": "dict", "__value__": [list(pair) for pair in escaped.items()]}
+            if _looks_typed(value)
+            else escaped
+        )
+    if isinstance(value, (list, tuple)):
+        return [_escaped(item) for item in value]
+    return value
 
 
 def dumps(

@@ -26,16 +26,21 @@ def safequote(text: str) -> str:
 
 
 def url_to_parts(url: str) -> URLParts:
-    """Take a URL apart. Raises ValueError for a port that is none."""
+    """Take a URL apart. Raises ValueError for a host or port that cannot be."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "", url
-    parts = urlparse(f"http://{rest}")  # each scheme has the same syntax here, also those urlparse does not know
+    try:
+        parts = urlparse(f"http://{rest}")  # each scheme has the same syntax here, also those urlparse does not know
+        port = parts.port
+    except ValueError:
+        # The parser's own words would quote what it took for the port, which may be the password.
+        raise ValueError(f"cannot read host and port of a URL with the scheme {scheme!r}") from None
     path = parts.path.removeprefix("/")
     return URLParts(
         scheme,
         unquote(parts.hostname) if parts.hostname else None,
-        parts.port,
+        port,
         unquote(parts.username) if parts.username else None,
         unquote(parts.password) if parts.password else None,
         unquote(path) or None,

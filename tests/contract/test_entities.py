@@ -316,6 +316,7 @@ def test_exclusive_consumer_is_alone(connection, channel, queue):
 
 
 def test_predeclared_exchanges_are_there(broker, channel):
-    (queue,) = declared(channel, Queue(broker.name("amq"), Exchange("amq.topic", "topic"), routing_key=broker.name("k")))
-    Producer(channel, Exchange("amq.topic", "topic")).publish(1, routing_key=broker.name("k"))
+    topic, key = Exchange("amq.topic", "topic"), broker.name("k")
+    (queue,) = declared(channel, Queue(broker.name("amq"), topic, routing_key=key))
+    Producer(channel, topic).publish(1, routing_key=key)
     assert bodies(queue) == [1]

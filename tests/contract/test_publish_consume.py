@@ -19,7 +19,8 @@ def test_media_example(broker, connection):
     media = Exchange(broker.name("media"), "direct", durable=True)
     video = Queue(broker.name("video"), exchange=media, routing_key="video")
     producer = connection.Producer(serializer="json")
-    producer.publish({"name": "/tmp/lolcat1.avi", "size": 1301013}, exchange=media, routing_key="video", declare=[video])
+    body = {"name": "/tmp/lolcat1.avi", "size": 1301013}
+    producer.publish(body, exchange=media, routing_key="video", declare=[video])
     got = []
 
     def process(body, message):
@@ -291,7 +292,8 @@ def test_on_decode_error_gets_what_cannot_be_decoded(connection, channel, queue)
 
     producer = Producer(channel)
     producer.publish("{broken", routing_key=queue.name, content_type="application/json")
-    producer.publish(b"garbage", routing_key=queue.name, content_type="application/json", headers={"compression": "gzip"})
+    compressed = {"compression": "gzip"}
+    producer.publish(b"garbage", routing_key=queue.name, content_type="application/json", headers=compressed)
     producer.publish({"fine": True}, routing_key=queue.name)
     got = []
     with Consumer(channel, queue, callbacks=[lambda body, message: got.append(body)], on_decode_error=on_decode_error):

@@ -56,7 +56,7 @@ def same(a, b):
     return a == b
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=300)
 @given(values)
 @example({1: "a", "1": "b", None: 1, False: 2, 1.5: 3, math.nan: 4})
 @example({"__type__": "decimal", "__value__": 1, "more": 2})
@@ -66,7 +66,7 @@ def test_we_write_what_kombu_writes(value):
     assert ours.dump_bytes(value) == text.encode("ascii")
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=300)
 @given(values)
 def test_we_read_what_kombu_reads(value):
     text = theirs.dumps(value)
@@ -159,13 +159,13 @@ def mutated(draw):
     return text
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=300)
 @given(any_text)
 def test_arbitrary_text(text):
     agree(text)
 
 
-@settings(deadline=None, max_examples=1500)
+@settings(deadline=None, max_examples=600)
 @given(scraps)
 @example("-0")
 @example("1e400")
@@ -186,13 +186,13 @@ def test_scraps_of_json(text):
     agree(f'{{"{text}": {text}}}')
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=400)
 @given(mutated())
 def test_mutated_json(text):
     agree(text)
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=400)
 @given(mutated(), st.integers(0), st.integers(0, 255), st.booleans())
 def test_mutated_bytes(text, place, byte, insert):
     data = text.encode("utf-8", "surrogatepass")
@@ -200,7 +200,7 @@ def test_mutated_bytes(text, place, byte, insert):
     agree_on_bytes(data[:place] + bytes([byte]) + data[place + (not insert) :])
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=400)
 @given(st.floats(allow_nan=False), st.integers(1, 25), st.sampled_from("eEfg"))
 def test_numbers_of_any_spelling(value, precision, form):
     agree(f"{value:.{precision}{form}}")

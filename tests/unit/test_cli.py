@@ -155,6 +155,17 @@ def test_a_broker_that_cannot_be_reached_fails_the_run(monkeypatch: pytest.Monke
     assert "s3cret" not in result.output
 
 
+def test_what_was_declared_goes_where_no_consumer_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise exceptions.AccessRefused("no entry")
+
+    monkeypatch.setattr(load.Consumer, "consume", fail)
+    result = run()
+    assert result.exit_code == 1
+    assert "consumer 1: AccessRefused: (403) no entry" in result.stderr or "consumer 2" in result.stderr
+    assert_nothing_left()
+
+
 @pytest.mark.parametrize("consumers", [1, 3])
 def test_a_consumer_that_fails_fails_the_run(monkeypatch: pytest.MonkeyPatch, consumers: int) -> None:
     def fail(*args: object) -> None:

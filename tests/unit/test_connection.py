@@ -237,9 +237,8 @@ def test_failover_strategy_of_ones_own(unreliable):
 
 def test_default_channel_takes_its_retries_from_the_transport_options(unreliable, no_sleep):
     unreliable.down = {"a"}
-    connection = Connection(
-        "memory://a", transport=unreliable, transport_options={"max_retries": 2, "interval_start": 1, "interval_step": 1}
-    )
+    options = {"max_retries": 2, "interval_start": 1, "interval_step": 1}
+    connection = Connection("memory://a", transport=unreliable, transport_options=options)
     with pytest.raises(exceptions.OperationalError):
         connection.default_channel  # noqa: B018 - tries to open
     assert len(unreliable.tried) == 3
@@ -254,9 +253,8 @@ def test_publish_with_retry_reconnects_and_sends_once(unreliable, error):
     queue(connection).declare()
     heard = []
     producer = Producer(connection, queue.exchange)
-    producer.publish(
-        {"a": 1}, routing_key="k", retry=True, retry_policy={"max_retries": 5, "errback": lambda *args: heard.append(args)}
-    )
+    policy = {"max_retries": 5, "errback": lambda *args: heard.append(args)}
+    producer.publish({"a": 1}, routing_key="k", retry=True, retry_policy=policy)
     assert len(heard) == 3
     assert len(unreliable.tried) == 4
     assert queue(connection).get().payload == {"a": 1}

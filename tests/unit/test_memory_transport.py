@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
 import threading
 import time
+import weakref
 from collections import Counter
 
 import pytest
@@ -71,7 +73,7 @@ def test_many_producers_and_consumers_lose_and_duplicate_nothing(queue_name):
                 while sum(received.values()) < total:
                     try:
                         connection.drain_events(timeout=0.5)
-                    except socket.timeout:
+                    except TimeoutError:
                         pass
 
     in_threads(*(produce(number) for number in range(producers)), *([consume] * consumers))
@@ -111,7 +113,7 @@ def test_two_threads_drain_one_connection(queue_name):
             while len(received) < 500:
                 try:
                     connection.drain_events(timeout=0.2)
-                except socket.timeout:
+                except TimeoutError:
                     pass
 
         def produce():
@@ -296,3 +298,21 @@ def test_many_outstanding_messages_go_back_quickly_and_in_order(queue_name):
                 queue.get()
         queue = Queue(queue_name)(keeper)
         assert [queue.get(no_ack=True).payload for _ in range(20000)] == list(range(20000))
+
+
+def test_dropped_connections_leave_nothing_behind(queue_name):
+    """Neither channels nor what they had outstanding keep a connection's transport alive."""
+    with Connection("memory://") as keeper:
+        Producer(keeper).publish_many(range(10), routing_key=queue_name)
+        transports = []
+        for close in (True, False):
+            connection = Connection("memory://")
+            transports.append(weakref.ref(connection.connect()))
+            Consumer(connection, Queue(queue_name), callbacks=[print]).consume()
+            Queue(queue_name)(connection).get()
+            if close:
+                connection.release()
+            del connection
+        gc.collect()
+        assert [transport() for transport in transports] == [None, None]
+        assert Queue(queue_name)(keeper).queue_declare(passive=True) == (queue_name, 10, 0)

@@ -55,6 +55,14 @@ cdef inline int buffer_reserve(Buffer* self, Py_ssize_t extra) except -1:
     return 0
 
 
+cdef inline int buffer_put2(Buffer* self, char first, char second) except -1:
+    buffer_reserve(self, 2)
+    self.data[self.size] = first
+    self.data[self.size + 1] = second
+    self.size += 2
+    return 0
+
+
 cdef inline int buffer_write(Buffer* self, const char* data, Py_ssize_t size) except -1:
     buffer_reserve(self, size)
     memcpy(self.data + self.size, data, size)

@@ -53,21 +53,21 @@ cdef class Codecs:
         SerializerNotInstalled.
         """
         cdef tuple codec
-        if not serializer:
-            if isinstance(data, bytes):
-                return "application/data", "binary", data
-            if isinstance(data, str):
-                return "text/plain", "utf-8", (<str> data).encode("utf-8")
-            codec = self.default
-        elif serializer == "raw":
-            if isinstance(data, str):
-                return "application/data", "utf-8", (<str> data).encode("utf-8")
-            return "application/data", "binary", data
-        else:
-            codec = self.encoders.get(serializer)
-            if codec is None:
-                codec = self.find_encoder(serializer)
         try:
+            if not serializer:
+                if isinstance(data, bytes):
+                    return "application/data", "binary", data
+                if isinstance(data, str):
+                    return "text/plain", "utf-8", data.encode("utf-8")
+                codec = self.default
+            elif serializer == "raw":
+                if isinstance(data, str):
+                    return "application/data", "utf-8", data.encode("utf-8")
+                return "application/data", "binary", data
+            else:
+                codec = self.encoders.get(serializer)
+                if codec is None:
+                    codec = self.find_encoder(serializer)
             return codec[0], codec[1], codec[2](data)
         except Exception as error:
             self.encode_failed(error)

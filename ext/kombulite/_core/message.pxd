@@ -26,6 +26,7 @@ cdef class Delivery:
     cdef public object consumer_tag
     cdef public object delivery_tag
     cdef public object message_count
+    cdef public object source
     cdef public double expires_at
     cdef public unsigned long long position
     cdef public unsigned int channel

@@ -1,6 +1,7 @@
 """What travels: the properties of a message, and a message on its way from or to a broker."""
 
 cimport cython
+from cpython.object cimport PyObject, PyTypeObject
 
 
 PROPERTY_NAMES = (
@@ -81,8 +82,11 @@ cdef class Delivery:
     * ``channel``: number of the channel it goes to; ``consumer_tag``: the consumer, None for an answer to a get.
     * ``delivery_tag``: what an ack names; ``redelivered``: somebody may have seen it before.
     * ``message_count``: messages left in the queue, on an answer to a get.
-    * ``expires_at`` (the transport's clock, seconds; 0 is never) and ``position`` (place in its queue): for
-      transports that keep queues themselves.
+    * ``expires_at`` (the transport's clock, seconds; 0 is never), ``position`` (place in its queue) and ``source`` (the
+      MessageQueue it was taken from): for transports that keep queues themselves.
+
+    Deliveries are not tracked by the garbage collector, which has no cycle to find in them and would else look at every
+    message that waits: ``source`` must not lead back to whoever holds the delivery.
     """
 
     def __init__(self, exchange, routing_key, Properties properties not None, body):
@@ -135,7 +139,7 @@ cdef class Received:
     @classmethod
     def from_delivery(cls, Delivery delivery not None, channel):
         """The message that a transport handed over on a channel."""
-        cdef Received self = cls.__new__(cls)
+        cdef Received self = <Received> (<PyTypeObject*> cls).tp_new(<type> cls, <PyObject*> (), NULL)
         cdef Properties properties = delivery.properties
         self._delivery = delivery
         self.channel = channel

@@ -24,6 +24,7 @@ cdef class PriorityNaming:
     cdef readonly tuple steps
     cdef readonly str separator
     cdef dict _keys
+    cdef dict _step_of_suffix
     cdef int[MOST_PRIORITY + 1] _step_index
 
     def __init__(self, steps=(0, 3, 6, 9), separator="\x06\x16"):
@@ -31,10 +32,13 @@ cdef class PriorityNaming:
         self.steps = tuple([int(step) for step in steps])
         if not self.steps or list(self.steps) != sorted(set(self.steps)):
             raise ValueError(f"priority steps must ascend, and there must be one: {steps!r}")
+        if self.steps[0] < 0:
+            raise ValueError(f"priority steps must not be negative: {steps!r}")
         if not separator:
             raise ValueError("the separator is empty")
         self.separator = separator
         self._keys = {}
+        self._step_of_suffix = {str(step): step for step in self.steps if step}
         for priority in range(MOST_PRIORITY + 1):
             index = len(self.steps) - 1  # below the first step: the last, as kombu does
             for i in range(len(self.steps)):
@@ -77,7 +81,6 @@ cdef class PriorityNaming:
     def parse(self, key):
         """The (queue, step) that a key belongs to."""
         queue, separator, step = key.rpartition(self.separator)
-        if separator and step.isascii() and step.isdecimal():
-            if int(step) in self.steps and int(step) and str(int(step)) == step:
-                return queue, int(step)
+        if separator and step in self._step_of_suffix:
+            return queue, self._step_of_suffix[step]
         return key, 0

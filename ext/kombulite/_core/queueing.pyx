@@ -29,6 +29,8 @@ cdef class MessageQueue:
     cdef readonly bint may_expire  # whether any message ever had a time to live
 
     def __init__(self, int max_priority=0):
+        if max_priority < 0:
+            raise ValueError(f"the highest priority is 0 or more, not {max_priority}")
         self._levels = [deque() for _ in range(max_priority + 1)]
         if max_priority == 0:
             self._level = self._levels[0]
@@ -131,7 +133,7 @@ cdef class MessageQueue:
 
 @cython.final
 cdef class Ledger:
-    """The deliveries of one channel that are not settled yet, by delivery tag, each with where it came from.
+    """The deliveries of one channel that are not settled yet, by delivery tag.
 
     ``prefetch_count``: how many there may be (0: no bound); ``active``: whether there may be more at all.
     """
@@ -151,29 +153,31 @@ cdef class Ledger:
 
     cpdef bint has_credit(self):
         """Whether another delivery may be made."""
-        return self.active and (self.prefetch_count == 0 or len(self._outstanding) < self.prefetch_count)
+        return self.active and not self._closed and (self.prefetch_count == 0 or len(self._outstanding) < self.prefetch_count)
 
-    def hand_over(self, Delivery delivery not None, source, unsigned int channel, consumer_tag, bint no_ack):
-        """Give a delivery its tag, for a consumer (None for the answer to a get), and note it unless ``no_ack``."""
+    def hand_over(self, Delivery delivery not None, MessageQueue source, unsigned int channel, consumer_tag, bint no_ack):
+        """Give a delivery its tag, for a consumer (None for the answer to a get); unless ``no_ack`` note it, and on it
+        the queue it was taken from (None if that is elsewhere)."""
         with cython.critical_section(self):
             self._hand_over(delivery, source, channel, consumer_tag, no_ack)
 
-    cdef int _hand_over(self, Delivery delivery, source, unsigned int channel, consumer_tag, bint no_ack) except -1:
+    cdef int _hand_over(self, Delivery delivery, MessageQueue source, unsigned int channel, consumer_tag, bint no_ack) except -1:
         self._tag += 1
         delivery.delivery_tag = self._tag
         delivery.channel = channel
         delivery.consumer_tag = consumer_tag
         if not no_ack:
-            self._outstanding[delivery.delivery_tag] = (source, delivery)
+            delivery.source = source
+            self._outstanding[delivery.delivery_tag] = delivery
         return 0
 
     def settle(self, delivery_tag):
-        """Strike a delivery: (source, delivery). Raises KeyError if it is not outstanding."""
+        """Strike a delivery, and return it. Raises KeyError if it is not outstanding."""
         with cython.critical_section(self):
             return self._outstanding.pop(delivery_tag)
 
     def settle_up_to(self, delivery_tag):
-        """Strike all deliveries up to a tag, 0 for all: a list of (source, delivery) in their order."""
+        """Strike all deliveries up to a tag, 0 for all. Returns them (a list, in their order)."""
         with cython.critical_section(self):
             if delivery_tag:
                 return [self._outstanding.pop(tag) for tag in list(self._outstanding) if tag <= delivery_tag]
@@ -182,7 +186,7 @@ cdef class Ledger:
             return settled
 
     def close(self):
-        """Strike all deliveries, and allow no more: a list of (source, delivery) in their order."""
+        """Strike all deliveries, and allow no more. Returns them (a list, in their order)."""
         with cython.critical_section(self):
             self._closed = True
             settled = list(self._outstanding.values())
@@ -193,29 +197,27 @@ cdef class Ledger:
 cdef class Claimant:
     """A consumer as far as claiming goes: the queue it takes from, the ledger of its channel. To be subclassed.
 
-    ``source`` is what the ledger notes as a delivery's origin.
+    What it claims gets that queue as its ``source``.
     """
 
     cdef readonly MessageQueue messages
     cdef readonly Ledger ledger
-    cdef readonly object source
     cdef readonly object tag
     cdef readonly unsigned int channel_number
     cdef readonly bint no_ack
     cdef readonly bint listed  # whether a rota holds it
 
-    def __init__(self, MessageQueue messages not None, Ledger ledger not None, source, unsigned int channel_number, tag,
+    def __init__(self, MessageQueue messages not None, Ledger ledger not None, unsigned int channel_number, tag,
                  bint no_ack):
         self.messages = messages
         self.ledger = ledger
-        self.source = source
         self.channel_number = channel_number
         self.tag = tag
         self.no_ack = no_ack
 
     def may_claim(self):
         """Whether it could take another message, if there is one."""
-        return self.no_ack or self.ledger.has_credit()
+        return self.ledger.active if self.no_ack else self.ledger.has_credit()
 
 
 @cython.final
@@ -245,7 +247,7 @@ cdef class Rota:
     def take_left(self):
         """Who left the rota since the last call: (those of empty queues, those without credit, expired messages).
 
-        The messages come as (source, delivery).
+        The messages come as (their queue, delivery).
         """
         with cython.critical_section(self):
             left = self._emptied, self._stalled, self._expired
@@ -268,7 +270,10 @@ cdef class Rota:
         with cython.critical_section(self):
             if claimant.listed:
                 claimant.listed = False
-                self._ready.remove(claimant)
+                place = self._ready.index(claimant)
+                del self._ready[place]
+                if place < self._turn:
+                    self._turn -= 1
             self._emptied = [other for other in self._emptied if other is not claimant]
             self._stalled = [other for other in self._stalled if other is not claimant]
 
@@ -295,15 +300,15 @@ cdef class Rota:
         cdef Ledger ledger = claimant.ledger
         if ledger._closed:
             return None
-        if not claimant.no_ack and not ledger.has_credit():
+        if not (ledger.active if claimant.no_ack else ledger.has_credit()):
             self._stalled.append(claimant)
             return None
         if now and claimant.messages.may_expire:
             for late in claimant.messages._pop_expired(now):
-                self._expired.append((claimant.source, late))
+                self._expired.append((claimant.messages, late))
         delivery = claimant.messages._pop()
         if delivery is None:
             self._emptied.append(claimant)
             return None
-        ledger._hand_over(delivery, claimant.source, claimant.channel_number, claimant.tag, claimant.no_ack)
+        ledger._hand_over(delivery, claimant.messages, claimant.channel_number, claimant.tag, claimant.no_ack)
         return delivery

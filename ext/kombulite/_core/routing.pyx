@@ -284,6 +284,8 @@ cdef HeaderBinding header_binding(dict arguments, object target):
     mode = arguments.get("x-match", "all")
     if mode not in ("all", "any", "all-with-x", "any-with-x"):
         raise ValueError(f"x-match must be all, any, all-with-x or any-with-x, not {mode!r:.80}")
+    if not all(isinstance(name, str) for name in arguments):
+        raise ValueError("the names of binding arguments must be strings")
     binding.target = target
     binding.match_all = mode.startswith("all")
     binding.wanted = {name: value for name, value in arguments.items()
@@ -423,7 +425,7 @@ cdef class RoutingTable:
     def delete(self, exchange):
         """Remove an exchange with all bindings from and to it. Returns the bindings (a list)."""
         cdef ExchangeNode node = self._node(exchange)
-        gone = list(node.bindings.values()) + list(node.arriving.values())
+        gone = list({**node.bindings, **node.arriving}.values())  # one to itself is among both
         for binding in gone:
             self.unbind(*binding)
         del self._exchanges[exchange]
@@ -452,8 +454,10 @@ cdef class RoutingTable:
             arriving = (<ExchangeNode> target).arriving
         else:
             target = destination
-            arriving = self._by_queue.setdefault(destination, {})
+            arriving = self._by_queue.get(destination)
         node.matcher.add(routing_key, arguments, target)
+        if arriving is None:
+            arriving = self._by_queue[destination] = {}
         node.links += to_exchange
         node.bindings[identity] = arriving[identity] = Binding(source, destination, routing_key, arguments, to_exchange)
         return True

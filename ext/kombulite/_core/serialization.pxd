@@ -9,13 +9,13 @@ cdef class JSON:
     cdef tuple _plain_errors
 
     cdef int _learn_standard_types(self) except -1
-    cdef int _learn_to_decode(self) except -1
+    cpdef object loads(self, data)
     cdef int write(self, Buffer* out, object value) except -1
     cdef int _write_dict(self, Buffer* out, dict value) except -1
     cdef int _write_key(self, Buffer* out, object key) except -1
     cdef int _write_list(self, Buffer* out, list value) except -1
     cdef int _write_stand_in(self, Buffer* out, object value) except -1
-    cdef object _encoder_of(self, type kind)
+    cdef object _encoder_of(self, object kind)
     cdef object _revive(self, object value)
 
 

@@ -48,7 +48,9 @@ class Transport(BaseTransport):
         self._acquire, self._release = self._lock.acquire, self._lock.release
         self._wake = Condition(self._lock)
         self._channels: dict[int, Channel] = {}
+        self._expiring = self._broker.expiring
         self._rota = Rota()
+        self._claim = self._rota.next
         self._events: deque[Event] = deque()
         self._connected = False
         self.waiting = 0  # threads that sleep in receive
@@ -304,7 +306,7 @@ class Transport(BaseTransport):
             found.used_at = monotonic()
             delivery: Delivery | None = found.messages.pop()
             if delivery is not None:
-                state.ledger.hand_over(delivery, found, channel, None, no_ack)
+                state.ledger.hand_over(delivery, found.messages, channel, None, no_ack)
                 delivery.message_count = len(found.messages)
             return delivery
 
@@ -312,23 +314,23 @@ class Transport(BaseTransport):
         state = self._channels.get(channel)
         if state is None:
             raise exceptions.RecoverableConnectionError("channel already closed")
-        if multiple:
-            settled = state.ledger.settle_up_to(delivery_tag)
-        else:
-            try:
-                settled = [state.ledger.settle(delivery_tag)]
-            except KeyError:
-                raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r}") from None
+        try:
+            settled = state.ledger.settle_up_to(delivery_tag) if multiple else state.ledger.settle(delivery_tag)
+        except KeyError:
+            raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r}") from None
         if outcome is not ACK:
-            with self._lock:
-                if outcome is REQUEUE:
-                    self._put_back_all(settled)
-                else:
-                    for queue, delivery in settled:
-                        self._broker.bury(queue, delivery, "rejected")
+            self._return_or_bury(settled if isinstance(settled, list) else [settled], outcome)
         if state.stalled:
             with self._lock:
                 self._relist(state)
+
+    def _return_or_bury(self, settled: list[Delivery], outcome: Outcome) -> None:
+        with self._lock:
+            if outcome is REQUEUE:
+                self._put_back_all(settled)
+            else:
+                for delivery in settled:
+                    self._broker.reject(delivery)
 
     def recover(self, channel: int) -> None:
         with self._lock:
@@ -336,14 +338,14 @@ class Transport(BaseTransport):
             self._put_back_all(state.ledger.settle_up_to(0))
             self._relist(state)
 
-    def _put_back_all(self, settled: Sequence[tuple[Queue, Delivery]]) -> None:
-        for queue, delivery in reversed(settled):  # the last first: each then goes to the very front
-            self._broker.put_back(queue, delivery)
+    def _put_back_all(self, settled: list[Delivery]) -> None:
+        for delivery in reversed(settled):  # the last first: each then goes to the very front
+            self._broker.put_back(delivery)
 
     def receive(self, timeout: float | None) -> Sequence[Event]:
-        if not self._events and not self._broker.expiring:
+        if not self._events and not self._expiring:
             # The common case takes no lock: claiming is atomic, and who leaves the rota is seen to when it has run dry.
-            delivery = self._rota.next(0.0)
+            delivery = self._claim(0.0)
             if delivery is not None:
                 return (delivery,)
         with self._lock:
@@ -379,8 +381,8 @@ class Transport(BaseTransport):
             consumer.channel.stalled.append(consumer)
             self._broker.offer(consumer.queue)  # what it cannot take, another may
             self._relist(consumer.channel)  # an ack may have come meanwhile: it takes no lock
-        for queue, late in expired:
-            self._broker.bury(queue, late, "expired")
+        for messages, late in expired:
+            self._broker.bury(self._broker.queue_of[messages], late, "expired")
 
     def _look_around(self) -> None:
         """Let expire what is due, and list the consumers that were not woken for what there is."""

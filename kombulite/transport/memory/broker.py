@@ -114,7 +114,7 @@ class Consumer(Claimant):
     """A consumer of a queue, on a channel."""
 
     def __init__(self, tag: str, queue: Queue, channel: Channel, no_ack: bool, exclusive: bool) -> None:
-        super().__init__(queue.messages, channel.ledger, queue, channel.number, tag, no_ack)
+        super().__init__(queue.messages, channel.ledger, channel.number, tag, no_ack)
         self.queue = queue
         self.channel = channel
         self.exclusive = exclusive
@@ -184,6 +184,7 @@ class Broker:
         self.table = RoutingTable()
         self.exchanges: dict[str, ExchangeSpec] = {}
         self.queues: dict[str, Queue] = {}
+        self.queue_of: dict[MessageQueue, Queue] = {}
         self.expiring: set[Queue] = set()
         self._dead: deque[tuple[Queue, Delivery, str]] = deque()
         self._burying = False
@@ -239,7 +240,7 @@ class Broker:
         if spec.name not in self.queues:
             now = monotonic()
             queue = Queue(spec, user if spec.exclusive else None, now)
-            self.queues[spec.name] = queue
+            self.queues[spec.name] = self.queue_of[queue.messages] = queue
             if queue.limits.expires is not None:
                 self.expiring.add(queue)
             return queue
@@ -253,7 +254,7 @@ class Broker:
 
     def delete_queue(self, queue: Queue) -> int:
         """Delete a queue: its bindings and messages go, its consumers are cancelled."""
-        del self.queues[queue.spec.name]
+        del self.queues[queue.spec.name], self.queue_of[queue.messages]
         self.expiring.discard(queue)
         for consumer in list(queue.consumers):
             transport = consumer.channel.transport
@@ -325,13 +326,19 @@ class Broker:
         finally:
             self._burying = False
 
-    def put_back(self, queue: Queue, delivery: Delivery) -> None:
+    def put_back(self, delivery: Delivery) -> None:
         """Return a message that was delivered to its queue, if that is still there."""
-        if self.queues.get(queue.spec.name) is not queue:
-            return
-        queue.messages.put_back(delivery)
-        if queue.idle:
-            self.offer(queue)
+        queue = self.queue_of.get(delivery.source)  # type: ignore[arg-type]
+        if queue is not None:
+            queue.messages.put_back(delivery)
+            if queue.idle:
+                self.offer(queue)
+
+    def reject(self, delivery: Delivery) -> None:
+        """Give up a message that was delivered."""
+        queue = self.queue_of.get(delivery.source)  # type: ignore[arg-type]
+        if queue is not None:
+            self.bury(queue, delivery, "rejected")
 
     def offer(self, queue: Queue) -> None:
         """Wake one consumer that sleeps; those awake look by themselves."""
