@@ -185,7 +185,9 @@ cdef class Received:
         self.accept = accept
         if self._errors:
             raise self._errors[0][1]
-        return self.decode()
+        if self._decoded is NOT_DECODED:
+            self._decoded = self.loads(self.body, self.content_type, self.content_encoding, accept)
+        return self._decoded
 
     def raise_errors(self):
         """Raise the first of ``errors``, if there is one."""
