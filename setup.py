@@ -35,7 +35,16 @@ setup(
                 extra_link_args=link_args,
                 define_macros=macros,
             )
-            for name in ("codecs", "envelope", "message", "priority", "queueing", "routing", "serialization")
+            for name in (
+                "codecs",
+                "envelope",
+                "message",
+                "priority",
+                "queueing",
+                "reader",
+                "routing",
+                "serialization",
+            )
         ],
         include_path=["ext"],
         build_dir=f"{BUILD}/c",

@@ -13,7 +13,6 @@ from kombulite.entity import Queue
 from kombulite.message import Message
 from kombulite.serialization import prepare_accept_content
 from kombulite.utils.functional import maybe_list
-from kombulite.utils.json import codec
 
 if TYPE_CHECKING:
     from kombulite.connection import Connection
@@ -67,7 +66,6 @@ class Consumer:
         self.prefetch_count = prefetch_count
         self.tag_prefix = tag_prefix or ""
         self._overrides_receive = type(self).receive is not Consumer.receive
-        codec.prepare()
         if channel is not None:
             self.revive(channel)
 

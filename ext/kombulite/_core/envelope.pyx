@@ -1,7 +1,7 @@
 """The JSON envelope of brokers whose messages have no properties of their own (kombu's virtual transports).
 
-Format: an object with ``body``, ``content-encoding``, ``content-type``, ``headers`` and ``properties``; the latter holds
-the delivery tag, ``delivery_info`` (exchange and routing key) and, by default, says that the body is base64.
+Format: an object with ``body``, ``content-encoding``, ``content-type``, ``headers`` and ``properties``; the latter
+holds the delivery tag, ``delivery_info`` (exchange and routing key) and, by default, says that the body is base64.
 """
 
 import os
@@ -115,7 +115,7 @@ def decode_envelope(JSON json not None, data):
     """
     cdef Delivery delivery = Delivery.__new__(Delivery)
     cdef Properties found = Properties.__new__(Properties)
-    cdef dict envelope, properties, info, extra
+    cdef dict envelope, properties, info
     try:
         envelope = as_dict(json.loads(data), "envelope")
     except MalformedEnvelope:
@@ -209,7 +209,7 @@ cdef bytes decode_base64(str text):
     cdef Py_ssize_t size
     cdef const unsigned char* at
     cdef unsigned char* out
-    cdef Py_ssize_t groups, i
+    cdef Py_ssize_t groups, _
     cdef int a, b, c, d, padding = 0
     cdef bytes decoded
     if not text.isascii():
@@ -222,7 +222,7 @@ cdef bytes decode_base64(str text):
     groups = size // 4
     decoded = PyBytes_FromStringAndSize(NULL, groups * 3 - padding)
     out = <unsigned char*> PyBytes_AS_STRING(decoded)
-    for i in range(groups if padding == 0 else groups - 1):
+    for _ in range(groups if padding == 0 else groups - 1):
         a, b, c, d = sextet(at[0]), sextet(at[1]), sextet(at[2]), sextet(at[3])
         if (a | b | c | d) < 0:
             raise MalformedEnvelope("the body is not base64: it has other characters")

@@ -128,8 +128,8 @@ NOT_DECODED = object()
 cdef class Received:
     """A delivery in the hands of its receiver. The base of the facade's ``Message``.
 
-    Its fields can be set; ``headers``, ``properties``, ``delivery_info`` and ``errors`` are made of the delivery when they
-    are first asked for, since most consumers never do. ``_decoded``: the decoded body, or NOT_DECODED.
+    Its fields can be set; ``headers``, ``properties``, ``delivery_info`` and ``errors`` are made of the delivery when
+    they are first asked for, since most consumers never do. ``_decoded``: the decoded body, or NOT_DECODED.
     """
 
     def __cinit__(self):
@@ -261,7 +261,7 @@ cdef class Received:
 
     @property
     def delivery_info(self):
-        """How it came: exchange, routing_key, delivery_tag, redelivered, consumer_tag or message_count; its own dict."""
+        """How it came: exchange, routing_key, delivery_tag, redelivered, consumer_tag or message_count (a dict)."""
         cdef Delivery delivery = self._delivery
         if self._delivery_info is None:
             self._delivery_info = {}

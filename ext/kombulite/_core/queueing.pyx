@@ -65,7 +65,10 @@ cdef class MessageQueue:
             self.size += len(delivery.body)
 
     def put_back(self, Delivery delivery not None):
-        """Put a message that was taken back into its place, as redelivered; a copy, whoever took it has the original."""
+        """Put a message that was taken back into its place, as redelivered.
+
+        A copy goes back: whoever took the message keeps the original.
+        """
         cdef Py_ssize_t place = 0
         cdef Delivery again = delivery.copy()
         again.position = delivery.position
@@ -153,15 +156,19 @@ cdef class Ledger:
 
     cpdef bint has_credit(self):
         """Whether another delivery may be made."""
-        return self.active and not self._closed and (self.prefetch_count == 0 or len(self._outstanding) < self.prefetch_count)
+        if not self.active or self._closed:
+            return False
+        return self.prefetch_count == 0 or len(self._outstanding) < self.prefetch_count
 
-    def hand_over(self, Delivery delivery not None, MessageQueue source, unsigned int channel, consumer_tag, bint no_ack):
+    def hand_over(self, Delivery delivery not None, MessageQueue source, unsigned int channel, consumer_tag,
+                  bint no_ack):
         """Give a delivery its tag, for a consumer (None for the answer to a get); unless ``no_ack`` note it, and on it
         the queue it was taken from (None if that is elsewhere)."""
         with cython.critical_section(self):
             self._hand_over(delivery, source, channel, consumer_tag, no_ack)
 
-    cdef int _hand_over(self, Delivery delivery, MessageQueue source, unsigned int channel, consumer_tag, bint no_ack) except -1:
+    cdef int _hand_over(self, Delivery delivery, MessageQueue source, unsigned int channel, consumer_tag,
+                        bint no_ack) except -1:
         self._tag += 1
         delivery.delivery_tag = self._tag
         delivery.channel = channel

@@ -12,7 +12,7 @@ cimport cython
 
 
 Binding = namedtuple("Binding", "source destination routing_key arguments to_exchange")
-Binding.__doc__ = """One binding: messages of exchange ``source`` go to ``destination``, a queue or (``to_exchange``) an exchange."""
+Binding.__doc__ = "A binding: messages of exchange ``source`` go to a queue or (``to_exchange``) another exchange."
 
 
 class UnknownExchange(LookupError):

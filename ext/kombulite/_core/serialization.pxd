@@ -5,8 +5,7 @@ cdef class JSON:
     cdef dict _encoders
     cdef dict _found
     cdef dict _decoders
-    cdef object _decode_plain
-    cdef tuple _plain_errors
+    cdef list _keys
 
     cdef int _learn_standard_types(self) except -1
     cpdef object loads(self, data)
@@ -16,7 +15,6 @@ cdef class JSON:
     cdef int _write_list(self, Buffer* out, list value) except -1
     cdef int _write_stand_in(self, Buffer* out, object value) except -1
     cdef object _encoder_of(self, object kind)
-    cdef object _revive(self, object value)
 
 
 cdef int write_str(Buffer* out, object text) except -1

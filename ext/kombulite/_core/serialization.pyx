@@ -2,8 +2,8 @@
 
 What JSON lacks travels as ``{"__type__": marker, "__value__": value}``. Text is written exactly as the standard
 library's ``json.dumps`` does by default (ASCII only, ``", "`` and ``": "``), so that outputs can be compared byte
-for byte. Plain decoding is msgspec's; what msgspec refuses (NaN, Infinity, lone surrogates, numbers beyond a double)
-goes to the standard library, whose verdict is final.
+for byte. Reading is the reader's (reader.pyx); what it does not know goes to the standard library, whose verdict is
+final.
 """
 
 import json
@@ -11,8 +11,10 @@ import sys
 
 from binascii import a2b_base64, b2a_base64
 
+from kombulite._core.reader import Irregular
+
 cimport cython
-from cpython.bytes cimport PyBytes_AsStringAndSize, PyBytes_CheckExact, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_CheckExact, PyDict_Next
 from cpython.float cimport PyFloat_CheckExact
 from cpython.list cimport PyList_CheckExact
@@ -21,9 +23,11 @@ from cpython.mem cimport PyMem_Free
 from cpython.ref cimport PyObject
 from cpython.unicode cimport PyUnicode_CheckExact
 from libc.math cimport fabs, isfinite, signbit
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memcpy
 
 from kombulite._core.buffer cimport Buffer, buffer_free, buffer_init, buffer_put2, buffer_reserve, buffer_write
+from kombulite._core.reader cimport KEPT_KEYS, read_json
+from kombulite._core.recursion cimport Py_LeaveRecursiveCall, enter_recursion
 
 
 cdef extern from "Python.h":
@@ -39,13 +43,6 @@ cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
     char* PyOS_double_to_string(double value, char format_code, int precision, int flags, int* kind) except NULL
     int Py_DTSF_ADD_DOT_0
-    int Py_EnterRecursiveCall(const char* where)
-    void Py_LeaveRecursiveCall()
-
-
-cdef inline int enter_recursion(const char* where) except -1:
-    # The C function says "nonzero" for an error, not -1.
-    return -1 if Py_EnterRecursiveCall(where) else 0
 
 
 # The marker that a mapping gets which happens to look like a typed value; its value is a list of [key, value].
@@ -273,27 +270,6 @@ def standard_types():
     ]
 
 
-cdef bint may_hold_typed_values(const char* text, Py_ssize_t size) noexcept nogil:
-    """Whether JSON text may spell the key ``__type__``, be it with escapes (``\\u005f``)."""
-    cdef const char* end = text + size
-    cdef const char* at = text
-    while True:
-        at = <const char*> memchr(at, b"_", end - at)
-        if at == NULL or end - at < 8:
-            break
-        if memcmp(at, b"__type__", 8) == 0:
-            return True
-        at += 1
-    at = text
-    while True:
-        at = <const char*> memchr(at, b"\\", end - at)
-        if at == NULL or end - at < 6:
-            return False
-        if memcmp(at, b"\\u00", 4) == 0:
-            return True
-        at += 2 if at[1] == b"\\" else 1
-
-
 @cython.final
 cdef class JSON:
     """Encoder and decoder of JSON with typed values; one instance holds one set of registered types.
@@ -304,6 +280,7 @@ cdef class JSON:
     def __init__(self):
         self._encoders = {}
         self._found = {}
+        self._keys = [None] * KEPT_KEYS
         self._decoders = {ESCAPED: dict, "bytes": _bytes_of_text, "base64": _bytes_of_base64}
 
     def register(self, kind, marker, encoder, decoder=None):
@@ -319,17 +296,6 @@ cdef class JSON:
         self._found = {}
         if marker is not None:
             self._decoders[marker] = decoder
-
-    def prepare(self):
-        """Do now what the first ``loads`` would do: import the decoder.
-
-        That takes some milliseconds of file access, a third of what importing all of kombulite does; producers never
-        need it, and consumers want it done before the first message.
-        """
-        from msgspec import MsgspecError
-        from msgspec.json import Decoder
-        self._plain_errors = (MsgspecError, UnicodeError)
-        self._decode_plain = Decoder().decode
 
     cdef int _learn_standard_types(self) except -1:
         if not self._encoders:
@@ -503,21 +469,14 @@ cdef class JSON:
         cdef Py_ssize_t size
         if not PyBytes_CheckExact(data) and not PyUnicode_CheckExact(data):
             data = PyUnicode_FromObject(data) if isinstance(data, str) else bytes(memoryview(data))
-        if self._decode_plain is None:
-            self.prepare()
         try:
-            value = self._decode_plain(data)
-        except self._plain_errors:
-            return self._revive(json.loads(data if isinstance(data, str) else data.decode("utf-8")))
-        # Typed values are rare: look for their key (its letters may be escaped) before walking the result.
-        if type(value) is dict or type(value) is list:
-            if PyUnicode_CheckExact(data):
-                text = PyUnicode_AsUTF8AndSize(data, &size)
-            else:
-                PyBytes_AsStringAndSize(data, <char**> &text, &size)
-            if may_hold_typed_values(text, size):
-                return self._revive(value)
-        return value
+            if PyBytes_CheckExact(data):
+                return read_json(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), self._keys, self)
+            text = PyUnicode_AsUTF8AndSize(data, &size)
+            return read_json(text, size, self._keys, self)
+        except (Irregular, UnicodeEncodeError):
+            pass
+        return json.loads(data if isinstance(data, str) else data.decode("utf-8"), object_hook=self.revive)
 
     def revive(self, dict value not None):
         """The value that a typed value stands for; any other dict as it is. For ``object_hook``."""
@@ -532,29 +491,3 @@ cdef class JSON:
             return decoder(value["__value__"])
         except Exception as error:
             raise InvalidValue(f"cannot decode {value['__value__']!r:.80} as {marker}: {error!r:.200}") from error
-
-    cdef object _revive(self, object value):
-        # Innermost first, in place: the tree is fresh and nobody else's.
-        cdef Py_ssize_t i
-        cdef list items
-        kind = type(value)
-        if kind is dict:
-            enter_recursion(b" while decoding JSON")
-            try:
-                for key, item in list((<dict> value).items()):
-                    if type(item) is dict or type(item) is list:
-                        (<dict> value)[key] = self._revive(item)
-            finally:
-                Py_LeaveRecursiveCall()
-            return self.revive(<dict> value)
-        if kind is list:
-            items = <list> value
-            enter_recursion(b" while decoding JSON")
-            try:
-                for i in range(len(items)):
-                    item = items[i]
-                    if type(item) is dict or type(item) is list:
-                        items[i] = self._revive(item)
-            finally:
-                Py_LeaveRecursiveCall()
-        return value
