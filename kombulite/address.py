@@ -30,11 +30,18 @@ def _shuffled(urls: Iterable[str]) -> Iterator[str]:
 FAILOVER_STRATEGIES: dict[str, Callable[[Iterable[str]], Iterator[str]]] = {"round-robin": cycle, "shuffle": _shuffled}
 
 
+def _seconds(name: str, value: Any) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is a number of seconds, not {value!r:.80}") from None
+
+
 class Address:
     """One broker, or several that stand in for one another: the settings of a connection, without the connection.
 
     ``hostname``: a URL, several (a list, or separated by ``;``), or a host. What a URL says wins over the keywords, but
-    for ``transport``. At any time the attributes are those of one URL; ``switch_to_next`` takes over another.
+    for ``transport``. At any time the attributes are those of one URL; ``take`` takes over another.
 
     Raises KeyError for an unknown transport, ValueError for a URL that cannot be or has options that are not known.
     """
@@ -49,8 +56,12 @@ class Address:
     ) -> None:
         if isinstance(hostname, str) and ";" in hostname:
             hostname = hostname.split(";")
-        urls = [hostname] if isinstance(hostname, str) or hostname is None else list(hostname)
-        self.alt = [*(urls if len(urls) > 1 else ()), *(alternates or ())]
+        if isinstance(hostname, str) or hostname is None:
+            first, others = hostname, list(alternates or ())
+        else:
+            others = [*hostname, *(alternates or ())]
+            first = others[0] if others else None
+        self.alt = others
         self.failover_strategy = failover_strategy
         self.cycle: Iterator[str] | None = None
         for url in self.alt:  # a misspelt one shall fail here, not at the first failover
@@ -63,7 +74,7 @@ class Address:
             next(self.cycle)  # the first is where we start
         self.transport_options: dict[str, Any] = dict(transport_options or {})
         self._given = given
-        self.take(urls[0] if urls else None)
+        self.take(first)
 
     def take(self, url: str | None) -> None:
         """Take the settings from one URL, over those of the constructor."""
@@ -97,9 +108,8 @@ class Address:
         self.insist: bool = settings["insist"]
         self.ssl: Any = settings["ssl"]
         self.login_method: str | None = settings["login_method"]
-        timeout = settings["connect_timeout"]
-        self.connect_timeout: float | None = None if timeout is None else float(timeout)
-        self.heartbeat: float = float(settings["heartbeat"] or 0)
+        self.connect_timeout: float | None = _seconds("connect_timeout", settings["connect_timeout"])
+        self.heartbeat: float = _seconds("heartbeat", settings["heartbeat"]) or 0
         provider = settings["credential_provider"]
         self.credential_provider: Any = symbol_by_name(provider)() if isinstance(provider, str) else provider
 

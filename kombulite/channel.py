@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kombulite import exceptions
-from kombulite._core import Delivery, Properties
+from kombulite._core import Delivery, Properties, copy_tree
 from kombulite.message import Message
 from kombulite.transport.base import (
     Cancelled,
@@ -22,7 +22,8 @@ from kombulite.transport.base import (
 if TYPE_CHECKING:
     from kombulite.connection import Connection
 
-PROPERTY_NAMES = frozenset(
+#: Properties that ``publish`` takes as keywords beside its own arguments.
+KEYWORD_PROPERTIES = frozenset(
     [
         "delivery_mode",
         "correlation_id",
@@ -71,6 +72,13 @@ class Subscription:
         self.on_cancel = on_cancel
 
 
+class Closed:
+    """Stands for the transport of a closed channel: whatever is asked of it fails."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise exceptions.RecoverableConnectionError("channel already closed")
+
+
 class Channel:
     """One conversation with the broker. Made by ``Connection.channel()``."""
 
@@ -100,13 +108,14 @@ class Channel:
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Create an exchange, or with ``passive`` assert it. Raises NotFound, NotEquivalentError."""
-        _check_short(exchange, "exchange name")
+        check_short(exchange, "exchange name")
         spec = ExchangeSpec(exchange, type, durable, auto_delete, arguments or None)
         self._transport.declare_exchange(self.channel_id, spec, passive)
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
         """Delete an exchange with its bindings. Raises PreconditionFailed."""
         self._transport.delete_exchange(self.channel_id, exchange, if_unused)
+        self.connection.forget_declarations()
 
     def exchange_bind(
         self,
@@ -117,7 +126,7 @@ class Channel:
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Let messages of exchange ``source`` come to exchange ``destination``. Raises NotFound."""
-        _check_short(routing_key, "routing key")
+        check_short(routing_key, "routing key")
         self._transport.bind(self.channel_id, source, destination, routing_key, arguments, to_exchange=True)
 
     def exchange_unbind(
@@ -156,7 +165,7 @@ class Channel:
 
         Raises NotFound, NotEquivalentError, ResourceLocked.
         """
-        _check_short(queue, "queue name")
+        check_short(queue, "queue name")
         spec = QueueSpec(queue, durable, exclusive, auto_delete, arguments or None)
         info = self._transport.declare_queue(self.channel_id, spec, passive)
         return None if nowait and queue else info
@@ -170,7 +179,7 @@ class Channel:
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Bind a queue to an exchange. Raises NotFound, PreconditionFailed."""
-        _check_short(routing_key, "routing key")
+        check_short(routing_key, "routing key")
         self._transport.bind(self.channel_id, exchange, queue, routing_key, arguments)
 
     def queue_unbind(
@@ -189,7 +198,9 @@ class Channel:
 
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, nowait: bool = False) -> int:
         """Delete a queue; returns the messages gone with it. Raises PreconditionFailed."""
-        return self._transport.delete_queue(self.channel_id, queue, if_unused, if_empty)
+        deleted = self._transport.delete_queue(self.channel_id, queue, if_unused, if_empty)
+        self.connection.forget_declarations()
+        return deleted
 
     # --- publishing
 
@@ -205,6 +216,8 @@ class Channel:
         """A message for ``basic_publish``."""
         if isinstance(body, str):
             body = body.encode(content_encoding or "utf-8")
+        elif not isinstance(body, bytes):
+            raise exceptions.EncodeError(f"a body is text or bytes, not {type(body).__name__}")
         return Delivery(
             "", "", make_properties(content_type, content_encoding, headers, priority, properties or {}), body
         )
@@ -225,7 +238,7 @@ class Channel:
     def publish(self, delivery: Delivery, mandatory: bool = False, timeout: float | None = None) -> None:
         """Hand a message to the broker. Raises NotFound, MessageNacked, PreconditionFailed (routing key too long)."""
         if len(delivery.routing_key) > SURELY_SHORT:
-            _check_short(delivery.routing_key, "routing key")
+            check_short(delivery.routing_key, "routing key")
         self._transport.publish(self.channel_id, delivery, mandatory, timeout)
 
     def publish_many(
@@ -233,8 +246,7 @@ class Channel:
     ) -> list[tuple[int, Exception]]:
         """Publish in order; returns those refused, as (index, exception)."""
         for delivery in deliveries:
-            if len(delivery.routing_key) > SURELY_SHORT:
-                _check_short(delivery.routing_key, "routing key")
+            check_short(delivery.routing_key, "routing key")
         return self._transport.publish_many(self.channel_id, deliveries, mandatory, timeout)
 
     # --- consuming
@@ -328,10 +340,20 @@ class Channel:
     def close(self) -> None:
         """End the consumers; messages not acknowledged go back to their queues. May be repeated."""
         if self.is_open:
-            self.is_open = False
-            self._subscriptions.clear()
+            transport = self._transport
+            self.detach()
             self.connection.forget_channel(self)
-            self._transport.close_channel(self.channel_id)
+            transport.close_channel(self.channel_id)
+
+    def detach(self) -> None:
+        """Be closed, without a word to the broker: the connection is gone."""
+        self.is_open = False
+        self._subscriptions.clear()
+        self._transport = Closed()  # type: ignore[assignment]
+        self._settle = self._transport_is_closed  # type: ignore[assignment]
+
+    def _transport_is_closed(self, *args: Any) -> NoReturn:
+        raise exceptions.RecoverableConnectionError("channel already closed")
 
     def __enter__(self) -> Channel:
         return self
@@ -344,7 +366,7 @@ class Channel:
 SURELY_SHORT = LONGEST_SHORT_STRING // 4
 
 
-def _check_short(text: str, what: str) -> None:
+def check_short(text: str, what: str) -> None:
     """AMQP sends names and keys as short strings; no transport takes longer ones."""
     if len(text) > SURELY_SHORT:
         size = len(text.encode("utf-8", "surrogatepass"))
@@ -360,12 +382,12 @@ def make_properties(
     properties: Mapping[str, Any],
 ) -> Properties:
     """The properties of a message to publish; what AMQP does not know goes to ``extra``."""
-    known = {name: value for name, value in properties.items() if name in PROPERTY_NAMES}
-    extra = {name: value for name, value in properties.items() if name not in PROPERTY_NAMES}
+    known = {name: value for name, value in properties.items() if name in KEYWORD_PROPERTIES}
+    extra = {name: value for name, value in properties.items() if name not in KEYWORD_PROPERTIES}
     return Properties(
         content_type=content_type,
         content_encoding=content_encoding,
-        headers=dict(headers) if headers else None,
+        headers=copy_tree(dict(headers)) if headers else None,
         priority=priority,
         extra=extra or None,
         **known,

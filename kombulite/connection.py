@@ -11,13 +11,14 @@ from threading import RLock
 from typing import Any, TypeVar
 
 from kombulite import exceptions
+from kombulite.abstract import maybe_channel
 from kombulite.address import Address
 from kombulite.channel import Channel
 from kombulite.entity import declaration_key
 from kombulite.messaging import Consumer, Producer
 from kombulite.transport import resolve_transport
 from kombulite.transport.base import Transport
-from kombulite.utils.functional import retry_over_time
+from kombulite.utils.functional import retry_intervals, retry_over_time, sleep_in_slices
 
 __all__ = ["BrokerConnection", "Connection", "maybe_channel"]
 
@@ -26,11 +27,6 @@ Errback = Callable[[Any, float], Any]
 
 #: Transport options that say how often the default channel tries to connect.
 CONNECT_RETRY_OPTIONS = ("max_retries", "interval_start", "interval_step", "interval_max", "errback", "callback")
-
-
-def maybe_channel(channel: Any) -> Any:
-    """The channel itself, or the default channel of a connection."""
-    return channel.default_channel if isinstance(channel, Connection) else channel
 
 
 class Connection(Address):
@@ -272,6 +268,7 @@ class Connection(Address):
     def maybe_declare(self, entity: Any, channel: Any = None, retry: bool = False, **retry_policy: Any) -> bool:
         """Declare an entity unless that was done on this connection; True if it was done now."""
         channel = maybe_channel(channel) or self.default_channel
+        given = entity
         if not entity.is_bound:
             entity = entity.bind(channel)
         if not channel.is_open:
@@ -283,9 +280,11 @@ class Connection(Address):
             if key in self.declared_entities:
                 return False
         if retry:
-            self.ensure(entity, entity.declare, **retry_policy)(channel=channel)
+            self.ensure(entity, entity.declare, **retry_policy)()
         else:
             entity.declare(channel=channel)
+        if not given.name:
+            given.name = entity.name  # the broker's choice
         if key is not None:
             self.declared_entities.add(key)
         return True
@@ -358,6 +357,8 @@ class Connection(Address):
         errors to try again on at once. Raises OperationalError for errors of connection and channel.
         """
         retried = tuple(retry_errors or ())
+        refused: tuple[type[BaseException], ...] = (exceptions.MessageNacked, *self.recoverable_channel_errors)
+        intervals = retry_intervals(interval_start, interval_step, interval_max)
 
         def ensured(*args: Any, **kwargs: Any) -> T:
             for attempt in count():
@@ -367,6 +368,14 @@ class Connection(Address):
                 except retried:
                     if last:
                         raise
+                except refused as error:
+                    # The connection is fine. What a broker refuses now, as a queue is full, it may take in a while.
+                    if last:
+                        raise exceptions.OperationalError(str(error)) from error
+                    pause = next(intervals) if isinstance(error, exceptions.MessageNacked) else 0
+                    if errback is not None:
+                        errback(error, pause)
+                    sleep_in_slices(pause)
                 except self.recoverable_connection_errors as error:
                     if last:
                         raise exceptions.OperationalError(str(error)) from error
@@ -380,11 +389,6 @@ class Connection(Address):
                     obj.revive(channel)
                     if on_revive is not None:
                         on_revive(channel)
-                except self.recoverable_channel_errors as error:
-                    if last:
-                        raise exceptions.OperationalError(str(error)) from error
-                    if errback is not None:
-                        errback(error, 0)
             raise AssertionError("count() has no end")
 
         ensured.__name__ = f"{getattr(fun, '__name__', fun)}(ensured)"
@@ -430,9 +434,13 @@ class Connection(Address):
     def _forget(self) -> None:
         """Give up all that depends on the transport's connection."""
         for channel in list(self._channels.values()):
-            channel.is_open = False
+            channel.detach()
         self._channels = {}
         self._default_channel = None
+        self.forget_declarations()
+
+    def forget_declarations(self) -> None:
+        """Declare again what is needed: the connection is new, or something was deleted."""
         self.declared_entities = set()
 
     def release(self) -> None:

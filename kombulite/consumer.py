@@ -62,7 +62,7 @@ class Consumer:
         self.callbacks = list(callbacks or ())
         self.on_message = on_message or self.on_message
         self.on_decode_error = on_decode_error or self.on_decode_error
-        self.accept = prepare_accept_content([accept] if isinstance(accept, str) else accept)
+        self.accept = prepare_accept_content(accept)
         self.prefetch_count = prefetch_count
         self.tag_prefix = tag_prefix or ""
         self._overrides_receive = type(self).receive is not Consumer.receive
@@ -131,7 +131,14 @@ class Consumer:
     def _consume(self, queue: Queue, no_ack: bool | None) -> None:
         tag = f"{self.tag_prefix}{next(_tags)}"
         self._no_ack_of[queue.name] = no_ack
-        self._active_tags[queue.name] = queue.consume(tag, self._receive, no_ack=no_ack)
+        self._active_tags[queue.name] = queue.consume(tag, self._receive, no_ack=no_ack, on_cancel=self._on_cancelled)
+
+    def _on_cancelled(self, consumer_tag: str) -> None:
+        """The broker ended a consumer; ``consume`` may start it again."""
+        for name, tag in list(self._active_tags.items()):
+            if tag == consumer_tag:
+                del self._active_tags[name]
+        raise exceptions.ConsumerCancelled(f"the broker cancelled consumer {consumer_tag}")
 
     def cancel(self) -> None:
         """Stop consuming. Messages delivered stay to be acknowledged."""

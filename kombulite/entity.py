@@ -7,6 +7,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kombulite.abstract import MaybeChannelBound, Object
+from kombulite.serialization import prepare_accept_content
 
 if TYPE_CHECKING:
     from kombulite.message import Message
@@ -440,9 +441,10 @@ class Queue(MaybeChannelBound):
     def get(self, no_ack: bool | None = None, accept: Iterable[str] | None = None) -> Message | None:
         """The next message, or None. ``accept``: as for a consumer."""
         no_ack = self.no_ack if no_ack is None else no_ack
+        accepted = prepare_accept_content(accept)
         message: Message | None = self.channel.basic_get(queue=self.name, no_ack=bool(no_ack))
         if message is not None:
-            message.accept_only(accept)
+            message.accept = accepted
             message.raise_errors()
         return message
 

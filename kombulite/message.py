@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kombulite import serialization
 from kombulite._core import Received
 from kombulite.compression import decompress
 from kombulite.exceptions import MessageStateError
-from kombulite.serialization import prepare_accept_content
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -69,10 +67,6 @@ class Message(Received):
             self.errors.append(sys.exc_info())
 
     # --- content
-
-    def accept_only(self, content_types: Iterable[str] | None) -> None:
-        """Set ``accept`` from names or content types. Raises SerializerNotInstalled."""
-        self.accept = prepare_accept_content(content_types)
 
     def refuse(self, state: str) -> NoReturn:
         """Raise the error for a message that cannot come to ``state``."""

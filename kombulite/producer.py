@@ -4,31 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from kombulite import exceptions, serialization
 from kombulite._core import Delivery, Properties
-from kombulite.channel import Channel, make_properties
+from kombulite.channel import Channel, check_short, make_properties
 from kombulite.compression import compress
 from kombulite.entity import Exchange, Queue, maybe_delivery_mode
 from kombulite.message import Message
 
 if TYPE_CHECKING:
     from kombulite.connection import Connection
-
-RETRY_POLICY_KEYS = frozenset(
-    [
-        "errback",
-        "max_retries",
-        "interval_start",
-        "interval_step",
-        "interval_max",
-        "on_revive",
-        "retry_errors",
-    ]
-)
 
 #: Messages that ``publish_many`` prepares before it hands them over.
 CHUNK = 1000
@@ -47,26 +35,30 @@ class Batch:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to send."""
+        return len(self._waiting) >= self._max_size
+
     def add(self, delivery: Delivery, mandatory: bool) -> None:
-        """Add a message; a full batch is sent. Raises BatchPublishError."""
+        """Add a message. Raises PreconditionFailed for one that no broker would take."""
+        check_short(delivery.routing_key, "routing key")
         self._waiting.append((delivery, mandatory))
-        if len(self._waiting) >= self._max_size:
-            self.flush()
 
     def flush(self) -> None:
-        """Send what waits. Raises BatchPublishError, which names the messages that were refused."""
-        waiting, self._waiting = self._waiting, []
+        """Send what waits. Raises BatchPublishError, which names the messages that were refused.
+
+        An error of the connection is raised as it is, and what was not sent goes on waiting.
+        """
+        total = len(self._waiting)
         refused: list[tuple[int, Exception]] = []
-        start = 0
-        while start < len(waiting):
-            mandatory = waiting[start][1]
-            end = start + 1
-            while end < len(waiting) and waiting[end][1] == mandatory:
-                end += 1
-            deliveries = [delivery for delivery, _ in waiting[start:end]]
-            refused += [(start + i, error) for i, error in self._producer.channel.publish_many(deliveries, mandatory)]
-            start = end
-        _raise_refused(refused, len(waiting))
+        while self._waiting:
+            mandatory = self._waiting[0][1]
+            alike = [delivery for delivery, _ in next(groupby(self._waiting, itemgetter(1)))[1]]
+            start = total - len(self._waiting)
+            refused += [(start + i, error) for i, error in self._producer.channel.publish_many(alike, mandatory)]
+            del self._waiting[: len(alike)]
+        _raise_refused(refused, total)
 
 
 def _raise_refused(refused: list[tuple[int, Exception]], total: int) -> None:
@@ -77,6 +69,24 @@ def _raise_refused(refused: list[tuple[int, Exception]], total: int) -> None:
             refused=refused,
             published=total - len(refused),
         )
+
+
+def _as_bytes(body: Any) -> bytes:
+    """A body that no serializer has to touch, or has made."""
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        return bytes(body)
+    raise exceptions.EncodeError(f"a body travels as text or bytes, not as {type(body).__name__}")
+
+
+def _milliseconds(seconds: Any) -> str:
+    """An expiration as it travels (AMQP 0-9-1: a short string; RabbitMQ: milliseconds)."""
+    try:
+        milliseconds = int(float(seconds) * 1000)
+    except (TypeError, ValueError, OverflowError):
+        milliseconds = -1
+    if milliseconds < 0:
+        raise ValueError(f"an expiration is a number of seconds from 0 on, not {seconds!r:.80}")
+    return str(milliseconds)
 
 
 class Producer:
@@ -108,7 +118,8 @@ class Producer:
     ) -> None:
         self._channel: Channel | None = None
         self.__connection__: Connection | None = None
-        self._declared: Any = None  # the connection's declarations that hold our exchange's
+        self._declared: Any = None  # the connection's declarations that hold ours
+        self._exchange: Exchange | None = None  # of this exchange
         self._batch: Batch | None = None
         self._plain: dict[Any, Properties] = {}
         if exchange is None or isinstance(exchange, str):
@@ -129,13 +140,14 @@ class Producer:
 
     @property
     def channel(self) -> Channel:
-        """The channel, opened now if it was not yet."""
-        if self._channel is None:
+        """The channel. One that comes from a connection is opened now if it was not yet, or is not any more."""
+        channel = self._channel
+        if channel is None or (self.__connection__ is not None and not channel.is_open):
             if self.__connection__ is None:
                 raise exceptions.NotBoundError("the producer has no channel and no connection")
-            self._attach(self.__connection__.default_channel)
-        assert self._channel is not None
-        return self._channel
+            channel = self.__connection__.default_channel
+            self._attach(channel)
+        return channel
 
     @channel.setter
     def channel(self, channel: Channel) -> None:
@@ -230,12 +242,14 @@ class Producer:
         )
         if routing_key is None:
             routing_key = self.routing_key
+        if declare is not None:
+            declare = tuple(declare)
+        publish = self._publish
         if retry:
-            self._publish_with_retry(
-                partial(self._publish, name, routing_key, sent, body, mandatory, declare, timeout), retry_policy
-            )
-        else:
-            self._publish(name, routing_key, sent, body, mandatory, declare, timeout)
+            publish = self._insured(publish, retry_policy)
+        publish(name, routing_key, sent, body, mandatory, declare, timeout)
+        if self._batch is not None and self._batch.is_full:
+            self._insured(self._batch.flush, retry_policy)() if retry else self._batch.flush()
 
     def publish_many(
         self,
@@ -258,38 +272,50 @@ class Producer:
         """Publish many bodies to one place, with the arguments of ``publish``. Returns how many were taken.
 
         ``bodies`` may be endless: they are handed over a thousand at a time. Raises BatchPublishError, whose
-        ``refused`` names those that were not taken by their index; those after them are still sent.
+        ``refused`` names those that were not taken by their index. Those after one that the broker refused are still
+        sent; one that cannot be encoded ends it.
         """
         name, mode = self._resolve(exchange, delivery_mode)
         if routing_key is None:
             routing_key = self.routing_key
-        channel = self.channel
+        if self._batch is not None:
+            self._batch.flush()  # what was published before comes before
         self._declare_all(declare)
         refused: list[tuple[int, Exception]] = []
         total = 0
-        rest = iter(bodies)
-        while chunk := [
-            Delivery(name, routing_key, sent, payload)
-            for payload, sent in (
-                self._prepare(
-                    body,
-                    mode,
-                    priority,
-                    content_type,
-                    content_encoding,
-                    serializer,
-                    headers,
-                    compression,
-                    expiration,
-                    properties,
-                )
-                for body in islice(rest, CHUNK)
-            )
-        ]:
-            refused += [(total + i, error) for i, error in channel.publish_many(chunk, mandatory, timeout)]
-            total += len(chunk)
+        prepared = self._prepare_many(
+            bodies,
+            mode,
+            priority,
+            content_type,
+            content_encoding,
+            serializer,
+            headers,
+            compression,
+            expiration,
+            properties,
+        )
+        broken: exceptions.EncodeError | None = None
+        while broken is None:
+            chunk: list[Delivery] = []
+            try:
+                chunk.extend(Delivery(name, routing_key, sent, body) for body, sent in islice(prepared, CHUNK))
+            except exceptions.EncodeError as error:
+                broken = error
+            if chunk:
+                refused += [(total + i, error) for i, error in self.channel.publish_many(chunk, mandatory, timeout)]
+                total += len(chunk)
+            if broken is not None:
+                refused.append((total, broken))
+                total += 1
+            elif len(chunk) < CHUNK:
+                break
         _raise_refused(refused, total)
         return total
+
+    def _prepare_many(self, bodies: Iterable[Any], *arguments: Any) -> Iterator[tuple[Any, Properties]]:
+        for body in bodies:
+            yield self._prepare(body, *arguments)
 
     @contextmanager
     def batch(self, max_size: int = 1000) -> Iterator[Batch]:
@@ -336,6 +362,8 @@ class Producer:
             content_type, content_encoding, body = serialization.dumps(body, serializer or self.serializer)
             if isinstance(body, str):
                 body = body.encode("utf-8")
+            elif not isinstance(body, bytes):
+                body = _as_bytes(body)
         elif isinstance(body, str):
             content_encoding = content_encoding or "utf-8"
             try:
@@ -344,12 +372,7 @@ class Producer:
                 raise exceptions.EncodeError(f"cannot encode the body as {content_encoding}: {error}") from error
         else:
             content_encoding = content_encoding or "binary"
-            if isinstance(body, (bytearray, memoryview)):
-                body = bytes(body)
-            elif not isinstance(body, bytes):
-                raise exceptions.EncodeError(
-                    f"a body with a content type of its own is text or bytes, not {type(body).__name__}"
-                )
+            body = _as_bytes(body)
         compression = compression or self.compression
         if not (compression or headers or properties or expiration is not None):
             # Nothing but what many messages share: they share the object too.
@@ -363,7 +386,7 @@ class Producer:
             body, headers["compression"] = compress(body, compression)
         properties = dict(properties, delivery_mode=delivery_mode)
         if expiration is not None:
-            properties["expiration"] = str(int(float(expiration) * 1000))
+            properties["expiration"] = _milliseconds(expiration)
         reply_to = properties.get("reply_to")
         if isinstance(reply_to, Queue):
             properties["reply_to"] = reply_to.name
@@ -379,8 +402,10 @@ class Producer:
         declare: Iterable[Any] | None,
         timeout: float | None,
     ) -> None:
-        channel = self._channel or self.channel
-        if declare is not None or self._declared is not channel.connection.declared_entities:
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            channel = self.channel
+        if declare or self._declared is not channel.connection.declared_entities or self._exchange is not self.exchange:
             self._declare_all(declare)
         delivery = Delivery(exchange, routing_key, properties, body)
         if self._batch is not None:
@@ -396,13 +421,13 @@ class Producer:
         if self.exchange.can_cache_declaration:
             # Until the connection forgets its declarations there is nothing to look up.
             self._declared = self.channel.connection.declared_entities
+            self._exchange = self.exchange
 
-    def _publish_with_retry(self, publish: Callable[[], None], retry_policy: Mapping[str, Any] | None) -> None:
-        policy = {name: value for name, value in (retry_policy or {}).items() if name in RETRY_POLICY_KEYS}
+    def _insured(self, fun: Callable[..., None], retry_policy: Mapping[str, Any] | None) -> Callable[..., None]:
         connection = self.connection
-        assert connection is not None or self.channel  # raises where there is neither
-        assert connection is not None
-        connection.ensure(self, publish, **policy)()
+        if connection is None:
+            raise exceptions.NotBoundError("the producer has no channel and no connection")
+        return connection.ensure(self, fun, **(retry_policy or {}))
 
     # --- lifetime
 

@@ -146,12 +146,20 @@ unregister = registry.unregister
 def prepare_accept_content(
     content_types: Iterable[str] | None, name_to_type: dict[str, str | None] | None = None
 ) -> set[str | None] | None:
-    """The content types behind a list of names or content types; None stays None. Raises SerializerNotInstalled."""
+    """The content types behind names or content types (one, or several); None stays None.
+
+    Raises SerializerNotInstalled.
+    """
     if content_types is None:
         return None
+    if isinstance(content_types, str):
+        content_types = [content_types]
     if name_to_type is None:
         return {registry.content_type_of(name) for name in content_types}
-    return {name if "/" in name else name_to_type[name] for name in content_types}
+    try:
+        return {name if "/" in name else name_to_type[name] for name in content_types}
+    except KeyError as error:
+        raise SerializerNotInstalled(f"no serializer {error} is installed") from None
 
 
 def enable_insecure_serializers(choices: Iterable[str] = ("pickle", "yaml", "msgpack")) -> None:

@@ -5,7 +5,7 @@ Imports nothing of the facade: it loads without it.
 
 from kombulite._core.codecs import Codecs
 from kombulite._core.envelope import EnvelopeTemplate, MalformedEnvelope, TagSequence, decode_envelope
-from kombulite._core.message import NOT_DECODED, Delivery, Properties, Received
+from kombulite._core.message import NOT_DECODED, Delivery, Properties, Received, copy_tree
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
@@ -31,5 +31,6 @@ __all__ = [
     "TagSequence",
     "UnknownExchange",
     "UnknownType",
+    "copy_tree",
     "decode_envelope",
 ]

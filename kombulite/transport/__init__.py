@@ -37,8 +37,8 @@ def scheme_of(name: str) -> Scheme:
     found = SCHEMES.get(name) or _entry_points().get(name)
     if found is None:
         close = get_close_matches(name, [*SCHEMES, *_entry_points()], n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise KeyError(f"No such transport: {name}.{hint}")
+        hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join([*SCHEMES, *_entry_points()])}."
+        raise KeyError(f"No such transport: {name}. {hint}")
     return found
 
 

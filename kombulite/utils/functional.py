@@ -71,11 +71,12 @@ def retry_over_time(
                 callback()
             wanted = float(errback(error, intervals, retries) if errback is not None else next(intervals))
             pause = min(wanted, interval_max)
-            _sleep(pause if deadline is None else min(pause, deadline - monotonic()), callback)
+            sleep_in_slices(pause if deadline is None else min(pause, deadline - monotonic()), callback)
     raise AssertionError("count() has no end")
 
 
-def _sleep(seconds: float, callback: Callable[[], Any] | None) -> None:
+def sleep_in_slices(seconds: float, callback: Callable[[], Any] | None = None) -> None:
+    """Sleep, and call ``callback()`` before each second of it."""
     end = monotonic() + seconds
     while (left := end - monotonic()) > 0:
         if callback is not None:

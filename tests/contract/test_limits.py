@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 
 import pytest
@@ -183,6 +184,108 @@ def test_dead_letters_that_go_in_a_circle_end(broker, channel):
     )
     Producer(channel).publish_many(range(3000), routing_key=queue.name)
     assert len(bodies(queue)) == 1
+
+
+@pytest.mark.parametrize("forged", ["bogus", 5, [{}], [{"queue": "q", "reason": 1, "count": "x"}], {"queue": "q"}])
+def test_forged_death_certificates_harm_nobody(broker, channel, forged):
+    alive, dead = with_dead_letters(broker, channel)
+    producer = Producer(channel)
+    producer.publish("forged", routing_key=alive.name, headers={"x-death": forged})
+    alive.get().reject()
+    producer.publish("forged", routing_key=alive.name, headers={"x-death": forged}, expiration=0.05)
+    producer.publish("good", routing_key=alive.name, expiration=0.05)
+    time.sleep(0.1)
+    assert alive.get() is None
+    letters = [dead.get() for _ in range(3)]
+    assert [letter.payload for letter in letters] == ["forged", "forged", "good"]
+    assert letters[0].headers["x-death"][0]["count"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"x-dead-letter-exchange": 5},
+        {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": []},
+        {"x-dead-letter-routing-key": "no exchange for it"},
+    ],
+)
+def test_bad_dead_letter_arguments_are_refused(broker, channel, arguments):
+    with pytest.raises(exceptions.PreconditionFailed):
+        make(broker, channel, "bad", queue_arguments=arguments)
+
+
+def test_bad_alternate_exchange_is_refused(broker, channel):
+    with pytest.raises(exceptions.PreconditionFailed):
+        Exchange(broker.name("bad"), arguments={"alternate-exchange": [1]})(channel).declare()
+
+
+def test_binding_arguments_that_cannot_be_compared_are_refused(broker, channel, queue):
+    exchange = Exchange(broker.name("headers"), "headers")(channel)
+    exchange.declare()
+    with pytest.raises(exceptions.PreconditionFailed):
+        queue.bind_to(exchange, arguments={"a": {1, 2}})
+
+
+def test_time_to_live_behind_a_message_without_one(channel, queue):
+    producer = Producer(channel)
+    producer.publish("stays", routing_key=queue.name)
+    producer.publish("short", routing_key=queue.name, expiration=0.1)
+    queue.queue_declare(passive=True)
+    queue.get().ack()
+    time.sleep(0.2)
+    assert queue.get() is None
+
+
+def test_time_to_live_of_a_requeued_message(channel, queue):
+    Producer(channel).publish("short", routing_key=queue.name, expiration=0.1)
+    message = queue.get()
+    queue.queue_declare(passive=True)
+    message.requeue()
+    time.sleep(0.2)
+    assert queue.get() is None
+
+
+def test_expired_messages_leave_room(broker, channel):
+    queue = make(
+        broker, channel, "room", message_ttl=0.1, max_length=1, queue_arguments={"x-overflow": "reject-publish"}
+    )
+    Producer(channel).publish(1, routing_key=queue.name)
+    time.sleep(0.2)
+    Producer(channel).publish(2, routing_key=queue.name)
+    assert bodies(queue) == [2]
+
+
+def test_queue_past_its_time_takes_nothing_and_may_be_declared_again(broker, connection, channel):
+    exchange = Exchange(broker.name("expired"), "fanout")
+    queue = make(broker, channel, "expired", exchange=exchange, expires=0.1)
+    time.sleep(0.2)
+    returned = []
+    producer = Producer(channel, exchange, on_return=lambda *args: returned.append(args))
+    producer.publish(1, mandatory=True)
+    connection.drain_events(timeout=1)
+    assert returned
+    queue.declare()
+    time.sleep(0.2)
+    assert queue.delete() == 0
+
+
+def test_consumer_without_credit_leaves_the_message_to_others(broker, connection, channel):
+    """Also where both messages wait before the first is taken."""
+    shared, own = make(broker, channel, "shared"), make(broker, channel, "own")
+    greedy = Inbox(channel, [own, shared], ack=False, prefetch_count=1)
+    other = connection.clone()
+    patient = Inbox(other.channel(), shared)
+    waiting = threading.Thread(target=lambda: patient.wait(other, 1, timeout=20))
+    waiting.start()
+    time.sleep(0.2)
+    producer = Producer(broker.connect())
+    with producer.batch():
+        producer.publish("own", routing_key=own.name)
+        producer.publish("shared", routing_key=shared.name)
+    greedy.wait(connection, 1)
+    waiting.join(20)
+    other.release()
+    assert sorted(greedy.bodies + patient.bodies) == ["own", "shared"]
 
 
 def test_unused_queue_expires(broker, connection, channel):

@@ -406,6 +406,114 @@ def test_body_that_cannot_be_encoded_is_refused(channel, queue):
     assert queue.get() is None
 
 
+def test_body_of_no_bytes_is_refused_and_nothing_is_queued(channel, queue):
+    producer = Producer(channel)
+    with pytest.raises(exceptions.EncodeError):
+        producer.publish(5, routing_key=queue.name, serializer="raw")
+    with pytest.raises(exceptions.EncodeError):
+        channel.prepare_message(5)
+    for expiration in (-1, float("nan"), float("inf"), "soon"):
+        with pytest.raises(ValueError, match="expiration"):
+            producer.publish(1, routing_key=queue.name, expiration=expiration)
+    assert queue.queue_declare(passive=True).message_count == 0
+
+
+def test_publish_many_says_how_far_it_came(channel, queue):
+    bodies = [*range(1200), object(), "never"]
+    with pytest.raises(exceptions.BatchPublishError) as caught:
+        Producer(channel).publish_many(bodies, routing_key=queue.name)
+    assert [index for index, _ in caught.value.refused] == [1200]
+    assert isinstance(caught.value.refused[0][1], exceptions.EncodeError)
+    assert caught.value.published == 1200 == queue.purge()
+
+
+def test_publish_many_comes_after_what_a_batch_collected(channel, queue):
+    producer = Producer(channel)
+    with producer.batch():
+        producer.publish(0, routing_key=queue.name)
+        producer.publish_many([1, 2], routing_key=queue.name)
+        producer.publish(3, routing_key=queue.name)
+    assert [message.payload for message in take(queue, 4)] == [0, 1, 2, 3]
+
+
+def test_batch_refuses_a_bad_key_and_keeps_the_others(channel, queue):
+    producer = Producer(channel)
+    with producer.batch():
+        producer.publish(1, routing_key=queue.name)
+        with pytest.raises(exceptions.PreconditionFailed):
+            producer.publish(2, routing_key="k" * 300)
+        producer.publish(3, routing_key=queue.name)
+    assert [message.payload for message in take(queue, 2)] == [1, 3]
+
+
+def test_get_checks_what_it_may_accept_first(channel, queue):
+    Producer(channel).publish(1, routing_key=queue.name)
+    with pytest.raises(exceptions.SerializerNotInstalled):
+        queue.get(no_ack=True, accept=["no-such"])
+    assert queue.get(no_ack=True, accept="json").payload == 1
+
+
+def test_headers_are_the_messages_own_to_the_depth(channel, queue):
+    headers = {"deep": {"list": [1]}}
+    Producer(channel).publish(1, routing_key=queue.name, headers=headers)
+    headers["deep"]["list"].append("later")
+    message = queue.get()
+    message.headers["deep"]["list"].append("mine")
+    message.requeue()
+    assert queue.get().headers == {"deep": {"list": [1]}}
+
+
+def test_another_exchange_set_later_is_declared_too(broker, channel):
+    producer = Producer(channel, Exchange(broker.name("first")))
+    producer.publish(1, routing_key="k")
+    producer.exchange = Exchange(broker.name("second"))
+    producer.publish(1, routing_key="k")
+
+
+def test_what_was_deleted_is_declared_again(broker, channel):
+    queue = Queue(broker.name("again"), Exchange(broker.name("again")), routing_key="k")
+    producer = Producer(channel, queue.exchange)
+    producer.publish(1, routing_key="k", declare=[queue])
+    queue(channel).delete()
+    queue.exchange(channel).delete()
+    producer.publish(2, routing_key="k", declare=[queue])
+    assert queue(channel).get().payload == 2
+
+
+def test_queue_that_the_broker_names_knows_its_name(channel):
+    queue = Queue("", exclusive=True)
+    Producer(channel).maybe_declare(queue)
+    assert queue.name
+
+
+def test_consumer_that_the_broker_cancelled_may_start_again(connection, channel, queue):
+    inbox = Inbox(channel, queue)
+    Queue(queue.name)(connection.channel()).delete()
+    with pytest.raises(exceptions.ConsumerCancelled):
+        connection.drain_events(timeout=5)
+    assert not inbox.consumer.consuming_from(queue)
+    queue.declare()
+    inbox.consumer.consume()
+    Producer(channel).publish(1, routing_key=queue.name)
+    assert inbox.wait(connection, 1) == [1]
+
+
+def test_pause_and_go_on_without_acknowledgements(connection, channel, queue):
+    Inbox(channel, queue, ack=False, prefetch_count=1)
+    free = Inbox(channel, queue, ack=False, no_ack=True)
+    free.consumer.flow(False)
+    Producer(channel).publish_many(range(3), routing_key=queue.name)
+    with pytest.raises(socket.timeout):
+        connection.drain_events(timeout=0.1)
+    free.consumer.flow(True)
+    free.wait(connection, 2)
+
+
+def test_unknown_delivery_tag_is_refused_with_multiple_too(queue):
+    with pytest.raises(exceptions.PreconditionFailed):
+        queue.channel.basic_ack(4711, multiple=True)
+
+
 def test_longest_routing_key(broker, channel):
     exchange = Exchange(broker.name("keys"))
     longest = "k" * 255

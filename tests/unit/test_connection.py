@@ -10,7 +10,8 @@ from itertools import islice
 
 import pytest
 
-from kombulite import Connection, Exchange, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
+from kombulite import connection as connection_module
 from kombulite.transport import memory
 from kombulite.transport.base import Settings
 from kombulite.utils import functional
@@ -40,7 +41,8 @@ class Unreliable(memory.Transport):
 @pytest.fixture(autouse=True)
 def no_sleep(monkeypatch):
     slept = []
-    monkeypatch.setattr(functional, "_sleep", lambda seconds, callback: slept.append(seconds))
+    for module in (functional, connection_module):
+        monkeypatch.setattr(module, "sleep_in_slices", lambda seconds, callback=None: slept.append(seconds))
     return slept
 
 
@@ -245,7 +247,7 @@ def test_default_channel_takes_its_retries_from_the_transport_options(unreliable
     assert no_sleep == [1, 2]
 
 
-@pytest.mark.parametrize("error", [OSError, exceptions.ConnectionForced, exceptions.MessageNacked])
+@pytest.mark.parametrize("error", [OSError, exceptions.ConnectionForced])
 def test_publish_with_retry_reconnects_and_sends_once(unreliable, error):
     unreliable.fail_publishes, unreliable.error = 3, error
     connection = Connection("memory://a", transport=unreliable)
@@ -262,6 +264,128 @@ def test_publish_with_retry_reconnects_and_sends_once(unreliable, error):
     assert connection.transport_options == {}
     queue(connection).delete()
     connection.release()
+
+
+def test_refused_publish_is_tried_again_after_a_while_on_the_same_connection(unreliable, no_sleep):
+    unreliable.fail_publishes, unreliable.error = 3, exceptions.MessageNacked
+    connection = Connection("memory://a", transport=unreliable)
+    policy = {"max_retries": 5, "interval_start": 1, "interval_step": 2, "interval_max": 4}
+    Producer(connection).publish(1, routing_key="retry.nack", retry=True, retry_policy=policy)
+    assert unreliable.tried == ["a"]
+    assert no_sleep == [1, 3, 4]
+    assert Queue("retry.nack")(connection).delete() == 1
+    connection.release()
+
+
+def test_unknown_retry_policy_is_refused():
+    with Connection("memory://") as connection, pytest.raises(TypeError):
+        Producer(connection).publish(1, routing_key="x", retry=True, retry_policy={"max_retry": 1})
+
+
+def test_declaring_with_retry_moves_to_the_new_channel(unreliable):
+    connection = Connection("memory://a", transport=unreliable)
+    queue = Queue("retry.declare", Exchange("retry.declare"), routing_key="k")
+    channel = connection.channel()
+    channel._transport.close()  # what a broker that goes away does
+    channel.is_open = True
+    assert connection.maybe_declare(queue, channel, retry=True, max_retries=3)
+    assert Queue("retry.declare")(connection).queue_declare(passive=True).message_count == 0
+    queue(connection).delete()
+    connection.release()
+
+
+def test_entities_to_declare_survive_a_retry(unreliable):
+    unreliable.fail_publishes = 1
+    connection = Connection("memory://a", transport=unreliable)
+    queue = Queue("retry.generator", Exchange("retry.generator"), routing_key="k", exclusive=True)
+    Producer(connection, queue.exchange).publish(
+        1, routing_key="k", declare=(each for each in [queue]), retry=True, retry_policy={"max_retries": 3}
+    )
+    assert queue(connection).get().payload == 1
+    connection.release()
+
+
+def test_batch_that_cannot_be_sent_is_kept(unreliable):
+    connection = Connection("memory://a", transport=unreliable)
+    producer = Producer(connection)
+    with producer.batch(max_size=3) as batch:
+        producer.publish(1, routing_key="batch.kept")
+        unreliable.fail_publishes = 1
+        with pytest.raises(OSError, match="lost"):
+            batch.flush()
+        assert len(batch) == 1
+        producer.publish(2, routing_key="batch.kept", retry=True)
+        unreliable.fail_publishes = 2
+        producer.publish(3, routing_key="batch.kept", retry=True, retry_policy={"max_retries": 5})
+        assert len(batch) == 0
+    queue = Queue("batch.kept")(connection)
+    assert [queue.get().payload for _ in range(3)] == [1, 2, 3]
+    queue.delete()
+    connection.release()
+
+
+def test_producer_of_a_connection_goes_on_after_release():
+    connection = Connection("memory://")
+    producer = Producer(connection)
+    for i in range(2):
+        producer.publish(i, routing_key="after.release")
+        connection.release()
+    queue = Queue("after.release")(connection)
+    assert [queue.get().payload, queue.get().payload] == [0, 1]
+    queue.delete()
+    connection.release()
+
+
+def test_closed_channel_touches_nothing_of_its_successor():
+    with Connection("memory://") as connection:
+        queue = Queue("closed.channel")
+        Producer(connection).publish("once", routing_key=queue.name)
+        first = connection.channel()
+        message = queue(first).get()
+        first.close()
+        again = queue(connection.channel()).get()
+        for use in (
+            message.ack,
+            message.requeue,
+            lambda: first.basic_ack(1),
+            lambda: first.basic_publish(first.prepare_message(b"x"), routing_key=queue.name),
+            lambda: first.queue_purge(queue.name),
+        ):
+            with pytest.raises(exceptions.RecoverableConnectionError):
+                use()
+        again.requeue()
+        assert queue(connection).queue_declare(passive=True).message_count == 1
+        queue(connection).delete()
+
+
+def test_cancellation_on_a_closed_channel_reaches_nobody_else():
+    with Connection("memory://") as connection:
+        queue = Queue("closed.cancel")(connection)
+        queue.declare()
+        first = connection.channel()
+        Consumer(first, queue, tag_prefix="x").consume()
+        queue.delete()
+        first.close()
+        second = connection.channel()
+        other = Queue("closed.cancel.other", exclusive=True)
+        Consumer(second, other, callbacks=[print]).consume()
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.05)
+
+
+def test_names_may_be_of_a_subclass_of_str():
+    class Key(str):
+        pass
+
+    with Connection("memory://") as connection:
+        queue = Queue(Key("subclass"), Exchange(Key("subclass"), Key("topic")), Key("a.*"), exclusive=True)
+        Producer(connection, queue.exchange).publish(1, routing_key=Key("a.b"), declare=[queue])
+        assert queue(connection).get().payload == 1
+
+
+def test_url_numbers_are_named_when_they_are_none():
+    with pytest.raises(ValueError, match="heartbeat"):
+        Connection("memory://?heartbeat=soon")
 
 
 def test_publish_with_retry_gives_up_as_the_policy_says(unreliable):

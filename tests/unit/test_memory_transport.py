@@ -316,3 +316,58 @@ def test_dropped_connections_leave_nothing_behind(queue_name):
         gc.collect()
         assert [transport() for transport in transports] == [None, None]
         assert Queue(queue_name)(keeper).queue_declare(passive=True) == (queue_name, 10, 0)
+
+
+def test_ending_the_last_consumer_ends_a_wait_without_timeout(queue_name):
+    with Connection("memory://") as connection:
+        consumer = Consumer(connection, Queue(queue_name), callbacks=[print])
+        consumer.consume()
+
+        def wait():
+            with pytest.raises(exceptions.OperationalError):
+                connection.drain_events()
+
+        timer = threading.Timer(0.2, consumer.cancel)
+        timer.start()
+        in_threads(wait)
+        timer.join()
+
+
+def test_endless_timeouts_are_no_error(queue_name):
+    with Connection("memory://") as connection:
+        got = []
+        consumer = Consumer(connection, Queue(queue_name), callbacks=[lambda body, message: got.append(body)])
+        consumer.consume(no_ack=True)
+        timer = threading.Timer(0.1, lambda: Producer(connection).publish(1, routing_key=queue_name))
+        timer.start()
+        connection.drain_events(timeout=1e12)
+        timer.join()
+        assert got == [1]
+
+
+def test_message_for_one_thread_wakes_it_while_another_is_busy(queue_name):
+    """A consumer that the busy thread found without work is there for the one that sleeps."""
+    busy, got = threading.Event(), []
+
+    def work(body, message):
+        got.append(body)
+        if body == "long":
+            assert busy.wait(20)
+
+    with Connection("memory://") as connection, Connection("memory://") as publisher:
+        first, second = Queue(f"{queue_name}-1", auto_delete=True), Queue(f"{queue_name}-2", auto_delete=True)
+        Consumer(connection, [first, second], callbacks=[work]).consume(no_ack=True)
+        producer = Producer(publisher)
+        producer.publish("long", routing_key=second.name)
+        threads = [threading.Thread(target=connection.drain_events, kwargs={"timeout": 20}) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        producer.publish("short", routing_key=first.name)
+        deadline = time.monotonic() + 15
+        while "short" not in got and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert got == ["long", "short"]
+        busy.set()
+        for thread in threads:
+            thread.join(20)

@@ -10,6 +10,15 @@ PROPERTY_NAMES = (
 )
 
 
+def copy_tree(value):
+    """A copy of nested dicts and lists, down to what is neither."""
+    if type(value) is dict:
+        return {name: copy_tree(item) for name, item in (<dict> value).items()}
+    if type(value) is list:
+        return [copy_tree(item) for item in <list> value]
+    return value
+
+
 @cython.final
 cdef class Properties:
     """The basic properties of a message, in the order of the AMQP 0-9-1 content header (section 4.2.6.1).
@@ -239,7 +248,8 @@ cdef class Received:
     def headers(self):
         """The headers, a dict of its own."""
         if self._headers is None:
-            self._headers = dict(self._delivery.properties.headers or ()) if self._delivery is not None else {}
+            headers = None if self._delivery is None else self._delivery.properties.headers
+            self._headers = {} if headers is None else copy_tree(dict(headers))
         return self._headers
 
     @headers.setter

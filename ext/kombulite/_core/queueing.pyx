@@ -52,6 +52,7 @@ cdef class MessageQueue:
 
     def add(self, Delivery delivery not None, double expires_at=0):
         """Append a message. ``expires_at``: when it does, 0 for never."""
+        cdef Py_ssize_t size = len(delivery.body)
         with cython.critical_section(self):
             self._position += 1
             delivery.position = self._position
@@ -62,7 +63,7 @@ cdef class MessageQueue:
                 self._append(delivery)
             else:
                 self._level_of(delivery).append(delivery)
-            self.size += len(delivery.body)
+            self.size += size
 
     def put_back(self, Delivery delivery not None):
         """Put a message that was taken back into its place, as redelivered.
@@ -240,6 +241,7 @@ cdef class Rota:
     cdef list _emptied
     cdef list _stalled
     cdef list _expired
+    cdef readonly bint has_left  # whether ``take_left`` has something to tell
 
     def __init__(self):
         self._ready = []
@@ -249,6 +251,7 @@ cdef class Rota:
         self._emptied = []
         self._stalled = []
         self._expired = []
+        self.has_left = False
         return 0
 
     def take_left(self):
@@ -297,10 +300,27 @@ cdef class Rota:
                     delivery = self._claim(claimant, now)
                 if delivery is not None:
                     self._turn += 1
+                    if not claimant.no_ack and not claimant.ledger.has_credit():
+                        self._stall(claimant.ledger)
                     return delivery
                 claimant.listed = False
                 del self._ready[self._turn]
         return None
+
+    cdef int _stall(self, Ledger ledger) except -1:
+        """Take the consumers off that a channel's last credit leaves without: others may want what waits for them."""
+        cdef Claimant claimant
+        kept = []
+        for item in self._ready:
+            claimant = <Claimant> item
+            if claimant.ledger is ledger and not claimant.no_ack:
+                claimant.listed = False
+                self._stalled.append(claimant)
+                self.has_left = True
+            else:
+                kept.append(claimant)
+        self._ready = kept
+        return 0
 
     cdef Delivery _claim(self, Claimant claimant, double now):
         cdef Delivery delivery
@@ -309,13 +329,16 @@ cdef class Rota:
             return None
         if not (ledger.active if claimant.no_ack else ledger.has_credit()):
             self._stalled.append(claimant)
+            self.has_left = True
             return None
         if now and claimant.messages.may_expire:
             for late in claimant.messages._pop_expired(now):
                 self._expired.append((claimant.messages, late))
+                self.has_left = True
         delivery = claimant.messages._pop()
         if delivery is None:
             self._emptied.append(claimant)
+            self.has_left = True
             return None
         ledger._hand_over(delivery, claimant.messages, claimant.channel_number, claimant.tag, claimant.no_ack)
         return delivery

@@ -349,6 +349,13 @@ cdef class HeadersMatcher(Matcher):
         return 0
 
 
+cdef str exact_str(object text):
+    """Names may be of a subclass of str, an enumeration for example."""
+    if not isinstance(text, str):
+        raise TypeError(f"a name or routing key is a string, not {type(text).__name__}")
+    return str.__str__(text)
+
+
 # --- the table --------------------------------------------------------------------------------------------------
 
 cdef object freeze(object value):
@@ -357,6 +364,10 @@ cdef object freeze(object value):
         return tuple(sorted([(str(name), freeze(item)) for name, item in value.items()], key=repr))
     if isinstance(value, (list, tuple)):
         return tuple([freeze(item) for item in value])
+    try:
+        hash(value)
+    except TypeError:
+        raise ValueError(f"binding arguments of type {type(value).__name__} cannot be compared") from None
     return type(value), value
 
 
@@ -406,7 +417,7 @@ cdef class RoutingTable:
             raise UnknownExchange(exchange)
         return <ExchangeNode> node
 
-    def declare(self, str exchange not None, str kind not None, alternate=None):
+    def declare(self, exchange, kind, alternate=None):
         """Add an exchange (direct, fanout, topic or headers); one that is there already stays as it is.
 
         ``alternate``: the exchange that takes what finds no queue. Raises ValueError for an unknown type.
@@ -415,9 +426,9 @@ cdef class RoutingTable:
         if exchange in self:
             return
         node = ExchangeNode()
-        node.name = exchange
+        node.name = exact_str(exchange)
         node.alternate = alternate
-        node.matcher = new_matcher(kind)
+        node.matcher = new_matcher(exact_str(kind))
         node.bindings = {}
         node.arriving = {}
         self._exchanges[exchange] = node
@@ -438,14 +449,14 @@ cdef class RoutingTable:
             self.unbind(*binding)
         return gone
 
-    def bind(self, source, destination, str routing_key not None="", arguments=None,
-             bint to_exchange=False):
+    def bind(self, source, destination, routing_key="", arguments=None, bint to_exchange=False):
         """Add a binding; False if it is there already.
 
         Raises UnknownExchange, and ValueError for arguments that the exchange cannot match by.
         """
         cdef ExchangeNode node = self._node(source)
         arguments = dict(arguments) if arguments else {}
+        routing_key = exact_str(routing_key)
         identity = (source, destination, routing_key, freeze(arguments), to_exchange)
         if identity in node.bindings:
             return False
@@ -462,11 +473,11 @@ cdef class RoutingTable:
         node.bindings[identity] = arriving[identity] = Binding(source, destination, routing_key, arguments, to_exchange)
         return True
 
-    def unbind(self, source, destination, str routing_key not None="", arguments=None,
-               bint to_exchange=False):
+    def unbind(self, source, destination, routing_key="", arguments=None, bint to_exchange=False):
         """Remove a binding; False if there is none. Raises UnknownExchange."""
         cdef ExchangeNode node = self._node(source)
         arguments = dict(arguments) if arguments else {}
+        routing_key = exact_str(routing_key)
         identity = (source, destination, routing_key, freeze(arguments), to_exchange)
         if identity not in node.bindings:
             return False
@@ -487,7 +498,7 @@ cdef class RoutingTable:
         """The bindings that start at an exchange (a list of ``Binding``). Raises UnknownExchange."""
         return list(self._node(exchange).bindings.values())
 
-    def route(self, exchange, str routing_key not None, headers=None):
+    def route(self, exchange, routing_key, headers=None):
         """The queues that a message reaches (a tuple, each once; empty if nothing takes it).
 
         ``headers``: the message's, a mapping or None. Raises UnknownExchange.
@@ -497,7 +508,9 @@ cdef class RoutingTable:
         if exchange == "":
             return (routing_key,)
         node = self._node(exchange)
-        targets = node.matcher.match(routing_key, headers)
+        if type(routing_key) is not str:
+            routing_key = exact_str(routing_key)
+        targets = node.matcher.match(<str> routing_key, headers)
         if node.links == 0 and (targets or node.alternate is None):
             return targets
         return self._spread(node, routing_key, headers)

@@ -401,18 +401,19 @@ cdef class JSON:
             Py_LeaveRecursiveCall()
 
     cdef int _write_list(self, Buffer* out, list value) except -1:
-        if not value:
-            return buffer_write(out, b"[]", 2)
+        cdef Py_ssize_t comma = 0
         buffer_write(out, b"[", 1)
         for item in value:
             self.write(out, item)
             buffer_put2(out, b",", b" ")
-        out.size -= 2  # the last comma
+            comma = 2
+        out.size -= comma  # the last one
         return buffer_write(out, b"]", 1)
 
     cdef int _write_dict(self, Buffer* out, dict value) except -1:
         cdef Py_ssize_t size = PyDict_GET_SIZE(value)
         cdef Py_ssize_t position = 0
+        cdef Py_ssize_t comma = 0
         cdef PyObject* key
         cdef PyObject* item
         if size == 2 and "__type__" in value and "__value__" in value:
@@ -420,17 +421,18 @@ cdef class JSON:
             buffer_write(out, b'{"__type__": "dict", "__value__": ', 34)
             self.write(out, [list(pair) for pair in value.items()])
             return buffer_write(out, b"}", 1)
-        if size == 0:
-            return buffer_write(out, b"{}", 2)
         buffer_write(out, b"{", 1)
         with cython.critical_section(value):
             while PyDict_Next(value, &position, &key, &item):
-                self._write_key(out, <object> key)
-                self.write(out, <object> item)
+                # Held while they are written: that may run code which removes them from the dict.
+                held_key, held_item = <object> key, <object> item
+                self._write_key(out, held_key)
+                self.write(out, held_item)
                 buffer_put2(out, b",", b" ")
+                comma = 2
                 if PyDict_GET_SIZE(value) != size:
                     raise RuntimeError("dictionary changed size during iteration")
-        out.size -= 2  # the last comma
+        out.size -= comma  # the last one
         return buffer_write(out, b"}", 1)
 
     cdef int _write_key(self, Buffer* out, object key) except -1:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from threading import Condition
+from itertools import cycle
+from threading import TIMEOUT_MAX, Condition
 from time import monotonic
 from typing import Any
 
@@ -48,6 +49,8 @@ class Transport(BaseTransport):
         self._acquire, self._release = self._lock.acquire, self._lock.release
         self._wake = Condition(self._lock)
         self._channels: dict[int, Channel] = {}
+        # A number comes again only after all others: what is still under way for a closed channel finds nobody.
+        self._numbers = cycle(range(1, MOST_CHANNELS + 1))
         self._expiring = self._broker.expiring
         self._rota = Rota()
         self._claim = self._rota.next
@@ -79,9 +82,9 @@ class Transport(BaseTransport):
         with self._lock:
             if not self._connected:
                 raise exceptions.RecoverableConnectionError("connection already closed")
-            number = next((n for n in range(1, MOST_CHANNELS + 1) if n not in self._channels), None)
-            if number is None:
+            if len(self._channels) >= MOST_CHANNELS:
                 raise exceptions.ResourceError(f"all {MOST_CHANNELS} channels of this connection are open")
+            number = next(number for number in self._numbers if number not in self._channels)
             self._channels[number] = Channel(number, self)
             return number
 
@@ -89,6 +92,7 @@ class Transport(BaseTransport):
         with self._lock:
             state = self._channels.pop(channel, None)
             if state is not None:
+                self._events = deque(event for event in self._events if event.channel != channel)
                 for consumer in list(state.consumers.values()):
                     self._end_consumer(consumer)
                 self._put_back_all(state.ledger.close())
@@ -139,9 +143,10 @@ class Transport(BaseTransport):
     def delete_queue(self, channel: int, name: str, if_unused: bool, if_empty: bool) -> int:
         with self._lock:
             self._channel(channel)
-            if name not in self._broker.queues:
+            try:
+                queue = self._broker.queue(name, self)
+            except exceptions.NotFound:
                 return 0
-            queue = self._broker.queue(name, self)
             if if_unused and queue.consumers:
                 raise exceptions.PreconditionFailed(f"queue '{name}' is in use")
             if if_empty and len(queue.messages):
@@ -203,6 +208,8 @@ class Transport(BaseTransport):
         try:
             if channel not in self._channels:
                 raise exceptions.RecoverableConnectionError("channel already closed")
+            if broker.expiring:
+                broker.expire(monotonic())
             queues = broker.route(delivery)
             if len(queues) == 1 and queues[0].is_plain and delivery.properties.expiration is None:
                 queue = queues[0]
@@ -261,6 +268,7 @@ class Transport(BaseTransport):
     def _end_consumer(self, consumer: Consumer) -> None:
         queue = consumer.queue
         self.remove_consumer(consumer)
+        self._wake.notify_all()  # whoever waits for this consumer only has to know
         queue.used_at = monotonic()
         if not queue.consumers and queue.spec.auto_delete and self._broker.queues.get(queue.spec.name) is queue:
             # Its other messages are about to be put back, which is for nothing then; as with any broker.
@@ -294,10 +302,12 @@ class Transport(BaseTransport):
 
     def _relist(self, state: Channel) -> None:
         """Let consumers that were stopped by the prefetch limit look again."""
-        if state.stalled and state.ledger.has_credit():
-            stalled, state.stalled = state.stalled, []
-            for consumer in stalled:
+        stalled, state.stalled = state.stalled, []
+        for consumer in stalled:
+            if consumer.may_claim():
                 self.list_consumer(consumer)
+            else:
+                state.stalled.append(consumer)
 
     def get(self, channel: int, queue: str, no_ack: bool) -> Delivery | None:
         with self._lock:
@@ -318,6 +328,8 @@ class Transport(BaseTransport):
             settled = state.ledger.settle_up_to(delivery_tag) if multiple else state.ledger.settle(delivery_tag)
         except KeyError:
             raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r}") from None
+        if multiple and not settled and delivery_tag:
+            raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r}")
         if outcome is not ACK:
             self._return_or_bury(settled if isinstance(settled, list) else [settled], outcome)
         if state.stalled:
@@ -344,9 +356,12 @@ class Transport(BaseTransport):
 
     def receive(self, timeout: float | None) -> Sequence[Event]:
         if not self._events and not self._expiring:
-            # The common case takes no lock: claiming is atomic, and who leaves the rota is seen to when it has run dry.
+            # The common case takes no lock: claiming is atomic.
             delivery = self._claim(0.0)
             if delivery is not None:
+                if self._rota.has_left:
+                    with self._lock:
+                        self._tidy_rota()
                 return (delivery,)
         with self._lock:
             deadline = None if timeout is None else monotonic() + timeout
@@ -398,6 +413,8 @@ class Transport(BaseTransport):
         if expiry is not None:
             until_expiry = max(expiry - monotonic(), 0)
             seconds = until_expiry if seconds is None else min(seconds, until_expiry)
+        if seconds is not None:
+            seconds = min(seconds, TIMEOUT_MAX)
         self.waiting += 1
         try:
             self._wake.wait(seconds)

@@ -46,6 +46,14 @@ class Limits(NamedTuple):
                 raise exceptions.PreconditionFailed(f"invalid arg '{name}' for queue '{spec.name}': {value!r}")
             return value
 
+        def name(name: str) -> Any:
+            value = arguments.get(name)
+            if value is not None and not isinstance(value, str):
+                raise exceptions.PreconditionFailed(f"invalid arg '{name}' for queue '{spec.name}': {value!r}")
+            return value
+
+        if name("x-dead-letter-routing-key") is not None and name("x-dead-letter-exchange") is None:
+            raise exceptions.PreconditionFailed(f"queue '{spec.name}' has a dead letter key, and no exchange for it")
         overflow = arguments.get("x-overflow", "drop-head")
         if overflow not in ("drop-head", "reject-publish", "reject-publish-dlx"):
             raise exceptions.PreconditionFailed(f"invalid arg 'x-overflow' for queue '{spec.name}': {overflow!r}")
@@ -57,8 +65,8 @@ class Limits(NamedTuple):
             max_length_bytes=number("x-max-length-bytes"),
             max_priority=number("x-max-priority", most=255) or 0,
             reject_publish=overflow != "drop-head",
-            dead_letter_exchange=arguments.get("x-dead-letter-exchange"),
-            dead_letter_routing_key=arguments.get("x-dead-letter-routing-key"),
+            dead_letter_exchange=name("x-dead-letter-exchange"),
+            dead_letter_routing_key=name("x-dead-letter-routing-key"),
         )
 
 
@@ -140,7 +148,7 @@ def dead_letter(queue: Queue, delivery: Delivery, reason: str) -> Delivery | Non
     Header ``x-death`` as RabbitMQ writes it: a table for each (queue, reason), the newest first.
     """
     headers = dict(delivery.properties.headers or {})
-    deaths = [dict(death) for death in headers.get("x-death", ())]
+    deaths = [dict(death) for death in _as_list(headers.get("x-death")) if _is_death(death)]
     was_here = any(death["queue"] == queue.spec.name for death in deaths)
     if was_here and reason != "rejected" and not any(death["reason"] == "rejected" for death in deaths):
         return None
@@ -169,6 +177,20 @@ def dead_letter(queue: Queue, delivery: Delivery, reason: str) -> Delivery | Non
         delivery.routing_key if queue.limits.dead_letter_routing_key is None else queue.limits.dead_letter_routing_key,
         delivery.properties.replace(headers=headers, expiration=None),
         delivery.body,
+    )
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_death(value: Any) -> bool:
+    """Whether a publisher's header is what a broker would have written; anybody can send anything."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("queue"), str)
+        and isinstance(value.get("reason"), str)
+        and isinstance(value.get("count"), int)
     )
 
 
@@ -201,8 +223,11 @@ class Broker:
                     f"exchange '{spec.name}' is declared as {describe(known)}, not as {describe(spec)}"
                 )
             return
+        alternate = (spec.arguments or {}).get("alternate-exchange")
+        if alternate is not None and not isinstance(alternate, str):
+            raise exceptions.PreconditionFailed(f"invalid arg 'alternate-exchange' for '{spec.name}': {alternate!r}")
         try:
-            self.table.declare(spec.name, spec.type, (spec.arguments or {}).get("alternate-exchange"))
+            self.table.declare(spec.name, spec.type, alternate)
         except ValueError as error:
             raise exceptions.InvalidCommand(str(error)) from error
         self.exchanges[spec.name] = spec
@@ -237,6 +262,9 @@ class Broker:
         return queue
 
     def declare_queue(self, spec: QueueSpec, user: Transport) -> Queue:
+        """A queue, made if it is not there."""
+        if self.expiring:
+            self.expire(monotonic())
         if spec.name not in self.queues:
             now = monotonic()
             queue = Queue(spec, user if spec.exclusive else None, now)
@@ -254,7 +282,9 @@ class Broker:
 
     def delete_queue(self, queue: Queue) -> int:
         """Delete a queue: its bindings and messages go, its consumers are cancelled."""
-        del self.queues[queue.spec.name], self.queue_of[queue.messages]
+        if self.queue_of.pop(queue.messages, None) is None:
+            return 0  # deleted meanwhile
+        del self.queues[queue.spec.name]
         self.expiring.discard(queue)
         for consumer in list(queue.consumers):
             transport = consumer.channel.transport
@@ -284,6 +314,8 @@ class Broker:
         if delivery.properties.expiration is not None:
             expiration_of(delivery)
         for queue in queues:
+            if queue.messages.may_expire:
+                self.expire_messages(queue, monotonic())
             if queue.limits.reject_publish and queue.is_over(1, len(delivery.body)):
                 raise exceptions.MessageNacked(f"queue '{queue.spec.name}' is full")
         self.enqueue(queues, delivery)
@@ -301,7 +333,10 @@ class Broker:
                 delivery = delivery.copy()
 
     def _enqueue_limited(self, queue: Queue, delivery: Delivery) -> None:
-        queue.messages.add(delivery, queue.expiry_of(delivery, monotonic()))
+        now = monotonic()
+        if queue.messages.may_expire:
+            self.expire_messages(queue, now)
+        queue.messages.add(delivery, queue.expiry_of(delivery, now))
         if queue.messages.may_expire:
             self.expiring.add(queue)
         while queue.is_over():
@@ -331,6 +366,8 @@ class Broker:
         queue = self.queue_of.get(delivery.source)  # type: ignore[arg-type]
         if queue is not None:
             queue.messages.put_back(delivery)
+            if delivery.expires_at:
+                self.expiring.add(queue)
             if queue.idle:
                 self.offer(queue)
 
@@ -358,7 +395,7 @@ class Broker:
             deadline = queue.next_deadline()
             if deadline is not None and deadline <= now:
                 self.delete_queue(queue)
-            elif deadline is None and queue.limits.expires is None:
+            elif queue.limits.expires is None and not len(queue.messages):
                 self.expiring.discard(queue)
 
     def expire_messages(self, queue: Queue, now: float) -> None:
@@ -367,7 +404,7 @@ class Broker:
 
     def next_deadline(self) -> float | None:
         """When something expires next."""
-        deadlines = [queue.next_deadline() for queue in self.expiring]
+        deadlines = [queue.next_deadline() for queue in list(self.expiring)]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
 
