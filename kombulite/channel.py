@@ -304,8 +304,9 @@ class Channel:
     def dispatch(self, event: Event) -> None:
         """Run the callback that an event of this channel is for."""
         if type(event) is Delivery:
-            subscription = self._subscriptions.get(event.consumer_tag)
-            if subscription is None:
+            try:
+                subscription = self._subscriptions[event.consumer_tag]
+            except KeyError:
                 # It was on its way when the consumer was cancelled.
                 self._transport.settle(self.channel_id, event.delivery_tag, Outcome.REQUEUE)
                 return

@@ -312,9 +312,11 @@ class Connection(Address):
         if not events:
             raise TimeoutError("timed out")
         for event in events:
-            channel = self._channels.get(event.channel)
-            if channel is not None:
-                channel.dispatch(event)
+            try:
+                channel = self._channels[event.channel]
+            except KeyError:
+                continue  # closed meanwhile
+            channel.dispatch(event)
 
     # --- failures
 

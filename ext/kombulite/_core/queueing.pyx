@@ -241,17 +241,18 @@ cdef class Rota:
     cdef list _emptied
     cdef list _stalled
     cdef list _expired
-    cdef readonly bint has_left  # whether ``take_left`` has something to tell
+    cdef readonly list left  # not empty where ``take_left`` has something to tell; always the same list
 
     def __init__(self):
         self._ready = []
+        self.left = []
         self._forget_left()
 
     cdef int _forget_left(self) except -1:
         self._emptied = []
         self._stalled = []
         self._expired = []
-        self.has_left = False
+        self.left.clear()
         return 0
 
     def take_left(self):
@@ -316,7 +317,7 @@ cdef class Rota:
             if claimant.ledger is ledger and not claimant.no_ack:
                 claimant.listed = False
                 self._stalled.append(claimant)
-                self.has_left = True
+                self.left.append(claimant)
             else:
                 kept.append(claimant)
         self._ready = kept
@@ -329,16 +330,16 @@ cdef class Rota:
             return None
         if not (ledger.active if claimant.no_ack else ledger.has_credit()):
             self._stalled.append(claimant)
-            self.has_left = True
+            self.left.append(claimant)
             return None
         if now and claimant.messages.may_expire:
             for late in claimant.messages._pop_expired(now):
                 self._expired.append((claimant.messages, late))
-                self.has_left = True
+                self.left.append(claimant)
         delivery = claimant.messages._pop()
         if delivery is None:
             self._emptied.append(claimant)
-            self.has_left = True
+            self.left.append(claimant)
             return None
         ledger._hand_over(delivery, claimant.messages, claimant.channel_number, claimant.tag, claimant.no_ack)
         return delivery

@@ -172,18 +172,21 @@ cdef int write_str(Buffer* out, object text) except -1:
 
 
 cdef int write_digits(Buffer* out, unsigned long long value) except -1:
-    cdef char[20] digits
-    cdef int i = 20
-    if value < 10:
-        buffer_reserve(out, 1)
-        out.data[out.size] = <char> (48 + value)
-        out.size += 1
-        return 0
-    while value:
-        i -= 1
-        digits[i] = <char> (48 + value % 10)
+    cdef int count = 1
+    cdef unsigned long long rest = value
+    cdef char* at
+    while rest >= 10:
+        rest //= 10
+        count += 1
+    buffer_reserve(out, count)
+    at = out.data + out.size + count
+    out.size += count
+    while count:
+        at -= 1
+        at[0] = <char> (48 + value % 10)
         value //= 10
-    return buffer_write(out, digits + i, 20 - i)
+        count -= 1
+    return 0
 
 
 cdef int write_int(Buffer* out, object value) except -1:
@@ -380,6 +383,7 @@ cdef class JSON:
             return buffer_write(out, b"false", 5)
         if PyFloat_CheckExact(value):
             return write_float(out, value)
+        _held = value  # writing it may run code that removes it from the container it came from
         enter_recursion(b" while encoding JSON")
         try:
             if PyDict_CheckExact(value):
@@ -424,10 +428,8 @@ cdef class JSON:
         buffer_write(out, b"{", 1)
         with cython.critical_section(value):
             while PyDict_Next(value, &position, &key, &item):
-                # Held while they are written: that may run code which removes them from the dict.
-                held_key, held_item = <object> key, <object> item
-                self._write_key(out, held_key)
-                self.write(out, held_item)
+                self._write_key(out, <object> key)
+                self.write(out, <object> item)
                 buffer_put2(out, b",", b" ")
                 comma = 2
                 if PyDict_GET_SIZE(value) != size:

@@ -53,7 +53,7 @@ class Transport(BaseTransport):
         self._numbers = cycle(range(1, MOST_CHANNELS + 1))
         self._expiring = self._broker.expiring
         self._rota = Rota()
-        self._claim = self._rota.next
+        self._claim, self._left = self._rota.next, self._rota.left
         self._events: deque[Event] = deque()
         self._connected = False
         self.waiting = 0  # threads that sleep in receive
@@ -321,9 +321,10 @@ class Transport(BaseTransport):
             return delivery
 
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
-        state = self._channels.get(channel)
-        if state is None:
-            raise exceptions.RecoverableConnectionError("channel already closed")
+        try:
+            state = self._channels[channel]
+        except KeyError:
+            raise exceptions.RecoverableConnectionError("channel already closed") from None
         try:
             settled = state.ledger.settle_up_to(delivery_tag) if multiple else state.ledger.settle(delivery_tag)
         except KeyError:
@@ -359,7 +360,7 @@ class Transport(BaseTransport):
             # The common case takes no lock: claiming is atomic.
             delivery = self._claim(0.0)
             if delivery is not None:
-                if self._rota.has_left:
+                if self._left:
                     with self._lock:
                         self._tidy_rota()
                 return (delivery,)
