@@ -40,11 +40,11 @@ sanitize:  ## the unit tests on a core under the address and undefined-behaviour
 coverage-core:  ## the unit tests with line coverage of the core itself
 	$(call install_variant,coverage,KOMBULITE_COVERAGE=1)
 	cp -r ext build/coverage/
-	cd build/coverage && venv/bin/pytest -p no:cacheprovider --timeout 900 --cov=kombulite --cov-config=tests/core.coveragerc \
+	cd build/coverage && venv/bin/pytest -p no:cacheprovider --timeout 900 --cov --cov-config=tests/core.coveragerc \
 	--cov-report=term tests/unit
 
 fuzz: $(VENV)/.installed  ## the envelope decoder, for a minute
-	$(BIN)/python -m tests.fuzz.fuzz_envelope 60
+	$(BIN)/python -m tests.fuzz.fuzz_envelope --seconds 60
 
 define install_variant
 mkdir -p build/$(1)

@@ -198,8 +198,11 @@ def _is_death(value: Any) -> bool:
 
 
 class Broker:
-    """One virtual host. All methods want its lock held, which a garbage collection may take once more: so nothing
-    here iterates over what closing a connection changes."""
+    """One virtual host. All methods want its lock held.
+
+    A garbage collection in their midst may close a connection that somebody dropped, in the same thread: so nothing here
+    iterates over what closing changes, but over copies of it.
+    """
 
     def __init__(self) -> None:
         self.lock = RLock()
