@@ -37,11 +37,13 @@ sanitize:  ## the unit tests on a core under the address and undefined-behaviour
 	cd build/sanitize && PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) \
 	$$(gcc -print-file-name=libubsan.so)" venv/bin/pytest -p no:cacheprovider --timeout 900 tests/unit
 
-coverage-core:  ## the unit tests with line coverage of the core itself
-	$(call install_variant,coverage,KOMBULITE_COVERAGE=1)
-	cp -r ext build/coverage/
-	cd build/coverage && venv/bin/pytest -p no:cacheprovider --timeout 900 --cov --cov-config=tests/core.coveragerc \
-	--cov-report=term tests/unit
+coverage-core:  ## the unit tests with line coverage of the core itself, on a copy of the sources built in place
+	$(call install_variant,coverage,)
+	cp -r ext kombulite setup.py README.md LICENSE build/coverage/
+	find build/coverage/kombulite -name '*.so' -delete
+	cd build/coverage && KOMBULITE_COVERAGE=1 venv/bin/python setup.py --quiet build_ext --inplace
+	cd build/coverage && venv/bin/python -m pytest -p no:cacheprovider --timeout 900 -W ignore --cov \
+	--cov-config=tests/core.coveragerc --cov-report=term tests/unit
 
 fuzz: $(VENV)/.installed  ## the envelope decoder, for a minute
 	$(BIN)/python -m tests.fuzz.fuzz_envelope --seconds 60

@@ -47,7 +47,7 @@ setup(
             )
         ],
         include_path=["ext"],
-        build_dir=f"{BUILD}/c",
+        build_dir=None if COVERAGE else f"{BUILD}/c",  # coverage.py wants the C beside the source
         annotate=DEBUG,
         compiler_directives={
             "language_level": 3,
