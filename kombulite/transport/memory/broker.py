@@ -200,8 +200,8 @@ def _is_death(value: Any) -> bool:
 class Broker:
     """One virtual host. All methods want its lock held.
 
-    A garbage collection in their midst may close a connection that somebody dropped, in the same thread: so nothing here
-    iterates over what closing changes, but over copies of it.
+    A garbage collection in their midst may close a connection that somebody dropped, in the same thread: so nothing
+    here iterates over what closing changes, but over copies of it.
     """
 
     def __init__(self) -> None:
