@@ -4,16 +4,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard ext/kombulite/_core/*)
 
-.PHONY: run test bench lint debug sanitize coverage-core fuzz clean
+.PHONY: run test bench brokers lint debug sanitize coverage-core fuzz clean
 
 run: $(VENV)/.installed  ## the main job: a stream of events over the embedded broker
 	$(BIN)/python -m kombulite run
 
-test: $(VENV)/.installed  ## all tests, with branch coverage
+test: $(VENV)/.installed brokers  ## all tests, with branch coverage
 	$(BIN)/pytest --cov --cov-report=term
 
-bench: $(VENV)/.installed  ## all benchmarks beside kombu, and the table of ratios
+bench: $(VENV)/.installed brokers  ## all benchmarks beside kombu, and the table of ratios
 	$(BIN)/python -m bench
+
+brokers:  ## install the brokers that tests and benchmarks start for themselves, where that is allowed
+	tests/install_brokers.sh
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

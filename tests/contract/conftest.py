@@ -1,29 +1,43 @@
-"""The contract suite: the same cases on every transport. A transport joins by a line in BROKERS."""
+"""The contract suite: the same cases on every transport. A transport joins by a line in BROKERS.
+
+What a broker cannot do at all stands in its ``lacks``; a case that needs it says so: ``@pytest.mark.needs("headers")``.
+"""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import pytest
 
 from kombulite import Connection, Consumer, Queue
 from kombulite.message import Message
 
-#: What a transport is reached by, for those that need no server of their own.
-BROKERS = {"memory": "memory://"}
+
+class Kind(NamedTuple):
+    """A transport under test: its URL, or the fixture of it; what its broker cannot do; how it is connected to."""
+
+    url: str
+    lacks: frozenset[str] = frozenset()
+    transport_options: Mapping[str, Any] = {}
+
+
+BROKERS = {"memory": Kind("memory://")}
 
 
 class Broker:
     """A broker under test: connections to it, and names that nobody else uses."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, name: str, url: str, transport_options: Mapping[str, Any]) -> None:
+        self.kind = name
         self.url = url
+        self.transport_options = transport_options
         self._connections: list[Connection] = []
         self._suffix = uuid.uuid4().hex[:12]
 
     def connect(self, **options: Any) -> Connection:
+        options["transport_options"] = {**self.transport_options, **options.get("transport_options", {})}
         connection = Connection(self.url, **options)
         self._connections.append(connection)
         return connection
@@ -38,7 +52,12 @@ class Broker:
 
 @pytest.fixture(params=BROKERS)
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
-    broker = Broker(BROKERS[request.param])
+    kind = BROKERS[request.param]
+    for mark in request.node.iter_markers("needs"):
+        if missing := kind.lacks.intersection(mark.args):
+            pytest.skip(f"{request.param} has no {', '.join(sorted(missing))}")
+    url = kind.url if "://" in kind.url else request.getfixturevalue(kind.url)
+    broker = Broker(request.param, url, kind.transport_options)
     yield broker
     broker.close()
 

@@ -1,0 +1,61 @@
+"""Brokers for the tests: started when the first test asks for them, shared by all that do not stop or pause them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from tests.servers import RabbitMQServer, RedisServer, Server, Unavailable
+
+MISSING = pytest.StashKey[set[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[MISSING] = set()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for reason in sorted(config.stash[MISSING]):
+        terminalreporter.write_line(f"!!! SKIPPED all tests of a broker: {reason}", red=True, bold=True)
+
+
+def _missing(request: pytest.FixtureRequest, reason: str) -> None:
+    """Skip for want of a broker, and say so at the end; where all brokers have to be there it is a failure."""
+    request.config.stash[MISSING].add(reason)
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def _started(request: pytest.FixtureRequest, make: Callable[[], Server]) -> Server:
+    try:
+        server = make()
+    except Unavailable as error:
+        _missing(request, str(error))
+    try:
+        server.start()
+    except BaseException:
+        server.close()
+        raise
+    request.addfinalizer(server.close)
+    return server
+
+
+@pytest.fixture(scope="session")
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a Redis."""
+    return os.environ.get("KOMBULITE_TEST_REDIS") or _started(request, RedisServer).url
+
+
+@pytest.fixture(scope="session")
+def amqp_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a RabbitMQ."""
+    return os.environ.get("KOMBULITE_TEST_AMQP") or _started(request, RabbitMQServer).url
+
+
+@pytest.fixture
+def start_server(request: pytest.FixtureRequest) -> Callable[[Callable[[], Server]], Server]:
+    """Starts a broker for one test alone, which may kill or pause it: ``start_server(RedisServer)``."""
+    return lambda make: _started(request, make)
