@@ -38,6 +38,8 @@ setup(
             for name in (
                 "codecs",
                 "envelope",
+                "fieldtable",
+                "frames",
                 "message",
                 "priority",
                 "queueing",

@@ -5,6 +5,23 @@ Imports nothing of the facade: it loads without it.
 
 from kombulite._core.codecs import Codecs
 from kombulite._core.envelope import EnvelopeTemplate, MalformedEnvelope, TagSequence, decode_envelope
+from kombulite._core.fieldtable import (
+    MalformedFrame,
+    MalformedValue,
+    NotEncodable,
+    ProtocolError,
+    UnexpectedFrame,
+    decode_table,
+    encode_table,
+)
+from kombulite._core.frames import (
+    HEARTBEAT_FRAME,
+    ConfirmReceived,
+    FrameDecoder,
+    FrameEncoder,
+    MethodReceived,
+    ReturnReceived,
+)
 from kombulite._core.message import NOT_DECODED, Delivery, Properties, Received, copy_tree
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota
@@ -12,25 +29,38 @@ from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
 from kombulite._core.serialization import JSON, InvalidValue, UnknownType
 
 __all__ = [
+    "HEARTBEAT_FRAME",
     "JSON",
     "NOT_DECODED",
     "Binding",
     "Claimant",
     "Codecs",
+    "ConfirmReceived",
     "Delivery",
     "EnvelopeTemplate",
+    "FrameDecoder",
+    "FrameEncoder",
     "InvalidValue",
     "Ledger",
     "MalformedEnvelope",
+    "MalformedFrame",
+    "MalformedValue",
     "MessageQueue",
+    "MethodReceived",
+    "NotEncodable",
     "PriorityNaming",
     "Properties",
+    "ProtocolError",
     "Received",
+    "ReturnReceived",
     "Rota",
     "RoutingTable",
     "TagSequence",
+    "UnexpectedFrame",
     "UnknownExchange",
     "UnknownType",
     "copy_tree",
     "decode_envelope",
+    "decode_table",
+    "encode_table",
 ]

@@ -110,7 +110,7 @@ def test_stub_and_core_agree():
             continue
         cls = getattr(core, node.name)
         for member in node.body:
-            if isinstance(member, ast.FunctionDef):
+            if isinstance(member, ast.FunctionDef) and member.name != "__buffer__":  # without a name before Python 3.12
                 assert hasattr(cls, member.name), f"{node.name}.{member.name} is in the stub only"
         public = {name for name in vars(cls) if not name.startswith("_")}
         inherited = {name for base in cls.__mro__[1:] for name in vars(base)}

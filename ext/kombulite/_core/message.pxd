@@ -14,6 +14,7 @@ cdef class Properties:
     cdef readonly object app_id
     cdef readonly object cluster_id
     cdef readonly object extra
+    cdef bytes encoded
 
     cdef tuple _values(self)
 
@@ -27,6 +28,7 @@ cdef class Delivery:
     cdef public object delivery_tag
     cdef public object message_count
     cdef public object source
+    cdef public object error
     cdef public double expires_at
     cdef public unsigned long long position
     cdef public unsigned int channel

@@ -25,7 +25,8 @@ cdef class Properties:
 
     Fixed once made, and shared by all messages that have the same ones; nobody may change ``headers`` or ``extra``
     in place. A property that is not set is None. ``extra`` holds what is no AMQP property; brokers whose messages
-    are JSON carry it, AMQP does not.
+    are JSON carry it, AMQP does not. ``encoded`` (for the core only): the properties as they stand in AMQP's content
+    header, once they were sent.
     """
 
     def __init__(self, content_type=None, content_encoding=None, headers=None, delivery_mode=None, priority=None,
@@ -93,6 +94,7 @@ cdef class Delivery:
     * ``message_count``: messages left in the queue, on an answer to a get.
     * ``expires_at`` (the transport's clock, seconds; 0 is never), ``position`` (place in its queue) and ``source`` (the
       MessageQueue it was taken from): for transports that keep queues themselves.
+    * ``error``: why it cannot be understood, an exception; None for all others.
 
     Deliveries are not tracked by the garbage collector, which has no cycle to find in them and would else look at every
     message that waits: ``source`` must not lead back to whoever holds the delivery.
@@ -156,6 +158,8 @@ cdef class Received:
         self.content_type = properties.content_type
         self.content_encoding = properties.content_encoding
         self.body = delivery.body
+        if delivery.error is not None:
+            self.errors.append((type(delivery.error), delivery.error, None))
         if properties.headers is not None:
             compression = properties.headers.get("compression")
             if compression is not None:

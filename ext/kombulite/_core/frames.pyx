@@ -1,0 +1,771 @@
+"""AMQP 0-9-1 frames: what a client sends and what it receives, as bytes.
+
+Format: section 4.2 of the specification. A frame is type (octet), channel (short), size (long), payload, and the octet
+0xCE. A message is a method frame, a content header frame (section 4.2.6.1), and as many body frames as it needs.
+
+Sans-I/O: ``FrameDecoder`` takes bytes, however they are sliced, and gives events; ``FrameEncoder`` returns bytes. Each is
+for one connection, and its owner's to lock.
+"""
+
+import datetime as dt
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy, memmove
+
+from kombulite._core.buffer cimport Buffer, buffer_free, buffer_init, buffer_reserve, buffer_write
+from kombulite._core.fieldtable cimport read_table, timestamp_of, write_table
+from kombulite._core.message cimport Delivery, Properties
+from kombulite._core.wire cimport (
+    Cursor, need, peek16, peek32, peek64, poke16, poke32, poke64, read8, read16, read32, read64, read_short, read_span,
+    text_of, write8, write16, write32, write64, write_short,
+)
+
+from kombulite._core.fieldtable import MalformedFrame, MalformedValue, NotEncodable, UnexpectedFrame
+
+cdef enum:
+    METHOD = 1
+    HEADER = 2
+    BODY = 3
+    HEARTBEAT = 8
+    END = 0xCE
+    OVERHEAD = 8  # bytes of a frame around its payload
+
+    BASIC = 60  # class id; the methods of it that are spoken here
+    PUBLISH = 40
+    RETURN = 50
+    DELIVER = 60
+    GET = 70
+    GET_OK = 71
+    ACK = 80
+    REJECT = 90
+    NACK = 120
+
+    DEFAULT_FRAME_MAX = 131072  # bytes, as RabbitMQ proposes
+    ROOM = 131072  # free bytes that the decoder offers to its reader, at least
+
+LARGEST_BODY = 512 * 1024 * 1024  # bytes; RabbitMQ allows no larger ones
+
+#: A heartbeat frame (section 4.2.7).
+HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+# Content encodings that mean bytes; and character sets whose decoders take more than linear time.
+BINARY_ENCODINGS = frozenset(["binary", "ascii-8bit", "idna", "punycode"])
+
+
+# --- encoding -----------------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class FrameEncoder:
+    """Frames to send. ``frame_max``: bytes that a frame may have, as negotiated."""
+
+    cdef Py_ssize_t _chunk
+    # What the last publish had in common with the next one to the same place: method and header frame.
+    cdef bytes _head
+    cdef Py_ssize_t _size_at  # where the body size stands in it
+    cdef object _exchange
+    cdef object _routing_key
+    cdef Properties _properties
+    cdef unsigned int _channel
+    cdef bint _mandatory
+
+    def __init__(self, Py_ssize_t frame_max=DEFAULT_FRAME_MAX):
+        self.frame_max = frame_max
+
+    @property
+    def frame_max(self):
+        return self._chunk + OVERHEAD
+
+    @frame_max.setter
+    def frame_max(self, Py_ssize_t frame_max):
+        if frame_max < 4096:  # section 4.9
+            raise ValueError(f"a frame may have 4096 bytes at least, not {frame_max}")
+        self._chunk = frame_max - OVERHEAD
+
+    def publish(self, unsigned int channel, Delivery delivery not None, bint mandatory=False):
+        """A message (basic.publish) in one piece, body frames and all. Raises NotEncodable."""
+        cdef const char* body
+        cdef Py_ssize_t size
+        cdef bytes frames
+        body_of(delivery, &body, &size)
+        self._prepare(channel, delivery, mandatory)
+        frames = PyBytes_FromStringAndSize(NULL, self._length(size))
+        self._fill(PyBytes_AS_STRING(frames), body, size)
+        return frames
+
+    def publish_many(self, unsigned int channel, list deliveries not None, Py_ssize_t start, Py_ssize_t size_hint,
+                     bint mandatory=False):
+        """The messages from index ``start`` on, until they have ``size_hint`` bytes: (bytes, index of the next one)."""
+        cdef const char* body
+        cdef Py_ssize_t size, index = start
+        cdef Delivery delivery
+        cdef Buffer out
+        buffer_init(&out)
+        try:
+            while index < len(deliveries) and (out.size < size_hint or index == start):
+                delivery = <Delivery?> deliveries[index]
+                body_of(delivery, &body, &size)
+                self._prepare(channel, delivery, mandatory)
+                self._append(&out, body, size)
+                index += 1
+            return PyBytes_FromStringAndSize(out.data, out.size), index
+        finally:
+            buffer_free(&out)
+
+    def ack(self, unsigned int channel, uint64_t delivery_tag, bint multiple=False):
+        """basic.ack"""
+        return settlement(channel, ACK, delivery_tag, multiple)
+
+    def reject(self, unsigned int channel, uint64_t delivery_tag, bint requeue=False):
+        """basic.reject"""
+        return settlement(channel, REJECT, delivery_tag, requeue)
+
+    def nack(self, unsigned int channel, uint64_t delivery_tag, bint multiple=False, bint requeue=False):
+        """basic.nack (RabbitMQ): reject, for all up to a tag with ``multiple``."""
+        return settlement(channel, NACK, delivery_tag, multiple | requeue << 1)
+
+    def get(self, unsigned int channel, queue, bint no_ack=False):
+        """basic.get. Raises NotEncodable."""
+        cdef Buffer out
+        buffer_init(&out)
+        try:
+            write16(&out, 0)
+            write_short(&out, queue, "a queue's name")
+            write8(&out, no_ack)
+            return self.method(channel, BASIC, GET, PyBytes_FromStringAndSize(out.data, out.size))
+        except (TypeError, ValueError) as error:
+            raise NotEncodable(str(error)) from error
+        finally:
+            buffer_free(&out)
+
+    def method(self, unsigned int channel, uint16_t class_id, uint16_t method_id, bytes arguments not None):
+        """A method frame around arguments that are encoded already."""
+        cdef Py_ssize_t size = len(arguments)
+        cdef bytes frame = PyBytes_FromStringAndSize(NULL, 12 + size)
+        cdef char* at = PyBytes_AS_STRING(frame)
+        if size + 4 > self._chunk:
+            raise NotEncodable(f"a method of {size} bytes does not fit into a frame")
+        put_frame_start(at, METHOD, channel, size + 4)
+        poke16(at + 7, class_id)
+        poke16(at + 9, method_id)
+        memcpy(at + 11, <const char*> arguments, size)
+        at[11 + size] = <char> END
+        return frame
+
+    cdef int _prepare(self, unsigned int channel, Delivery delivery, bint mandatory) except -1:
+        """Have ``_head`` fit a message."""
+        if (
+            self._head is not None and delivery.routing_key is self._routing_key
+            and delivery.properties is self._properties and delivery.exchange is self._exchange
+            and channel == self._channel and mandatory == self._mandatory
+        ):
+            return 0
+        self._head = None
+        try:
+            self._encode_head(channel, delivery, mandatory)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise NotEncodable(str(error)) from error
+        self._channel = channel
+        self._exchange = delivery.exchange
+        self._routing_key = delivery.routing_key
+        self._properties = delivery.properties
+        self._mandatory = mandatory
+        return 0
+
+    cdef int _encode_head(self, unsigned int channel, Delivery delivery, bint mandatory) except -1:
+        cdef Buffer out
+        cdef Py_ssize_t start
+        cdef bytes properties = delivery.properties.encoded
+        if properties is None:
+            properties = delivery.properties.encoded = encode_properties(delivery.properties)
+        if len(properties) + 12 > self._chunk:
+            raise ValueError(f"properties of {len(properties)} bytes do not fit into a frame")
+        buffer_init(&out)
+        try:
+            start = open_frame(&out, METHOD, channel)
+            write16(&out, BASIC)
+            write16(&out, PUBLISH)
+            write16(&out, 0)
+            write_short(&out, delivery.exchange, "an exchange's name")
+            write_short(&out, delivery.routing_key, "a routing key")
+            write8(&out, mandatory)
+            close_frame(&out, start)
+            start = open_frame(&out, HEADER, channel)
+            write16(&out, BASIC)
+            write16(&out, 0)
+            self._size_at = out.size
+            write64(&out, 0)
+            buffer_write(&out, <const char*> properties, len(properties))
+            close_frame(&out, start)
+            self._head = PyBytes_FromStringAndSize(out.data, out.size)
+        finally:
+            buffer_free(&out)
+        return 0
+
+    cdef Py_ssize_t _length(self, Py_ssize_t size) noexcept:
+        return PyBytes_GET_SIZE(self._head) + size + (size + self._chunk - 1) // self._chunk * OVERHEAD
+
+    cdef int _append(self, Buffer* out, const char* body, Py_ssize_t size) except -1:
+        cdef Py_ssize_t length = self._length(size)
+        buffer_reserve(out, length)
+        self._fill(out.data + out.size, body, size)
+        out.size += length
+        return 0
+
+    cdef void _fill(self, char* at, const char* body, Py_ssize_t size) noexcept:
+        """Write a message to where there is room for it."""
+        cdef Py_ssize_t part, head = PyBytes_GET_SIZE(self._head)
+        memcpy(at, PyBytes_AS_STRING(self._head), head)
+        poke64(at + self._size_at, size)
+        at += head
+        while size:
+            part = min(size, self._chunk)
+            put_frame_start(at, BODY, self._channel, part)
+            memcpy(at + 7, body, part)
+            at[7 + part] = <char> END
+            at += part + OVERHEAD
+            body += part
+            size -= part
+
+
+cdef int body_of(Delivery delivery, const char** body, Py_ssize_t* size) except -1:
+    if type(delivery.body) is not bytes:
+        raise NotEncodable(f"a body travels as bytes, not as {type(delivery.body).__name__}")
+    body[0] = PyBytes_AS_STRING(delivery.body)
+    size[0] = PyBytes_GET_SIZE(delivery.body)
+    return 0
+
+
+cdef inline void put_frame_start(char* at, uint8_t kind, unsigned int channel, Py_ssize_t size) noexcept:
+    at[0] = <char> kind
+    poke16(at + 1, <uint16_t> channel)
+    poke32(at + 3, <uint32_t> size)
+
+
+cdef Py_ssize_t open_frame(Buffer* out, uint8_t kind, unsigned int channel) except -1:
+    cdef Py_ssize_t start = out.size
+    buffer_reserve(out, 7)
+    put_frame_start(out.data + start, kind, channel, 0)
+    out.size += 7
+    return start
+
+
+cdef int close_frame(Buffer* out, Py_ssize_t start) except -1:
+    poke32(out.data + start + 3, <uint32_t> (out.size - start - 7))
+    return write8(out, END)
+
+
+cdef bytes settlement(unsigned int channel, uint16_t method_id, uint64_t delivery_tag, uint8_t bits):
+    """basic.ack, basic.reject and basic.nack: a tag, and an octet of bits."""
+    cdef bytes frame = PyBytes_FromStringAndSize(NULL, 21)
+    cdef char* at = PyBytes_AS_STRING(frame)
+    put_frame_start(at, METHOD, channel, 13)
+    poke16(at + 7, BASIC)
+    poke16(at + 9, method_id)
+    poke64(at + 11, delivery_tag)
+    at[19] = <char> bits
+    at[20] = <char> END
+    return frame
+
+
+# --- properties ---------------------------------------------------------------------------------------------------
+
+
+cdef bytes encode_properties(Properties properties):
+    """Flags and values of a content header (section 4.2.6.1). ``headers`` are always sent, as kombu does."""
+    cdef Buffer out
+    cdef uint16_t flags = 0x2000
+    buffer_init(&out)
+    try:
+        write16(&out, 0)
+        flags |= put_short(&out, properties.content_type, "content_type", 0x8000)
+        flags |= put_short(&out, properties.content_encoding, "content_encoding", 0x4000)
+        write_table(&out, {} if properties.headers is None else properties.headers, 0)
+        flags |= put_octet(&out, properties.delivery_mode, "delivery_mode", 0x1000)
+        flags |= put_octet(&out, properties.priority, "priority", 0x0800)
+        flags |= put_short(&out, properties.correlation_id, "correlation_id", 0x0400)
+        flags |= put_short(&out, properties.reply_to, "reply_to", 0x0200)
+        flags |= put_short(&out, properties.expiration, "expiration", 0x0100)
+        flags |= put_short(&out, properties.message_id, "message_id", 0x0080)
+        if properties.timestamp is not None:
+            write64(&out, as_seconds(properties.timestamp))
+            flags |= 0x0040
+        flags |= put_short(&out, properties.type, "type", 0x0020)
+        flags |= put_short(&out, properties.user_id, "user_id", 0x0010)
+        flags |= put_short(&out, properties.app_id, "app_id", 0x0008)
+        flags |= put_short(&out, properties.cluster_id, "cluster_id", 0x0004)
+        poke16(out.data, flags)
+        return PyBytes_FromStringAndSize(out.data, out.size)
+    finally:
+        buffer_free(&out)
+
+
+cdef uint64_t as_seconds(object moment) except? 0:
+    return timestamp_of(moment) if isinstance(moment, dt.datetime) else moment
+
+
+cdef int put_short(Buffer* out, object value, str name, int flag) except -1:
+    if value is None:
+        return 0
+    write_short(out, value, name)
+    return flag
+
+
+cdef int put_octet(Buffer* out, object value, str name, int flag) except -1:
+    if value is None:
+        return 0
+    if not isinstance(value, int) or not 0 <= value <= 255:
+        raise ValueError(f"{name} is a number from 0 to 255, not {value!r:.80}")
+    write8(out, value)
+    return flag
+
+
+cdef Properties decode_properties(Cursor* cursor):
+    cdef Properties properties = Properties.__new__(Properties)
+    cdef uint16_t flags = read16(cursor)
+    if flags & 3:
+        raise ValueError("unknown properties")
+    if flags & 0x8000:
+        properties.content_type = read_short(cursor)
+    if flags & 0x4000:
+        properties.content_encoding = read_short(cursor)
+    if flags & 0x2000:
+        properties.headers = read_table(cursor, 0) or None
+    if flags & 0x1000:
+        properties.delivery_mode = read8(cursor)
+    if flags & 0x0800:
+        properties.priority = read8(cursor)
+    if flags & 0x0400:
+        properties.correlation_id = read_short(cursor)
+    if flags & 0x0200:
+        properties.reply_to = read_short(cursor)
+    if flags & 0x0100:
+        properties.expiration = read_short(cursor)
+    if flags & 0x0080:
+        properties.message_id = read_short(cursor)
+    if flags & 0x0040:
+        properties.timestamp = read64(cursor)
+    if flags & 0x0020:
+        properties.type = read_short(cursor)
+    if flags & 0x0010:
+        properties.user_id = read_short(cursor)
+    if flags & 0x0008:
+        properties.app_id = read_short(cursor)
+    if flags & 0x0004:
+        properties.cluster_id = read_short(cursor)
+    if cursor.at != cursor.end:
+        raise ValueError(f"{cursor.end - cursor.at} bytes follow the properties")
+    return properties
+
+
+# --- events -------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class MethodReceived:
+    """Event: a method that carries no message, its arguments not decoded. Channel 0 is the connection."""
+
+    cdef readonly unsigned int channel
+    cdef readonly tuple signature  # class id, method id
+    cdef readonly bytes arguments
+
+    def __repr__(self):
+        return f"<MethodReceived {self.signature} on channel {self.channel}, {len(self.arguments)} bytes>"
+
+
+@cython.final
+cdef class ReturnReceived:
+    """Event: a mandatory message came back (basic.return)."""
+
+    cdef readonly unsigned int channel
+    cdef readonly unsigned int reply_code
+    cdef readonly str reply_text
+    cdef readonly Delivery delivery
+
+    def __repr__(self):
+        return f"<ReturnReceived {self.reply_code} {self.reply_text!r} on channel {self.channel}>"
+
+
+@cython.final
+cdef class ConfirmReceived:
+    """Event: the broker took (basic.ack) or refused (basic.nack) what was published, up to a tag with ``multiple``."""
+
+    cdef readonly unsigned int channel
+    cdef readonly uint64_t delivery_tag
+    cdef readonly bint multiple
+    cdef readonly bint accepted
+
+    def __repr__(self):
+        return (f"<ConfirmReceived {'ack' if self.accepted else 'nack'} {self.delivery_tag}"
+                f"{' and all before' if self.multiple else ''} on channel {self.channel}>")
+
+
+# --- decoding -----------------------------------------------------------------------------------------------------
+
+
+cdef class _Content:
+    """A channel's message that is coming in: its method has come, its header or its body not yet."""
+
+    cdef object event  # what it becomes: the delivery, or a ReturnReceived around it
+    cdef Delivery delivery
+    cdef uint64_t size
+    cdef uint64_t filled
+    cdef bytes body  # where the frames of a long one are put together
+    cdef uint64_t last_tag  # the highest delivery tag seen on the channel
+
+
+@cython.final
+cdef class FrameDecoder:
+    """Bytes in, events out: ``Delivery`` (``consumer_tag`` is None in the answer to a get), ``ReturnReceived``,
+    ``ConfirmReceived``, ``MethodReceived``.
+
+    Bytes come by ``receive_data``; or they are read straight into the decoder, which is a writable buffer (its free
+    room), and ``received`` tells it how many. What it holds is bounded: a frame by ``frame_max``, a body by LARGEST_BODY,
+    messages in the making by the channels that were ``open``\\ ed. After an error it gives no more events.
+
+    A body is text where its content encoding is a character set, as kombu has it on AMQP, unless it is compressed. A
+    message whose properties cannot be read is delivered all the same, and its ``error`` says why.
+    """
+
+    cdef char* _data
+    cdef Py_ssize_t _capacity
+    cdef Py_ssize_t _start  # of what is not decoded yet
+    cdef Py_ssize_t _end
+    cdef Py_ssize_t _exported  # readers at work
+    cdef Py_ssize_t _limit  # bytes in a payload
+    cdef dict _contents
+    cdef _Content _content  # of the channel that had a message last
+    cdef unsigned int _content_channel
+    cdef object _error
+    # What a message has in common with the one before: the strings of its method, and its properties.
+    cdef bytes _tag_bytes
+    cdef str _tag
+    cdef bytes _place_bytes
+    cdef str _exchange
+    cdef str _routing_key
+    cdef bytes _properties_bytes
+    cdef Properties _properties
+
+    def __cinit__(self):
+        self._capacity = 2 * ROOM
+        self._data = <char*> PyMem_Malloc(self._capacity)
+        if self._data == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        PyMem_Free(self._data)
+
+    def __init__(self, Py_ssize_t frame_max=DEFAULT_FRAME_MAX):
+        self.frame_max = frame_max
+        self._contents = {}
+
+    @property
+    def frame_max(self):
+        """Bytes that a frame may have."""
+        return self._limit + OVERHEAD
+
+    @frame_max.setter
+    def frame_max(self, Py_ssize_t frame_max):
+        if not 4096 <= frame_max <= 0x7fffffff:
+            raise ValueError(f"a frame may have 4096 bytes at least, and 2 GiB at most, not {frame_max}")
+        self._limit = frame_max - OVERHEAD
+
+    def open(self, unsigned int channel):
+        """Expect messages on a channel."""
+        self._contents[channel] = _Content()
+        self._content = None
+
+    def close(self, unsigned int channel):
+        """Expect none any more."""
+        self._contents.pop(channel, None)
+        self._content = None
+
+    def last_tag(self, unsigned int channel):
+        """The highest delivery tag that came on a channel, 0 if none did."""
+        cdef _Content content = self._content_of(channel)
+        return 0 if content is None else content.last_tag
+
+    # --- bytes in
+
+    def receive_data(self, data):
+        """Take bytes from the peer, or whatever has a buffer of them."""
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            self._make_room(view.len)
+            memcpy(self._data + self._end, view.buf, view.len)
+            self._end += view.len
+        finally:
+            PyBuffer_Release(&view)
+
+    def received(self, Py_ssize_t size):
+        """Say that ``size`` bytes were written into the room that the decoder offered as a buffer."""
+        if not 0 <= size <= self._capacity - self._end:
+            raise ValueError(f"{size} bytes were not offered")
+        self._end += size
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        self._make_room(ROOM)
+        PyBuffer_FillInfo(view, self, self._data + self._end, self._capacity - self._end, 0, flags | PyBUF_WRITABLE)
+        self._exported += 1
+
+    def __releasebuffer__(self, Py_buffer* view):
+        self._exported -= 1
+
+    cdef int _make_room(self, Py_ssize_t size) except -1:
+        cdef Py_ssize_t held = self._end - self._start, capacity
+        cdef char* data
+        if self._capacity - self._end >= size:
+            return 0
+        if self._exported:
+            raise BufferError("the decoder is being written to")
+        if self._capacity - held >= size:
+            memmove(self._data, self._data + self._start, held)
+        else:
+            capacity = held + size + ROOM
+            data = <char*> PyMem_Malloc(capacity)
+            if data == NULL:
+                raise MemoryError()
+            memcpy(data, self._data + self._start, held)
+            PyMem_Free(self._data)
+            self._data = data
+            self._capacity = capacity
+        self._start = 0
+        self._end = held
+        return 0
+
+    # --- events out
+
+    def next_event(self):
+        """The next event, or None where more bytes are needed.
+
+        Raises MalformedFrame, MalformedValue, UnexpectedFrame; then the connection is of no use any more.
+        """
+        if self._error is not None:
+            raise self._error
+        try:
+            return self._next_event()
+        except Exception as error:
+            if not isinstance(error, (MalformedFrame, MalformedValue, UnexpectedFrame)):
+                error = MalformedValue(f"malformed frame: {error}")
+            self._error = error
+            raise error
+
+    cdef object _next_event(self):
+        cdef Cursor payload
+        cdef const uint8_t* at
+        cdef Py_ssize_t held
+        cdef uint32_t size
+        cdef uint8_t kind
+        cdef unsigned int channel
+        while True:
+            held = self._end - self._start
+            if held < 7:
+                break
+            at = <const uint8_t*> self._data + self._start
+            kind = at[0]
+            channel = peek16(at + 1)
+            size = peek32(at + 3)
+            if size > self._limit:
+                raise MalformedFrame(f"a frame of {size} bytes, where {self._limit} are allowed")
+            if kind != METHOD and kind != HEADER and kind != BODY and kind != HEARTBEAT:
+                raise MalformedFrame(f"a frame of the unknown type {kind}")
+            if held < <Py_ssize_t> size + OVERHEAD:
+                break
+            if at[7 + size] != END:
+                raise MalformedFrame(f"a frame that ends with {at[7 + size]:#04x}")
+            payload.at = at + 7
+            payload.end = payload.at + size
+            self._start += size + OVERHEAD
+            if kind == METHOD:
+                event = self._method(channel, &payload)
+            elif kind == HEADER:
+                event = self._header(channel, &payload)
+            elif kind == BODY:
+                event = self._body(channel, &payload)
+            elif channel or size:
+                raise MalformedFrame("a heartbeat with a channel or a payload")
+            else:
+                event = None
+            if event is not None:
+                return event
+        if self._start == self._end and not self._exported:
+            self._start = self._end = 0
+        return None
+
+    cdef _Content _content_of(self, unsigned int channel):
+        if self._content is None or self._content_channel != channel:
+            self._content = self._contents.get(channel)
+            self._content_channel = channel
+        return self._content
+
+    cdef object _method(self, unsigned int channel, Cursor* cursor):
+        cdef uint16_t class_id = read16(cursor), method_id = read16(cursor)
+        cdef ConfirmReceived confirm
+        cdef uint8_t bits
+        cdef _Content content = self._content_of(channel)
+        if content is not None and content.delivery is not None:
+            raise UnexpectedFrame(f"method {class_id},{method_id} within a message")
+        if class_id == BASIC:
+            if method_id == DELIVER or method_id == GET_OK or method_id == RETURN:
+                if content is None:
+                    raise UnexpectedFrame(f"a message on channel {channel}, which is not open")
+                self._begin(content, channel, method_id, cursor)
+                return None
+            if method_id == ACK or method_id == NACK:
+                confirm = ConfirmReceived.__new__(ConfirmReceived)
+                confirm.channel = channel
+                confirm.delivery_tag = read64(cursor)
+                bits = read8(cursor)
+                confirm.multiple = bits & 1
+                confirm.accepted = method_id == ACK
+                return confirm
+        return method_received(channel, class_id, method_id, cursor)
+
+    cdef int _begin(self, _Content content, unsigned int channel, uint16_t method_id, Cursor* cursor) except -1:
+        """A method came that a message follows."""
+        cdef Delivery delivery = Delivery.__new__(Delivery)
+        cdef ReturnReceived returned
+        delivery.channel = channel
+        content.event = delivery
+        if method_id == RETURN:
+            returned = ReturnReceived.__new__(ReturnReceived)
+            returned.channel = channel
+            returned.reply_code = read16(cursor)
+            returned.reply_text = read_short(cursor)
+            returned.delivery = delivery
+            content.event = returned
+        else:
+            if method_id == DELIVER:
+                delivery.consumer_tag = self._consumer_tag(read_span(cursor, read8(cursor)))
+            content.last_tag = read64(cursor)
+            delivery.delivery_tag = content.last_tag
+            delivery.redelivered = read8(cursor) & 1
+        self._set_place(delivery, cursor)
+        if method_id == GET_OK:
+            delivery.message_count = read32(cursor)
+        content.delivery = delivery
+        return 0
+
+    cdef str _consumer_tag(self, Cursor span):
+        if self._tag is None or not is_same(self._tag_bytes, span):
+            self._tag = text_of(span)
+            self._tag_bytes = bytes_of(span)
+        return self._tag
+
+    cdef int _set_place(self, Delivery delivery, Cursor* cursor) except -1:
+        """Exchange and routing key, which neighbours often share."""
+        cdef Cursor span
+        cdef const uint8_t* start = cursor.at
+        read_span(cursor, read8(cursor))
+        read_span(cursor, read8(cursor))
+        span.at = start
+        span.end = cursor.at
+        if self._place_bytes is None or not is_same(self._place_bytes, span):
+            self._place_bytes = None
+            self._exchange = read_short(&span)
+            self._routing_key = read_short(&span)
+            span.at = start
+            self._place_bytes = bytes_of(span)
+        delivery.exchange = self._exchange
+        delivery.routing_key = self._routing_key
+        return 0
+
+    cdef object _header(self, unsigned int channel, Cursor* cursor):
+        cdef _Content content = self._content_of(channel)
+        cdef Delivery delivery
+        if content is None or content.delivery is None or content.delivery.properties is not None:
+            raise UnexpectedFrame(f"a content header on channel {channel}, where none is due")
+        delivery = content.delivery
+        if read16(cursor) != BASIC:
+            raise MalformedValue("a content header of another class than basic")
+        read16(cursor)  # the weight, which is not used
+        content.size = read64(cursor)
+        content.filled = 0
+        if content.size > <uint64_t> LARGEST_BODY:
+            raise MalformedValue(f"a body of {content.size} bytes, where {LARGEST_BODY} are allowed")
+        if self._properties is None or not is_same(self._properties_bytes, cursor[0]):
+            self._read_properties(delivery, cursor)
+        else:
+            delivery.properties = self._properties
+        if content.size == 0:
+            return self._complete(content, cursor.end, 0)
+        return None
+
+    cdef int _read_properties(self, Delivery delivery, Cursor* cursor) except -1:
+        cdef bytes raw = bytes_of(cursor[0])
+        self._properties = None
+        try:
+            delivery.properties = decode_properties(cursor)
+        except (ValueError, OverflowError) as error:
+            # The frames are in order, so the connection is: only this message is not.
+            delivery.properties = Properties()
+            delivery.error = MalformedValue(f"malformed properties: {error}")
+            return 0
+        self._properties_bytes = raw
+        self._properties = delivery.properties
+        return 0
+
+    cdef object _body(self, unsigned int channel, Cursor* cursor):
+        cdef _Content content = self._content_of(channel)
+        cdef uint64_t size = cursor.end - cursor.at
+        if content is None or content.delivery is None or content.delivery.properties is None:
+            raise UnexpectedFrame(f"a body on channel {channel}, where none is due")
+        if size > content.size - content.filled:
+            raise MalformedFrame(f"a body of more than the {content.size} bytes that were announced")
+        if size == content.size:  # all of it at once
+            return self._complete(content, cursor.at, size)
+        if content.body is None:
+            content.body = PyBytes_FromStringAndSize(NULL, content.size)
+        memcpy(PyBytes_AS_STRING(content.body) + content.filled, cursor.at, size)
+        content.filled += size
+        if content.filled < content.size:
+            return None
+        return self._complete(content, <const uint8_t*> PyBytes_AS_STRING(content.body), content.size)
+
+    cdef object _complete(self, _Content content, const uint8_t* body, uint64_t size):
+        cdef Delivery delivery = content.delivery
+        event = content.event
+        delivery.body = body_as_text(delivery.properties, <const char*> body, size)
+        if delivery.body is None:
+            delivery.body = PyBytes_FromStringAndSize(<const char*> body, size) if content.body is None else content.body
+        content.event = content.delivery = content.body = None
+        return event
+
+
+cdef object method_received(unsigned int channel, uint16_t class_id, uint16_t method_id, Cursor* cursor):
+    cdef MethodReceived event = MethodReceived.__new__(MethodReceived)
+    event.channel = channel
+    event.signature = (class_id, method_id)
+    event.arguments = bytes_of(cursor[0])
+    return event
+
+
+cdef inline bytes bytes_of(Cursor span):
+    return PyBytes_FromStringAndSize(<const char*> span.at, span.end - span.at)
+
+
+cdef inline bint is_same(bytes known, Cursor span) noexcept:
+    cdef Py_ssize_t size = span.end - span.at
+    return PyBytes_GET_SIZE(known) == size and memcmp(PyBytes_AS_STRING(known), span.at, size) == 0
+
+
+cdef str body_as_text(Properties properties, const char* body, Py_ssize_t size):
+    """A body as text, or None where it is none."""
+    encoding = properties.content_encoding
+    if encoding is None or (properties.headers is not None and "compression" in properties.headers):
+        return None
+    try:
+        if encoding == "utf-8":
+            return PyUnicode_DecodeUTF8(body, size, NULL)
+        encoding = encoding.lower()
+        if encoding in BINARY_ENCODINGS:
+            return None
+        return PyBytes_FromStringAndSize(body, size).decode(encoding)
+    except (LookupError, ValueError):  # an unknown character set, or bytes that are not of it
+        return None
