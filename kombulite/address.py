@@ -106,7 +106,7 @@ class Address:
         self.virtual_host: str = settings["virtual_host"] or "/"
         self.port: int | None = settings["port"]
         self.insist: bool = settings["insist"]
-        self.ssl: Any = settings["ssl"]
+        self.ssl: Any = settings["ssl"] or (self._scheme is not None and scheme_of(self._scheme).ssl)
         self.login_method: str | None = settings["login_method"]
         self.connect_timeout: float | None = _seconds("connect_timeout", settings["connect_timeout"])
         self.heartbeat: float = _seconds("heartbeat", settings["heartbeat"]) or 0
@@ -122,9 +122,10 @@ class Address:
     def _defaults(self) -> tuple[str, int | None, str | None, Any, str | None]:
         """Host, port, user, password and login method, with what the scheme stands for filled in."""
         facts = scheme_of(self._scheme) if self._scheme is not None else None
+        port = (facts.tls_port if self.ssl and facts.tls_port else facts.port) if facts else None
         return (
             self.hostname or "localhost",
-            self.port or (facts.port if facts else None),
+            self.port or port,
             self.userid or (facts.userid if facts else None),
             self.password or (facts.password if facts else None),
             self.login_method or (facts.login_method if facts else None),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from logging import getLogger
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kombulite import exceptions
 from kombulite._core import Delivery, Properties, copy_tree
 from kombulite.message import Message
 from kombulite.transport.base import (
     Cancelled,
+    ChannelClosed,
     Event,
     ExchangeSpec,
     Outcome,
@@ -18,9 +20,14 @@ from kombulite.transport.base import (
     Returned,
     Transport,
 )
+from kombulite.utils.uuid import uuid
 
 if TYPE_CHECKING:
     from kombulite.connection import Connection
+
+logger = getLogger("kombulite.channel")
+
+T = TypeVar("T")
 
 #: Properties that ``publish`` takes as keywords beside its own arguments.
 KEYWORD_PROPERTIES = frozenset(
@@ -39,6 +46,7 @@ KEYWORD_PROPERTIES = frozenset(
 )
 ACK = Outcome.ACK  # as a global: looking the member up costs as much as the call
 LONGEST_SHORT_STRING = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
+BASIC_PUBLISH = (60, 40)  # AMQP's class and method id
 
 QUEUE_ARGUMENTS: dict[str, tuple[str, Callable[[Any], int]]] = {
     "expires": ("x-expires", lambda seconds: int(seconds * 1000)),
@@ -89,6 +97,8 @@ class Channel:
         self.connection = connection
         self.channel_id = channel_id
         self.is_open = True
+        #: What the broker closed the channel for.
+        self.failure: exceptions.ChannelError | None = None
         #: Called with (exception, exchange, routing_key, message) for each returned message.
         self.return_listeners: list[Callable[[Exception, str, str, ReceivedMessage], Any]] = []
         self._transport = transport
@@ -110,11 +120,11 @@ class Channel:
         """Create an exchange, or with ``passive`` assert it. Raises NotFound, NotEquivalentError."""
         check_short(exchange, "exchange name")
         spec = ExchangeSpec(exchange, type, durable, auto_delete, arguments or None)
-        self._transport.declare_exchange(self.channel_id, spec, passive)
+        self._ask(self._transport.declare_exchange, spec, passive)
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
         """Delete an exchange with its bindings. Raises PreconditionFailed."""
-        self._transport.delete_exchange(self.channel_id, exchange, if_unused)
+        self._ask(self._transport.delete_exchange, exchange, if_unused)
         self.connection.forget_declarations()
 
     def exchange_bind(
@@ -127,7 +137,7 @@ class Channel:
     ) -> None:
         """Let messages of exchange ``source`` come to exchange ``destination``. Raises NotFound."""
         check_short(routing_key, "routing key")
-        self._transport.bind(self.channel_id, source, destination, routing_key, arguments, to_exchange=True)
+        self._ask(self._transport.bind, source, destination, routing_key, arguments, True)
 
     def exchange_unbind(
         self,
@@ -138,7 +148,7 @@ class Channel:
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Take a binding between exchanges away."""
-        self._transport.unbind(self.channel_id, source, destination, routing_key, arguments, to_exchange=True)
+        self._ask(self._transport.unbind, source, destination, routing_key, arguments, True)
 
     # --- queues
 
@@ -167,7 +177,7 @@ class Channel:
         """
         check_short(queue, "queue name")
         spec = QueueSpec(queue, durable, exclusive, auto_delete, arguments or None)
-        info = self._transport.declare_queue(self.channel_id, spec, passive)
+        info = self._ask(self._transport.declare_queue, spec, passive)
         return None if nowait and queue else info
 
     def queue_bind(
@@ -180,7 +190,7 @@ class Channel:
     ) -> None:
         """Bind a queue to an exchange. Raises NotFound, PreconditionFailed."""
         check_short(routing_key, "routing key")
-        self._transport.bind(self.channel_id, exchange, queue, routing_key, arguments)
+        self._ask(self._transport.bind, exchange, queue, routing_key, arguments)
 
     def queue_unbind(
         self,
@@ -190,15 +200,15 @@ class Channel:
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Take a binding away."""
-        self._transport.unbind(self.channel_id, exchange, queue, routing_key, arguments)
+        self._ask(self._transport.unbind, exchange, queue, routing_key, arguments)
 
     def queue_purge(self, queue: str, nowait: bool = False) -> int:
         """Remove the messages that wait; returns how many."""
-        return self._transport.purge(self.channel_id, queue)
+        return self._ask(self._transport.purge, queue)
 
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, nowait: bool = False) -> int:
         """Delete a queue; returns the messages gone with it. Raises PreconditionFailed."""
-        deleted = self._transport.delete_queue(self.channel_id, queue, if_unused, if_empty)
+        deleted = self._ask(self._transport.delete_queue, queue, if_unused, if_empty)
         self.connection.forget_declarations()
         return deleted
 
@@ -233,13 +243,29 @@ class Channel:
         confirm_timeout: float | None = None,
     ) -> None:
         """Publish what ``prepare_message`` made. ``immediate`` is ignored, as brokers do."""
-        self.publish(Delivery(exchange, routing_key, message.properties, message.body), mandatory, timeout)
+        delivery = Delivery(exchange, routing_key, message.properties, message.body)
+        self.publish(delivery, mandatory, timeout, confirm_timeout)
 
-    def publish(self, delivery: Delivery, mandatory: bool = False, timeout: float | None = None) -> None:
-        """Hand a message to the broker. Raises NotFound, MessageNacked, PreconditionFailed (routing key too long)."""
+    def publish(
+        self,
+        delivery: Delivery,
+        mandatory: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
+        """Hand a message to the broker. Raises NotFound, MessageNacked, PreconditionFailed (routing key too long).
+
+        One that came back goes to the listeners; without any, MessageReturned is raised.
+        """
         if len(delivery.routing_key) > SURELY_SHORT:
             check_short(delivery.routing_key, "routing key")
-        self._transport.publish(self.channel_id, delivery, mandatory, timeout)
+        try:
+            self._transport.publish(self.channel_id, delivery, mandatory, timeout, confirm_timeout)
+        except exceptions.MessageReturned as error:
+            self._on_returned(error, delivery)
+        except exceptions.ChannelError as error:
+            self._notice(error)
+            raise
 
     def publish_many(
         self, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
@@ -247,13 +273,13 @@ class Channel:
         """Publish in order; returns those refused, as (index, exception)."""
         for delivery in deliveries:
             check_short(delivery.routing_key, "routing key")
-        return self._transport.publish_many(self.channel_id, deliveries, mandatory, timeout)
+        return self._ask(self._transport.publish_many, deliveries, mandatory, timeout)
 
     # --- consuming
 
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, a_global: bool = False) -> None:
         """Bound the messages that are delivered and not acknowledged (0: no bound)."""
-        self._transport.qos(self.channel_id, prefetch_size, prefetch_count, a_global)
+        self._ask(self._transport.qos, prefetch_size, prefetch_count, a_global)
 
     def basic_consume(
         self,
@@ -267,18 +293,26 @@ class Channel:
         on_cancel: Callable[[str], Any] | None = None,
     ) -> str:
         """Start a consumer: ``callback(message)`` runs in ``drain_events``. Returns its tag."""
-        consumer_tag = self._transport.consume(self.channel_id, queue, consumer_tag, no_ack, exclusive, arguments)
+        consumer_tag = consumer_tag or f"ctag-{uuid()}"
+        if consumer_tag in self._subscriptions:
+            raise exceptions.NotAllowed(f"consumer tag '{consumer_tag}' is in use")
+        # Before the broker knows: another thread may drain the first message.
         self._subscriptions[consumer_tag] = Subscription(self.Message.from_delivery, callback, no_ack, on_cancel)
+        try:
+            self._ask(self._transport.consume, queue, consumer_tag, no_ack, exclusive, arguments)
+        except BaseException:
+            self._subscriptions.pop(consumer_tag, None)
+            raise
         return consumer_tag
 
     def basic_cancel(self, consumer_tag: str) -> None:
         """End a consumer."""
-        self._transport.cancel(self.channel_id, consumer_tag)
+        self._ask(self._transport.cancel, consumer_tag)
         self._subscriptions.pop(consumer_tag, None)
 
     def basic_get(self, queue: str, no_ack: bool = False) -> ReceivedMessage | None:
         """The next message of a queue, or None."""
-        delivery = self._transport.get(self.channel_id, queue, no_ack)
+        delivery = self._ask(self._transport.get, queue, no_ack)
         if delivery is None:
             return None
         message = self.Message.from_delivery(delivery, self)
@@ -287,19 +321,48 @@ class Channel:
 
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
         """Acknowledge a delivery, and with ``multiple`` all before it. Raises PreconditionFailed."""
-        self._settle(self.channel_id, delivery_tag, ACK, multiple)
+        try:
+            self._settle(self.channel_id, delivery_tag, ACK, multiple)
+        except exceptions.ChannelError as error:
+            self._notice(error)
+            raise
 
     def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         """Give a delivery up, or put it back into its queue."""
-        self._transport.settle(self.channel_id, delivery_tag, Outcome.REQUEUE if requeue else Outcome.REJECT)
+        self._ask(self._transport.settle, delivery_tag, Outcome.REQUEUE if requeue else Outcome.REJECT)
 
     def basic_recover(self, requeue: bool = False) -> None:
         """Put all that is not acknowledged back into its queues."""
-        self._transport.recover(self.channel_id)
+        self._ask(self._transport.recover)
 
     def flow(self, active: bool = True) -> None:
         """Pause deliveries, or let them go on."""
-        self._transport.flow(self.channel_id, active)
+        self._ask(self._transport.flow, active)
+
+    def _ask(self, verb: Callable[..., T], *arguments: Any) -> T:
+        """Have the transport do something on this channel."""
+        try:
+            return verb(self.channel_id, *arguments)
+        except exceptions.ChannelError as error:
+            self._notice(error)
+            raise
+
+    def _notice(self, error: exceptions.ChannelError) -> None:
+        """After an error: has the broker closed the channel for it?"""
+        if self.is_open and not self._transport.channel_is_open(self.channel_id):
+            self._closed_by_broker(error)
+
+    @property
+    def publish_failed(self) -> bool:
+        """Whether the broker closed the channel for something that was published."""
+        return self.failure is not None and self.failure.method_sig == BASIC_PUBLISH
+
+    def _closed_by_broker(self, error: exceptions.ChannelError) -> None:
+        self.failure = error
+        self.detach()
+        self.connection.forget_channel(self)
+
+    # --- events
 
     def dispatch(self, event: Event) -> None:
         """Run the callback that an event of this channel is for."""
@@ -316,15 +379,16 @@ class Channel:
             if subscription.callback is not None:
                 subscription.callback(message)
         elif isinstance(event, Returned):
-            self._on_returned(event)
-        else:
+            error = exceptions.MessageReturned(event.reply_text, (60, 50), "Basic.return", event.reply_code)
+            self._on_returned(error, event.delivery)
+        elif isinstance(event, Cancelled):
             self._on_cancelled(event)
+        else:
+            self._on_closed(event)
 
-    def _on_returned(self, event: Returned) -> None:
-        error = exceptions.MessageReturned(event.reply_text, (60, 50), "Basic.return", event.reply_code)
+    def _on_returned(self, error: exceptions.MessageReturned, delivery: Delivery) -> None:
         if not self.return_listeners:
             raise error
-        delivery = event.delivery
         for listener in list(self.return_listeners):
             listener(error, delivery.exchange, delivery.routing_key, self.Message.from_delivery(delivery, self))
 
@@ -335,6 +399,14 @@ class Channel:
         if subscription.on_cancel is None:
             raise exceptions.ConsumerCancelled(f"the broker cancelled consumer {event.consumer_tag}")
         subscription.on_cancel(event.consumer_tag)
+
+    def _on_closed(self, event: ChannelClosed) -> None:
+        had_consumers = bool(self._subscriptions)
+        self._closed_by_broker(event.error)
+        if had_consumers or not self.publish_failed:
+            raise event.error
+        # An error of a publish is for the producer, which gets it when it publishes again.
+        logger.error("the broker closed channel %s: %s", event.channel, event.error)
 
     # --- lifetime
 

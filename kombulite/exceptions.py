@@ -312,6 +312,19 @@ class MessageNacked(Exception):
     """The broker refused a message."""
 
 
+def error_for_code(
+    code: int, text: str, method_sig: tuple[int, int], method_name: str, default: type[AMQPError]
+) -> AMQPError:
+    """The error that an AMQP reply code stands for, ``default`` for an unknown one."""
+
+    def of_code(cls: type[AMQPError]) -> type[AMQPError] | None:
+        if vars(cls).get("code") == code:
+            return cls
+        return next(filter(None, map(of_code, cls.__subclasses__())), None)
+
+    return (of_code(AMQPError) or default)(text, method_sig, method_name, code)
+
+
 class HttpError(Exception):
     """An HTTP request failed with status ``code``."""
 

@@ -145,6 +145,11 @@ class Producer:
         if channel is None or (self.__connection__ is not None and not channel.is_open):
             if self.__connection__ is None:
                 raise exceptions.NotBoundError("the producer has no channel and no connection")
+            self._channel = None
+            if channel is not None and channel.publish_failed:
+                # What was published since may be lost: each producer on that channel is told, once.
+                assert channel.failure is not None
+                raise channel.failure
             channel = self.__connection__.default_channel
             self._attach(channel)
         return channel
@@ -219,10 +224,11 @@ class Producer:
 
         ``body`` is serialised (``serializer``), or sent as it is when ``content_type`` says what it is; then compressed
         (``compression``). ``exchange``: an Exchange or a name, ``""`` for the default exchange. ``mandatory``: give it
-        back if no queue takes it (``on_return``). ``declare``: entities to declare first. ``expiration``, and
-        ``timeout`` for the broker to take it, in seconds. ``retry``: reconnect and try again as ``retry_policy`` says
-        (errback, max_retries, interval_start, interval_step, interval_max, on_revive, retry_errors). Other keywords are
-        message properties (``correlation_id``, ``reply_to``, …; ``reply_to`` may be a Queue).
+        back if no queue takes it (``on_return``). ``declare``: entities to declare first. ``expiration``, ``timeout``
+        for the broker to take it and ``confirm_timeout`` for it to say so, in seconds. ``retry``: reconnect and try
+        again as ``retry_policy`` says (errback, max_retries, interval_start, interval_step, interval_max, on_revive,
+        retry_errors). Other keywords are message properties (``correlation_id``, ``reply_to``, …; ``reply_to`` may be a
+        Queue).
 
         Raises EncodeError, SerializerNotInstalled, NotFound, MessageNacked, PreconditionFailed; with ``retry``
         OperationalError for a connection that cannot be had.
@@ -247,7 +253,7 @@ class Producer:
         publish = self._publish
         if retry:
             publish = self._insured(publish, retry_policy)
-        publish(name, routing_key, sent, body, mandatory, declare, timeout)
+        publish(name, routing_key, sent, body, mandatory, declare, timeout, confirm_timeout)
         if self._batch is not None and self._batch.is_full:
             self._insured(self._batch.flush, retry_policy)() if retry else self._batch.flush()
 
@@ -401,6 +407,7 @@ class Producer:
         mandatory: bool,
         declare: Iterable[Any] | None,
         timeout: float | None,
+        confirm_timeout: float | None,
     ) -> None:
         channel = self._channel
         if channel is None or not channel.is_open:
@@ -410,8 +417,13 @@ class Producer:
         delivery = Delivery(exchange, routing_key, properties, body)
         if self._batch is not None:
             self._batch.add(delivery, mandatory)
-        else:
-            channel.publish(delivery, mandatory, timeout)
+            return
+        try:
+            channel.publish(delivery, mandatory, timeout, confirm_timeout)
+        except exceptions.ChannelError:
+            if not channel.is_open and self.__connection__ is not None:
+                self._channel = None  # that it failed is known now
+            raise
 
     def _declare_all(self, declare: Iterable[Any] | None) -> None:
         if self.auto_declare and self.exchange.name:

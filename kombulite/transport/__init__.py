@@ -23,10 +23,17 @@ class Scheme(NamedTuple):
     userid: str | None = None
     password: str | None = None
     login_method: str | None = None
+    ssl: bool = False
+    tls_port: int | None = None  # where TLS has another
 
+
+AMQP = Scheme("kombulite.transport.amqp:Transport", 5672, "guest", "guest", "PLAIN", tls_port=5671)
 
 SCHEMES = {
     "memory": Scheme("kombulite.transport.memory:Transport"),
+    "amqp": AMQP,
+    "pyamqp": AMQP,
+    "amqps": AMQP._replace(ssl=True),
 }
 
 

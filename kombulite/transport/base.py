@@ -98,7 +98,14 @@ class Cancelled(NamedTuple):
     consumer_tag: str
 
 
-Event = Delivery | Returned | Cancelled
+class ChannelClosed(NamedTuple):
+    """Event: the broker closed a channel, for something that went wrong on it."""
+
+    channel: int
+    error: exceptions.ChannelError
+
+
+Event = Delivery | Returned | Cancelled | ChannelClosed
 
 
 class Transport:
@@ -171,6 +178,10 @@ class Transport:
         """Close a channel: its consumers end, messages not settled go back to their queues."""
         raise NotImplementedError
 
+    def channel_is_open(self, channel: int) -> bool:
+        """Whether a channel that was opened is open still: where brokers close them for an error."""
+        return True
+
     def qos(self, channel: int, prefetch_size: int, prefetch_count: int, apply_global: bool) -> None:
         """Bound the messages that are delivered and not settled (0: no bound)."""
         raise NotImplementedError
@@ -227,11 +238,19 @@ class Transport:
 
     # --- publishing
 
-    def publish(self, channel: int, delivery: Delivery, mandatory: bool = False, timeout: float | None = None) -> None:
+    def publish(
+        self,
+        channel: int,
+        delivery: Delivery,
+        mandatory: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
         """Hand a message to the broker, within ``timeout`` seconds. It may keep ``delivery``.
 
-        A mandatory one that no queue takes comes back as a ``Returned`` event. Raises NotFound for an unknown
-        exchange, MessageNacked where the broker refuses it.
+        Where the broker confirms what it takes, wait for that, at most ``confirm_timeout`` seconds (None: ``timeout``).
+        A mandatory one that no queue takes comes back as a ``Returned`` event; or as MessageReturned, where it is known
+        at once whether one does. Raises NotFound for an unknown exchange, MessageNacked where the broker refuses it.
         """
         raise NotImplementedError
 

@@ -5,6 +5,7 @@ What a broker cannot do at all stands in its ``lacks``; a case that needs it say
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -23,7 +24,11 @@ class Kind(NamedTuple):
     transport_options: Mapping[str, Any] = {}
 
 
-BROKERS = {"memory": Kind("memory://")}
+BROKERS = {
+    "memory": Kind("memory://"),
+    "amqp": Kind("amqp_url", frozenset(["nacks", "flow", "channel prefetch"])),
+    "amqp-confirms": Kind("amqp_url", frozenset(["flow", "channel prefetch"]), {"confirm_publish": True}),
+}
 
 
 class Broker:
@@ -84,6 +89,14 @@ def drain(connection: Connection, wanted: Callable[[], bool], timeout: float = 5
     """Drain events until something holds."""
     while not wanted():
         connection.drain_events(timeout=timeout)
+
+
+def soon(look: Callable[[], Any], wanted: Callable[[Any], object] = bool, timeout: float = 5) -> Any:
+    """What ``look()`` gives as soon as it is what is wanted: some brokers do things a little later."""
+    deadline = time.monotonic() + timeout
+    while not wanted(found := look()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
 
 
 def take(queue: Queue, count: int, **options: Any) -> list[Message]:

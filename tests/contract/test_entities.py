@@ -317,6 +317,6 @@ def test_exclusive_consumer_is_alone(connection, channel, queue):
 
 def test_predeclared_exchanges_are_there(broker, channel):
     topic, key = Exchange("amq.topic", "topic"), broker.name("k")
-    (queue,) = declared(channel, Queue(broker.name("amq"), topic, routing_key=key))
+    (queue,) = declared(channel, Queue(broker.name("predeclared"), topic, routing_key=key))
     Producer(channel, topic).publish(1, routing_key=key)
     assert bodies(queue) == [1]

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from kombulite import Exchange, Producer, Queue, exceptions
-from tests.contract.conftest import Inbox, take
+from tests.contract.conftest import Inbox, soon, take
 
 
 def make(broker, channel, base, **options):
@@ -79,7 +79,7 @@ def test_bad_expiration_is_refused(channel, queue):
     message = channel.prepare_message(b"x", properties={"expiration": "soon"})
     with pytest.raises(exceptions.PreconditionFailed):
         channel.basic_publish(message, routing_key=queue.name)
-    assert queue.get() is None
+    assert queue(channel.connection.channel()).get() is None
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_rejected_messages_become_dead_letters(broker, channel):
     alive, dead = with_dead_letters(broker, channel)
     Producer(channel).publish("poison", routing_key=alive.name)
     alive.get().reject()
-    message = dead.get()
+    message = soon(dead.get)
     assert message.payload == "poison"
     assert message.headers["x-death"][0]["reason"] == "rejected"
 
@@ -128,7 +128,7 @@ def test_dead_letters_keep_their_routing_key_and_go_through_an_exchange(broker, 
     )
     Producer(channel, source).publish(1, routing_key="orders.new")
     alive.get().reject()
-    message = dead.get()
+    message = soon(dead.get)
     assert message.delivery_info["routing_key"] == "orders.new"
     assert message.headers["x-death"][0]["routing-keys"] == ["orders.new"]
     assert message.headers["x-death"][0]["exchange"] == source.name
@@ -138,7 +138,7 @@ def test_full_queue_drops_its_head(broker, channel):
     alive, dead = with_dead_letters(broker, channel, max_length=3)
     Producer(channel).publish_many(range(5), routing_key=alive.name)
     assert bodies(alive) == [2, 3, 4]
-    first = dead.get()
+    first = soon(dead.get)
     assert first.payload == 0
     assert first.headers["x-death"][0]["reason"] == "maxlen"
 
@@ -150,6 +150,7 @@ def test_limit_in_bytes(broker, channel):
     assert [body[0] for body in bodies(queue)] == [3, 4]
 
 
+@pytest.mark.needs("nacks")
 def test_full_queue_may_refuse(broker, channel):
     queue = make(broker, channel, "refuse", max_length=2, queue_arguments={"x-overflow": "reject-publish"})
     producer = Producer(channel)
@@ -164,6 +165,7 @@ def test_full_queue_may_refuse(broker, channel):
     assert bodies(queue) == [6]
 
 
+@pytest.mark.needs("nacks")
 def test_batch_names_the_messages_that_were_refused(broker, channel):
     queue = make(broker, channel, "refuse", max_length=1, queue_arguments={"x-overflow": "reject-publish"})
     producer = Producer(channel)
@@ -196,7 +198,7 @@ def test_forged_death_certificates_harm_nobody(broker, channel, forged):
     producer.publish("good", routing_key=alive.name, expiration=0.05)
     time.sleep(0.1)
     assert alive.get() is None
-    letters = [dead.get() for _ in range(3)]
+    letters = [soon(dead.get) for _ in range(3)]
     assert [letter.payload for letter in letters] == ["forged", "forged", "good"]
     assert letters[0].headers["x-death"][0]["count"] == 1
 
@@ -222,7 +224,7 @@ def test_bad_alternate_exchange_is_refused(broker, channel):
 def test_binding_arguments_that_cannot_be_compared_are_refused(broker, channel, queue):
     exchange = Exchange(broker.name("headers"), "headers")(channel)
     exchange.declare()
-    with pytest.raises(exceptions.PreconditionFailed):
+    with pytest.raises((exceptions.PreconditionFailed, exceptions.EncodeError)):
         queue.bind_to(exchange, arguments={"a": {1, 2}})
 
 
@@ -262,13 +264,15 @@ def test_queue_past_its_time_takes_nothing_and_may_be_declared_again(broker, con
     returned = []
     producer = Producer(channel, exchange, on_return=lambda *args: returned.append(args))
     producer.publish(1, mandatory=True)
-    connection.drain_events(timeout=1)
+    if not returned:
+        connection.drain_events(timeout=1)
     assert returned
     queue.declare()
     time.sleep(0.2)
     assert queue.delete() == 0
 
 
+@pytest.mark.needs("channel prefetch")
 def test_consumer_without_credit_leaves_the_message_to_others(broker, connection, channel):
     """Also where both messages wait before the first is taken."""
     shared, own = make(broker, channel, "shared"), make(broker, channel, "own")
@@ -299,6 +303,7 @@ def test_unused_queue_expires(broker, connection, channel):
         Queue(queue.name)(connection.channel()).queue_declare(passive=True)
 
 
+@pytest.mark.needs("channel prefetch")
 def test_prefetch_limit_is_of_the_channel_and_may_change(connection, channel, queue):
     Producer(channel).publish_many(range(6), routing_key=queue.name)
     inbox = Inbox(channel, queue, ack=False, prefetch_count=2)

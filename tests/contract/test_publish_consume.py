@@ -12,7 +12,7 @@ import uuid
 import pytest
 
 from kombulite import Consumer, Exchange, Producer, Queue, exceptions
-from tests.contract.conftest import Inbox, drain, take
+from tests.contract.conftest import Inbox, drain, soon, take
 
 
 def test_media_example(broker, connection):
@@ -258,7 +258,7 @@ def test_on_message_gets_it_undecoded(connection, channel, queue):
     Producer(channel).publish({"a": 1}, routing_key=queue.name)
     with Consumer(channel, queue, on_message=got.append):
         drain(connection, lambda: got)
-    assert got[0].body == b'{"a": 1}'
+    assert got[0].body in (b'{"a": 1}', '{"a": 1}')  # text on AMQP, as with kombu
     assert got[0].payload == {"a": 1}
 
 
@@ -370,11 +370,11 @@ def test_full_batch_is_sent_at_once_and_flush_sends_the_rest(channel, queue):
     with producer.batch(max_size=2) as batch:
         for i in range(3):
             producer.publish(i, routing_key=queue.name)
-        assert queue.queue_declare(passive=True).message_count == 2
+        assert soon(lambda: queue.queue_declare(passive=True).message_count, lambda count: count == 2) == 2
         with producer.batch() as inner:
             assert inner is batch
         batch.flush()
-        assert queue.queue_declare(passive=True).message_count == 3
+        assert soon(lambda: queue.queue_declare(passive=True).message_count, lambda count: count == 3) == 3
 
 
 def test_batch_that_fails_discards_what_was_not_sent(channel, queue):
@@ -498,6 +498,7 @@ def test_consumer_that_the_broker_cancelled_may_start_again(connection, channel,
     assert inbox.wait(connection, 1) == [1]
 
 
+@pytest.mark.needs("flow")
 def test_pause_and_go_on_without_acknowledgements(connection, channel, queue):
     Inbox(channel, queue, ack=False, prefetch_count=1)
     free = Inbox(channel, queue, ack=False, no_ack=True)
@@ -544,8 +545,9 @@ def test_returned_message_comes_to_on_return(broker, connection, channel):
 
 
 def test_returned_message_without_listener_raises(broker, connection, channel):
-    Producer(channel, Exchange(broker.name("nowhere"))).publish(1, routing_key="nobody", mandatory=True)
+    producer = Producer(channel, Exchange(broker.name("nowhere")))
     with pytest.raises(exceptions.ChannelError) as caught:
+        producer.publish(1, routing_key="nobody", mandatory=True)
         connection.drain_events(timeout=5)
     assert caught.value.reply_code == 312
 
@@ -556,6 +558,7 @@ def test_publish_to_an_unknown_exchange_is_an_error(broker, connection, channel)
         connection.drain_events(timeout=1)
 
 
+@pytest.mark.needs("flow")
 def test_flow_pauses_deliveries(connection, channel, queue):
     inbox = Inbox(channel, queue)
     inbox.consumer.flow(False)

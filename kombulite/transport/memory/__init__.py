@@ -202,7 +202,14 @@ class Transport(BaseTransport):
 
     # --- publishing
 
-    def publish(self, channel: int, delivery: Delivery, mandatory: bool = False, timeout: float | None = None) -> None:
+    def publish(
+        self,
+        channel: int,
+        delivery: Delivery,
+        mandatory: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
         broker = self._broker
         self._acquire()  # what `with` does, in half the time
         try:

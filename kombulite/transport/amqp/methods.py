@@ -1,0 +1,81 @@
+"""The methods of AMQP 0-9-1 that the control plane speaks: numbers, arguments, answers. Source: its section 1.5, and
+RabbitMQ's extensions.
+
+Arguments are described with py-amqp's letters: ``b`` bit, ``o`` octet, ``B`` short, ``l`` long, ``L`` longlong, ``s``
+short string, ``S`` long string, ``F`` table.
+"""
+
+from __future__ import annotations
+
+from struct import pack
+from typing import Any, NamedTuple
+
+from amqp.serialization import dumps, loads
+
+from kombulite import exceptions
+
+Signature = tuple[int, int]  # class id, method id
+
+
+class Method(NamedTuple):
+    """A method to send, and the one that answers it."""
+
+    name: str
+    signature: Signature
+    arguments: str
+    reply: Signature
+    reply_arguments: str = ""
+
+    def encode(self, *arguments: Any) -> bytes:
+        """The arguments as bytes. Raises EncodeError."""
+        try:
+            return bytes(dumps(self.arguments, arguments)) if self.arguments else b""
+        except Exception as error:  # py-amqp raises whatever the failed conversion does
+            raise exceptions.EncodeError(f"{self.name}: {error}") from error
+
+    def decode(self, arguments: bytes) -> list[Any]:
+        """The arguments of the reply."""
+        return decode(self.reply_arguments, arguments)
+
+
+def decode(format: str, arguments: bytes) -> list[Any]:
+    """Arguments from their bytes. Raises FrameSyntaxError."""
+    if not format:
+        return []
+    try:
+        values: list[Any] = loads(format, arguments, 0)[0]
+    except Exception as error:  # py-amqp checks no bounds
+        raise exceptions.FrameSyntaxError(f"malformed arguments: {error}") from error
+    return values
+
+
+CONNECTION_CLOSE = Method("Connection.close", (10, 50), "BsBB", (10, 51))
+CHANNEL_OPEN = Method("Channel.open", (20, 10), "s", (20, 11))
+CHANNEL_FLOW = Method("Channel.flow", (20, 20), "b", (20, 21))
+CHANNEL_CLOSE = Method("Channel.close", (20, 40), "BsBB", (20, 41))
+EXCHANGE_DECLARE = Method("Exchange.declare", (40, 10), "BssbbbbbF", (40, 11))
+EXCHANGE_DELETE = Method("Exchange.delete", (40, 20), "Bsbb", (40, 21))
+EXCHANGE_BIND = Method("Exchange.bind", (40, 30), "BsssbF", (40, 31))
+EXCHANGE_UNBIND = Method("Exchange.unbind", (40, 40), "BsssbF", (40, 51))
+QUEUE_DECLARE = Method("Queue.declare", (50, 10), "BsbbbbbF", (50, 11), "sll")
+QUEUE_BIND = Method("Queue.bind", (50, 20), "BsssbF", (50, 21))
+QUEUE_PURGE = Method("Queue.purge", (50, 30), "Bsb", (50, 31), "l")
+QUEUE_DELETE = Method("Queue.delete", (50, 40), "Bsbbb", (50, 41), "l")
+QUEUE_UNBIND = Method("Queue.unbind", (50, 50), "BsssF", (50, 51))
+BASIC_QOS = Method("Basic.qos", (60, 10), "lBb", (60, 11))
+BASIC_CONSUME = Method("Basic.consume", (60, 20), "BssbbbbF", (60, 21), "s")
+BASIC_CANCEL = Method("Basic.cancel", (60, 30), "sb", (60, 31), "s")
+BASIC_RECOVER = Method("Basic.recover", (60, 110), "b", (60, 111))
+CONFIRM_SELECT = Method("Confirm.select", (85, 10), "b", (85, 11))
+
+# What the broker says of its own accord.
+CLOSE_ARGUMENTS = "BsBB"  # reply code, reply text, class id, method id
+CONNECTION_BLOCKED: Signature = (10, 60)
+CONNECTION_UNBLOCKED: Signature = (10, 61)
+BASIC_PUBLISH: Signature = (60, 40)
+BASIC_GET_EMPTY: Signature = (60, 72)
+
+
+def payload(signature: Signature, arguments: bytes) -> bytes:
+    """A method as it stands in its frame."""
+    return pack(">HH", *signature) + arguments
