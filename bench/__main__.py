@@ -72,7 +72,7 @@ def amount(values: list[float], unit: str) -> str:
 def ratio(value: float | None, figure: Figure) -> str:
     if value is None:
         return "-"
-    digits = 2 if figure.is_part else 1 if value < 100 else 0
+    digits = 2 if figure.is_part or value < 1 else 1 if value < 100 else 0
     return f"{value:.{digits}f}" + ("" if figure.is_part else "x")
 
 
@@ -85,7 +85,8 @@ def mark(figure: Figure) -> str:
 def table_of(figures: list[Figure]) -> Table:
     table = Table(header_style="bold")
     table.add_column("work")
-    for heading in ("kombu", "kombulite", "ratio", "middle half", "mark"):
+    table.add_column("rival")
+    for heading in ("rival's", "kombulite", "ratio", "middle half", "mark"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("result", no_wrap=True)
     marked = [figure for figure in figures if figure.reached is not None]
@@ -93,6 +94,7 @@ def table_of(figures: list[Figure]) -> Table:
         for figure in group:
             table.add_row(
                 figure.work,
+                figure.rival,
                 amount(figure.theirs, figure.unit),
                 amount(figure.ours, figure.unit),
                 f"[bold]{ratio(figure.ratio, figure)}[/]",

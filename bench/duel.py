@@ -22,13 +22,13 @@ class Side:
     run: Callable[[int], object]
     prepare: Callable[[int], object] = lambda n: None
 
-    def round(self, n: int) -> float:
-        """Seconds that a round of n operations takes."""
+    def round(self, n: int, timer: Callable[[], float] = perf_counter) -> float:
+        """Seconds that a round of n operations takes, on the clock ``timer``."""
         self.prepare(n)
         gc.collect()
-        start = perf_counter()
+        start = timer()
         self.run(n)
-        return perf_counter() - start
+        return timer() - start
 
     def operations(self) -> int:
         """How many operations make a round of the right length. Warms up as well."""
@@ -59,12 +59,14 @@ def duel(
     at_least: float | None = None,
     at_most: float | None = None,
     rival: str = "kombu",
+    timer: Callable[[], float] = perf_counter,
 ) -> None:
     """Time both, and store the figure.
 
     pytest-benchmark runs and times our rounds. The rival's are run beside them, in the order ABBA: in the set-up of
     one round, after the end of the next. ``operations`` in a round: the same number for both where a queue's length
-    may matter, otherwise as many as make the round long enough.
+    may matter, otherwise as many as make the round long enough. ``timer``: the clock, which has to be the one that the
+    benchmark's mark names.
     """
     n = operations or ours.operations()
     rival_n = 0 if theirs is None else operations or theirs.operations()
@@ -75,14 +77,14 @@ def duel(
         nonlocal begun
         begun += 1
         if theirs is not None and begun % 2:
-            rival_times.append(theirs.round(rival_n) / rival_n)
+            rival_times.append(theirs.round(rival_n, timer) / rival_n)
         ours.prepare(n)
         gc.collect()
         return (n,), {}
 
     def tear_down(_: int) -> None:
         if theirs is not None and not begun % 2:
-            rival_times.append(theirs.round(rival_n) / rival_n)
+            rival_times.append(theirs.round(rival_n, timer) / rival_n)
 
     benchmark.pedantic(ours.run, setup=set_up, teardown=tear_down, rounds=rounds)
     times = [seconds / n for seconds in benchmark.stats.stats.data]

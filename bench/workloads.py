@@ -141,8 +141,8 @@ def publishing_in_batch(place: Place) -> Side:
     return Side(run, lambda n: place.queue.purge())
 
 
-def consuming(place: Place, prefetch_count: int = 1000) -> Side:
-    """Consume, decode and acknowledge messages that wait in the queue."""
+def consuming(place: Place, prefetch_count: int = 1000, no_ack: bool = False) -> Side:
+    """Consume, decode and (unless ``no_ack``) acknowledge messages that wait in the queue."""
     channel, drain_events = place.producer.channel, place.connection.drain_events
 
     def run(n: int) -> None:
@@ -153,7 +153,13 @@ def consuming(place: Place, prefetch_count: int = 1000) -> Side:
             message.ack()
             left -= 1
 
-        with place.library.Consumer(channel, place.queue, callbacks=[callback], prefetch_count=prefetch_count):
+        def callback_without_ack(body: Any, message: Any) -> None:
+            nonlocal left
+            left -= 1
+
+        callbacks = [callback_without_ack if no_ack else callback]
+        options = {"prefetch_count": prefetch_count, "no_ack": no_ack}
+        with place.library.Consumer(channel, place.queue, callbacks=callbacks, **options):
             while left:
                 drain_events(timeout=5)
 
