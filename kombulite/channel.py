@@ -273,7 +273,10 @@ class Channel:
         """Publish in order; returns those refused, as (index, exception)."""
         for delivery in deliveries:
             check_short(delivery.routing_key, "routing key")
-        return self._ask(self._transport.publish_many, deliveries, mandatory, timeout)
+        refused = self._ask(self._transport.publish_many, deliveries, mandatory, timeout)
+        if refused and isinstance(refused[-1][1], exceptions.ChannelError):
+            self._notice(refused[-1][1])
+        return refused
 
     # --- consuming
 

@@ -56,7 +56,7 @@ class Batch:
             mandatory = self._waiting[0][1]
             alike = [delivery for delivery, _ in next(groupby(self._waiting, itemgetter(1)))[1]]
             start = total - len(self._waiting)
-            refused += [(start + i, error) for i, error in self._producer.channel.publish_many(alike, mandatory)]
+            refused += [(start + i, error) for i, error in self._producer.send_many(alike, mandatory)]
             del self._waiting[: len(alike)]
         _raise_refused(refused, total)
 
@@ -309,7 +309,7 @@ class Producer:
             except exceptions.EncodeError as error:
                 broken = error
             if chunk:
-                refused += [(total + i, error) for i, error in self.channel.publish_many(chunk, mandatory, timeout)]
+                refused += [(total + i, error) for i, error in self.send_many(chunk, mandatory, timeout)]
                 total += len(chunk)
             if broken is not None:
                 refused.append((total, broken))
@@ -421,9 +421,23 @@ class Producer:
         try:
             channel.publish(delivery, mandatory, timeout, confirm_timeout)
         except exceptions.ChannelError:
-            if not channel.is_open and self.__connection__ is not None:
-                self._channel = None  # that it failed is known now
+            self._leave_closed(channel)
             raise
+
+    def send_many(
+        self, deliveries: list[Delivery], mandatory: bool, timeout: float | None = None
+    ) -> list[tuple[int, Exception]]:
+        """Publish what is prepared already; returns those refused, as (index, exception)."""
+        channel = self.channel
+        try:
+            return channel.publish_many(deliveries, mandatory, timeout)
+        finally:
+            self._leave_closed(channel)
+
+    def _leave_closed(self, channel: Channel) -> None:
+        """Do not ask a channel again what it failed with: that is being told now."""
+        if not channel.is_open and self.__connection__ is not None:
+            self._channel = None
 
     def _declare_all(self, declare: Iterable[Any] | None) -> None:
         if self.auto_declare and self.exchange.name:

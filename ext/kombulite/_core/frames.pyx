@@ -100,7 +100,10 @@ cdef class FrameEncoder:
 
     def publish_many(self, unsigned int channel, list deliveries not None, Py_ssize_t start, Py_ssize_t size_hint,
                      bint mandatory=False):
-        """The messages from index ``start`` on, until they have ``size_hint`` bytes: (bytes, index of the next one)."""
+        """The messages from index ``start`` on, until they have ``size_hint`` bytes: (bytes, index of the next one).
+
+        Ends before a message that cannot be encoded; raises NotEncodable where it is the first.
+        """
         cdef const char* body
         cdef Py_ssize_t size, index = start
         cdef Delivery delivery
@@ -109,8 +112,13 @@ cdef class FrameEncoder:
         try:
             while index < len(deliveries) and (out.size < size_hint or index == start):
                 delivery = <Delivery?> deliveries[index]
-                body_of(delivery, &body, &size)
-                self._prepare(channel, delivery, mandatory)
+                try:
+                    body_of(delivery, &body, &size)
+                    self._prepare(channel, delivery, mandatory)
+                except NotEncodable:
+                    if index == start:
+                        raise
+                    break
                 self._append(&out, body, size)
                 index += 1
             return PyBytes_FromStringAndSize(out.data, out.size), index

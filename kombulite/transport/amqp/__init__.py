@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from logging import getLogger
+from operator import itemgetter
 from threading import RLock
 from time import monotonic
 from typing import Any, NoReturn
@@ -262,10 +263,11 @@ class Transport(BaseTransport):
 
     def _answer(self, number: int, signature: methods.Signature, answer: Any) -> None:
         channel = self._channels.get(number)
-        if channel is not None and signature in channel.awaited:
-            channel.answer = answer
-        else:
-            raise exceptions.UnexpectedFrame(f"method {signature} on channel {number}, which nobody asked for")
+        if channel is None:
+            return  # closed by both sides at once: the broker's answer to us comes after we heard of it
+        if signature not in channel.awaited:
+            self._stream().give_up(exceptions.UnexpectedFrame(f"method {signature}, which nobody asked for"))
+        channel.answer = answer
 
     def _connection_closed(self, arguments: bytes) -> None:
         code, text, class_id, method_id = methods.decode(methods.CLOSE_ARGUMENTS, arguments)
@@ -277,9 +279,9 @@ class Transport(BaseTransport):
         code, text, class_id, method_id = methods.decode(methods.CLOSE_ARGUMENTS, arguments)
         error = self._error(code, text, (class_id, method_id), exceptions.ChannelError)
         channel = self._channels.get(number)
-        if channel is None or number == 0:
-            raise exceptions.UnexpectedFrame(f"channel {number} is closed, which is not open")
         link = self._stream()
+        if channel is None or number == 0:
+            link.give_up(exceptions.UnexpectedFrame(f"channel {number} is closed, which is not open"))
         link.send(link.encoder.method(number, *methods.CHANNEL_CLOSE.reply, b""))
         self._drop_channel(channel)
         channel.error = error
@@ -421,32 +423,42 @@ class Transport(BaseTransport):
             state = self._publisher(channel)
         link = self._stream()
         if monotonic() > self._look_at or self._blocked is not None:
-            self._look(state, timeout)
+            timeout = self._look(state, timeout)
         try:
-            if state.confirms is None:
-                link.send(link.encoder.publish(channel, delivery, mandatory), timeout)
-                if delivery.exchange not in self._known_exchanges:
-                    self._verify(state, delivery.exchange)
-                return
-            with link.writing:
-                message = state.confirms.add(delivery)
-                link.send(link.encoder.publish(channel, delivery, mandatory), timeout)
+            frames = link.encoder.publish(channel, delivery, mandatory)
         except NotEncodable as error:
             raise exceptions.EncodeError(str(error)) from error
-        self._await_confirms(state, [message], timeout if confirm_timeout is None else confirm_timeout)
+        if state.confirms is None:
+            link.send(frames, timeout)
+            if delivery.exchange not in self._known_exchanges:
+                self._verify(state, delivery.exchange)
+            return
+        with link.writing:
+            message = state.confirms.add(delivery)
+            link.send(frames, timeout)
+        if not self._await_confirms([message], timeout if confirm_timeout is None else confirm_timeout):
+            raise TimeoutError("the broker did not confirm the message in time")
         if message.error is not None:
+            self._acknowledge_failure(state)
             raise message.error
 
     def _publisher(self, number: int) -> Channel:
         """The state of a channel to publish on. Raises what an earlier publish ended in, if it closed the channel."""
-        error = self._failed.get(number)
+        error = self._failed.pop(number, None)
         if error is not None:
-            del self._failed[number]
             raise error
         return self._channel(number)
 
-    def _look(self, channel: Channel, timeout: float | None) -> None:
-        """Hear what the broker has to say to a publisher: that it is blocked, or did not like an earlier message."""
+    def _acknowledge_failure(self, channel: Channel) -> None:
+        """The caller is told that the channel is closed, if it is: nobody else has to."""
+        if channel.error is not None:
+            self._failed.pop(channel.number, None)
+
+    def _look(self, channel: Channel, timeout: float | None) -> float | None:
+        """Hear what the broker has to say to a publisher: that it is blocked, or did not like an earlier message.
+
+        Returns what is left of the timeout.
+        """
         link = self._stream()
         if len(self._events) < MOST_AHEAD:
             link.look()
@@ -454,10 +466,12 @@ class Transport(BaseTransport):
         link.check()
         if channel.error is not None:
             self._publisher(channel.number)
-        if self._blocked is not None:
-            deadline = monotonic() + (self._write_timeout if timeout is None else timeout)
-            if not link.wait(lambda: self._blocked is None, deadline):
-                raise exceptions.Blocked(f"the broker does not take messages: {self._blocked}")
+        if self._blocked is None:
+            return timeout
+        deadline = monotonic() + (self._write_timeout if timeout is None else timeout)
+        if not link.wait(lambda: self._blocked is None, deadline):
+            raise exceptions.Blocked(f"the broker does not take messages: {self._blocked}")
+        return deadline - monotonic()
 
     def _verify(self, channel: Channel, exchange: str) -> None:
         """After the first message to an exchange, see whether the broker took it.
@@ -468,23 +482,17 @@ class Transport(BaseTransport):
         self._request(channel, methods.CHANNEL_FLOW, True)
         self._known_exchanges.add(exchange)
 
-    def _await_confirms(self, channel: Channel, messages: list[Unconfirmed], timeout: float | None) -> None:
-        """Wait until the broker has confirmed all of them. Raises TimeoutError, and what the link ended with."""
-        waiting = iter(messages)
-        last = next(waiting)
+    def _await_confirms(self, messages: Sequence[Unconfirmed], timeout: float | None) -> bool:
+        """Wait until the broker has confirmed or refused all of them. Returns whether it has in time."""
+        first = 0
 
         def done() -> bool:
-            nonlocal last
-            while last.done:
-                try:
-                    last = next(waiting)
-                except StopIteration:
-                    return True
-            return False
+            nonlocal first
+            while first < len(messages) and messages[first].done:
+                first += 1
+            return first == len(messages)
 
-        timeout = self._reply_timeout if timeout is None else timeout
-        if not self._stream().wait(done, monotonic() + timeout):
-            raise TimeoutError(f"the broker did not confirm the message in {timeout:g} s")
+        return self._stream().wait(done, monotonic() + (self._reply_timeout if timeout is None else timeout))
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
@@ -492,30 +500,38 @@ class Transport(BaseTransport):
         state = self._channels.get(channel) or self._publisher(channel)
         link = self._stream()
         deliveries = list(deliveries)
-        self._look(state, timeout)
-        sent: list[Unconfirmed] = []
+        refused: list[tuple[int, Exception]] = []
+        sent: dict[int, Unconfirmed] = {}
         index = 0
-        try:
-            while index < len(deliveries):
-                with link.writing:
-                    frames, following = link.encoder.publish_many(channel, deliveries, index, CHUNK, mandatory)
-                    if state.confirms is not None:
-                        sent += map(state.confirms.add, deliveries[index:following])
-                    link.send(frames, timeout)
-                index = following
-                self._look(state, timeout)
-                if state.confirms is not None and len(state.confirms) > WINDOW:
-                    self._await_confirms(state, sent[: -WINDOW // 2], timeout)
-        except NotEncodable as error:
-            raise exceptions.EncodeError(str(error)) from error
+        while index < len(deliveries):
+            timeout = self._look(state, timeout)
+            try:
+                frames, following = link.encoder.publish_many(channel, deliveries, index, CHUNK, mandatory)
+            except NotEncodable as error:
+                refused.append((index, exceptions.EncodeError(str(error))))
+                index += 1
+                continue
+            with link.writing:
+                if state.confirms is not None:
+                    for number in range(index, following):
+                        sent[number] = state.confirms.add(deliveries[number])
+                link.send(frames, timeout)
+            index = following
+            if state.confirms is not None and len(state.confirms) > WINDOW:
+                self._await_confirms(list(sent.values())[: -WINDOW // 2], timeout)
         if state.confirms is None:
-            if not self._known_exchanges.issuperset(delivery.exchange for delivery in deliveries):
-                self._verify(state, deliveries[0].exchange)
-                self._known_exchanges.update(delivery.exchange for delivery in deliveries)
-            return []
-        if sent:
-            self._await_confirms(state, sent, timeout)
-        return [(number, message.error) for number, message in enumerate(sent) if message.error is not None]
+            exchanges = {delivery.exchange for delivery in deliveries} - self._known_exchanges
+            for exchange in exchanges:
+                self._verify(state, exchange)
+            return refused
+        self._await_confirms(list(sent.values()), timeout)
+        for number, message in sent.items():
+            if not message.done:
+                refused.append((number, TimeoutError("the broker did not confirm the message in time")))
+            elif message.error is not None:
+                refused.append((number, message.error))
+        self._acknowledge_failure(state)
+        return sorted(refused, key=itemgetter(0))
 
     # --- consuming
 
@@ -580,6 +596,7 @@ class Transport(BaseTransport):
 
     def receive(self, timeout: float | None) -> Sequence[Event]:
         link = self._stream()
+        link.check()  # what is left of a lost connection comes again on the next
         events = self._events
         if not events and link.reading.acquire(blocking=False):
             # The common case: the next of many messages that were read at once.
@@ -598,7 +615,7 @@ class Transport(BaseTransport):
     def _wait_for_event(self, link: Link, timeout: float | None) -> Sequence[Event]:
         deadline = None if timeout is None else monotonic() + timeout
         while True:
-            if timeout is None and not self._events and not any(each.consumers for each in self._channels.values()):
+            if timeout is None and not self._events and not self._has_consumers():
                 link.check()
                 raise exceptions.OperationalError("waiting without a timeout, and there is no consumer to wait for")
             if not link.wait(lambda: self._events, deadline):
@@ -610,3 +627,6 @@ class Transport(BaseTransport):
             if isinstance(event, ChannelClosed) and self._failed.pop(event.channel, None) is not event.error:
                 continue  # somebody knows it already
             return (event,)
+
+    def _has_consumers(self) -> bool:
+        return any(channel.consumers for channel in list(self._channels.values()))
