@@ -1,7 +1,8 @@
 """AMQP field tables: the values of headers and arguments.
 
-Format: AMQP 0-9-1 section 4.2.5.5, with the types as RabbitMQ has them (its table of 0-9-1 errata), which differ from the
-specification's. A table is a length in bytes, then pairs of name and value; a value starts with an octet for its type.
+Format: AMQP 0-9-1 section 4.2.5.5, with the types as RabbitMQ has them (its table of 0-9-1 errata), which differ from
+the specification's. A table is a length in bytes, then pairs of name and value; a value starts with an octet for its
+type.
 """
 
 import datetime as dt

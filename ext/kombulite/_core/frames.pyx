@@ -3,8 +3,8 @@
 Format: section 4.2 of the specification. A frame is type (octet), channel (short), size (long), payload, and the octet
 0xCE. A message is a method frame, a content header frame (section 4.2.6.1), and as many body frames as it needs.
 
-Sans-I/O: ``FrameDecoder`` takes bytes, however they are sliced, and gives events; ``FrameEncoder`` returns bytes. Each is
-for one connection, and its owner's to lock.
+Sans-I/O: ``FrameDecoder`` takes bytes, however they are sliced, and gives events; ``FrameEncoder`` returns bytes. Each
+is for one connection, and its owner's to lock.
 """
 
 import datetime as dt
@@ -22,8 +22,8 @@ from kombulite._core.buffer cimport Buffer, buffer_free, buffer_init, buffer_res
 from kombulite._core.fieldtable cimport read_table, timestamp_of, write_table
 from kombulite._core.message cimport Delivery, Properties
 from kombulite._core.wire cimport (
-    Cursor, need, peek16, peek32, peek64, poke16, poke32, poke64, read8, read16, read32, read64, read_short, read_span,
-    text_of, write8, write16, write32, write64, write_short,
+    Cursor, peek16, peek32, poke16, poke32, poke64, read8, read16, read32, read64, read_short, read_span, text_of,
+    write8, write16, write64, write_short,
 )
 
 from kombulite._core.fieldtable import MalformedFrame, MalformedValue, NotEncodable, ProtocolError, UnexpectedFrame
@@ -445,8 +445,9 @@ cdef class FrameDecoder:
     ``ConfirmReceived``, ``MethodReceived``.
 
     Bytes come by ``receive_data``; or they are read straight into the decoder, which is a writable buffer (its free
-    room), and ``received`` tells it how many. What it holds is bounded: a frame by ``frame_max``, a body by LARGEST_BODY,
-    messages in the making by the channels that were ``open``\\ ed. After an error it gives no more events.
+    room), and ``received`` tells it how many. Take the buffer anew for each read. What it holds is bounded: a frame by
+    ``frame_max``, a body by LARGEST_BODY, messages in the making by the channels that were ``open``\\ ed. After an
+    error it gives no more events.
 
     A body is text where its content encoding is a character set, as kombu has it on AMQP, unless it is compressed. A
     message whose properties cannot be read is delivered all the same, and its ``error`` says why.
@@ -757,7 +758,9 @@ cdef class FrameDecoder:
         event = content.event
         delivery.body = body_as_text(delivery.properties, <const char*> body, size)
         if delivery.body is None:
-            delivery.body = PyBytes_FromStringAndSize(<const char*> body, size) if content.body is None else content.body
+            delivery.body = content.body
+        if delivery.body is None:  # it came in one frame
+            delivery.body = PyBytes_FromStringAndSize(<const char*> body, size)
         content.event = content.delivery = content.body = None
         return event
 
@@ -790,5 +793,7 @@ cdef str body_as_text(Properties properties, const char* body, Py_ssize_t size):
         if lookup(encoding).name in SLOW_CODECS:
             return None
         return PyBytes_FromStringAndSize(body, size).decode(encoding)
+    except MemoryError:
+        raise
     except Exception:  # no character set ("binary", say), or bytes that are not of it; codecs raise what they like
         return None
