@@ -48,8 +48,9 @@ coverage-core:  ## the unit tests with line coverage of the core itself, on a co
 	cd build/coverage && venv/bin/python -m pytest -p no:cacheprovider --timeout 900 -W ignore --cov \
 	--cov-config=tests/core.coveragerc --cov-report=term tests/unit
 
-fuzz: $(VENV)/.installed  ## the envelope decoder, for a minute
+fuzz: $(VENV)/.installed  ## the decoders, for a minute each
 	$(BIN)/python -m tests.fuzz.fuzz_envelope --seconds 60
+	$(BIN)/python -m tests.fuzz.fuzz_frames --seconds 60
 
 define install_variant
 mkdir -p build/$(1)

@@ -1,19 +1,14 @@
 """Fuzzing the envelope decoder: nothing but MalformedEnvelope may come out of it.
 
-``python tests/fuzz/fuzz_envelope.py [--seconds N] [--seed N]`` mutates known envelopes; with atheris installed,
-``python tests/fuzz/fuzz_envelope.py --atheris [libFuzzer options]`` is guided by coverage.
+``python -m tests.fuzz.fuzz_envelope [--seconds N] [--seed N]`` mutates known envelopes; with atheris installed,
+``python -m tests.fuzz.fuzz_envelope --atheris [libFuzzer options]`` is guided by coverage.
 """
 
-import argparse
 import json
-import random
-import sys
 from base64 import b64encode
-from collections.abc import Iterator
-from itertools import count
-from time import monotonic
 
 from kombulite._core import JSON, Delivery, EnvelopeTemplate, MalformedEnvelope, Properties, decode_envelope
+from tests.fuzz.engine import Target
 
 codec = JSON()
 
@@ -77,71 +72,7 @@ SCRAPS = [
 ]  # fmt: skip
 
 
-def mutate(source: random.Random, data: bytes, others: list[bytes]) -> bytes:
-    """A changed copy of ``data``: a few bytes flipped, cut, doubled, or replaced by scraps or parts of others."""
-    changed = bytearray(data)
-    for _ in range(source.choice((1, 1, 1, 2, 3, 8))):
-        start = source.randint(0, len(changed))
-        end = min(len(changed), start + source.choice((0, 1, 1, 2, 4, 16, 64)))
-        match source.randrange(6):
-            case 0 if start < len(changed):
-                changed[start] ^= 1 << source.randrange(8)
-            case 1:
-                del changed[start:end]
-            case 2:
-                changed[start:start] = changed[start:end]
-            case 3:
-                changed[start:end] = source.randbytes(source.randint(0, 4))
-            case 4:
-                changed[start:end] = source.choice(SCRAPS)
-            case _:
-                other = source.choice(others)
-                place = source.randint(0, len(other))
-                changed[start:end] = other[place : place + source.randint(0, 40)]
-    return bytes(changed)
-
-
-def mutations(seed: int) -> Iterator[bytes]:
-    """Mutated envelopes without end, the same ones for the same seed."""
-    source = random.Random(seed)
-    corpus = seeds()
-    while True:
-        data = source.choice(corpus)
-        for _ in range(source.choice((1, 1, 2, 4))):
-            data = mutate(source, data, corpus)
-            yield data
-
-
-def run(seed: int, executions: int | None = None, seconds: float | None = None) -> int:
-    """Fuzz until the count or the time is reached; returns the executions. Prints the input of a failure."""
-    end = None if seconds is None else monotonic() + seconds
-    inputs = mutations(seed)
-    for done in count():
-        if done == executions or (end is not None and monotonic() >= end):
-            return done
-        data = next(inputs)
-        try:
-            fuzz_one(data)
-        except BaseException:
-            print(f"seed {seed}, execution {done}: {data!r}", file=sys.stderr)
-            raise
-    raise AssertionError("count() has no end")
-
-
-def main() -> None:
-    if "--atheris" in sys.argv:
-        import atheris
-
-        sys.argv.remove("--atheris")
-        atheris.Setup(sys.argv, fuzz_one)
-        atheris.Fuzz()
-        return
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    print(f"{run(options.seed, seconds=options.seconds)} executions")
-
+target = Target(fuzz_one, seeds(), SCRAPS)
 
 if __name__ == "__main__":
-    main()
+    target.main(__doc__)

@@ -1,54 +1,46 @@
 """A fixed share of the fuzzing of tests/fuzz."""
 
-from importlib.util import module_from_spec, spec_from_file_location
 from itertools import islice
-from pathlib import Path
 
 import pytest
 
 from kombulite._core import MalformedEnvelope, decode_envelope
+from tests.fuzz import fuzz_envelope
+from tests.fuzz.fuzz_envelope import target
 
 EXECUTIONS = 20_000
 
 
-@pytest.fixture(scope="module")
-def fuzzer():
-    spec = spec_from_file_location("fuzz_envelope", Path(__file__).parent.parent / "fuzz" / "fuzz_envelope.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_seeds_are_envelopes():
+    for seed in fuzz_envelope.seeds():
+        fuzz_envelope.check(decode_envelope(fuzz_envelope.codec, seed))
 
 
-def test_seeds_are_envelopes(fuzzer):
-    for seed in fuzzer.seeds():
-        fuzzer.check(decode_envelope(fuzzer.codec, seed))
+def test_mutated_envelopes_raise_nothing_else():
+    assert target.run(seed=20260102, executions=EXECUTIONS) == EXECUTIONS
 
 
-def test_mutated_envelopes_raise_nothing_else(fuzzer):
-    assert fuzzer.run(seed=20260102, executions=EXECUTIONS) == EXECUTIONS
-
-
-def test_same_seed_same_inputs(fuzzer):
-    first, again, other = (list(islice(fuzzer.mutations(seed), 50)) for seed in (1, 1, 2))
+def test_same_seed_same_inputs():
+    first, again, other = (list(islice(target.mutations(seed), 50)) for seed in (1, 1, 2))
     assert first == again != other
 
 
-def test_some_mutations_still_decode(fuzzer):
+def test_some_mutations_still_decode():
     decoded = 0
-    for data in islice(fuzzer.mutations(1), 2000):
+    for data in islice(target.mutations(1), 2000):
         try:
-            decode_envelope(fuzzer.codec, data)
+            decode_envelope(fuzz_envelope.codec, data)
         except MalformedEnvelope:
             continue
         decoded += 1
     assert 100 < decoded < 1900
 
 
-def test_a_defect_is_shown(fuzzer, monkeypatch, capsys):
+def test_a_defect_is_shown(monkeypatch, capsys):
     def broken(codec, data):
         raise KeyError("body")
 
-    monkeypatch.setattr(fuzzer, "decode_envelope", broken)
+    monkeypatch.setattr(fuzz_envelope, "decode_envelope", broken)
     with pytest.raises(KeyError):
-        fuzzer.run(seed=1, executions=10)
+        target.run(seed=1, executions=10)
     assert capsys.readouterr().err.startswith("seed 1, execution 0: b")

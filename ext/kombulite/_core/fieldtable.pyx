@@ -1,10 +1,12 @@
 """AMQP field tables: the values of headers and arguments.
 
-Format: AMQP 0-9-1 section 4.2.5.5, with the types as RabbitMQ has them (its table of 0-9-1 errata), which differ from the
-specification's. A table is a length in bytes, then pairs of name and value; a value starts with an octet for its type.
+Format: AMQP 0-9-1 section 4.2.5.5, with the types as RabbitMQ has them (its table of 0-9-1 errata), which differ from
+the specification's. A table is a length in bytes, then pairs of name and value; a value starts with an octet for its
+type.
 """
 
 import datetime as dt
+from collections.abc import Mapping
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_DecodeUTF8
@@ -86,6 +88,8 @@ cdef int write_table(Buffer* out, object table, int depth) except -1:
     cdef Py_ssize_t start = out.size
     if depth > DEEPEST:
         raise ValueError(f"tables are nested more than {DEEPEST} deep")
+    if not isinstance(table, (dict, Mapping)):
+        raise TypeError(f"a table is a dict, not {type(table).__name__}")
     write32(out, 0)
     for name, value in table.items():
         write_short(out, name, "the name of a field")
@@ -288,5 +292,7 @@ cdef object read_timestamp(Cursor* cursor):
 
 
 cdef object read_decimal(Cursor* cursor):
-    scale = read8(cursor)
-    return decimal_type()(<int32_t> read32(cursor)).scaleb(-scale)
+    cdef int scale = read8(cursor)
+    cdef int64_t unscaled = <int32_t> read32(cursor)
+    digits = tuple([int(digit) for digit in str(abs(unscaled))])
+    return decimal_type()((unscaled < 0, digits, -scale))  # exact, whatever the decimal context is

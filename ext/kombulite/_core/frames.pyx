@@ -3,11 +3,12 @@
 Format: section 4.2 of the specification. A frame is type (octet), channel (short), size (long), payload, and the octet
 0xCE. A message is a method frame, a content header frame (section 4.2.6.1), and as many body frames as it needs.
 
-Sans-I/O: ``FrameDecoder`` takes bytes, however they are sliced, and gives events; ``FrameEncoder`` returns bytes. Each is
-for one connection, and its owner's to lock.
+Sans-I/O: ``FrameDecoder`` takes bytes, however they are sliced, and gives events; ``FrameEncoder`` returns bytes. Each
+is for one connection, and its owner's to lock.
 """
 
 import datetime as dt
+from codecs import lookup
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
@@ -21,11 +22,11 @@ from kombulite._core.buffer cimport Buffer, buffer_free, buffer_init, buffer_res
 from kombulite._core.fieldtable cimport read_table, timestamp_of, write_table
 from kombulite._core.message cimport Delivery, Properties
 from kombulite._core.wire cimport (
-    Cursor, need, peek16, peek32, peek64, poke16, poke32, poke64, read8, read16, read32, read64, read_short, read_span,
-    text_of, write8, write16, write32, write64, write_short,
+    Cursor, peek16, peek32, poke16, poke32, poke64, read8, read16, read32, read64, read_short, read_span, text_of,
+    write8, write16, write64, write_short,
 )
 
-from kombulite._core.fieldtable import MalformedFrame, MalformedValue, NotEncodable, UnexpectedFrame
+from kombulite._core.fieldtable import MalformedFrame, MalformedValue, NotEncodable, ProtocolError, UnexpectedFrame
 
 cdef enum:
     METHOD = 1
@@ -45,16 +46,24 @@ cdef enum:
     REJECT = 90
     NACK = 120
 
+    SMALLEST_FRAME_MAX = 4096  # bytes (section 4.9)
     DEFAULT_FRAME_MAX = 131072  # bytes, as RabbitMQ proposes
+    LARGEST_FRAME_MAX = 0x7fffffff
+    LARGEST_BODY = 536870912  # bytes, 512 MiB; RabbitMQ allows no larger ones
     ROOM = 131072  # free bytes that the decoder offers to its reader, at least
-
-LARGEST_BODY = 512 * 1024 * 1024  # bytes; RabbitMQ allows no larger ones
 
 #: A heartbeat frame (section 4.2.7).
 HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
-# Content encodings that mean bytes; and character sets whose decoders take more than linear time.
-BINARY_ENCODINGS = frozenset(["binary", "ascii-8bit", "idna", "punycode"])
+# Character sets whose decoders take more than linear time: nobody's body is in them but an attacker's.
+SLOW_CODECS = frozenset(["idna", "punycode"])
+
+
+cdef Py_ssize_t largest_payload(Py_ssize_t frame_max) except -1:
+    """Bytes of payload in a frame of the size that was negotiated."""
+    if not SMALLEST_FRAME_MAX <= frame_max <= LARGEST_FRAME_MAX:
+        raise ValueError(f"a frame may have {SMALLEST_FRAME_MAX} bytes to 2 GiB, not {frame_max}")
+    return frame_max - OVERHEAD
 
 
 # --- encoding -----------------------------------------------------------------------------------------------------
@@ -83,11 +92,10 @@ cdef class FrameEncoder:
 
     @frame_max.setter
     def frame_max(self, Py_ssize_t frame_max):
-        if frame_max < 4096:  # section 4.9
-            raise ValueError(f"a frame may have 4096 bytes at least, not {frame_max}")
-        self._chunk = frame_max - OVERHEAD
+        self._chunk = largest_payload(frame_max)
+        self._head = None  # it may be too large now
 
-    def publish(self, unsigned int channel, Delivery delivery not None, bint mandatory=False):
+    def publish(self, uint16_t channel, Delivery delivery not None, bint mandatory=False):
         """A message (basic.publish) in one piece, body frames and all. Raises NotEncodable."""
         cdef const char* body
         cdef Py_ssize_t size
@@ -98,7 +106,7 @@ cdef class FrameEncoder:
         self._fill(PyBytes_AS_STRING(frames), body, size)
         return frames
 
-    def publish_many(self, unsigned int channel, list deliveries not None, Py_ssize_t start, Py_ssize_t size_hint,
+    def publish_many(self, uint16_t channel, list deliveries not None, Py_ssize_t start, Py_ssize_t size_hint,
                      bint mandatory=False):
         """The messages from index ``start`` on, until they have ``size_hint`` bytes: (bytes, index of the next one).
 
@@ -108,6 +116,8 @@ cdef class FrameEncoder:
         cdef Py_ssize_t size, index = start
         cdef Delivery delivery
         cdef Buffer out
+        if start < 0:
+            raise IndexError(f"there is no message {start}")
         buffer_init(&out)
         try:
             while index < len(deliveries) and (out.size < size_hint or index == start):
@@ -125,19 +135,19 @@ cdef class FrameEncoder:
         finally:
             buffer_free(&out)
 
-    def ack(self, unsigned int channel, uint64_t delivery_tag, bint multiple=False):
+    def ack(self, uint16_t channel, uint64_t delivery_tag, bint multiple=False):
         """basic.ack"""
         return settlement(channel, ACK, delivery_tag, multiple)
 
-    def reject(self, unsigned int channel, uint64_t delivery_tag, bint requeue=False):
+    def reject(self, uint16_t channel, uint64_t delivery_tag, bint requeue=False):
         """basic.reject"""
         return settlement(channel, REJECT, delivery_tag, requeue)
 
-    def nack(self, unsigned int channel, uint64_t delivery_tag, bint multiple=False, bint requeue=False):
+    def nack(self, uint16_t channel, uint64_t delivery_tag, bint multiple=False, bint requeue=False):
         """basic.nack (RabbitMQ): reject, for all up to a tag with ``multiple``."""
         return settlement(channel, NACK, delivery_tag, multiple | requeue << 1)
 
-    def get(self, unsigned int channel, queue, bint no_ack=False):
+    def get(self, uint16_t channel, queue, bint no_ack=False):
         """basic.get. Raises NotEncodable."""
         cdef Buffer out
         buffer_init(&out)
@@ -151,13 +161,15 @@ cdef class FrameEncoder:
         finally:
             buffer_free(&out)
 
-    def method(self, unsigned int channel, uint16_t class_id, uint16_t method_id, bytes arguments not None):
+    def method(self, uint16_t channel, uint16_t class_id, uint16_t method_id, bytes arguments not None):
         """A method frame around arguments that are encoded already."""
         cdef Py_ssize_t size = len(arguments)
-        cdef bytes frame = PyBytes_FromStringAndSize(NULL, 12 + size)
-        cdef char* at = PyBytes_AS_STRING(frame)
+        cdef bytes frame
+        cdef char* at
         if size + 4 > self._chunk:
             raise NotEncodable(f"a method of {size} bytes does not fit into a frame")
+        frame = PyBytes_FromStringAndSize(NULL, 12 + size)
+        at = PyBytes_AS_STRING(frame)
         put_frame_start(at, METHOD, channel, size + 4)
         poke16(at + 7, class_id)
         poke16(at + 9, method_id)
@@ -188,9 +200,7 @@ cdef class FrameEncoder:
     cdef int _encode_head(self, unsigned int channel, Delivery delivery, bint mandatory) except -1:
         cdef Buffer out
         cdef Py_ssize_t start
-        cdef bytes properties = delivery.properties.encoded
-        if properties is None:
-            properties = delivery.properties.encoded = encode_properties(delivery.properties)
+        cdef bytes properties = encoded_properties(delivery.properties)
         if len(properties) + 12 > self._chunk:
             raise ValueError(f"properties of {len(properties)} bytes do not fit into a frame")
         buffer_init(&out)
@@ -282,6 +292,16 @@ cdef bytes settlement(unsigned int channel, uint16_t method_id, uint64_t deliver
 
 
 # --- properties ---------------------------------------------------------------------------------------------------
+
+
+cdef bytes encoded_properties(Properties properties):
+    """``encode_properties``, once for all messages that share them."""
+    cdef bytes encoded
+    with cython.critical_section(properties):  # they are shared between connections, and so between threads
+        if properties.encoded is None:
+            properties.encoded = encode_properties(properties)
+        encoded = properties.encoded
+    return encoded
 
 
 cdef bytes encode_properties(Properties properties):
@@ -433,8 +453,9 @@ cdef class FrameDecoder:
     ``ConfirmReceived``, ``MethodReceived``.
 
     Bytes come by ``receive_data``; or they are read straight into the decoder, which is a writable buffer (its free
-    room), and ``received`` tells it how many. What it holds is bounded: a frame by ``frame_max``, a body by LARGEST_BODY,
-    messages in the making by the channels that were ``open``\\ ed. After an error it gives no more events.
+    room), and ``received`` tells it how many. Take the buffer anew for each read. What it holds is bounded: a frame by
+    ``frame_max``, a body by LARGEST_BODY, messages in the making by the channels that were ``open``\\ ed. After an
+    error it gives no more events.
 
     A body is text where its content encoding is a character set, as kombu has it on AMQP, unless it is compressed. A
     message whose properties cannot be read is delivered all the same, and its ``error`` says why.
@@ -460,6 +481,7 @@ cdef class FrameDecoder:
     cdef Properties _properties
 
     def __cinit__(self):
+        self._contents = {}
         self._capacity = 2 * ROOM
         self._data = <char*> PyMem_Malloc(self._capacity)
         if self._data == NULL:
@@ -470,7 +492,6 @@ cdef class FrameDecoder:
 
     def __init__(self, Py_ssize_t frame_max=DEFAULT_FRAME_MAX):
         self.frame_max = frame_max
-        self._contents = {}
 
     @property
     def frame_max(self):
@@ -479,21 +500,19 @@ cdef class FrameDecoder:
 
     @frame_max.setter
     def frame_max(self, Py_ssize_t frame_max):
-        if not 4096 <= frame_max <= 0x7fffffff:
-            raise ValueError(f"a frame may have 4096 bytes at least, and 2 GiB at most, not {frame_max}")
-        self._limit = frame_max - OVERHEAD
+        self._limit = largest_payload(frame_max)
 
-    def open(self, unsigned int channel):
+    def open(self, uint16_t channel):
         """Expect messages on a channel."""
         self._contents[channel] = _Content()
         self._content = None
 
-    def close(self, unsigned int channel):
+    def close(self, uint16_t channel):
         """Expect none any more."""
         self._contents.pop(channel, None)
         self._content = None
 
-    def last_tag(self, unsigned int channel):
+    def last_tag(self, uint16_t channel):
         """The highest delivery tag that came on a channel, 0 if none did."""
         cdef _Content content = self._content_of(channel)
         return 0 if content is None else content.last_tag
@@ -535,7 +554,7 @@ cdef class FrameDecoder:
         if self._capacity - held >= size:
             memmove(self._data, self._data + self._start, held)
         else:
-            capacity = held + size + ROOM
+            capacity = 2 * (held + size)  # doubled, so that a long frame is not copied with each read
             data = <char*> PyMem_Malloc(capacity)
             if data == NULL:
                 raise MemoryError()
@@ -555,14 +574,18 @@ cdef class FrameDecoder:
         Raises MalformedFrame, MalformedValue, UnexpectedFrame; then the connection is of no use any more.
         """
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)
         try:
             return self._next_event()
-        except Exception as error:
-            if not isinstance(error, (MalformedFrame, MalformedValue, UnexpectedFrame)):
-                error = MalformedValue(f"malformed frame: {error}")
+        except ProtocolError as error:
             self._error = error
-            raise error
+            raise
+        except (ValueError, OverflowError) as error:
+            self._error = MalformedValue(f"malformed frame: {error}")
+            raise self._error from error
+        except BaseException:  # no memory, or an interrupt: a frame is lost, and with it the sequence
+            self._error = UnexpectedFrame("decoding was interrupted before")
+            raise
 
     cdef object _next_event(self):
         cdef Cursor payload
@@ -579,10 +602,10 @@ cdef class FrameDecoder:
             kind = at[0]
             channel = peek16(at + 1)
             size = peek32(at + 3)
-            if size > self._limit:
-                raise MalformedFrame(f"a frame of {size} bytes, where {self._limit} are allowed")
             if kind != METHOD and kind != HEADER and kind != BODY and kind != HEARTBEAT:
                 raise MalformedFrame(f"a frame of the unknown type {kind}")
+            if size > self._limit:
+                raise MalformedFrame(f"a frame of {size} bytes, where {self._limit} are allowed")
             if held < <Py_ssize_t> size + OVERHEAD:
                 break
             if at[7 + size] != END:
@@ -695,7 +718,7 @@ cdef class FrameDecoder:
         read16(cursor)  # the weight, which is not used
         content.size = read64(cursor)
         content.filled = 0
-        if content.size > <uint64_t> LARGEST_BODY:
+        if content.size > LARGEST_BODY:
             raise MalformedValue(f"a body of {content.size} bytes, where {LARGEST_BODY} are allowed")
         if self._properties is None or not is_same(self._properties_bytes, cursor[0]):
             self._read_properties(delivery, cursor)
@@ -726,6 +749,8 @@ cdef class FrameDecoder:
             raise UnexpectedFrame(f"a body on channel {channel}, where none is due")
         if size > content.size - content.filled:
             raise MalformedFrame(f"a body of more than the {content.size} bytes that were announced")
+        if size == 0:
+            return None
         if size == content.size:  # all of it at once
             return self._complete(content, cursor.at, size)
         if content.body is None:
@@ -741,7 +766,9 @@ cdef class FrameDecoder:
         event = content.event
         delivery.body = body_as_text(delivery.properties, <const char*> body, size)
         if delivery.body is None:
-            delivery.body = PyBytes_FromStringAndSize(<const char*> body, size) if content.body is None else content.body
+            delivery.body = content.body
+        if delivery.body is None:  # it came in one frame
+            delivery.body = PyBytes_FromStringAndSize(<const char*> body, size)
         content.event = content.delivery = content.body = None
         return event
 
@@ -771,9 +798,10 @@ cdef str body_as_text(Properties properties, const char* body, Py_ssize_t size):
     try:
         if encoding == "utf-8":
             return PyUnicode_DecodeUTF8(body, size, NULL)
-        encoding = encoding.lower()
-        if encoding in BINARY_ENCODINGS:
+        if lookup(encoding).name in SLOW_CODECS:
             return None
         return PyBytes_FromStringAndSize(body, size).decode(encoding)
-    except (LookupError, ValueError):  # an unknown character set, or bytes that are not of it
+    except MemoryError:
+        raise
+    except Exception:  # no character set ("binary", say), or bytes that are not of it; codecs raise what they like
         return None
