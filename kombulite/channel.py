@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from kombulite import exceptions
 from kombulite._core import Delivery, Properties, copy_tree
 from kombulite.message import Message
+from kombulite.recovery import Binding
 from kombulite.transport.base import (
     Cancelled,
     ChannelClosed,
@@ -65,26 +66,39 @@ MessageCallback = Callable[[Message], Any]
 class Subscription:
     """A consumer of this channel, as the application sees it."""
 
-    __slots__ = ("callback", "make_message", "no_ack", "on_cancel")
+    __slots__ = ("arguments", "callback", "exclusive", "make_message", "no_ack", "on_cancel", "queue")
 
     def __init__(
         self,
         make_message: Callable[[Delivery, Channel], Message],
         callback: MessageCallback | None,
-        no_ack: bool,
         on_cancel: Callable[[str], Any] | None,
+        queue: str,
+        no_ack: bool,
+        exclusive: bool,
+        arguments: Mapping[str, Any] | None,
     ) -> None:
         self.make_message = make_message
         self.callback = callback
-        self.no_ack = no_ack
         self.on_cancel = on_cancel
+        self.queue = queue
+        self.no_ack = no_ack
+        self.exclusive = exclusive
+        self.arguments = arguments
 
 
-class Closed:
-    """Stands for the transport of a closed channel: whatever is asked of it fails."""
+class Absent:
+    """Stands for the transport of a channel that has none: whatever is asked of it fails, for the reason given."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise exceptions.RecoverableConnectionError("channel already closed")
+        raise exceptions.RecoverableConnectionError(self._reason)
+
+    def settle(self, *args: Any) -> NoReturn:
+        """A method of its own, since channels keep it."""
+        raise exceptions.RecoverableConnectionError(self._reason)
 
 
 class Channel:
@@ -104,6 +118,8 @@ class Channel:
         self._transport = transport
         self._settle = transport.settle
         self._subscriptions: dict[str, Subscription] = {}
+        self._limits: dict[bool, tuple[int, int]] = {}  # by a_global: prefetch size and count
+        self._highest_tag = 0
 
     # --- exchanges
 
@@ -121,10 +137,13 @@ class Channel:
         check_short(exchange, "exchange name")
         spec = ExchangeSpec(exchange, type, durable, auto_delete, arguments or None)
         self._ask(self._transport.declare_exchange, spec, passive)
+        if not passive:
+            self.connection.topology.declared_exchange(spec)
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
         """Delete an exchange with its bindings. Raises PreconditionFailed."""
         self._ask(self._transport.delete_exchange, exchange, if_unused)
+        self.connection.topology.deleted_exchange(exchange)
         self.connection.forget_declarations()
 
     def exchange_bind(
@@ -137,7 +156,7 @@ class Channel:
     ) -> None:
         """Let messages of exchange ``source`` come to exchange ``destination``. Raises NotFound."""
         check_short(routing_key, "routing key")
-        self._ask(self._transport.bind, source, destination, routing_key, arguments, True)
+        self._bind(Binding(source, destination, routing_key, arguments, True))
 
     def exchange_unbind(
         self,
@@ -148,7 +167,7 @@ class Channel:
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Take a binding between exchanges away."""
-        self._ask(self._transport.unbind, source, destination, routing_key, arguments, True)
+        self._unbind(Binding(source, destination, routing_key, arguments, True))
 
     # --- queues
 
@@ -178,6 +197,8 @@ class Channel:
         check_short(queue, "queue name")
         spec = QueueSpec(queue, durable, exclusive, auto_delete, arguments or None)
         info = self._ask(self._transport.declare_queue, spec, passive)
+        if not passive:
+            self.connection.topology.declared_queue(spec, info.queue)
         return None if nowait and queue else info
 
     def queue_bind(
@@ -190,7 +211,7 @@ class Channel:
     ) -> None:
         """Bind a queue to an exchange. Raises NotFound, PreconditionFailed."""
         check_short(routing_key, "routing key")
-        self._ask(self._transport.bind, exchange, queue, routing_key, arguments)
+        self._bind(Binding(exchange, queue, routing_key, arguments, False))
 
     def queue_unbind(
         self,
@@ -200,7 +221,15 @@ class Channel:
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Take a binding away."""
-        self._ask(self._transport.unbind, exchange, queue, routing_key, arguments)
+        self._unbind(Binding(exchange, queue, routing_key, arguments, False))
+
+    def _bind(self, binding: Binding) -> None:
+        self._ask(self._transport.bind, *binding)
+        self.connection.topology.bound(binding)
+
+    def _unbind(self, binding: Binding) -> None:
+        self._ask(self._transport.unbind, *binding)
+        self.connection.topology.unbound(binding)
 
     def queue_purge(self, queue: str, nowait: bool = False) -> int:
         """Remove the messages that wait; returns how many."""
@@ -209,6 +238,7 @@ class Channel:
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, nowait: bool = False) -> int:
         """Delete a queue; returns the messages gone with it. Raises PreconditionFailed."""
         deleted = self._ask(self._transport.delete_queue, queue, if_unused, if_empty)
+        self.connection.topology.deleted_queue(queue)
         self.connection.forget_declarations()
         return deleted
 
@@ -283,6 +313,7 @@ class Channel:
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, a_global: bool = False) -> None:
         """Bound the messages that are delivered and not acknowledged (0: no bound)."""
         self._ask(self._transport.qos, prefetch_size, prefetch_count, a_global)
+        self._limits[a_global] = prefetch_size, prefetch_count
 
     def basic_consume(
         self,
@@ -300,7 +331,9 @@ class Channel:
         if consumer_tag in self._subscriptions:
             raise exceptions.NotAllowed(f"consumer tag '{consumer_tag}' is in use")
         # Before the broker knows: another thread may drain the first message.
-        self._subscriptions[consumer_tag] = Subscription(self.Message.from_delivery, callback, no_ack, on_cancel)
+        self._subscriptions[consumer_tag] = Subscription(
+            self.Message.from_delivery, callback, on_cancel, queue, no_ack, exclusive, arguments
+        )
         try:
             self._ask(self._transport.consume, queue, consumer_tag, no_ack, exclusive, arguments)
         except BaseException:
@@ -423,13 +456,40 @@ class Channel:
 
     def detach(self) -> None:
         """Be closed, without a word to the broker: the connection is gone."""
-        self.is_open = False
+        self._part(Absent("channel already closed"))
         self._subscriptions.clear()
-        self._transport = Closed()  # type: ignore[assignment]
-        self._settle = self._transport_is_closed  # type: ignore[assignment]
 
-    def _transport_is_closed(self, *args: Any) -> NoReturn:
-        raise exceptions.RecoverableConnectionError("channel already closed")
+    def _part(self, stand_in: Absent) -> None:
+        self.is_open = False
+        self._transport = stand_in  # type: ignore[assignment]
+        self._settle = stand_in.settle  # type: ignore[assignment]
+
+    # --- a lost connection
+
+    def suspend(self) -> None:
+        """The connection is lost: keep what is needed to go on with another."""
+        if self.is_open:
+            self._highest_tag = self._transport.highest_tag(self.channel_id)
+            self._part(Absent("the connection is lost"))
+
+    def reopen(self, transport: Transport) -> None:
+        """Be opened on a new connection. The tags of the old one's deliveries mean nothing there."""
+        self.channel_id = transport.open_channel(self._highest_tag)
+        self._transport = transport
+        self._settle = transport.settle
+        self.is_open = True
+
+    def resume(self, renamed: Mapping[str, str]) -> None:
+        """Set the limits and start the consumers again. ``renamed``: queues that have another name now."""
+        for a_global, (size, count) in self._limits.items():
+            self._transport.qos(self.channel_id, size, count, a_global)
+        for tag, each in self._subscriptions.items():
+            each.queue = renamed.get(each.queue, each.queue)
+            self._transport.consume(self.channel_id, each.queue, tag, each.no_ack, each.exclusive, each.arguments)
+
+    def is_consuming(self, consumer_tag: str) -> bool:
+        """Whether there is a consumer of that tag."""
+        return self.is_open and consumer_tag in self._subscriptions
 
     def __enter__(self) -> Channel:
         return self

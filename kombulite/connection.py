@@ -16,6 +16,7 @@ from kombulite.address import Address
 from kombulite.channel import Channel
 from kombulite.entity import declaration_key
 from kombulite.messaging import Consumer, Producer
+from kombulite.recovery import Lifecycle, State, Topology, restore
 from kombulite.transport import resolve_transport
 from kombulite.transport.base import Transport
 from kombulite.utils.functional import retry_intervals, retry_over_time, sleep_in_slices
@@ -87,7 +88,9 @@ class Connection(Address):
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._channels: dict[int, Channel] = {}
         self._default_channel: Channel | None = None
-        self._events: list[Any] = []
+        #: What has to be declared again when the connection was lost.
+        self.topology = Topology()
+        self._life = Lifecycle(self.as_uri)
 
     def clone(self, **overrides: Any) -> Connection:
         """A connection of the same settings, not opened."""
@@ -150,19 +153,63 @@ class Connection(Address):
             self.ensure_connection(max_retries=1, reraise_as_library_errors=False)
         return self.transport
 
+    @property
+    def state(self) -> State:
+        """Where the connection stands."""
+        if self._life.state is State.OPEN and not self.connected:
+            self._life.to(State.LOST)
+        return self._life.state
+
     def _connect_once(self) -> Transport:
         with self._lock:
             if self.connected:
                 return self.transport
-            self._forget()
-            if self._transport is not None:
-                self._transport.collect()
-            transport = self._transport = self.create_transport()
-            transport.connect()
+            self._suspend()
+            before = self._life.state
+            self._life.to(State.CONNECTING)
+            transport = self.create_transport()
+            try:
+                transport.connect()
+            except BaseException as error:
+                self._life.to(before, error)
+                raise
+            self._transport = transport
             # Whoever drops a connection without closing it loses nothing: its messages go back.
             self._finalizer = weakref.finalize(self, _close_in, os.getpid(), transport)
             self._finalizer.atexit = False
+            self._restore(transport)
+            self._life.to(State.OPEN)
             return transport
+
+    def _suspend(self, reason: object = None) -> None:
+        """The transport's connection is lost, or given up: keep the channels for the next."""
+        transport, self._transport = self._transport, None
+        for channel in self._channels.values():
+            channel.suspend()
+        self.forget_declarations()
+        self._drop_finalizer()
+        if transport is not None:
+            transport.collect()
+        if self._life.state in (State.OPEN, State.RESTORING):
+            self._life.to(State.LOST, reason)
+
+    def _restore(self, transport: Transport) -> None:
+        """Go on with the channels of the connection before."""
+        if not self._channels:
+            return
+        self._life.to(State.RESTORING)
+        channels = list(self._channels.values())
+        try:
+            restore(transport, channels, self.topology)
+        except BaseException as error:
+            self._suspend(error)
+            raise
+        self._channels = {channel.channel_id: channel for channel in channels}
+
+    def _drop_finalizer(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer.detach()
+            self._finalizer = None
 
     def ensure_connection(
         self,
@@ -303,12 +350,19 @@ class Connection(Address):
         """Wait for one event and run the callback it is for.
 
         ``timeout`` in seconds, None to wait until there is one. Raises TimeoutError (``socket.timeout``) when there was
-        none in time, OperationalError for a wait that could never end, and what the callback raises.
+        none in time, OperationalError for a wait that could never end, and what the callback raises. When the
+        connection is lost that is raised once; the next call connects again, and goes on with the consumers.
         """
         transport = self._transport
         if transport is None:
             transport = self._connected_transport()
-        events = transport.receive(timeout)
+        try:
+            events = transport.receive(timeout)
+        except self.connection_errors:
+            with self._lock:
+                if self._transport is transport and not transport.connected:
+                    self._suspend()
+            raise
         if not events:
             raise TimeoutError("timed out")
         for event in events:
@@ -382,7 +436,8 @@ class Connection(Address):
                     if last:
                         raise exceptions.OperationalError(str(error)) from error
                     self.maybe_switch_next()
-                    self.collect()
+                    with self._lock:
+                        self._suspend()
                     if errback is not None:
                         errback(error, 0)
                     left = None if max_retries is None else max(max_retries - attempt, 1)
@@ -428,7 +483,8 @@ class Connection(Address):
     def maybe_switch_next(self) -> None:
         """Take over the next URL, if there are several."""
         if self.cycle is not None:
-            self.collect()
+            with self._lock:
+                self._suspend()
             self.take(next(self.cycle))
 
     # --- lifetime
@@ -439,7 +495,10 @@ class Connection(Address):
             channel.detach()
         self._channels = {}
         self._default_channel = None
+        self.topology = Topology()
         self.forget_declarations()
+        self._drop_finalizer()
+        self._life.to(State.CLOSED)
 
     def forget_declarations(self) -> None:
         """Declare again what is needed: the connection is new, or something was deleted."""
@@ -450,9 +509,6 @@ class Connection(Address):
         with self._lock:
             transport, self._transport = self._transport, None
             self._forget()
-            if self._finalizer is not None:
-                self._finalizer.detach()
-                self._finalizer = None
         if transport is not None:
             try:
                 transport.close()
@@ -466,9 +522,6 @@ class Connection(Address):
         with self._lock:
             transport, self._transport = self._transport, None
             self._forget()
-            if self._finalizer is not None:
-                self._finalizer.detach()
-                self._finalizer = None
         if transport is not None:
             transport.collect()
 

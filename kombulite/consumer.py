@@ -105,8 +105,11 @@ class Consumer:
 
     def revive(self, channel: Any) -> None:
         """Go on with another channel after the old one was lost: declare, set the prefetch count, consume again."""
-        self.channel = maybe_channel(channel)
         resumed = {name: self._no_ack_of.get(name) for name in self._active_tags}
+        for tag in self._active_tags.values():
+            if self.channel.is_consuming(tag):  # it was not lost, or came back with its connection
+                self.channel.basic_cancel(tag)
+        self.channel = maybe_channel(channel)
         self._active_tags.clear()
         queues = [*self._queues.values(), *self._unnamed]
         self._queues, self._unnamed = {}, []

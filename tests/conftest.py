@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,8 @@ def _missing(request: pytest.FixtureRequest, reason: str) -> None:
     pytest.skip(reason)
 
 
-def _started(request: pytest.FixtureRequest, make: Callable[[], Server]) -> Server:
+def started(request: pytest.FixtureRequest, make: Callable[[], Server]) -> Any:
+    """A broker that ends with the scope of the fixture that asks."""
     try:
         server = make()
     except Unavailable as error:
@@ -46,16 +48,16 @@ def _started(request: pytest.FixtureRequest, make: Callable[[], Server]) -> Serv
 @pytest.fixture(scope="session")
 def redis_url(request: pytest.FixtureRequest) -> str:
     """The URL of a Redis."""
-    return os.environ.get("KOMBULITE_TEST_REDIS") or _started(request, RedisServer).url
+    return os.environ.get("KOMBULITE_TEST_REDIS") or started(request, RedisServer).url
 
 
 @pytest.fixture(scope="session")
 def amqp_url(request: pytest.FixtureRequest) -> str:
     """The URL of a RabbitMQ."""
-    return os.environ.get("KOMBULITE_TEST_AMQP") or _started(request, RabbitMQServer).url
+    return os.environ.get("KOMBULITE_TEST_AMQP") or started(request, RabbitMQServer).url
 
 
 @pytest.fixture
 def start_server(request: pytest.FixtureRequest) -> Callable[[Callable[[], Server]], Server]:
     """Starts a broker for one test alone, which may kill or pause it: ``start_server(RedisServer)``."""
-    return lambda make: _started(request, make)
+    return lambda make: started(request, make)

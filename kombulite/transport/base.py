@@ -170,13 +170,20 @@ class Transport:
 
     # --- channels
 
-    def open_channel(self) -> int:
-        """Open a channel and return its number, 1 to 65535. Raises ResourceError when none is left."""
+    def open_channel(self, above: int = 0) -> int:
+        """Open a channel and return its number, 1 to 65535. Raises ResourceError when none is left.
+
+        It takes the place of one whose delivery tags went up to ``above``: its own are higher, if they are numbers.
+        """
         raise NotImplementedError
 
     def close_channel(self, channel: int) -> None:
         """Close a channel: its consumers end, messages not settled go back to their queues."""
         raise NotImplementedError
+
+    def highest_tag(self, channel: int) -> int:
+        """The highest delivery tag of a channel, also when the connection is lost; 0 where tags are no numbers."""
+        return 0
 
     def channel_is_open(self, channel: int) -> bool:
         """Whether a channel that was opened is open still: where brokers close them for an error."""

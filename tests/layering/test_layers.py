@@ -23,7 +23,7 @@ FLOORS = [
     {"exceptions", "utils", "compression", "serialization", "abstract", "entity"},
     {"transport.base", "transport"},
     {"transport.memory"},
-    {"message", "channel", "consumer", "producer", "messaging", "address", "connection"},
+    {"message", "recovery", "channel", "consumer", "producer", "messaging", "address", "connection"},
     {"__init__"},
     {"cli", "run", "__main__"},
 ]

@@ -475,7 +475,7 @@ def test_autoretry_passes_a_channel_and_returns_the_last(unreliable):
     assert result == "value"
     assert channel is channels[-1]
     assert channel.is_open
-    assert not channels[0].is_open
+    assert channel is channels[0]  # it came back with its connection
     connection.release()
 
 

@@ -249,8 +249,9 @@ def test_a_failed_publish_leaves_no_trace():
     ):
         with pytest.raises(NotEncodable):
             encoder.publish(2, broken)
+        assert encoder.publish_many(2, [outgoing(), broken], 0, 1_000_000)[1] == 1
         with pytest.raises(NotEncodable):
-            encoder.publish_many(2, [outgoing(), broken], 0, 1_000_000)
+            encoder.publish_many(2, [outgoing(), broken], 1, 1_000_000)
         assert encoder.publish(1, outgoing()) == expected
 
 

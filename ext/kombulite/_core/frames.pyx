@@ -101,9 +101,10 @@ cdef class FrameEncoder:
         cdef Py_ssize_t size
         cdef bytes frames
         body_of(delivery, &body, &size)
-        self._prepare(channel, delivery, mandatory)
-        frames = PyBytes_FromStringAndSize(NULL, self._length(size))
-        self._fill(PyBytes_AS_STRING(frames), body, size)
+        with cython.critical_section(self):
+            self._prepare(channel, delivery, mandatory)
+            frames = PyBytes_FromStringAndSize(NULL, self._length(size))
+            self._fill(PyBytes_AS_STRING(frames), body, size)
         return frames
 
     def publish_many(self, uint16_t channel, list deliveries not None, Py_ssize_t start, Py_ssize_t size_hint,
@@ -124,12 +125,13 @@ cdef class FrameEncoder:
                 delivery = <Delivery?> deliveries[index]
                 try:
                     body_of(delivery, &body, &size)
-                    self._prepare(channel, delivery, mandatory)
+                    with cython.critical_section(self):
+                        self._prepare(channel, delivery, mandatory)
+                        self._append(&out, body, size)
                 except NotEncodable:
                     if index == start:
                         raise
                     break
-                self._append(&out, body, size)
                 index += 1
             return PyBytes_FromStringAndSize(out.data, out.size), index
         finally:
@@ -179,17 +181,22 @@ cdef class FrameEncoder:
 
     cdef int _prepare(self, unsigned int channel, Delivery delivery, bint mandatory) except -1:
         """Have ``_head`` fit a message."""
+        cdef Properties _before = self._properties  # goes when we are done: its headers may run code when they go
+        cdef Py_ssize_t size_at = 0
+        cdef bytes head
         if (
             self._head is not None and delivery.routing_key is self._routing_key
             and delivery.properties is self._properties and delivery.exchange is self._exchange
             and channel == self._channel and mandatory == self._mandatory
         ):
             return 0
-        self._head = None
         try:
-            self._encode_head(channel, delivery, mandatory)
+            head = self._encode_head(channel, delivery, mandatory, &size_at)
         except (TypeError, ValueError, OverflowError) as error:
             raise NotEncodable(str(error)) from error
+        # All at once: another thread may have published while this one's headers were encoded.
+        self._head = head
+        self._size_at = size_at
         self._channel = channel
         self._exchange = delivery.exchange
         self._routing_key = delivery.routing_key
@@ -197,7 +204,7 @@ cdef class FrameEncoder:
         self._mandatory = mandatory
         return 0
 
-    cdef int _encode_head(self, unsigned int channel, Delivery delivery, bint mandatory) except -1:
+    cdef bytes _encode_head(self, unsigned int channel, Delivery delivery, bint mandatory, Py_ssize_t* size_at):
         cdef Buffer out
         cdef Py_ssize_t start
         cdef bytes properties = encoded_properties(delivery.properties)
@@ -216,14 +223,13 @@ cdef class FrameEncoder:
             start = open_frame(&out, HEADER, channel)
             write16(&out, BASIC)
             write16(&out, 0)
-            self._size_at = out.size
+            size_at[0] = out.size
             write64(&out, 0)
             buffer_write(&out, <const char*> properties, len(properties))
             close_frame(&out, start)
-            self._head = PyBytes_FromStringAndSize(out.data, out.size)
+            return PyBytes_FromStringAndSize(out.data, out.size)
         finally:
             buffer_free(&out)
-        return 0
 
     cdef Py_ssize_t _length(self, Py_ssize_t size) noexcept:
         return PyBytes_GET_SIZE(self._head) + size + (size + self._chunk - 1) // self._chunk * OVERHEAD
@@ -444,7 +450,8 @@ cdef class _Content:
     cdef uint64_t size
     cdef uint64_t filled
     cdef bytes body  # where the frames of a long one are put together
-    cdef uint64_t last_tag  # the highest delivery tag seen on the channel
+    cdef uint64_t first_tag  # what is added to the broker's delivery tags
+    cdef uint64_t last_tag  # the highest one given out
 
 
 @cython.final
@@ -502,9 +509,11 @@ cdef class FrameDecoder:
     def frame_max(self, Py_ssize_t frame_max):
         self._limit = largest_payload(frame_max)
 
-    def open(self, uint16_t channel):
-        """Expect messages on a channel."""
-        self._contents[channel] = _Content()
+    def open(self, uint16_t channel, uint64_t above=0):
+        """Expect messages on a channel; ``above`` is added to their delivery tags."""
+        cdef _Content content = _Content()
+        content.first_tag = content.last_tag = above
+        self._contents[channel] = content
         self._content = None
 
     def close(self, uint16_t channel):
@@ -513,7 +522,7 @@ cdef class FrameDecoder:
         self._content = None
 
     def last_tag(self, uint16_t channel):
-        """The highest delivery tag that came on a channel, 0 if none did."""
+        """The highest delivery tag given out on a channel, 0 if there was none."""
         cdef _Content content = self._content_of(channel)
         return 0 if content is None else content.last_tag
 
@@ -674,7 +683,7 @@ cdef class FrameDecoder:
         else:
             if method_id == DELIVER:
                 delivery.consumer_tag = self._consumer_tag(read_span(cursor, read8(cursor)))
-            content.last_tag = read64(cursor)
+            content.last_tag = content.first_tag + read64(cursor)
             delivery.delivery_tag = content.last_tag
             delivery.redelivered = read8(cursor) & 1
         self._set_place(delivery, cursor)

@@ -56,8 +56,9 @@ GET_REPLIES = (methods.BASIC_GET_EMPTY,)
 class Channel:
     """What the transport knows of a channel."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, above: int = 0) -> None:
         self.number = number
+        self.above = above  # what our delivery tags have more than the broker's
         self.lock = RLock()  # held from a request to its answer
         self.awaited: tuple[methods.Signature, ...] = ()  # what may answer the request that is under way
         self.answer: Any = None
@@ -303,7 +304,7 @@ class Transport(BaseTransport):
 
     # --- channels
 
-    def open_channel(self) -> int:
+    def open_channel(self, above: int = 0) -> int:
         link = self._stream()
         with self._lock:
             link.check()
@@ -311,9 +312,9 @@ class Transport(BaseTransport):
                 raise exceptions.ResourceError(f"all {self._channel_max} channels of this connection are open")
             # A number comes again only after all others: what is still under way for a closed channel finds nobody.
             number = next(number for number in self._numbers if number not in self._channels)
-            channel = self._channels[number] = Channel(number)
+            channel = self._channels[number] = Channel(number, above)
             self._failed.pop(number, None)
-        link.decoder.open(number)
+        link.decoder.open(number, above)
         self._request(channel, methods.CHANNEL_OPEN, "")
         if self._confirms:
             self._request(channel, methods.CONFIRM_SELECT, False)
@@ -346,6 +347,9 @@ class Transport(BaseTransport):
             else:
                 self._events.append(event)
         return dropped
+
+    def highest_tag(self, channel: int) -> int:
+        return self._link.decoder.last_tag(channel) if self._link is not None else 0
 
     def channel_is_open(self, channel: int) -> bool:
         return channel in self._channels
@@ -576,13 +580,15 @@ class Transport(BaseTransport):
         return answer if type(answer) is Delivery else None
 
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
-        link = self._link
-        if channel not in self._channels or link is None:
-            self._channel(channel)
-        assert link is not None
+        state = self._channels.get(channel) or self._channel(channel)
+        link = self._stream()
         if delivery_tag > link.decoder.last_tag(channel) or (delivery_tag == 0 and not multiple):
             # The broker would close the channel.
             raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r}")
+        if state.above and delivery_tag:
+            if delivery_tag <= state.above:
+                raise exceptions.RecoverableConnectionError("the message came on a connection that was lost")
+            delivery_tag -= state.above
         if outcome is ACK:
             frame = link.encoder.ack(channel, delivery_tag, multiple)
         elif multiple:

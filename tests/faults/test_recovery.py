@@ -1,0 +1,237 @@
+"""A lost connection comes back as it was, or says why not."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, uuid
+from kombulite.recovery import State
+from tests.conftest import started
+from tests.servers import RabbitMQServer
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> RabbitMQServer:
+    return started(request, RabbitMQServer)
+
+
+@pytest.fixture
+def connection(server: RabbitMQServer) -> Iterator[Connection]:
+    with Connection(server.url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def other(server: RabbitMQServer) -> Iterator[Connection]:
+    """A connection that the faults do not touch, for it is made after them."""
+    with Connection(server.url) as connection:
+        yield connection
+
+
+def close_all(server: RabbitMQServer) -> None:
+    """What an operator does to us."""
+    server.control("close_all_connections", "maintenance")
+
+
+def lose(connection: Connection) -> exceptions.ConnectionError:
+    """Wait for the loss to be noticed."""
+    with pytest.raises(connection.connection_errors) as caught:
+        for _ in range(50):
+            try:
+                connection.drain_events(timeout=1)
+            except TimeoutError:
+                continue
+    assert connection.state is State.LOST
+    return caught.value
+
+
+class Inbox:
+    def __init__(self, channel: Any, queues: Any, **options: Any) -> None:
+        self.messages: list[Any] = []
+        self.consumer = Consumer(channel, queues, on_message=self.messages.append, **options)
+        self.consumer.consume()
+
+    def wait(self, connection: Connection, count: int) -> list[Any]:
+        while len(self.messages) < count:
+            connection.drain_events(timeout=10)
+        return [message.payload for message in self.messages]
+
+
+def test_consumer_goes_on_after_the_operator_closed_the_connection(server, connection, other):
+    queue = Queue(uuid())
+    inbox = Inbox(connection.channel(), queue)
+    close_all(server)
+    error = lose(connection)
+    assert isinstance(error, exceptions.ConnectionForced)
+    Producer(other).publish("after", routing_key=queue.name)
+    assert inbox.wait(connection, 1) == ["after"]
+    assert connection.state is State.OPEN
+    inbox.messages[0].ack()
+
+
+def test_consumer_goes_on_after_a_restart_of_the_broker(server, connection):
+    queue = Queue(uuid())
+    inbox = Inbox(connection.channel(), queue)
+    with Connection(server.url, transport_options={"confirm_publish": True}) as confirming:
+        Producer(confirming).publish("before", routing_key=queue.name)
+    inbox.wait(connection, 1)
+    server.kill()
+    lose(connection)
+    server.start()
+    connection.ensure_connection(max_retries=5, interval_start=1)
+    with Connection(server.url) as other:
+        Producer(other).publish("after", routing_key=queue.name)
+    assert inbox.wait(connection, 3) == ["before", "before", "after"]  # the first had no ack
+    assert inbox.messages[1].delivery_info["redelivered"]
+
+
+def test_what_goes_with_a_connection_is_declared_again(server, connection, other):
+    channel = connection.channel()
+    exchange = Exchange(uuid(), "topic", auto_delete=True)
+    queues = [
+        Queue(uuid(), exchange, routing_key="a.*", exclusive=True),
+        Queue(uuid(), exchange, routing_key="b.*", auto_delete=True),
+        Queue(uuid(), exchange, routing_key="c.*", durable=False),
+    ]
+    inbox = Inbox(channel, queues)
+    close_all(server)
+    lose(connection)
+    connection.ensure_connection()
+    producer = Producer(other, exchange, auto_declare=False)
+    for key in ("a.1", "b.1", "c.1"):
+        producer.publish(key, routing_key=key)
+    assert sorted(inbox.wait(connection, 3)) == ["a.1", "b.1", "c.1"]
+
+
+def test_queue_that_the_broker_named_gets_a_new_name_and_keeps_its_bindings(server, connection, other):
+    channel = connection.channel()
+    exchange = Exchange(uuid())
+    inbox = Inbox(channel, Queue("", exchange, routing_key="k", exclusive=True))
+    close_all(server)
+    lose(connection)
+    connection.ensure_connection()
+    Producer(other, exchange).publish("found", routing_key="k")
+    assert inbox.wait(connection, 1) == ["found"]
+
+
+def test_what_was_deleted_is_not_declared_again(server, connection, other):
+    channel = connection.channel()
+    exchange = Exchange(uuid(), durable=False)(channel)
+    exchange.declare()
+    queue = Queue(uuid(), exchange, routing_key="k", durable=False)(channel)
+    queue.declare()
+    queue.delete()
+    exchange.delete()
+    close_all(server)
+    lose(connection)
+    connection.ensure_connection()
+    with pytest.raises(exceptions.NotFound):
+        queue(other.channel()).queue_declare(passive=True)
+    with pytest.raises(exceptions.NotFound):
+        Exchange(exchange.name, passive=True)(other.channel()).declare()
+
+
+def test_prefetch_limit_comes_back(server, connection, other):
+    queue = Queue(uuid())
+    inbox = Inbox(connection.channel(), queue, prefetch_count=2)
+    close_all(server)
+    lose(connection)
+    connection.ensure_connection()
+    Producer(other).publish_many(range(5), routing_key=queue.name)
+    inbox.wait(connection, 2)
+    with pytest.raises(socket.timeout):
+        connection.drain_events(timeout=0.5)
+    assert len(inbox.messages) == 2
+
+
+def test_ack_of_a_message_of_the_lost_connection_acknowledges_no_other(server, connection, other):
+    queue = Queue(uuid())
+    inbox = Inbox(connection.channel(), queue)
+    producer = Producer(other)
+    producer.publish_many(["one", "two"], routing_key=queue.name)
+    inbox.wait(connection, 2)
+    close_all(server)
+    lose(connection)
+    connection.ensure_connection()
+    inbox.wait(connection, 4)
+    old, new = inbox.messages[:2], inbox.messages[2:]
+    assert {message.delivery_tag for message in old}.isdisjoint(message.delivery_tag for message in new)
+    for message in old:
+        with pytest.raises(exceptions.RecoverableConnectionError):
+            message.ack()
+    new[1].ack(multiple=True)
+    connection.release()
+    with Connection(server.url) as afterwards:
+        assert queue(afterwards).get() is None
+
+
+def test_connection_that_cannot_be_restored_says_so_each_time(server, connection, other):
+    queue = Queue(uuid())
+    inbox = Inbox(connection.channel(), queue)
+    close_all(server)
+    lose(connection)
+    queue(other).delete()
+    for _ in range(2):
+        with pytest.raises(exceptions.NotFound):
+            connection.drain_events(timeout=1)
+        assert connection.state is State.LOST
+    queue(other).declare()
+    Producer(other).publish("again", routing_key=queue.name)
+    assert inbox.wait(connection, 1) == ["again"]
+
+
+def test_publisher_that_tries_again_takes_the_consumers_along(server, connection):
+    queue = Queue(uuid())
+    inbox = Inbox(connection.channel(), queue)
+    producer = Producer(connection)
+    close_all(server)
+    policy = {"max_retries": 3, "interval_start": 0.1}
+    for i in range(3):
+        producer.publish(i, routing_key=queue.name, retry=True, retry_policy=policy, timeout=5)
+    while len(inbox.messages) < 3:
+        try:
+            connection.drain_events(timeout=10)
+        except connection.recoverable_connection_errors:
+            continue
+    assert {message.payload for message in inbox.messages} >= {1, 2}  # the first may have gone with the connection
+
+
+def test_consumer_that_is_revived_consumes_once(server, connection, other):
+    queue = Queue(uuid())
+    inbox = Inbox(connection.channel(), queue)
+    close_all(server)
+    lose(connection)
+    connection.ensure_connection()
+    inbox.consumer.revive(connection.channel())
+    Producer(other).publish(1, routing_key=queue.name)
+    assert inbox.wait(connection, 1) == [1]
+    assert queue(other).queue_declare(passive=True).consumer_count == 1
+
+
+def test_connection_that_was_let_go_takes_nothing_along(server, connection, other):
+    queue = Queue(uuid())
+    Inbox(connection.channel(), queue)
+    close_all(server)
+    lose(connection)
+    connection.collect()
+    assert connection.state is State.CLOSED
+    connection.ensure_connection()
+    assert queue(other).queue_declare(passive=True).consumer_count == 0
+
+
+def test_states_are_logged(server, connection, caplog):
+    caplog.set_level(logging.INFO, "kombulite.connection")
+    connection.channel()
+    close_all(server)
+    lose(connection)
+    connection.ensure_connection()
+    connection.release()
+    assert [record.state for record in caplog.records] == [
+        "connecting", "open", "lost", "connecting", "restoring", "open", "closed",
+    ]  # fmt: skip
+    assert "guest:**@" in caplog.text
