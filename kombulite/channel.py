@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -104,6 +104,8 @@ class Channel:
         self._transport = transport
         self._settle = transport.settle
         self._subscriptions: dict[str, Subscription] = {}
+        #: Tags of consumers that the broker ended with the channel, and that do not know it yet.
+        self.orphans: set[str] = set()
 
     # --- exchanges
 
@@ -273,7 +275,10 @@ class Channel:
         """Publish in order; returns those refused, as (index, exception)."""
         for delivery in deliveries:
             check_short(delivery.routing_key, "routing key")
-        return self._ask(self._transport.publish_many, deliveries, mandatory, timeout)
+        refused = self._ask(self._transport.publish_many, deliveries, mandatory, timeout)
+        if refused and isinstance(refused[-1][1], exceptions.ChannelError):
+            self._notice(refused[-1][1])
+        return refused
 
     # --- consuming
 
@@ -358,9 +363,17 @@ class Channel:
         return self.failure is not None and self.failure.method_sig == BASIC_PUBLISH
 
     def _closed_by_broker(self, error: exceptions.ChannelError) -> None:
+        consumers = set(self._subscriptions)
         self.failure = error
         self.detach()
         self.connection.forget_channel(self)
+        if consumers:
+            self.orphans = consumers
+            self.connection.remember_orphans(self)
+
+    def disown(self, consumer_tags: Iterable[str]) -> None:
+        """These consumers need not be told that the broker closed the channel: they have another."""
+        self.orphans.difference_update(consumer_tags)
 
     # --- events
 
@@ -401,9 +414,9 @@ class Channel:
         subscription.on_cancel(event.consumer_tag)
 
     def _on_closed(self, event: ChannelClosed) -> None:
-        had_consumers = bool(self._subscriptions)
         self._closed_by_broker(event.error)
-        if had_consumers or not self.publish_failed:
+        if self.orphans or not self.publish_failed:
+            self.orphans.clear()
             raise event.error
         # An error of a publish is for the producer, which gets it when it publishes again.
         logger.error("the broker closed channel %s: %s", event.channel, event.error)

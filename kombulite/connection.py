@@ -86,6 +86,7 @@ class Connection(Address):
         self._transport: Transport | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._channels: dict[int, Channel] = {}
+        self._orphaned: dict[int, Channel] = {}
         self._default_channel: Channel | None = None
         self._events: list[Any] = []
 
@@ -258,6 +259,10 @@ class Connection(Address):
         if self._default_channel is channel:
             self._default_channel = None
 
+    def remember_orphans(self, channel: Channel) -> None:
+        """Called by a channel that the broker closed, with consumers that have to be told."""
+        self._orphaned[channel.channel_id] = channel
+
     def maybe_close_channel(self, channel: Any) -> None:
         """Close a channel; errors of the connection and the channel are ignored."""
         try:
@@ -315,7 +320,12 @@ class Connection(Address):
             try:
                 channel = self._channels[event.channel]
             except KeyError:
-                continue  # closed meanwhile
+                # Closed meanwhile. Who asked for what it was closed for knows it; its consumers do not.
+                orphaned = self._orphaned.pop(event.channel, None)
+                if orphaned is not None and orphaned.orphans:
+                    assert orphaned.failure is not None
+                    raise orphaned.failure from None
+                continue
             channel.dispatch(event)
 
     # --- failures
@@ -438,6 +448,7 @@ class Connection(Address):
         for channel in list(self._channels.values()):
             channel.detach()
         self._channels = {}
+        self._orphaned = {}
         self._default_channel = None
         self.forget_declarations()
 

@@ -56,7 +56,7 @@ class Batch:
             mandatory = self._waiting[0][1]
             alike = [delivery for delivery, _ in next(groupby(self._waiting, itemgetter(1)))[1]]
             start = total - len(self._waiting)
-            refused += [(start + i, error) for i, error in self._producer.channel.publish_many(alike, mandatory)]
+            refused += [(start + i, error) for i, error in self._producer.send_many(alike, mandatory)]
             del self._waiting[: len(alike)]
         _raise_refused(refused, total)
 
@@ -309,7 +309,7 @@ class Producer:
             except exceptions.EncodeError as error:
                 broken = error
             if chunk:
-                refused += [(total + i, error) for i, error in self.channel.publish_many(chunk, mandatory, timeout)]
+                refused += [(total + i, error) for i, error in self.send_many(chunk, mandatory, timeout)]
                 total += len(chunk)
             if broken is not None:
                 refused.append((total, broken))
@@ -318,6 +318,17 @@ class Producer:
                 break
         _raise_refused(refused, total)
         return total
+
+    def send_many(
+        self, deliveries: list[Delivery], mandatory: bool, timeout: float | None = None
+    ) -> list[tuple[int, Exception]]:
+        """Publish messages that are prepared; returns those refused, as (index, exception)."""
+        channel = self.channel
+        try:
+            return channel.publish_many(deliveries, mandatory, timeout)
+        finally:
+            if not channel.is_open and self.__connection__ is not None:
+                self._channel = None  # that it failed is known now
 
     def _prepare_many(self, bodies: Iterable[Any], *arguments: Any) -> Iterator[tuple[Any, Properties]]:
         for body in bodies:
