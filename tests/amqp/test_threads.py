@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections import Counter
@@ -46,7 +45,7 @@ def test_publishers_consumers_and_declarers_share_a_connection(connect, name, co
         while not done.is_set() and time.monotonic() < deadline:
             try:
                 connection.drain_events(timeout=0.5)
-            except socket.timeout:
+            except TimeoutError:
                 pass
 
     def declare(declarer):
@@ -137,14 +136,14 @@ def test_role_of_the_reader_passes_on(connection, queue):
         for _ in range(20):
             try:
                 connection.drain_events(timeout=0.02)
-            except socket.timeout:
+            except TimeoutError:
                 pass
 
     def patient():
         while not got.is_set():
             try:
                 connection.drain_events(timeout=20)
-            except socket.timeout:
+            except TimeoutError:
                 break
         assert got.is_set()
 
@@ -179,7 +178,7 @@ def test_consumers_come_and_go_while_others_drain(connection, queue):
         while not stop.is_set():
             try:
                 connection.drain_events(timeout=0.1)
-            except socket.timeout:
+            except TimeoutError:
                 pass
 
     Producer(connection).publish_many(range(20), routing_key=queue.name)
