@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard ext/kombulite/_core/*)
 
-.PHONY: run test bench brokers lint debug sanitize coverage-core fuzz clean
+.PHONY: run test soak bench brokers lint debug sanitize coverage-core fuzz clean
 
 run: $(VENV)/.installed  ## the main job: a stream of events over the embedded broker
 	$(BIN)/python -m kombulite run
 
 test: $(VENV)/.installed brokers  ## all tests, with branch coverage
 	$(BIN)/pytest --cov --cov-report=term
+
+soak: $(VENV)/.installed brokers  ## the tests that take long
+	$(BIN)/pytest -m soak
 
 bench: $(VENV)/.installed brokers  ## all benchmarks beside kombu, and the table of ratios
 	$(BIN)/python -m bench

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -120,6 +120,8 @@ class Channel:
         self._subscriptions: dict[str, Subscription] = {}
         self._limits: dict[bool, tuple[int, int]] = {}  # by a_global: prefetch size and count
         self._highest_tag = 0
+        #: Tags of consumers that the broker ended with the channel, and that do not know it yet.
+        self.orphans: set[str] = set()
 
     # --- exchanges
 
@@ -394,9 +396,17 @@ class Channel:
         return self.failure is not None and self.failure.method_sig == BASIC_PUBLISH
 
     def _closed_by_broker(self, error: exceptions.ChannelError) -> None:
+        consumers = set(self._subscriptions)
         self.failure = error
         self.detach()
         self.connection.forget_channel(self)
+        if consumers:
+            self.orphans = consumers
+            self.connection.remember_orphans(self)
+
+    def disown(self, consumer_tags: Iterable[str]) -> None:
+        """These consumers need not be told that the broker closed the channel: they have another."""
+        self.orphans.difference_update(consumer_tags)
 
     # --- events
 
@@ -437,9 +447,9 @@ class Channel:
         subscription.on_cancel(event.consumer_tag)
 
     def _on_closed(self, event: ChannelClosed) -> None:
-        had_consumers = bool(self._subscriptions)
         self._closed_by_broker(event.error)
-        if had_consumers or not self.publish_failed:
+        if self.orphans or not self.publish_failed:
+            self.orphans.clear()
             raise event.error
         # An error of a publish is for the producer, which gets it when it publishes again.
         logger.error("the broker closed channel %s: %s", event.channel, event.error)
@@ -466,11 +476,11 @@ class Channel:
 
     # --- a lost connection
 
-    def suspend(self) -> None:
+    def suspend(self, reason: object) -> None:
         """The connection is lost: keep what is needed to go on with another."""
         if self.is_open:
             self._highest_tag = self._transport.highest_tag(self.channel_id)
-            self._part(Absent("the connection is lost"))
+            self._part(Absent("the connection is lost" if reason is None else f"the connection is lost: {reason}"))
 
     def reopen(self, transport: Transport) -> None:
         """Be opened on a new connection. The tags of the old one's deliveries mean nothing there."""

@@ -87,6 +87,7 @@ class Connection(Address):
         self._transport: Transport | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._channels: dict[int, Channel] = {}
+        self._orphaned: dict[int, Channel] = {}
         self._default_channel: Channel | None = None
         #: What has to be declared again when the connection was lost.
         self.topology = Topology()
@@ -185,7 +186,8 @@ class Connection(Address):
         """The transport's connection is lost, or given up: keep the channels for the next."""
         transport, self._transport = self._transport, None
         for channel in self._channels.values():
-            channel.suspend()
+            channel.suspend(reason)
+        self._orphaned = {}
         self.forget_declarations()
         self._drop_finalizer()
         if transport is not None:
@@ -305,6 +307,10 @@ class Connection(Address):
         if self._default_channel is channel:
             self._default_channel = None
 
+    def remember_orphans(self, channel: Channel) -> None:
+        """Called by a channel that the broker closed, with consumers that have to be told."""
+        self._orphaned[channel.channel_id] = channel
+
     def maybe_close_channel(self, channel: Any) -> None:
         """Close a channel; errors of the connection and the channel are ignored."""
         try:
@@ -358,10 +364,10 @@ class Connection(Address):
             transport = self._connected_transport()
         try:
             events = transport.receive(timeout)
-        except self.connection_errors:
+        except self.connection_errors as error:
             with self._lock:
                 if self._transport is transport and not transport.connected:
-                    self._suspend()
+                    self._suspend(error)
             raise
         if not events:
             raise TimeoutError("timed out")
@@ -369,7 +375,12 @@ class Connection(Address):
             try:
                 channel = self._channels[event.channel]
             except KeyError:
-                continue  # closed meanwhile
+                # Closed meanwhile. Who asked for what it was closed for knows it; its consumers do not.
+                orphaned = self._orphaned.pop(event.channel, None)
+                if orphaned is not None and orphaned.orphans:
+                    assert orphaned.failure is not None
+                    raise orphaned.failure from None
+                continue
             channel.dispatch(event)
 
     # --- failures
@@ -437,7 +448,7 @@ class Connection(Address):
                         raise exceptions.OperationalError(str(error)) from error
                     self.maybe_switch_next()
                     with self._lock:
-                        self._suspend()
+                        self._suspend(error)
                     if errback is not None:
                         errback(error, 0)
                     left = None if max_retries is None else max(max_retries - attempt, 1)
@@ -494,6 +505,7 @@ class Connection(Address):
         for channel in list(self._channels.values()):
             channel.detach()
         self._channels = {}
+        self._orphaned = {}
         self._default_channel = None
         self.topology = Topology()
         self.forget_declarations()

@@ -105,6 +105,8 @@ class Consumer:
 
     def revive(self, channel: Any) -> None:
         """Go on with another channel after the old one was lost: declare, set the prefetch count, consume again."""
+        if isinstance(self.channel, Channel):
+            self.channel.disown(self._active_tags.values())
         resumed = {name: self._no_ack_of.get(name) for name in self._active_tags}
         for tag in self._active_tags.values():
             if self.channel.is_consuming(tag):  # it was not lost, or came back with its connection

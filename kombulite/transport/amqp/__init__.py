@@ -10,10 +10,11 @@ Of the threads that wait, one reads for all; an event goes to one of those that 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import cycle
 from logging import getLogger
-from operator import itemgetter
 from threading import RLock
 from time import monotonic
 from typing import Any, NoReturn
@@ -21,7 +22,7 @@ from typing import Any, NoReturn
 from kombulite import exceptions
 from kombulite._core import ConfirmReceived, Delivery, MethodReceived, NotEncodable, ReturnReceived
 from kombulite.transport.amqp import methods
-from kombulite.transport.amqp.confirms import Confirms, Unconfirmed
+from kombulite.transport.amqp.confirms import Confirms, Unconfirmed, all_done
 from kombulite.transport.amqp.handshake import DEFAULT_TIMEOUT, open_link
 from kombulite.transport.amqp.link import Link
 from kombulite.transport.amqp.methods import Method
@@ -62,9 +63,44 @@ class Channel:
         self.lock = RLock()  # held from a request to its answer
         self.awaited: tuple[methods.Signature, ...] = ()  # what may answer the request that is under way
         self.answer: Any = None
-        self.error: Exception | None = None  # why the broker closed it
+        self.error: exceptions.ChannelError | None = None  # why the broker closed it
+        self.left = False  # one side has closed it: whatever is sent on it now would end the connection
         self.consumers: dict[str, bool] = {}  # tag -> no_ack
         self.confirms: Confirms | None = None
+        self.flows = 0  # answers to channel.flow that are to come
+
+    # For `Link.send`, when it is a frame's turn.
+
+    def check(self) -> None:
+        """Raise RecoverableConnectionError if the channel is closed."""
+        if self.left:
+            raise self.closed_error()
+
+    def closed_error(self) -> exceptions.RecoverableConnectionError:
+        """What all are told but the one whose request or message it was closed for."""
+        reason = f": {self.error}" if self.error is not None else ""
+        return exceptions.RecoverableConnectionError(f"channel already closed{reason}")
+
+    def leave(self) -> None:
+        """This frame is the last one."""
+        self.left = True
+
+    def close(self) -> None:
+        """This frame, which asks the broker to close the channel, is the last one."""
+        self.check()
+        self.left = True
+
+    def ask_flow(self) -> None:
+        """Expect one more answer to channel.flow."""
+        self.check()
+        self.flows += 1
+
+    def count(self, messages: Sequence[Unconfirmed]) -> None:
+        """Expect confirms for messages. Raises what the channel was closed for."""
+        if self.left:
+            raise self.error or self.closed_error()
+        assert self.confirms is not None
+        self.confirms.add(messages)
 
 
 class Transport(BaseTransport):
@@ -84,7 +120,7 @@ class Transport(BaseTransport):
         self._link: Link | None = None
         self._lock = RLock()
         self._channels: dict[int, Channel] = {}
-        self._failed: dict[int, exceptions.ChannelError] = {}  # closed by the broker, and nobody knows it yet
+        self._failed: dict[int, Channel] = {}  # closed by the broker, and nobody knows it yet
         self._numbers = cycle(range(1, MOST_CHANNELS + 1))
         self._channel_max = MOST_CHANNELS
         self._events: deque[Event] = deque()
@@ -164,14 +200,21 @@ class Transport(BaseTransport):
             return self._channels[number]
         except KeyError:
             self._stream().check()
-        error = self._failed.get(number)
-        if error is None:
+        channel = self._failed.get(number)
+        if channel is None:
             raise exceptions.RecoverableConnectionError("channel already closed")
-        if error.method_sig == methods.BASIC_PUBLISH:
+        assert channel.error is not None
+        if channel.error.method_sig == methods.BASIC_PUBLISH:
             # The publisher's to know (`publish` raises it); for all others the channel is just closed.
-            raise exceptions.RecoverableConnectionError(f"channel already closed: {error}") from error
-        del self._failed[number]
-        raise error
+            raise channel.closed_error() from channel.error
+        self._told(channel)
+        raise channel.error
+
+    def _told(self, channel: Channel) -> None:
+        """Somebody knows that the broker closed the channel. Its consumers, if it had any, learn it from the event."""
+        self._failed.pop(channel.number, None)
+        if not channel.consumers:
+            self._drop_events(lambda event: event.channel == channel.number)
 
     def _call(self, number: int, method: Method, *arguments: Any) -> list[Any]:
         """Send a request, wait for its answer, and return the answer's arguments."""
@@ -179,7 +222,8 @@ class Transport(BaseTransport):
 
     def _request(self, channel: Channel, method: Method, *arguments: Any, timeout: float | None = None) -> Any:
         frame = self._stream().encoder.method(channel.number, *method.signature, method.encode(*arguments))
-        return self._exchange(channel, method.name, frame, (method.reply,), timeout)
+        on_turn = channel.close if method is methods.CHANNEL_CLOSE else channel.check
+        return self._exchange(channel, method.name, frame, (method.reply,), timeout, on_turn)
 
     def _exchange(
         self,
@@ -187,7 +231,8 @@ class Transport(BaseTransport):
         name: str,
         frame: bytes,
         replies: tuple[methods.Signature, ...],
-        timeout: float | None = None,
+        timeout: float | None,
+        on_turn: Callable[[], None],
     ) -> Any:
         """Send a frame and wait for what answers it: a method's arguments, or a message.
 
@@ -198,7 +243,7 @@ class Transport(BaseTransport):
         with channel.lock:
             channel.answer, channel.awaited = None, replies
             try:
-                link.send(frame, timeout)
+                link.send(frame, timeout, on_turn=on_turn)
                 link.wait(lambda: channel.answer is not None or channel.error is not None, monotonic() + timeout)
             finally:
                 channel.awaited = ()
@@ -208,7 +253,7 @@ class Transport(BaseTransport):
 
     def _raise_unanswered(self, channel: Channel, name: str, timeout: float) -> NoReturn:
         if channel.error is not None:
-            self._failed.pop(channel.number, None)  # now it is known
+            self._told(channel)
             raise channel.error
         reason = f", and does not take messages: {self._blocked}" if self._blocked is not None else ""
         self._stream().give_up(
@@ -264,11 +309,12 @@ class Transport(BaseTransport):
 
     def _answer(self, number: int, signature: methods.Signature, answer: Any) -> None:
         channel = self._channels.get(number)
-        if channel is None:
-            return  # closed by both sides at once: the broker's answer to us comes after we heard of it
-        if signature not in channel.awaited:
-            self._stream().give_up(exceptions.UnexpectedFrame(f"method {signature}, which nobody asked for"))
-        channel.answer = answer
+        if channel is not None and signature in channel.awaited:
+            channel.answer = answer
+        elif channel is not None and channel.flows and signature == methods.CHANNEL_FLOW.reply:
+            channel.flows -= 1
+        elif channel is not None or signature != methods.CHANNEL_CLOSE.reply:  # both sides may close at the same time
+            raise exceptions.UnexpectedFrame(f"method {signature} on channel {number}, which nobody asked for")
 
     def _connection_closed(self, arguments: bytes) -> None:
         code, text, class_id, method_id = methods.decode(methods.CLOSE_ARGUMENTS, arguments)
@@ -279,18 +325,21 @@ class Transport(BaseTransport):
     def _channel_closed(self, number: int, arguments: bytes) -> None:
         code, text, class_id, method_id = methods.decode(methods.CLOSE_ARGUMENTS, arguments)
         error = self._error(code, text, (class_id, method_id), exceptions.ChannelError)
+        if not isinstance(error, exceptions.ChannelError):
+            # A code that is for connections, but it is the channel that is closed.
+            error = exceptions.ChannelError(text, error.method_sig, error.method_name, code)
         channel = self._channels.get(number)
-        link = self._stream()
         if channel is None or number == 0:
-            link.give_up(exceptions.UnexpectedFrame(f"channel {number} is closed, which is not open"))
-        link.send(link.encoder.method(number, *methods.CHANNEL_CLOSE.reply, b""))
-        self._drop_channel(channel)
+            raise exceptions.UnexpectedFrame(f"channel {number} is closed, which is not open")
+        link = self._stream()
         channel.error = error
+        link.send(link.encoder.method(number, *methods.CHANNEL_CLOSE.reply, b""), on_turn=channel.leave)
+        # Whoever waits for an answer on it takes the error from there; else the event tells, or the next request.
+        self._failed[number] = channel
+        self._drop_channel(channel, (Delivery, Cancelled))
+        self._events.append(ChannelClosed(number, error))
         if channel.confirms is not None:
             channel.confirms.fail(error)
-        # Whoever waits for an answer on it takes the error from here; else the event tells, or the next request.
-        self._failed[number] = error  # type: ignore[assignment]
-        self._events.append(ChannelClosed(number, error))  # type: ignore[arg-type]
 
     def _error(
         self, code: int, text: str, signature: methods.Signature, default: type[exceptions.AMQPError]
@@ -323,7 +372,7 @@ class Transport(BaseTransport):
 
     def close_channel(self, channel: int) -> None:
         state = self._channels.get(channel)
-        if state is not None and self.connected:
+        if state is not None and not state.left and self.connected:
             try:
                 self._request(state, methods.CHANNEL_CLOSE, 0, "", 0, 0)
             except exceptions.ChannelError:
@@ -331,21 +380,19 @@ class Transport(BaseTransport):
             self._drop_channel(state)
         self._failed.pop(channel, None)
 
-    def _drop_channel(self, channel: Channel) -> None:
-        """Forget a channel, and what has come for it."""
+    def _drop_channel(self, channel: Channel, kinds: type[Any] | tuple[type[Any], ...] = object) -> None:
+        """Forget a channel, and what has come for it, of these kinds."""
         self._channels.pop(channel.number, None)
-        self._drop_events(lambda event: event.channel == channel.number)
+        self._drop_events(lambda event: event.channel == channel.number and isinstance(event, kinds))
         self._stream().decoder.close(channel.number)
 
     def _drop_events(self, matching: Callable[[Event], bool]) -> list[Event]:
         """Take events out of those that wait."""
         dropped = []
-        for _ in range(len(self._events)):
-            event = self._events.popleft()
-            if matching(event):
+        for event in filter(matching, list(self._events)):
+            with suppress(ValueError):  # another thread took it
+                self._events.remove(event)
                 dropped.append(event)
-            else:
-                self._events.append(event)
         return dropped
 
     def highest_tag(self, channel: int) -> int:
@@ -361,7 +408,26 @@ class Transport(BaseTransport):
         if not active and self.server_properties.get("product") == "RabbitMQ":
             # It would close the connection.
             raise exceptions.AMQPNotImplementedError("RabbitMQ cannot pause a channel; cancel the consumer")
-        self._call(channel, methods.CHANNEL_FLOW, active)
+        self._flow(self._channel(channel), active, self._reply_timeout)
+
+    def _flow(self, channel: Channel, active: bool, timeout: float) -> None:
+        """Let deliveries flow, or not, and wait until the broker has done that, and all that came before it.
+
+        Raises Blocked, or RecoverableConnectionError, if it has not in time. A late answer does no harm: all are
+        counted.
+        """
+        link = self._stream()
+        method = methods.CHANNEL_FLOW
+        frame = link.encoder.method(channel.number, *method.signature, method.encode(active))
+        with channel.lock:
+            link.send(frame, timeout, on_turn=channel.ask_flow)
+            in_time = link.wait(lambda: not channel.flows or channel.error is not None, monotonic() + timeout)
+        if channel.error is not None:
+            self._told(channel)
+            raise channel.error
+        if not in_time:
+            self._raise_blocked()
+            raise exceptions.RecoverableConnectionError(f"the broker did not answer in {timeout:g} s")
 
     # --- exchanges, queues, bindings
 
@@ -433,30 +499,29 @@ class Transport(BaseTransport):
         except NotEncodable as error:
             raise exceptions.EncodeError(str(error)) from error
         if state.confirms is None:
-            link.send(frames, timeout)
+            link.send(frames, timeout, False, state.check)
             if delivery.exchange not in self._known_exchanges:
-                self._verify(state, delivery.exchange)
+                self._verify(state, [delivery.exchange], timeout)
             return
-        with link.writing:
-            message = state.confirms.add(delivery)
-            link.send(frames, timeout)
-        if not self._await_confirms([message], timeout if confirm_timeout is None else confirm_timeout):
-            raise TimeoutError("the broker did not confirm the message in time")
-        if message.error is not None:
-            self._acknowledge_failure(state)
-            raise message.error
+        message = Unconfirmed(delivery)
+        try:
+            link.send(frames, timeout, on_turn=partial(state.count, [message]))
+            self._await_confirms(lambda: message.done, timeout if confirm_timeout is None else confirm_timeout)
+            if message.error is not None:
+                raise message.error
+        except exceptions.ChannelError:
+            if state.error is not None:
+                self._told(state)
+            raise
 
     def _publisher(self, number: int) -> Channel:
         """The state of a channel to publish on. Raises what an earlier publish ended in, if it closed the channel."""
-        error = self._failed.pop(number, None)
-        if error is not None:
-            raise error
-        return self._channel(number)
-
-    def _acknowledge_failure(self, channel: Channel) -> None:
-        """The caller is told that the channel is closed, if it is: nobody else has to."""
-        if channel.error is not None:
-            self._failed.pop(channel.number, None)
+        channel = self._failed.get(number)
+        if channel is None:
+            return self._channel(number)
+        self._told(channel)
+        assert channel.error is not None
+        raise channel.error
 
     def _look(self, channel: Channel, timeout: float | None) -> float | None:
         """Hear what the broker has to say to a publisher: that it is blocked, or did not like an earlier message.
@@ -469,73 +534,93 @@ class Transport(BaseTransport):
         self._look_at = monotonic() + LOOK_INTERVAL
         link.check()
         if channel.error is not None:
-            self._publisher(channel.number)
-        if self._blocked is None:
-            return timeout
-        deadline = monotonic() + (self._write_timeout if timeout is None else timeout)
-        if not link.wait(lambda: self._blocked is None, deadline):
-            raise exceptions.Blocked(f"the broker does not take messages: {self._blocked}")
-        return deadline - monotonic()
+            self._told(channel)
+            raise channel.error
+        if self._blocked is not None:
+            deadline = monotonic() + (self._write_timeout if timeout is None else timeout)
+            if not link.wait(lambda: self._blocked is None, deadline):
+                self._raise_blocked()
+            return deadline - monotonic()
+        return timeout
 
-    def _verify(self, channel: Channel, exchange: str) -> None:
+    def _raise_blocked(self) -> None:
+        """Raise Blocked, if the broker is."""
+        blocked = self._blocked
+        if blocked is not None:
+            raise exceptions.Blocked(f"the broker does not take messages: {blocked}")
+
+    def _verify(self, channel: Channel, exchanges: Iterable[str], timeout: float | None) -> None:
         """After the first message to an exchange, see whether the broker took it.
 
         Without confirms it says nothing if so, and closes the channel if not. Either comes before the answer to a
         request that is sent now.
         """
-        self._request(channel, methods.CHANNEL_FLOW, True)
-        self._known_exchanges.add(exchange)
+        self._flow(channel, True, self._reply_timeout if timeout is None else timeout)
+        self._known_exchanges.update(exchanges)
 
-    def _await_confirms(self, messages: Sequence[Unconfirmed], timeout: float | None) -> bool:
-        """Wait until the broker has confirmed or refused all of them. Returns whether it has in time."""
-        first = 0
-
-        def done() -> bool:
-            nonlocal first
-            while first < len(messages) and messages[first].done:
-                first += 1
-            return first == len(messages)
-
-        return self._stream().wait(done, monotonic() + (self._reply_timeout if timeout is None else timeout))
+    def _await_confirms(self, done: Callable[[], object], timeout: float | None) -> None:
+        """Wait for confirms until ``done()``. Raises Blocked, TimeoutError, and what the link ended with."""
+        timeout = self._reply_timeout if timeout is None else timeout
+        if not self._stream().wait(done, monotonic() + timeout):
+            self._raise_blocked()
+            raise TimeoutError(f"the broker did not confirm the message in {timeout:g} s")
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
         state = self._channels.get(channel) or self._publisher(channel)
-        link = self._stream()
         deliveries = list(deliveries)
+        timeout = self._look(state, timeout)
+        if state.confirms is not None:
+            return self._publish_confirmed(state, deliveries, mandatory, timeout)
+        link = self._stream()
         refused: list[tuple[int, Exception]] = []
-        sent: dict[int, Unconfirmed] = {}
-        index = 0
-        while index < len(deliveries):
-            timeout = self._look(state, timeout)
+        following = 0
+        while following < len(deliveries):
             try:
-                frames, following = link.encoder.publish_many(channel, deliveries, index, CHUNK, mandatory)
+                frames, following = link.encoder.publish_many(channel, deliveries, following, CHUNK, mandatory)
             except NotEncodable as error:
-                refused.append((index, exceptions.EncodeError(str(error))))
-                index += 1
+                refused.append((following, exceptions.EncodeError(str(error))))
+                following += 1
                 continue
-            with link.writing:
-                if state.confirms is not None:
-                    for number in range(index, following):
-                        sent[number] = state.confirms.add(deliveries[number])
-                link.send(frames, timeout)
-            index = following
-            if state.confirms is not None and len(state.confirms) > WINDOW:
-                self._await_confirms(list(sent.values())[: -WINDOW // 2], timeout)
-        if state.confirms is None:
-            exchanges = {delivery.exchange for delivery in deliveries} - self._known_exchanges
-            for exchange in exchanges:
-                self._verify(state, exchange)
-            return refused
-        self._await_confirms(list(sent.values()), timeout)
-        for number, message in sent.items():
-            if not message.done:
-                refused.append((number, TimeoutError("the broker did not confirm the message in time")))
-            elif message.error is not None:
-                refused.append((number, message.error))
-        self._acknowledge_failure(state)
-        return sorted(refused, key=itemgetter(0))
+            link.send(frames, timeout, False, state.check)
+            timeout = self._look(state, timeout)
+        exchanges = {delivery.exchange for delivery in deliveries}
+        if not self._known_exchanges.issuperset(exchanges):
+            self._verify(state, exchanges, timeout)
+        return refused
+
+    def _publish_confirmed(
+        self, channel: Channel, deliveries: list[Delivery], mandatory: bool, timeout: float | None
+    ) -> list[tuple[int, Exception]]:
+        """Send ahead within a window, and wait for the confirms. When the channel is closed the rest is refused too."""
+        confirms = channel.confirms
+        assert confirms is not None
+        link = self._stream()
+        messages = list(map(Unconfirmed, deliveries))
+        following = 0
+        try:
+            while following < len(messages):
+                start = following
+                try:
+                    frames, following = link.encoder.publish_many(channel.number, deliveries, start, CHUNK, mandatory)
+                except NotEncodable as error:
+                    messages[start].settle(exceptions.EncodeError(str(error)))
+                    following += 1
+                    continue
+                link.send(frames, timeout, on_turn=partial(channel.count, messages[start:following]))
+                timeout = self._look(channel, timeout)
+                if len(confirms) > WINDOW:
+                    self._await_confirms(lambda: len(confirms) <= WINDOW // 2, timeout)
+            self._await_confirms(all_done(messages), timeout)
+        except (exceptions.ChannelError, exceptions.Blocked, TimeoutError) as error:
+            # Whether the broker has those that it has not confirmed is not known; if it says so later nobody hears.
+            for message in messages:
+                if not message.done:
+                    message.settle(error)
+        if channel.error is not None:
+            self._told(channel)
+        return [(number, message.error) for number, message in enumerate(messages) if message.error is not None]
 
     # --- consuming
 
@@ -576,12 +661,12 @@ class Transport(BaseTransport):
     def get(self, channel: int, queue: str, no_ack: bool) -> Delivery | None:
         state = self._channel(channel)
         frame = self._stream().encoder.get(channel, queue, no_ack)
-        answer = self._exchange(state, "Basic.get", frame, GET_REPLIES)
+        answer = self._exchange(state, "Basic.get", frame, GET_REPLIES, None, state.check)
         return answer if type(answer) is Delivery else None
 
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
-        state = self._channels.get(channel) or self._channel(channel)
         link = self._stream()
+        state = self._channels.get(channel) or self._channel(channel)
         if delivery_tag > link.decoder.last_tag(channel) or (delivery_tag == 0 and not multiple):
             # The broker would close the channel.
             raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r}")
@@ -595,7 +680,7 @@ class Transport(BaseTransport):
             frame = link.encoder.nack(channel, delivery_tag, True, outcome is not REJECT)
         else:
             frame = link.encoder.reject(channel, delivery_tag, outcome is not REJECT)
-        link.send(frame, None, True)
+        link.send(frame, None, True, state.check)
 
     def recover(self, channel: int) -> None:
         self._call(channel, methods.BASIC_RECOVER, True)
@@ -607,11 +692,11 @@ class Transport(BaseTransport):
         if not events and link.reading.acquire(blocking=False):
             # The common case: the next of many messages that were read at once.
             try:
-                event = link.next_event()
+                event = link.next_event() if not events else None  # the thread that read until now may have left some
                 if type(event) is Delivery and event.consumer_tag is not None:
                     return (event,)
                 if event is not None:
-                    self._handle(event)
+                    link.dispatch(event)
             finally:
                 link.reading.release()
                 if link.waiters:
@@ -630,8 +715,8 @@ class Transport(BaseTransport):
                 event = self._events.popleft()
             except IndexError:
                 continue  # another thread was faster
-            if isinstance(event, ChannelClosed) and self._failed.pop(event.channel, None) is not event.error:
-                continue  # somebody knows it already
+            if isinstance(event, ChannelClosed):
+                self._failed.pop(event.channel, None)
             return (event,)
 
     def _has_consumers(self) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from threading import Lock
+
 from kombulite import exceptions
 from kombulite._core import ConfirmReceived, Delivery, ReturnReceived
 
@@ -25,29 +28,33 @@ class Unconfirmed:
 class Confirms:
     """The messages of one channel, by the number that the broker counts them with.
 
-    Whoever publishes holds the link's writing lock from ``add`` until the message is sent, so that both count alike.
+    ``add`` is for when it is the messages' turn to be sent (``Link.send``), so that both count alike. One thread
+    publishes while another reads what the broker says.
     """
 
     def __init__(self) -> None:
+        self._lock = Lock()
         self._next = 1
         self._outstanding: dict[int, Unconfirmed] = {}
 
     def __len__(self) -> int:
         return len(self._outstanding)
 
-    def add(self, delivery: Delivery) -> Unconfirmed:
-        """Count a message that is about to be sent."""
-        message = self._outstanding[self._next] = Unconfirmed(delivery)
-        self._next += 1
-        return message
+    def add(self, messages: Iterable[Unconfirmed]) -> None:
+        """Count messages that are about to be sent."""
+        with self._lock:
+            for message in messages:
+                self._outstanding[self._next] = message
+                self._next += 1
 
     def settle(self, confirm: ConfirmReceived) -> None:
         """The broker took or refused one message, or all up to it. A number that is not outstanding is nobody's."""
         tag, outstanding = confirm.delivery_tag, self._outstanding
-        if not confirm.multiple:
-            settled = [outstanding.pop(tag)] if tag in outstanding else []
-        else:
-            settled = [outstanding.pop(number) for number in self._up_to(tag)]
+        with self._lock:
+            if not confirm.multiple:
+                settled = [outstanding.pop(tag)] if tag in outstanding else []
+            else:
+                settled = [outstanding.pop(number) for number in self._up_to(tag)]
         error = None if confirm.accepted else exceptions.MessageNacked("the broker refused the message")
         for message in settled:
             message.settle(error)
@@ -66,23 +73,42 @@ class Confirms:
         It does not say which: of those that are alike it is the first that has not come back yet.
         """
         back = event.delivery
-        for message in self._outstanding.values():
-            sent = message.delivery
-            if (
-                message.error is None
-                and sent.routing_key == back.routing_key
-                and sent.exchange == back.exchange
-                and body_of(back) == sent.body
-            ):
-                message.error = exceptions.MessageReturned(event.reply_text, (60, 50), "Basic.return", event.reply_code)
-                return True
+        body = body_of(back)
+        with self._lock:
+            for message in self._outstanding.values():
+                sent = message.delivery
+                if (
+                    message.error is None
+                    and sent.routing_key == back.routing_key
+                    and sent.exchange == back.exchange
+                    and sent.body == body
+                ):
+                    message.error = exceptions.MessageReturned(
+                        event.reply_text, (60, 50), "Basic.return", event.reply_code
+                    )
+                    return True
         return False
 
     def fail(self, error: Exception) -> None:
         """The channel is closed: what was not confirmed was not taken, or that is not known."""
-        for message in self._outstanding.values():
-            message.settle(error)
-        self._outstanding.clear()
+        with self._lock:
+            for message in self._outstanding.values():
+                message.settle(error)
+            self._outstanding.clear()
+
+
+def all_done(messages: Iterable[Unconfirmed]) -> Callable[[], bool]:
+    """A function that says whether all of them are done. It looks at each once."""
+    waiting = iter(messages)
+    current = next(waiting, None)
+
+    def done() -> bool:
+        nonlocal current
+        while current is not None and current.done:
+            current = next(waiting, None)
+        return current is None
+
+    return done
 
 
 def body_of(delivery: Delivery) -> bytes:

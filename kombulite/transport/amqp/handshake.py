@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import struct
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
@@ -17,6 +18,8 @@ from kombulite.transport.amqp.link import Link
 from kombulite.transport.amqp.methods import payload
 from kombulite.transport.base import Settings
 
+SMALLEST_FRAME_MAX = 4096  # bytes, section 4.9
+DEFAULT_FRAME_MAX = 131072  # bytes, where neither side has a limit
 DEFAULT_TIMEOUT = 30.0  # seconds, for the broker's answers and for writing
 
 #: Transport options that py-amqp's connection takes as they are.
@@ -79,12 +82,19 @@ class Handshake(amqp.Connection):  # type: ignore[misc]
         for event in events:
             if not isinstance(event, MethodReceived) or event.channel:
                 raise exceptions.UnexpectedFrame("something other than the handshake")
-            self.on_inbound_method(0, event.signature, payload(event.signature, event.arguments), None)
+            try:
+                self.on_inbound_method(0, event.signature, payload(event.signature, event.arguments), None)
+            except (LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
+                # py-amqp checks neither bounds nor types.
+                raise exceptions.FrameSyntaxError(f"method {event.signature} of the handshake: {error!r}") from error
         return True
 
     def _on_tune(self, channel_max: int, frame_max: int, heartbeat: int, **kwargs: Any) -> None:
         # py-amqp says what the broker says; section 1.4.2.6 wants the lower of both.
-        super()._on_tune(lower(channel_max, self.channel_max), lower(frame_max, self.frame_max), heartbeat, **kwargs)
+        if frame_max and frame_max < SMALLEST_FRAME_MAX:
+            raise exceptions.FrameSyntaxError(f"frames of {frame_max} bytes at most, where AMQP allows larger ones")
+        frame_max = lower(frame_max, self.frame_max) or DEFAULT_FRAME_MAX
+        super()._on_tune(lower(channel_max, self.channel_max), frame_max, heartbeat, **kwargs)
 
 
 def lower(theirs: int, ours: int) -> int:

@@ -10,6 +10,7 @@ done so, or gives the role up. So nothing is read twice, and whoever waits for t
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 from collections.abc import Callable
@@ -53,6 +54,7 @@ class Link:
         self._writes = self._reads = 0
         self._writes_seen = self._reads_seen = -1
         self._sent_at = self._received_at = 0.0
+        self._pid = os.getpid()
         self._take(sock)
 
     def _take(self, sock: Any) -> None:
@@ -85,6 +87,10 @@ class Link:
         """Close the socket. A forked child closes its copy; the connection stays the parent's."""
         if self.failure is None:
             self.failure = exceptions.RecoverableConnectionError("connection already closed")
+        if os.getpid() == self._pid:
+            # Or a thread that waits for the socket would wait on. (TLS has nothing to say here.)
+            with suppress(OSError):
+                socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
         self._readable.close()
         self._writable.close()
         self._sock.close()
@@ -112,11 +118,18 @@ class Link:
 
     # --- writing
 
-    def send(self, data: bytes, timeout: float | None = None, more: bool = False) -> None:
+    def send(
+        self,
+        data: bytes,
+        timeout: float | None = None,
+        more: bool = False,
+        on_turn: Callable[[], object] | None = None,
+    ) -> None:
         """Write frames, within ``timeout`` seconds.
 
-        ``more``: they may wait for what is sent or read next. Raises RecoverableConnectionError after the timeout (the
-        frames may still be sent later), OSError.
+        ``more``: they may wait for what is sent or read next. ``on_turn`` is called when it is their turn: from then on
+        they will be sent, and nothing comes between. Raises RecoverableConnectionError after the timeout (frames whose
+        turn it was may still be sent later), OSError.
         """
         if not self.writing.acquire(blocking=False):
             self._acquire_writing(timeout)
@@ -124,6 +137,8 @@ class Link:
             if self.failure is not None or self._unsent:
                 self.check()
                 self._finish(timeout)
+            if on_turn is not None:
+                on_turn()
             try:
                 sent = self._send(data, self._more if more else 0)
             except self._blocking_errors:
@@ -178,6 +193,13 @@ class Link:
         except ProtocolError as error:
             self.give_up(codec_error(error))
 
+    def dispatch(self, event: Any) -> None:
+        """Have an event handled. One that cannot be is the end of the link. For the reader."""
+        try:
+            self.handle(event)
+        except exceptions.ConnectionError as error:
+            self.give_up(error)
+
     def wait(self, done: Callable[[], object], deadline: float | None) -> bool:
         """Read, or let another thread read, until ``done()``, or until the deadline (of the monotonic clock).
 
@@ -207,6 +229,8 @@ class Link:
             finally:
                 self.waiters -= 1
         try:
+            if done():
+                return  # by the thread that had the role until now
             if not self._decode(done) and self._read(timeout):
                 self._decode(done)
         finally:
@@ -224,7 +248,7 @@ class Link:
         found = False
         while (event := self.next_event()) is not None:
             found = True
-            self.handle(event)
+            self.dispatch(event)
             if done():
                 break
         return found
@@ -233,11 +257,10 @@ class Link:
         """Read what is there, or wait for it; returns whether there was anything."""
         self.uncork()
         if self.heartbeat:
+            self.beat()
             beat = self.heartbeat / 4
             timeout = beat if timeout is None else min(timeout, beat)
-        if not (self._pending is not None and self._pending()) and not self._readable.select(timeout):
-            if self.heartbeat:
-                self.beat()
+        if not self._has_data(timeout):
             return False
         try:
             if self._pending is None:
@@ -254,6 +277,9 @@ class Link:
         self.decoder.received(size)
         self._reads += 1
         return True
+
+    def _has_data(self, timeout: float | None) -> bool:
+        return bool((self._pending is not None and self._pending()) or self._readable.select(timeout))
 
     def _lose(self, error: Exception) -> NoReturn:
         """The stream has ended; if the broker said why before that, it shall be known."""
@@ -283,10 +309,21 @@ class Link:
         if self._reads != self._reads_seen:
             self._reads_seen, self._received_at = self._reads, now
         if now > self._sent_at + self.heartbeat / (rate if rate > 0 else 2):
-            self.send(HEARTBEAT_FRAME)
+            self._send_heartbeat()
             self._writes_seen, self._sent_at = self._writes, now
-        if now > self._received_at + 2 * self.heartbeat and not self._readable.select(0):
+        if now > self._received_at + 2 * self.heartbeat and not self._has_data(0):
             self.give_up(exceptions.ConnectionForced("Too many heartbeats missed"))
+
+    def _send_heartbeat(self) -> None:
+        """Without waiting: what another thread is sending, or cannot send, does as well."""
+        if self.writing.acquire(blocking=False):
+            try:
+                if not self._unsent:
+                    self.send(HEARTBEAT_FRAME, 0)
+            except exceptions.RecoverableConnectionError:
+                self.check()
+            finally:
+                self.writing.release()
 
 
 def _never() -> bool:
