@@ -1,4 +1,4 @@
-"""A broker that is full, paused, restarted, or closes connections: each call ends by its deadline, and nothing is lost."""
+"""A broker that is full, paused, restarted, or closes connections: calls end by their deadlines, nothing is lost."""
 
 from __future__ import annotations
 
