@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 
-from kombulite import Consumer, Producer, Queue
+from kombulite import Consumer, Producer, Queue, exceptions
 from tests.amqp.conftest import in_threads
 
 DEADLINE = 100.0
@@ -162,13 +163,15 @@ def test_role_of_the_reader_passes_on(connection, queue):
 def test_consumers_come_and_go_while_others_drain(connection, queue):
     stop = threading.Event()
 
+    def put_back(message):
+        with suppress(exceptions.RecoverableConnectionError):  # its channel is closed meanwhile
+            message.requeue()
+
     def churn():
         try:
             for _ in range(50):
                 channel = connection.channel()
-                with Consumer(
-                    channel, Queue(queue.name, no_declare=True), on_message=lambda message: message.requeue()
-                ):
+                with Consumer(channel, Queue(queue.name, no_declare=True), on_message=put_back):
                     pass
                 channel.close()
         finally:
