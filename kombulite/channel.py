@@ -384,7 +384,7 @@ class Channel:
             try:
                 subscription = self._subscriptions[event.consumer_tag]
             except KeyError:
-                # On its way when the consumer was cancelled. Where another thread closes the channel it goes back anyway.
+                # On its way when the consumer was cancelled. Where another thread closes the channel it goes back too.
                 with suppress(exceptions.RecoverableConnectionError):
                     self._transport.settle(self.channel_id, event.delivery_tag, Outcome.REQUEUE)
                 return
