@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -416,8 +417,9 @@ class Channel:
             try:
                 subscription = self._subscriptions[event.consumer_tag]
             except KeyError:
-                # It was on its way when the consumer was cancelled.
-                self._transport.settle(self.channel_id, event.delivery_tag, Outcome.REQUEUE)
+                # On its way when the consumer was cancelled. Where another thread closes the channel it goes back too.
+                with suppress(exceptions.RecoverableConnectionError):
+                    self._transport.settle(self.channel_id, event.delivery_tag, Outcome.REQUEUE)
                 return
             message = subscription.make_message(event, self)
             if subscription.no_ack:

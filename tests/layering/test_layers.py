@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import amqp.exceptions
 import pytest
 
 import kombulite
-from kombulite import exceptions
+from kombulite import _core, exceptions
+from kombulite.transport.amqp import Transport as AMQPTransport
+from kombulite.transport.amqp.errors import CODEC_ERRORS, DRIVER_ERRORS, translated
 from kombulite.transport.base import Transport as BaseTransport
 from kombulite.transport.memory import Transport as MemoryTransport
 
@@ -22,7 +25,7 @@ FLOORS = [
     {"_core"},
     {"exceptions", "utils", "compression", "serialization", "abstract", "entity"},
     {"transport.base", "transport"},
-    {"transport.memory"},
+    {"transport.memory", "transport.amqp"},
     {"message", "recovery", "channel", "consumer", "producer", "messaging", "address", "connection"},
     {"__init__"},
     {"cli", "run", "__main__"},
@@ -131,7 +134,7 @@ def test_error_tree_is_drawn_as_it_is():
 
 
 def test_transports_raise_what_they_promise():
-    for cls in (BaseTransport, MemoryTransport):
+    for cls in (BaseTransport, MemoryTransport, AMQPTransport):
         assert set(cls.recoverable_channel_errors) <= {
             error for base in cls.channel_errors for error in [base, *all_subclasses(base)]
         }
@@ -147,13 +150,36 @@ def all_subclasses(cls):
         yield from all_subclasses(sub)
 
 
-def test_memory_transport_implements_the_whole_interface():
+@pytest.mark.parametrize("transport", [MemoryTransport, AMQPTransport])
+def test_transports_implement_the_whole_interface(transport):
     unfinished = [
         name
         for name, method in inspect.getmembers(BaseTransport, inspect.isfunction)
-        if "raise NotImplementedError" in inspect.getsource(method) and name not in vars(MemoryTransport)
+        if "raise NotImplementedError" in inspect.getsource(method) and name not in vars(transport)
     ]
     assert unfinished == []
+
+
+def test_every_error_of_the_driver_has_a_name_here():
+    driver = {
+        cls
+        for cls in vars(amqp.exceptions).values()
+        if inspect.isclass(cls) and issubclass(cls, Exception) and not issubclass(cls, Warning)
+        if cls.__module__ == amqp.exceptions.__name__
+    }
+    assert driver == set(DRIVER_ERRORS)
+    for theirs, ours in DRIVER_ERRORS.items():
+        assert theirs.__name__ == ours.__name__
+        assert getattr(theirs, "code", 0) == getattr(ours, "code", 0)
+        with pytest.raises(ours) as caught, translated():
+            raise theirs("text", (50, 10), "Queue.declare")
+        assert type(caught.value) is ours
+
+
+def test_every_error_of_the_codec_has_a_name_here():
+    assert set(CODEC_ERRORS) == set(all_subclasses(_core.ProtocolError))
+    for theirs, ours in CODEC_ERRORS.items():
+        assert ours.code == theirs.reply_code
 
 
 def test_import_is_light():

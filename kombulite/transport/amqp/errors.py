@@ -18,6 +18,7 @@ DRIVER_ERRORS: dict[type[Exception], type[Exception]] = {
     amqp.exceptions.IrrecoverableConnectionError: exceptions.IrrecoverableConnectionError,
     amqp.exceptions.RecoverableChannelError: exceptions.RecoverableChannelError,
     amqp.exceptions.IrrecoverableChannelError: exceptions.IrrecoverableChannelError,
+    amqp.exceptions.Blocked: exceptions.Blocked,
     amqp.exceptions.ConsumerCancelled: exceptions.ConsumerCancelled,
     amqp.exceptions.ContentTooLarge: exceptions.ContentTooLarge,
     amqp.exceptions.NoConsumers: exceptions.NoConsumers,

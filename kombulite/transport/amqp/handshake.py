@@ -89,6 +89,13 @@ class Handshake(amqp.Connection):  # type: ignore[misc]
                 raise exceptions.FrameSyntaxError(f"method {event.signature} of the handshake: {error!r}") from error
         return True
 
+    def abandon(self) -> None:
+        """Close what was opened."""
+        if self.link is not None:
+            self.link.close()
+        elif self._transport is not None and self._transport.sock is not None:
+            self._transport.sock.close()
+
     def _on_tune(self, channel_max: int, frame_max: int, heartbeat: int, **kwargs: Any) -> None:
         # py-amqp says what the broker says; section 1.4.2.6 wants the lower of both.
         if frame_max and frame_max < SMALLEST_FRAME_MAX:
@@ -112,8 +119,7 @@ def open_link(settings: Settings, write_timeout: float) -> tuple[Link, Handshake
         with translated():
             handshake.connect()
     except BaseException:
-        if handshake.link is not None:
-            handshake.link.close()
+        handshake.abandon()
         raise
     link = handshake.link
     assert link is not None

@@ -1,0 +1,271 @@
+"""Queue types, arguments and routing of RabbitMQ."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from kombulite import Consumer, Exchange, Producer, Queue, exceptions
+from tests.contract.conftest import Inbox, soon
+
+QUORUM = {"x-queue-type": "quorum"}
+STREAM = {"x-queue-type": "stream"}
+
+
+def make(channel, queue_name, **options):
+    queue = Queue(queue_name, **options)(channel)
+    queue.declare()
+    return queue
+
+
+@pytest.fixture
+def typed(name, connection):
+    """Makes durable queues, which are deleted after the test."""
+    made = []
+
+    def typed(base, **options):
+        made.append(make(connection.channel(), name(base), **options))
+        return made[-1]
+
+    yield typed
+    for queue in made:
+        connection.channel().queue_delete(queue.name)
+
+
+# --- arguments
+
+
+def test_keywords_travel_as_arguments(typed, connect):
+    """The broker compares them, so another declaration shows what they were."""
+    queue = typed("arguments", expires=60, message_ttl=2.5, max_length=100, max_length_bytes=10000, max_priority=5)
+    arguments = {
+        "x-expires": 60000,
+        "x-message-ttl": 2500,
+        "x-max-length": 100,
+        "x-max-length-bytes": 10000,
+        "x-max-priority": 5,
+    }
+    channel = connect().channel()
+    channel.queue_declare(queue.name, arguments=arguments)
+    with pytest.raises(exceptions.NotEquivalentError):
+        channel.queue_declare(queue.name, arguments={**arguments, "x-expires": 60001})
+
+
+def test_server_names_queues(connection, channel):
+    queue = Queue("", exclusive=True)(channel)
+    queue.declare()
+    assert queue.name.startswith("amq.gen-")
+    Producer(channel).publish("x", routing_key=queue.name)
+    assert queue.get().payload == "x"
+    unnamed = Queue("", exclusive=True)
+    with Consumer(connection, unnamed, on_message=lambda message: None) as consumer:
+        assert consumer.queues[0].name.startswith("amq.gen-")
+
+
+def test_exclusive_queue_of_another_connection(name, channel, connect):
+    make(channel, name("exclusive"), exclusive=True)
+    with pytest.raises(exceptions.ResourceLocked):
+        connect().channel().queue_declare(name("exclusive"), exclusive=True)
+
+
+def test_unused_queue_expires(name, channel, connection):
+    make(channel, name("expires"), expires=0.2)
+
+    def gone():
+        time.sleep(0.5)  # asking counts as use
+        with connection.channel() as looking:
+            try:
+                looking.queue_declare(name("expires"), passive=True)
+            except exceptions.NotFound:
+                return True
+        return False
+
+    assert soon(gone, timeout=30)
+
+
+def test_arguments_that_the_broker_does_not_know(name, channel):
+    with pytest.raises(exceptions.PreconditionFailed):
+        make(channel, name("bad"), queue_arguments={"x-queue-type": "imaginary"})
+
+
+# --- quorum queues
+
+
+def test_quorum_queue(typed, connection):
+    queue = typed("quorum", queue_arguments=QUORUM)
+    Producer(connection).publish_many(range(10), routing_key=queue.name)
+    inbox = Inbox(connection.channel(), queue, prefetch_count=3)
+    assert inbox.wait(connection, 10, timeout=30) == list(range(10))
+    inbox.consumer.cancel()
+
+
+def test_quorum_queue_counts_deliveries(typed, connection):
+    queue = typed("quorum", queue_arguments=QUORUM)
+    Producer(connection).publish("x", routing_key=queue.name)
+    soon(queue.get, timeout=30).requeue()
+    message = soon(queue.get, timeout=30)
+    assert message.delivery_info["redelivered"]
+    assert message.headers["x-delivery-count"] == 1
+    message.ack()
+
+
+def test_prefetch_of_a_quorum_queue_is_for_each_consumer(typed, connection):
+    queue = typed("quorum", queue_arguments=QUORUM)
+    assert connection.qos_semantics_matches_spec is False
+    channel = connection.channel()
+    inboxes = [Inbox(channel, queue, ack=False, prefetch_count=2) for _ in range(2)]
+    Producer(connection).publish_many(range(10), routing_key=queue.name)
+    while sum(len(inbox.bodies) for inbox in inboxes) < 4:
+        connection.drain_events(timeout=30)
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.2)
+    assert [len(inbox.bodies) for inbox in inboxes] == [2, 2]
+
+
+def test_prefetch_of_the_channel_is_refused_by_a_quorum_queue(typed, connect):
+    queue = typed("quorum", queue_arguments=QUORUM)
+    connection = connect()
+    consumer = Consumer(connection, Queue(queue.name, no_declare=True), on_message=lambda message: None)
+    consumer.qos(prefetch_count=1, apply_global=True)
+    with pytest.raises(exceptions.AMQPNotImplementedError, match="does not support global qos") as caught:
+        consumer.consume()
+    assert caught.value.reply_code == 540
+    assert not connection.connected
+
+
+# --- streams
+
+
+def test_stream_from_its_first_message(typed, connection):
+    queue = typed("stream", queue_arguments=STREAM)
+    Producer(connection).publish_many(range(20), routing_key=queue.name)
+    for _ in range(2):  # reading takes nothing away
+        reader = Queue(queue.name, no_declare=True, consumer_arguments={"x-stream-offset": "first"})
+        inbox = Inbox(connection.channel(), reader, prefetch_count=5)
+        assert inbox.wait(connection, 20, timeout=30) == list(range(20))
+        assert [message.headers["x-stream-offset"] for message in inbox.messages] == list(range(20))
+        inbox.consumer.cancel()
+
+
+def test_stream_from_an_offset(typed, connection):
+    queue = typed("stream", queue_arguments=STREAM)
+    Producer(connection).publish_many(range(20), routing_key=queue.name)
+    # Where offset 0 is available the others are too.
+    first = Queue(queue.name, no_declare=True, consumer_arguments={"x-stream-offset": "first"})
+    inbox = Inbox(connection.channel(), first, prefetch_count=50)
+    inbox.wait(connection, 20, timeout=30)
+    inbox.consumer.cancel()
+    reader = Queue(queue.name, no_declare=True, consumer_arguments={"x-stream-offset": 15})
+    assert Inbox(connection.channel(), reader, prefetch_count=50).wait(connection, 5, timeout=30) == list(range(15, 20))
+
+
+def test_stream_needs_a_prefetch_count(typed, connect):
+    queue = typed("stream", queue_arguments=STREAM)
+    with pytest.raises(exceptions.PreconditionFailed, match="prefetch"):
+        Inbox(connect().channel(), Queue(queue.name, no_declare=True))
+
+
+# --- routing
+
+
+def test_exchange_to_exchange(name, channel):
+    source = Exchange(name("source"), "topic", durable=False, auto_delete=True)(channel)
+    target = Exchange(name("target"), "fanout", durable=False, auto_delete=True)(channel)
+    source.declare()
+    target.declare()
+    queue = make(channel, name("queue"), exchange=target, durable=False, exclusive=True)
+    target.bind_to(source, routing_key="a.*")
+    producer = Producer(channel, source)
+    producer.publish("through", routing_key="a.b")
+    assert soon(queue.get, timeout=30).payload == "through"
+    target.unbind_from(source, routing_key="a.*")
+    # The source went with its last binding.
+    with pytest.raises(exceptions.NotFound):
+        channel.exchange_declare(source.name, passive=True)
+
+
+@pytest.mark.parametrize(("match", "taken"), [("all", [True, False, False]), ("any", [True, True, False])])
+def test_headers_exchange(name, channel, match, taken):
+    exchange = Exchange(name("headers"), "headers", durable=False, auto_delete=True)
+    queue = make(
+        channel,
+        name("queue"),
+        exchange=exchange,
+        binding_arguments={"x-match": match, "a": 1, "b": "x"},
+        exclusive=True,
+    )
+    producer = Producer(channel, exchange)
+    for number, headers in enumerate([{"a": 1, "b": "x"}, {"a": 1}, {"a": 2}]):
+        producer.publish(number, headers=headers)
+    expected = [number for number, wanted in enumerate(taken) if wanted]
+    assert [queue.get(no_ack=True).payload for _ in expected] == expected
+    assert queue.get() is None
+
+
+def test_alternate_exchange(name, channel):
+    alternate = Exchange(name("alternate"), "fanout", durable=False, auto_delete=True)
+    queue = make(channel, name("unrouted"), exchange=alternate, exclusive=True)
+    exchange = Exchange(name("direct"), durable=False, arguments={"alternate-exchange": alternate.name})(channel)
+    exchange.declare()
+    Producer(channel, exchange).publish("unrouted", routing_key="nobody", mandatory=True)
+    assert soon(queue.get, timeout=30).payload == "unrouted"
+    exchange.delete()
+
+
+def test_dead_letters(name, channel):
+    dead = make(channel, name("dead"), exclusive=True)
+    alive = make(
+        channel,
+        name("alive"),
+        exclusive=True,
+        queue_arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead.name},
+    )
+    Producer(channel).publish("poison", routing_key=alive.name, headers={"own": 1})
+    alive.get().reject()
+    message = soon(dead.get, timeout=30)
+    (death,) = message.headers["x-death"]
+    assert (death["count"], death["reason"], death["queue"], death["exchange"]) == (1, "rejected", alive.name, "")
+    assert death["routing-keys"] == [alive.name]
+    assert abs(death["time"].timestamp() - time.time()) < 86400 * 2
+    assert message.headers["own"] == 1
+
+
+# --- consumers that the broker ends
+
+
+def test_consumer_of_a_deleted_queue_is_told(name, connection):
+    queue = make(connection.channel(), name("doomed"))
+    consumer = Consumer(connection.channel(), queue, on_message=lambda message: None)
+    consumer.consume()
+    connection.channel().queue_delete(queue.name)
+    with pytest.raises(exceptions.ConsumerCancelled):
+        connection.drain_events(timeout=30)
+    assert not consumer.consuming_from(queue)
+
+
+def test_on_cancel_is_called(name, connection):
+    queue = make(connection.channel(), name("doomed"))
+    channel = connection.channel()
+    cancelled = []
+    tag = channel.basic_consume(queue.name, callback=lambda message: None, on_cancel=cancelled.append)
+    connection.channel().queue_delete(queue.name)
+    connection.drain_events(timeout=30)
+    assert cancelled == [tag]
+    assert channel.is_open
+
+
+def test_unknown_delivery_tags_do_not_close_the_channel(channel, queue):
+    Producer(channel).publish("x", routing_key=queue.name)
+    message = soon(queue.get, timeout=30)
+    with pytest.raises(exceptions.PreconditionFailed):
+        channel.basic_ack(message.delivery_tag + 1)
+    assert channel.is_open
+    message.ack()
+
+
+def test_flow(channel):
+    channel.flow(True)
+    with pytest.raises(exceptions.AMQPNotImplementedError):
+        channel.flow(False)
+    assert channel.queue_declare("", exclusive=True).queue
