@@ -288,7 +288,7 @@ class Channel:
     ) -> None:
         """Hand a message to the broker. Raises NotFound, MessageNacked, PreconditionFailed (routing key too long).
 
-        One that came back goes to the listeners; without any, MessageReturned is raised.
+        After a mandatory one what has come back goes to the listeners; without any, MessageReturned is raised.
         """
         if len(delivery.routing_key) > SURELY_SHORT:
             check_short(delivery.routing_key, "routing key")
@@ -299,6 +299,9 @@ class Channel:
         except exceptions.ChannelError as error:
             self._notice(error)
             raise
+        if mandatory:
+            for event in self._transport.take_returned(self.channel_id):
+                self.dispatch(event)
 
     def publish_many(
         self, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None

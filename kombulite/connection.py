@@ -92,6 +92,7 @@ class Connection(Address):
         #: What has to be declared again when the connection was lost.
         self.topology = Topology()
         self._life = Lifecycle(self.as_uri)
+        _connections.add(self)
 
     def clone(self, **overrides: Any) -> Connection:
         """A connection of the same settings, not opened."""
@@ -537,6 +538,12 @@ class Connection(Address):
         if transport is not None:
             transport.collect()
 
+    def after_fork(self) -> None:
+        """Called in a forked child: forget the connection, which is the parent's."""
+        self._lock = RLock()
+        if self._transport is not None and not self._transport.survives_fork:
+            self.collect()
+
     def __enter__(self) -> Connection:
         return self
 
@@ -551,7 +558,7 @@ class Connection(Address):
 
     def get_heartbeat_interval(self) -> float:
         """Seconds between heartbeats, 0 for none."""
-        return self.heartbeat if self.supports_heartbeats else 0
+        return self.transport.heartbeat_interval
 
     @property
     def supports_heartbeats(self) -> bool:
@@ -574,6 +581,18 @@ class Connection(Address):
 
 
 BrokerConnection = Connection
+
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """In a forked child: connections are closed here, and go on in the parent."""
+    for connection in list(_connections):
+        connection.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class _ChannelHolder:

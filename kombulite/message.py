@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kombulite import serialization
 from kombulite._core import Received
 from kombulite.compression import decompress
-from kombulite.exceptions import MessageStateError
+from kombulite.exceptions import DecodeError, MessageStateError
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -65,6 +65,10 @@ class Message(Received):
             self.body = decompress(self.body, compression)
         except Exception:
             self.errors.append(sys.exc_info())
+
+    def note_error(self, error: Exception) -> None:
+        """Note in ``errors`` that the transport could not understand all of the message."""
+        self.errors.append((DecodeError, DecodeError(str(error)), None))
 
     # --- content
 

@@ -128,6 +128,9 @@ class Transport:
     )
     recoverable_channel_errors: ClassVar[tuple[type[BaseException], ...]] = (exceptions.RecoverableChannelError,)
 
+    #: Whether a forked child may go on with a connection of its parent's.
+    survives_fork: ClassVar[bool] = False
+
     #: Messages that no queue took and that were not mandatory.
     unroutable = 0
 
@@ -156,6 +159,11 @@ class Transport:
     def driver_version(self) -> str:
         """Version of the library that talks to the broker."""
         return ""
+
+    @property
+    def heartbeat_interval(self) -> float:
+        """Seconds between heartbeats, as agreed on with the broker; 0 for none."""
+        return self.settings.heartbeat if self.capabilities.heartbeats else 0
 
     def heartbeat_check(self, rate: float = 2) -> None:
         """Send a heartbeat if one is due, and raise if the broker's are missing."""
@@ -272,6 +280,10 @@ class Transport:
             except (exceptions.MessageNacked, exceptions.ChannelError) as error:
                 refused.append((index, error))
         return refused
+
+    def take_returned(self, channel: int) -> Sequence[Returned]:
+        """Take the messages that came back on a channel out of what ``receive`` would give."""
+        return ()
 
     # --- consuming
 

@@ -362,6 +362,7 @@ cdef int put_octet(Buffer* out, object value, str name, int flag) except -1:
 cdef Properties decode_properties(Cursor* cursor):
     cdef Properties properties = Properties.__new__(Properties)
     cdef uint16_t flags = read16(cursor)
+    properties.from_header = True
     if flags & 3:
         raise ValueError("unknown properties")
     if flags & 0x8000:

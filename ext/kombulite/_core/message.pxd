@@ -15,6 +15,7 @@ cdef class Properties:
     cdef readonly object cluster_id
     cdef readonly object extra
     cdef bytes encoded
+    cdef bint from_header
 
     cdef tuple _values(self)
 

@@ -25,8 +25,8 @@ cdef class Properties:
 
     Fixed once made, and shared by all messages that have the same ones; nobody may change ``headers`` or ``extra``
     in place. A property that is not set is None. ``extra`` holds what is no AMQP property; brokers whose messages
-    are JSON carry it, AMQP does not. ``encoded`` (for the core only): the properties as they stand in AMQP's content
-    header, once they were sent.
+    are JSON carry it, AMQP does not. For the core only: ``encoded``, the properties as they stand in AMQP's content
+    header, once they were sent; ``from_header``, whether they came in one.
     """
 
     def __init__(self, content_type=None, content_encoding=None, headers=None, delivery_mode=None, priority=None,
@@ -159,7 +159,7 @@ cdef class Received:
         self.content_encoding = properties.content_encoding
         self.body = delivery.body
         if delivery.error is not None:
-            self.errors.append((type(delivery.error), delivery.error, None))
+            self.note_error(delivery.error)
         if properties.headers is not None:
             compression = properties.headers.get("compression")
             if compression is not None:
@@ -170,6 +170,10 @@ cdef class Received:
 
     def inflate(self, compression):
         """Undo the compression of the body."""
+        raise NotImplementedError
+
+    def note_error(self, error):
+        """Note in ``errors`` why the message cannot be understood."""
         raise NotImplementedError
 
     def loads(self, body, content_type, content_encoding, accept):
@@ -262,11 +266,22 @@ cdef class Received:
 
     @property
     def properties(self):
-        """The other properties that are set, but for content type and encoding; a dict of its own."""
+        """The properties that are set, a dict of its own; without headers, content type and encoding.
+
+        On AMQP with these too, as kombu has it there: the headers are ``application_headers``.
+        """
+        cdef Properties found
         if self._properties is None:
-            self._properties = self._delivery.properties.as_dict() if self._delivery is not None else {}
-            for name in ("headers", "content_type", "content_encoding"):
-                self._properties.pop(name, None)
+            self._properties = {}
+            if self._delivery is not None:
+                found = self._delivery.properties
+                self._properties = found.as_dict()
+                self._properties.pop("headers", None)
+                if found.from_header:
+                    self._properties["application_headers"] = copy_tree(dict(found.headers or {}))
+                else:
+                    self._properties.pop("content_type", None)
+                    self._properties.pop("content_encoding", None)
         return self._properties
 
     @properties.setter

@@ -19,6 +19,7 @@ from copy import copy
 from threading import Condition, RLock
 from time import monotonic
 from typing import Any, NoReturn
+from weakref import WeakSet
 
 from kombulite import exceptions
 from kombulite._core import HEARTBEAT_FRAME, FrameDecoder, FrameEncoder, ProtocolError
@@ -56,6 +57,7 @@ class Link:
         self._sent_at = self._received_at = 0.0
         self._pid = os.getpid()
         self._take(sock)
+        _links.add(self)
 
     def _take(self, sock: Any) -> None:
         sock.setblocking(False)
@@ -84,13 +86,25 @@ class Link:
         return number
 
     def close(self) -> None:
-        """Close the socket. A forked child closes its copy; the connection stays the parent's."""
+        """Close the socket."""
+        if os.getpid() != self._pid:
+            self.disown()
+            return
         if self.failure is None:
             self.failure = exceptions.RecoverableConnectionError("connection already closed")
-        if os.getpid() == self._pid:
-            # Or a thread that waits for the socket would wait on. (TLS has nothing to say here.)
-            with suppress(OSError):
-                socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+        # Or a thread that waits for the socket would wait on. (TLS has nothing to say here.)
+        with suppress(OSError):
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+        self._abandon()
+
+    def disown(self) -> None:
+        """In a forked child: the connection is the parent's. Close our copy of its descriptor, and say no word."""
+        self.failure = exceptions.RecoverableConnectionError("the connection is the parent process's")
+        self.writing, self.reading, self._changed = RLock(), RLock(), Condition()  # others may have held them
+        self._abandon()
+
+    def _abandon(self) -> None:
+        _links.discard(self)
         self._readable.close()
         self._writable.close()
         self._sock.close()
@@ -311,8 +325,15 @@ class Link:
         if now > self._sent_at + self.heartbeat / (rate if rate > 0 else 2):
             self._send_heartbeat()
             self._writes_seen, self._sent_at = self._writes, now
-        if now > self._received_at + 2 * self.heartbeat and not self._has_data(0):
+        if now > self._received_at + 2 * self.heartbeat and not self._is_readable():
             self.give_up(exceptions.ConnectionForced("Too many heartbeats missed"))
+
+    def _is_readable(self) -> bool:
+        """Whether there is something to read, asked by a thread that may not be the reader."""
+        if self._pending is not None and self._pending():
+            return True
+        with self._selector(selectors.EVENT_READ) as selector:
+            return bool(selector.select(0))
 
     def _send_heartbeat(self) -> None:
         """Without waiting: what another thread is sending, or cannot send, does as well."""
@@ -328,3 +349,15 @@ class Link:
 
 def _never() -> bool:
     return False
+
+
+_links: WeakSet[Link] = WeakSet()
+
+
+def _disown_all() -> None:
+    for link in list(_links):
+        link.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_all)

@@ -41,6 +41,7 @@ class Transport(BaseTransport):
     driver_type = "memory"
     driver_name = "memory"
     capabilities = Capabilities()
+    survives_fork = True  # it is a copy of all, the broker too
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -240,6 +241,12 @@ class Transport(BaseTransport):
     ) -> list[tuple[int, Exception]]:
         with self._lock:
             return super().publish_many(channel, deliveries, mandatory, timeout)
+
+    def take_returned(self, channel: int) -> Sequence[Returned]:
+        with self._lock:
+            found = [event for event in self._events if type(event) is Returned and event.channel == channel]
+            self._events = deque(event for event in self._events if event not in found)
+            return found
 
     # --- consuming
 
