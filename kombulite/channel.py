@@ -301,6 +301,9 @@ class Channel:
         """Pause deliveries, or let them go on."""
         self._transport.flow(self.channel_id, active)
 
+    def after_reply_message_received(self, queue: str) -> None:
+        """Called when the replies in a queue were collected: nothing to do, brokers delete such queues themselves."""
+
     def dispatch(self, event: Event) -> None:
         """Run the callback that an event of this channel is for."""
         if type(event) is Delivery:
@@ -346,6 +349,8 @@ class Channel:
             self.connection.forget_channel(self)
             transport.close_channel(self.channel_id)
 
+    release = discard = close  # a pool sets its own on the channels that are out
+
     def detach(self) -> None:
         """Be closed, without a word to the broker: the connection is gone."""
         self.is_open = False
@@ -360,7 +365,10 @@ class Channel:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        if exc_info[0] is None:
+            self.release()
+        else:
+            self.discard()
 
 
 # Names of at most this many characters need no look at their length in UTF-8.

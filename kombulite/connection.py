@@ -16,11 +16,13 @@ from kombulite.address import Address
 from kombulite.channel import Channel
 from kombulite.entity import declaration_key
 from kombulite.messaging import Consumer, Producer
+from kombulite.resource import ChannelPool, ConnectionPool
+from kombulite.simple import SimpleBuffer, SimpleQueue
 from kombulite.transport import resolve_transport
 from kombulite.transport.base import Transport
 from kombulite.utils.functional import retry_intervals, retry_over_time, sleep_in_slices
 
-__all__ = ["BrokerConnection", "Connection", "maybe_channel"]
+__all__ = ["BrokerConnection", "ChannelPool", "Connection", "ConnectionPool", "maybe_channel"]
 
 T = TypeVar("T")
 Errback = Callable[[Any, float], Any]
@@ -289,6 +291,40 @@ class Connection(Address):
             self.declared_entities.add(key)
         return True
 
+    def Pool(self, limit: int | None = None, **kwargs: Any) -> ConnectionPool:
+        """A pool of at most that many connections like this one (None or 0: no bound)."""
+        return ConnectionPool(self, limit, **kwargs)
+
+    def ChannelPool(self, limit: int | None = None, **kwargs: Any) -> ChannelPool:
+        """A pool of at most that many channels of this connection (None or 0: no bound)."""
+        return ChannelPool(self, limit, **kwargs)
+
+    def SimpleQueue(
+        self,
+        name: Any,
+        no_ack: bool | None = None,
+        queue_opts: dict[str, Any] | None = None,
+        queue_args: dict[str, Any] | None = None,
+        exchange_opts: dict[str, Any] | None = None,
+        channel: Any = None,
+        **kwargs: Any,
+    ) -> SimpleQueue:
+        """A queue to put to and get from; the arguments are those of ``simple.SimpleQueue``."""
+        return SimpleQueue(channel or self, name, no_ack, queue_opts, queue_args, exchange_opts, **kwargs)
+
+    def SimpleBuffer(
+        self,
+        name: Any,
+        no_ack: bool | None = None,
+        queue_opts: dict[str, Any] | None = None,
+        queue_args: dict[str, Any] | None = None,
+        exchange_opts: dict[str, Any] | None = None,
+        channel: Any = None,
+        **kwargs: Any,
+    ) -> SimpleBuffer:
+        """The same for messages that may be lost; the arguments are those of ``simple.SimpleBuffer``."""
+        return SimpleBuffer(channel or self, name, no_ack, queue_opts, queue_args, exchange_opts, **kwargs)
+
     def Producer(self, channel: Any = None, *args: Any, **kwargs: Any) -> Producer:
         """A producer on this connection."""
         return Producer(channel or self, *args, **kwargs)
@@ -459,7 +495,7 @@ class Connection(Address):
             except (*transport.connection_errors, *transport.channel_errors):
                 pass
 
-    close = release
+    close = discard = release  # a pool sets its own ``release`` and ``discard`` on the connections that are out
 
     def collect(self, socket_timeout: float | None = None) -> None:
         """Drop the connection without a word to the broker, as after a fork or a failure."""
@@ -476,7 +512,10 @@ class Connection(Address):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.release()
+        if exc_info[0] is None:
+            self.release()
+        else:
+            self.discard()
 
     # --- what the transport can do
 
