@@ -118,7 +118,9 @@ class Connection(Address):
 
     def create_transport(self) -> Transport:
         """A transport of its own, not connected."""
-        return self.get_transport_cls()(self.settings())
+        transport = self.get_transport_cls()(self.settings())
+        transport.client = self
+        return transport
 
     @property
     def transport(self) -> Transport:
@@ -354,6 +356,10 @@ class Connection(Address):
                 continue  # closed meanwhile
             channel.dispatch(event)
 
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Let a ``Hub`` run the callbacks of what arrives; connects if needed."""
+        self.transport.register_with_event_loop(self.connection, loop)
+
     # --- failures
 
     @property
@@ -490,6 +496,7 @@ class Connection(Address):
                 self._finalizer.detach()
                 self._finalizer = None
         if transport is not None:
+            transport.unregister_from_event_loop(transport, None)
             try:
                 transport.close()
             except (*transport.connection_errors, *transport.channel_errors):
@@ -506,6 +513,7 @@ class Connection(Address):
                 self._finalizer.detach()
                 self._finalizer = None
         if transport is not None:
+            transport.unregister_from_event_loop(transport, None)
             transport.collect()
 
     def __enter__(self) -> Connection:

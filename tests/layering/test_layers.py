@@ -20,10 +20,11 @@ PACKAGE = Path(kombulite.__file__).parent
 #: Floors from the bottom up; a module imports from its own floor and those below.
 FLOORS = [
     {"_core"},
-    {"exceptions", "utils", "compression", "serialization", "abstract", "entity"},
-    {"transport.base", "transport"},
+    {"exceptions", "utils", "log", "clocks", "matcher", "compression", "serialization", "abstract", "entity"},
+    {"transport.base", "transport", "transport.native_delayed_delivery"},
     {"transport.memory"},
-    {"message", "channel", "consumer", "producer", "messaging", "address", "connection"},
+    {"message", "channel", "consumer", "producer", "messaging", "resource", "simple", "address", "connection"},
+    {"pools", "common", "mixins", "pidbox", "compat", "asynchronous", "aliasing"},
     {"__init__"},
     {"cli", "run", "__main__"},
 ]

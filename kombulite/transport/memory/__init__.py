@@ -23,6 +23,7 @@ from kombulite.transport.base import (
     Outcome,
     QueueInfo,
     QueueSpec,
+    QueueStatus,
     Returned,
     Settings,
 )
@@ -152,6 +153,12 @@ class Transport(BaseTransport):
             if if_empty and len(queue.messages):
                 raise exceptions.PreconditionFailed(f"queue '{name}' is not empty")
             return self._broker.delete_queue(queue)
+
+    def list_queues(self, channel: int) -> list[QueueStatus]:
+        with self._lock:
+            self._channel(channel)
+            queues = [each for each in self._broker.queues.values() if each.owner in (None, self)]
+            return [QueueStatus(each.spec.name, len(each.messages), len(each.consumers)) for each in queues]
 
     def purge(self, channel: int, queue: str) -> int:
         with self._lock:
