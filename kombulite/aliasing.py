@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging.handlers  # noqa: F401 - Celery uses it without importing it, as kombu does
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module

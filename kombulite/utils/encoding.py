@@ -41,9 +41,9 @@ def from_utf8(s: Any, *args: Any, **kwargs: Any) -> Any:
     return s
 
 
-def ensure_bytes(s: Any) -> bytes:
-    """``s`` as bytes: text, or the text that stands for it, as UTF-8."""
-    return s if isinstance(s, bytes) else str_to_bytes(str(s))
+def ensure_bytes(s: Any) -> Any:
+    """Text as UTF-8; anything else as it is."""
+    return str_to_bytes(s)
 
 
 def default_encode(obj: Any) -> Any:
