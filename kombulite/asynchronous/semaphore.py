@@ -48,8 +48,9 @@ class LaxBoundedSemaphore:
         self.value = max(self.value - n, 0)
 
     def clear(self) -> None:
-        """Forget who waits."""
+        """Forget who waits, and who is in."""
         self._waiting.clear()
+        self.value = self.initial_value
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {id(self):#x} value:{self.value} waiting:{len(self._waiting)}>"
