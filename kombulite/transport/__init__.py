@@ -27,6 +27,7 @@ class Scheme(NamedTuple):
 
 SCHEMES = {
     "memory": Scheme("kombulite.transport.memory:Transport"),
+    "filesystem": Scheme("kombulite.transport.filesystem:Transport"),
 }
 
 

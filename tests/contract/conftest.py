@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,14 +17,31 @@ from kombulite.message import Message
 
 
 class Kind(NamedTuple):
-    """A transport under test: its URL, or the fixture of it; what its broker cannot do; how it is connected to."""
+    """A transport under test: its URL, or the fixture of it; what its broker cannot do; how it is connected to.
+
+    ``transport_options`` may be the name of a fixture too.
+    """
 
     url: str
     lacks: frozenset[str] = frozenset()
-    transport_options: Mapping[str, Any] = {}
+    transport_options: Mapping[str, Any] | str = {}
 
 
-BROKERS = {"memory": Kind("memory://")}
+#: What a transport over a store leaves out.
+VIRTUAL = frozenset(
+    [
+        "headers",
+        "exchange bindings",
+        "alternates",
+        "priorities",
+        "expiration",
+        "lengths",
+        "dead letters",
+        "queue expiry",
+    ]
+)
+
+BROKERS = {"memory": Kind("memory://"), "filesystem": Kind("filesystem://", VIRTUAL, "folders")}
 
 
 class Broker:
@@ -57,9 +75,23 @@ def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
         if missing := kind.lacks.intersection(mark.args):
             pytest.skip(f"{request.param} has no {', '.join(sorted(missing))}")
     url = kind.url if "://" in kind.url else request.getfixturevalue(kind.url)
-    broker = Broker(request.param, url, kind.transport_options)
+    options = kind.transport_options
+    broker = Broker(request.param, url, request.getfixturevalue(options) if isinstance(options, str) else options)
     yield broker
     broker.close()
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Any]:
+    """The options of a filesystem transport that talks to itself."""
+    data = tmp_path / "data"
+    data.mkdir()
+    return {
+        "data_folder_in": str(data),
+        "data_folder_out": str(data),
+        "control_folder": str(tmp_path / "control"),
+        "fsync": False,
+    }
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ PACKAGE = Path(kombulite.__file__).parent
 FLOORS = [
     {"_core"},
     {"exceptions", "utils", "log", "clocks", "matcher", "compression", "serialization", "abstract", "entity"},
-    {"transport.base", "transport", "transport.native_delayed_delivery"},
-    {"transport.memory"},
+    {"transport.base", "transport.store", "transport.virtual", "transport", "transport.native_delayed_delivery"},
+    {"transport.memory", "transport.filesystem"},
     {"message", "channel", "consumer", "producer", "messaging", "resource", "simple", "address", "connection"},
     {"pools", "common", "mixins", "pidbox", "compat", "asynchronous", "aliasing"},
     {"__init__"},
