@@ -118,6 +118,7 @@ class Catalogue:
         self._store = store
         self._exchange_types = exchange_types
         self._routes: dict[str, tuple[Any, RoutingTable]] = {}
+        self._seen: set[str] = set()  # queues that were there, though nobody declared them
 
     def _record(self, kind: str, name: str) -> dict[str, Any]:
         """An entry as a dict, empty for one that is not there."""
@@ -160,7 +161,7 @@ class Catalogue:
     # --- queues
 
     def queue(self, name: str) -> dict[str, Any]:
-        """The record of a queue that this connection may use; empty for one that only has messages.
+        """The record of a queue that this connection may use; empty for one that has messages or bindings, and no more.
 
         Raises NotFound, ResourceLocked.
         """
@@ -168,8 +169,10 @@ class Catalogue:
         if record.get("owner") and not self._store.is_alive(record["owner"]):
             self.delete_queue(name)
             record = {}
-        if not record and not self._store.size(name):
-            raise exceptions.NotFound(f"no queue '{name}'")
+        if not record and name not in self._seen:
+            if not self._store.size(name) and not self._is_bound(name):
+                raise exceptions.NotFound(f"no queue '{name}'")
+            self._seen.add(name)
         if record.get("owner") not in (None, self._store.identity):
             raise exceptions.ResourceLocked(f"queue '{name}' is another connection's own")
         return record
@@ -184,6 +187,7 @@ class Catalogue:
     def delete_queue(self, name: str) -> int:
         """Delete a queue with its bindings; returns the messages gone with it."""
         self._store.remove("queue", name)
+        self._seen.discard(name)
         for exchange in list(self._store.names("bindings")):
             self._rebind(exchange, [each for each in self.bindings(exchange) if each[2] != name])
         return self._store.clear(name)
@@ -216,6 +220,11 @@ class Catalogue:
         """Take a binding away, if there is one."""
         bindings = self.bindings(exchange)
         self._rebind(exchange, [each for each in bindings if each[0] != routing_key or each[2] != queue])
+
+    def _is_bound(self, queue: str) -> bool:
+        return any(
+            bound == queue for exchange in self._store.names("bindings") for *_, bound in self.bindings(exchange)
+        )
 
     def _rebind(self, exchange: str, bindings: list[list[str]]) -> None:
         if bindings == self.bindings(exchange):

@@ -209,25 +209,31 @@ class FolderStore(Store):
     def _list(self) -> None:
         """List the messages that wait, the oldest first, if the folder may have changed; the dead's come back."""
         with self._need(self._in):
-            changed = self._in.stat().st_mtime
-            if monotonic() - self._listed_at < STALE_AFTER and changed + UNSETTLED < time() - (
-                monotonic() - self._listed_at
-            ):
+            age = monotonic() - self._listed_at
+            if age < STALE_AFTER and self._in.stat().st_mtime + UNSETTLED < time() - age:
                 return
             self._listed_at = monotonic()
+            names = os.listdir(self._in)
+            if self._recover(names):
+                names = os.listdir(self._in)
             found: dict[str, list[Message]] = {}
-            for entry in os.scandir(self._in):
-                name = entry.name
-                if name.endswith(CLAIMED):
-                    original, _, identity = name.removesuffix(CLAIMED).rpartition(".")
-                    if not self.is_alive(identity):
-                        self._return(self._in / name, original)
-                        self._listed_at = 0.0
-                elif name.endswith(MESSAGE):
+            for name in names:
+                if name.endswith(MESSAGE):
                     queue = name.partition(".")[2].removesuffix(MESSAGE)
                     with suppress(FileNotFoundError):
-                        found.setdefault(queue, []).append(Message(entry.stat().st_mtime_ns, name))
+                        found.setdefault(queue, []).append(Message((self._in / name).stat().st_mtime_ns, name))
             self._waiting = {queue: deque(sorted(messages)) for queue, messages in found.items()}
+
+    def _recover(self, names: list[str]) -> bool:
+        """Put back what those had claimed who are not there any more; whether there was anything."""
+        found = False
+        for name in names:
+            if name.endswith(CLAIMED):
+                original, _, identity = name.removesuffix(CLAIMED).rpartition(".")
+                if not self.is_alive(identity):
+                    self._return(self._in / name, original)
+                    found = True
+        return found
 
     @contextmanager
     def _need(self, folder: Path) -> Iterator[None]:
