@@ -25,6 +25,7 @@ class Kind(NamedTuple):
     url: str
     lacks: frozenset[str] = frozenset()
     transport_options: Mapping[str, Any] | str = {}
+    transport: str | None = None
 
 
 #: What a transport over a store leaves out.
@@ -41,14 +42,19 @@ VIRTUAL = frozenset(
     ]
 )
 
-BROKERS = {"memory": Kind("memory://"), "filesystem": Kind("filesystem://", VIRTUAL, "folders")}
+BROKERS = {
+    "memory": Kind("memory://"),
+    "filesystem": Kind("filesystem://", VIRTUAL, "folders"),
+    "example": Kind("localhost", VIRTUAL, "database", "docs.examples.sqlite_transport:Transport"),
+}
 
 
 class Broker:
     """A broker under test: connections to it, and names that nobody else uses."""
 
-    def __init__(self, name: str, url: str, transport_options: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, url: str, transport_options: Mapping[str, Any], transport: str | None = None) -> None:
         self.kind = name
+        self.transport = transport
         self.url = url
         self.transport_options = transport_options
         self._connections: list[Connection] = []
@@ -56,6 +62,8 @@ class Broker:
 
     def connect(self, **options: Any) -> Connection:
         options["transport_options"] = {**self.transport_options, **options.get("transport_options", {})}
+        if self.transport is not None:
+            options["transport"] = self.transport
         connection = Connection(self.url, **options)
         self._connections.append(connection)
         return connection
@@ -74,9 +82,10 @@ def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     for mark in request.node.iter_markers("needs"):
         if missing := kind.lacks.intersection(mark.args):
             pytest.skip(f"{request.param} has no {', '.join(sorted(missing))}")
-    url = kind.url if "://" in kind.url else request.getfixturevalue(kind.url)
+    url = kind.url if "://" in kind.url or kind.transport else request.getfixturevalue(kind.url)
     options = kind.transport_options
-    broker = Broker(request.param, url, request.getfixturevalue(options) if isinstance(options, str) else options)
+    options = request.getfixturevalue(options) if isinstance(options, str) else options
+    broker = Broker(request.param, url, options, kind.transport)
     yield broker
     broker.close()
 
@@ -92,6 +101,12 @@ def folders(tmp_path: Path) -> dict[str, Any]:
         "control_folder": str(tmp_path / "control"),
         "fsync": False,
     }
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> dict[str, Any]:
+    """The options of the transport that docs/writing-a-transport.md walks through."""
+    return {"database": str(tmp_path / "messages.db")}
 
 
 @pytest.fixture
