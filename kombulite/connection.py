@@ -358,7 +358,8 @@ class Connection(Address):
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Let a ``Hub`` run the callbacks of what arrives; connects if needed."""
-        self.transport.register_with_event_loop(self.connection, loop)
+        transport = self.connect()
+        transport.register_with_event_loop(transport, loop)
 
     # --- failures
 

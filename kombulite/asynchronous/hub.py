@@ -255,6 +255,9 @@ class Hub:
             next(self.loop)
         except StopIteration:
             self._loop = None
+        except BaseException:
+            self._loop = None  # a generator that raised is over
+            raise
 
     def stop(self) -> None:
         """Leave the loop at the next turn; from any thread."""

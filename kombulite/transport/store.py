@@ -71,6 +71,10 @@ class Store:
         """How many messages wait in a queue, without those that are claimed."""
         raise NotImplementedError
 
+    def claimed(self, queue: str) -> int | None:
+        """How many messages of a queue are claimed, by anybody; None if that is not known."""
+        return None
+
     def clear(self, queue: str) -> int:
         """Delete the messages that wait in a queue; returns how many."""
         raise NotImplementedError

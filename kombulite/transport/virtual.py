@@ -184,7 +184,10 @@ class Transport(base.Transport):
         with self._lock:
             self._channel(channel)
             names = sorted(self._store.names("queue"))
-            return [QueueStatus(name, self._store.size(name), self._consumer_count(name)) for name in names]
+            store = self._store
+            return [
+                QueueStatus(name, store.size(name), self._consumer_count(name), store.claimed(name)) for name in names
+            ]
 
     def delete_queue(self, channel: int, name: str, if_unused: bool, if_empty: bool) -> int:
         with self._lock, self._store.lock():

@@ -191,6 +191,13 @@ class FolderStore(Store):
         self._list()
         return len(self._waiting.get(queue, ()))
 
+    def claimed(self, queue: str) -> int:
+        with self._need(self._in):
+            names = [name for name in os.listdir(self._in) if name.endswith(CLAIMED)]
+        return sum(
+            name.removesuffix(CLAIMED).rpartition(".")[0].partition(".")[2] == f"{queue}{MESSAGE}" for name in names
+        )
+
     def clear(self, queue: str) -> int:
         cleared = 0
         self._listed_at = 0.0
