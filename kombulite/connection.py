@@ -1,4 +1,7 @@
-"""A connection to a broker: where it is, when it is opened, and what happens when it fails."""
+"""A connection to a broker: where it is, when it is opened, and what happens when it fails.
+
+Longer than other modules, and its class wider: kombu's users find all of this on one class.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ from kombulite.messaging import Consumer, Producer
 from kombulite.resource import ChannelPool, ConnectionPool
 from kombulite.simple import SimpleBuffer, SimpleQueue
 from kombulite.transport import resolve_transport
-from kombulite.transport.base import Transport
+from kombulite.transport.base import Management, Transport
+from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
 from kombulite.utils.functional import retry_intervals, retry_over_time, sleep_in_slices
 
 __all__ = ["BrokerConnection", "ChannelPool", "Connection", "ConnectionPool", "maybe_channel"]
@@ -120,6 +124,8 @@ class Connection(Address):
         """A transport of its own, not connected."""
         transport = self.get_transport_cls()(self.settings())
         transport.client = self
+        if LOG_CONNECTION:
+            log_calls(transport, "kombu.connection", "Kombu connection")
         return transport
 
     @property
@@ -129,6 +135,11 @@ class Connection(Address):
             if self._transport is None:
                 self._transport = self.create_transport()
             return self._transport
+
+    @property
+    def manager(self) -> Management:
+        """What administers the broker, where the transport has such."""
+        return self.transport.get_manager()
 
     @property
     def connected(self) -> bool:
@@ -239,6 +250,8 @@ class Connection(Address):
         with self._lock:
             channel = Channel(self, transport, transport.open_channel())
             self._channels[channel.channel_id] = channel
+            if LOG_CHANNEL:
+                log_calls(channel, "kombu.channel", f"Kombu channel:{channel.channel_id}")
             return channel
 
     @property

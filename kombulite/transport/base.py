@@ -125,6 +125,17 @@ class Cancelled(NamedTuple):
 Event = Delivery | Returned | Cancelled
 
 
+class Management:
+    """Administers a broker, as far as its transport can."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+
+    def get_bindings(self) -> Any:
+        """All bindings. Raises NotImplementedError where the transport cannot list them."""
+        raise NotImplementedError(f"the {self.transport.driver_type} transport does not list bindings")
+
+
 class Transport:
     """A connection to a broker.
 
@@ -242,6 +253,10 @@ class Transport:
                 return
         if self._registered is not None:
             loop.call_soon(self.on_readable, connection, loop)
+
+    def get_manager(self) -> Management:
+        """What administers the broker."""
+        return Management(self)
 
     def list_queues(self, channel: int) -> Sequence[QueueStatus]:
         """All queues. Raises AMQPNotImplementedError where a broker cannot list them."""

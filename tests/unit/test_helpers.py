@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 
@@ -380,7 +383,6 @@ def test_errors_are_logged_with_their_traceback_if_there_is_one(caplog):
 
 def test_environment_of_green_threads_is_seen(monkeypatch):
     import socket
-    import sys
     import types
 
     assert environments._detect_environment() == "default"
@@ -391,3 +393,51 @@ def test_environment_of_green_threads_is_seen(monkeypatch):
     monkeypatch.setitem(sys.modules, "gevent", types.ModuleType("gevent"))
     monkeypatch.setattr(socket, "socket", type("socket", (), {"__module__": "gevent._socket3"}))
     assert environments._detect_environment() == "gevent"
+
+
+def test_what_is_called_is_logged_on_demand():
+    program = """
+import logging, sys
+logging.basicConfig(level="DEBUG", stream=sys.stdout, format="%(name)s %(message)s")
+from kombulite import Connection
+with Connection("memory://user:secret@localhost/") as connection:
+    connection.Producer().publish({"a": 1}, routing_key="q")
+"""
+    for names, expected in [
+        (["KOMBU_LOG_DEBUG"], {"kombu.connection", "kombu.channel"}),
+        (["KOMBU_LOG_CHANNEL"], {"kombu.channel"}),
+        (["KOMBU_LOG_CONNECTION"], {"kombu.connection"}),
+        ([], set()),
+    ]:
+        result = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, **dict.fromkeys(names, "1")},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert {line.split()[0] for line in result.stdout.splitlines()} == expected
+        assert "secret" not in result.stdout
+
+
+def test_pools_tell_what_they_do_on_demand():
+    program = """
+import logging, sys
+logging.basicConfig(level="DEBUG", stream=sys.stdout)
+from kombulite import Connection
+pool = Connection("memory://").Pool(1)
+with pool.acquire():
+    pass
+"""
+    environment = {**os.environ, "KOMBU_DEBUG_POOL": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "acquired <Connection" in result.stdout
+    assert "released <Connection" in result.stdout
+
+
+def test_manager_says_that_it_cannot_list_bindings():
+    with pytest.raises(NotImplementedError):
+        Connection("memory://").manager.get_bindings()
