@@ -25,7 +25,7 @@ lint: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint ext
 
 docs: $(VENV)/.installed  ## the site, in build/site
-	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
