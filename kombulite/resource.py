@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet, ref
 
 from kombulite import exceptions
-from kombulite.log import get_logger
 
 if TYPE_CHECKING:
     from kombulite.channel import Channel
     from kombulite.connection import Connection
 
-logger = get_logger("kombulite.pool")
 DEBUG = bool(os.environ.get("KOMBU_DEBUG_POOL"))
 
 #: What closing something broken may raise, and nobody has to know.
@@ -277,7 +275,9 @@ def _checked(limit: int | None) -> int:
 
 def _debug(what: str, resource: Any) -> None:
     if DEBUG:
-        logger.debug("%s %r", what, resource, stack_info=True)
+        from kombulite.log import get_logger  # for few, and logging costs as much as the rest of a pool's imports
+
+        get_logger("kombulite.pool").debug("%s %r", what, resource, stack_info=True)
 
 
 _emptied_in_children: WeakSet[Resource] = WeakSet()

@@ -3,10 +3,13 @@
 A third party implements ``Store`` and names it in a subclass of this ``Transport``, which does what AMQP asks for:
 channels, consumers, prefetch, delivery tags, acknowledgements, routing by direct, topic and fanout exchanges, returned
 messages. Messages travel in kombu's JSON envelope. ``docs/writing-a-transport.md`` walks through an example.
+
+The class is as wide as the interface: its 20 verbs, and what they share.
 """
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -90,14 +93,19 @@ class Transport(base.Transport):
         self._tags = TagSequence()
         self._template: tuple[Any, EnvelopeTemplate | None] = (None, None)  # of the last message, and what it is for
         self._connected = False
+        self._process = os.getpid()
 
     def connect(self) -> None:
         """Open the store."""
         self._store.open()
+        self._process = os.getpid()
         self._connected = True
 
     def close(self) -> None:
         """Put back what is not settled, delete the queues of this connection, close the store."""
+        if os.getpid() != self._process:
+            self._connected = False  # a forked child's copy: all of that is its parent's
+            return
         with self._lock:
             if not self._connected:
                 return

@@ -5,7 +5,6 @@ Environment: ``KOMBU_LOG_CONNECTION``, ``KOMBU_LOG_CHANNEL``, ``KOMBU_LOG_DEBUG`
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from functools import wraps
@@ -20,6 +19,8 @@ LOG_CHANNEL = _BOTH or bool(os.environ.get("KOMBU_LOG_CHANNEL"))
 
 def log_calls(instance: object, logger: str, ident: str) -> None:
     """Log each call of a public method of an object, at the level DEBUG."""
+    import logging  # for few
+
     log = logging.getLogger(logger)
 
     def logged(name: str, method: Callable[..., Any]) -> Callable[..., Any]:

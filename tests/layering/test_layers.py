@@ -169,6 +169,7 @@ def test_import_is_light():
         "pickle",
         "bz2",
         "lzma",
+        "logging",
         "rich",
         "click",
         "asyncio",

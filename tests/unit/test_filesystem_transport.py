@@ -229,3 +229,24 @@ def test_connection_that_is_dropped_gives_its_messages_back(connect):
     del dropped, taken
     gc.collect()
     assert Queue("q")(connect()).get().payload == 1
+
+
+def test_child_leaves_its_parents_connection_alone(folders, connect, tmp_path):
+    connect().Producer().publish(1, routing_key="q")
+    process = start(
+        folders,
+        """
+Queue("own", exclusive=True)(connection).declare()
+taken = Queue("q")(connection).get()
+child = os.fork()
+if child == 0:
+    connection.collect()
+    with connection:
+        Queue("other")(connection).declare()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+taken.ack()
+Queue("own")(connection).queue_declare(passive=True)""",
+    )
+    assert files(tmp_path) == []
+    kill(process)
