@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from threading import RLock
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kombulite import exceptions
 from kombulite.abstract import maybe_channel
@@ -19,12 +19,14 @@ from kombulite.address import Address
 from kombulite.channel import Channel
 from kombulite.entity import declaration_key
 from kombulite.messaging import Consumer, Producer
-from kombulite.resource import ChannelPool, ConnectionPool
-from kombulite.simple import SimpleBuffer, SimpleQueue
 from kombulite.transport import resolve_transport
 from kombulite.transport.base import Management, Transport
 from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
 from kombulite.utils.functional import retry_intervals, retry_over_time, sleep_in_slices
+
+if TYPE_CHECKING:
+    from kombulite.resource import ChannelPool, ConnectionPool
+    from kombulite.simple import SimpleBuffer, SimpleQueue
 
 __all__ = ["BrokerConnection", "ChannelPool", "Connection", "ConnectionPool", "maybe_channel"]
 
@@ -308,10 +310,14 @@ class Connection(Address):
 
     def Pool(self, limit: int | None = None, **kwargs: Any) -> ConnectionPool:
         """A pool of at most that many connections like this one (None or 0: no bound)."""
+        from kombulite.resource import ConnectionPool  # this and the next: not all programs need them
+
         return ConnectionPool(self, limit, **kwargs)
 
     def ChannelPool(self, limit: int | None = None, **kwargs: Any) -> ChannelPool:
         """A pool of at most that many channels of this connection (None or 0: no bound)."""
+        from kombulite.resource import ChannelPool
+
         return ChannelPool(self, limit, **kwargs)
 
     def SimpleQueue(
@@ -325,6 +331,8 @@ class Connection(Address):
         **kwargs: Any,
     ) -> SimpleQueue:
         """A queue to put to and get from; the arguments are those of ``simple.SimpleQueue``."""
+        from kombulite.simple import SimpleQueue
+
         return SimpleQueue(channel or self, name, no_ack, queue_opts, queue_args, exchange_opts, **kwargs)
 
     def SimpleBuffer(
@@ -338,6 +346,8 @@ class Connection(Address):
         **kwargs: Any,
     ) -> SimpleBuffer:
         """The same for messages that may be lost; the arguments are those of ``simple.SimpleBuffer``."""
+        from kombulite.simple import SimpleBuffer
+
         return SimpleBuffer(channel or self, name, no_ack, queue_opts, queue_args, exchange_opts, **kwargs)
 
     def Producer(self, channel: Any = None, *args: Any, **kwargs: Any) -> Producer:
@@ -570,6 +580,15 @@ class Connection(Address):
 
 
 BrokerConnection = Connection
+
+
+def __getattr__(name: str) -> Any:
+    # kombu's users find the pools here too.
+    if name not in ("ConnectionPool", "ChannelPool"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from kombulite import resource
+
+    return getattr(resource, name)
 
 
 class _ChannelHolder:
