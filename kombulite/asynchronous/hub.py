@@ -178,9 +178,10 @@ class Hub:
 
     # --- calls
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any) -> Ready:
+    def call_soon(self, callback: Any, *args: Any) -> Any:
         """Call at the next turn; from any thread. Returns what can be cancelled."""
-        ready = callback if isinstance(callback, Ready) and not args else Ready(callback, args)
+        # What can be cancelled itself, as a promise of vine, is kept as it is: Celery looks for its own.
+        ready = callback if hasattr(callback, "cancel") and not args else Ready(callback, args)
         with self._ready_lock:
             self._ready.append(ready)
         if self._waker is not None:

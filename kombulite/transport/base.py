@@ -239,7 +239,8 @@ class Transport:
             hub, fd, tick = self._registered
             self._registered = None
             hub.on_tick.discard(tick)
-            hub.remove_reader(fd)
+            if hub.readers.get(fd, (None, ()))[0] is tick:  # else the number is another connection's by now
+                hub.remove_reader(fd)
 
     def on_readable(self, connection: Any, loop: Any) -> None:
         """Run the callbacks of what has arrived; of what is left after many of them at the loop's next turn."""

@@ -78,6 +78,24 @@ def test_ready_calls_can_be_taken(hub):
     assert not ready
 
 
+def test_promise_is_kept_as_it_is(hub):
+    class Promise:
+        called = 0
+
+        def __call__(self):
+            self.called += 1
+
+        def cancel(self):
+            pass
+
+    promise = Promise()
+    assert hub.call_soon(promise) is promise
+    assert hub._pop_ready() == [promise]
+    hub.call_soon(promise)
+    hub.run_once()
+    assert promise.called == 1
+
+
 def test_call_from_another_thread_wakes_it(hub):
     got = []
     hub.call_later(60, got.append, "late")
@@ -331,6 +349,15 @@ def test_time_out_of_the_network_is_not_taken_for_silence(hub):
         connection.transport.receive = fail
         with pytest.raises(TimeoutError):
             hub.run_once()
+
+
+def test_descriptor_that_is_another_connections_by_now_stays(hub):
+    with Connection("memory://localhost/reused", transport=WakingTransport) as connection:
+        connection.register_with_event_loop(hub)
+        number = connection.transport.fileno()
+        hub.add_reader(number, print)  # as a new connection with the same number would
+    assert hub.readers[number][0] is print
+    hub.reset()
 
 
 def test_without_a_descriptor_there_is_nothing_to_register(hub):

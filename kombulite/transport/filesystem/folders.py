@@ -84,6 +84,8 @@ class FolderStore(Store):
         fcntl.flock(self._live, fcntl.LOCK_EX | fcntl.LOCK_NB)
         unnamed.rename(self._live_file(self.identity))
         _open_stores.add(self)
+        for file in self._control.glob(f"*{LIVE}"):
+            self.is_alive(file.stem)  # what the dead left behind goes
 
     def close(self) -> None:
         if self._live is not None:
