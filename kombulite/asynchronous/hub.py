@@ -1,4 +1,7 @@
-"""The event loop: timers, ready calls and descriptors, in one thread."""
+"""The event loop: timers, ready calls and descriptors, in one thread.
+
+The class is as wide as kombu's, whose methods Celery calls one by one.
+"""
 
 from __future__ import annotations
 
