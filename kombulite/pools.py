@@ -7,7 +7,7 @@ from typing import Any
 from kombulite import messaging
 from kombulite.connection import Connection
 from kombulite.resource import ConnectionPool, Resource
-from kombulite.utils.collections import EqualityDict
+from kombulite.utils.collections import EqualityDict, eqhash
 
 __all__ = [
     "PoolGroup",
@@ -79,8 +79,9 @@ class PoolGroup(EqualityDict):
 
     def __missing__(self, resource: Any) -> Resource:
         pool = self.create(resource, get_limit() if self.limit is use_global_limit else self.limit)
-        self[resource] = pool
-        return pool
+        # Of threads that ask at the same time one has its pool kept, and the others get that.
+        kept: Resource = self.setdefault(eqhash(resource), pool)
+        return kept
 
 
 class Connections(PoolGroup):

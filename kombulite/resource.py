@@ -187,8 +187,9 @@ class Resource:
             reset = True
         with self._changed:
             self._limit = limit
-            surplus = self._free[limit:]
-            del self._free[limit:]
+            room = max(limit - self._out, 0)
+            surplus = self._free[room:]
+            del self._free[room:]
             self._changed.notify_all()
         for resource in surplus:
             self._end(resource, self.close_resource)

@@ -175,6 +175,34 @@ def test_shrinking_closes_what_is_free():
     assert sorted(thing.closed for thing in things) == [False, True, True]
 
 
+def test_shrinking_in_use_leaves_no_more_than_the_limit():
+    pool = Things(3)
+    out, back = pool.acquire(), pool.acquire()
+    back.release()
+    pool.resize(1, ignore_errors=True)
+    assert back.closed
+    with pytest.raises(exceptions.LimitExceeded):
+        pool.acquire()
+    out.release()
+    assert pool.acquire() is out
+
+
+def test_threads_that_ask_at_the_same_time_get_the_same_pool():
+    connection, found = Connection("memory://same"), []
+    start = threading.Barrier(8)
+
+    def ask():
+        start.wait()
+        found.append(pools.connections[connection])
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(pool) for pool in found}) == 1
+
+
 def test_shrinking_in_use_needs_force():
     pool = Things(3)
     thing = pool.acquire()
