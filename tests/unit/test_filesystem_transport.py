@@ -145,9 +145,9 @@ def test_message_is_there_until_it_is_acknowledged(connect, tmp_path):
     connection = connect()
     connection.Producer().publish(1, routing_key="q")
     message = Queue("q")(connection).get()
-    assert len(files(tmp_path)) == 1
+    assert len(files(tmp_path, ".claimed")) == 1
     message.ack()
-    assert files(tmp_path) == []
+    assert files(tmp_path, ".claimed") == files(tmp_path, ".msg") == []
 
 
 def test_acknowledged_messages_may_be_kept(connect, tmp_path):
@@ -156,7 +156,7 @@ def test_acknowledged_messages_may_be_kept(connect, tmp_path):
     (name,) = files(tmp_path)
     Queue("q")(connection).get().ack()
     assert os.listdir(tmp_path / "processed") == [name]
-    assert files(tmp_path) == []
+    assert files(tmp_path, ".claimed") == files(tmp_path, ".msg") == []
 
 
 def test_unreadable_message_is_set_aside(connect, tmp_path, caplog):
@@ -166,7 +166,7 @@ def test_unreadable_message_is_set_aside(connect, tmp_path, caplog):
     os.utime(bad, (1, 1))
     connection.Producer().publish("good", routing_key="q")
     assert Queue("q")(connection).get(no_ack=True).payload == "good"
-    assert files(tmp_path) == ["1_bad.q.msg.unreadable"]
+    assert files(tmp_path, "unreadable") == ["1_bad.q.msg.unreadable"]
     assert "cannot be read" in caplog.text
 
 
@@ -178,7 +178,7 @@ def test_half_a_message_is_set_aside_when_nobody_writes_it_any_more(connect, tmp
     os.utime(bad, (1, 1))
     time.sleep(0.1)
     assert queue.get() is None
-    assert files(tmp_path) == ["1_bad.q.msg.unreadable"]
+    assert files(tmp_path, "unreadable") == ["1_bad.q.msg.unreadable"]
 
 
 def test_nothing_is_left_of_a_publish_that_failed(connect, tmp_path, monkeypatch):
@@ -216,19 +216,45 @@ def test_queue_names_may_hold_dots_and_signs(connect):
 
 def test_closing_leaves_no_trace_of_the_connection(connect, tmp_path):
     connection = connect()
-    connection.connect()
-    assert [path.suffix for path in (tmp_path / "control").iterdir()] == [".live"]
+    assert Queue("q")(connection).declare()
+    assert Queue("q")(connection).get() is None
+    assert len(files(tmp_path, ".live")) == 1
     connection.release()
-    assert list((tmp_path / "control").iterdir()) == [tmp_path / "control" / ".lock"]
+    assert files(tmp_path) == []
+    assert sorted(path.name for path in (tmp_path / "control").iterdir()) == [".lock", "q.queue.json"]
+
+
+def test_claims_are_safe_from_those_who_have_another_control_folder(folders, connect, tmp_path):
+    connect().Producer().publish("mine", routing_key="q")
+    message = Queue("q")(connect()).get()
+    other = connect(control_folder=str(tmp_path / "another"))
+    other.Producer().publish("next", routing_key="q")
+    assert Queue("q")(other).get(no_ack=True).payload == "next"
+    message.ack()
+
+
+def test_publisher_needs_no_folder_to_read_from(connect, tmp_path):
+    connection = connect(data_folder_in=str(tmp_path / "missing"))
+    connection.Producer().publish(1, routing_key="q")
+    assert len(files(tmp_path, ".msg")) == 1
+    with pytest.raises(exceptions.ChannelError):
+        Queue("q")(connection).get()
+
+
+def test_half_written_files_of_a_crash_go_after_an_hour(connect, tmp_path):
+    old, new = tmp_path / "data" / ".old.tmp", tmp_path / "data" / ".new.tmp"
+    old.touch()
+    new.touch()
+    os.utime(old, (1, 1))
+    connect().connect()
+    assert files(tmp_path, ".tmp") == [".new.tmp"]
 
 
 def test_traces_of_the_dead_go_when_somebody_comes(folders, connect, tmp_path):
-    kill(start(folders, "connection.connect()"))
-    assert len(list((tmp_path / "control").glob("*.live"))) == 1
-    connection = connect()
-    connection.connect()
-    (live,) = (tmp_path / "control").glob("*.live")
-    assert connection.transport._store.identity == live.stem
+    kill(start(folders, "Queue('q')(connection).declare()"))
+    assert len(files(tmp_path, ".live")) == 1
+    connect().connect()
+    assert files(tmp_path, ".live") == []
 
 
 def test_connection_that_is_dropped_gives_its_messages_back(connect):
@@ -257,5 +283,5 @@ assert os.waitpid(child, 0)[1] == 0
 taken.ack()
 Queue("own")(connection).queue_declare(passive=True)""",
     )
-    assert files(tmp_path) == []
+    assert files(tmp_path, ".claimed") == files(tmp_path, ".msg") == []
     kill(process)

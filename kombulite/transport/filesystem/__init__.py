@@ -2,7 +2,7 @@
 
 Transport options: ``data_folder_in`` (``data_in``: where messages are read), ``data_folder_out`` (``data_out``: where
 they are written; the same folder for a program that talks to itself), ``control_folder`` (``control``: exchanges,
-queues, bindings, who is there), ``store_processed`` (False) to keep what was acknowledged in ``processed_folder``
+queues, bindings), ``store_processed`` (False) to keep what was acknowledged in ``processed_folder``
 (``processed``), ``fsync`` (True) to have each message on the disk when ``publish`` returns.
 """
 

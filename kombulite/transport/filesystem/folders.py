@@ -5,8 +5,8 @@
     times, which the writer sets: the milliseconds are of a clock that starts anew with the machine.
 ``<in>/<name of the message>.<identity>.claimed``
     one that a connection has claimed. Renaming is the claim: one of many succeeds, and kombu looks at ``.msg`` only.
-``<control>/<identity>.live``
-    a connection that is there, and the queues that it consumes from. It is locked as long as its process lives, so that
+``<in>/<identity>.live``
+    a connection that claims, and the queues that it consumes from. It is locked as long as its process lives, so that
     anybody can see whose claims come back.
 ``<control>/<exchange>.exchange``
     bindings, as kombu reads and writes them. ``.exchange.json`` and ``.queue.json`` stand beside it for what kombu does
@@ -34,13 +34,14 @@ from kombulite.transport.base import Settings
 from kombulite.transport.store import Claim, Store
 from kombulite.utils.uuid import uuid
 
-MESSAGE, CLAIMED, LIVE = ".msg", ".claimed", ".live"
+MESSAGE, CLAIMED, LIVE, UNNAMED = ".msg", ".claimed", ".live", ".tmp"
 SUFFIXES = {"bindings": ".exchange", "exchange": ".exchange.json", "queue": ".queue.json"}
 
 LONGEST_FILE_NAME = 255  # bytes
 STALE_AFTER = 1.0  # seconds that a listing is trusted, and a process that was seen alive
 UNSETTLED = 0.05  # seconds; a folder that changed that recently may change again without its time telling
 WRITING_FOR = 5.0  # seconds that a message may take to be written
+FORGOTTEN_AFTER = 3600.0  # seconds after which a file without its name is left over from a crash
 
 EXCHANGE_NAME = re.compile(r"[A-Za-z0-9._-]+")
 DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
@@ -78,14 +79,23 @@ class FolderStore(Store):
 
     def open(self) -> None:
         self._control.mkdir(parents=True, exist_ok=True)
-        # Locked before it has its name: nobody may take it for one that is left over.
-        unnamed = self._control / f".{self.identity}.tmp"
-        self._live = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        fcntl.flock(self._live, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        unnamed.rename(self._live_file(self.identity))
-        _open_stores.add(self)
-        for file in self._control.glob(f"*{LIVE}"):
+        for file in self._in.glob(f"*{LIVE}"):
             self.is_alive(file.stem)  # what the dead left behind goes
+        for file in self._out.glob(f"*{UNNAMED}"):
+            with suppress(FileNotFoundError):
+                if file.stat().st_mtime < time() - FORGOTTEN_AFTER:
+                    file.unlink()
+
+    def _show_life(self) -> None:
+        """Let others see that this connection is there, before it takes anything."""
+        if self._live is None:
+            # Locked before it has its name: nobody may take it for one that is left over.
+            unnamed = self._in / f".{self.identity}{UNNAMED}"
+            with self._need(self._in):
+                self._live = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            fcntl.flock(self._live, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unnamed.rename(self._live_file(self.identity))
+            _open_stores.add(self)
 
     def close(self) -> None:
         if self._live is not None:
@@ -103,7 +113,7 @@ class FolderStore(Store):
     # --- who is there
 
     def _live_file(self, identity: str) -> Path:
-        return self._control / f"{identity}{LIVE}"
+        return self._in / f"{identity}{LIVE}"
 
     def is_alive(self, identity: str) -> bool:
         if identity == self.identity or monotonic() - self._seen_alive.get(identity, -STALE_AFTER) < STALE_AFTER:
@@ -121,6 +131,8 @@ class FolderStore(Store):
         return False
 
     def on_consumers_changed(self, queues: Sequence[str]) -> None:
+        if queues:
+            self._show_life()
         if self._live is not None:
             data = json.dumps(queues).encode()
             os.pwrite(self._live, data, 0)
@@ -128,7 +140,7 @@ class FolderStore(Store):
 
     def consumed_elsewhere(self, queue: str) -> int:
         found = 0
-        for file in self._control.glob(f"*{LIVE}"):
+        for file in self._in.glob(f"*{LIVE}"):
             if file.stem != self.identity and self.is_alive(file.stem):
                 with suppress(OSError, ValueError):  # it goes, or is just being written
                     found += json.loads(file.read_bytes()).count(queue)
@@ -139,7 +151,7 @@ class FolderStore(Store):
     def put(self, queue: str, data: bytes) -> None:
         name = f"{int(monotonic() * 1000)}_{_ordered_uuid()}.{queue}{MESSAGE}"
         _check_file_name(f"{name}.{self.identity}{CLAIMED}", queue)
-        unnamed = self._out / f".{self.identity}-{uuid()}.tmp"
+        unnamed = self._out / f".{self.identity}-{uuid()}{UNNAMED}"
         with self._need(self._out), open(unnamed, "xb") as file:
             try:
                 file.write(data)
@@ -156,6 +168,7 @@ class FolderStore(Store):
             _sync_folder(self._out)
 
     def claim(self, queue: str) -> Claim | None:
+        self._show_life()
         while message := self._next(queue):
             token = Token(message.name, self._in / f"{message.name}.{self.identity}{CLAIMED}")
             try:
@@ -275,6 +288,7 @@ class FolderStore(Store):
 
     def write(self, kind: str, name: str, data: bytes) -> None:
         if kind == "queue":
+            self._show_life()  # it may be this connection's own
             _check_file_name(f"{'0' * 60}.{name}{MESSAGE}.{self.identity}{CLAIMED}", name)
         # In place and under its lock: that is how kombu guards it.
         with open(os.open(self._entry(kind, name), os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
