@@ -160,7 +160,7 @@ class Transport:
     unroutable = 0
 
     _client: ref[Any] | None = None
-    _registered: tuple[Any, int, Any] | None = None  # with an event loop
+    _registered: tuple[Any, Any, int | None] | None = None  # with an event loop, by what, at which descriptor
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -225,22 +225,41 @@ class Transport:
         )
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Let a ``Hub`` run the callbacks of what arrives. Nothing where there is no descriptor to wait on."""
-        fd = self.fileno()
-        if fd is not None:
-            tick = partial(self.on_readable, connection, loop)
-            loop.add_reader(fd, tick)
-            loop.on_tick.add(tick)  # something may have arrived while an answer to something else was read
-            self._registered = (loop, fd, tick)
+        """Let a ``Hub`` run the callbacks of what arrives. Nothing where the transport is not asynchronous."""
+        if self.capabilities.asynchronous:
+            tick = partial(self._on_tick, connection, loop)
+            loop.on_tick.add(tick)
+            self._registered = (loop, tick, None)
+            self._watch()
 
     def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
         """Undo it."""
         if self._registered is not None:
-            hub, fd, tick = self._registered
+            hub, tick, fd = self._registered
             self._registered = None
             hub.on_tick.discard(tick)
-            if hub.readers.get(fd, (None, ()))[0] is tick:  # else the number is another connection's by now
-                hub.remove_reader(fd)
+            self._unwatch(hub, tick, fd)
+
+    def _on_tick(self, connection: Any, loop: Any) -> None:
+        # Something may have arrived while an answer to something else was read; and what is asked for may have made,
+        # or changed, the descriptor to wait on.
+        self.on_readable(connection, loop)
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._registered is None:
+            return
+        hub, tick, known = self._registered
+        fd = self.fileno()
+        if fd != known:
+            self._unwatch(hub, tick, known)
+            if fd is not None:
+                hub.add_reader(fd, tick)
+            self._registered = (hub, tick, fd)
+
+    def _unwatch(self, hub: Any, tick: Any, fd: int | None) -> None:
+        if fd is not None and hub.readers.get(fd, (None, ()))[0] is tick:
+            hub.remove_reader(fd)  # else the number is another connection's by now
 
     def on_readable(self, connection: Any, loop: Any) -> None:
         """Run the callbacks of what has arrived; of what is left after many of them at the loop's next turn."""

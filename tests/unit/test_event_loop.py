@@ -351,6 +351,24 @@ def test_time_out_of_the_network_is_not_taken_for_silence(hub):
             hub.run_once()
 
 
+def test_descriptor_may_come_late_and_change(hub):
+    """As that of a transport that opens a connection for its consumers when there are some."""
+    with Connection("memory://localhost/late", transport=WakingTransport) as connection:
+        transport = connection.connect()
+        first, second = transport.left.fileno(), transport.right.fileno()
+        descriptors = iter([None, None, first, first, second, None])
+        transport.fileno = lambda: next(descriptors)
+        connection.register_with_event_loop(hub)
+        seen = [sorted(hub.readers)]
+        for _ in range(5):
+            hub.call_soon(lambda: None)
+            next(hub.loop)
+            hub.call_soon(lambda: None)
+            seen.append(sorted(hub.readers))
+        assert seen == [[], [], [first], [first], [second], []]
+        transport.fileno = lambda: None
+
+
 def test_descriptor_that_is_another_connections_by_now_stays(hub):
     with Connection("memory://localhost/reused", transport=WakingTransport) as connection:
         connection.register_with_event_loop(hub)
