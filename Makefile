@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard ext/kombulite/_core/*)
 
-.PHONY: run test soak bench brokers lint debug sanitize coverage-core fuzz clean
+.PHONY: run test soak bench brokers lint docs debug sanitize coverage-core fuzz clean
 
 run: $(VENV)/.installed  ## the main job: a stream of events over the embedded broker
 	$(BIN)/python -m kombulite run
@@ -26,6 +26,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint ext
+
+docs: $(VENV)/.installed  ## the site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)

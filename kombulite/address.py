@@ -8,6 +8,7 @@ from typing import Any
 
 from kombulite.transport import scheme_of
 from kombulite.transport.base import Settings
+from kombulite.utils.collections import HashedSeq
 from kombulite.utils.imports import symbol_by_name
 from kombulite.utils.url import as_url, maybe_sanitize_url, parse_url
 
@@ -189,6 +190,15 @@ class Address:
             mask=mask,
         )
         return f"{scheme}+{self.uri_prefix}{url[len(scheme) :]}" if self.uri_prefix else url
+
+    def __eqhash__(self) -> HashedSeq:
+        """What two addresses of one broker have in common: a key of pools."""
+        return HashedSeq(
+            self.transport_cls,
+            *self._defaults(),
+            self.virtual_host,
+            repr(self.transport_options),
+        )
 
     @property
     def host(self) -> str:

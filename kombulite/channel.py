@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from logging import getLogger
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kombulite import exceptions
@@ -26,8 +25,6 @@ from kombulite.utils.uuid import uuid
 
 if TYPE_CHECKING:
     from kombulite.connection import Connection
-
-logger = getLogger("kombulite.channel")
 
 T = TypeVar("T")
 
@@ -306,12 +303,20 @@ class Channel:
     def publish_many(
         self, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
-        """Publish in order; returns those refused, as (index, exception)."""
+        """Publish in order; returns those refused, as (index, exception).
+
+        Those that came back go to the listeners; without any they count as refused.
+        """
         for delivery in deliveries:
             check_short(delivery.routing_key, "routing key")
         refused = self._ask(self._transport.publish_many, deliveries, mandatory, timeout)
         if refused and isinstance(refused[-1][1], exceptions.ChannelError):
             self._notice(refused[-1][1])
+        if self.return_listeners:
+            for index, error in refused:
+                if isinstance(error, exceptions.MessageReturned):
+                    self._on_returned(error, deliveries[index])
+            refused = [each for each in refused if not isinstance(each[1], exceptions.MessageReturned)]
         return refused
 
     # --- consuming
@@ -414,6 +419,9 @@ class Channel:
 
     # --- events
 
+    def after_reply_message_received(self, queue: str) -> None:
+        """Called when the replies in a queue were collected: nothing to do, brokers delete such queues themselves."""
+
     def dispatch(self, event: Event) -> None:
         """Run the callback that an event of this channel is for."""
         if type(event) is Delivery:
@@ -457,7 +465,9 @@ class Channel:
             self.orphans.clear()
             raise event.error
         # An error of a publish is for the producer, which gets it when it publishes again.
-        logger.error("the broker closed channel %s: %s", event.channel, event.error)
+        from logging import getLogger  # seldom needed, and slow to import
+
+        getLogger("kombulite.channel").error("the broker closed channel %s: %s", event.channel, event.error)
 
     # --- lifetime
 
@@ -468,6 +478,8 @@ class Channel:
             self.detach()
             self.connection.forget_channel(self)
             transport.close_channel(self.channel_id)
+
+    release = discard = close  # a pool sets its own on the channels that are out
 
     def detach(self) -> None:
         """Be closed, without a word to the broker: the connection is gone."""
@@ -510,7 +522,10 @@ class Channel:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        if exc_info[0] is None:
+            self.release()
+        else:
+            self.discard()
 
 
 # Names of at most this many characters need no look at their length in UTF-8.

@@ -1,4 +1,7 @@
-"""A connection to a broker: where it is, when it is opened, and what happens when it fails."""
+"""A connection to a broker: where it is, when it is opened, and what happens when it fails.
+
+Longer than other modules, and its class wider: kombu's users find all of this on one class.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from threading import RLock
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kombulite import exceptions
 from kombulite.abstract import maybe_channel
@@ -18,10 +21,15 @@ from kombulite.entity import declaration_key
 from kombulite.messaging import Consumer, Producer
 from kombulite.recovery import Lifecycle, State, Topology, restore
 from kombulite.transport import resolve_transport
-from kombulite.transport.base import Transport
+from kombulite.transport.base import Management, Transport
+from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
 from kombulite.utils.functional import retry_intervals, retry_over_time, sleep_in_slices
 
-__all__ = ["BrokerConnection", "Connection", "maybe_channel"]
+if TYPE_CHECKING:
+    from kombulite.resource import ChannelPool, ConnectionPool
+    from kombulite.simple import SimpleBuffer, SimpleQueue
+
+__all__ = ["BrokerConnection", "ChannelPool", "Connection", "ConnectionPool", "maybe_channel"]
 
 T = TypeVar("T")
 Errback = Callable[[Any, float], Any]
@@ -121,7 +129,11 @@ class Connection(Address):
 
     def create_transport(self) -> Transport:
         """A transport of its own, not connected."""
-        return self.get_transport_cls()(self.settings())
+        transport = self.get_transport_cls()(self.settings())
+        transport.client = self
+        if LOG_CONNECTION:
+            log_calls(transport, "kombu.connection", "Kombu connection")
+        return transport
 
     @property
     def transport(self) -> Transport:
@@ -130,6 +142,11 @@ class Connection(Address):
             if self._transport is None:
                 self._transport = self.create_transport()
             return self._transport
+
+    @property
+    def manager(self) -> Management:
+        """What administers the broker, where the transport has such."""
+        return self.transport.get_manager()
 
     @property
     def connected(self) -> bool:
@@ -285,6 +302,8 @@ class Connection(Address):
         with self._lock:
             channel = Channel(self, transport, transport.open_channel())
             self._channels[channel.channel_id] = channel
+            if LOG_CHANNEL:
+                log_calls(channel, "kombu.channel", f"Kombu channel:{channel.channel_id}")
             return channel
 
     @property
@@ -343,6 +362,48 @@ class Connection(Address):
             self.declared_entities.add(key)
         return True
 
+    def Pool(self, limit: int | None = None, **kwargs: Any) -> ConnectionPool:
+        """A pool of at most that many connections like this one (None or 0: no bound)."""
+        from kombulite.resource import ConnectionPool  # this and the next: not all programs need them
+
+        return ConnectionPool(self, limit, **kwargs)
+
+    def ChannelPool(self, limit: int | None = None, **kwargs: Any) -> ChannelPool:
+        """A pool of at most that many channels of this connection (None or 0: no bound)."""
+        from kombulite.resource import ChannelPool
+
+        return ChannelPool(self, limit, **kwargs)
+
+    def SimpleQueue(
+        self,
+        name: Any,
+        no_ack: bool | None = None,
+        queue_opts: dict[str, Any] | None = None,
+        queue_args: dict[str, Any] | None = None,
+        exchange_opts: dict[str, Any] | None = None,
+        channel: Any = None,
+        **kwargs: Any,
+    ) -> SimpleQueue:
+        """A queue to put to and get from; the arguments are those of ``simple.SimpleQueue``."""
+        from kombulite.simple import SimpleQueue
+
+        return SimpleQueue(channel or self, name, no_ack, queue_opts, queue_args, exchange_opts, **kwargs)
+
+    def SimpleBuffer(
+        self,
+        name: Any,
+        no_ack: bool | None = None,
+        queue_opts: dict[str, Any] | None = None,
+        queue_args: dict[str, Any] | None = None,
+        exchange_opts: dict[str, Any] | None = None,
+        channel: Any = None,
+        **kwargs: Any,
+    ) -> SimpleBuffer:
+        """The same for messages that may be lost; the arguments are those of ``simple.SimpleBuffer``."""
+        from kombulite.simple import SimpleBuffer
+
+        return SimpleBuffer(channel or self, name, no_ack, queue_opts, queue_args, exchange_opts, **kwargs)
+
     def Producer(self, channel: Any = None, *args: Any, **kwargs: Any) -> Producer:
         """A producer on this connection."""
         return Producer(channel or self, *args, **kwargs)
@@ -383,6 +444,11 @@ class Connection(Address):
                     raise orphaned.failure from None
                 continue
             channel.dispatch(event)
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Let a ``Hub`` run the callbacks of what arrives; connects if needed."""
+        transport = self.connect()
+        transport.register_with_event_loop(transport, loop)
 
     # --- failures
 
@@ -523,12 +589,13 @@ class Connection(Address):
             transport, self._transport = self._transport, None
             self._forget()
         if transport is not None:
+            transport.unregister_from_event_loop(transport, None)
             try:
                 transport.close()
             except (*transport.connection_errors, *transport.channel_errors):
                 pass
 
-    close = release
+    close = discard = release  # a pool sets its own ``release`` and ``discard`` on the connections that are out
 
     def collect(self, socket_timeout: float | None = None) -> None:
         """Drop the connection without a word to the broker, as after a fork or a failure."""
@@ -536,6 +603,7 @@ class Connection(Address):
             transport, self._transport = self._transport, None
             self._forget()
         if transport is not None:
+            transport.unregister_from_event_loop(transport, None)
             transport.collect()
 
     def after_fork(self) -> None:
@@ -548,7 +616,10 @@ class Connection(Address):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.release()
+        if exc_info[0] is None:
+            self.release()
+        else:
+            self.discard()
 
     # --- what the transport can do
 
@@ -593,6 +664,15 @@ def _leave_to_parent() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def __getattr__(name: str) -> Any:
+    # kombu's users find the pools here too.
+    if name not in ("ConnectionPool", "ChannelPool"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from kombulite import resource
+
+    return getattr(resource, name)
 
 
 class _ChannelHolder:

@@ -307,6 +307,11 @@ class MessageReturned(ChannelError):
 
     code = 312
 
+    @classmethod
+    def no_route(cls) -> MessageReturned:
+        """What brokers say that have no words of their own."""
+        return cls("NO_ROUTE", (60, 50), "Basic.return", cls.code)
+
 
 class MessageNacked(Exception):
     """The broker refused a message."""

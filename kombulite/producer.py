@@ -460,13 +460,16 @@ class Producer:
     def release(self) -> None:
         """Nothing; a producer of a pool goes back to it."""
 
-    close = release
+    close = discard = release
 
     def __enter__(self) -> Producer:
         return self
 
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
-        self.release()
+        if exc_type is None:
+            self.release()
+        else:
+            self.discard()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (

@@ -16,15 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum
-from logging import INFO, WARNING, getLogger
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kombulite.transport.base import ExchangeSpec, QueueSpec, Transport
 
 if TYPE_CHECKING:
     from kombulite.channel import Channel
-
-logger = getLogger("kombulite.connection")
 
 
 class State(Enum):
@@ -55,13 +52,15 @@ class Lifecycle:
 
     def to(self, state: State, reason: object = None) -> None:
         """Change the state, and log it. To where it is already: nothing."""
+        from logging import INFO, WARNING, getLogger  # slow to import, and whoever only imports us need not have it
+
         before = self.state
         if state is before:
             return
         if state not in NEXT[before]:
             raise AssertionError(f"a connection does not go from {before.value} to {state.value}")
         self.state = state
-        level = WARNING if state is State.LOST else INFO
+        logger, level = getLogger("kombulite.connection"), WARNING if state is State.LOST else INFO
         if logger.isEnabledFor(level):
             name, because = self._name(), "" if reason is None else f" ({reason})"
             facts = {"connection": name, "before": before.value, "state": state.value}

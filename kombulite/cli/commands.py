@@ -2,63 +2,41 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import click
 from rich.console import Console
 
-from kombulite import Connection, __version__, parse_url
+from kombulite import __version__
+from kombulite.cli import messages as message_commands
+from kombulite.cli import queues as queue_commands
 from kombulite.cli.display import SilentDisplay, closing_json, closing_table, display_for
 from kombulite.cli.load import Plan, Report, Run
+from kombulite.cli.options import FAILED, INTERRUPTED, POSITIVE, broker_url, finite, queue_name
 
 DEFAULT_MESSAGES = 200_000
 REFRESH_INTERVAL = 0.25  # seconds
 
-FAILED = 1
-INTERRUPTED = 130
-
 MOST_THREADS = 1000
 MOST_PREFETCH = 65535  # it is a 16-bit number in AMQP
-LONGEST_NAME = 200  # bytes; a suffix comes to it, and AMQP's names have at most 255
-
-
-def broker_url(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Check that a connection can be made from a URL. Nothing is connected to yet."""
-    try:
-        for url in value.split(";"):
-            parse_url(url)
-    except ValueError:
-        # What cannot be parsed is not shown: it may hold a password.
-        raise click.BadParameter("this is no URL; one looks like amqp://user:password@host:5672/vhost") from None
-    try:
-        Connection(value)
-    except (KeyError, ValueError) as error:
-        raise click.BadParameter(str(error.args[0] if error.args else error)) from error
-    return value
-
-
-def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Check that a number is finite."""
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a finite number")
-    return value
-
-
-def queue_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Check that a queue's name can start like that."""
-    if not value or value.startswith("amq.") or len(value.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
-        raise click.BadParameter(f"a name has 1 to {LONGEST_NAME} bytes, and does not start with 'amq.'")
-    return value
-
-
-POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kombulite")
 def kombulite() -> None:
     """Messaging from the command line."""
+
+
+for command in (
+    message_commands.publish,
+    message_commands.consume,
+    message_commands.tail,
+    message_commands.move,
+    queue_commands.queues,
+    queue_commands.purge,
+    queue_commands.ping,
+):
+    kombulite.add_command(command)
 
 
 @kombulite.command()

@@ -31,6 +31,7 @@ AMQP = Scheme("kombulite.transport.amqp:Transport", 5672, "guest", "guest", "PLA
 
 SCHEMES = {
     "memory": Scheme("kombulite.transport.memory:Transport"),
+    "filesystem": Scheme("kombulite.transport.filesystem:Transport"),
     "amqp": AMQP,
     "pyamqp": AMQP,
     "amqps": AMQP._replace(ssl=True),

@@ -11,10 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
+from weakref import ref
 
 from kombulite import exceptions
 from kombulite._core import Delivery
+
+#: Events after which an event loop gets its turn again.
+EVENTS_PER_TURN = 100
 
 
 class Settings(NamedTuple):
@@ -46,6 +51,16 @@ class Capabilities(NamedTuple):
     batch_publish: bool = True
 
 
+class Implements(dict[str, Any]):
+    """Capabilities under kombu's names: ``implements["heartbeats"]`` or ``implements.heartbeats``."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
 class ExchangeSpec(NamedTuple):
     """An exchange as declared."""
 
@@ -72,6 +87,15 @@ class QueueInfo(NamedTuple):
     queue: str
     message_count: int
     consumer_count: int
+
+
+class QueueStatus(NamedTuple):
+    """How a queue stands; ``unacked``: messages that are out and not settled, None where the broker does not tell."""
+
+    queue: str
+    message_count: int
+    consumer_count: int
+    unacked: int | None = None
 
 
 class Outcome(Enum):
@@ -108,6 +132,17 @@ class ChannelClosed(NamedTuple):
 Event = Delivery | Returned | Cancelled | ChannelClosed
 
 
+class Management:
+    """Administers a broker, as far as its transport can."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+
+    def get_bindings(self) -> Any:
+        """All bindings. Raises NotImplementedError where the transport cannot list them."""
+        raise NotImplementedError(f"the {self.transport.driver_type} transport does not list bindings")
+
+
 class Transport:
     """A connection to a broker.
 
@@ -133,6 +168,9 @@ class Transport:
 
     #: Messages that no queue took and that were not mandatory.
     unroutable = 0
+
+    _client: ref[Any] | None = None
+    _registered: tuple[Any, Any, int | None] | None = None  # with an event loop, by what, at which descriptor
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -173,8 +211,91 @@ class Transport:
         return True
 
     def fileno(self) -> int | None:
-        """The descriptor to wait on before ``receive(0)``, if there is one."""
+        """The descriptor to wait on before ``receive(0)``, if there is one.
+
+        An event loop calls ``receive(0)`` at each of its turns too, so that it may ask for what is to come.
+        """
         return None
+
+    # --- what programs ask about it, and event loops
+
+    @property
+    def client(self) -> Any:
+        """The ``Connection`` that it was made for, if that is still there."""
+        return self._client() if self._client is not None else None
+
+    @client.setter
+    def client(self, connection: Any) -> None:
+        self._client = ref(connection)
+
+    @property
+    def implements(self) -> Implements:
+        """Its capabilities under kombu's names: asynchronous, batch_publish, exchange_type, heartbeats."""
+        able = self.capabilities
+        return Implements(
+            asynchronous=able.asynchronous,
+            batch_publish=able.batch_publish,
+            exchange_type=able.exchange_types,
+            heartbeats=able.heartbeats,
+        )
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Let a ``Hub`` run the callbacks of what arrives. Nothing where the transport is not asynchronous."""
+        if self.capabilities.asynchronous:
+            tick = partial(self._on_tick, connection, loop)
+            loop.on_tick.add(tick)
+            self._registered = (loop, tick, None)
+            self._watch()
+
+    def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
+        """Undo it."""
+        if self._registered is not None:
+            hub, tick, fd = self._registered
+            self._registered = None
+            hub.on_tick.discard(tick)
+            self._unwatch(hub, tick, fd)
+
+    def _on_tick(self, connection: Any, loop: Any) -> None:
+        # Something may have arrived while an answer to something else was read; and what is asked for may have made,
+        # or changed, the descriptor to wait on.
+        self.on_readable(connection, loop)
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._registered is None:
+            return
+        hub, tick, known = self._registered
+        fd = self.fileno()
+        if fd != known:
+            self._unwatch(hub, tick, known)
+            if fd is not None:
+                hub.add_reader(fd, tick)
+            self._registered = (hub, tick, fd)
+
+    def _unwatch(self, hub: Any, tick: Any, fd: int | None) -> None:
+        if fd is not None and hub.readers.get(fd, (None, ()))[0] is tick:
+            hub.remove_reader(fd)  # else the number is another connection's by now
+
+    def on_readable(self, connection: Any, loop: Any) -> None:
+        """Run the callbacks of what has arrived; of what is left after many of them at the loop's next turn."""
+        client = self.client
+        for _ in range(EVENTS_PER_TURN if client is not None else 0):
+            try:
+                client.drain_events(timeout=0)
+            except TimeoutError as error:
+                if error.errno is not None:  # the network's, not ours
+                    raise
+                return
+        if self._registered is not None:
+            loop.call_soon(self.on_readable, connection, loop)
+
+    def get_manager(self) -> Management:
+        """What administers the broker."""
+        return Management(self)
+
+    def list_queues(self, channel: int) -> Sequence[QueueStatus]:
+        """All queues. Raises AMQPNotImplementedError where a broker cannot list them."""
+        raise exceptions.AMQPNotImplementedError(f"the {self.driver_type} transport cannot list its queues")
 
     # --- channels
 

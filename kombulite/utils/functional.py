@@ -1,23 +1,217 @@
-"""Retrying, and small helpers for values that may be lists."""
+"""Retrying, values worked out late or once, and small helpers for values that may be lists."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict, UserDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import wraps
 from itertools import count
+from threading import RLock
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
+from kombulite.utils.encoding import safe_repr
+
 T = TypeVar("T")
+_NO_MARK: Any = object()
 
 
-def is_list(value: Any, scalars: tuple[type, ...] = (dict, str, bytes), iters: type = Iterable) -> bool:
+# --- lists ------------------------------------------------------------------------------------------------------
+
+
+def is_list(obj: Any, scalars: tuple[type, ...] = (Mapping, str), iters: tuple[type, ...] = (Iterable,)) -> bool:
     """Whether a value is a collection, and not one of ``scalars``."""
-    return isinstance(value, iters) and not isinstance(value, scalars)
+    return isinstance(obj, iters) and not isinstance(obj, scalars or ())
 
 
-def maybe_list(value: Any, scalars: tuple[type, ...] = (dict, str, bytes)) -> Any:
-    """``value`` if it is None or a collection, else a list of it."""
-    return value if value is None or is_list(value, scalars) else [value]
+def maybe_list(obj: Any, scalars: tuple[type, ...] = (Mapping, str)) -> Any:
+    """``obj`` if it is None or a collection, else a list of it."""
+    return obj if obj is None or is_list(obj, scalars) else [obj]
+
+
+def dictfilter(d: Mapping[Any, Any] | None = None, **kw: Any) -> dict[Any, Any]:
+    """A dict without what is None: of ``d``, or of the keywords."""
+    return {name: value for name, value in (kw if d is None else dict(d, **kw)).items() if value is not None}
+
+
+# --- values worked out late, or once ----------------------------------------------------------------------------
+
+
+class lazy:  # noqa: N801 - kombu's name
+    """A value that is worked out each time it is needed: ``fun(*args, **kwargs)``."""
+
+    def __init__(self, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        self._fun = fun
+        self._args = args
+        self._kwargs = kwargs
+
+    def __call__(self) -> Any:
+        """Another way to say ``evaluate``."""
+        return self.evaluate()
+
+    def evaluate(self) -> Any:
+        """Work it out."""
+        return self._fun(*self._args, **self._kwargs)
+
+    def __str__(self) -> str:
+        return str(self())
+
+    def __repr__(self) -> str:
+        return repr(self())
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self() == other)
+
+    __hash__ = None  # type: ignore[assignment] # equal to whatever it evaluates to
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> lazy:
+        memo[id(self)] = self
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._fun,), {"_args": self._args, "_kwargs": self._kwargs}
+
+
+def maybe_evaluate(value: Any) -> Any:
+    """What a lazy value stands for; any other as it is."""
+    return value.evaluate() if isinstance(value, lazy) else value
+
+
+class LRUCache(UserDict[Any, Any]):
+    """A dict of at most ``limit`` items (None: no limit): who was not used for longest goes first. Safe for threads."""
+
+    data: OrderedDict[Any, Any]
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.mutex = RLock()
+        self.data = OrderedDict()
+
+    def __getitem__(self, key: Any) -> Any:
+        with self.mutex:
+            value = self.data[key]
+            self.data.move_to_end(key)
+            return value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        with self.mutex:
+            if self.limit and key not in self.data and len(self.data) >= self.limit:
+                self.data.popitem(last=False)
+            self.data[key] = value
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Take other items; the oldest go where there are too many."""
+        with self.mutex:
+            self.data.update(*args, **kwargs)
+            while self.limit and len(self.data) > self.limit:
+                self.data.popitem(last=False)
+
+    def popitem(self, last: bool = True) -> tuple[Any, Any]:
+        """Take the newest item out, or the oldest. Raises KeyError."""
+        with self.mutex:
+            return self.data.popitem(last)
+
+    # What is iterated over is a copy: the order changes with each look at an item.
+
+    def __iter__(self) -> Iterator[Any]:
+        with self.mutex:
+            return iter(list(self.data))
+
+    def keys(self) -> Any:
+        """The keys, the oldest first."""
+        return iter(self)
+
+    def values(self) -> Any:
+        """The values, the oldest first."""
+        with self.mutex:
+            return iter(list(self.data.values()))
+
+    def items(self) -> Any:
+        """Pairs of key and value, the oldest first."""
+        with self.mutex:
+            return iter(list(self.data.items()))
+
+    iterkeys, itervalues, iteritems = keys, values, items
+
+    def incr(self, key: Any, delta: int = 1) -> int:
+        """Add to a number, which is kept as text as memcached does. Raises KeyError."""
+        with self.mutex:
+            value = int(self.data.pop(key)) + delta
+            self[key] = str(value)
+            return value
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "mutex"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.mutex = RLock()
+
+
+def memoize(
+    maxsize: int | None = None, keyfun: Callable[..., Any] | None = None, Cache: type[LRUCache] = LRUCache
+) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator that remembers results, the ``maxsize`` that were used last.
+
+    ``keyfun(args, kwargs)`` gives what a call is remembered by. The function gets ``hits``, ``misses``, ``clear()`` and
+    ``original_func``.
+    """
+
+    def decorate(fun: Callable[..., Any]) -> Any:
+        mutex = RLock()
+        cache = Cache(limit=maxsize)
+
+        @wraps(fun)
+        def memoized(*args: Any, **kwargs: Any) -> Any:
+            key = keyfun(args, kwargs) if keyfun else (args, _NO_MARK, tuple(sorted(kwargs.items())))
+            try:
+                with mutex:
+                    value = cache[key]
+                    memoized.hits += 1  # type: ignore[attr-defined]
+            except KeyError:
+                value = fun(*args, **kwargs)
+                with mutex:
+                    memoized.misses += 1  # type: ignore[attr-defined]
+                    cache[key] = value
+            return value
+
+        def clear() -> None:
+            cache.clear()
+            memoized.hits = memoized.misses = 0  # type: ignore[attr-defined]
+
+        memoized.hits = memoized.misses = 0  # type: ignore[attr-defined]
+        memoized.clear = clear  # type: ignore[attr-defined]
+        memoized.original_func = fun  # type: ignore[attr-defined]
+        return memoized
+
+    return decorate
+
+
+# --- calls ------------------------------------------------------------------------------------------------------
+
+
+def reprkwargs(kwargs: Mapping[str, Any], sep: str = ", ", fmt: str = "{0}={1}") -> str:
+    """Keywords as they would be written."""
+    return sep.join(fmt.format(name, safe_repr(value)) for name, value in kwargs.items())
+
+
+def reprcall(name: str, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None, sep: str = ", ") -> str:
+    """A call as it would be written."""
+    parts = [*map(safe_repr, args or ())]
+    if kwargs:
+        parts.append(reprkwargs(kwargs, sep))
+    return f"{name}({sep.join(parts)})"
+
+
+def accepts_argument(func: Callable[..., Any], argument_name: str) -> bool:
+    """Whether a function has an argument of that name. Raises TypeError for what is no function."""
+    from inspect import getfullargspec  # costs more than all else here
+
+    spec = getfullargspec(func)
+    return argument_name in spec.args or argument_name in spec.kwonlyargs
+
+
+# --- retrying ---------------------------------------------------------------------------------------------------
 
 
 def fxrange(
@@ -30,6 +224,16 @@ def fxrange(
         current += step
     while repeatlast:
         yield current - step
+
+
+def fxrangemax(start: float = 1.0, stop: float | None = None, step: float = 1.0, max: float = 100.0) -> Iterator[float]:
+    """As ``fxrange``, the last repeated, until the sum would pass ``max``."""
+    total = 0.0
+    for value in fxrange(start, stop, step, repeatlast=True):
+        total += value
+        if total > max:
+            return
+        yield value
 
 
 def retry_intervals(start: float, step: float, maximum: float) -> Iterator[float]:

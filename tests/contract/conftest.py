@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,15 +18,35 @@ from kombulite.message import Message
 
 
 class Kind(NamedTuple):
-    """A transport under test: its URL, or the fixture of it; what its broker cannot do; how it is connected to."""
+    """A transport under test: its URL, or the fixture of it; what its broker cannot do; how it is connected to.
+
+    ``transport_options`` may be the name of a fixture too.
+    """
 
     url: str
     lacks: frozenset[str] = frozenset()
-    transport_options: Mapping[str, Any] = {}
+    transport_options: Mapping[str, Any] | str = {}
+    transport: str | None = None
 
+
+#: What a transport over a store leaves out.
+VIRTUAL = frozenset(
+    [
+        "headers",
+        "exchange bindings",
+        "alternates",
+        "priorities",
+        "expiration",
+        "lengths",
+        "dead letters",
+        "queue expiry",
+    ]
+)
 
 BROKERS = {
     "memory": Kind("memory://"),
+    "filesystem": Kind("filesystem://", VIRTUAL, "folders"),
+    "example": Kind("localhost", VIRTUAL, "database", "docs.examples.sqlite_transport:Transport"),
     "amqp": Kind("amqp_url", frozenset(["nacks", "flow", "channel prefetch"])),
     "amqp-confirms": Kind("amqp_url", frozenset(["flow", "channel prefetch"]), {"confirm_publish": True}),
 }
@@ -34,8 +55,9 @@ BROKERS = {
 class Broker:
     """A broker under test: connections to it, and names that nobody else uses."""
 
-    def __init__(self, name: str, url: str, transport_options: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, url: str, transport_options: Mapping[str, Any], transport: str | None = None) -> None:
         self.kind = name
+        self.transport = transport
         self.url = url
         self.transport_options = transport_options
         self._connections: list[Connection] = []
@@ -43,6 +65,8 @@ class Broker:
 
     def connect(self, **options: Any) -> Connection:
         options["transport_options"] = {**self.transport_options, **options.get("transport_options", {})}
+        if self.transport is not None:
+            options["transport"] = self.transport
         connection = Connection(self.url, **options)
         self._connections.append(connection)
         return connection
@@ -61,10 +85,31 @@ def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     for mark in request.node.iter_markers("needs"):
         if missing := kind.lacks.intersection(mark.args):
             pytest.skip(f"{request.param} has no {', '.join(sorted(missing))}")
-    url = kind.url if "://" in kind.url else request.getfixturevalue(kind.url)
-    broker = Broker(request.param, url, kind.transport_options)
+    url = kind.url if "://" in kind.url or kind.transport else request.getfixturevalue(kind.url)
+    options = kind.transport_options
+    options = request.getfixturevalue(options) if isinstance(options, str) else options
+    broker = Broker(request.param, url, options, kind.transport)
     yield broker
     broker.close()
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Any]:
+    """The options of a filesystem transport that talks to itself."""
+    data = tmp_path / "data"
+    data.mkdir()
+    return {
+        "data_folder_in": str(data),
+        "data_folder_out": str(data),
+        "control_folder": str(tmp_path / "control"),
+        "fsync": False,
+    }
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> dict[str, Any]:
+    """The options of the transport that docs/writing-a-transport.md walks through."""
+    return {"database": str(tmp_path / "messages.db")}
 
 
 @pytest.fixture

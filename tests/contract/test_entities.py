@@ -65,6 +65,7 @@ def test_topic_exchange_matches_words(broker, channel, pattern, matching, others
     assert [body["key"] for body in bodies(queue)] == matching
 
 
+@pytest.mark.needs("headers")
 def test_headers_exchange_matches_headers(broker, channel):
     exchange = Exchange(broker.name("headers"), "headers")
     all_of, any_of = declared(
@@ -107,6 +108,7 @@ def test_default_exchange_leads_to_the_queue_of_that_name(channel, queue, broker
     assert bodies(queue) == ["by name"]
 
 
+@pytest.mark.needs("exchange bindings")
 def test_exchange_to_exchange_binding(broker, channel):
     source = Exchange(broker.name("source"), "topic")(channel)
     target = Exchange(broker.name("target"), "fanout")(channel)
@@ -122,6 +124,7 @@ def test_exchange_to_exchange_binding(broker, channel):
     assert bodies(queue) == []
 
 
+@pytest.mark.needs("alternates")
 def test_alternate_exchange_takes_what_nobody_wants(broker, channel):
     alternate = Exchange(broker.name("alternate"), "fanout")
     exchange = Exchange(broker.name("main"), arguments={"alternate-exchange": alternate.name})

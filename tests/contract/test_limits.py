@@ -33,6 +33,7 @@ def bodies(queue):
     return found
 
 
+@pytest.mark.needs("priorities")
 def test_highest_priority_first(broker, channel):
     queue = make(broker, channel, "priorities", max_priority=5)
     producer = Producer(channel)
@@ -48,6 +49,7 @@ def test_priority_is_ignored_by_a_queue_without(channel, queue):
     assert bodies(queue) == [0, 9, 5]
 
 
+@pytest.mark.needs("priorities")
 def test_requeued_message_keeps_its_place_among_its_priority(broker, channel):
     queue = make(broker, channel, "priorities", max_priority=5)
     producer = Producer(channel)
@@ -57,6 +59,7 @@ def test_requeued_message_keeps_its_place_among_its_priority(broker, channel):
     assert bodies(queue) == ["a5", "b5", "c1"]
 
 
+@pytest.mark.needs("expiration")
 def test_message_with_expiration_is_gone_after_it(channel, queue):
     Producer(channel).publish("short", routing_key=queue.name, expiration=0.1)
     time.sleep(0.2)
@@ -68,6 +71,7 @@ def test_message_with_expiration_is_there_before_it(channel, queue):
     assert queue.get().payload == "long"
 
 
+@pytest.mark.needs("expiration")
 def test_time_to_live_of_a_queue(broker, channel):
     queue = make(broker, channel, "ttl", message_ttl=0.1)
     Producer(channel).publish("short", routing_key=queue.name)
@@ -75,6 +79,7 @@ def test_time_to_live_of_a_queue(broker, channel):
     assert queue.queue_declare(passive=True).message_count == 0
 
 
+@pytest.mark.needs("expiration")
 def test_bad_expiration_is_refused(channel, queue):
     message = channel.prepare_message(b"x", properties={"expiration": "soon"})
     with pytest.raises(exceptions.PreconditionFailed):
@@ -85,11 +90,13 @@ def test_bad_expiration_is_refused(channel, queue):
 @pytest.mark.parametrize(
     "arguments", [{"x-message-ttl": -1}, {"x-max-length": "many"}, {"x-overflow": "explode"}, {"x-max-priority": 1000}]
 )
+@pytest.mark.needs("lengths")
 def test_bad_queue_arguments_are_refused(broker, channel, arguments):
     with pytest.raises(exceptions.PreconditionFailed):
         make(broker, channel, "bad", queue_arguments=arguments)
 
 
+@pytest.mark.needs("dead letters")
 def test_expired_messages_become_dead_letters_while_a_consumer_waits_for_them(broker, connection, channel):
     alive, dead = with_dead_letters(broker, channel)
     inbox = Inbox(channel, dead)
@@ -105,6 +112,7 @@ def test_expired_messages_become_dead_letters_while_a_consumer_waits_for_them(br
     assert "expiration" not in message.properties
 
 
+@pytest.mark.needs("dead letters")
 def test_rejected_messages_become_dead_letters(broker, channel):
     alive, dead = with_dead_letters(broker, channel)
     Producer(channel).publish("poison", routing_key=alive.name)
@@ -114,6 +122,7 @@ def test_rejected_messages_become_dead_letters(broker, channel):
     assert message.headers["x-death"][0]["reason"] == "rejected"
 
 
+@pytest.mark.needs("dead letters")
 def test_dead_letters_keep_their_routing_key_and_go_through_an_exchange(broker, channel):
     exchange = Exchange(broker.name("dlx"), "topic")
     dead = make(broker, channel, "dead", exchange=exchange, routing_key="orders.#")
@@ -134,6 +143,7 @@ def test_dead_letters_keep_their_routing_key_and_go_through_an_exchange(broker, 
     assert message.headers["x-death"][0]["exchange"] == source.name
 
 
+@pytest.mark.needs("lengths")
 def test_full_queue_drops_its_head(broker, channel):
     alive, dead = with_dead_letters(broker, channel, max_length=3)
     Producer(channel).publish_many(range(5), routing_key=alive.name)
@@ -143,6 +153,7 @@ def test_full_queue_drops_its_head(broker, channel):
     assert first.headers["x-death"][0]["reason"] == "maxlen"
 
 
+@pytest.mark.needs("lengths")
 def test_limit_in_bytes(broker, channel):
     queue = make(broker, channel, "bytes", max_length_bytes=250)
     for i in range(5):
@@ -150,6 +161,7 @@ def test_limit_in_bytes(broker, channel):
     assert [body[0] for body in bodies(queue)] == [3, 4]
 
 
+@pytest.mark.needs("lengths")
 @pytest.mark.needs("nacks")
 def test_full_queue_may_refuse(broker, channel):
     queue = make(broker, channel, "refuse", max_length=2, queue_arguments={"x-overflow": "reject-publish"})
@@ -165,6 +177,7 @@ def test_full_queue_may_refuse(broker, channel):
     assert bodies(queue) == [6]
 
 
+@pytest.mark.needs("lengths")
 @pytest.mark.needs("nacks")
 def test_batch_names_the_messages_that_were_refused(broker, channel):
     queue = make(broker, channel, "refuse", max_length=1, queue_arguments={"x-overflow": "reject-publish"})
@@ -175,6 +188,7 @@ def test_batch_names_the_messages_that_were_refused(broker, channel):
     assert [index for index, _ in caught.value.refused] == [1, 2]
 
 
+@pytest.mark.needs("dead letters")
 def test_dead_letters_that_go_in_a_circle_end(broker, channel):
     name = broker.name("circle")
     queue = make(
@@ -189,6 +203,7 @@ def test_dead_letters_that_go_in_a_circle_end(broker, channel):
 
 
 @pytest.mark.parametrize("forged", ["bogus", 5, [{}], [{"queue": "q", "reason": 1, "count": "x"}], {"queue": "q"}])
+@pytest.mark.needs("dead letters")
 def test_forged_death_certificates_harm_nobody(broker, channel, forged):
     alive, dead = with_dead_letters(broker, channel)
     producer = Producer(channel)
@@ -211,16 +226,19 @@ def test_forged_death_certificates_harm_nobody(broker, channel, forged):
         {"x-dead-letter-routing-key": "no exchange for it"},
     ],
 )
+@pytest.mark.needs("dead letters")
 def test_bad_dead_letter_arguments_are_refused(broker, channel, arguments):
     with pytest.raises(exceptions.PreconditionFailed):
         make(broker, channel, "bad", queue_arguments=arguments)
 
 
+@pytest.mark.needs("alternates")
 def test_bad_alternate_exchange_is_refused(broker, channel):
     with pytest.raises(exceptions.PreconditionFailed):
         Exchange(broker.name("bad"), arguments={"alternate-exchange": [1]})(channel).declare()
 
 
+@pytest.mark.needs("headers")
 def test_binding_arguments_that_cannot_be_compared_are_refused(broker, channel, queue):
     exchange = Exchange(broker.name("headers"), "headers")(channel)
     exchange.declare()
@@ -228,6 +246,7 @@ def test_binding_arguments_that_cannot_be_compared_are_refused(broker, channel, 
         queue.bind_to(exchange, arguments={"a": {1, 2}})
 
 
+@pytest.mark.needs("expiration")
 def test_time_to_live_behind_a_message_without_one(channel, queue):
     producer = Producer(channel)
     producer.publish("stays", routing_key=queue.name)
@@ -238,6 +257,7 @@ def test_time_to_live_behind_a_message_without_one(channel, queue):
     assert queue.get() is None
 
 
+@pytest.mark.needs("expiration")
 def test_time_to_live_of_a_requeued_message(channel, queue):
     Producer(channel).publish("short", routing_key=queue.name, expiration=0.1)
     message = queue.get()
@@ -247,6 +267,7 @@ def test_time_to_live_of_a_requeued_message(channel, queue):
     assert queue.get() is None
 
 
+@pytest.mark.needs("expiration")
 def test_expired_messages_leave_room(broker, channel):
     queue = make(
         broker, channel, "room", message_ttl=0.1, max_length=1, queue_arguments={"x-overflow": "reject-publish"}
@@ -257,6 +278,7 @@ def test_expired_messages_leave_room(broker, channel):
     assert bodies(queue) == [2]
 
 
+@pytest.mark.needs("queue expiry")
 def test_queue_past_its_time_takes_nothing_and_may_be_declared_again(broker, connection, channel):
     exchange = Exchange(broker.name("expired"), "fanout")
     queue = make(broker, channel, "expired", exchange=exchange, expires=0.1)
@@ -292,6 +314,7 @@ def test_consumer_without_credit_leaves_the_message_to_others(broker, connection
     assert sorted(greedy.bodies + patient.bodies) == ["own", "shared"]
 
 
+@pytest.mark.needs("queue expiry")
 def test_unused_queue_expires(broker, connection, channel):
     queue = make(broker, channel, "expires", expires=0.3)
     inbox = Inbox(channel, queue)

@@ -23,10 +23,12 @@ PACKAGE = Path(kombulite.__file__).parent
 #: Floors from the bottom up; a module imports from its own floor and those below.
 FLOORS = [
     {"_core"},
-    {"exceptions", "utils", "compression", "serialization", "abstract", "entity"},
-    {"transport.base", "transport"},
-    {"transport.memory", "transport.amqp"},
-    {"message", "recovery", "channel", "consumer", "producer", "messaging", "address", "connection"},
+    {"exceptions", "utils", "log", "clocks", "matcher", "compression", "serialization", "abstract", "entity"},
+    {"transport.base", "transport.store", "transport.virtual", "transport", "transport.native_delayed_delivery"},
+    {"transport.memory", "transport.filesystem", "transport.amqp"},
+    {"message", "recovery", "channel", "consumer", "producer", "messaging"},
+    {"resource", "simple", "address", "connection"},
+    {"pools", "common", "mixins", "pidbox", "compat", "asynchronous", "aliasing"},
     {"__init__"},
     {"cli", "run", "__main__"},
 ]
@@ -194,6 +196,7 @@ def test_import_is_light():
         "pickle",
         "bz2",
         "lzma",
+        "logging",
         "rich",
         "click",
         "asyncio",

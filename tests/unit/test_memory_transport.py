@@ -17,7 +17,7 @@ import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
 from kombulite._core import Delivery, Properties
-from kombulite.transport.base import Cancelled, Outcome, QueueSpec, Returned, Settings
+from kombulite.transport.base import Cancelled, Outcome, QueueSpec, Settings
 from kombulite.transport.memory import Transport
 
 
@@ -279,10 +279,10 @@ def test_events_of_the_transport_itself(queue_name):
     tag = transport.consume(channel, queue_name, "", no_ack=False, exclusive=False, arguments=None)
     properties = Properties(content_type="text/plain")
     transport.publish(channel, Delivery("", queue_name, properties, b"one"))
-    transport.publish(channel, Delivery("", "no-such-queue", properties, b"two"), mandatory=True)
-    returned, delivery = transport.receive(0)[0], transport.receive(0)[0]
-    assert isinstance(returned, Returned)
-    assert (returned.channel, returned.reply_code, returned.delivery.body) == (channel, 312, b"two")
+    with pytest.raises(exceptions.MessageReturned) as caught:
+        transport.publish(channel, Delivery("", "no-such-queue", properties, b"two"), mandatory=True)
+    assert caught.value.reply_code == 312
+    delivery = transport.receive(0)[0]
     assert (delivery.channel, delivery.consumer_tag, delivery.delivery_tag, delivery.body) == (channel, tag, 1, b"one")
     transport.settle(channel, delivery.delivery_tag, Outcome.ACK)
     transport.delete_queue(channel, queue_name, if_unused=False, if_empty=False)

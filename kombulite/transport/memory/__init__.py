@@ -23,7 +23,7 @@ from kombulite.transport.base import (
     Outcome,
     QueueInfo,
     QueueSpec,
-    Returned,
+    QueueStatus,
     Settings,
 )
 from kombulite.transport.base import Transport as BaseTransport
@@ -154,6 +154,12 @@ class Transport(BaseTransport):
                 raise exceptions.PreconditionFailed(f"queue '{name}' is not empty")
             return self._broker.delete_queue(queue)
 
+    def list_queues(self, channel: int) -> list[QueueStatus]:
+        with self._lock:
+            self._channel(channel)
+            queues = [each for each in self._broker.queues.values() if each.owner in (None, self)]
+            return [QueueStatus(each.spec.name, len(each.messages), len(each.consumers)) for each in queues]
+
     def purge(self, channel: int, queue: str) -> int:
         with self._lock:
             self._channel(channel)
@@ -227,7 +233,7 @@ class Transport(BaseTransport):
             elif queues:
                 broker.accept(queues, delivery)
             elif mandatory:
-                self.notify(Returned(channel, 312, "NO_ROUTE", delivery))
+                raise exceptions.MessageReturned.no_route()
             elif delivery.exchange == "":
                 # Declaring is optional here, as it is with kombu: what goes to a queue's name is kept for it.
                 broker.accept((broker.declare_queue(QueueSpec(delivery.routing_key), self),), delivery)
@@ -241,12 +247,6 @@ class Transport(BaseTransport):
     ) -> list[tuple[int, Exception]]:
         with self._lock:
             return super().publish_many(channel, deliveries, mandatory, timeout)
-
-    def take_returned(self, channel: int) -> Sequence[Returned]:
-        with self._lock:
-            found = [event for event in self._events if type(event) is Returned and event.channel == channel]
-            self._events = deque(event for event in self._events if event not in found)
-            return found
 
     # --- consuming
 

@@ -1,0 +1,355 @@
+"""The event loop: timers, ready calls and descriptors, in one thread.
+
+The class is as wide as kombu's, whose methods Celery calls one by one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from queue import Empty
+from threading import Lock
+from types import GeneratorType
+from typing import Any
+
+from kombulite.asynchronous.timer import Entry, Timer
+from kombulite.log import get_logger
+from kombulite.utils.compat import fileno
+from kombulite.utils.eventio import ERR, READ, WRITE, poll
+from kombulite.utils.objects import cached_property
+
+__all__ = ["Hub", "Stop", "get_event_loop", "set_event_loop"]
+
+logger = get_logger(__name__)
+
+_current: Hub | None = None
+
+
+class Stop(BaseException):
+    """Raised to leave the loop."""
+
+
+class Ready:
+    """A call that is due. ``cancel`` sees that it is not made."""
+
+    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.fun = callback
+        self.args = args
+        self.cancelled = False
+
+    def __call__(self) -> Any:
+        """Make the call."""
+        return None if self.cancelled else self.fun(*self.args)
+
+    def cancel(self) -> None:
+        """See that it is not made."""
+        self.cancelled = True
+
+
+class _Waker:
+    """A pipe to oneself, that wakes the poller."""
+
+    def __init__(self) -> None:
+        self._out, self._in = os.pipe()
+        os.set_blocking(self._out, False)
+        os.set_blocking(self._in, False)
+
+    def fileno(self) -> int:
+        return self._out
+
+    def wake(self) -> None:
+        with suppress(BlockingIOError):  # it is full: enough to wake anybody
+            os.write(self._in, b"\0")
+
+    def drain(self) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._out, 65536)
+
+    def close(self) -> None:
+        os.close(self._out)
+        os.close(self._in)
+
+
+def get_event_loop() -> Hub | None:
+    """The loop of this process, if one was set."""
+    return _current
+
+
+def set_event_loop(loop: Hub | None) -> Hub | None:
+    """Set the loop of this process. Returns it."""
+    global _current  # noqa: PLW0603 - it is the process's
+    _current = loop
+    return loop
+
+
+class Hub:
+    """An event loop. Belongs to one thread; only ``call_soon`` and ``stop`` may be called from others.
+
+    ``timer``: when what is to be called. ``on_tick``: called at each turn; ``on_close``: called with the hub when it is
+    closed. ``readers`` and ``writers``: (callback, arguments) by descriptor; a generator may stand for a callback, and
+    is advanced. ``propagate_errors``: exceptions of timed calls that leave the loop; others are logged. Descriptors in
+    ``consolidate`` have no callback: those that can be written are given to ``consolidate_callback`` as a list.
+    """
+
+    READ, WRITE, ERR = READ, WRITE, ERR
+
+    def __init__(self, timer: Timer | None = None) -> None:
+        self.timer = Timer() if timer is None else timer
+        self.readers: dict[int, Any] = {}
+        self.writers: dict[int, Any] = {}
+        self.on_tick: set[Callable[[], Any]] = set()
+        self.on_close: set[Callable[[Hub], Any]] = set()
+        self.consolidate: set[int] = set()
+        self.consolidate_callback: Callable[[list[int]], Any] | None = None
+        self.propagate_errors: tuple[type[BaseException], ...] = ()
+        self._ready: list[Callable[[], Any]] = []
+        self._ready_lock = Lock()
+        self._loop: Iterator[None] | None = None
+        self._poller: Any = None
+        self._waker: _Waker | None = None
+
+    # --- descriptors
+
+    @property
+    def poller(self) -> Any:
+        """What waits for the descriptors; made when it is first asked for."""
+        if self._poller is None:
+            self._poller, self._waker = poll(), _Waker()
+            self._poller.register(self._waker.fileno(), READ)
+        return self._poller
+
+    def add(
+        self,
+        fd: Any,
+        callback: Callable[..., Any] | Generator[Any, Any, Any] | None,
+        flags: int,
+        args: tuple[Any, ...] = (),
+        consolidate: bool = False,
+    ) -> None:
+        """Call back when a descriptor (or a file) can be read (``READ`` in ``flags``), else written.
+
+        Raises ValueError or OSError for one that cannot be waited for.
+        """
+        fd = fileno(fd)
+        callbacks = self.readers if flags & READ else self.writers
+        callbacks[fd] = None if consolidate else (callback, args)
+        try:
+            self._watch(fd)
+        except (ValueError, OSError):
+            self.remove(fd)
+            raise
+        if consolidate:
+            self.consolidate.add(fd)
+
+    def add_reader(self, fds: Any, callback: Any, *args: Any) -> None:
+        """Call back when a descriptor can be read."""
+        self.add(fds, callback, READ | ERR, args)
+
+    def add_writer(self, fds: Any, callback: Any, *args: Any) -> None:
+        """Call back when a descriptor can be written."""
+        self.add(fds, callback, WRITE, args)
+
+    def remove(self, fd: Any) -> None:
+        """Forget a descriptor."""
+        self._forget(fileno(fd), self.readers, self.writers)
+
+    def remove_reader(self, fd: Any) -> None:
+        """Wait no longer for reading."""
+        self._forget(fileno(fd), self.readers)
+
+    def remove_writer(self, fd: Any) -> None:
+        """Wait no longer for writing."""
+        self._forget(fileno(fd), self.writers)
+
+    def _forget(self, fd: int, *listings: dict[int, Any]) -> None:
+        for listing in listings:
+            listing.pop(fd, None)
+        if fd not in self.writers:
+            self.consolidate.discard(fd)
+        with suppress(ValueError, OSError):  # it may be closed by now
+            self._watch(fd)
+
+    def _watch(self, fd: int) -> None:
+        """Have the poller wait for what there are callbacks for."""
+        events = (READ | ERR if fd in self.readers else 0) | (WRITE if fd in self.writers else 0)
+        if events:
+            self.poller.register(fd, events)
+        else:
+            self.poller.unregister(fd)
+
+    # --- calls
+
+    def call_soon(self, callback: Any, *args: Any) -> Any:
+        """Call at the next turn; from any thread. Returns what can be cancelled."""
+        # What can be cancelled itself, as a promise of vine, is kept as it is: Celery looks for its own.
+        ready = callback if hasattr(callback, "cancel") and not args else Ready(callback, args)
+        with self._ready_lock:
+            self._ready.append(ready)
+        if self._waker is not None:
+            self._waker.wake()
+        return ready
+
+    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> Entry:
+        """Call in so many seconds."""
+        return self.timer.call_after(delay, callback, args)
+
+    def call_at(self, when: Any, callback: Callable[..., Any], *args: Any) -> Entry:
+        """Call at a time: of the monotonic clock, or a date."""
+        return self.timer.call_at(when, callback, args)
+
+    def call_repeatedly(self, delay: float, callback: Callable[..., Any], *args: Any) -> Entry:
+        """Call every so many seconds, until what it returns is cancelled."""
+        return self.timer.call_repeatedly(delay, callback, args)
+
+    def _pop_ready(self) -> list[Callable[[], Any]]:
+        with self._ready_lock:
+            ready, self._ready = self._ready, []
+            return ready
+
+    @cached_property
+    def scheduler(self) -> Iterator[tuple[float | None, Entry | None]]:
+        """The timer's entries as they come due."""
+        return iter(self.timer)
+
+    def fire_timers(
+        self,
+        min_delay: float = 1,
+        max_delay: float = 10,
+        max_timers: int = 10,
+        propagate: tuple[type[BaseException], ...] = (),
+    ) -> float:
+        """Make the timed calls that are due, ``max_timers`` at most. Returns the seconds until the next is."""
+        delay: float | None = None
+        for _ in range(max_timers if len(self.timer) else 0):
+            delay, entry = next(self.scheduler)
+            if entry is None:
+                break
+            try:
+                entry()
+            except propagate:
+                raise
+            except Exception as error:
+                if isinstance(error, (MemoryError, AssertionError)) or getattr(error, "errno", 0) == errno.ENOMEM:
+                    raise
+                logger.error("Error in timer: %r", error, exc_info=True)
+        else:
+            if len(self.timer):
+                return 0  # more may be due
+        return min(min_delay if delay is None else delay, max_delay)
+
+    def on_callback_error(self, callback: Any, exc: BaseException) -> None:
+        """Called for what a callback raised where nobody else gets it: it is logged."""
+        logger.error("Callback %r raised exception: %r", callback, exc, exc_info=exc)
+
+    # --- running
+
+    def run_forever(self) -> None:
+        """Run until ``stop``."""
+        while True:
+            try:
+                self.run_once()
+            except Stop:
+                return
+
+    def run_once(self) -> None:
+        """Run one turn: it may wait for events, 10 seconds at most."""
+        try:
+            next(self.loop)
+        except StopIteration:
+            self._loop = None
+        except BaseException:
+            self._loop = None  # a generator that raised is over
+            raise
+
+    def stop(self) -> None:
+        """Leave the loop at the next turn; from any thread."""
+        self.call_soon(_raise_stop)
+
+    @property
+    def loop(self) -> Iterator[None]:
+        """The loop in course."""
+        if self._loop is None:
+            self._loop = self.create_loop()
+        return self._loop
+
+    def create_loop(self) -> Iterator[None]:
+        """A generator that runs one turn at each step."""
+        while True:
+            delay = self.fire_timers(propagate=self.propagate_errors)
+            for tick in list(self.on_tick):
+                tick()
+            ready = self._pop_ready()
+            try:
+                while ready:
+                    ready.pop(0)()
+            finally:
+                if ready:  # one raised, and the others are due still
+                    with self._ready_lock:
+                        self._ready[:0] = ready
+            self._poll(0 if self._ready else delay)
+            yield
+
+    def _poll(self, timeout: float) -> None:
+        writable = []
+        for fd, events in self.poller.poll(timeout):
+            if self._waker is not None and fd == self._waker.fileno():
+                self._waker.drain()
+            elif fd in self.consolidate and self.writers.get(fd) is None:
+                writable.append(fd)
+            else:
+                for event, callbacks in ((READ, self.readers), (WRITE, self.writers)):
+                    if events & event and fd in callbacks:
+                        self._call(fd, callbacks)
+        if writable and self.consolidate_callback is not None:
+            self.consolidate_callback(writable)
+
+    def _call(self, fd: int, callbacks: dict[int, Any]) -> None:
+        callback, args = callbacks[fd]
+        if not isinstance(callback, GeneratorType):
+            with suppress(Empty):
+                callback(*args)
+            return
+        try:
+            next(callback)
+        except StopIteration:
+            if callbacks.get(fd, (None,))[0] is callback:
+                self._forget(fd, callbacks)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            self.remove(fd)
+        except Exception:
+            self.remove(fd)
+            raise
+
+    # --- lifetime
+
+    def reset(self) -> None:
+        """Start anew: no descriptors, no calls that are due; the timer stays."""
+        self._close()
+        self._ready = []
+
+    def close(self, *args: Any) -> None:
+        """Forget all descriptors, and tell ``on_close``. What is used again opens again."""
+        self._close()
+        for callback in list(self.on_close):
+            callback(self)
+
+    def _close(self) -> None:
+        self.readers.clear()
+        self.writers.clear()
+        self.consolidate.clear()
+        self._loop = None
+        if self._poller is not None and self._waker is not None:
+            self._poller.close()
+            self._waker.close()
+            self._poller = self._waker = None
+
+    def __repr__(self) -> str:
+        return f"<Hub@{id(self):#x}: R:{len(self.readers)} W:{len(self.writers)}>"
+
+
+def _raise_stop() -> None:
+    raise Stop

@@ -1,0 +1,325 @@
+"""Commands about messages: publish, consume, tail, move."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from kombulite import Connection, Queue
+from kombulite.channel import KEYWORD_PROPERTIES
+from kombulite.cli.options import BROKEN_PIPE, FAILED, INTERRUPTED, broker_options, connected, finite, pairs
+from kombulite.message import Message
+
+SETTLING_TIME = 0.3  # seconds in which a broker says that nobody wanted a message
+PREFETCH = 100
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """A bar on the terminal, if the standard error is one; gives what to call for each step."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
+    with bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
+@contextmanager
+def piped(ctx: click.Context) -> Iterator[None]:
+    """End quietly when nobody reads the output any more, and with a status of its own after Ctrl-C."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would raise again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        ctx.exit(BROKEN_PIPE)
+    except KeyboardInterrupt:
+        ctx.exit(INTERRUPTED)
+
+
+# --- publish ----------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("bodies", metavar="[BODY]...", nargs=-1)
+@click.option("-q", "--queue", help="Publish to this queue.")
+@click.option("--exchange", default="", help="Publish to this exchange.  [default: the default exchange]")
+@click.option("-k", "--routing-key", help="The routing key.  [default: the queue's name]")
+@click.option("--declare", is_flag=True, help="Declare the queue first.")
+@click.option("--text", is_flag=True, help="Publish text as it is.  [default: JSON, where it is that]")
+@click.option("-H", "--header", "headers", metavar="NAME=VALUE", multiple=True, callback=pairs, help="A header.")
+@click.option("--priority", type=click.IntRange(0, 255), default=0, help="The priority.")
+@click.option("--expiration", type=click.FloatRange(min=0), callback=finite, help="Seconds after which it is gone.")
+@click.option("--transient", is_flag=True, help="Need not survive a restart of the broker.")
+@broker_options
+@click.pass_context
+def publish(
+    ctx: click.Context,
+    /,
+    bodies: tuple[str, ...],
+    queue: str | None,
+    exchange: str,
+    routing_key: str | None,
+    declare: bool,
+    text: bool,
+    headers: Mapping[str, Any],
+    transient: bool,
+    broker: str,
+    transport_options: Mapping[str, Any],
+    as_json: bool,
+    **properties: Any,
+) -> None:
+    """Publish messages: the bodies given, or the lines of the standard input.
+
+    The exit status is 1 if no queue took one of them.
+    """
+    routing_key = queue if routing_key is None else routing_key
+    if routing_key is None and not exchange:
+        raise click.UsageError("say where to: --queue, or --exchange and --routing-key")
+    if declare and not queue:
+        raise click.UsageError("--declare needs --queue")
+    lines: Iterator[str] = iter(bodies) if bodies else (line.rstrip("\n") for line in sys.stdin)
+    returned: list[Any] = []
+    published = 0
+    with piped(ctx), connected(broker, transport_options) as connection:
+        if declare and queue:
+            Queue(queue)(connection).declare()
+        producer = connection.Producer(on_return=lambda *returned_message: returned.append(returned_message))
+        with progress("published", len(bodies) or None) as advance:
+            for line in lines:
+                producer.publish(
+                    line if text else _as_json(line),
+                    exchange=exchange,
+                    routing_key=routing_key or "",
+                    headers=headers,
+                    delivery_mode="transient" if transient else "persistent",
+                    mandatory=True,
+                    **properties,
+                )
+                published += 1
+                advance()
+        _settle(connection)
+        if as_json:
+            click.echo(json.dumps({"published": published, "unroutable": len(returned)}))
+        else:
+            click.echo(f"{published:,} published" + (f", {len(returned):,} taken by no queue" if returned else ""))
+    if returned:
+        ctx.exit(FAILED)
+
+
+def _as_json(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line
+
+
+def _settle(connection: Connection) -> None:
+    """Hear what the broker still has to say."""
+    try:
+        while True:
+            connection.drain_events(timeout=SETTLING_TIME)
+    except TimeoutError:
+        pass
+
+
+# --- consume and tail -------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("queue")
+@click.option("-n", "--count", type=click.IntRange(min=1), help="Messages to take.  [default: all]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    callback=finite,
+    default=1.0,
+    show_default=True,
+    help="Seconds without a message after which it ends.",
+)
+@broker_options
+@click.pass_context
+def consume(
+    ctx: click.Context,
+    queue: str,
+    count: int | None,
+    timeout: float,
+    broker: str,
+    transport_options: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Take messages out of a queue and print them, one a line, until none comes any more.
+
+    Each is acknowledged when it is written; what could not be written goes back.
+    """
+    with piped(ctx), connected(broker, transport_options) as connection:
+        _consume(connection, queue, count, timeout, as_json)
+
+
+@click.command()
+@click.argument("queue")
+@click.option("-n", "--count", type=click.IntRange(min=1), help="Messages to take.  [default: no bound]")
+@broker_options
+@click.pass_context
+def tail(
+    ctx: click.Context,
+    queue: str,
+    count: int | None,
+    broker: str,
+    transport_options: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Take messages out of a queue and print them as they come, until Ctrl-C."""
+    with piped(ctx), connected(broker, transport_options) as connection:
+        _consume(connection, queue, count, None, as_json)
+
+
+def _consume(connection: Connection, queue: str, count: int | None, timeout: float | None, as_json: bool) -> None:
+    left = count
+
+    def show(message: Message) -> None:
+        nonlocal left
+        if left == 0:
+            message.requeue()
+            return
+        click.echo(_json_line(message) if as_json else _line(message))
+        sys.stdout.flush()
+        message.ack()
+        left = None if left is None else left - 1
+
+    prefetch = PREFETCH if count is None else min(count, PREFETCH)
+    consumer = connection.Consumer(
+        Queue(queue), on_message=show, auto_declare=False, prefetch_count=prefetch, accept=["json", "text/plain"]
+    )
+    with consumer:
+        while left != 0:
+            try:
+                connection.drain_events(timeout=timeout)
+            except TimeoutError:
+                return
+
+
+def _content(message: Message) -> dict[str, Any]:
+    try:
+        return {"body": message.payload}
+    except Exception as error:  # whatever a serializer raises: the message is shown as it came
+        return {"body_base64": base64.b64encode(message.body).decode(), "error": str(error)}
+
+
+def _line(message: Message) -> str:
+    content = _content(message)
+    body = content.get("body", content.get("body_base64"))
+    shown = body if isinstance(body, str) else json.dumps(body, default=str, ensure_ascii=False)
+    return f"{message.delivery_info.get('routing_key', '')}\t{shown}"
+
+
+def _json_line(message: Message) -> str:
+    info = message.delivery_info
+    return json.dumps(
+        {
+            **_content(message),
+            "content_type": message.content_type,
+            "headers": message.headers,
+            "properties": {name: value for name, value in message.properties.items() if name in KEYWORD_PROPERTIES},
+            "exchange": info.get("exchange"),
+            "routing_key": info.get("routing_key"),
+            "redelivered": bool(info.get("redelivered")),
+        },
+        default=str,
+    )
+
+
+# --- move -------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target")
+@click.option("--to-broker", metavar="URL", help="The broker of the target.  [default: that of the source]")
+@click.option(
+    "--to-transport-option",
+    "to_options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=pairs,
+    help="A transport option for the target's broker; may be repeated.",
+)
+@click.option("-n", "--count", type=click.IntRange(min=1), help="Messages to move.  [default: all that are there]")
+@click.option("--declare", is_flag=True, help="Declare the target queue first.")
+@broker_options
+@click.pass_context
+def move(
+    ctx: click.Context,
+    source: str,
+    target: str,
+    to_broker: str | None,
+    to_options: Mapping[str, Any],
+    count: int | None,
+    declare: bool,
+    broker: str,
+    transport_options: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Move messages from one queue to another, here or at another broker.
+
+    Each is published first and acknowledged then: if it is interrupted none is lost, and one may be in both queues.
+    """
+    if to_broker is None:
+        to_broker, to_options = broker, {**transport_options, **to_options}
+        if source == target:
+            raise click.UsageError("source and target are the same queue")
+    moved = 0
+    to_options = {"confirm_publish": True, **to_options}
+    with (
+        piped(ctx),
+        connected(broker, transport_options) as taking,
+        connected(to_broker, to_options) as giving,
+    ):
+        queue = Queue(source)(taking)
+        waiting = queue.queue_declare(passive=True)
+        there = Queue(target)(giving)
+        there.queue_declare(passive=not declare)
+        total = waiting.message_count if waiting is not None else 0
+        total = min(total, count) if count else total
+        try:
+            with progress("moved", total) as advance:
+                for message in _messages(queue, total):
+                    _publish_copy(there, message)
+                    message.ack()
+                    moved += 1
+                    advance()
+        finally:
+            click.echo(json.dumps({"moved": moved}) if as_json else f"{moved:,} moved from {source} to {target}")
+
+
+def _messages(queue: Queue, count: int) -> Iterator[Message]:
+    for _ in range(count):
+        message = queue.get(no_ack=False)
+        if message is None:
+            return
+        yield message
+
+
+def _publish_copy(queue: Queue, message: Message) -> None:
+    """Publish a message again as it was; its body came inflated, and goes so."""
+    properties = {name: value for name, value in message.properties.items() if name in KEYWORD_PROPERTIES}
+    headers = dict(message.headers)
+    if not message.errors:
+        headers.pop("compression", None)
+    channel = queue.channel
+    body = message.body if isinstance(message.body, bytes) else str(message.body)
+    copy = channel.prepare_message(
+        body, message.properties.get("priority"), message.content_type, message.content_encoding, headers, properties
+    )
+    channel.basic_publish(copy, routing_key=queue.name)

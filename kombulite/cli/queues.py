@@ -1,0 +1,127 @@
+"""Commands about queues and brokers: queues, purge, ping."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from kombulite import Connection, Queue, exceptions
+from kombulite.cli.messages import piped
+from kombulite.cli.options import FAILED, broker_options, connected
+from kombulite.transport.base import QueueStatus
+
+
+@click.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@broker_options
+@click.pass_context
+def queues(
+    ctx: click.Context,
+    names: tuple[str, ...],
+    broker: str,
+    transport_options: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Show queues: messages that wait, messages that are out, consumers.
+
+    Of a broker that cannot list its queues, name them. The exit status is 1 if one is not there.
+    """
+    with piped(ctx), connected(broker, transport_options) as connection:
+        found, missing = _statuses(connection, names)
+        if as_json:
+            click.echo(json.dumps([status._asdict() for status in found], indent=2))
+        else:
+            Console().print(_table(found))
+        for name in missing:
+            click.echo(f"Error: there is no queue {name}", err=True)
+    if missing:
+        ctx.exit(FAILED)
+
+
+def _statuses(connection: Connection, names: Sequence[str]) -> tuple[list[QueueStatus], list[str]]:
+    try:
+        listed = connection.transport.list_queues(connection.default_channel.channel_id)
+    except exceptions.AMQPNotImplementedError:
+        if not names:
+            raise click.UsageError("this broker cannot list its queues: name them") from None
+        listed = [status for name in names if (status := _status(connection, name)) is not None]
+    by_name = {status.queue: status for status in listed}
+    if not names:
+        return list(listed), []
+    return [by_name[name] for name in names if name in by_name], [name for name in names if name not in by_name]
+
+
+def _status(connection: Connection, name: str) -> QueueStatus | None:
+    with connection.channel() as channel:  # a broker closes it where there is no such queue
+        try:
+            info = Queue(name)(channel).queue_declare(passive=True)
+        except exceptions.NotFound:
+            return None
+    return QueueStatus(*info) if info is not None else None
+
+
+def _table(statuses: Sequence[QueueStatus]) -> Table:
+    table = Table()
+    table.add_column("queue", overflow="fold")
+    for column in ("messages", "unacked", "consumers"):
+        table.add_column(column, justify="right")
+    for status in statuses:
+        unacked = "-" if status.unacked is None else f"{status.unacked:,}"
+        table.add_row(status.queue, f"{status.message_count:,}", unacked, f"{status.consumer_count:,}")
+    return table
+
+
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@broker_options
+@click.pass_context
+def purge(
+    ctx: click.Context,
+    names: tuple[str, ...],
+    yes: bool,
+    broker: str,
+    transport_options: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Remove the messages that wait in queues."""
+    with piped(ctx), connected(broker, transport_options) as connection:
+        if not yes:
+            click.confirm(
+                f"Remove all messages from {', '.join(names)} at {connection.as_uri()}?", abort=True, err=True
+            )
+        purged = {}
+        for name in names:
+            purged[name] = Queue(name)(connection).purge()
+            if not as_json:
+                click.echo(f"{purged[name]:,} removed from {name}")
+        if as_json:
+            click.echo(json.dumps(purged))
+
+
+@click.command()
+@broker_options
+def ping(broker: str, transport_options: Mapping[str, Any], as_json: bool) -> None:
+    """Connect to the broker, and say how long it took. The exit status is 1 if it cannot be reached."""
+    start = monotonic()
+    with connected(broker, transport_options) as connection:
+        connection.channel().close()
+        seconds = monotonic() - start
+        transport = connection.transport
+        facts = {
+            "broker": connection.as_uri(),
+            "milliseconds": round(seconds * 1000, 3),
+            "driver": transport.driver_name,
+            "driver_version": transport.driver_version(),
+        }
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        version = f" {facts['driver_version']}" if facts["driver_version"] else ""
+        click.echo(f"{facts['broker']}: {seconds * 1000:.1f} ms, {facts['driver']}{version}")

@@ -1,0 +1,95 @@
+"""Logical clocks: an order of events without a common time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from operator import itemgetter
+from threading import Lock as _Lock
+from typing import Any
+
+__all__ = ["LamportClock", "timetuple"]
+
+
+class timetuple(tuple[Any, ...]):  # noqa: N801 - kombu's name
+    """When an event was: ``clock`` (logical), ``timestamp`` (seconds), ``id`` of the process; ``obj`` is the event.
+
+    Ordered by the clocks if both have one, equal ones by id; else by the timestamps.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, clock: int | None, timestamp: float, id: str, obj: Any = None) -> timetuple:
+        """A time from its parts."""
+        return super().__new__(cls, (clock, timestamp, id, obj))
+
+    clock = property(itemgetter(0))
+    timestamp = property(itemgetter(1))
+    id = property(itemgetter(2))
+    obj = property(itemgetter(3))
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return tuple(self)
+
+    def __lt__(self, other: tuple[Any, ...]) -> bool:
+        clock, timestamp, ident = self[:3]
+        other_clock, other_timestamp, other_ident = other[:3]
+        if clock and other_clock:
+            return bool((clock, ident) < (other_clock, other_ident))
+        return bool(timestamp < other_timestamp)
+
+    def __gt__(self, other: tuple[Any, ...]) -> bool:
+        return timetuple(*other) < self
+
+    def __le__(self, other: tuple[Any, ...]) -> bool:
+        return not self > other
+
+    def __ge__(self, other: tuple[Any, ...]) -> bool:
+        return not self < other
+
+    def __repr__(self) -> str:
+        return f"_lamport(clock={self.clock}, timestamp={self.timestamp}, id={self.id} {self.obj!r})"
+
+
+class LamportClock:
+    """A logical clock (Lamport, 1978): a number that goes up with each event, and jumps past those of messages.
+
+    ``mutex`` guards ``value``; where there is but one thread it may be replaced by a context manager that does nothing.
+    """
+
+    value = 0
+
+    def __init__(self, initial_value: int = 0, Lock: Callable[[], AbstractContextManager[Any]] = _Lock) -> None:
+        self.value = initial_value
+        self.mutex = Lock()
+
+    def adjust(self, other: int) -> int:
+        """Take the clock of a message that came into account; returns the new value."""
+        with self.mutex:
+            self.value = max(self.value, other) + 1
+            return self.value
+
+    def forward(self) -> int:
+        """Count an event of one's own; returns the new value."""
+        with self.mutex:
+            self.value += 1
+            return self.value
+
+    def sort_heap(self, h: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+        """The first of events in order, each (clock, id of the process, …): of equal clocks the one with the lowest id.
+
+        Raises IndexError where there are none.
+        """
+        clock = h[0][0]
+        same = []
+        for event in h:
+            if event[0] != clock:
+                break
+            same.append(event)
+        return min(same, key=itemgetter(1))
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+    def __repr__(self) -> str:
+        return f"<LamportClock: {self.value}>"

@@ -1,0 +1,308 @@
+"""Small things that many programs need: declare once, broadcast, drain, reply, move the prefetch count."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from itertools import count
+from typing import Any, ClassVar
+from uuid import NAMESPACE_OID, UUID, uuid3
+
+from kombulite import exceptions
+from kombulite.abstract import maybe_channel
+from kombulite.consumer import Consumer
+from kombulite.entity import Exchange, Queue
+from kombulite.log import get_logger
+from kombulite.message import Message
+from kombulite.serialization import registry
+from kombulite.utils.uuid import uuid
+
+__all__ = [
+    "Broadcast",
+    "QoS",
+    "collect_replies",
+    "drain_consumer",
+    "eventloop",
+    "generate_oid",
+    "get_node_id",
+    "ignore_errors",
+    "insured",
+    "itermessages",
+    "maybe_declare",
+    "oid_from",
+    "send_reply",
+    "uuid",
+]
+
+#: A prefetch count is a 16-bit number in AMQP (0-9-1, section 1.8.3.1: basic.qos).
+PREFETCH_COUNT_MAX = 0xFFFF
+
+logger = get_logger(__name__)
+
+
+# --- identities -------------------------------------------------------------------------------------------------
+
+
+@cache
+def get_node_id() -> int:
+    """A number for this machine and process start."""
+    return UUID(uuid()).int
+
+
+def generate_oid(node_id: int, process_id: int, thread_id: int, instance: object) -> str:
+    """An identity for an object: UUID (version 3) as text, always the same for the same arguments."""
+    return str(uuid3(NAMESPACE_OID, f"{node_id:x}-{process_id:x}-{thread_id:x}-{id(instance):x}"))
+
+
+def oid_from(instance: object, threads: bool = True) -> str:
+    """An identity for an object in this process, and with ``threads`` in this thread."""
+    return generate_oid(get_node_id(), os.getpid(), threading.get_ident() if threads else 0, instance)
+
+
+# --- declaring --------------------------------------------------------------------------------------------------
+
+
+class Broadcast(Queue):
+    """A queue of its own for each consumer, bound to a fanout exchange: what is published reaches all.
+
+    ``name``: of the exchange (and the alias); ``queue``: of the queue, with a UUID behind it if ``unique``; without one
+    it is ``bcast.<uuid>``.
+    """
+
+    attrs: ClassVar[tuple[tuple[str, Any], ...]] = (*Queue.attrs, ("queue", None))
+
+    def __init__(
+        self,
+        name: str | None = None,
+        queue: str | None = None,
+        unique: bool = False,
+        auto_delete: bool = True,
+        exchange: Exchange | str | None = None,
+        alias: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if unique:
+            queue = f"{queue or 'bcast'}.{uuid()}"
+        self.queue = queue = queue or f"bcast.{uuid()}"
+        kwargs["name"] = queue
+        super().__init__(
+            alias=alias or name,
+            auto_delete=auto_delete,
+            exchange=Exchange(name or "", type="fanout") if exchange is None else exchange,
+            **kwargs,
+        )
+
+
+def maybe_declare(entity: Any, channel: Any = None, retry: bool = False, **retry_policy: Any) -> bool:
+    """Declare an entity unless that was done on this connection; True if it was done now.
+
+    ``channel``: a channel or connection, needed for an entity that is not bound. ``retry``: reconnect and try again as
+    the policy says (keywords of ``Connection.ensure``). Raises ChannelError without a channel,
+    RecoverableConnectionError for one that is closed.
+    """
+    channel = maybe_channel(channel)
+    if channel is None:
+        if not entity.is_bound:
+            raise exceptions.ChannelError(f"Cannot bind channel {channel} to entity {entity}")
+        channel = entity.channel
+    return bool(channel.connection.maybe_declare(entity, channel, retry, **retry_policy))
+
+
+# --- draining ---------------------------------------------------------------------------------------------------
+
+
+def eventloop(
+    conn: Any, limit: int | None = None, timeout: float | None = None, ignore_timeouts: bool = False
+) -> Iterator[Any]:
+    """Drain events, ``limit`` times (None: for ever): a generator of what ``drain_events`` returned.
+
+    ``timeout``: seconds for each. Raises TimeoutError (``socket.timeout``) when there is none in time, unless
+    ``ignore_timeouts``.
+    """
+    for _ in range(limit) if limit else count():
+        try:
+            yield conn.drain_events(timeout=timeout)
+        except TimeoutError:
+            if timeout and not ignore_timeouts:
+                raise
+
+
+def drain_consumer(
+    consumer: Consumer,
+    limit: int | None = 1,
+    timeout: float | None = None,
+    callbacks: Iterable[Callable[[Any, Message], Any]] | None = None,
+) -> Iterator[tuple[Any, Message]]:
+    """A generator of (body, message): ``limit`` events, ``timeout`` seconds for each; it ends when there is none."""
+    received: deque[tuple[Any, Message]] = deque()
+    consumer.callbacks = [*(callbacks or ()), lambda body, message: received.append((body, message))]
+    with consumer:
+        for _ in eventloop(consumer.channel.connection.client, limit=limit, timeout=timeout, ignore_timeouts=True):
+            if received:
+                yield received.popleft()
+
+
+def itermessages(
+    conn: Any,
+    channel: Any,
+    queue: Queue,
+    limit: int | None = 1,
+    timeout: float | None = None,
+    callbacks: Iterable[Callable[[Any, Message], Any]] | None = None,
+    **kwargs: Any,
+) -> Iterator[tuple[Any, Message]]:
+    """A generator of (body, message) from a queue, with a consumer of its own (keywords: its arguments)."""
+    return drain_consumer(Consumer(channel, queues=[queue], **kwargs), limit, timeout, callbacks)
+
+
+# --- replies ----------------------------------------------------------------------------------------------------
+
+
+def send_reply(
+    exchange: Exchange,
+    req: Message,
+    msg: Any,
+    producer: Any = None,
+    retry: bool = False,
+    retry_policy: Mapping[str, Any] | None = None,
+    **props: Any,
+) -> None:
+    """Publish ``msg`` as the reply to a request: to its ``reply_to``, with its correlation id and serializer.
+
+    Raises KeyError for a request whose content type has no serializer, or that asks for no reply.
+    """
+    return producer.publish(  # type: ignore[no-any-return]
+        msg,
+        exchange=exchange,
+        retry=retry,
+        retry_policy=retry_policy,
+        **{
+            "routing_key": req.properties["reply_to"],
+            "correlation_id": req.properties.get("correlation_id"),
+            "serializer": registry.type_to_name[req.content_type],
+            "content_encoding": req.content_encoding,
+            **props,
+        },
+    )
+
+
+def collect_replies(conn: Any, channel: Any, queue: Queue, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    """A generator of the bodies that come to a reply queue; the arguments are those of ``itermessages``.
+
+    They count as acknowledged when sent, unless ``no_ack=False``: then each is acknowledged here.
+    """
+    no_ack = kwargs.setdefault("no_ack", True)
+    received = False
+    try:
+        for body, message in itermessages(conn, channel, queue, *args, **kwargs):
+            if not no_ack:
+                message.ack()
+            received = True
+            yield body
+    finally:
+        if received:
+            channel.after_reply_message_received(queue.name)
+
+
+# --- failures ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _ignoring(conn: Any) -> Iterator[None]:
+    try:
+        yield
+    except (*conn.connection_errors, *conn.channel_errors):
+        pass
+
+
+def ignore_errors(
+    conn: Any, fun: Callable[..., Any] | None = None, *args: Any, **kwargs: Any
+) -> Any | AbstractContextManager[None]:
+    """Call ``fun`` and ignore errors of connection and channel; without ``fun``: a context manager that does so."""
+    if fun is None:
+        return _ignoring(conn)
+    with _ignoring(conn):
+        return fun(*args, **kwargs)
+    return None
+
+
+def insured(
+    pool: Any,
+    fun: Callable[..., Any],
+    args: Iterable[Any],
+    kwargs: Mapping[str, Any],
+    errback: Callable[[Any, float], Any] | None = None,
+    on_revive: Callable[[Any], Any] | None = None,
+    **opts: Any,
+) -> Any:
+    """Call ``fun(*args, **kwargs, connection=…, channel=…)`` with a connection of a pool, reconnecting as needed.
+
+    ``errback(exception, interval)``: told of each failure, which is logged by default; ``on_revive(channel)``: called
+    after reconnecting; ``opts``: those of ``Connection.ensure``.
+    """
+
+    def log(error: Any, interval: float) -> None:
+        logger.error("Connection error: %r. Retry in %ss", error, interval, exc_info=error)
+
+    with pool.acquire(block=True) as connection:
+        connection.ensure_connection(errback=errback or log)
+        ensured = connection.autoretry(
+            fun, connection.default_channel, errback=errback or log, on_revive=on_revive, **opts
+        )
+        result, _ = ensured(*args, **{**kwargs, "connection": connection})
+        return result
+
+
+# --- a prefetch count that moves --------------------------------------------------------------------------------
+
+
+class QoS:
+    """A prefetch count that threads may ask to change, and that is sent to the broker by ``update``.
+
+    ``callback(prefetch_count=n)`` sends it; ``initial_value``: 0 for no bound; ``max_prefetch``: as far as it may grow.
+    Safe for threads, but for ``update``, which sends.
+    """
+
+    prev: int | None = None
+
+    def __init__(self, callback: Callable[..., Any], initial_value: int, max_prefetch: int | None = None) -> None:
+        self.callback = callback
+        self._mutex: AbstractContextManager[Any] = threading.RLock()
+        self.value = initial_value or 0
+        self.max_prefetch = max_prefetch
+
+    def increment_eventually(self, n: int = 1) -> int:
+        """Raise the value by the next ``update``; no bound stays none. Returns it."""
+        with self._mutex:
+            if self.value:
+                value = self.value + max(n, 0)
+                self.value = value if self.max_prefetch is None else min(value, max(self.max_prefetch, self.value))
+            return self.value
+
+    def decrement_eventually(self, n: int = 1) -> int:
+        """Lower the value by the next ``update``, to 1 at the least; no bound stays none. Returns it."""
+        with self._mutex:
+            if self.value:
+                self.value = max(self.value - n, 1)
+            return self.value
+
+    def set(self, pcount: int) -> int:
+        """Send a count, if it is not the one that was sent last. One that AMQP cannot express is sent as no bound."""
+        if pcount != self.prev:
+            count = pcount
+            if pcount > PREFETCH_COUNT_MAX:
+                logger.warning("QoS: Disabled: prefetch_count exceeds %r", PREFETCH_COUNT_MAX)
+                count = 0
+            logger.debug("basic.qos: prefetch_count->%s", count)
+            self.callback(prefetch_count=count)
+            self.prev = pcount
+        return pcount
+
+    def update(self) -> int:
+        """Send the value, if it changed. Returns it."""
+        with self._mutex:
+            return self.set(self.value)

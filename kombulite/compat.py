@@ -1,0 +1,218 @@
+"""The older classes of kombu's API, over the ones of today."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
+from typing import Any
+
+from kombulite import messaging
+from kombulite.entity import Exchange, Queue
+from kombulite.message import Message
+
+__all__ = ["Consumer", "ConsumerSet", "Publisher", "entry_to_queue"]
+
+#: A queue from plain settings.
+entry_to_queue = Queue.from_dict
+
+
+class Publisher(messaging.Producer):
+    """A producer for one exchange, described by its settings."""
+
+    exchange: Any = ""
+    exchange_type = "direct"
+    routing_key = ""
+    durable = True
+    auto_delete = False
+    _closed = False
+
+    def __init__(
+        self,
+        connection: Any,
+        exchange: Exchange | str | None = None,
+        routing_key: str | None = None,
+        exchange_type: str | None = None,
+        durable: bool | None = None,
+        auto_delete: bool | None = None,
+        channel: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        exchange = exchange or self.exchange
+        self.exchange_type = exchange_type or self.exchange_type
+        self.durable = self.durable if durable is None else durable
+        self.auto_delete = self.auto_delete if auto_delete is None else auto_delete
+        if not isinstance(exchange, Exchange):
+            exchange = Exchange(exchange, type=self.exchange_type, durable=self.durable, auto_delete=self.auto_delete)
+        super().__init__(channel or connection, exchange, routing_key, **kwargs)
+
+    def send(self, *args: Any, **kwargs: Any) -> None:
+        """Another name of ``publish``."""
+        self.publish(*args, **kwargs)
+
+    def close(self) -> None:
+        """Be closed; the channel stays."""
+        super().close()
+        self._closed = True
+
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        self.close()
+
+    @property
+    def backend(self) -> Any:
+        """The channel."""
+        return self.channel
+
+
+class Consumer(messaging.Consumer):
+    """A consumer of one queue, described by its settings, on a channel of its own."""
+
+    queue = ""
+    exchange: Any = ""
+    routing_key = ""
+    exchange_type = "direct"
+    durable = True
+    exclusive = False
+    auto_delete = False
+    _closed = False
+
+    def __init__(
+        self,
+        connection: Any,
+        queue: str | None = None,
+        exchange: Exchange | str | None = None,
+        routing_key: str | None = None,
+        exchange_type: str | None = None,
+        durable: bool | None = None,
+        exclusive: bool | None = None,
+        auto_delete: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.backend = connection.channel()
+        self.durable = self.durable if durable is None else durable
+        self.exclusive = self.exclusive if exclusive is None else exclusive
+        self.auto_delete = self.auto_delete if auto_delete is None else auto_delete
+        self.queue = queue or self.queue
+        self.exchange = exchange or self.exchange
+        self.exchange_type = exchange_type or self.exchange_type
+        self.routing_key = routing_key or self.routing_key
+        if not isinstance(self.exchange, Exchange):
+            self.exchange = Exchange(
+                self.exchange, type=self.exchange_type, durable=self.durable, auto_delete=self.auto_delete
+            )
+        made = Queue(
+            self.queue,
+            exchange=self.exchange,
+            routing_key=self.routing_key,
+            durable=self.durable,
+            exclusive=self.exclusive,
+            auto_delete=self.auto_delete,
+        )
+        super().__init__(self.backend, made, **kwargs)
+
+    def revive(self, channel: Any) -> None:
+        """Go on with another channel."""
+        self.backend = channel
+        super().revive(channel)
+
+    def close(self) -> None:
+        """Stop consuming, and close the channel."""
+        self.cancel()
+        self.backend.close()
+        self._closed = True
+
+    def __enter__(self) -> Consumer:
+        return self
+
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Message | None]:
+        return self.iterqueue(infinite=True)
+
+    def fetch(self, no_ack: bool | None = None, enable_callbacks: bool = False) -> Message | None:
+        """The next message, or None; with ``enable_callbacks`` the callbacks get it too."""
+        message = self.queues[0].get(self.no_ack if no_ack is None else no_ack)
+        if message is not None and enable_callbacks:
+            self.receive(message.payload, message)
+        return message
+
+    def process_next(self) -> None:
+        """Not there any more: it raises NotImplementedError."""
+        raise NotImplementedError("Use fetch(enable_callbacks=True)")
+
+    def discard_all(self, filterfunc: Callable[..., Any] | None = None) -> int:
+        """Remove the messages that wait. Returns how many."""
+        if filterfunc is not None:
+            raise NotImplementedError("discard_all does not implement filters")
+        return self.purge()
+
+    def iterconsume(self, limit: int | None = None, no_ack: bool | None = None) -> Iterator[None]:
+        """A generator that waits for an event at each step."""
+        return _iterconsume(self, no_ack, limit)
+
+    def wait(self, limit: int | None = None) -> list[None]:
+        """Wait for ``limit`` events."""
+        return list(self.iterconsume(limit))
+
+    def iterqueue(self, limit: int | None = None, infinite: bool = False) -> Iterator[Message | None]:
+        """A generator of messages, ``limit`` at most; it ends where there is none, or with ``infinite`` gives None."""
+        for _ in range(limit) if limit else count():
+            message = self.fetch()
+            if message is None and not infinite:
+                return
+            yield message
+
+
+class ConsumerSet(messaging.Consumer):
+    """A consumer of several queues: from settings (``{name: settings}``), or those of other consumers."""
+
+    def __init__(
+        self,
+        connection: Any,
+        from_dict: Mapping[str, Mapping[str, Any]] | None = None,
+        consumers: Iterable[messaging.Consumer] | None = None,
+        channel: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._owns_channel = channel is None
+        self.backend = connection.channel() if channel is None else channel
+        queues = [queue for consumer in consumers or () for queue in consumer.queues]
+        queues += [Queue.from_dict(name, **settings) for name, settings in (from_dict or {}).items()]
+        super().__init__(self.backend, queues, **kwargs)
+
+    def iterconsume(self, limit: int | None = None, no_ack: bool = False) -> Iterator[None]:
+        """A generator that waits for an event at each step."""
+        return _iterconsume(self, no_ack, limit)
+
+    def discard_all(self) -> int:
+        """Remove the messages that wait. Returns how many."""
+        return self.purge()
+
+    def add_consumer_from_dict(self, queue: str, **options: Any) -> Queue:
+        """Add a queue from settings."""
+        return self.add_queue(Queue.from_dict(queue, **options))
+
+    def add_consumer(self, consumer: messaging.Consumer) -> None:
+        """Add the queues of a consumer."""
+        for queue in consumer.queues:
+            self.add_queue(queue)
+
+    def revive(self, channel: Any) -> None:
+        """Go on with another channel."""
+        self.backend = channel
+        super().revive(channel)
+
+    def close(self) -> None:
+        """Stop consuming, and close the channel if it is its own."""
+        self.cancel()
+        if self._owns_channel:
+            self.backend.close()
+
+
+def _iterconsume(consumer: messaging.Consumer, no_ack: bool | None, limit: int | None) -> Iterator[None]:
+    consumer.consume(no_ack=no_ack)
+    connection = consumer.connection
+    assert connection is not None
+    for _ in range(limit) if limit else count():
+        connection.drain_events()
+        yield None

@@ -1,0 +1,136 @@
+"""Loggers, and log levels by name and number."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+from kombulite.utils.encoding import safe_str
+from kombulite.utils.functional import maybe_evaluate
+from kombulite.utils.objects import cached_property
+
+__all__ = ["LOG_LEVELS", "Log", "LogMixin", "get_logger", "get_loglevel", "setup_logging"]
+
+_NUMBERS = {"CRITICAL": 50, "FATAL": 50, "ERROR": 40, "WARN": 30, "WARNING": 30, "INFO": 20, "DEBUG": 10, "NOTSET": 0}
+_NAMES = {50: "CRITICAL", 40: "ERROR", 30: "WARNING", 20: "INFO", 10: "DEBUG", 0: "NOTSET"}
+
+#: Numbers by name, and names by number.
+LOG_LEVELS: dict[Any, Any] = {**_NUMBERS, **_NAMES}
+
+DISABLE_TRACEBACKS = os.environ.get("DISABLE_TRACEBACKS")
+
+
+def get_logger(logger: str | logging.Logger) -> logging.Logger:
+    """The logger of a name, with a handler that does nothing if it has none."""
+    if isinstance(logger, str):
+        logger = logging.getLogger(logger)
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    return logger
+
+
+def get_loglevel(level: str | int) -> int:
+    """The number of a level. Raises KeyError for a name that is none."""
+    return _NUMBERS[level] if isinstance(level, str) else level
+
+
+class LogMixin:
+    """Gives a class a logger of its own, and methods that log to it."""
+
+    def debug(self, *args: Any, **kwargs: Any) -> None:
+        """Log at this level."""
+        self.log(logging.DEBUG, *args, **kwargs)
+
+    def info(self, *args: Any, **kwargs: Any) -> None:
+        """Log at this level."""
+        self.log(logging.INFO, *args, **kwargs)
+
+    def warn(self, *args: Any, **kwargs: Any) -> None:
+        """Log a warning."""
+        self.log(logging.WARNING, *args, **kwargs)
+
+    def error(self, *args: Any, **kwargs: Any) -> None:
+        """Log an error, with the traceback if one is being handled."""
+        self._log_error(logging.ERROR, *args, **kwargs)
+
+    def critical(self, *args: Any, **kwargs: Any) -> None:
+        """Log what is worse than an error, with the traceback if one is being handled."""
+        self._log_error(logging.CRITICAL, *args, **kwargs)
+
+    def _log_error(self, severity: int, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("exc_info", sys.exc_info()[0] is not None)
+        self.log(severity, *args, **kwargs)
+
+    def annotate(self, text: str) -> str:
+        """The text as it is logged."""
+        return f"{self.logger_name} - {text}"
+
+    def log(self, severity: int, *args: Any, **kwargs: Any) -> None:
+        """Log a format and its arguments; lazy values among them are worked out only if it is logged."""
+        if DISABLE_TRACEBACKS:
+            kwargs.pop("exc_info", None)
+        if self.logger.isEnabledFor(severity):
+            text, *rest = args
+            values = [maybe_evaluate(value) for value in rest]
+            self.logger.log(severity, self.annotate(safe_str(text)), *values, **kwargs)
+
+    def get_logger(self) -> logging.Logger:
+        """The logger."""
+        return get_logger(self.logger_name)
+
+    def is_enabled_for(self, level: str | int) -> bool:
+        """Whether anything is logged at a level."""
+        return self.logger.isEnabledFor(get_loglevel(level))
+
+    def get_loglevel(self, level: str | int) -> int:
+        """The number of a level."""
+        return get_loglevel(level)
+
+    @cached_property
+    def logger(self) -> logging.Logger:
+        """The logger, looked up once."""
+        return self.get_logger()
+
+    @property
+    def logger_name(self) -> str:
+        """Name of the logger: the class's."""
+        return type(self).__name__
+
+
+class Log(LogMixin):
+    """A logger with the mixin's methods."""
+
+    def __init__(self, name: str, logger: logging.Logger | None = None) -> None:
+        self._logger_name = name
+        self._logger = logger
+
+    def get_logger(self) -> logging.Logger:
+        """The logger that was given, or that of the name."""
+        return self._logger or get_logger(self._logger_name)
+
+    @property
+    def logger_name(self) -> str:
+        """Name of the logger."""
+        return self._logger_name
+
+
+def setup_logging(loglevel: str | int | None = None, logfile: Any = None) -> logging.Logger:
+    """Log to a file (a name, or an open one; None: the standard error), if nothing is set up yet.
+
+    Returns the root logger. ``loglevel``: a name or a number, ``ERROR`` if None.
+    """
+    logger = logging.getLogger()
+    level = get_loglevel(loglevel or "ERROR")
+    if not logger.handlers:
+        handler: logging.Handler
+        if isinstance(logfile, (str, os.PathLike)):
+            from logging.handlers import WatchedFileHandler  # for few, and it brings sockets along
+
+            handler = WatchedFileHandler(logfile)
+        else:
+            handler = logging.StreamHandler(logfile or sys.__stderr__)
+        logger.addHandler(handler)
+        logger.setLevel(level)
+    return logger

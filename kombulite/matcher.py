@@ -1,0 +1,77 @@
+"""Comparing text with patterns of several kinds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
+from typing import Any
+
+__all__ = ["MatcherNotInstalled", "MatcherRegistry", "match", "register", "registry", "unregister"]
+
+ENTRY_POINT_GROUP = "kombu.matchers"
+
+
+class MatcherNotInstalled(Exception):
+    """No matcher of that name is registered."""
+
+
+class MatcherRegistry:
+    """Matchers by name: ``matcher(data, pattern)``, or (pattern, data) for those in ``matcher_pattern_first``."""
+
+    MatcherNotInstalled = MatcherNotInstalled
+    matcher_pattern_first = ("pcre",)
+
+    def __init__(self) -> None:
+        self._matchers: dict[str, Callable[..., Any]] = {}
+        self._default_matcher: Callable[..., Any] | None = None
+        self._entry_points_loaded = False
+
+    def register(self, name: str, matcher: Callable[..., Any]) -> None:
+        """Add or replace a matcher."""
+        self._matchers[name] = matcher
+
+    def unregister(self, name: str) -> None:
+        """Forget a matcher. Raises MatcherNotInstalled."""
+        if self._matchers.pop(name, None) is None:
+            raise MatcherNotInstalled(f"No matcher installed for {name}")
+
+    def _set_default_matcher(self, name: str) -> None:
+        self._default_matcher = self._find(name)
+
+    def match(
+        self, data: Any, pattern: Any, matcher: str | None = None, matcher_kwargs: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Whether ``data`` fits ``pattern``. Raises MatcherNotInstalled."""
+        function = self._find(matcher) if matcher else self._default_matcher
+        if function is None:
+            raise MatcherNotInstalled("there is no default matcher")
+        arguments = (pattern, data) if matcher in self.matcher_pattern_first else (data, pattern)
+        return bool(function(*arguments, **(matcher_kwargs or {})))
+
+    def _find(self, name: str) -> Callable[..., Any]:
+        if name not in self._matchers and not self._entry_points_loaded:
+            self._load_entry_points()
+        try:
+            return self._matchers[name]
+        except KeyError:
+            raise MatcherNotInstalled(f"No matcher installed for {name}") from None
+
+    def _load_entry_points(self) -> None:
+        # Other packages' matchers; looked for only once something is missing, as the search costs milliseconds.
+        self._entry_points_loaded = True
+        from importlib.metadata import entry_points
+
+        for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+            if entry_point.name not in self._matchers:
+                self.register(entry_point.name, *entry_point.load())
+
+
+registry = MatcherRegistry()
+match = registry.match
+register = registry.register
+unregister = registry.unregister
+
+register("glob", fnmatch)
+register("pcre", re.match)
+registry._set_default_matcher("glob")

@@ -1,0 +1,448 @@
+"""Mailboxes of processes: commands to all or some of them, and their replies."""
+
+from __future__ import annotations
+
+import copy
+import socket
+import warnings
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from time import monotonic, time
+from typing import Any
+
+from kombulite.clocks import LamportClock
+from kombulite.common import maybe_declare, oid_from
+from kombulite.entity import Exchange, Queue
+from kombulite.exceptions import InconsistencyError
+from kombulite.log import get_logger
+from kombulite.matcher import match
+from kombulite.message import Message
+from kombulite.messaging import Consumer as MessageConsumer
+from kombulite.messaging import Producer
+from kombulite.utils.functional import maybe_evaluate, reprcall
+from kombulite.utils.objects import cached_property
+from kombulite.utils.uuid import uuid
+
+__all__ = ["Mailbox", "Node"]
+
+REPLY_QUEUE_EXPIRES = 10.0  # seconds
+
+#: A command is worth little when it is late.
+RETRY_POLICY = {"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 1}
+
+logger = get_logger(__name__)
+
+
+class Node:
+    """A process that takes commands: its name, what its handlers get (``state``), and the handlers by command."""
+
+    def __init__(
+        self,
+        hostname: str,
+        state: Any = None,
+        channel: Any = None,
+        handlers: dict[str, Callable[..., Any]] | None = None,
+        mailbox: Any = None,
+    ) -> None:
+        self.hostname = hostname
+        self.state = state
+        self.channel = channel
+        self.handlers = {} if handlers is None else handlers
+        self.mailbox: Mailbox = mailbox
+
+    def Consumer(self, channel: Any = None, no_ack: bool = True, accept: Any = None, **options: Any) -> MessageConsumer:
+        """A consumer of the node's queue, not started; further arguments are those of ``Consumer``."""
+        queue = self.mailbox.get_queue(self.hostname)
+
+        def verify_alone(name: str, messages: int, consumers: int) -> None:
+            if consumers:
+                warnings.warn(
+                    f"another process takes commands as {self.hostname}: each command reaches one of the two only",
+                    stacklevel=2,
+                )
+
+        queue.on_declared = verify_alone
+        accept = self.mailbox.accept if accept is None else accept
+        return MessageConsumer(channel or self.channel, [queue], no_ack=no_ack, accept=accept, **options)
+
+    def handler(self, fun: Callable[..., Any]) -> Callable[..., Any]:
+        """A decorator: the function handles the command of its name, as ``fun(state, **arguments)``."""
+        self.handlers[fun.__name__] = fun
+        return fun
+
+    def on_decode_error(self, message: Message, exc: Exception) -> None:
+        """Called for a command that cannot be decoded: it is logged."""
+        logger.error("Cannot decode message: %r", exc, exc_info=exc)
+
+    def listen(self, channel: Any = None, callback: Callable[[Any, Message], Any] | None = None) -> MessageConsumer:
+        """Start to take commands. Returns the consumer."""
+        consumer = self.Consumer(
+            channel=channel, callbacks=[callback or self.handle_message], on_decode_error=self.on_decode_error
+        )
+        consumer.consume()
+        return consumer
+
+    def dispatch(
+        self,
+        method: str,
+        arguments: Mapping[str, Any] | None = None,
+        reply_to: Mapping[str, str] | None = None,
+        ticket: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a command's handler, and reply if asked to. Returns the result, ``{"error": repr}`` where it raised."""
+        arguments = arguments or {}
+        logger.debug("pidbox received method %s", reprcall(method, (), arguments))
+        handle = self.handle_call if reply_to else self.handle_cast
+        try:
+            reply = handle(method, arguments)
+        except Exception as error:
+            logger.error("pidbox command error: %r", error, exc_info=error)
+            reply = {"error": repr(error)}
+        if reply_to:
+            self.reply({self.hostname: reply}, reply_to["exchange"], reply_to["routing_key"], ticket)
+        return reply
+
+    def handle(self, method: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Call a command's handler. Raises KeyError where there is none."""
+        return self.handlers[method](self.state, **(arguments or {}))
+
+    def handle_call(self, method: str, arguments: Mapping[str, Any]) -> Any:
+        """Handle a command that wants a reply."""
+        return self.handle(method, arguments)
+
+    def handle_cast(self, method: str, arguments: Mapping[str, Any]) -> Any:
+        """Handle a command that wants none."""
+        return self.handle(method, arguments)
+
+    def handle_message(self, body: Mapping[str, Any], message: Message | None = None) -> Any:
+        """Dispatch a command, if it is meant for this node."""
+        if message is not None:
+            self.mailbox.clock.adjust(message.headers.get("clock") or 0)
+        destination, pattern, matcher = (body.get(name) for name in ("destination", "pattern", "matcher"))
+        if destination:
+            wanted = self.hostname in destination
+        else:
+            wanted = not (pattern and matcher) or match(self.hostname, pattern, matcher)
+        return self.dispatch(**body) if wanted else None
+
+    dispatch_from_message = handle_message
+
+    def reply(self, data: Any, exchange: str, routing_key: str, ticket: str | None, **kwargs: Any) -> None:
+        """Send a reply."""
+        self.mailbox._publish_reply(
+            data, exchange, routing_key, ticket, channel=self.channel, serializer=self.mailbox.serializer
+        )
+
+
+class Mailbox:
+    """Commands in a namespace. Call it with a connection to have one that can send.
+
+    ``type``: of the exchange; ``clock``: a LamportClock to share; ``accept``: content types of replies and commands
+    (``["json"]``); ``producer_pool``: where producers come from, may be lazy; ``queue_durable``, ``queue_exclusive``,
+    ``queue_ttl``, ``queue_expires``: of the nodes' queues; ``reply_queue_ttl``, ``reply_queue_expires``; in seconds.
+    Raises ValueError for a queue that is both exclusive and durable.
+    """
+
+    node_cls = Node
+    exchange_fmt = "%s.pidbox"
+    reply_exchange_fmt = "reply.%s.pidbox"
+
+    #: Seconds that replies are waited for where no timeout is given.
+    call_timeout = 10.0
+
+    def __init__(
+        self,
+        namespace: str,
+        type: str = "direct",
+        connection: Any = None,
+        clock: LamportClock | None = None,
+        accept: Any = None,
+        serializer: str | None = None,
+        producer_pool: Any = None,
+        queue_ttl: float | None = None,
+        queue_expires: float | None = None,
+        queue_durable: bool = False,
+        queue_exclusive: bool = True,
+        reply_queue_ttl: float | None = None,
+        reply_queue_expires: float | None = REPLY_QUEUE_EXPIRES,
+    ) -> None:
+        if queue_durable and queue_exclusive:
+            raise ValueError("a queue cannot be both exclusive and durable: exclusive ones go with their connection")
+        self.namespace = namespace
+        self.type = type
+        self.connection = connection
+        self.clock = LamportClock() if clock is None else clock
+        self.accept = ["json"] if accept is None else accept
+        self.serializer = serializer
+        self.queue_ttl = queue_ttl
+        self.queue_expires = queue_expires
+        self.queue_durable = queue_durable
+        self.queue_exclusive = queue_exclusive
+        self.reply_queue_ttl = reply_queue_ttl
+        self.reply_queue_expires = reply_queue_expires
+        self.exchange = self._get_exchange(namespace, type)
+        self.reply_exchange = self._get_reply_exchange(namespace)
+        #: Replies to other calls of this process, by ticket.
+        self.unclaimed: defaultdict[str, deque[Any]] = defaultdict(deque)
+        self._producer_pool = producer_pool
+        self._identity = object()  # shared with the copies that are bound to connections
+
+    def __call__(self, connection: Any) -> Mailbox:
+        """A copy that sends over a connection."""
+        bound = copy.copy(self)
+        bound.connection = connection
+        return bound
+
+    def Node(
+        self,
+        hostname: str | None = None,
+        state: Any = None,
+        channel: Any = None,
+        handlers: dict[str, Callable[..., Any]] | None = None,
+    ) -> Node:
+        """A node of this mailbox; ``hostname``: the machine's by default."""
+        return self.node_cls(hostname or socket.gethostname(), state, channel, handlers, mailbox=self)
+
+    # --- commands
+
+    def call(
+        self,
+        destination: Sequence[str],
+        command: str,
+        kwargs: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        callback: Callable[[Any], Any] | None = None,
+        channel: Any = None,
+    ) -> list[Any]:
+        """Send a command to nodes by name, and return their replies: a list of ``{hostname: result}``.
+
+        It waits until all have answered, or for ``timeout`` seconds (None: ``call_timeout``) after the last answer.
+        """
+        return self._broadcast(  # type: ignore[return-value]
+            command, kwargs, destination, reply=True, timeout=timeout, callback=callback, channel=channel
+        )
+
+    def cast(self, destination: Sequence[str], command: str, kwargs: Mapping[str, Any] | None = None) -> None:
+        """Send a command to nodes by name; no reply is asked for."""
+        self._broadcast(command, kwargs, destination, reply=False)
+
+    def abcast(self, command: str, kwargs: Mapping[str, Any] | None = None) -> None:
+        """Send a command to all nodes; no reply is asked for."""
+        self._broadcast(command, kwargs, reply=False)
+
+    def multi_call(
+        self,
+        command: str,
+        kwargs: Mapping[str, Any] | None = None,
+        timeout: float | None = 1,
+        limit: int | None = None,
+        callback: Callable[[Any], Any] | None = None,
+        channel: Any = None,
+    ) -> list[Any]:
+        """Send a command to all nodes, and return the replies: ``limit`` at most, ``timeout`` seconds for each."""
+        return self._broadcast(  # type: ignore[return-value]
+            command, kwargs, reply=True, timeout=timeout, limit=limit, callback=callback, channel=channel
+        )
+
+    # --- queues
+
+    def get_queue(self, hostname: str) -> Queue:
+        """The queue of a node."""
+        return Queue(
+            f"{hostname}.{self.namespace}.pidbox",
+            exchange=self.exchange,
+            durable=self.queue_durable,
+            exclusive=self.queue_exclusive,
+            auto_delete=not self.queue_durable,
+            expires=self.queue_expires,
+            message_ttl=self.queue_ttl,
+        )
+
+    def get_reply_queue(self) -> Queue:
+        """The queue for replies to this thread."""
+        oid = self.oid
+        return Queue(
+            f"{oid}.{self.reply_exchange.name}",
+            exchange=self.reply_exchange,
+            routing_key=oid,
+            durable=self.queue_durable,
+            exclusive=self.queue_exclusive,
+            auto_delete=not self.queue_durable,
+            expires=self.reply_queue_expires,
+            message_ttl=self.reply_queue_ttl,
+        )
+
+    @property
+    def reply_queue(self) -> Queue:
+        """The queue for replies to this thread."""
+        return self.get_reply_queue()
+
+    @property
+    def oid(self) -> str:
+        """What tells the replies to this thread from others."""
+        return oid_from(self._identity)
+
+    def _get_exchange(self, namespace: str, type: str) -> Exchange:
+        return Exchange(self.exchange_fmt % namespace, type=type, durable=False, delivery_mode="transient")
+
+    def _get_reply_exchange(self, namespace: str) -> Exchange:
+        return Exchange(self.reply_exchange_fmt % namespace, type="direct", durable=False, delivery_mode="transient")
+
+    # --- sending and collecting
+
+    @cached_property
+    def producer_pool(self) -> Any:
+        """The pool of producers, or None; deleting it has it looked up again."""
+        return maybe_evaluate(self._producer_pool)
+
+    @contextmanager
+    def producer_or_acquire(self, producer: Producer | None = None, channel: Any = None) -> Iterator[Producer]:
+        """A producer: the given one, or one of the pool, or one for the channel."""
+        if producer:
+            yield producer
+        elif self.producer_pool:
+            with self.producer_pool.acquire(block=True) as pooled:
+                yield pooled
+        else:
+            yield Producer(channel, auto_declare=False)
+
+    def _publish_reply(
+        self,
+        reply: Any,
+        exchange: str,
+        routing_key: str,
+        ticket: str | None,
+        channel: Any = None,
+        producer: Producer | None = None,
+        **opts: Any,
+    ) -> None:
+        target = Exchange(exchange, type="direct", delivery_mode="transient", durable=False)
+        channel = channel or self.connection.default_channel
+        # With an InconsistencyError the queue was deleted: whoever asked has gone.
+        with self.producer_or_acquire(producer, channel) as sender, suppress(InconsistencyError):
+            sender.publish(
+                reply,
+                exchange=target,
+                routing_key=routing_key,
+                declare=[target],
+                headers={"ticket": ticket, "clock": self.clock.forward()},
+                retry=True,
+                retry_policy=RETRY_POLICY,
+                **opts,
+            )
+
+    def _publish(
+        self,
+        type: str,
+        arguments: Mapping[str, Any],
+        destination: Sequence[str] | None = None,
+        reply_ticket: str | None = None,
+        channel: Any = None,
+        timeout: float | None = None,
+        serializer: str | None = None,
+        producer: Producer | None = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+    ) -> None:
+        message: dict[str, Any] = {
+            "method": type,
+            "arguments": arguments,
+            "destination": destination,
+            "pattern": pattern,
+            "matcher": matcher,
+        }
+        channel = channel or self.connection.default_channel
+        if reply_ticket:
+            maybe_declare(self.reply_queue, channel)
+            reply_to = {"exchange": self.reply_exchange.name, "routing_key": self.oid}
+            message.update(ticket=reply_ticket, reply_to=reply_to)
+        with self.producer_or_acquire(producer, channel) as sender:
+            sender.publish(
+                message,
+                exchange=self.exchange,
+                declare=[self.exchange],
+                headers={"clock": self.clock.forward(), "expires": time() + timeout if timeout else 0},
+                serializer=serializer or self.serializer,
+                retry=True,
+                retry_policy=RETRY_POLICY,
+            )
+
+    def _broadcast(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        destination: Sequence[str] | None = None,
+        reply: bool = False,
+        timeout: float | None = 1,
+        limit: int | None = None,
+        callback: Callable[[Any], Any] | None = None,
+        channel: Any = None,
+        serializer: str | None = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+    ) -> list[Any] | None:
+        if destination is not None and not isinstance(destination, (list, tuple)):
+            raise ValueError(f"destination must be a list/tuple not {type(destination)}")
+        ticket = uuid() if reply else None
+        channel = channel or self.connection.default_channel
+        self._publish(
+            command,
+            arguments or {},
+            destination=destination,
+            reply_ticket=ticket,
+            channel=channel,
+            timeout=timeout,
+            serializer=serializer,
+            pattern=pattern,
+            matcher=matcher,
+        )
+        if ticket is None:
+            return None
+        if limit is None and destination:
+            limit = len(destination)
+        return self._collect(ticket, limit, timeout, callback, channel)
+
+    def _collect(
+        self,
+        ticket: str,
+        limit: int | None = None,
+        timeout: float | None = 1,
+        callback: Callable[[Any], Any] | None = None,
+        channel: Any = None,
+        accept: Any = None,
+    ) -> list[Any]:
+        channel = channel or self.connection.default_channel
+        timeout = self.call_timeout if timeout is None else timeout
+        queue = self.reply_queue
+        responses: list[Any] = []
+        deadline = monotonic() + timeout
+
+        def on_reply(body: Any, message: Message) -> None:
+            nonlocal deadline
+            header = message.headers.get
+            self.clock.adjust(header("clock") or 0)
+            if (expires := header("expires")) and time() > expires:
+                return
+            owner = header("ticket", ticket)
+            if owner != ticket:
+                self.unclaimed[owner].append(body)
+                return
+            deadline = monotonic() + timeout
+            if callback is not None:
+                callback(body)
+            responses.append(body)
+
+        responses.extend(self.unclaimed.pop(ticket, ()))
+        accept = self.accept if accept is None else accept
+        try:
+            with MessageConsumer(channel, [queue], callbacks=[on_reply], accept=accept, no_ack=True):
+                while limit is None or len(responses) < limit:
+                    try:
+                        channel.connection.client.drain_events(timeout=max(deadline - monotonic(), 0))
+                    except TimeoutError:
+                        break
+                return responses
+        finally:
+            channel.after_reply_message_received(queue.name)

@@ -1,0 +1,294 @@
+"""Pools: a bounded number of things, handed out and taken back; of connections and of channels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from threading import Condition
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet, ref
+
+from kombulite import exceptions
+
+if TYPE_CHECKING:
+    from kombulite.channel import Channel
+    from kombulite.connection import Connection
+
+DEBUG = bool(os.environ.get("KOMBU_DEBUG_POOL"))
+
+#: What closing something broken may raise, and nobody has to know.
+CLOSE_ERRORS = (exceptions.ConnectionError, exceptions.ChannelError, OSError)
+
+
+class Resource:
+    """A pool. At most ``limit`` resources are out or kept at a time (None or 0: no bound, and none is kept).
+
+    ``preload``: how many are made at once; the others are made when they are needed. The one that was given back last
+    goes out first. A subclass says what it is a pool of: ``new`` makes one, ``prepare`` readies one that goes out,
+    ``close_resource`` ends one. May be shared by threads; with ``close_after_fork`` a forked child starts with an empty
+    pool and leaves its parent's resources alone.
+    """
+
+    LimitExceeded: ClassVar[type[exceptions.LimitExceeded]] = exceptions.LimitExceeded
+    close_after_fork = False
+
+    #: Seconds that ``acquire(block=True)`` waits where no timeout is given; None: for ever.
+    block_timeout: float | None = 60.0
+
+    def __init__(
+        self, limit: int | None = None, preload: int | None = None, close_after_fork: bool | None = None
+    ) -> None:
+        self._limit = _checked(limit)
+        self.preload = preload or 0
+        self.close_after_fork = self.close_after_fork if close_after_fork is None else close_after_fork
+        self._closed = False
+        self._empty()
+        if self.close_after_fork:
+            _emptied_in_children.add(self)
+        self.setup()
+
+    def _empty(self) -> None:
+        self._free: list[Any] = []
+        self._dirty: dict[int, Any] = {}  # those that are out, by identity
+        self._out = 0  # with those that are just being made or taken back
+        self._changed = Condition()
+
+    # --- what it is a pool of
+
+    def new(self) -> Any:
+        """Make a resource."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how to make a resource")
+
+    def setup(self) -> None:
+        """Make those that shall be there from the start."""
+        self._free += [self.new() for _ in range(min(self.preload, self._limit))]
+
+    def prepare(self, resource: Any) -> Any:
+        """Ready a resource that goes out; returns it, or another in its place."""
+        return resource
+
+    def close_resource(self, resource: Any) -> None:
+        """End a resource that is not needed any more."""
+        resource.close()
+
+    def release_resource(self, resource: Any) -> None:
+        """Called with a resource that comes back."""
+
+    def collect_resource(self, resource: Any) -> None:
+        """End a resource that somebody may still be using."""
+        self.close_resource(resource)
+
+    # --- handing out and taking back
+
+    def acquire(self, block: bool = False, timeout: float | None = None) -> Any:
+        """A resource. Its ``release()`` gives it back, as does leaving its context; by an exception it is replaced.
+
+        Where all are out: with ``block`` wait up to ``timeout`` seconds (None: ``block_timeout``) for one to come back.
+        Raises LimitExceeded if none is to be had, RuntimeError for a closed pool.
+        """
+        kept = self._take(block, self.block_timeout if timeout is None else timeout)
+        try:
+            resource = self.prepare(self.new() if kept is None else kept)
+        except BaseException:
+            if kept is not None:
+                self._end(kept, self.close_resource)
+            self._vacate()
+            raise
+        pool, this = ref(self), ref(resource)  # a resource that is dropped goes at once, not with the garbage
+        resource.release = partial(_give_back, pool, this)
+        resource.discard = partial(_give_up, pool, this)
+        with self._changed:
+            self._dirty[id(resource)] = resource
+        _debug("acquired", resource)
+        return resource
+
+    def _take(self, block: bool, timeout: float | None) -> Any:
+        """Claim a place: with a resource that is kept, or None for a new one."""
+        deadline = None if timeout is None else monotonic() + timeout
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise RuntimeError("Acquire on closed pool")
+                if self._free or not self._limit or self._out < self._limit:
+                    self._out += 1
+                    return self._free.pop() if self._free else None
+                left = None if deadline is None else deadline - monotonic()
+                if not block or (left is not None and left <= 0):
+                    raise self.LimitExceeded(self._limit)
+                self._changed.wait(left)
+
+    def _vacate(self, resource: Any = None) -> bool:
+        """Give a place up; a resource is kept if there is room for it. Returns whether it is."""
+        with self._changed:
+            self._out -= 1
+            keep = resource is not None and not self._closed and len(self._free) + self._out < self._limit
+            if keep:
+                self._free.append(resource)
+            self._changed.notify()
+            return keep
+
+    def _is_back(self, resource: Any) -> bool:
+        """Note that a resource is not out any more; whether it was."""
+        with self._changed:
+            return self._dirty.pop(id(resource), None) is not None
+
+    def release(self, resource: Any) -> None:
+        """Take a resource back. One that is not out is left alone."""
+        if self._is_back(resource):
+            _debug("released", resource)
+            try:
+                self.release_resource(resource)
+            except BaseException:
+                self._vacate()
+                raise
+            if not self._vacate(resource):
+                self._end(resource, self.close_resource)
+
+    def replace(self, resource: Any) -> None:
+        """End a resource that is out; a new one may take its place."""
+        if self._is_back(resource):
+            _debug("replaced", resource)
+            try:
+                self._end(resource, self.close_resource)
+            finally:
+                self._vacate()
+
+    def _end(self, resource: Any, end: Any) -> None:
+        with suppress(*CLOSE_ERRORS):
+            end(resource)
+
+    # --- all of them
+
+    def force_close_all(self, close_pool: bool = True) -> None:
+        """End all resources, those too that are out. With ``close_pool`` nothing can be had from it any more."""
+        with self._changed:
+            self._closed = self._closed or close_pool
+            free, self._free = self._free, []
+            dirty, self._dirty = self._dirty, {}
+            self._out -= len(dirty)
+            self._changed.notify_all()
+        for resource in dirty.values():
+            self._end(resource, self.collect_resource)
+        for resource in free:
+            self._end(resource, self.close_resource)
+
+    def resize(self, limit: int | None, force: bool = False, ignore_errors: bool = False, reset: bool = False) -> None:
+        """Change the limit. ``reset`` or ``force``: end all resources first.
+
+        Raises RuntimeError where fewer are wanted and some are out, unless ``force`` or ``ignore_errors``.
+        """
+        limit = _checked(limit)
+        if self._dirty and 0 < limit < self._limit and not ignore_errors:
+            if not force:
+                raise RuntimeError(f"Can't shrink pool when in use: was={self._limit} now={limit}")
+            reset = True
+        with self._changed:
+            self._limit = limit
+            room = max(limit - self._out, 0)
+            surplus = self._free[room:]
+            del self._free[room:]
+            self._changed.notify_all()
+        for resource in surplus:
+            self._end(resource, self.close_resource)
+        if reset:
+            self.force_close_all(close_pool=False)
+            self.setup()
+
+    @property
+    def limit(self) -> int:
+        """How many may be out or kept; 0 for no bound. Setting it resizes the pool."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int | None) -> None:
+        self.resize(limit)
+
+
+class ConnectionPool(Resource):
+    """Connections like one that is given, which is not among them."""
+
+    LimitExceeded = exceptions.ConnectionLimitExceeded
+    close_after_fork = True
+
+    def __init__(self, connection: Connection, limit: int | None = None, **kwargs: Any) -> None:
+        self.connection = connection
+        super().__init__(limit, **kwargs)
+
+    def new(self) -> Connection:
+        """A connection, not opened."""
+        return self.connection.clone()
+
+    def collect_resource(self, resource: Connection, socket_timeout: float | None = 0.1) -> None:
+        """Drop a connection that another thread may be waiting on."""
+        resource.collect(socket_timeout)
+
+    @contextmanager
+    def acquire_channel(self, block: bool = False) -> Iterator[tuple[Connection, Channel]]:
+        """A connection and its default channel."""
+        with self.acquire(block=block) as connection:
+            yield connection, connection.default_channel
+
+
+class ChannelPool(Resource):
+    """Channels of one connection."""
+
+    LimitExceeded = exceptions.ChannelLimitExceeded
+
+    def __init__(self, connection: Connection, limit: int | None = None, **kwargs: Any) -> None:
+        self.connection = connection
+        super().__init__(limit, **kwargs)
+
+    def new(self) -> Channel:
+        """A channel, connecting if needed."""
+        return self.connection.channel()
+
+    def prepare(self, resource: Channel) -> Channel:
+        """Replace a channel that was closed while it was kept."""
+        return resource if resource.is_open else self.new()
+
+
+def _give_back(pool: ref[Resource], resource: ref[Any]) -> None:
+    """What a pooled resource's ``release`` does."""
+    home, this = pool(), resource()
+    if home is not None:
+        home.release(this)
+    elif this is not None:
+        this.close()
+
+
+def _give_up(pool: ref[Resource], resource: ref[Any]) -> None:
+    """What a pooled resource's ``discard`` does."""
+    home, this = pool(), resource()
+    if home is not None:
+        home.replace(this)
+    elif this is not None:
+        this.close()
+
+
+def _checked(limit: int | None) -> int:
+    if isinstance(limit, bool):
+        raise TypeError("limit must be an int, not bool")
+    return limit or 0
+
+
+def _debug(what: str, resource: Any) -> None:
+    if DEBUG:
+        from kombulite.log import get_logger  # for few, and logging costs as much as the rest of a pool's imports
+
+        get_logger("kombulite.pool").debug("%s %r", what, resource, stack_info=True)
+
+
+_emptied_in_children: WeakSet[Resource] = WeakSet()
+
+
+def _empty_all() -> None:
+    # A child only forgets: the connections, and the locks that another thread may have held, are its parent's.
+    for pool in list(_emptied_in_children):
+        pool._empty()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_empty_all)

@@ -1,0 +1,95 @@
+"""Messages that a broker delays by itself: queues whose messages expire after 1, 2, 4, … seconds, one behind another.
+
+The delay's binary digits lead the routing key: the queue of a level holds those messages that have a 1 in its place.
+Celery names the exchanges and queues, so that all its workers find them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kombulite.entity import Exchange, Queue, binding
+from kombulite.log import get_logger
+
+MAX_NUMBER_OF_BITS_TO_USE = 28
+MAX_LEVEL = MAX_NUMBER_OF_BITS_TO_USE - 1
+CELERY_DELAYED_DELIVERY_EXCHANGE = "celery_delayed_delivery"
+
+logger = get_logger(__name__)
+
+
+def level_name(level: int, prefix: str | None = None) -> str:
+    """The name of a level's exchange and queue: of messages that wait ``2 ** level`` seconds there.
+
+    Raises ValueError for a negative level.
+    """
+    if level < 0:
+        raise ValueError("level must be a non-negative number")
+    return _prefixed(f"celery_delayed_{level}", prefix)
+
+
+def declare_native_delayed_delivery_exchanges_and_queues(
+    connection: Any, queue_type: str, prefix: str | None = None
+) -> None:
+    """Declare the exchanges and queues of all levels; ``queue_type``: ``classic`` or ``quorum``, else ValueError."""
+    if queue_type not in ("classic", "quorum"):
+        raise ValueError("queue_type must be either classic or quorum")
+    channel = connection.channel()
+    last = _prefixed(CELERY_DELAYED_DELIVERY_EXCHANGE, prefix)
+    for level in range(MAX_LEVEL, -1, -1):
+        name = level_name(level, prefix)
+        arguments = {
+            "x-queue-type": queue_type,
+            "x-overflow": "reject-publish",
+            "x-message-ttl": 2**level * 1000,
+            "x-dead-letter-exchange": level_name(level - 1, prefix) if level else last,
+        }
+        if queue_type == "quorum":
+            arguments["x-dead-letter-strategy"] = "at-least-once"
+        waiting = binding(Exchange(name, "topic"), _pattern(level, "1"))
+        Queue(name, bindings=[waiting], queue_arguments=arguments)(channel).declare()
+    for level in range(MAX_LEVEL, -1, -1):
+        following = Exchange(level_name(level - 1, prefix) if level else last, "topic")(channel)
+        following.declare()
+        following.bind_to(level_name(level, prefix), routing_key=_pattern(level, "0"))
+
+
+def bind_queue_to_native_delayed_delivery_exchange(connection: Any, queue: Queue, prefix: str | None = None) -> None:
+    """Let delayed messages come to a queue, through its own exchanges. Direct exchanges cannot: they are skipped."""
+    channel = connection.channel()
+    bound = queue(channel)
+    for each in bound.bindings or [binding(bound.exchange, bound.routing_key)]:
+        exchange = each.exchange
+        assert isinstance(exchange, Exchange)
+        if exchange.type == "direct":
+            logger.warning(
+                "Exchange %s of queue %s is a direct one: it cannot have delayed messages", exchange.name, queue.name
+            )
+            continue
+        key = each.routing_key if each.routing_key.startswith("#") else f"#.{each.routing_key}"
+        exchange(channel).bind_to(_prefixed(CELERY_DELAYED_DELIVERY_EXCHANGE, prefix), routing_key=key)
+        bound.bind_to(exchange, routing_key=key)
+
+
+def calculate_routing_key(countdown: int, routing_key: str) -> str:
+    """The key to publish with for a delay of ``countdown`` seconds, 1 to 2 ** 28 - 1; it replaces an earlier delay's.
+
+    Raises ValueError.
+    """
+    if not 1 <= countdown < 2**MAX_NUMBER_OF_BITS_TO_USE:
+        raise ValueError(f"countdown must be a positive number, and below {2**MAX_NUMBER_OF_BITS_TO_USE}")
+    if not routing_key:
+        raise ValueError("routing_key must be non-empty")
+    words = routing_key.split(".")
+    if len(words) > MAX_NUMBER_OF_BITS_TO_USE and all(word in ("0", "1") for word in words[:MAX_NUMBER_OF_BITS_TO_USE]):
+        routing_key = ".".join(words[MAX_NUMBER_OF_BITS_TO_USE:])
+    return ".".join([*f"{int(countdown):0{MAX_NUMBER_OF_BITS_TO_USE}b}", routing_key])
+
+
+def _prefixed(name: str, prefix: str | None) -> str:
+    return f"{prefix}_{name}" if prefix else name
+
+
+def _pattern(level: int, digit: str) -> str:
+    """What the keys have in common that have a digit in a level's place."""
+    return "*." * (MAX_LEVEL - level) + f"{digit}.#"

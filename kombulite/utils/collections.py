@@ -1,0 +1,48 @@
+"""Dictionaries with keys of a special kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class HashedSeq(list[Any]):
+    """A list that can be a key: its hash is that of its items when it was made."""
+
+    __slots__ = ("hashvalue",)
+
+    def __init__(self, *seq: Any) -> None:
+        super().__init__(seq)
+        self.hashvalue = hash(seq)
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return self.hashvalue
+
+    def __eq__(self, other: object) -> bool:
+        return self.hashvalue == hash(other)
+
+
+def eqhash(o: Any) -> Any:
+    """What stands for an object as a key: the result of its ``__eqhash__``, or itself."""
+    try:
+        return o.__eqhash__()
+    except AttributeError:
+        return hash(o)
+
+
+class EqualityDict(dict[Any, Any]):
+    """A dict in which objects count as one key if their ``__eqhash__`` says so."""
+
+    def __getitem__(self, key: Any) -> Any:
+        found = eqhash(key)
+        if found not in self:
+            return self.__missing__(key)
+        return super().__getitem__(found)
+
+    def __missing__(self, key: Any) -> Any:
+        raise KeyError(key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(eqhash(key), value)
+
+    def __delitem__(self, key: Any) -> None:
+        super().__delitem__(eqhash(key))

@@ -1,0 +1,67 @@
+"""Text and bytes, and showing what may be neither."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+#: The file whose encoding ``default_encoding`` takes; None: the standard output as it was at the start.
+default_encoding_file: Any = None
+
+
+def set_default_encoding_file(file: Any) -> None:
+    """Take the encoding of that file for the default."""
+    global default_encoding_file  # noqa: PLW0603 - kombu's interface
+    default_encoding_file = file
+
+
+def get_default_encoding_file() -> Any:
+    """The file whose encoding is the default."""
+    return default_encoding_file
+
+
+def default_encoding(file: Any = None) -> str:
+    """The encoding of a file, or of the default one, or of file names."""
+    file = file or default_encoding_file
+    return getattr(file, "encoding", None) or sys.getfilesystemencoding()
+
+
+def str_to_bytes(s: Any) -> Any:
+    """Text as UTF-8; anything else as it is."""
+    return s.encode() if isinstance(s, str) else s
+
+
+def bytes_to_str(s: Any) -> Any:
+    """UTF-8 as text, what is not UTF-8 in it replaced; anything else as it is."""
+    return s.decode(errors="replace") if isinstance(s, bytes) else s
+
+
+def from_utf8(s: Any, *args: Any, **kwargs: Any) -> Any:
+    """Kept for compatibility: ``s`` itself."""
+    return s
+
+
+def ensure_bytes(s: Any) -> Any:
+    """Text as UTF-8; anything else as it is."""
+    return str_to_bytes(s)
+
+
+def default_encode(obj: Any) -> Any:
+    """Kept for compatibility: ``obj`` itself."""
+    return obj
+
+
+def safe_str(s: Any, errors: str = "replace") -> str:
+    """Text for any value; never raises."""
+    if isinstance(s, str):
+        # What the default encoding lacks would fail when it is printed.
+        return s.encode("utf-8", errors).decode("utf-8", errors) if not s.isascii() else s
+    return bytes_to_str(s) if isinstance(s, bytes) else safe_repr(s, errors)
+
+
+def safe_repr(o: Any, errors: str = "replace") -> str:
+    """``repr`` that never raises."""
+    try:
+        return repr(o)
+    except Exception as error:
+        return f"<Unrepresentable {type(o)!r}: {error!r}>"

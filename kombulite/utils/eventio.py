@@ -1,0 +1,53 @@
+"""Waiting for many descriptors, over the standard library's selectors."""
+
+from __future__ import annotations
+
+import errno
+import selectors
+from contextlib import suppress
+from typing import Any
+
+__all__ = ["ERR", "READ", "SELECT_BAD_FD", "WRITE", "poll"]
+
+#: Events, as ``select.poll`` numbers them; an error or a hangup shows as what was waited for.
+READ = 0x001
+WRITE = 0x004
+ERR = 0x008 | 0x010
+
+#: What waiting for a descriptor that is closed fails with.
+SELECT_BAD_FD = {errno.EBADF}
+
+
+class _Poller:
+    """Descriptors, and the events to wait for at each."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+
+    def register(self, fd: int, events: int) -> None:
+        """Wait for events at a descriptor, instead of those waited for there before. Raises ValueError, OSError."""
+        wanted = (selectors.EVENT_READ if events & READ else 0) | (selectors.EVENT_WRITE if events & WRITE else 0)
+        self.unregister(fd)  # not modified: the number may be another file's by now
+        self._selector.register(fd, wanted)
+
+    def unregister(self, fd: int) -> None:
+        """Wait for it no longer; one that is not known is left alone."""
+        with suppress(KeyError):
+            self._selector.unregister(fd)
+
+    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+        """Pairs of descriptor and events, after ``timeout`` seconds (None: when there are some) at the latest."""
+        found = []
+        for key, events in self._selector.select(timeout):
+            seen = (READ if events & selectors.EVENT_READ else 0) | (WRITE if events & selectors.EVENT_WRITE else 0)
+            found.append((key.fd, seen))
+        return found
+
+    def close(self) -> None:
+        """Close it."""
+        self._selector.close()
+
+
+def poll(*args: Any, **kwargs: Any) -> _Poller:
+    """A poller."""
+    return _Poller()

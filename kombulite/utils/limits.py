@@ -1,0 +1,52 @@
+"""How often something may happen."""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic
+from typing import Any
+
+
+class TokenBucket:
+    """A token bucket: ``fill_rate`` tokens come in a second, at most ``capacity`` are kept.
+
+    ``contents`` is a queue for what waits for a token.
+    """
+
+    def __init__(self, fill_rate: float, capacity: float = 1) -> None:
+        self.capacity = float(capacity)
+        self._tokens = self.capacity
+        self.fill_rate = float(fill_rate)
+        self.timestamp = monotonic()
+        self.contents: deque[Any] = deque()
+
+    def add(self, item: Any) -> None:
+        """Add an item that waits."""
+        self.contents.append(item)
+
+    def pop(self) -> Any:
+        """The item that waits longest. Raises IndexError."""
+        return self.contents.popleft()
+
+    def clear_pending(self) -> None:
+        """Forget what waits."""
+        self.contents.clear()
+
+    def can_consume(self, tokens: float = 1) -> bool:
+        """Take tokens, if there are that many; whether it did."""
+        if tokens > self._get_tokens():
+            return False
+        self._tokens -= tokens
+        return True
+
+    def expected_time(self, tokens: float = 1) -> float:
+        """Seconds until there are that many tokens; 0 if there are."""
+        missing = max(tokens, self._get_tokens()) - self._tokens
+        return missing / self.fill_rate
+
+    def _get_tokens(self) -> float:
+        now = monotonic()
+        if self._tokens < self.capacity:
+            self._tokens = min(self.capacity, self._tokens + self.fill_rate * (now - self.timestamp))
+        self.timestamp = now
+        return self._tokens

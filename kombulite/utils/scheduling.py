@@ -1,0 +1,98 @@
+"""Whose turn it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from kombulite.utils.imports import symbol_by_name
+
+__all__ = ["FairCycle", "cycle_by_name", "priority_cycle", "round_robin_cycle", "sorted_cycle"]
+
+CYCLE_ALIASES = {
+    "priority": f"{__name__}:priority_cycle",
+    "round_robin": f"{__name__}:round_robin_cycle",
+    "sorted": f"{__name__}:sorted_cycle",
+}
+
+
+class FairCycle:
+    """Asks resources in turn: ``fun(resource, callback)``, until one does not raise ``predicate``."""
+
+    def __init__(
+        self, fun: Callable[..., Any], resources: Iterable[Any], predicate: type[BaseException] = Exception
+    ) -> None:
+        self.fun = fun
+        self.resources = resources
+        self.predicate = predicate
+        self.pos = 0
+
+    def _next(self) -> Any:
+        resources = list(self.resources)
+        if not resources:
+            raise self.predicate
+        if self.pos >= len(resources):
+            self.pos = 0
+        self.pos += 1
+        return resources[self.pos - 1]
+
+    def get(self, callback: Any, **kwargs: Any) -> Any:
+        """Ask until one answers. Raises ``predicate`` when each was asked once."""
+        for _ in range(max(len(list(self.resources)), 1)):
+            resource = self._next()
+            try:
+                return self.fun(resource, callback, **kwargs)
+            except self.predicate:
+                continue
+        raise self.predicate
+
+    def close(self) -> None:
+        """Nothing; kept for compatibility."""
+
+    def __repr__(self) -> str:
+        resources = list(self.resources)
+        return f"<FairCycle: {self.pos}/{len(resources)} {resources}>"
+
+
+class round_robin_cycle:  # noqa: N801 - kombu's name
+    """An order in which who was served goes to the end."""
+
+    def __init__(self, it: Iterable[Any] | None = None) -> None:
+        self.items = list(it) if it is not None else []
+
+    def update(self, it: Iterable[Any]) -> None:
+        """Take other items."""
+        self.items[:] = it
+
+    def consume(self, n: int) -> list[Any]:
+        """The first ``n`` items."""
+        return self.items[:n]
+
+    def rotate(self, last_used: Any) -> Any:
+        """Move an item to the end, if it is there."""
+        try:
+            self.items.remove(last_used)
+        except ValueError:
+            return last_used
+        self.items.append(last_used)
+        return last_used
+
+
+class priority_cycle(round_robin_cycle):  # noqa: N801
+    """An order that stays."""
+
+    def rotate(self, last_used: Any) -> None:
+        """Nothing: who is served keeps its place."""
+
+
+class sorted_cycle(priority_cycle):  # noqa: N801
+    """An order by name."""
+
+    def consume(self, n: int) -> list[Any]:
+        """The first ``n`` items by name."""
+        return sorted(self.items[:n])
+
+
+def cycle_by_name(name: str) -> Any:
+    """The class of an order: ``round_robin``, ``priority``, ``sorted``, or a dotted path."""
+    return symbol_by_name(name, CYCLE_ALIASES)
