@@ -145,6 +145,9 @@ class Address:
             login_method=login_method,
             uri_prefix=self.uri_prefix,
             options=self.transport_options,
+            scheme=self._scheme,
+            alternates=tuple(self.alt),
+            credential_provider=self.credential_provider,
         )
 
     def info(self) -> dict[str, Any]:

@@ -27,6 +27,9 @@ class Scheme(NamedTuple):
 
 SCHEMES = {
     "memory": Scheme("kombulite.transport.memory:Transport"),
+    "redis": Scheme("kombulite.transport.redis:Transport", 6379),
+    "rediss": Scheme("kombulite.transport.redis:Transport", 6379),
+    "sentinel": Scheme("kombulite.transport.redis:Transport", 26379),
 }
 
 

@@ -23,7 +23,25 @@ class Kind(NamedTuple):
     transport_options: Mapping[str, Any] = {}
 
 
-BROKERS = {"memory": Kind("memory://")}
+#: kombu's keys hold messages and bindings, and no more.
+REDIS_LACKS = frozenset(
+    [
+        "alternate exchanges",
+        "auto-delete",
+        "dead letters",
+        "exchange bindings",
+        "exclusive queues",
+        "expiry in place",
+        "headers exchanges",
+        "length limits",
+        "places in the queue",
+        "priority queues",
+        "queue registry",
+        "stored fanout",
+    ]
+)
+
+BROKERS = {"memory": Kind("memory://"), "redis": Kind("redis_url", REDIS_LACKS)}
 
 
 class Broker:

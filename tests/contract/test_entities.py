@@ -38,6 +38,7 @@ def test_direct_exchange_compares_keys(broker, channel):
     assert bodies(both) == ["a", "b"]
 
 
+@pytest.mark.needs("stored fanout")
 def test_fanout_exchange_ignores_keys(broker, channel):
     exchange = Exchange(broker.name("fanout"), "fanout")
     queues = declared(channel, *(Queue(broker.name(f"fan{i}"), exchange, routing_key=f"k{i}") for i in range(3)))
@@ -65,6 +66,7 @@ def test_topic_exchange_matches_words(broker, channel, pattern, matching, others
     assert [body["key"] for body in bodies(queue)] == matching
 
 
+@pytest.mark.needs("headers exchanges")
 def test_headers_exchange_matches_headers(broker, channel):
     exchange = Exchange(broker.name("headers"), "headers")
     all_of, any_of = declared(
@@ -88,6 +90,7 @@ def test_message_comes_once_to_a_queue_with_several_matching_bindings(broker, ch
     assert bodies(queue) == [1]
 
 
+@pytest.mark.needs("stored fanout")
 def test_each_queue_has_its_own_copy(broker, channel):
     exchange = Exchange(broker.name("copies"), "fanout")
     one, two = declared(channel, Queue(broker.name("one"), exchange), Queue(broker.name("two"), exchange))
@@ -107,6 +110,7 @@ def test_default_exchange_leads_to_the_queue_of_that_name(channel, queue, broker
     assert bodies(queue) == ["by name"]
 
 
+@pytest.mark.needs("exchange bindings")
 def test_exchange_to_exchange_binding(broker, channel):
     source = Exchange(broker.name("source"), "topic")(channel)
     target = Exchange(broker.name("target"), "fanout")(channel)
@@ -122,6 +126,7 @@ def test_exchange_to_exchange_binding(broker, channel):
     assert bodies(queue) == []
 
 
+@pytest.mark.needs("alternate exchanges")
 def test_alternate_exchange_takes_what_nobody_wants(broker, channel):
     alternate = Exchange(broker.name("alternate"), "fanout")
     exchange = Exchange(broker.name("main"), arguments={"alternate-exchange": alternate.name})
@@ -252,6 +257,7 @@ def test_exchange_delete_if_unused(broker, channel):
         exchange(channel.connection.channel()).delete(if_unused=True)
 
 
+@pytest.mark.needs("exclusive queues")
 def test_exclusive_queue_is_its_connections_own(broker, connection):
     queue = Queue(broker.name("exclusive"), exclusive=True)(connection)
     queue.declare()
@@ -265,6 +271,7 @@ def test_exclusive_queue_is_its_connections_own(broker, connection):
         Queue(queue.name)(other.channel()).queue_declare(passive=True)
 
 
+@pytest.mark.needs("auto-delete")
 def test_auto_delete_queue_goes_with_its_last_consumer(broker, connection, channel):
     queue = Queue(broker.name("auto"), auto_delete=True)
     first, second = Inbox(channel, queue), Inbox(channel, queue)
@@ -275,6 +282,7 @@ def test_auto_delete_queue_goes_with_its_last_consumer(broker, connection, chann
         Queue(queue.name)(connection.channel()).queue_declare(passive=True)
 
 
+@pytest.mark.needs("auto-delete")
 def test_auto_delete_exchange_goes_with_its_last_binding(broker, connection, channel):
     exchange = Exchange(broker.name("auto"), auto_delete=True)
     one, two = declared(
@@ -304,6 +312,7 @@ def test_consumer_of_a_deleted_queue_raises_where_nobody_asked(connection, chann
         connection.drain_events(timeout=5)
 
 
+@pytest.mark.needs("queue registry")
 def test_consuming_an_unknown_queue_is_an_error(broker, channel):
     with pytest.raises(exceptions.NotFound):
         channel.basic_consume(broker.name("no-such-queue"), callback=lambda message: None)

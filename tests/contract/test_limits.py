@@ -33,6 +33,7 @@ def bodies(queue):
     return found
 
 
+@pytest.mark.needs("priority queues")
 def test_highest_priority_first(broker, channel):
     queue = make(broker, channel, "priorities", max_priority=5)
     producer = Producer(channel)
@@ -41,6 +42,7 @@ def test_highest_priority_first(broker, channel):
     assert bodies(queue) == ["high", "too high", "high 2", "middle", "low", "none"]
 
 
+@pytest.mark.needs("priority queues")
 def test_priority_is_ignored_by_a_queue_without(channel, queue):
     producer = Producer(channel)
     for priority in (0, 9, 5):
@@ -48,6 +50,7 @@ def test_priority_is_ignored_by_a_queue_without(channel, queue):
     assert bodies(queue) == [0, 9, 5]
 
 
+@pytest.mark.needs("priority queues")
 def test_requeued_message_keeps_its_place_among_its_priority(broker, channel):
     queue = make(broker, channel, "priorities", max_priority=5)
     producer = Producer(channel)
@@ -68,6 +71,7 @@ def test_message_with_expiration_is_there_before_it(channel, queue):
     assert queue.get().payload == "long"
 
 
+@pytest.mark.needs("expiry in place")
 def test_time_to_live_of_a_queue(broker, channel):
     queue = make(broker, channel, "ttl", message_ttl=0.1)
     Producer(channel).publish("short", routing_key=queue.name)
@@ -83,13 +87,20 @@ def test_bad_expiration_is_refused(channel, queue):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"x-message-ttl": -1}, {"x-max-length": "many"}, {"x-overflow": "explode"}, {"x-max-priority": 1000}]
+    "arguments",
+    [
+        {"x-message-ttl": -1},
+        pytest.param({"x-max-length": "many"}, marks=pytest.mark.needs("length limits")),
+        pytest.param({"x-overflow": "explode"}, marks=pytest.mark.needs("length limits")),
+        pytest.param({"x-max-priority": 1000}, marks=pytest.mark.needs("priority queues")),
+    ],
 )
 def test_bad_queue_arguments_are_refused(broker, channel, arguments):
     with pytest.raises(exceptions.PreconditionFailed):
         make(broker, channel, "bad", queue_arguments=arguments)
 
 
+@pytest.mark.needs("dead letters")
 def test_expired_messages_become_dead_letters_while_a_consumer_waits_for_them(broker, connection, channel):
     alive, dead = with_dead_letters(broker, channel)
     inbox = Inbox(channel, dead)
@@ -105,6 +116,7 @@ def test_expired_messages_become_dead_letters_while_a_consumer_waits_for_them(br
     assert "expiration" not in message.properties
 
 
+@pytest.mark.needs("dead letters")
 def test_rejected_messages_become_dead_letters(broker, channel):
     alive, dead = with_dead_letters(broker, channel)
     Producer(channel).publish("poison", routing_key=alive.name)
@@ -114,6 +126,7 @@ def test_rejected_messages_become_dead_letters(broker, channel):
     assert message.headers["x-death"][0]["reason"] == "rejected"
 
 
+@pytest.mark.needs("dead letters")
 def test_dead_letters_keep_their_routing_key_and_go_through_an_exchange(broker, channel):
     exchange = Exchange(broker.name("dlx"), "topic")
     dead = make(broker, channel, "dead", exchange=exchange, routing_key="orders.#")
@@ -134,6 +147,7 @@ def test_dead_letters_keep_their_routing_key_and_go_through_an_exchange(broker, 
     assert message.headers["x-death"][0]["exchange"] == source.name
 
 
+@pytest.mark.needs("length limits")
 def test_full_queue_drops_its_head(broker, channel):
     alive, dead = with_dead_letters(broker, channel, max_length=3)
     Producer(channel).publish_many(range(5), routing_key=alive.name)
@@ -143,6 +157,7 @@ def test_full_queue_drops_its_head(broker, channel):
     assert first.headers["x-death"][0]["reason"] == "maxlen"
 
 
+@pytest.mark.needs("length limits")
 def test_limit_in_bytes(broker, channel):
     queue = make(broker, channel, "bytes", max_length_bytes=250)
     for i in range(5):
@@ -150,6 +165,7 @@ def test_limit_in_bytes(broker, channel):
     assert [body[0] for body in bodies(queue)] == [3, 4]
 
 
+@pytest.mark.needs("length limits")
 def test_full_queue_may_refuse(broker, channel):
     queue = make(broker, channel, "refuse", max_length=2, queue_arguments={"x-overflow": "reject-publish"})
     producer = Producer(channel)
@@ -164,6 +180,7 @@ def test_full_queue_may_refuse(broker, channel):
     assert bodies(queue) == [6]
 
 
+@pytest.mark.needs("length limits")
 def test_batch_names_the_messages_that_were_refused(broker, channel):
     queue = make(broker, channel, "refuse", max_length=1, queue_arguments={"x-overflow": "reject-publish"})
     producer = Producer(channel)
@@ -173,6 +190,7 @@ def test_batch_names_the_messages_that_were_refused(broker, channel):
     assert [index for index, _ in caught.value.refused] == [1, 2]
 
 
+@pytest.mark.needs("dead letters")
 def test_dead_letters_that_go_in_a_circle_end(broker, channel):
     name = broker.name("circle")
     queue = make(
@@ -186,6 +204,7 @@ def test_dead_letters_that_go_in_a_circle_end(broker, channel):
     assert len(bodies(queue)) == 1
 
 
+@pytest.mark.needs("dead letters")
 @pytest.mark.parametrize("forged", ["bogus", 5, [{}], [{"queue": "q", "reason": 1, "count": "x"}], {"queue": "q"}])
 def test_forged_death_certificates_harm_nobody(broker, channel, forged):
     alive, dead = with_dead_letters(broker, channel)
@@ -201,6 +220,7 @@ def test_forged_death_certificates_harm_nobody(broker, channel, forged):
     assert letters[0].headers["x-death"][0]["count"] == 1
 
 
+@pytest.mark.needs("dead letters")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -214,11 +234,13 @@ def test_bad_dead_letter_arguments_are_refused(broker, channel, arguments):
         make(broker, channel, "bad", queue_arguments=arguments)
 
 
+@pytest.mark.needs("alternate exchanges")
 def test_bad_alternate_exchange_is_refused(broker, channel):
     with pytest.raises(exceptions.PreconditionFailed):
         Exchange(broker.name("bad"), arguments={"alternate-exchange": [1]})(channel).declare()
 
 
+@pytest.mark.needs("headers exchanges")
 def test_binding_arguments_that_cannot_be_compared_are_refused(broker, channel, queue):
     exchange = Exchange(broker.name("headers"), "headers")(channel)
     exchange.declare()
@@ -322,6 +344,7 @@ def test_what_one_consumer_may_not_take_another_gets(connection, channel, queue)
     other_connection.release()
 
 
+@pytest.mark.needs("places in the queue")
 def test_messages_taken_in_any_order_go_back_to_their_places(channel, queue):
     Producer(channel).publish_many(range(6), routing_key=queue.name)
     taken = take(queue, 6)

@@ -22,7 +22,7 @@ FLOORS = [
     {"_core"},
     {"exceptions", "utils", "compression", "serialization", "abstract", "entity"},
     {"transport.base", "transport"},
-    {"transport.memory"},
+    {"transport.memory", "transport.redis"},
     {"message", "channel", "consumer", "producer", "messaging", "address", "connection"},
     {"__init__"},
     {"cli", "run", "__main__"},
