@@ -361,20 +361,21 @@ class Transport(BaseTransport):
 
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
         state = self._channel(channel)
-        if not multiple:
-            lease = state.outstanding.pop(delivery_tag, None)
-            settled = [] if lease is None else [lease]
-        else:
+        if multiple:
             settled = state.take_up_to(delivery_tag)
+        else:
+            lease = state.outstanding.pop(delivery_tag, None)
+            settled = () if lease is None else (lease,)
         if not settled and (not multiple or delivery_tag):
             raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r:.80}")
+        receiver = self._receiving
         if outcome is REQUEUE:
             self._requeue(state, settled)
         else:
-            self._receiving.settle(state, settled)
-        self._receiving.rouse()
+            receiver.settle(state, settled)
+        receiver.rouse()
 
-    def _requeue(self, state: Channel, leases: list[Lease]) -> None:
+    def _requeue(self, state: Channel, leases: Sequence[Lease]) -> None:
         self._put_back(leases)
         for lease in reversed(leases):
             if lease.is_fanout:

@@ -21,7 +21,7 @@ from kombulite.transport.redis.scripts import CLAIM
 MOST_UNBOUNDED = 100
 #: Messages that are claimed at a time, and bytes, by the average of those before.
 MOST_CLAIMED, MOST_BYTES = 1000, 16 << 20
-#: So few messages are left when the next are asked for.
+#: As long as there are messages to hand over, no fewer are asked for.
 AHEAD = 50
 #: Fanout messages that wait for a consumer without credit; beyond, the oldest are dropped: nobody stores them.
 MOST_FANOUT = 10_000
@@ -203,7 +203,7 @@ class Channel:
         else:
             credit = self.prefetch_count - len(self.outstanding) - ready
         # The next messages are asked for while the last are being worked on, but not one by one.
-        return 0 if ready and (ready > AHEAD or credit < AHEAD) else credit
+        return 0 if ready and credit < max(ready, AHEAD) else credit
 
     def intake_of(self, consumer: Consumer) -> Intake:
         """How a consumer's messages are taken."""
@@ -250,7 +250,7 @@ class Channel:
         """All that the server has noted for this channel, in the order of claims."""
         return [lease for lease in self.outstanding.values() if not lease.is_fanout] + list(self.leased.ready)
 
-    def take_up_to(self, delivery_tag: Any) -> list[Lease]:
+    def take_up_to(self, delivery_tag: Any) -> Sequence[Lease]:
         """Strike all that is outstanding up to a delivery tag, 0 for all; returns it in the order of delivery."""
         if delivery_tag and delivery_tag not in self.outstanding:
             return []

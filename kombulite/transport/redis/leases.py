@@ -28,6 +28,9 @@ MUTEX_LIFE = 10
 #: Tags that one script handles; Lua passes at most some 8,000 arguments.
 CHUNK = 1000
 
+#: Of a tag; all numbers have as many digits.
+FIRST_NUMBER = 10_000_000_001
+
 _OWN_TAG = re.compile(rb"kl([0-9.]+)-")
 
 
@@ -50,7 +53,7 @@ class Tags:
 
     def __init__(self, timeout: float) -> None:
         self.prefix = f"kl{timeout:g}-{os.urandom(10).hex()}-"
-        self._next = 1
+        self._next = FIRST_NUMBER
 
     def reserve(self, count: int) -> int:
         """The number of the first of so many tags."""
@@ -60,7 +63,7 @@ class Tags:
 
     def tag(self, number: int) -> str:
         """The tag of that number; its text sorts as the number does."""
-        return f"{self.prefix}{number:010d}"
+        return f"{self.prefix}{number}"
 
 
 def mark_redelivered(envelope: bytes) -> bytes:

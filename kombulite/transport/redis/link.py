@@ -7,13 +7,14 @@ straight on its socket.
 from __future__ import annotations
 
 import os
+import select
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import ceil
-from select import POLLIN, POLLOUT, poll
-from socket import SHUT_RDWR
+from socket import AF_UNIX, IPPROTO_TCP, SHUT_RDWR
 from threading import RLock
 from time import monotonic
 from typing import Any
@@ -24,9 +25,10 @@ from kombulite import exceptions
 from kombulite.transport.redis.errors import reply_error
 from kombulite.transport.redis.scripts import Script
 
+TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
 INCOMPLETE = object()
 RESP2_PUSHES = (b"message", b"pmessage", b"psubscribe", b"punsubscribe")
-READ_SIZE = 1 << 18  # bytes
+READ_SIZE = 1 << 16  # bytes
 
 #: Replies to posted commands that may be outstanding before we stop to read them.
 MOST_POSTED = 5000
@@ -62,13 +64,15 @@ class Link:
         self._is_tls = isinstance(self._sock, ssl.SSLSocket)
         self._timeout = timeout
         self._sock.setblocking(False)
-        self._poller = poll()
-        self._poller.register(self._sock, POLLIN)
+        self._may_cork = TCP_CORK is not None and self._sock.family != AF_UNIX
+        self._is_corked = False
+        self._readable, self._writable = select.poll(), select.poll()
+        self._readable.register(self._sock, select.POLLIN)
+        self._writable.register(self._sock, select.POLLOUT)
         self._reader = Reader(notEnoughData=INCOMPLETE)
         self._on_push = on_push
-        self._posted: deque[tuple[int, OnReply]] = deque()
+        self._posted: deque[OnReply] = deque()  # one for each reply that is to come
         self._waiting_since = 0.0  # when the last bytes came, or the first command was posted
-        self._posted_left = 0  # replies that the first of them still waits for
         self._pid = os.getpid()
         self.is_open = True
         self.used_at = monotonic()
@@ -81,8 +85,12 @@ class Link:
 
     def call(self, *command: Any, timeout: float | None = None) -> Any:
         """Send a command and return the reply."""
-        (reply,) = self.exchange(pack(command), 1, timeout)
-        if isinstance(reply, ReplyError):
+        return self.ask(pack(command), timeout)
+
+    def ask(self, data: bytes, timeout: float | None = None) -> Any:
+        """Send a packed command and return the reply."""
+        (reply,) = self.exchange(data, 1, timeout)
+        if reply.__class__ is ReplyError:
             raise reply_error(str(reply))
         return reply
 
@@ -123,20 +131,28 @@ class Link:
     def exchange(self, data: bytes, replies: int, timeout: float | None = None) -> list[Any]:
         """Send packed commands and return their replies, error replies (hiredis.ReplyError) among them."""
         timeout = timeout or self._timeout
-        deadline = None if timeout is None else monotonic() + timeout
         with self.lock:
             self._send(data, timeout)
-            return self._read(replies, deadline)
+            if self._is_corked:
+                self._cork(False)
+            return self._read(replies, None if timeout is None else self.used_at + timeout)
 
-    def post(self, data: bytes, replies: int, on_reply: OnReply) -> None:
-        """Send packed commands now. Their replies come later, each to ``on_reply``: a ReplyError if it is one."""
+    def post(self, data: bytes, replies: int, on_reply: OnReply, more: bool = False) -> None:
+        """Send packed commands now. Their replies come later, each to ``on_reply``: a ReplyError if it is one.
+
+        ``more``: others will follow very soon, and may share a packet with these.
+        """
         with self.lock:
             if len(self._posted) >= MOST_POSTED:
                 self.settle()
+            if more and not self._is_corked and self._may_cork:
+                self._cork(True)
             self._send(data, self._timeout)
+            if self._is_corked and not more:
+                self._cork(False)
             if not self._posted:
                 self._waiting_since = self.used_at
-            self._posted.append((replies, on_reply))
+            self._posted.extend([on_reply] * replies)
 
     def post_script(self, on_reply: OnReply, script: Script, keys: Sequence[str | bytes], *arguments: Any) -> None:
         """Run a script on the server; the reply comes later."""
@@ -170,11 +186,14 @@ class Link:
         """Read what has arrived, without waiting. Raises TimeoutError if posted commands wait too long for a reply."""
         with self.lock:
             self._check()
+            if self._is_corked:
+                self._cork(False)
+            if not (self._posted or self._is_tls or self._readable.poll(0)):
+                return
             try:
-                while self._receive_now():
+                while self._receive():
                     pass
-                while (reply := self._next()) is not INCOMPLETE:
-                    self._to_posted(reply)
+                self._take(0, [])
                 if self._posted and self._timeout and monotonic() - self._waiting_since > self._timeout:
                     raise TimeoutError("the server did not answer in time")
             except BaseException:
@@ -189,13 +208,17 @@ class Link:
         if self._pid != os.getpid():
             raise exceptions.RecoverableConnectionError("this connection belongs to the parent process")
 
-    def _wait(self, condition: int, deadline: float | None) -> None:
+    def _cork(self, corked: bool) -> None:
+        """Whether the kernel may collect small packets (Linux: TCP_CORK): for 200 ms, or until the process ends."""
+        self._is_corked = corked
+        self._sock.setsockopt(IPPROTO_TCP, TCP_CORK, corked)
+
+    def _wait(self, poller: select.poll, deadline: float | None) -> None:
         """Wait until the socket may be read or written."""
         left = None if deadline is None else deadline - monotonic()
         if left is not None and left <= 0:
             raise TimeoutError("the server did not answer in time")
-        self._poller.modify(self._sock, condition)
-        self._poller.poll(None if left is None else ceil(left * 1000))
+        poller.poll(None if left is None else ceil(left * 1000))
 
     def _send(self, data: bytes, timeout: float | None) -> None:
         self._check()
@@ -218,9 +241,9 @@ class Link:
                 try:
                     data = data[self._sock.send(data) :]
                 except (BlockingIOError, ssl.SSLWantWriteError):
-                    self._wait(POLLOUT, deadline)
+                    self._wait(self._writable, deadline)
                 except ssl.SSLWantReadError:
-                    self._wait(POLLIN, deadline)
+                    self._wait(self._readable, deadline)
         except BaseException:
             self.drop()
             raise
@@ -229,62 +252,49 @@ class Link:
         """The next replies; those to posted commands come before and go where they belong."""
         replies: list[Any] = []
         try:
-            while len(replies) < count or (posted and self._posted):
-                reply = self._next()
-                if reply is INCOMPLETE:
-                    self._receive(deadline)
-                elif self._posted:
-                    self._to_posted(reply)
-                else:
-                    replies.append(reply)
+            while True:
+                self._take(count, replies)
+                if len(replies) >= count and not (posted and self._posted):
+                    return replies
+                self._wait(self._readable, deadline)
+                self._receive()
         except BaseException:
             self.drop()
             raise
-        return replies
 
-    def _next(self) -> Any:
-        """The next reply that has arrived whole."""
+    def _take(self, count: int, replies: list[Any]) -> None:
+        """Take all that has arrived whole: replies, up to so many, and what goes elsewhere."""
+        gets, posted = self._reader.gets, self._posted
         try:
-            while isinstance(reply := self._reader.gets(), PushNotification) or self._is_resp2_push(reply):
-                self._on_push(reply)
+            while (reply := gets()) is not INCOMPLETE:
+                if reply.__class__ is PushNotification or self._is_resp2_push(reply):
+                    self._on_push(reply)
+                elif posted:
+                    posted.popleft()(reply)
+                elif len(replies) < count:
+                    replies.append(reply)
+                elif isinstance(reply, ReplyError):
+                    raise reply_error(str(reply))  # the answer to something that was sent
+                else:
+                    raise exceptions.RecoverableConnectionError(f"an answer to no question: {reply!r:.80}")
         except ProtocolError as error:
             raise exceptions.RecoverableConnectionError(f"the server does not speak RESP: {error}") from error
-        return reply
 
     def _is_resp2_push(self, reply: Any) -> bool:
         """RESP2 has no pushes: what a subscriber gets are arrays like others."""
         return self.protocol == 2 and isinstance(reply, list) and bool(reply) and reply[0] in RESP2_PUSHES
 
-    def _to_posted(self, reply: Any) -> None:
-        if not self._posted:
-            if isinstance(reply, ReplyError):
-                raise reply_error(str(reply))  # the answer to something that was sent
-            raise exceptions.RecoverableConnectionError(f"the server answered what it was not asked: {reply!r:.80}")
-        replies, on_reply = self._posted[0]
-        self._posted_left = (self._posted_left or replies) - 1
-        if self._posted_left == 0:
-            self._posted.popleft()
-        on_reply(reply)
-
-    def _receive(self, deadline: float | None) -> None:
-        """Wait for more bytes."""
-        self._wait(POLLIN, deadline)
-        self._receive_now()
-
-    def _receive_now(self) -> bool:
+    def _receive(self) -> bool:
         """Read more bytes if there are any; whether there may be still more."""
         try:
             data = self._sock.recv(READ_SIZE)
         except (BlockingIOError, ssl.SSLWantReadError):
             return False
-        self._feed(data)
-        return self._is_tls or len(data) == READ_SIZE
-
-    def _feed(self, data: bytes) -> None:
         if not data:
             raise exceptions.RecoverableConnectionError("the server closed the connection")
         self._reader.feed(data)
-        self.used_at = self._waiting_since = monotonic()
+        self._waiting_since = self.used_at = monotonic()
+        return self._is_tls or len(data) == READ_SIZE
 
     # --- its end
 

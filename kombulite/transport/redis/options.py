@@ -49,7 +49,7 @@ class Options(NamedTuple):
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
         """The options among those given. Raises ValueError for one that cannot be."""
-        options = cls(**{name: value for name, value in given.items() if name in cls._fields})
+        options = cls(**{name: _number(name, value) for name, value in given.items() if name in cls._fields})
         for name in ("visibility_timeout", "socket_timeout", "socket_connect_timeout", "polling_interval"):
             value = getattr(options, name)
             if value is not None and not _is_positive(value):
@@ -70,6 +70,16 @@ class Options(NamedTuple):
     def restore_interval(self) -> float:
         """Seconds between two looks for leases that ran out."""
         return min(self.unacked_restore_interval * self.unacked_restore_throttle, self.visibility_timeout)
+
+
+def _number(name: str, value: Any) -> Any:
+    """A number as a number, also where a URL gave it as text."""
+    if isinstance(value, str) and isinstance(Options._field_defaults[name], (int, float, type(None))):
+        try:
+            return float(value) if "." in value else int(value)
+        except ValueError:
+            return value
+    return value
 
 
 def _is_positive(value: Any) -> bool:

@@ -104,10 +104,7 @@ class Publisher:
         """Publish a message; False if nothing takes it. Raises NotFound, MessageNacked, PreconditionFailed."""
         place = self._place(delivery)
         if place.single is not None:
-            data = pack(("LPUSH", place.single, self._envelope(place, delivery.body)))
-            reply = self._link.exchange(data, 1, timeout)[0]
-            if isinstance(reply, ReplyError):
-                raise reply_error(str(reply))
+            self._link.ask(pack(("LPUSH", place.single, self._envelope(place, delivery.body))), timeout)
             reached = 1
         else:
             reached = self._publish_to(place, place.queues, delivery.body, timeout)

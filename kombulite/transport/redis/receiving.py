@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import ceil
@@ -37,8 +37,8 @@ from kombulite.utils.json import codec
 POLLING_INTERVAL = 1.0
 #: Seconds that a consumer waits at most before it looks, after others were faster so many times in a row.
 MOST_BACKOFF, PATIENCE = 0.05, 2
-#: Calls of ``receive`` between two looks for news while messages wait to be handed over.
-LISTEN_EVERY = 64
+#: Messages that are handed over between two looks for news, on other channels too.
+LISTEN_EVERY = 32
 
 
 class Receiver:
@@ -76,6 +76,7 @@ class Receiver:
         os.set_blocking(self._waker_in, False)
         self._is_sleeping = False
         self._looks = 0
+        self._current: Channel | None = None  # the channel that was served last
         self._lost_races = 0  # times in a row that others were faster
         self._polled_at = 0.0
 
@@ -205,6 +206,13 @@ class Receiver:
         if not self._receiving.acquire(timeout=-1 if timeout is None else timeout):
             return ()
         try:
+            # The common case: the channel that was served last has more.
+            state = self._current
+            if state is not None and self._looks % LISTEN_EVERY and not self.events and state.error is None:
+                self._looks += 1
+                delivery = self._next_delivery(state)
+                if delivery is not None:
+                    return (delivery,)
             while True:
                 event = self._next_event()
                 if event is not None:
@@ -231,12 +239,20 @@ class Receiver:
                 error, state.error = state.error, None
                 raise error
             self._claim(state)
-            while (found := state.next()) is not None:
-                consumer, lease = found
-                delivery = self.hand_over(state, lease, consumer.no_ack)
-                if delivery is not None:
-                    delivery.consumer_tag = consumer.tag
-                    return delivery
+            delivery = self._next_delivery(state)
+            if delivery is not None:
+                self._current = state
+                return delivery
+        self._current = None
+        return None
+
+    def _next_delivery(self, state: Channel) -> Delivery | None:
+        while (found := state.next()) is not None:
+            consumer, lease = found
+            delivery = self.hand_over(state, lease, consumer.no_ack)
+            if delivery is not None:
+                delivery.consumer_tag = consumer.tag
+                return delivery
         return None
 
     def _hear(self) -> None:
@@ -262,7 +278,7 @@ class Receiver:
             is_noted = not no_ack and self._options.ack_emulation
             bury(self._link, self._keys, lease.tag if is_noted else None, lease.queue, lease.envelope, error)
             return None
-        if self._has_expired(delivery, lease.queue):
+        if delivery.properties.extra is not None and self._has_expired(delivery, lease.queue):
             if not no_ack:
                 self.settle(state, [lease])
             return None
@@ -277,21 +293,22 @@ class Receiver:
 
     def _has_expired(self, delivery: Delivery, queue: str) -> bool:
         properties, limits = delivery.properties, self._limits.get(queue)
-        extra = properties.extra
-        if extra is None or type(extra.get(PUBLISHED_AT)) is not int:
+        published_at = (properties.extra or {}).get(PUBLISHED_AT)
+        if type(published_at) is not int:
             return False  # nobody knows how old it is
         lives = [] if limits is None or limits.message_ttl is None else [limits.message_ttl]
         if properties.expiration is not None:
             with suppress(ValueError):
                 lives.append(int(str(properties.expiration)))
-        return bool(lives) and extra[PUBLISHED_AT] + min(lives) <= self._now() * 1000
+        return bool(lives) and published_at + min(lives) <= self._now() * 1000
 
-    def settle(self, state: Channel, leases: list[Lease]) -> None:
+    def settle(self, state: Channel, leases: Sequence[Lease]) -> None:
         """Strike messages from the server's notes, at once; an error shows at the channel's next operation."""
         tags = [lease.tag for lease in leases if not lease.is_fanout]
         if tags and self._options.ack_emulation:
             data = pack(("ZREM", self._keys.unacked_index, *tags)) + pack(("HDEL", self._keys.unacked, *tags))
-            self._link.post(data, 2, state.on_settled)
+            # While the application is fed without a pause, the kernel may join what belongs together.
+            self._link.post(data, 2, state.on_settled, more=bool(state.leased.ready))
 
     # --- waiting
 

@@ -19,14 +19,15 @@ class Script:
 #: Takes messages from lists and notes who has them. Nothing is popped unless it can be noted: a wrong type at one of
 #: the lease keys fails first, and once something is popped a full memory refuses no more.
 #: KEYS: unacked hash, its index, then the lists: for each priority step those of all queues.
-#: ARGV: 1 to lease, 0 to take for good; how many; 1 for turns among the queues, 0 for one after the other; the number
+#: ARGV: 1 to lease, 0 to take for good; how many (at most 1,000: what Lua passes on at a time is limited); 1 for turns among the queues, 0 for one after the other; the number
 #: of queues; what all tags start with; the number in the first tag; and for each queue the end of its lease values.
 #: Returns pairs: the place of a list among the KEYS that follow the first two, the messages from it.
 CLAIM = Script("""
 local lease, left, turns, queues = ARGV[1] == '1', tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
 local prefix, number = ARGV[5], tonumber(ARGV[6])
 local unacked, index = KEYS[1], KEYS[2]
-local fields, scores, reply = {}, {}, {}
+local fields, scores, size, reply = {}, {}, 0, {}
+local byte = string.byte
 local now
 if lease then
     redis.call('HLEN', unacked)
@@ -43,21 +44,13 @@ local function take(place, count)
     left = left - #found
     if lease then
         local ending = ARGV[7 + (place - 1) % queues]
-        for _, envelope in ipairs(found) do
-            local tag = prefix .. string.format('%010d', number)
+        for i = 1, #found do
+            local envelope, tag = found[i], prefix .. number
             number = number + 1
-            if string.byte(envelope, 1) ~= 123 or string.byte(envelope, -1) ~= 125 then
-                envelope = cjson.encode(envelope)
-            end
-            fields[#fields + 1] = tag
-            fields[#fields + 1] = '[' .. envelope .. ending
-            scores[#scores + 1] = now
-            scores[#scores + 1] = tag
-            if #fields >= 2000 then
-                redis.call('HSET', unacked, unpack(fields))
-                redis.call('ZADD', index, unpack(scores))
-                fields, scores = {}, {}
-            end
+            if byte(envelope, 1) ~= 123 or byte(envelope, -1) ~= 125 then envelope = cjson.encode(envelope) end
+            fields[size + 1], fields[size + 2] = tag, '[' .. envelope .. ending
+            scores[size + 1], scores[size + 2] = now, tag
+            size = size + 2
         end
     end
 end
@@ -101,7 +94,7 @@ for first = 1, #KEYS - 2, queues do
         end
     end
 end
-if #fields > 0 then
+if size > 0 then
     redis.call('HSET', unacked, unpack(fields))
     redis.call('ZADD', index, unpack(scores))
 end
