@@ -369,10 +369,14 @@ class Transport(BaseTransport):
         if not settled and (not multiple or delivery_tag):
             raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r:.80}")
         receiver = self._receiving
-        if outcome is REQUEUE:
-            self._requeue(state, settled)
-        else:
-            receiver.settle(state, settled)
+        try:
+            if outcome is REQUEUE:
+                self._requeue(state, settled)
+            else:
+                receiver.settle(state, settled)
+        except Exception:
+            state.outstanding.update((lease.tag, lease) for lease in settled)  # the server does not know
+            raise
         receiver.rouse()
 
     def _requeue(self, state: Channel, leases: Sequence[Lease]) -> None:

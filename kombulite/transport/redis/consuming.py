@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, groupby, zip_longest
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 from hiredis import ReplyError
@@ -248,7 +248,8 @@ class Channel:
 
     def unsettled(self) -> list[Lease]:
         """All that the server has noted for this channel, in the order of claims."""
-        return [lease for lease in self.outstanding.values() if not lease.is_fanout] + list(self.leased.ready)
+        outstanding = [lease for lease in list(self.outstanding.values()) if not lease.is_fanout]
+        return sorted([*outstanding, *self.leased.ready], key=attrgetter("tag"))
 
     def take_up_to(self, delivery_tag: Any) -> Sequence[Lease]:
         """Strike all that is outstanding up to a delivery tag, 0 for all; returns it in the order of delivery."""

@@ -5,12 +5,18 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any
 
+from hiredis import ReplyError
+
 from kombulite._core import RoutingTable
+from kombulite.transport.redis.errors import reply_error
 from kombulite.transport.redis.keys import Keys
-from kombulite.transport.redis.link import Link
+from kombulite.transport.redis.link import Link, pack_all
 
 #: Seconds that a table may be old where the server does not tell of changes.
 MOST_AGE = 1.0
+
+#: Types as they are stored.
+KINDS = (b"direct", b"topic", b"fanout")
 
 
 class Routes:
@@ -74,7 +80,10 @@ class Router:
         with self._link.lock:
             placeholder = self._routes[exchange] = Routes(self._keys, exchange, None, set())
             self._exchange_of[key.encode()] = exchange
-            members, kind = self._link.call_all(*commands)[-2:]
+            members, kind = self._link.exchange(pack_all(commands), len(commands))[-2:]
+            if isinstance(members, ReplyError):
+                raise reply_error(str(members))
+            # Where our own key cannot be read the bindings have to tell.
             kind = self._declared.get(exchange) or (kind.decode() if kind in KINDS else None)
             routes = Routes(self._keys, exchange, kind, set(members))
             if self._routes.get(exchange) is placeholder:
@@ -94,6 +103,3 @@ class Router:
     def discard(self, exchange: str) -> None:
         """Read the table of an exchange anew: this connection has changed something."""
         self._routes.pop(exchange, None)
-
-
-KINDS = (b"direct", b"topic", b"fanout")

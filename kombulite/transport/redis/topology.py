@@ -67,12 +67,11 @@ class Topology:
         self.router.discard(spec.name)
         self._note(("HSET", self._keys.exchanges, spec.name, spec.type))
 
-    def _note(self, command: Command) -> list[Any]:
+    def _note(self, command: Command) -> None:
         """Keep what we know beyond kombu, if the server lets us: it may be full, or the user's rights may end here."""
         (reply,) = self._link.exchange(pack_all([command]), 1)
         if isinstance(reply, ReplyError):
             logger.debug("%s was not noted: %s", command[0], reply)
-        return [reply]
 
     def check_exchange(self, name: str) -> str:
         """The type of an exchange. Raises NotFound."""
@@ -88,11 +87,8 @@ class Topology:
             if self.router.routes(name).has_bindings:
                 raise exceptions.PreconditionFailed(f"exchange '{name}' is in use")
         keys = self._keys
-        self._link.transact(
-            ("DEL", keys.bindings(name), keys.permanent_bindings(name)),
-            ("HDEL", keys.exchanges, name),
-            ("ZREM", keys.deadlines, name),
-        )
+        self._link.transact(("DEL", keys.bindings(name), keys.permanent_bindings(name)), ("ZREM", keys.deadlines, name))
+        self._note(("HDEL", keys.exchanges, name))
         self._exchanges.pop(name, None)
         if name not in PREDECLARED:
             self.types.pop(name, None)
@@ -135,10 +131,12 @@ class Topology:
 
     def assert_queue(self, queue: str) -> QueueInfo:
         """The length of a queue that is there: declared, bound, or not empty. Raises NotFound."""
-        record, *lengths = self._link.call_all(
-            ("EXISTS", self._keys.record(queue)), *(("LLEN", key) for key in self._keys.lists(queue))
-        )
-        if not record and not any(lengths) and next(self._bindings_of(queue), None) is None:
+        lists = [("LLEN", key) for key in self._keys.lists(queue)]
+        record, *lengths = self._link.exchange(pack_all([("EXISTS", self._keys.record(queue)), *lists]), 1 + len(lists))
+        for reply in lengths:
+            if isinstance(reply, ReplyError):
+                raise reply_error(str(reply))
+        if record != 1 and not any(lengths) and next(self._bindings_of(queue), None) is None:
             raise exceptions.NotFound(f"no queue '{queue}' in vhost '{self._vhost}'")
         return QueueInfo(queue, sum(lengths), 0)
 
