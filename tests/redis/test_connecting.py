@@ -76,7 +76,7 @@ def test_tls_with_a_certificate_that_is_trusted(tls, authority, name):
 @pytest.mark.parametrize(("scheme", "ssl"), [("rediss", False), ("rediss", True), ("redis", True)])
 def test_tls_that_is_asked_for_is_on_and_checks_the_server(tls, scheme, ssl):
     with Connection(f"{scheme}://127.0.0.1:{tls.tls_port}", ssl=ssl) as connection:
-        with pytest.raises(exceptions.RecoverableConnectionError, match="(?i)certificate"):
+        with pytest.raises(exceptions.RecoverableConnectionError, match=r"(?i)certificate"):
             connection.transport.connect()
     with Connection(f"{scheme}://127.0.0.1:{tls.port}", ssl=ssl, connect_timeout=0.5) as connection:
         with pytest.raises((exceptions.ConnectionError, OSError)):
@@ -104,7 +104,7 @@ def test_user_with_the_rights_of_a_kombu_client(start_server, name):
         with pytest.raises(exceptions.AccessRefused):
             Producer(connection.channel()).publish(1, routing_key="elsewhere")
     with Connection(f"redis://guest:pw@127.0.0.1:{server.port}") as connection:
-        with pytest.raises(exceptions.NotAllowed, match="(?i)permission"):
+        with pytest.raises(exceptions.NotAllowed, match=r"(?i)permission"):
             connection.transport.connect()
 
 

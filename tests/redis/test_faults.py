@@ -1,4 +1,4 @@
-"""What happens when a process, a connection or the server fails: nothing is lost, nothing hangs, errors say what it is."""
+"""What fails: processes, connections, servers. Nothing is lost, nothing hangs, errors say what it is."""
 
 from __future__ import annotations
 
@@ -209,6 +209,7 @@ def test_scripts_that_the_server_forgot_are_taught_again(ours, client, name):
     channel = connection.channel()
     queue = Queue(name)(channel)
     queue.declare()
+    got = []
     for i in range(3):
         Producer(channel).publish(i, routing_key=name)
         client.script_flush()
@@ -216,11 +217,10 @@ def test_scripts_that_the_server_forgot_are_taught_again(ours, client, name):
         assert message.payload == i
         client.script_flush()
         message.requeue()
-        got = []
         client.script_flush()
         with Consumer(channel, queue, callbacks=[lambda body, message: (got.append(body), message.ack())]):
-            drain(connection, lambda: got)
-        assert got == [i]
+            drain(connection, lambda: len(got) > i)  # noqa: B023
+    assert got == [0, 1, 2]
 
 
 def test_server_without_memory_refuses_publishes_and_lets_consumers_drain(start_server, name):

@@ -84,6 +84,16 @@ class Transport(BaseTransport):
     # --- the connection
 
     def connect(self) -> None:
+        try:
+            self._connect()
+        except exceptions.ChannelError as error:
+            self.collect()
+            raise exceptions.NotAllowed(str(error)) from error
+        except BaseException:
+            self.collect()
+            raise
+
+    def _connect(self) -> None:
         link = self._link = self._open(self._on_push)
         tracked = False
         if link.protocol == 3:
@@ -92,11 +102,11 @@ class Transport(BaseTransport):
         self._clock = int(seconds) + int(microseconds) / 1e6 - monotonic()
         options, keys = self._options, self._keys
         topology = self._topology = Topology(link, keys, tracked, self.settings.virtual_host)
-        self._publisher = Publisher(link, keys, options, topology.router, topology.limits, self._now)
-        self._receiver = Receiver(link, self._open, keys, options, self._channels, topology.limits, self._now)
         for leases, tags in _abandoned.pop(self._connector.identity, ()):
             put_back(link, keys, leases, True)
             put_back_tags(link, keys, tags)
+        self._publisher = Publisher(link, keys, options, topology.router, topology.limits, self._now)
+        self._receiver = Receiver(link, self._open, keys, options, self._channels, topology.limits, self._now)
 
     def _open(self, on_push: OnReply) -> Link:
         link = self._connector.open(on_push)
@@ -142,7 +152,7 @@ class Transport(BaseTransport):
 
     @property
     def connected(self) -> bool:
-        return bool(self._links) and all(link.is_open for link in self._links)
+        return self._receiver is not None and all(link.is_open for link in self._links)
 
     def driver_version(self) -> str:
         return version("redis")

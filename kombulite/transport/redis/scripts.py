@@ -19,8 +19,9 @@ class Script:
 #: Takes messages from lists and notes who has them. Nothing is popped unless it can be noted: a wrong type at one of
 #: the lease keys fails first, and once something is popped a full memory refuses no more.
 #: KEYS: unacked hash, its index, then the lists: for each priority step those of all queues.
-#: ARGV: 1 to lease, 0 to take for good; how many (at most 1,000: what Lua passes on at a time is limited); 1 for turns among the queues, 0 for one after the other; the number
-#: of queues; what all tags start with; the number in the first tag; and for each queue the end of its lease values.
+#: ARGV: 1 to lease, 0 to take for good; how many (at most 1,000: Lua passes on no more at a time); 1 for turns among
+#: the queues, 0 for one after the other; the number of queues; what all tags start with; the number in the first tag;
+#: and for each queue the end of its lease values.
 #: Returns pairs: the place of a list among the KEYS that follow the first two, the messages from it.
 CLAIM = Script("""
 local lease, left, turns, queues = ARGV[1] == '1', tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
@@ -172,8 +173,9 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) 
 return 0
 """)
 
-#: Deletes a queue. KEYS: how it was declared (which not everybody may touch), its lists, then binding tables. ARGV: number of lists, 1 if only an empty
-#: one, then for each table a member to remove. Returns the messages gone with it, -1 for one that is not empty.
+#: Deletes a queue. KEYS: how it was declared (which not everybody may touch), its lists, then binding tables.
+#: ARGV: number of lists, 1 if only an empty one, then for each table a member to remove.
+#: Returns the messages gone with it, -1 for one that is not empty.
 DELETE_QUEUE = Script("""
 local lists, count = tonumber(ARGV[1]), 0
 for i = 2, lists + 1 do count = count + redis.call('LLEN', KEYS[i]) end
