@@ -14,6 +14,7 @@ import kombulite
 from kombulite import exceptions
 from kombulite.transport.base import Transport as BaseTransport
 from kombulite.transport.memory import Transport as MemoryTransport
+from kombulite.transport.redis import Transport as RedisTransport
 
 PACKAGE = Path(kombulite.__file__).parent
 
@@ -131,7 +132,7 @@ def test_error_tree_is_drawn_as_it_is():
 
 
 def test_transports_raise_what_they_promise():
-    for cls in (BaseTransport, MemoryTransport):
+    for cls in (BaseTransport, MemoryTransport, RedisTransport):
         assert set(cls.recoverable_channel_errors) <= {
             error for base in cls.channel_errors for error in [base, *all_subclasses(base)]
         }
@@ -147,11 +148,12 @@ def all_subclasses(cls):
         yield from all_subclasses(sub)
 
 
-def test_memory_transport_implements_the_whole_interface():
+@pytest.mark.parametrize("transport", [MemoryTransport, RedisTransport])
+def test_transport_implements_the_whole_interface(transport):
     unfinished = [
         name
         for name, method in inspect.getmembers(BaseTransport, inspect.isfunction)
-        if "raise NotImplementedError" in inspect.getsource(method) and name not in vars(MemoryTransport)
+        if "raise NotImplementedError" in inspect.getsource(method) and name not in vars(transport)
     ]
     assert unfinished == []
 
@@ -171,6 +173,8 @@ def test_import_is_light():
         "rich",
         "click",
         "asyncio",
+        "redis",
+        "hiredis",
     ]
     code = f"import sys, kombulite; print([name for name in {heavy!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{code}"],

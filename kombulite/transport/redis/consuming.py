@@ -20,7 +20,7 @@ from kombulite.transport.redis.scripts import CLAIM
 #: Messages that are claimed at a time where no prefetch count says how many, and where there is nothing to give back.
 MOST_UNBOUNDED = 100
 #: Messages that are claimed at a time, and bytes, by the average of those before.
-MOST_CLAIMED, MOST_BYTES = 1000, 16 << 20
+MOST_CLAIMED, MOST_BYTES = 250, 4 << 20
 #: As long as there are messages to hand over, no fewer are asked for.
 AHEAD = 50
 #: Fanout messages that wait for a consumer without credit; beyond, the oldest are dropped: nobody stores them.

@@ -13,6 +13,10 @@ from kombulite.utils.imports import symbol_by_name
 ROUND_ROBIN, SORTED, PRIORITY = "round_robin", "sorted", "priority"
 
 
+#: Options that are text, even where they look like numbers.
+TEXTS = frozenset(["client_name", "master_name", "deadletter_queue"])
+
+
 class Options(NamedTuple):
     """The transport options, times in seconds. Options of other names are left to others."""
 
@@ -74,7 +78,7 @@ class Options(NamedTuple):
 
 def _number(name: str, value: Any) -> Any:
     """A number as a number, also where a URL gave it as text."""
-    if isinstance(value, str) and isinstance(Options._field_defaults[name], (int, float, type(None))):
+    if isinstance(value, str) and name not in TEXTS:
         try:
             return float(value) if "." in value else int(value)
         except ValueError:
