@@ -25,8 +25,10 @@ logger = getLogger("kombulite.transport.redis")
 #: Seconds that a restorer may take before others go ahead; kombu's allowance of 300 s blocks all when one dies.
 MUTEX_LIFE = 10
 
-#: Tags that one script handles; Lua passes at most some 8,000 arguments.
+#: Leases that are read or renewed in one step: Lua passes on at most some 8,000 arguments.
 CHUNK = 1000
+#: Messages that are put back in one step, so that nobody gets between them.
+MOST_RESTORED = 10_000
 
 #: Of a tag; all numbers have as many digits.
 FIRST_NUMBER = 10_000_000_001
@@ -86,9 +88,9 @@ def put_back(link: Link, keys: Keys, leases: Sequence[Lease], are_noted: bool) -
     """Return messages to the heads of their lists, in the order given. ``are_noted``: whether the server knows of them;
     those that are not its holders' any more stay where they are."""
     latest = "" if are_noted else "-"
-    for end in range(len(leases), 0, -CHUNK):
+    for end in range(len(leases), 0, -MOST_RESTORED):
         # The last first: each then goes to the very front.
-        chunk = leases[max(end - CHUNK, 0) : end][::-1]
+        chunk = leases[max(end - MOST_RESTORED, 0) : end][::-1]
         _restore(
             link,
             keys,
@@ -100,7 +102,9 @@ def put_back(link: Link, keys: Keys, leases: Sequence[Lease], are_noted: bool) -
         )
 
 
-def _restore(link: Link, keys: Keys, latest: str | float, rows: Sequence[tuple[str, Any, bytes]]) -> int:
+def _restore(link: Link, keys: Keys, latest: str | bytes, rows: Sequence[tuple[str, Any, bytes]]) -> int:
+    if not rows:
+        return 0
     arguments = [argument for _, tag, envelope in rows for argument in (tag, envelope)]
     lists = [key for key, _, _ in rows]
     return int(link.run(RESTORE, [keys.unacked, keys.unacked_index, *lists], latest, *arguments))
@@ -156,42 +160,44 @@ def restore_overdue(link: Link, keys: Keys, options: Options, route: Route) -> i
     Those of anybody in the database: kombu's are judged by our timeout, ours by that of their holder.
     ``route(exchange, routing_key)``: the queues that kombu's holders of a message leave us to find.
     """
-    token = uuid()
-    limit = options.unacked_restore_limit
-    restored = skipped = 0
-    mutex = [keys.unacked_mutex]
+    token, mutex = uuid(), [keys.unacked_mutex]
+    try:
+        latest, overdue = _overdue(link, keys, options, route, token)
+        if overdue:
+            logger.warning("Restoring %d messages whose consumers are gone", len(overdue))
+        return _restore(
+            link, keys, latest, [(key, each.tag, each.envelope) for each in reversed(overdue) for key in each.lists]
+        )
+    finally:
+        link.run(UNLOCK, mutex, token)
+
+
+def _overdue(link: Link, keys: Keys, options: Options, route: Route, token: str) -> tuple[bytes, list[Abandoned]]:
+    """The leases that ran out, the oldest first, and the latest score of those; none if somebody else is at it."""
+    limit = min(options.unacked_restore_limit or MOST_RESTORED, MOST_RESTORED)
     life = int(min(options.unacked_mutex_expire, MUTEX_LIFE) * 1000)
-    while limit is None or restored < limit:
-        most = CHUNK if limit is None else min(CHUNK, limit - restored)
+    overdue: list[Abandoned] = []
+    latest, others = b"0", 0
+    while len(overdue) < limit:
+        most = min(CHUNK, limit - len(overdue))
         found = link.run(
             OVERDUE,
-            [keys.unacked, keys.unacked_index, *mutex],
+            [keys.unacked, keys.unacked_index, keys.unacked_mutex],
             token,
             life,
             options.visibility_timeout,
-            skipped,
+            len(overdue) + others,
             most,
         )
         if found is None:
-            break  # somebody else is at it
-        try:
-            latest, rows = found[0], list(zip(found[1::3], found[2::3], found[3::3], strict=True))
-            due = [row for row in rows if _has_run_out(row[0], float(row[1]), float(latest), options)]
-            skipped += len(rows) - len(due)
-            back = [each for tag, _, value in due if (each := _read(link, keys, tag, value, route)) is not None]
-            if back:
-                logger.warning("Restoring %d messages whose consumers are gone", len(back))
-            restored += _restore(
-                link,
-                keys,
-                latest,
-                [(key, each.tag, each.envelope) for each in reversed(back) for key in each.lists],
-            )
-        finally:
-            link.run(UNLOCK, mutex, token)
+            break
+        latest, rows = found[0], list(zip(found[1::3], found[2::3], found[3::3], strict=True))
+        due = [row for row in rows if _has_run_out(row[0], float(row[1]), float(latest), options)]
+        others += len(rows) - len(due)
+        overdue += [each for tag, _, value in due if (each := _read(link, keys, tag, value, route)) is not None]
         if len(rows) < most:
             break
-    return restored
+    return latest, overdue
 
 
 def _has_run_out(tag: bytes, score: float, latest: float, options: Options) -> bool:

@@ -154,7 +154,9 @@ return redis.call('ZADD', KEYS[1], 'XX', unpack(scores))
 #: KEYS: unacked hash, its index, mutex. ARGV: token, its life in ms, timeout in s, how many to skip, how many at most.
 #: Returns the latest score that has run out, then for each lease its tag, score and value; nil where somebody is.
 OVERDUE = Script("""
-if not redis.call('SET', KEYS[3], ARGV[1], 'NX', 'PX', ARGV[2]) then return false end
+if redis.call('GET', KEYS[3]) ~= ARGV[1] and not redis.call('SET', KEYS[3], ARGV[1], 'NX', 'PX', ARGV[2]) then
+    return false
+end
 local time = redis.call('TIME')
 local latest = string.format('%.6f', time[1] + time[2] / 1000000 - ARGV[3])
 local found = redis.call('ZRANGE', KEYS[2], '-inf', latest, 'BYSCORE', 'LIMIT', ARGV[4], ARGV[5], 'WITHSCORES')
