@@ -233,7 +233,7 @@ def test_element_that_is_no_message_goes_to_the_dead_letters(ours, client, name,
 
 
 def fanout(connection, exchange, *names, **options):
-    """Consumers of fanout queues on one channel; returns what each gets."""
+    """Consumers of fanout queues on one channel: the channel, and what each gets."""
     channel = connection.channel()
     got = {}
     for each in names:
@@ -296,3 +296,10 @@ def test_fanout_that_nobody_hears_is_unroutable(ours, name):
     connection = ours()
     Producer(connection.channel(), Exchange(name, "fanout")).publish(1)
     assert connection.transport.unroutable == 1
+
+
+def test_auto_delete_queue_of_a_fanout_leaves_no_binding(ours, client, name):
+    channel, _ = fanout(ours(), name, name, auto_delete=True)
+    assert client.exists(f"_kombu.binding.{name}")
+    channel.close()
+    assert not client.exists(f"_kombu.binding.{name}")

@@ -46,7 +46,7 @@ from kombulite.utils.uuid import uuid
 __all__ = ["Transport", "get_redis_error_classes"]
 
 MOST_CHANNELS = 65535
-ACK, REQUEUE = Outcome.ACK, Outcome.REQUEUE  # as globals: looking a member up costs more than all else in settle
+REQUEUE = Outcome.REQUEUE  # as a global: looking the member up costs as much as the call
 
 #: What connections that broke had claimed, by database: the next one to it puts it back.
 _abandoned: dict[tuple[Any, ...], list[tuple[list[Lease], list[str]]]] = {}
@@ -176,10 +176,14 @@ class Transport(BaseTransport):
         if state is None:
             return
         with self._link.lock:
-            for consumer in list(state.consumers.values()):
+            consumers = list(state.consumers.values())
+            for consumer in consumers:
                 self._end_consumer(state, consumer)
             self._put_back(state.unsettled())
             del self._channels[channel]
+            for queue in {consumer.queue for consumer in consumers}:
+                if not any(consumers_of(self._channels, queue)):
+                    self._topology.drop_fanout(queue)
 
     def _channel(self, number: int) -> Channel:
         try:
@@ -365,6 +369,7 @@ class Transport(BaseTransport):
             if not found:
                 return None
             delivery = self._receiving.hand_over(state, found[0][1][0], no_ack)
+            self._topology.refresh_queue(queue)
             if delivery is not None:
                 delivery.message_count = sum(left)
                 return delivery

@@ -82,6 +82,7 @@ class Router:
             self._exchange_of[key.encode()] = exchange
             members, kind = self._link.exchange(pack_all(commands), len(commands))[-2:]
             if isinstance(members, ReplyError):
+                self.discard(exchange)
                 raise reply_error(str(members))
             # Where our own key cannot be read the bindings have to tell.
             kind = self._declared.get(exchange) or (kind.decode() if kind in KINDS else None)

@@ -140,10 +140,6 @@ class Topology:
             raise exceptions.NotFound(f"no queue '{queue}' in vhost '{self._vhost}'")
         return QueueInfo(queue, sum(lengths), 0)
 
-    def length(self, queue: str) -> int:
-        """Messages that wait in a queue."""
-        return sum(self._link.call_all(*(("LLEN", key) for key in self._keys.lists(queue))))
-
     def delete_queue(self, queue: str, if_empty: bool) -> int:
         """Delete a queue and its bindings, whoever made them; returns the messages gone. Raises PreconditionFailed."""
         keys = self._keys
@@ -187,15 +183,17 @@ class Topology:
         """Those that this connection declared for itself alone."""
         return [name for name, spec in self._queues.items() if spec.exclusive]
 
-    def auto_delete(self, queue: str) -> bool:
-        """Whether a queue was declared to go with its last consumer."""
-        return queue in self._queues and self._queues[queue].auto_delete
-
     # --- bindings
 
     def fanout_bindings(self, queue: str) -> list[tuple[str, str]]:
         """(exchange, routing key) of what this connection bound a queue to that stores nothing."""
         return [(exchange, key) for name, exchange, key in self._fanout_bindings if name == queue]
+
+    def drop_fanout(self, queue: str) -> None:
+        """Nobody consumes a queue any more: if it is auto-delete, what it heard of fanout exchanges ends with that."""
+        if queue in self._queues and self._queues[queue].auto_delete:
+            for exchange, routing_key in self.fanout_bindings(queue):
+                self.unbind(exchange, queue, routing_key)
 
     def bind(self, exchange: str, queue: str, routing_key: str) -> None:
         """Bind a queue to an exchange. Raises NotFound, AccessRefused."""
