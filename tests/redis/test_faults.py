@@ -91,14 +91,16 @@ class Proxy:
         self.request_limit: int | None = None  # bytes of the claim that pass
         self.reply_limit: int | None = None  # bytes of its answer that pass
         self._sockets: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 inner, _ = self._listener.accept()
+                self._sockets.append(inner)
                 outer = socket.create_connection(("127.0.0.1", self._port))
-                self._sockets += [inner, outer]
+                self._sockets.append(outer)
                 claimed = threading.Event()
                 threading.Thread(target=self._pump, args=(inner, outer, claimed, True), daemon=True).start()
                 threading.Thread(target=self._pump, args=(outer, inner, claimed, False), daemon=True).start()
@@ -123,6 +125,9 @@ class Proxy:
                 end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join(5)
         for each in (self._listener, *self._sockets):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
