@@ -72,6 +72,16 @@ def test_long_task_is_not_delivered_twice(ours, client, name):
     assert not client.exists("unacked", name)
 
 
+def test_message_that_was_fetched_is_kept_as_long(ours, client, name):
+    channel = ours(**QUICK).channel()
+    Producer(channel).publish(1, routing_key=name)
+    message = Queue(name)(channel).get()
+    with Consumer(ours(**QUICK).channel(), Queue(f"{name}.other"), callbacks=[lambda body, message: None]):
+        time.sleep(2.5)
+        assert client.llen(name) == 0
+    message.ack()
+
+
 def test_oldest_come_back_first_to_the_front_of_their_own_queue(ours, client, name):
     for n in range(5):
         abandon(client, f"t{n}", envelope(n), "", name, age=100 - n)

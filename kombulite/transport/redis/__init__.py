@@ -320,11 +320,15 @@ class Transport(BaseTransport):
             state.consumers[consumer_tag] = consumer
             state.intake_of(consumer).add(consumer)
             self._subscribe()
+        self._keep()
+        receiver.rouse()
+        return consumer_tag
+
+    def _keep(self) -> None:
+        """See to it that leases are renewed."""
         if self._keeper is None:
             self._keeper = Keeper(self._connector, self._keys, self._options, self._channels, self._topology)
             self._keeper.start()
-        receiver.rouse()
-        return consumer_tag
 
     @property
     def _receiving(self) -> Receiver:
@@ -368,6 +372,8 @@ class Transport(BaseTransport):
             found = claim.leases(reply)
             if not found:
                 return None
+            if lease:
+                self._keep()
             delivery = self._receiving.hand_over(state, found[0][1][0], no_ack)
             self._topology.refresh_queue(queue)
             if delivery is not None:
