@@ -39,7 +39,8 @@ class Keeper:
         self._channels = channels
         self._topology = topology
         self._stopped = Event()
-        self._due = {self._renew: 0.0, self._refresh: 0.0, self._rebind: 0.0, self._restore: 0.0}
+        first_renewal = monotonic() + options.visibility_timeout / 3
+        self._due = {self._renew: first_renewal, self._refresh: 0.0, self._rebind: 0.0, self._restore: 0.0}
 
     def start(self) -> None:
         """Start the thread."""
