@@ -10,7 +10,7 @@ from kombulite.transport import scheme_of
 from kombulite.transport.base import Settings
 from kombulite.utils.collections import HashedSeq
 from kombulite.utils.imports import symbol_by_name
-from kombulite.utils.url import as_url, maybe_sanitize_url, parse_url
+from kombulite.utils.url import as_url, maybe_sanitize_url, parse_url, url_to_parts
 
 DEFAULT_SCHEME = "amqp"
 
@@ -81,6 +81,7 @@ class Address:
         """Take the settings from one URL, over those of the constructor."""
         settings = dict(self._given)
         transport, prefix = settings["transport"], settings["uri_prefix"]
+        url_options: dict[str, Any] = {}
         if url is None or "://" not in url:
             settings["hostname"] = url
         else:
@@ -91,12 +92,18 @@ class Address:
             transport = transport or scheme
             parsed = parse_url(f"{scheme}://{rest}")
             del parsed["transport"]
+            if prefix == "socket" and not parsed["hostname"]:
+                # The path is that of a socket; everything else stands in the query.
+                parts = url_to_parts(f"{scheme}://{rest}")
+                parsed.update(hostname=f"/{parts.path}", virtual_host=parts.query.get("virtual_host"))
+                url_options = {name: parsed.pop(name) for name in parsed.keys() - URL_OPTIONS - URL_PARTS}
             for name in parsed.keys() - URL_OPTIONS - URL_PARTS:
                 raise ValueError(
                     f"unknown option {name!r} in {maybe_sanitize_url(url)!r}; "
                     f"known ones: {', '.join(sorted(URL_OPTIONS))}, ssl_*"
                 )
             settings.update((name, value) for name, value in parsed.items() if value is not None)
+        self._url_options = url_options
         self.transport_cls: Any = transport or DEFAULT_SCHEME
         if self._scheme is not None:
             scheme_of(self._scheme)
@@ -146,7 +153,10 @@ class Address:
             heartbeat=self.heartbeat,
             login_method=login_method,
             uri_prefix=self.uri_prefix,
-            options=self.transport_options,
+            options={**self._url_options, **self.transport_options} if self._url_options else self.transport_options,
+            scheme=self._scheme,
+            alternates=tuple(self.alt),
+            credential_provider=self.credential_provider,
         )
 
     def info(self) -> dict[str, Any]:

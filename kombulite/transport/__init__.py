@@ -35,6 +35,9 @@ SCHEMES = {
     "amqp": AMQP,
     "pyamqp": AMQP,
     "amqps": AMQP._replace(ssl=True),
+    "redis": Scheme("kombulite.transport.redis:Transport", 6379),
+    "rediss": Scheme("kombulite.transport.redis:Transport", 6379, ssl=True),
+    "sentinel": Scheme("kombulite.transport.redis:Transport", 26379),
 }
 
 

@@ -36,6 +36,9 @@ class Settings(NamedTuple):
     login_method: str | None = None
     uri_prefix: str | None = None
     options: Mapping[str, Any] = {}
+    scheme: str | None = None  # that of the URL, where one transport serves several
+    alternates: tuple[str, ...] = ()  # all URLs of the connection, where there are several
+    credential_provider: Any = None
 
     def __repr__(self) -> str:
         # Neither the password nor what options may hold of the kind.

@@ -43,8 +43,19 @@ VIRTUAL = frozenset(
     ]
 )
 
+#: kombu's keys in Redis hold messages and bindings, and no more.
+REDIS_LACKS = (VIRTUAL - {"expiration", "queue expiry"}) | {
+    "auto-delete",
+    "exclusive queues",
+    "expiry in place",
+    "places in the queue",
+    "queue registry",
+    "stored fanout",
+}
+
 BROKERS = {
     "memory": Kind("memory://"),
+    "redis": Kind("redis_url", REDIS_LACKS),
     "filesystem": Kind("filesystem://", VIRTUAL, "folders"),
     "example": Kind("localhost", VIRTUAL, "database", "docs.examples.sqlite_transport:Transport"),
     "amqp": Kind("amqp_url", frozenset(["nacks", "flow", "channel prefetch"])),

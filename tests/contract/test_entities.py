@@ -38,6 +38,7 @@ def test_direct_exchange_compares_keys(broker, channel):
     assert bodies(both) == ["a", "b"]
 
 
+@pytest.mark.needs("stored fanout")
 def test_fanout_exchange_ignores_keys(broker, channel):
     exchange = Exchange(broker.name("fanout"), "fanout")
     queues = declared(channel, *(Queue(broker.name(f"fan{i}"), exchange, routing_key=f"k{i}") for i in range(3)))
@@ -89,6 +90,7 @@ def test_message_comes_once_to_a_queue_with_several_matching_bindings(broker, ch
     assert bodies(queue) == [1]
 
 
+@pytest.mark.needs("stored fanout")
 def test_each_queue_has_its_own_copy(broker, channel):
     exchange = Exchange(broker.name("copies"), "fanout")
     one, two = declared(channel, Queue(broker.name("one"), exchange), Queue(broker.name("two"), exchange))
@@ -255,6 +257,7 @@ def test_exchange_delete_if_unused(broker, channel):
         exchange(channel.connection.channel()).delete(if_unused=True)
 
 
+@pytest.mark.needs("exclusive queues")
 def test_exclusive_queue_is_its_connections_own(broker, connection):
     queue = Queue(broker.name("exclusive"), exclusive=True)(connection)
     queue.declare()
@@ -268,6 +271,7 @@ def test_exclusive_queue_is_its_connections_own(broker, connection):
         Queue(queue.name)(other.channel()).queue_declare(passive=True)
 
 
+@pytest.mark.needs("auto-delete")
 def test_auto_delete_queue_goes_with_its_last_consumer(broker, connection, channel):
     queue = Queue(broker.name("auto"), auto_delete=True)
     first, second = Inbox(channel, queue), Inbox(channel, queue)
@@ -278,6 +282,7 @@ def test_auto_delete_queue_goes_with_its_last_consumer(broker, connection, chann
         Queue(queue.name)(connection.channel()).queue_declare(passive=True)
 
 
+@pytest.mark.needs("auto-delete")
 def test_auto_delete_exchange_goes_with_its_last_binding(broker, connection, channel):
     exchange = Exchange(broker.name("auto"), auto_delete=True)
     one, two = declared(
@@ -307,6 +312,7 @@ def test_consumer_of_a_deleted_queue_raises_where_nobody_asked(connection, chann
         connection.drain_events(timeout=5)
 
 
+@pytest.mark.needs("queue registry")
 def test_consuming_an_unknown_queue_is_an_error(broker, channel):
     with pytest.raises(exceptions.NotFound):
         channel.basic_consume(broker.name("no-such-queue"), callback=lambda message: None)

@@ -42,6 +42,7 @@ def test_highest_priority_first(broker, channel):
     assert bodies(queue) == ["high", "too high", "high 2", "middle", "low", "none"]
 
 
+@pytest.mark.needs("priorities")
 def test_priority_is_ignored_by_a_queue_without(channel, queue):
     producer = Producer(channel)
     for priority in (0, 9, 5):
@@ -71,7 +72,7 @@ def test_message_with_expiration_is_there_before_it(channel, queue):
     assert queue.get().payload == "long"
 
 
-@pytest.mark.needs("expiration")
+@pytest.mark.needs("expiration", "expiry in place")
 def test_time_to_live_of_a_queue(broker, channel):
     queue = make(broker, channel, "ttl", message_ttl=0.1)
     Producer(channel).publish("short", routing_key=queue.name)
@@ -88,9 +89,14 @@ def test_bad_expiration_is_refused(channel, queue):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"x-message-ttl": -1}, {"x-max-length": "many"}, {"x-overflow": "explode"}, {"x-max-priority": 1000}]
+    "arguments",
+    [
+        pytest.param({"x-message-ttl": -1}, marks=pytest.mark.needs("expiration")),
+        pytest.param({"x-max-length": "many"}, marks=pytest.mark.needs("lengths")),
+        pytest.param({"x-overflow": "explode"}, marks=pytest.mark.needs("lengths")),
+        pytest.param({"x-max-priority": 1000}, marks=pytest.mark.needs("priorities")),
+    ],
 )
-@pytest.mark.needs("lengths")
 def test_bad_queue_arguments_are_refused(broker, channel, arguments):
     with pytest.raises(exceptions.PreconditionFailed):
         make(broker, channel, "bad", queue_arguments=arguments)
@@ -218,6 +224,7 @@ def test_forged_death_certificates_harm_nobody(broker, channel, forged):
     assert letters[0].headers["x-death"][0]["count"] == 1
 
 
+@pytest.mark.needs("dead letters")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -350,6 +357,7 @@ def test_what_one_consumer_may_not_take_another_gets(connection, channel, queue)
     other_connection.release()
 
 
+@pytest.mark.needs("places in the queue")
 def test_messages_taken_in_any_order_go_back_to_their_places(channel, queue):
     Producer(channel).publish_many(range(6), routing_key=queue.name)
     taken = take(queue, 6)

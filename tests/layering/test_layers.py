@@ -17,6 +17,7 @@ from kombulite.transport.amqp import Transport as AMQPTransport
 from kombulite.transport.amqp.errors import CODEC_ERRORS, DRIVER_ERRORS, translated
 from kombulite.transport.base import Transport as BaseTransport
 from kombulite.transport.memory import Transport as MemoryTransport
+from kombulite.transport.redis import Transport as RedisTransport
 
 PACKAGE = Path(kombulite.__file__).parent
 
@@ -25,7 +26,7 @@ FLOORS = [
     {"_core"},
     {"exceptions", "utils", "log", "clocks", "matcher", "compression", "serialization", "abstract", "entity"},
     {"transport.base", "transport.store", "transport.virtual", "transport", "transport.native_delayed_delivery"},
-    {"transport.memory", "transport.filesystem", "transport.amqp"},
+    {"transport.memory", "transport.filesystem", "transport.amqp", "transport.redis"},
     {"message", "recovery", "channel", "consumer", "producer", "messaging"},
     {"resource", "simple", "address", "connection"},
     {"pools", "common", "mixins", "pidbox", "compat", "asynchronous", "aliasing"},
@@ -136,7 +137,7 @@ def test_error_tree_is_drawn_as_it_is():
 
 
 def test_transports_raise_what_they_promise():
-    for cls in (BaseTransport, MemoryTransport, AMQPTransport):
+    for cls in (BaseTransport, MemoryTransport, AMQPTransport, RedisTransport):
         assert set(cls.recoverable_channel_errors) <= {
             error for base in cls.channel_errors for error in [base, *all_subclasses(base)]
         }
@@ -152,7 +153,7 @@ def all_subclasses(cls):
         yield from all_subclasses(sub)
 
 
-@pytest.mark.parametrize("transport", [MemoryTransport, AMQPTransport])
+@pytest.mark.parametrize("transport", [MemoryTransport, AMQPTransport, RedisTransport])
 def test_transports_implement_the_whole_interface(transport):
     unfinished = [
         name
@@ -200,6 +201,8 @@ def test_import_is_light():
         "rich",
         "click",
         "asyncio",
+        "redis",
+        "hiredis",
     ]
     code = f"import sys, kombulite; print([name for name in {heavy!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{code}"],

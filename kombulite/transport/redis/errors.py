@@ -1,0 +1,127 @@
+"""What Redis and its driver say went wrong, as this library's errors: one table for both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from redis import exceptions as driver
+
+from kombulite import exceptions
+
+
+class Row(NamedTuple):
+    """Our error; the codes of the server's error replies (their first word), the names of redis-py's classes."""
+
+    error: type[Exception]
+    codes: tuple[str, ...]
+    classes: tuple[str, ...]
+
+
+TABLE = (
+    # The server cannot serve us now; it, or the one that takes over, may do so later.
+    Row(
+        exceptions.RecoverableConnectionError,
+        ("LOADING", "READONLY", "MASTERDOWN", "UNBLOCKED"),
+        (
+            "ConnectionError",
+            "MaxConnectionsError",
+            "BusyLoadingError",
+            "ReadOnlyError",
+            "MasterDownError",
+            "InvalidResponse",
+            "ChildDeadlockedError",
+            "RedisError",
+        ),
+    ),
+    Row(exceptions.TimeoutError, (), ("TimeoutError",)),
+    # It would not let us in the next time either.
+    Row(
+        exceptions.NotAllowed,
+        ("NOAUTH", "WRONGPASS"),
+        (
+            "AuthenticationError",
+            "AuthenticationWrongNumberOfArgsError",
+            "AuthorizationError",
+            "ExternalAuthProviderError",
+        ),
+    ),
+    Row(exceptions.AccessRefused, ("NOPERM",), ("NoPermissionError",)),
+    # Writes are refused: memory is full, the disk fails, replicas are missing.
+    Row(exceptions.MessageNacked, ("OOM", "MISCONF", "NOREPLICAS"), ("OutOfMemoryError",)),
+    Row(exceptions.RecoverableChannelError, ("BUSY", "TRYAGAIN"), ("TryAgainError",)),
+    Row(exceptions.PreconditionFailed, ("WRONGTYPE",), ("DataError",)),
+    Row(
+        exceptions.IrrecoverableChannelError,
+        ("ERR", "NOSCRIPT", "EXECABORT", "NOPROTO"),
+        (
+            "ResponseError",
+            "NoScriptError",
+            "ExecAbortError",
+            "ModuleError",
+            "NoSuchFieldsetError",
+            "WatchError",
+            "PubSubError",
+            "LockError",
+            "LockNotOwnedError",
+            "InvalidPipelineStack",
+            "IncorrectPolicyType",
+        ),
+    ),
+    # A Redis Cluster needs a client of another kind.
+    Row(
+        exceptions.AMQPNotImplementedError,
+        ("MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN"),
+        (
+            "ClusterError",
+            "ClusterDownError",
+            "RedisClusterException",
+            "ClusterCrossSlotError",
+            "CrossSlotTransactionError",
+            "SlotNotCoveredError",
+            "MovedError",
+            "AskError",
+        ),
+    ),
+)
+
+BY_CODE = {code: row.error for row in TABLE for code in row.codes}
+BY_CLASS = {name: row.error for row in TABLE for name in row.classes}
+
+
+def reply_error(text: str) -> Exception:
+    """The error for an error reply of the server (RESP: ``-CODE words``)."""
+    return BY_CODE.get(text.partition(" ")[0], exceptions.IrrecoverableChannelError)(text)
+
+
+def driver_error(error: driver.RedisError) -> Exception:
+    """The error for one that redis-py raised: that of its class, or of the nearest ancestor in the table."""
+    name = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in BY_CLASS)
+    code = str(error).partition(" ")[0]
+    kind = BY_CODE.get(code, BY_CLASS[name]) if name in ("ResponseError", "ConnectionError") else BY_CLASS[name]
+    return kind(str(error))
+
+
+@contextmanager
+def mapped_errors() -> Iterator[None]:
+    """Raise redis-py's errors as ours."""
+    try:
+        yield
+    except driver.RedisError as error:
+        raise driver_error(error) from error
+
+
+class ErrorClasses(NamedTuple):
+    """redis-py's errors, sorted by what fails."""
+
+    connection_errors: tuple[type[BaseException], ...]
+    channel_errors: tuple[type[BaseException], ...]
+
+
+def get_redis_error_classes() -> ErrorClasses:
+    """What redis-py raises, for code that uses it beside this library, such as a result backend."""
+    return ErrorClasses(
+        (OSError, driver.ConnectionError, driver.BusyLoadingError, driver.AuthenticationError, driver.TimeoutError),
+        (driver.DataError, driver.InvalidResponse, driver.ResponseError),
+    )

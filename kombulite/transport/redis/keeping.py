@@ -1,0 +1,110 @@
+"""What has to be done in time, whatever the application is doing: a thread with a connection of its own.
+
+A live consumer renews its leases, so that a long task is not delivered twice; keeps queues that expire without use in
+use; and puts back what consumers left that are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from threading import Event, Thread
+from time import monotonic
+from weakref import WeakMethod
+
+from kombulite.exceptions import AMQPError, MessageNacked
+from kombulite.transport.redis.connecting import Connector
+from kombulite.transport.redis.consuming import Channel
+from kombulite.transport.redis.keys import Keys
+from kombulite.transport.redis.leases import logger, renew, restore_overdue
+from kombulite.transport.redis.link import Link
+from kombulite.transport.redis.options import Options
+from kombulite.transport.redis.topology import LEAST_BINDING_LIFE, Topology
+
+#: Seconds until the next try when one failed.
+RETRY_INTERVAL = 1.0
+
+
+class Keeper:
+    """The keeper of one transport, whose ``channels`` and ``topology`` it reads.
+
+    ``start`` it, then ``stop`` it; it ends also when it is forgotten.
+    """
+
+    def __init__(
+        self, connector: Connector, keys: Keys, options: Options, channels: dict[int, Channel], topology: Topology
+    ) -> None:
+        self._connector = connector
+        self._keys = keys
+        self._options = options
+        self._channels = channels
+        self._topology = topology
+        self._stopped = Event()
+        first_renewal = monotonic() + options.visibility_timeout / 3
+        self._due = {self._renew: first_renewal, self._refresh: 0.0, self._rebind: 0.0, self._restore: 0.0}
+
+    def start(self) -> None:
+        """Start the thread."""
+        Thread(target=_run, args=(WeakMethod(self._work), self._stopped), name="kombulite-redis", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the thread soon; it is not waited for."""
+        self._stopped.set()
+
+    def _work(self) -> float:
+        """Do what is due; returns the seconds until the next time."""
+        due = [chore for chore, at in self._due.items() if at <= monotonic()]
+        if due:
+            link = self._connector.open(lambda message: None)
+            try:
+                for chore in due:
+                    self._due[chore] = monotonic() + chore(link)
+            finally:
+                link.drop()
+        return max(min(self._due.values()) - monotonic(), 0.0)
+
+    # Each returns the seconds until it is due again.
+
+    def _renew(self, link: Link) -> float:
+        leases = [lease for state in list(self._channels.values()) for lease in state.unsettled()]
+        if self._options.ack_emulation:
+            renew(link, self._keys, [lease.tag for lease in leases])
+        return self._options.visibility_timeout / 3
+
+    def _refresh(self, link: Link) -> float:
+        """Queues with ``x-expires`` that are consumed."""
+        limits = self._topology.limits
+        consumed = {consumer.queue for state in list(self._channels.values()) for consumer in state.consumers.values()}
+        lives = {queue: limits[queue].expires for queue in consumed if queue in limits}
+        expiring = {queue: life for queue, life in lives.items() if life is not None}
+        for queue, life in expiring.items():
+            link.call_all(*(("PEXPIRE", key, life) for key in (*self._keys.lists(queue), self._keys.record(queue))))
+        return min((life / 3000 for life in expiring.values()), default=self._options.restore_interval)
+
+    def _rebind(self, link: Link) -> float:
+        """Bindings of queues with ``x-expires``, which kombu's peers sweep away when they are old."""
+        for queue, exchange, routing_key in list(self._topology.expiring_bindings):
+            self._topology.bind_expiring(link, exchange, queue, routing_key)
+        return LEAST_BINDING_LIFE / 3000
+
+    def _restore(self, link: Link) -> float:
+        if any(state.consumers for state in list(self._channels.values())):
+            restore_overdue(link, self._keys, self._options, self._queues_of)
+        return self._options.restore_interval
+
+    def _queues_of(self, exchange: str, routing_key: str) -> Iterable[str] | None:
+        routes = self._topology.router.routes(exchange)
+        return None if routes.kind == "fanout" else routes.route(routing_key)
+
+
+def _run(work_of: Callable[[], Callable[[], float] | None], stopped: Event) -> None:
+    pause = 0.0
+    while not stopped.wait(pause):
+        work = work_of()
+        if work is None:
+            return
+        try:
+            pause = work()
+        except (AMQPError, MessageNacked, OSError) as error:
+            pause = RETRY_INTERVAL
+            logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
+        del work

@@ -1,0 +1,376 @@
+"""Receiving: from lists and channels of the server to one event after the other.
+
+A consumer that finds its lists empty reads them (EXISTS) on a connection with client-side caching: the server then says
+when one of them changes, whoever changes it, and nothing is asked until it does.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from math import ceil
+from random import uniform
+from threading import Lock
+from time import monotonic, sleep
+from typing import Any
+
+from hiredis import ReplyError
+
+from kombulite import exceptions
+from kombulite._core import Delivery, MalformedEnvelope, decode_envelope
+from kombulite.transport.base import Event
+from kombulite.transport.redis.consuming import Channel, Consumer, Intake
+from kombulite.transport.redis.errors import reply_error
+from kombulite.transport.redis.fanout import Subscriptions
+from kombulite.transport.redis.keys import Keys
+from kombulite.transport.redis.leases import Lease, Tags, bury, logger
+from kombulite.transport.redis.link import Link, OnReply, pack
+from kombulite.transport.redis.options import Limits, Options
+from kombulite.transport.redis.publishing import PUBLISHED_AT
+from kombulite.utils.json import codec
+
+#: Seconds between two looks where the server cannot wake us.
+POLLING_INTERVAL = 1.0
+#: Seconds that a consumer waits at most before it looks, after others were faster so many times in a row.
+MOST_BACKOFF, PATIENCE = 0.05, 2
+#: Messages that are handed over between two looks for news, on other channels too.
+LISTEN_EVERY = 32
+
+
+class Receiver:
+    """The consuming half of a transport. ``open(on_push)`` opens a connection; ``link`` is the one for commands.
+
+    ``channels`` and ``limits`` are the transport's. ``now()``: the server's time in seconds.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        open: Callable[[OnReply], Link],
+        keys: Keys,
+        options: Options,
+        channels: dict[int, Channel],
+        limits: dict[str, Limits],
+        now: Callable[[], float],
+    ) -> None:
+        self.events: deque[Event] = deque()
+        self._subscriptions = Subscriptions(keys, options.sentinel_fanout_compat)
+        self.tags = Tags(options.visibility_timeout)
+        self._link = link
+        self._open = open
+        self._keys = keys
+        self._options = options
+        self._channels = channels
+        self._limits = limits
+        self._now = now
+        self._listener: Link | None = None
+        self._tells_of_lists = False  # whether the server says when a list changes
+        self._armed: dict[bytes, str] = {}  # lists of which it will -> their queue
+        self._receiving = Lock()
+        self._waker_out, self._waker_in = os.pipe()  # ends the sleep of the thread that receives
+        os.set_blocking(self._waker_out, False)
+        os.set_blocking(self._waker_in, False)
+        self._is_sleeping = False
+        self._looks = 0
+        self._current: Channel | None = None  # the channel that was served last
+        self._lost_races = 0  # times in a row that others were faster
+        self._polled_at = 0.0
+
+    def close(self) -> None:
+        """Let go of what is the system's. The thread that receives, if there is one, ends with an error."""
+        self.rouse()
+        with self._receiving:
+            os.close(self._waker_out)
+            os.close(self._waker_in)
+
+    # --- consumers
+
+    def listen(self) -> Link:
+        """The connection that listens, opened for the first consumer."""
+        if self._listener is None:
+            listener = self._open(self._on_push)
+            if listener.protocol == 3:
+                reply = listener.exchange(pack(("CLIENT", "TRACKING", "ON")), 1)[0]
+                self._tells_of_lists = not isinstance(reply, ReplyError)
+            self._listener = listener
+        return self._listener
+
+    def fileno(self) -> int | None:
+        """What an event loop may wait for."""
+        return None if self._listener is None else self._listener.fileno()
+
+    def subscribe(self, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+        """Subscribe to what these queues are bound to, as (fanout exchange, routing key), and to nothing else."""
+        if self._listener is not None:
+            self._subscriptions.update(self._listener, bindings)
+
+    def rouse(self) -> None:
+        """Let the thread that waits in ``receive`` look again: something changed here."""
+        if self._is_sleeping:
+            with suppress(BlockingIOError):
+                os.write(self._waker_in, b"!")
+
+    # --- news
+
+    def _on_push(self, message: list[Any]) -> None:
+        kind = message[0]
+        if kind == b"invalidate":
+            changed = list(self._armed) if message[1] is None else message[1]
+            for key in changed:
+                queue = self._armed.pop(key, None)
+                if queue is not None:
+                    self._stir(queue)
+        elif kind == b"pmessage":
+            self._on_fanout(message[1], message[3])
+
+    def _stir(self, queue: str) -> None:
+        for state in self._channels.values():
+            for intake in state.intakes:
+                if queue in intake.consumers:
+                    intake.may_find = True
+
+    def _on_fanout(self, pattern: bytes, envelope: bytes) -> None:
+        try:
+            delivery = decode_envelope(codec, envelope)
+        except MalformedEnvelope as error:
+            logger.error("What was published to %r is no message: %s", pattern, error)
+            return
+        for queue in self._subscriptions.queues(pattern, delivery.exchange, delivery.delivery_tag):
+            consumers = list(consumers_of(self._channels, queue))
+            if consumers:
+                # The one with the least to do.
+                state, consumer = min(consumers, key=lambda each: len(each[0].fanout) + len(each[0].outstanding))
+                lease = Lease(self.tags.tag(self.tags.reserve(1)), queue, "", envelope, is_fanout=True)
+                if len(state.fanout) == state.fanout.maxlen:
+                    logger.warning("Consumer %s is too slow: a fanout message is dropped", consumer.tag)
+                state.fanout.append((consumer, lease))
+
+    def _arm(self, intake: Intake) -> None:
+        """Have the server say when a list of these queues changes; look once more if one has something already."""
+        if not self._tells_of_lists or self._listener is None:
+            return
+        missing = {
+            key: queue
+            for queue in intake.consumers
+            for name in self._keys.lists(queue)
+            if (key := name.encode()) not in self._armed
+        }
+        if missing:
+            self._armed.update(missing)
+            self._listener.post(pack(("EXISTS", *missing)), 1, partial(self._on_armed, intake))
+
+    def _on_armed(self, intake: Intake, reply: Any) -> None:
+        if isinstance(reply, ReplyError):
+            logger.warning("The server does not tell of changes, so it is asked now and then: %s", reply)
+            self._tells_of_lists = False
+        elif reply:
+            intake.may_find = True
+
+    # --- claiming
+
+    def _claim(self, state: Channel) -> None:
+        for intake in state.intakes:
+            credit = state.credit(intake)
+            if credit > 0:
+                intake.may_find = False  # until something is heard; what comes now is heard of or found
+                intake.claim(self._link, self._keys, self.tags, credit, partial(self._on_claimed, state, intake))
+
+    def _on_claimed(self, state: Channel, intake: Intake, reply: Any) -> None:
+        if isinstance(reply, ReplyError):
+            intake.claiming = None
+            intake.may_find = True
+            state.error = reply_error(str(reply))
+            return
+        more, found = intake.claimed(reply)
+        if found:
+            self._lost_races = 0
+        else:
+            self._lost_races += 1
+        if more:
+            intake.may_find = True
+        else:
+            self._arm(intake)
+
+    # --- events
+
+    def receive(self, timeout: float | None) -> tuple[Event, ...]:
+        """The next event, waited for so many seconds (None: until there is one); empty if there was none.
+
+        Raises OperationalError where no event can ever come.
+        """
+        deadline = None if timeout is None else monotonic() + timeout
+        if not self._receiving.acquire(timeout=-1 if timeout is None else timeout):
+            return ()
+        try:
+            # The common case: the channel that was served last has more.
+            state = self._current
+            if state is not None and self._looks % LISTEN_EVERY and not self.events and state.error is None:
+                self._looks += 1
+                delivery = self._next_delivery(state)
+                if delivery is not None:
+                    return (delivery,)
+            while True:
+                event = self._next_event()
+                if event is not None:
+                    return (event,)
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    return ()
+                if left is None and not any(state.consumers for state in self._channels.values()):
+                    raise exceptions.OperationalError("waiting without a timeout, and there is no consumer to wait for")
+                self._wait(left)
+        finally:
+            self._receiving.release()
+
+    def _next_event(self) -> Event | None:
+        if self.events:
+            return self.events.popleft()
+        self._looks += 1
+        channels = list(self._channels.values())
+        if self._looks % LISTEN_EVERY == 0 or not any(state.has_ready() for state in channels):
+            self._hear()
+        for i in range(len(channels)):
+            state = channels[(self._looks + i) % len(channels)]
+            if state.error is not None:
+                error, state.error = state.error, None
+                raise error
+            self._claim(state)
+            delivery = self._next_delivery(state)
+            if delivery is not None:
+                self._current = state
+                return delivery
+        self._current = None
+        return None
+
+    def _next_delivery(self, state: Channel) -> Delivery | None:
+        while (found := state.next()) is not None:
+            consumer, lease = found
+            delivery = self.hand_over(state, lease, consumer.no_ack)
+            if delivery is not None:
+                delivery.consumer_tag = consumer.tag
+                return delivery
+        return None
+
+    def _hear(self) -> None:
+        """Take what has arrived on both connections."""
+        self._link.poll()
+        if self._listener is not None:
+            self._listener.poll()
+            if not self._tells_of_lists and monotonic() - self._polled_at >= self._polling_interval:
+                self._polled_at = monotonic()
+                for state in self._channels.values():
+                    for intake in state.intakes:
+                        intake.may_find = True
+
+    @property
+    def _polling_interval(self) -> float:
+        return self._options.polling_interval or POLLING_INTERVAL
+
+    def hand_over(self, state: Channel, lease: Lease, no_ack: bool) -> Delivery | None:
+        """A message as it goes to its consumer; None for what is none, or is too old."""
+        try:
+            delivery = decode_envelope(codec, lease.envelope)
+        except MalformedEnvelope as error:
+            is_noted = not no_ack and self._options.ack_emulation
+            bury(self._link, self._keys, lease.tag if is_noted else None, lease.queue, lease.envelope, error)
+            return None
+        if delivery.properties.extra is not None and self._has_expired(delivery, lease.queue):
+            if not no_ack:
+                self.settle(state, [lease])
+            return None
+        if delivery.redelivered:
+            delivery = without_flag(delivery)
+        delivery.channel = state.number
+        delivery.delivery_tag = lease.tag
+        if not no_ack:
+            lease.was_seen = True
+            state.outstanding[lease.tag] = lease
+        return delivery
+
+    def _has_expired(self, delivery: Delivery, queue: str) -> bool:
+        properties, limits = delivery.properties, self._limits.get(queue)
+        published_at = (properties.extra or {}).get(PUBLISHED_AT)
+        if type(published_at) is not int:
+            return False  # nobody knows how old it is
+        lives = [] if limits is None or limits.message_ttl is None else [limits.message_ttl]
+        if properties.expiration is not None:
+            with suppress(ValueError):
+                lives.append(int(str(properties.expiration)))
+        return bool(lives) and published_at + min(lives) <= self._now() * 1000
+
+    def settle(self, state: Channel, leases: Sequence[Lease]) -> None:
+        """Strike messages from the server's notes, at once; an error shows at the channel's next operation."""
+        tags = [lease.tag for lease in leases if not lease.is_fanout]
+        if tags and self._options.ack_emulation:
+            data = pack(("ZREM", self._keys.unacked_index, *tags)) + pack(("HDEL", self._keys.unacked, *tags))
+            # While the application is fed without a pause, the kernel may join what belongs together.
+            self._link.post(data, 2, state.on_settled, more=bool(state.leased.ready))
+
+    # --- waiting
+
+    def _wait(self, left: float | None) -> None:
+        """Sleep until there may be something new, at most so many seconds."""
+        seconds = left
+        for pause in self._pauses():
+            seconds = pause if seconds is None else min(seconds, pause)
+        self._is_sleeping = True
+        try:
+            self._hear()
+            if self.events or any(
+                state.has_ready() or state.credit(intake) > 0
+                for state in list(self._channels.values())
+                for intake in state.intakes
+            ):
+                self._back_off(left)
+                return
+            poller = select.poll()
+            for descriptor in (self._waker_out, self._listener, self._link):
+                if descriptor is not None:
+                    poller.register(descriptor, select.POLLIN)
+            poller.poll(None if seconds is None else ceil(seconds * 1000))
+        finally:
+            self._is_sleeping = False
+        with suppress(BlockingIOError):
+            os.read(self._waker_out, 4096)
+
+    def _back_off(self, left: float | None) -> None:
+        """When many wait for the same queue each message wakes them all. Those that never get one look less often."""
+        if self._lost_races > PATIENCE:
+            pause = uniform(0, min(MOST_BACKOFF, 0.001 * 2 ** min(self._lost_races - PATIENCE, 10)))  # noqa: S311
+            sleep(pause if left is None else min(pause, left))
+
+    def _pauses(self) -> Iterator[float]:
+        """Seconds until something else is due."""
+        if self._listener is None:
+            return
+        if not self._tells_of_lists:
+            yield max(self._polled_at + self._polling_interval - monotonic(), 0)
+        interval = self._options.health_check_interval
+        if interval:
+            # A server that has vanished tells nothing.
+            if monotonic() - self._listener.used_at >= interval and not self._listener.is_waiting:
+                self._listener.post(pack(("PING",)), 1, lambda reply: None)
+            yield interval
+        if self._listener.is_waiting or self._link.is_waiting:
+            yield 1.0
+
+
+def consumers_of(channels: dict[int, Channel], queue: str) -> Iterator[tuple[Channel, Consumer]]:
+    """All consumers of a queue, with their channels."""
+    for state in list(channels.values()):
+        for consumer in list(state.consumers.values()):
+            if consumer.queue == queue:
+                yield state, consumer
+
+
+def without_flag(delivery: Delivery) -> Delivery:
+    """The delivery without the header that says on the wire what ``redelivered`` says here."""
+    headers = {name: value for name, value in (delivery.properties.headers or {}).items() if name != "redelivered"}
+    properties = delivery.properties.replace(headers=headers or None)
+    again = Delivery(delivery.exchange, delivery.routing_key, properties, delivery.body)
+    again.redelivered = True
+    return again

@@ -1,0 +1,239 @@
+"""Ways to reach a server: TLS, users, Sentinel, sockets, RESP2, a key prefix."""
+
+from __future__ import annotations
+
+import socket
+
+import kombu
+import pytest
+import redis
+import trustme
+
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
+from tests.redis.conftest import drain
+from tests.servers import RedisServer, wait_until
+
+
+def works(connection, name):
+    """A message goes through the server and back, to a waiting consumer too."""
+    channel = connection.channel()
+    queue = Queue(name, Exchange(name), "k")
+    producer = Producer(channel, Exchange(name), "k")
+    got = []
+    with Consumer(channel, queue, callbacks=[lambda body, message: (got.append(body), message.ack())]):
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.05)
+        producer.publish("hello")
+        with producer.batch():
+            producer.publish("batch")
+        drain(connection, lambda: got == ["hello", "batch"])
+    return True
+
+
+# --- TLS
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1", "localhost")
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    certificate.private_key_pem.write_to_path(str(folder / "key.pem"))
+    certificate.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
+    return folder
+
+
+class TLSServer(RedisServer):
+    """Listens for TLS only, besides a port to ask whether it is there."""
+
+    def __init__(self, folder) -> None:
+        super().__init__()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.tls_port = probe.getsockname()[1]
+        self.options |= {
+            "tls-port": self.tls_port,
+            "tls-cert-file": folder / "cert.pem",
+            "tls-key-file": folder / "key.pem",
+            "tls-ca-cert-file": folder / "ca.pem",
+            "tls-auth-clients": "no",
+        }
+
+
+@pytest.fixture
+def tls(start_server, authority):
+    return start_server(lambda: TLSServer(authority))
+
+
+def test_tls_with_a_certificate_that_is_trusted(tls, authority, name):
+    with Connection(f"rediss://127.0.0.1:{tls.tls_port}/0?ssl_ca_certs={authority}/ca.pem") as connection:
+        assert works(connection, name)
+    with Connection(f"redis://127.0.0.1:{tls.tls_port}", ssl={"ssl_ca_certs": f"{authority}/ca.pem"}) as connection:
+        assert works(connection, f"{name}.2")
+
+
+@pytest.mark.parametrize(("scheme", "ssl"), [("rediss", False), ("rediss", True), ("redis", True)])
+def test_tls_that_is_asked_for_is_on_and_checks_the_server(tls, scheme, ssl):
+    with Connection(f"{scheme}://127.0.0.1:{tls.tls_port}", ssl=ssl) as connection:
+        with pytest.raises(exceptions.RecoverableConnectionError, match=r"(?i)certificate"):
+            connection.transport.connect()
+    with Connection(f"{scheme}://127.0.0.1:{tls.port}", ssl=ssl, connect_timeout=0.5) as connection:
+        with pytest.raises((exceptions.ConnectionError, OSError)):
+            connection.transport.connect()
+
+
+def test_tls_without_checks_when_they_are_declined(tls, name):
+    with Connection(f"rediss://127.0.0.1:{tls.tls_port}?ssl_cert_reqs=none&ssl_check_hostname=false") as connection:
+        assert works(connection, name)
+
+
+# --- users
+
+
+def test_user_with_the_rights_of_a_kombu_client(start_server, name):
+    """The keys that only we know may be out of its reach."""
+    server = start_server(RedisServer)
+    with redis.Redis(port=server.port) as admin:
+        admin.execute_command(
+            "ACL", "SETUSER", "app", "on", ">pw", "+@all", "-@dangerous", f"~{name}*", "~_kombu.*", "~unacked*", "&*"
+        )
+        admin.execute_command("ACL", "SETUSER", "guest", "on", ">pw", "+@connection", "~*")
+    with Connection(f"redis://app:pw@127.0.0.1:{server.port}") as connection:
+        assert works(connection, name)
+        with pytest.raises(exceptions.AccessRefused):
+            Producer(connection.channel()).publish(1, routing_key="elsewhere")
+    with Connection(f"redis://guest:pw@127.0.0.1:{server.port}") as connection:
+        with pytest.raises(exceptions.NotAllowed, match=r"(?i)permission"):
+            connection.transport.connect()
+
+
+class Credentials(redis.CredentialProvider):
+    def get_credentials(self):
+        return ("provided", "pw")
+
+
+def test_credential_provider(start_server, name):
+    server = start_server(RedisServer)
+    with redis.Redis(port=server.port) as admin:
+        admin.execute_command("ACL", "SETUSER", "provided", "on", ">pw", "allcommands", "allkeys", "allchannels")
+        admin.execute_command("ACL", "SETUSER", "default", "off")
+        url = f"redis://ignored:wrong@127.0.0.1:{server.port}"
+        with Connection(url, credential_provider=Credentials()) as connection:
+            assert works(connection, name)
+        path = f"{Credentials.__module__}.Credentials"
+        with Connection(f"{url}?credential_provider={path}") as connection:
+            assert works(connection, f"{name}.2")
+    with pytest.raises(ValueError, match="CredentialProvider"):
+        Connection(url, credential_provider=object()).connect()
+
+
+# --- Sentinel
+
+
+class Sentinel(RedisServer):
+    def __init__(self, master: RedisServer) -> None:
+        super().__init__()
+        self.master = master
+
+    def command(self):
+        path = self.folder / "sentinel.conf"
+        path.write_text(
+            f'bind 127.0.0.1\nport {self.port}\ndir "{self.folder}"\n'
+            f"sentinel monitor it 127.0.0.1 {self.master.port} 1\n"
+            "sentinel down-after-milliseconds it 500\nsentinel failover-timeout it 2000\n"
+        )
+        return [self.program, str(path), "--sentinel"]
+
+
+def test_sentinel_finds_the_master_and_the_next_one(start_server, name):
+    master = start_server(RedisServer)
+    replica = start_server(lambda: RedisServer(replicaof=f"127.0.0.1 {master.port}"))
+    sentinel = start_server(lambda: Sentinel(master))
+    dead = f"sentinel://127.0.0.1:1/0;sentinel://127.0.0.1:{sentinel.port}/0"
+    options = {"master_name": "it"}
+    with Connection(dead, transport_options=options) as connection:
+        assert works(connection, name)
+        assert connection.transport.connected
+        with redis.Redis(port=sentinel.port) as client, redis.Redis(port=replica.port) as second:
+            wait_until(lambda: client.sentinel_slaves("it"), 15, "the sentinel sees no replica")
+            wait_until(lambda: second.info("replication")["master_link_status"] == "up", 15, "no replication")
+        master.kill()
+        producer = Producer(connection, Exchange(name), "k")
+        policy = {"max_retries": 100, "interval_start": 0.2, "interval_step": 0, "interval_max": 0.2}
+        producer.publish("after", declare=[Queue(name, Exchange(name), "k")], retry=True, retry_policy=policy)
+        with redis.Redis(port=replica.port) as second:
+            assert second.llen(name) == 1
+    with pytest.raises(ValueError, match="master_name"):
+        Connection(dead).connect()
+
+
+# --- the rest
+
+
+def test_unix_socket(start_server, tmp_path, name):
+    path = tmp_path / "redis.sock"
+    start_server(lambda: RedisServer(unixsocket=path))
+    url = f"redis+socket://{path}?virtual_host=3&socket_timeout=5"
+    with Connection(url) as connection:
+        assert works(connection, name)
+        with redis.Redis(unix_socket_path=str(path), db=3) as client:
+            assert client.exists(f"_kombu.binding.{name}")
+        with Connection(connection.as_uri(include_password=True)) as again:
+            assert works(again, f"{name}.2")
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_both_protocols(redis_url, name, protocol):
+    with Connection(redis_url, transport_options={"protocol": protocol}) as connection:
+        assert works(connection, name)
+        got = []
+        channel = connection.channel()
+        queue = Queue(f"{name}.f", Exchange(f"{name}.f", "fanout"))
+        with Consumer(channel, queue, callbacks=[lambda body, message: (got.append(body), message.ack())]):
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            Producer(channel, Exchange(f"{name}.f", "fanout")).publish_many(range(3))
+            drain(connection, lambda: got == [0, 1, 2])
+
+
+def test_key_prefix_is_everywhere(redis_url, name):
+    """Each key and channel that appears while both libraries work has it, and they understand each other."""
+    options = {"global_keyprefix": "pre:"}
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+        with (
+            Connection(redis_url, transport_options=options) as ours,
+            kombu.Connection(redis_url, transport_options=options) as theirs,
+        ):
+            assert works(ours, name)
+            producer = kombu.Producer(theirs.channel(), kombu.Exchange(name), "k")
+            producer.publish(1)
+            queue = Queue(name)(ours.channel())
+            assert queue.queue_declare(passive=True).message_count == 1
+            message = queue.get()
+            assert client.exists("pre:unacked", "pre:unacked_index") == 2
+            message.requeue()
+            assert kombu.Queue(name)(theirs.channel()).get().payload == 1
+            assert client.keys("*")
+            assert [key for key in client.keys("*") if not key.startswith(b"pre:")] == []
+            queue.delete()
+            assert [key for key in client.keys("pre:*") if name.encode() in key] == []
+
+
+@pytest.mark.parametrize(("path", "database"), [("", 0), ("/", 0), ("//", 0), ("/5", 5)])
+def test_virtual_host_is_the_database(redis_url, name, path, database):
+    base = redis_url.rpartition("/")[0]
+    with Connection(base + path) as connection, redis.Redis.from_url(f"{base}/{database}") as client:
+        Producer(connection.channel()).publish(1, routing_key=name)
+        assert client.llen(name) == 1
+
+
+def test_virtual_host_that_is_no_number(redis_url):
+    with pytest.raises(ValueError, match="database"):
+        Connection(f"{redis_url.rpartition('/')[0]}/orders").connect()
+
+
+def test_port_that_nobody_listens_on():
+    with pytest.raises(exceptions.OperationalError):
+        Connection("redis://127.0.0.1:1").ensure_connection(max_retries=0)

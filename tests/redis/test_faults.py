@@ -1,0 +1,328 @@
+"""What fails: processes, connections, servers. Nothing is lost, nothing hangs, errors say what it is."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+import redis
+
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
+from kombulite.transport.redis.scripts import CLAIM
+from tests.redis.conftest import drain
+from tests.servers import RedisServer
+
+QUICK = {"visibility_timeout": 1, "unacked_restore_interval": 0.2, "unacked_restore_throttle": 1}
+
+# --- processes that are killed
+
+VICTIM = """
+import os, signal, sys
+from kombulite import Connection, Consumer, Queue
+from kombulite.transport.redis.consuming import Intake
+from kombulite.transport.redis.receiving import Receiver
+
+url, name, step = sys.argv[1:]
+
+def die_after(owner, method):
+    original = getattr(owner, method)
+    def dying(*args, **options):
+        original(*args, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+    setattr(owner, method, dying)
+
+if step == "claim sent":
+    die_after(Intake, "claim")
+elif step == "claim answered":
+    die_after(Intake, "claimed")
+elif step == "handed over":
+    die_after(Receiver, "hand_over")
+
+def callback(body, message):
+    if step == "acked":
+        message.ack()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+connection = Connection(url, transport_options={"visibility_timeout": 1})
+with Consumer(connection.channel(), Queue(name), callbacks=[callback], prefetch_count=5):
+    while True:
+        connection.drain_events(timeout=10)
+"""
+
+
+@pytest.mark.parametrize("step", ["claim sent", "claim answered", "handed over", "in the callback", "acked"])
+def test_consumer_killed_at_any_step_loses_nothing(redis_url, ours, client, name, step):
+    channel = ours().channel()
+    Producer(channel).publish_many(range(8), routing_key=name)
+    victim = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(VICTIM), redis_url, name, step], timeout=30, check=False
+    )
+    assert victim.returncode == -signal.SIGKILL
+    got = []
+
+    def callback(body, message):
+        got.append(body)
+        message.ack()
+
+    expected = list(range(1, 8)) if step == "acked" else list(range(8))
+    connection = ours(**QUICK)
+    with Consumer(connection.channel(), Queue(name), callbacks=[callback], prefetch_count=1):
+        drain(connection, lambda: len(set(got)) == len(expected), step=0.2)
+    assert sorted(got) == expected
+
+
+# --- connections that are cut
+
+
+class Proxy:
+    """Between a client and the server; cuts the connection that carries a claim after so many bytes."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.request_limit: int | None = None  # bytes of the claim that pass
+        self.reply_limit: int | None = None  # bytes of its answer that pass
+        self._sockets: list[socket.socket] = []
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                inner, _ = self._listener.accept()
+                self._sockets.append(inner)
+                outer = socket.create_connection(("127.0.0.1", self._port))
+                self._sockets.append(outer)
+                claimed = threading.Event()
+                threading.Thread(target=self._pump, args=(inner, outer, claimed, True), daemon=True).start()
+                threading.Thread(target=self._pump, args=(outer, inner, claimed, False), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket, claimed: threading.Event, requests: bool) -> None:
+        passed = 0
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if requests and CLAIM.sha.encode() in data:
+                    claimed.set()
+                limit = self.request_limit if requests else self.reply_limit
+                if claimed.is_set() and limit is not None:
+                    data = data[: limit - passed]
+                    passed += len(data)
+                    target.sendall(data)
+                    if passed >= limit:
+                        break
+                else:
+                    target.sendall(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join(5)
+        for each in (self._listener, *self._sockets):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+
+@pytest.fixture
+def proxy(redis_url):
+    proxy = Proxy(int(redis_url.rpartition(":")[2].partition("/")[0]))
+    yield proxy
+    proxy.close()
+
+
+@pytest.mark.parametrize("direction", ["request", "reply"])
+def test_connection_cut_at_every_byte_of_a_claim(proxy, client, ours, name, direction):
+    client.script_load(CLAIM.source)
+    publisher = Producer(ours().channel())
+    connection = ours(f"redis://127.0.0.1:{proxy.port}/0")
+    got = []
+
+    def consume(count):
+        def callback(body, message):
+            got.append(body)
+            message.ack()
+
+        with Consumer(connection.channel(), Queue(name), callbacks=[callback], auto_declare=False):
+            drain(connection, lambda: len(got) >= count)
+
+    for cut in range(1, 4000):
+        publisher.publish_many(["a", "b"], routing_key=name)
+        setattr(proxy, f"{direction}_limit", cut)
+        try:
+            consume(2)
+        except connection.connection_errors:
+            beyond = bool(got)  # the claim came through, an ack did not
+            setattr(proxy, f"{direction}_limit", None)
+            connection.collect()
+            consume(2)
+            assert beyond or got == ["a", "b"]
+            if beyond:
+                break
+            got.clear()
+    assert cut > 200
+    assert set(got) == {"a", "b"}
+    assert client.llen(name) == 0
+
+
+def test_connection_killed_by_the_server_is_noticed_and_replaced(ours, client, name):
+    connection = ours()
+    channel = connection.channel()
+    Producer(channel).publish_many(range(3), routing_key=name)
+    got = []
+    consumer = Consumer(channel, Queue(name), callbacks=[lambda body, message: got.append((body, message))])
+    consumer.consume()
+    drain(connection, lambda: len(got) == 3)
+    client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    with pytest.raises(connection.recoverable_connection_errors):
+        connection.drain_events(timeout=5)
+    with pytest.raises(connection.recoverable_connection_errors):
+        got[0][1].ack()
+    # What was not acknowledged comes back with the new connection of this process.
+    consumer.revive(connection.default_channel)
+    consumer.consume()
+    drain(connection, lambda: len(got) == 6)
+    assert [body for body, _ in got] == [0, 1, 2, 0, 1, 2]
+    assert all(message.delivery_info["redelivered"] for _, message in got[3:])
+
+
+def test_publish_is_retried_over_a_new_connection(ours, client, name):
+    connection = ours()
+    producer = Producer(connection, Exchange(name), "k")
+    queue = Queue(name, Exchange(name), "k")
+    producer.publish(1, declare=[queue])
+    client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    producer.publish(2, declare=[queue], retry=True, retry_policy={"max_retries": 3, "interval_start": 0})
+    assert client.llen(name) == 2
+
+
+# --- servers
+
+
+def test_scripts_that_the_server_forgot_are_taught_again(ours, client, name):
+    connection = ours()
+    channel = connection.channel()
+    queue = Queue(name)(channel)
+    queue.declare()
+    got = []
+    for i in range(3):
+        Producer(channel).publish(i, routing_key=name)
+        client.script_flush()
+        message = queue.get()
+        assert message.payload == i
+        client.script_flush()
+        message.requeue()
+        client.script_flush()
+        with Consumer(channel, queue, callbacks=[lambda body, message: (got.append(body), message.ack())]):
+            drain(connection, lambda: len(got) > i)  # noqa: B023
+    assert got == [0, 1, 2]
+
+
+def test_server_without_memory_refuses_publishes_and_lets_consumers_drain(start_server, name):
+    server = start_server(RedisServer)
+    with Connection(server.url) as connection, redis.Redis(port=server.port) as client:
+        channel = connection.channel()
+        producer = Producer(channel)
+        producer.publish_many(range(3), routing_key=name)
+        client.config_set("maxmemory", 1)
+        with pytest.raises(exceptions.MessageNacked, match="OOM"):
+            producer.publish(3, routing_key=name)
+        with pytest.raises(exceptions.BatchPublishError), producer.batch():
+            producer.publish(4, routing_key=name)
+        got = []
+        with Consumer(channel, Queue(name), callbacks=[lambda body, message: (got.append(body), message.ack())]):
+            drain(connection, lambda: len(got) == 3)
+        assert got == [0, 1, 2]
+        client.config_set("maxmemory", 0)
+        assert client.dbsize() == 0 or client.exists("unacked") == 0
+
+
+def test_read_only_replica_says_so(start_server, name):
+    master = start_server(RedisServer)
+    replica = start_server(lambda: RedisServer(replicaof=f"127.0.0.1 {master.port}", **{}))
+    with Connection(replica.url) as connection:
+        producer = Producer(connection.channel())
+        with pytest.raises(exceptions.RecoverableConnectionError, match="READONLY"):
+            producer.publish(1, routing_key=name)
+
+
+def test_refused_ack_is_noticed_by_the_channel(start_server, name):
+    server = start_server(RedisServer)
+    with Connection(server.url) as connection, redis.Redis(port=server.port) as client:
+        channel = connection.channel()
+        queue = Queue(name)(channel)
+        Producer(channel).publish(1, routing_key=name)
+        message = queue.get()
+        client.replicaof("127.0.0.1", 1)
+        message.ack()
+        with pytest.raises(exceptions.RecoverableConnectionError, match="READONLY"):
+            for _ in range(50):
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=0.1)
+
+
+def test_server_that_hangs_ends_every_call_in_time(start_server, name):
+    server = start_server(RedisServer)
+    connection = Connection(server.url, transport_options={"socket_timeout": 0.5})
+    channel = connection.channel()
+    producer = Producer(channel)
+    producer.publish(1, routing_key=name)
+    consumer = Consumer(channel, Queue(name), callbacks=[lambda body, message: message.ack()])
+    consumer.consume()
+    drain(connection, lambda: True)
+    server.pause()
+    try:
+        start = time.monotonic()
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.2)
+        with pytest.raises(TimeoutError):
+            producer.publish(2, routing_key=name)
+        assert not connection.connected
+        with pytest.raises((TimeoutError, exceptions.ConnectionError)):
+            producer.publish(3, routing_key=name)
+        assert time.monotonic() - start < 20  # not for ever
+    finally:
+        server.resume()
+    connection.release()
+
+
+def test_wrong_password_is_not_tried_again(start_server):
+    server = start_server(lambda: RedisServer(requirepass="secret"))
+    with pytest.raises(exceptions.NotAllowed) as caught, Connection(f"redis://:wrong@127.0.0.1:{server.port}") as it:
+        it.ensure_connection(reraise_as_library_errors=False)
+    assert "wrong" not in str(caught.value).replace("WRONGPASS", "")
+    with Connection(f"redis://:secret@127.0.0.1:{server.port}") as connection:
+        connection.connect()
+
+
+def test_key_of_another_type_harms_no_other_queue(ours, client, name):
+    client.set(f"{name}.bad", "a string")
+    connection = ours()
+    channel = connection.channel()
+    Producer(channel).publish(1, routing_key=f"{name}.good")
+    got = []
+    queues = [Queue(f"{name}.bad"), Queue(f"{name}.good")]
+    with Consumer(channel, queues, auto_declare=False, callbacks=[lambda body, message: got.append(body)]):
+        drain(connection, lambda: got)
+    with pytest.raises(exceptions.PreconditionFailed, match="WRONGTYPE"):
+        Producer(channel).publish(2, routing_key=f"{name}.bad")
+
+
+def test_lease_key_of_another_type_loses_nothing(ours, client, name):
+    connection = ours()
+    channel = connection.channel()
+    Producer(channel).publish(1, routing_key=name)
+    client.set("unacked", "a string")
+    with pytest.raises(exceptions.PreconditionFailed):
+        Queue(name)(channel).get()
+    assert client.llen(name) == 1

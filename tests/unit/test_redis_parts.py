@@ -1,0 +1,253 @@
+"""The parts of the Redis transport that need no server."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+
+import pytest
+from kombu.transport.virtual.exchange import TopicExchange
+from redis import exceptions as driver
+
+from kombulite import exceptions
+from kombulite.transport.base import QueueSpec, Settings
+from kombulite.transport.redis import Transport, get_redis_error_classes
+from kombulite.transport.redis.consuming import Channel, Intake, _in_turns
+from kombulite.transport.redis.errors import BY_CLASS, driver_error, mapped_errors, reply_error
+from kombulite.transport.redis.fanout import Subscriptions
+from kombulite.transport.redis.keys import Keys, topic_pattern
+from kombulite.transport.redis.leases import Lease, Tags, mark_redelivered
+from kombulite.transport.redis.options import Limits, Options, OrderStrategy, database_of
+from kombulite.transport.redis.routes import Routes
+
+SEP = "\x06\x16"
+
+# --- errors
+
+DRIVER_ERRORS = [
+    cls for _, cls in inspect.getmembers(driver, inspect.isclass)
+    if issubclass(cls, driver.RedisError) and cls.__module__ == driver.__name__
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", DRIVER_ERRORS)
+def test_each_error_of_the_driver_is_in_the_table(cls):
+    """A new one has to be thought about."""
+    assert cls.__name__ in BY_CLASS
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'.", exceptions.MessageNacked),
+        ("READONLY You can't write against a read only replica.", exceptions.RecoverableConnectionError),
+        ("LOADING Redis is loading the dataset in memory", exceptions.RecoverableConnectionError),
+        ("NOPERM this user has no permissions", exceptions.AccessRefused),
+        ("NOAUTH Authentication required.", exceptions.NotAllowed),
+        ("WRONGTYPE Operation against a key", exceptions.PreconditionFailed),
+        ("MOVED 3999 127.0.0.1:6381", exceptions.AMQPNotImplementedError),
+        ("ERR unknown command 'FOO'", exceptions.IrrecoverableChannelError),
+        ("SURPRISE what is this", exceptions.IrrecoverableChannelError),
+        ("", exceptions.IrrecoverableChannelError),
+    ],
+)
+def test_error_replies(reply, error):
+    assert type(reply_error(reply)) is error
+    assert reply in str(reply_error(reply))
+
+
+def test_errors_of_the_driver_do_not_leak():
+    class Unheard(driver.ConnectionError):
+        pass
+
+    with pytest.raises(exceptions.RecoverableConnectionError, match="gone"), mapped_errors():
+        raise Unheard("gone")
+    assert isinstance(driver_error(driver.TimeoutError("late")), TimeoutError)
+    assert isinstance(driver_error(driver.ResponseError("NOPERM no")), exceptions.AccessRefused)
+
+
+def test_error_classes_for_result_backends():
+    connection_errors, channel_errors = get_redis_error_classes()
+    assert driver.ConnectionError in connection_errors
+    assert driver.ResponseError in channel_errors
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    "key", ["a", "a.b", "order.*.eu", "a.#", "#", "*", "spec-a", "a_b.c+d", "", "ü.*", "a..b", "a b"]
+)
+def test_patterns_are_those_of_kombu(key):
+    assert topic_pattern(key) == TopicExchange(None).key_to_pattern(key)
+
+
+def keys(**options):
+    return Keys(Options.of(options), 3)
+
+
+def test_members_of_binding_sets():
+    names = keys()
+    assert names.member("direct", "k", "q") == f"k{SEP}{SEP}q"
+    assert names.member("topic", "a.*", "q") == rf"a.*{SEP}^a\.[^\.]+${SEP}q"
+    assert names.parse_member(f"k{SEP}{SEP}q".encode()) == ("k", "", "q")
+    for broken in (b"", b"k", b"\xff", f"a{SEP}b{SEP}c{SEP}d".encode()):
+        assert names.parse_member(broken) is None
+
+
+def test_leases_say_where_to_put_the_message_back():
+    assert json.loads("[1" + keys().lease_ending('q"ü')) == [1, "", 'q"ü']
+
+
+def test_fanout_channels():
+    assert keys().topic("ex", "") == "/3.ex"
+    assert keys().topic("ex", "k") == "/3.ex/k"
+    assert keys(fanout_patterns=False).topic("ex", "k") == "/3.ex"
+    assert keys(fanout_prefix=False, global_keyprefix="p:").topic("ex", "") == "p:ex"
+    assert keys(fanout_prefix="/x{db}.").topic("ex", "") == "/x3.ex"
+    assert keys().topic_patterns("e[x]", "") == (r"/3.e\[x\]", r"/3.e\[x\]/*")
+    assert keys().topic_patterns("ex", "a.#") == ("/3.ex/a.*",)
+
+
+class FakeLink:
+    def __init__(self):
+        self.sent = []
+
+    def send(self, data):
+        self.sent.append(data)
+
+
+def test_subscriptions_change_by_what_is_new_and_what_is_over():
+    link, subscriptions = FakeLink(), Subscriptions(keys(), compatible=False)
+    subscriptions.update(link, {"q": [("ex", "k")]})
+    subscriptions.update(link, {"q": [("ex", "k")], "r": [("ex", "k")]})
+    assert subscriptions.queues(b"/3.ex/k", "ex", "tag") == ["q", "r"]
+    assert subscriptions.queues(b"/3.ex/k", "other", "tag") == []
+    subscriptions.update(link, {})
+    assert [data.split()[2] for data in link.sent] == [b"PSUBSCRIBE", b"PUNSUBSCRIBE"]
+    assert subscriptions.queues(b"/3.ex/k", "ex", "tag") == []
+
+
+def test_message_that_comes_under_two_patterns_is_taken_once():
+    link, subscriptions = FakeLink(), Subscriptions(keys(), compatible=True)
+    subscriptions.update(link, {"q": [("ex", "")]})
+    assert subscriptions.queues(b"/3.ex", "ex", "tag") == ["q"]
+    assert subscriptions.queues(b"/{db}.ex", "ex", "tag") == []
+    assert subscriptions.queues(b"/3.ex", "ex", "next") == ["q"]
+
+
+# --- options
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"visibility_timeout": 0}, {"visibility_timeout": "soon"}, {"socket_timeout": -1}, {"protocol": 4},
+     {"body_encoding": "rot13"}, {"socket_timeout": True}],
+)  # fmt: skip
+def test_options_that_cannot_be(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Options.of(options)
+
+
+def test_options_of_others_are_left_alone():
+    options = Options.of({"max_retries": 3, "visibility_timeout": 60, "unacked_restore_interval": -1})
+    assert (options.visibility_timeout, options.restore_interval) == (60, 60)
+
+
+def test_database():
+    assert [database_of(text) for text in ("", "/", "//", "0", "/7")] == [0, 0, 0, 0, 7]
+    with pytest.raises(ValueError, match="database"):
+        database_of("orders")
+
+
+def test_limits_of_a_queue():
+    assert Limits.of(QueueSpec("q", arguments={"x-expires": 5, "x-message-ttl": 0})) == (5, 0)
+    for arguments in ({"x-expires": 0}, {"x-expires": "5"}, {"x-message-ttl": -1}, {"x-message-ttl": True}):
+        with pytest.raises(exceptions.PreconditionFailed):
+            Limits.of(QueueSpec("q", arguments=arguments))
+
+
+def test_no_module_is_needed_before_a_redis_is():
+    assert importlib.import_module("kombulite.transport").SCHEMES["redis"].port == 6379
+    assert "pw" not in repr(Transport(Settings(hostname="h", password="pw")).settings)
+
+
+# --- leases
+
+
+def test_tags_sort_as_they_were_made():
+    tags = Tags(3600)
+    first = tags.reserve(3)
+    made = [tags.tag(first + i) for i in range(3)]
+    assert made == sorted(made)
+    assert made[0].startswith("kl3600-")
+    assert tags.reserve(1) == first + 3
+    assert Tags(3600).prefix != tags.prefix
+
+
+def test_redelivered_flags():
+    envelope = {"body": "", "headers": None, "properties": {"delivery_info": {"exchange": "e"}, "n": 2**70}, "x": 1.5}
+    marked = json.loads(mark_redelivered(json.dumps(envelope).encode()))
+    assert marked["headers"] == {"redelivered": True}
+    assert marked["properties"] == {"delivery_info": {"exchange": "e", "redelivered": True}, "n": 2**70}
+    assert marked["x"] == 1.5
+    for element in (b"garbage", b"[]", b'"text"', b'{"properties": 5}', b"[" * 100_000):
+        assert mark_redelivered(element) == element
+
+
+# --- whose turn it is
+
+
+def lease(queue, tag="t"):
+    return Lease(tag, queue, queue, b"{}")
+
+
+def test_queues_take_turns():
+    lists = [[lease("a"), lease("a"), lease("a")], [lease("b")], [lease("c"), lease("c")]]
+    assert [each.queue for each in _in_turns(lists)] == list("abcaca")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "queues"),
+    [("round_robin", ["b", "c", "a"]), ("priority", ["c", "a", "b"]), ("sorted", ["a", "b", "c"])],
+)
+def test_order_of_queues(strategy, queues):
+    intake = Intake(False, OrderStrategy(strategy), True)
+    channel = Channel(1, OrderStrategy(strategy), True)
+    assert channel.credit(intake) == 0
+    for queue in "cab":
+        intake.add(type("Consumer", (), {"queue": queue})())
+    intake._turn([lease("c"), lease("a")])
+    assert list(intake.queues) == queues
+
+
+class Backwards:
+    def update(self, queues):
+        self.queues = queues
+
+    def consume(self, count):
+        return self.queues[::-1][:count]
+
+    def rotate(self, last_used):
+        self.last = last_used
+
+
+def test_order_of_ones_own():
+    for strategy in (Backwards, f"{__name__}.Backwards"):
+        intake = Intake(False, OrderStrategy(strategy), True)
+        for queue in "ab":
+            intake.add(type("Consumer", (), {"queue": queue})())
+        assert list(intake.queues) == ["b", "a"]
+
+
+# --- routes
+
+
+def test_type_is_inferred_from_patterns():
+    names = keys()
+    topic = Routes(names, "ex", None, {names.member("topic", "a.#", "q").encode()})
+    assert (topic.kind, topic.route("a"), topic.route("a.b.c"), topic.route("b")) == ("topic", ("q",), ("q",), ())
+    direct = Routes(names, "ex", None, {names.member("direct", "a.#", "q").encode()})
+    assert (direct.kind, direct.route("a.#"), direct.route("a.b")) == ("direct", ("q",), ())
+    assert Routes(names, "ex", None, set()).kind is None
