@@ -1,4 +1,7 @@
-"""A channel: the verbs of AMQP over a transport."""
+"""A channel: the verbs of AMQP over a transport.
+
+Longer than other modules: the verbs are as many as AMQP has, each a few lines, and kombu's users find them here.
+"""
 
 from __future__ import annotations
 

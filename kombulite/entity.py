@@ -1,4 +1,7 @@
-"""Exchanges, queues and the bindings between them."""
+"""Exchanges, queues and the bindings between them.
+
+Longer than other modules for the many attributes and verbs that kombu's users expect of the two.
+"""
 
 from __future__ import annotations
 

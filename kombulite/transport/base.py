@@ -4,6 +4,8 @@ A transport owns its I/O and nothing else. One instance is one connection to a b
 messages are ``Delivery`` objects, and what the broker has to say comes out of ``receive`` as events. It never calls
 back. Calls raise this library's errors only: a transport maps its driver's.
 
+The interface is wide since the verbs of a broker are; in most transports few of them need more than a line.
+
 Subclass ``Transport`` and implement the methods that raise ``NotImplementedError`` here; the others have defaults.
 """
 

@@ -5,6 +5,8 @@ Format: section 4.2 of the specification. A frame is type (octet), channel (shor
 
 Sans-I/O: ``FrameDecoder`` takes bytes, however they are sliced, and gives events; ``FrameEncoder`` returns bytes. Each
 is for one connection, and its owner's to lock.
+
+Both directions stand in one module, though it is long: they share the layout of frames, methods and properties.
 """
 
 import datetime as dt
