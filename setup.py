@@ -8,6 +8,7 @@ import os
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 DEBUG, SANITIZE, COVERAGE = (os.environ.get(f"KOMBULITE_{name}") == "1" for name in ("DEBUG", "SANITIZE", "COVERAGE"))
 BUILD = "build/" + ("debug" if DEBUG else "sanitize" if SANITIZE else "coverage" if COVERAGE else "release")
@@ -25,7 +26,20 @@ if SANITIZE:
 if DEBUG or COVERAGE:
     macros += [("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
 
+
+class BuildWithHook(build_py):
+    """Puts ``kombulite.pth``, which serves KOMBULITE_AS_KOMBU=1, beside the package."""
+
+    def run(self):
+        super().run()
+        # An editable install builds nothing but takes what lies where a wheel is unpacked.
+        folder = self.get_finalized_command("install").install_lib if self.editable_mode else self.build_lib
+        self.mkpath(folder)
+        self.copy_file("kombulite.pth", folder)
+
+
 setup(
+    cmdclass={"build_py": BuildWithHook},
     ext_modules=cythonize(
         [
             Extension(

@@ -21,6 +21,9 @@ __all__ = ["as_kombu"]
 ALIAS = "kombu"
 TARGET = "kombulite"
 
+#: Set to "1" it has every Python process call ``as_kombu()`` as it starts; ``kombulite.pth`` looks for it.
+VARIABLE = "KOMBULITE_AS_KOMBU"
+
 
 def as_kombu() -> None:
     """Have ``import kombu``, and of any module below it, give kombulite's in this process from now on.
@@ -35,7 +38,8 @@ def as_kombu() -> None:
     if found is not None:
         raise RuntimeError(
             f"kombu was imported already, from {getattr(found, '__file__', None)}: "
-            "call kombulite.as_kombu() before anything that imports kombu"
+            "call kombulite.as_kombu() before anything that imports kombu, "
+            f"run Celery as `python -m kombulite celery`, or set {VARIABLE}=1"
         )
     api = ".".join(str(part) for part in kombulite.VERSION[:3])
     kombulite.__version__ = f"{api}+{TARGET}.{kombulite.__version__}"

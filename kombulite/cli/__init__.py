@@ -1,4 +1,7 @@
-"""The command line: ``kombulite``, or ``python -m kombulite``. It needs the extra ``kombulite[cli]``."""
+"""The command line: ``kombulite``, or ``python -m kombulite``. It needs the extra ``kombulite[cli]``.
+
+``kombulite celery`` needs Celery only.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,11 @@ NEEDED = ("click", "rich")
 
 
 def main() -> None:
-    """Run the command line. It ends in SystemExit; status 2 where click or rich is missing."""
+    """Run the command line. It ends in SystemExit; status 2 where a package that it needs is missing."""
+    if sys.argv[1:2] == ["celery"]:
+        from kombulite.cli.celery import celery
+
+        celery()
     try:
         from kombulite.cli.commands import kombulite
     except ImportError as error:

@@ -7,12 +7,11 @@ when one of them changes, whoever changes it, and nothing is asked until it does
 from __future__ import annotations
 
 import os
-import select
+import selectors
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from math import ceil
 from random import uniform
 from threading import Lock
 from time import monotonic, sleep
@@ -74,6 +73,9 @@ class Receiver:
         self._waker_out, self._waker_in = os.pipe()  # ends the sleep of the thread that receives
         os.set_blocking(self._waker_out, False)
         os.set_blocking(self._waker_in, False)
+        self._awaited = selectors.DefaultSelector()  # both connections, and the waker
+        for descriptor in (link, self._waker_out):
+            self._awaited.register(descriptor, selectors.EVENT_READ)
         self._is_sleeping = False
         self._looks = 0
         self._current: Channel | None = None  # the channel that was served last
@@ -84,6 +86,7 @@ class Receiver:
         """Let go of what is the system's. The thread that receives, if there is one, ends with an error."""
         self.rouse()
         with self._receiving:
+            self._awaited.close()
             os.close(self._waker_out)
             os.close(self._waker_in)
 
@@ -96,12 +99,14 @@ class Receiver:
             if listener.protocol == 3:
                 reply = listener.exchange(pack(("CLIENT", "TRACKING", "ON")), 1)[0]
                 self._tells_of_lists = not isinstance(reply, ReplyError)
+            self._awaited.register(listener, selectors.EVENT_READ)
             self._listener = listener
         return self._listener
 
     def fileno(self) -> int | None:
-        """What an event loop may wait for."""
-        return None if self._listener is None else self._listener.fileno()
+        """What an event loop may wait for: a descriptor that is readable when one of ours is, where there is such."""
+        fileno: Callable[[], int] | None = getattr(self._awaited, "fileno", None)
+        return None if fileno is None else fileno()
 
     def subscribe(self, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
         """Subscribe to what these queues are bound to, as (fanout exchange, routing key), and to nothing else."""
@@ -327,11 +332,7 @@ class Receiver:
             ):
                 self._back_off(left)
                 return
-            poller = select.poll()
-            for descriptor in (self._waker_out, self._listener, self._link):
-                if descriptor is not None:
-                    poller.register(descriptor, select.POLLIN)
-            poller.poll(None if seconds is None else ceil(seconds * 1000))
+            self._awaited.select(seconds)
         finally:
             self._is_sleeping = False
         with suppress(BlockingIOError):

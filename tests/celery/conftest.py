@@ -1,0 +1,42 @@
+"""Fleets of Celery on private brokers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.celery.fleet import Fleet
+
+#: broker -> result backend; ``redis_url`` stands for that fixture's.
+BROKERS = {"redis": "redis_url", "amqp": "redis_url", "amqp-rpc": "rpc://"}
+
+
+@pytest.fixture(scope="module")
+def make_fleet(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Fleet]]:
+    """Makes fleets by kind: ``make_fleet("amqp")``."""
+    fleets: list[Fleet] = []
+
+    def make(kind: str, broker: str | None = None, queues: str = "classic") -> Fleet:
+        notes = request.getfixturevalue("redis_url")
+        url = broker or request.getfixturevalue(f"{kind.partition('-')[0]}_url")
+        backend = BROKERS[kind]
+        folder: Path = tmp_path_factory.mktemp("fleet")
+        fleets.append(Fleet(folder, url, notes if backend == "redis_url" else backend, notes, queues))
+        return fleets[-1]
+
+    yield make
+    for fleet in fleets:
+        fleet.close()
+
+
+@pytest.fixture
+def fleet(request: pytest.FixtureRequest, make_fleet: Callable[..., Fleet]) -> Iterator[Any]:
+    """A fleet for one test, on the broker that is its parameter."""
+    fleet = make_fleet(request.param)
+    yield fleet
+    fleet.close()

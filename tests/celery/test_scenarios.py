@@ -1,0 +1,57 @@
+"""A worker and a producer of Celery, both on the same library: what Celery promises, on each broker and pool."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.celery.fleet import LIBRARIES, Client, Fleet
+
+SCENARIOS = [
+    node.name
+    for node in ast.parse(Path(__file__).with_name("scenarios.py").read_text()).body
+    if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+]
+
+#: What Celery cannot do there, and what genuine kombu cannot.
+LACKS = {
+    "redis-kombu": {"topic_exchange"},  # `#` does not match zero words there
+    "amqp-rpc": {"chords", "results_are_forgotten"},
+    "solo": {"terminate", "time_limits", "worker_lost"},
+    "threads": {"terminate", "time_limits", "worker_lost"},
+}
+#: Those of `make test`; the others are soaked.
+SHORT = {("redis", "prefork", "kombulite"), ("amqp", "prefork", "kombulite")}
+
+FLEETS = [
+    pytest.param(
+        (broker, pool, library),
+        id=f"{broker}-{pool}-{library}",
+        marks=() if (broker, pool, library) in SHORT else pytest.mark.soak,
+    )
+    for broker in ("redis", "amqp", "amqp-rpc")
+    for pool in ("prefork", "solo", "threads")
+    for library in LIBRARIES
+]
+
+
+@pytest.fixture(scope="module", params=FLEETS)
+def client(request: pytest.FixtureRequest, make_fleet: Callable[..., Fleet]) -> Iterator[tuple[Any, Client, Fleet]]:
+    broker, pool, library = request.param
+    fleet = make_fleet(broker)
+    fleet.worker(library, pool, "-E")
+    yield request.param, fleet.client(library, pool=pool), fleet
+    fleet.close()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_scenario(client, scenario):
+    (broker, pool, library), producer, fleet = client
+    if any(scenario in LACKS.get(kind, ()) for kind in (broker, pool, f"{broker}-{library}")):
+        pytest.skip("not with Celery")
+    trouble = producer.run(scenario)
+    assert trouble is None, f"{trouble}\n{fleet.logs()}"
