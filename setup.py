@@ -31,6 +31,7 @@ class BuildWithHook(build_py):
     """Puts ``kombulite.pth``, which serves KOMBULITE_AS_KOMBU=1, beside the package."""
 
     def run(self):
+        """Build, and put it there."""
         super().run()
         # An editable install builds nothing but takes what lies where a wheel is unpacked.
         folder = self.get_finalized_command("install").install_lib if self.editable_mode else self.build_lib

@@ -23,7 +23,6 @@ def named(name: str) -> str:
 
 
 news = Exchange(named("news"), "topic")
-ringing = Exchange(named("ringing"), "fanout")
 arguments = {"x-queue-type": "quorum"} if IS_QUORUM else {}
 
 app = Celery("shop", broker=BROKER, backend=os.environ["SHOP_BACKEND"])
@@ -34,7 +33,7 @@ app.conf.update(
     control_exchange=named("pidbox"),
     event_exchange=named("celeryev"),
     event_queue_prefix=named("celeryev"),
-    broker_transport_options={"visibility_timeout": 3600},
+    broker_transport_options={"visibility_timeout": int(os.environ.get("SHOP_LEASE", "3600"))},
     result_expires=600,
     task_default_queue=named("celery"),
     task_default_exchange=named("celery"),
@@ -58,7 +57,7 @@ app.conf.update(
 if not IS_QUORUM:
     app.conf.task_queues += [
         Queue(named("urgent"), Exchange(named("urgent")), named("urgent"), max_priority=9),
-        Broadcast(named("everybody"), queue=named(f"everybody.{os.getpid()}"), exchange=ringing),
+        Broadcast(named("everybody")),
     ]
 if "redis" in BROKER:
     app.conf.broker_transport_options["priority_steps"] = list(range(10))

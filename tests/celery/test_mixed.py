@@ -1,0 +1,55 @@
+"""Celery on genuine kombu and Celery on kombulite share one broker, and do not notice."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.celery.fleet import LIBRARIES
+from tests.celery.test_lifecycle import BOTH_BROKERS, COLLECT, SEND
+
+OTHER = dict(zip(LIBRARIES, reversed(LIBRARIES)))
+
+SCENARIOS = [
+    "delay_and_errors",
+    "many",
+    "countdown_and_eta",
+    "routes",
+    "serializers_compression_headers",
+    "retries_with_backoff",
+    "groups_chains_chords",
+    "chords",
+    "events",
+    "revoke",
+    "priorities",
+]
+
+
+@pytest.mark.parametrize("library", [pytest.param("kombu", marks=pytest.mark.soak), "kombulite"])
+@BOTH_BROKERS
+def test_each_works_for_the_other(fleet, library):
+    fleet.worker(OTHER[library], "prefork", "-E")
+    client = fleet.client(library)
+    troubles = {scenario: trouble for scenario in SCENARIOS if (trouble := client.run(scenario)) is not None}
+    assert not troubles, "\n".join([*troubles.values(), fleet.logs()])
+
+
+@pytest.mark.parametrize("library", [pytest.param("kombu", marks=pytest.mark.soak), "kombulite"])
+@BOTH_BROKERS
+def test_remote_control_and_broadcasts_reach_both(fleet, library):
+    for each in LIBRARIES:
+        fleet.worker(each, "prefork", "-E", name=each)
+    client = fleet.client(library, workers=2)
+    troubles = {name: trouble for name in ("remote_control", "broadcast") if (trouble := client.run(name)) is not None}
+    assert not troubles, "\n".join([*troubles.values(), fleet.logs()])
+
+
+@pytest.mark.parametrize("library", [pytest.param("kombu", marks=pytest.mark.soak), "kombulite"])
+@BOTH_BROKERS
+def test_what_one_left_unacknowledged_the_other_takes_over(fleet, library):
+    fleet.environment["SHOP_LEASE"] = "3"  # seconds, with Redis; RabbitMQ knows at once
+    worker = fleet.worker(library, name="first")
+    fleet.run(library, SEND.format(count=20, seconds=0.2))
+    fleet.wait_for_log(worker, "received", 4)
+    worker.kill()
+    fleet.worker(OTHER[library], name="heir")
+    fleet.run(OTHER[library], COLLECT.format(count=20))
