@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.celery.fleet import LIBRARIES
+from tests.celery.fleet import LIBRARIES, settle
 from tests.celery.test_lifecycle import BOTH_BROKERS, COLLECT, SEND
 
 OTHER = dict(zip(LIBRARIES, reversed(LIBRARIES)))
@@ -39,7 +39,10 @@ def test_remote_control_and_broadcasts_reach_both(fleet, library):
     for each in LIBRARIES:
         fleet.worker(each, "prefork", "-E", name=each)
     client = fleet.client(library, workers=2)
-    troubles = {name: trouble for name in ("remote_control", "broadcast") if (trouble := client.run(name)) is not None}
+    scenarios = ["remote_control", "broadcast"]
+    if library == "kombu" and fleet.broker.startswith("redis"):
+        scenarios.remove("broadcast")  # genuine kombu's workers do not hear it
+    troubles = {name: trouble for name in scenarios if (trouble := client.run(name)) is not None}
     assert not troubles, "\n".join([*troubles.values(), fleet.logs()])
 
 
@@ -51,5 +54,7 @@ def test_what_one_left_unacknowledged_the_other_takes_over(fleet, library):
     fleet.run(library, SEND.format(count=20, seconds=0.2))
     fleet.wait_for_log(worker, "received", 4)
     worker.kill()
+    if fleet.broker.startswith("redis"):
+        settle(4)  # genuine kombu looks for leases that have ended when it starts
     fleet.worker(OTHER[library], name="heir")
     fleet.run(OTHER[library], COLLECT.format(count=20))

@@ -19,12 +19,12 @@ SCENARIOS = [
 
 #: What Celery cannot do there, and what genuine kombu cannot.
 LACKS = {
-    "redis-kombu": {"topic_exchange"},  # `#` does not match zero words there
+    "redis-kombu": {"topic_exchange", "broadcast"},  # neither `#` for no word, nor fanout with a key
     "amqp-rpc": {
         "chords",
         "results_are_forgotten",
         "terminate",
-    },  # the last asks for states, of which it sees each once
+    },  # a state can be seen once only
     "solo": {"terminate", "time_limits", "worker_lost"},
     "threads": {"terminate", "time_limits", "worker_lost"},
 }
