@@ -257,15 +257,6 @@ def test_traces_of_the_dead_go_when_somebody_comes(folders, connect, tmp_path):
     assert files(tmp_path, ".live") == []
 
 
-def test_traces_of_the_dead_go_when_somebody_comes(folders, connect, tmp_path):
-    kill(start(folders, "connection.connect()"))
-    assert len(list((tmp_path / "control").glob("*.live"))) == 1
-    connection = connect()
-    connection.connect()
-    (live,) = (tmp_path / "control").glob("*.live")
-    assert connection.transport._store.identity == live.stem
-
-
 def test_connection_that_is_dropped_gives_its_messages_back(connect):
     connect().Producer().publish(1, routing_key="q")
     dropped = Connection("filesystem://", transport_options=connect().transport_options)
