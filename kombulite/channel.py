@@ -121,6 +121,7 @@ class Channel:
         self._subscriptions: dict[str, Subscription] = {}
         self._limits: dict[bool, tuple[int, int]] = {}  # by a_global: prefetch size and count
         self._highest_tag = 0
+        self._gone: set[str] = set()  # tags of consumers without acks that have ended
         #: Tags of consumers that the broker ended with the channel, and that do not know it yet.
         self.orphans: set[str] = set()
 
@@ -358,7 +359,20 @@ class Channel:
     def basic_cancel(self, consumer_tag: str) -> None:
         """End a consumer."""
         self._ask(self._transport.cancel, consumer_tag)
-        self._subscriptions.pop(consumer_tag, None)
+        self._end(consumer_tag)
+
+    def _end(self, consumer_tag: str) -> Subscription | None:
+        """Forget a consumer."""
+        subscription = self._subscriptions.pop(consumer_tag, None)
+        if subscription is not None:
+            if subscription.no_ack:
+                self._gone.add(consumer_tag)
+            self.connection.forget_consumer(subscription.queue)
+        return subscription
+
+    def consumes_from(self, queue: str) -> bool:
+        """Whether there is a consumer of that queue."""
+        return any(each.queue == queue for each in list(self._subscriptions.values()))
 
     def basic_get(self, queue: str, no_ack: bool = False) -> ReceivedMessage | None:
         """The next message of a queue, or None."""
@@ -432,6 +446,8 @@ class Channel:
                 subscription = self._subscriptions[event.consumer_tag]
             except KeyError:
                 # On its way when the consumer was cancelled. Where another thread closes the channel it goes back too.
+                if event.consumer_tag in self._gone:
+                    return  # it counted as acknowledged when it was sent
                 with suppress(exceptions.RecoverableConnectionError):
                     self._transport.settle(self.channel_id, event.delivery_tag, Outcome.REQUEUE)
                 return
@@ -455,7 +471,7 @@ class Channel:
             listener(error, delivery.exchange, delivery.routing_key, self.Message.from_delivery(delivery, self))
 
     def _on_cancelled(self, event: Cancelled) -> None:
-        subscription = self._subscriptions.pop(event.consumer_tag, None)
+        subscription = self._end(event.consumer_tag)
         if subscription is None:
             return
         if subscription.on_cancel is None:
@@ -478,9 +494,12 @@ class Channel:
         """End the consumers; messages not acknowledged go back to their queues. May be repeated."""
         if self.is_open:
             transport = self._transport
+            queues = {each.queue for each in self._subscriptions.values()}
             self.detach()
             self.connection.forget_channel(self)
             transport.close_channel(self.channel_id)
+            for queue in queues:
+                self.connection.forget_consumer(queue)
 
     release = discard = close  # a pool sets its own on the channels that are out
 

@@ -19,7 +19,7 @@ from kombulite.address import Address
 from kombulite.channel import Channel
 from kombulite.entity import declaration_key
 from kombulite.messaging import Consumer, Producer
-from kombulite.recovery import Lifecycle, State, Topology, restore
+from kombulite.recovery import Lifecycle, State, Topology, restore_topology
 from kombulite.transport import resolve_transport
 from kombulite.transport.base import Management, Transport
 from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
@@ -96,6 +96,8 @@ class Connection(Address):
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._channels: dict[int, Channel] = {}
         self._orphaned: dict[int, Channel] = {}
+        self._untold: list[Channel] = []  # orphaned before the connection was lost
+        self._loop: Any = None  # the event loop that the lost connection was registered with
         self._default_channel: Channel | None = None
         #: What has to be declared again when the connection was lost.
         self.topology = Topology()
@@ -175,9 +177,8 @@ class Connection(Address):
     @property
     def state(self) -> State:
         """Where the connection stands."""
-        if self._life.state is State.OPEN and not self.connected:
-            self._life.to(State.LOST)
-        return self._life.state
+        state = self._life.state
+        return State.LOST if state is State.OPEN and not self.connected else state
 
     def _connect_once(self) -> Transport:
         with self._lock:
@@ -198,6 +199,8 @@ class Connection(Address):
             self._finalizer.atexit = False
             self._restore(transport)
             self._life.to(State.OPEN)
+            if self._loop is not None:
+                transport.register_with_event_loop(transport, self._loop)
             return transport
 
     def _suspend(self, reason: object = None) -> None:
@@ -205,26 +208,38 @@ class Connection(Address):
         transport, self._transport = self._transport, None
         for channel in self._channels.values():
             channel.suspend(reason)
+        self._untold += self._orphaned.values()
         self._orphaned = {}
         self.forget_declarations()
         self._drop_finalizer()
         if transport is not None:
+            self._loop = transport.event_loop or self._loop
+            transport.unregister_from_event_loop(transport, self._loop)
             transport.collect()
         if self._life.state in (State.OPEN, State.RESTORING):
             self._life.to(State.LOST, reason)
 
     def _restore(self, transport: Transport) -> None:
         """Go on with the channels of the connection before."""
-        if not self._channels:
+        if not self._channels and not self.topology:
             return
         self._life.to(State.RESTORING)
         channels = list(self._channels.values())
         try:
-            restore(transport, channels, self.topology)
+            restore_topology(transport, self.topology)
+            for channel in channels:
+                channel.reopen(transport)
+            self._channels = {channel.channel_id: channel for channel in channels}
+            for channel in channels:
+                channel.resume(self.topology.renamed)
+        except exceptions.ResourceLocked as error:
+            # The broker has not noticed yet that the old connection is gone: it holds its exclusive queues.
+            self._suspend(error)
+            raise exceptions.RecoverableConnectionError(str(error)) from error
         except BaseException as error:
             self._suspend(error)
             raise
-        self._channels = {channel.channel_id: channel for channel in channels}
+        self.topology.renamed = {}
 
     def _drop_finalizer(self) -> None:
         if self._finalizer is not None:
@@ -327,6 +342,11 @@ class Connection(Address):
         if self._default_channel is channel:
             self._default_channel = None
 
+    def forget_consumer(self, queue: str) -> None:
+        """Called when a consumer of a queue is gone: an auto-delete queue goes with its last one."""
+        if not any(channel.consumes_from(queue) for channel in list(self._channels.values())):
+            self.topology.last_consumer_gone(queue)
+
     def remember_orphans(self, channel: Channel) -> None:
         """Called by a channel that the broker closed, with consumers that have to be told."""
         self._orphaned[channel.channel_id] = channel
@@ -419,11 +439,20 @@ class Connection(Address):
 
         ``timeout`` in seconds, None to wait until there is one. Raises TimeoutError (``socket.timeout``) when there was
         none in time, OperationalError for a wait that could never end, and what the callback raises. When the
-        connection is lost that is raised once; the next call connects again, and goes on with the consumers.
+        connection is lost that is raised once; the next call connects again (one try, within ``connect_timeout``), and
+        goes on with the consumers.
         """
+        while self._untold:
+            channel = self._untold.pop()
+            if channel.orphans and channel.failure is not None:
+                raise channel.failure
         transport = self._transport
         if transport is None:
-            transport = self._connected_transport()
+            try:
+                self.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+            except TimeoutError as error:  # it must not be taken for "no message"
+                raise exceptions.RecoverableConnectionError(f"cannot connect: {error}") from error
+            transport = self.transport
         try:
             events = transport.receive(timeout)
         except self.connection_errors as error:
@@ -497,6 +526,7 @@ class Connection(Address):
         def ensured(*args: Any, **kwargs: Any) -> T:
             for attempt in count():
                 last = max_retries is not None and attempt >= max_retries
+                transport = self._transport
                 try:
                     return fun(*args, **kwargs)
                 except retried:
@@ -510,12 +540,15 @@ class Connection(Address):
                     if errback is not None:
                         errback(error, pause)
                     sleep_in_slices(pause)
+                except exceptions.Blocked:
+                    raise  # the connection is fine, and the message may be with the broker already
                 except self.recoverable_connection_errors as error:
                     if last:
                         raise exceptions.OperationalError(str(error)) from error
-                    self.maybe_switch_next()
                     with self._lock:
-                        self._suspend(error)
+                        if self._transport is transport:  # else another thread has replaced it already
+                            self.maybe_switch_next()
+                            self._suspend(error)
                     if errback is not None:
                         errback(error, 0)
                     left = None if max_retries is None else max(max_retries - attempt, 1)
@@ -573,6 +606,8 @@ class Connection(Address):
             channel.detach()
         self._channels = {}
         self._orphaned = {}
+        self._untold = []
+        self._loop = None
         self._default_channel = None
         self.topology = Topology()
         self.forget_declarations()

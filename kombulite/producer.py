@@ -31,6 +31,8 @@ class Batch:
         self._producer = producer
         self._max_size = max_size
         self._waiting: list[tuple[Delivery, bool]] = []
+        self._refused: list[tuple[int, Exception]] = []  # of those that were sent since the last report
+        self._sent = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -48,16 +50,17 @@ class Batch:
     def flush(self) -> None:
         """Send what waits. Raises BatchPublishError, which names the messages that were refused.
 
-        An error of the connection is raised as it is, and what was not sent goes on waiting.
+        An error of the connection is raised as it is. Those that were being sent go on waiting, though the broker may
+        have some of them, and what was refused before them is told with the next flush.
         """
-        total = len(self._waiting)
-        refused: list[tuple[int, Exception]] = []
         while self._waiting:
             mandatory = self._waiting[0][1]
             alike = [delivery for delivery, _ in next(groupby(self._waiting, itemgetter(1)))[1]]
-            start = total - len(self._waiting)
-            refused += [(start + i, error) for i, error in self._producer.send_many(alike, mandatory)]
+            self._refused += [(self._sent + i, error) for i, error in self._producer.send_many(alike, mandatory)]
+            self._sent += len(alike)
             del self._waiting[: len(alike)]
+        refused, total = self._refused, self._sent
+        self._refused, self._sent = [], 0
         _raise_refused(refused, total)
 
 
@@ -175,12 +178,8 @@ class Producer:
         self._channel = channel
         self.exchange = self.exchange(channel)
         self._declared = None
-        if self.on_return is not None and self._on_return not in channel.return_listeners:
-            channel.return_listeners.append(self._on_return)
-
-    def _on_return(self, error: Exception, exchange: str, routing_key: str, message: Message) -> None:
-        if self.on_return is not None:
-            self.on_return(error, exchange, routing_key, message)
+        if self.on_return is not None and self.on_return not in channel.return_listeners:
+            channel.return_listeners.append(self.on_return)  # once, however many producers have it
 
     # --- declaring
 

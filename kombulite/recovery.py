@@ -16,12 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from kombulite.transport.base import ExchangeSpec, QueueSpec, Transport
-
-if TYPE_CHECKING:
-    from kombulite.channel import Channel
 
 
 class State(Enum):
@@ -127,9 +124,17 @@ class Topology:
         self._queues.pop(name, None)
         self._bindings = [each for each in self._bindings if each.to_exchange or each.destination != name]
 
+    def last_consumer_gone(self, queue: str) -> None:
+        """An auto-delete queue is gone with its last consumer."""
+        spec = self._queues.get(queue)
+        if spec is not None and spec.auto_delete:
+            self.deleted_queue(queue)
+
+    def __bool__(self) -> bool:
+        return bool(self._exchanges or self._queues or self._bindings)
+
     def restore(self, transport: Transport, channel: int) -> None:
         """Declare all of it again."""
-        self.renamed = {}
         for exchange in self._exchanges.values():
             transport.declare_exchange(channel, exchange, False)
         for name, spec in list(self._queues.items()):
@@ -141,6 +146,9 @@ class Topology:
             transport.bind(channel, source, destination, routing_key, arguments, to_exchange)
 
     def _take_new_name(self, before: str, now: str) -> None:
+        for name, known in self.renamed.items():
+            if known == before:  # the restore before did not come to its end
+                self.renamed[name] = now
         self.renamed[before] = now
         self._queues[now] = self._queues.pop(before)._replace(name=now)
         self._named_by_broker.discard(before)
@@ -151,14 +159,9 @@ class Topology:
         ]
 
 
-def restore(transport: Transport, channels: list[Channel], topology: Topology) -> None:
-    """Open the channels of a lost connection on a new one, with all that was on them.
-
-    Raises what the broker has against it.
-    """
-    for channel in channels:
-        channel.reopen(transport)
-    if channels:
-        topology.restore(transport, channels[0].channel_id)
-    for channel in channels:
-        channel.resume(topology.renamed)
+def restore_topology(transport: Transport, topology: Topology) -> None:
+    """Declare again what may be gone, on a channel of its own."""
+    if topology:
+        number = transport.open_channel()
+        topology.restore(transport, number)
+        transport.close_channel(number)

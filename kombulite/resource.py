@@ -246,7 +246,9 @@ class ChannelPool(Resource):
         return self.connection.channel()
 
     def prepare(self, resource: Channel) -> Channel:
-        """Replace a channel that was closed while it was kept."""
+        """Replace a channel that was closed while it was kept, if it does not come back with its connection."""
+        if not resource.is_open:
+            self.connection.ensure_connection()
         return resource if resource.is_open else self.new()
 
 

@@ -252,6 +252,11 @@ class Transport:
             self._registered = (loop, tick, None)
             self._watch()
 
+    @property
+    def event_loop(self) -> Any:
+        """The loop that it is registered with, or None."""
+        return None if self._registered is None else self._registered[0]
+
     def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
         """Undo it."""
         if self._registered is not None:

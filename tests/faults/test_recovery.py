@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, uuid
 from kombulite.recovery import State
+from kombulite.transport.base import Outcome
 from tests.conftest import started
 from tests.servers import RabbitMQServer
 
@@ -235,3 +238,88 @@ def test_states_are_logged(server, connection, caplog):
         "connecting", "open", "lost", "connecting", "restoring", "open", "closed",
     ]  # fmt: skip
     assert "guest:**@" in caplog.text
+
+
+def test_threads_that_publish_again_reconnect_once(server):
+    """Each of them sees the loss; one of them mends it."""
+    with Connection(server.url, transport_options={"confirm_publish": True}) as connection:
+        queue = Queue(uuid())(connection)
+        queue.declare()
+        opened = []
+        create = connection.create_transport
+        connection.create_transport = lambda: (opened.append(1), create())[1]
+
+        def publish() -> None:
+            producer = Producer(connection)
+            for i in range(100):
+                policy = {"max_retries": 3, "interval_start": 0.1}
+                producer.publish(i, routing_key=queue.name, retry=True, retry_policy=policy)
+
+        threads = [threading.Thread(target=publish) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.05)
+        close_all(server)
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
+        assert len(opened) <= 2
+    with Connection(server.url) as other:
+        assert queue(other).queue_declare(passive=True).message_count >= 400
+        queue(other).delete()
+
+
+def test_auto_delete_queues_that_are_gone_are_not_brought_back(server, connection, other):
+    channel = connection.channel()
+    names = []
+    for _ in range(5):
+        queue = Queue(uuid(), auto_delete=True)
+        with Consumer(channel, queue, on_message=print):
+            names.append(queue.name)
+    close_all(server)
+    lose(connection)
+    connection.ensure_connection()
+    for name in names:
+        with pytest.raises(exceptions.NotFound):
+            Queue(name)(other.channel()).queue_declare(passive=True)
+
+
+def test_acks_of_a_channel_that_the_broker_closed_before_the_loss_are_refused(server, connection, other):
+    queue = Queue(uuid())
+    inbox = Inbox(connection.channel(), queue)
+    Producer(other).publish_many(range(3), routing_key=queue.name)
+    inbox.wait(connection, 3)
+    channel = inbox.consumer.channel
+    channel._transport.settle(channel.channel_id, inbox.messages[2].delivery_tag, Outcome.ACK)
+    channel._transport.settle(channel.channel_id, inbox.messages[2].delivery_tag, Outcome.ACK)  # twice: 406
+    connection.channel()  # the broker's answer comes after the channel was closed, and nobody has drained
+    close_all(server)
+    with pytest.raises(connection.connection_errors):
+        for _ in range(100):
+            connection.channel()
+    connection.ensure_connection()
+    for message in inbox.messages[:2]:
+        with pytest.raises((exceptions.ConnectionError, exceptions.ChannelError)):
+            message.ack()
+
+
+def test_state_may_be_asked_by_any_thread():
+    stop = threading.Event()
+    errors: list[BaseException] = []
+    with Connection("memory://") as connection:
+
+        def ask() -> None:
+            try:
+                while not stop.is_set():
+                    assert connection.state in State
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        for _ in range(2000):
+            connection.connect()
+            connection.release()
+        stop.set()
+        thread.join(30)
+    assert errors == []

@@ -157,7 +157,7 @@ class Transport(BaseTransport):
             talk.close_channel(channel)
 
     def highest_tag(self, channel: int) -> int:
-        return self._conversation.link.decoder.last_tag(channel) if self._conversation is not None else 0
+        return self._conversation.highest_tag(channel) if self._conversation is not None else 0
 
     def channel_is_open(self, channel: int) -> bool:
         return self._conversation is not None and channel in self._conversation.channels

@@ -97,6 +97,11 @@ class Conversation:
         self.link.decoder.open(number, above)
         return channel
 
+    def highest_tag(self, number: int) -> int:
+        """The highest delivery tag given out on a channel, also on one that the broker has closed."""
+        failed = self._failed.get(number)
+        return failed.above if failed is not None else self.link.decoder.last_tag(number)
+
     def close_channel(self, number: int) -> None:
         """Close a channel, if it is open."""
         channel = self.channels.get(number)
@@ -289,6 +294,7 @@ class Conversation:
         link = self.link
         channel.error = error
         link.send(link.encoder.method(number, *methods.CHANNEL_CLOSE.reply, b""), on_turn=channel.leave)
+        channel.above = link.decoder.last_tag(number)
         # Whoever waits for an answer on it takes the error from there; else the event tells, or the next request.
         self._failed[number] = channel
         self._drop_channel(channel, (Delivery, Cancelled))

@@ -10,7 +10,6 @@ from logging import getLogger
 from threading import Condition, Thread
 from weakref import WeakSet
 
-from kombulite import exceptions
 from kombulite.transport.amqp.link import Link
 
 logger = getLogger("kombulite.amqp")
@@ -45,9 +44,9 @@ class Pulse:
             for link in links:
                 try:
                     link.beat()
-                except (exceptions.ConnectionError, OSError) as error:
+                except Exception as error:  # whatever ails one, the others' heartbeats go on
                     logger.warning("a connection is lost: %s", error)
-            del links  # or one that nobody needs would be kept for an interval
+            del links, link  # or one that nobody needs would be kept for an interval
             with self._changed:
                 self._changed.wait(interval)
 
