@@ -120,7 +120,7 @@ def test_idle(benchmark: Any, servers: tuple[str, Server, Server], figure: str, 
         with fleet_on(servers, tmp_path) as fleet:
             worker = fleet.worker(library, "prefork")
             if figure.startswith("memory"):
-                return sum(resident(pid) for pid in family(worker))
+                return resident(worker.pid)
             time.sleep(2)
             before = cpu_of(worker)
             time.sleep(IDLE)
@@ -159,8 +159,8 @@ def cpu_of(process: Process) -> float:
 
 
 def resident(pid: int) -> int:
-    """Memory of a process that it shares with no other, or its part of it, in bytes."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+    """Memory of a process, in bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     raise AssertionError

@@ -361,17 +361,14 @@ class Connection(Address):
     def maybe_declare(self, entity: Any, channel: Any = None, retry: bool = False, **retry_policy: Any) -> bool:
         """Declare an entity unless that was done on this connection; True if it was done now."""
         channel = maybe_channel(channel) or self.default_channel
+        if not channel.is_open:
+            raise exceptions.RecoverableConnectionError("channel disconnected")
+        key = declaration_key(entity) if entity.can_cache_declaration else None
+        if key is not None and key in self.declared_entities:
+            return False
         given = entity
         if not entity.is_bound:
             entity = entity.bind(channel)
-        if not channel.is_open:
-            raise exceptions.RecoverableConnectionError("channel disconnected")
-        if not entity.can_cache_declaration:
-            key = None
-        else:
-            key = declaration_key(entity)
-            if key in self.declared_entities:
-                return False
         if retry:
             self.ensure(entity, entity.declare, **retry_policy)()
         else:

@@ -36,6 +36,10 @@ def maybe_delivery_mode(
     return value
 
 
+#: Values that stand for themselves in a declaration's key.
+PLAIN = frozenset([str, bool, int, float, type(None)])
+
+
 class Exchange(MaybeChannelBound):
     """An exchange: where messages are published to.
 
@@ -555,12 +559,14 @@ def declaration_key(entity: Any) -> Any:
     """What tells one declaration from another: all of an entity's settings, its exchange's and bindings' too."""
 
     def freeze(value: Any) -> Any:
+        if value.__class__ in PLAIN:
+            return value
         if isinstance(value, Object):
-            return type(value).__name__, freeze(value.as_dict())
+            return type(value).__name__, *[freeze(getattr(value, name)) for name, _ in value.attrs]
         if isinstance(value, dict):
             return tuple(sorted(((str(name), freeze(item)) for name, item in value.items()), key=repr))
         if isinstance(value, (list, tuple, set)):
             return tuple(freeze(item) for item in value)
         return value
 
-    return freeze(copy(entity))
+    return freeze(entity)

@@ -20,10 +20,6 @@ from weakref import ref
 from kombulite import exceptions
 from kombulite._core import Delivery
 
-#: Events after which an event loop gets its turn again.
-EVENTS_PER_TURN = 100
-
-
 class Settings(NamedTuple):
     """Where and how to connect; what a URL left out is None."""
 
@@ -263,7 +259,7 @@ class Transport:
             hub, tick, fd = self._registered
             self._registered = None
             hub.on_tick.discard(tick)
-            self._unwatch(hub, tick, fd)
+            self._unwatch(hub, fd)
 
     def _on_tick(self, connection: Any, loop: Any) -> None:
         # Something may have arrived while an answer to something else was read; and what is asked for may have made,
@@ -277,27 +273,33 @@ class Transport:
         hub, tick, known = self._registered
         fd = self.fileno()
         if fd != known:
-            self._unwatch(hub, tick, known)
+            self._unwatch(hub, known)
             if fd is not None:
-                hub.add_reader(fd, tick)
+                hub.add_reader(fd, self._turn)
             self._registered = (hub, tick, fd)
 
-    def _unwatch(self, hub: Any, tick: Any, fd: int | None) -> None:
-        if fd is not None and hub.readers.get(fd, (None, ()))[0] is tick:
+    def _turn(self) -> None:
+        """Nothing: the loop has turned, and will tick."""
+
+    def _unwatch(self, hub: Any, fd: int | None) -> None:
+        if fd is not None and hub.readers.get(fd, (None, ()))[0] == self._turn:
             hub.remove_reader(fd)  # else the number is another connection's by now
 
     def on_readable(self, connection: Any, loop: Any) -> None:
-        """Run the callbacks of what has arrived; of what is left after many of them at the loop's next turn."""
+        """Run the callbacks of one event, if one has arrived, and have the loop turn again at once.
+
+        One at a turn: what a callback asks the loop for, such as an ack after the task, is done before the next one.
+        """
         client = self.client
-        for _ in range(EVENTS_PER_TURN if client is not None else 0):
-            try:
-                client.drain_events(timeout=0)
-            except TimeoutError as error:
-                if error.errno is not None:  # the network's, not ours
-                    raise
-                return
-        if self._registered is not None:
-            loop.call_soon(self.on_readable, connection, loop)
+        if client is None:
+            return
+        try:
+            client.drain_events(timeout=0)
+        except TimeoutError as error:
+            if error.errno is not None:  # the network's, not ours
+                raise
+        else:
+            loop.call_soon(self._turn)
 
     def get_manager(self) -> Management:
         """What administers the broker."""

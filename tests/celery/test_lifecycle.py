@@ -154,7 +154,7 @@ def test_events_dump(fleet, library):
 @BOTH_LIBRARIES
 @BOTH_BROKERS
 def test_command_line(fleet, library):
-    fleet.worker(library)
+    worker = fleet.worker(library)
     for arguments, wanted in (
         (("status",), "1 node online"),
         (("inspect", "ping"), "pong"),
@@ -165,7 +165,7 @@ def test_command_line(fleet, library):
         command = fleet.celery(library, *arguments)
         assert command.wait() == 0, command.log.read_text()
         assert wanted in command.log.read_text()
-    worker = fleet.celery(library, "control", "shutdown")
+    fleet.celery(library, "control", "shutdown").wait()
     assert worker.wait() == 0
 
 
