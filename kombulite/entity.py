@@ -6,7 +6,6 @@ Longer than other modules for the many attributes and verbs that kombu's users e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kombulite.abstract import MaybeChannelBound, Object

@@ -20,6 +20,7 @@ from weakref import ref
 from kombulite import exceptions
 from kombulite._core import Delivery
 
+
 class Settings(NamedTuple):
     """Where and how to connect; what a URL left out is None."""
 
