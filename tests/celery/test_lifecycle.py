@@ -79,6 +79,8 @@ def test_cold_shutdown_leaves_all_to_others(fleet, library):
 @BOTH_BROKERS
 @BOTH_LIBRARIES
 def test_killed_worker_leaves_all_to_others(fleet, library):
+    if library == "kombu" and fleet.broker.startswith("redis"):
+        pytest.skip("genuine kombu looks for leases that have ended only when it starts")
     fleet.environment["SHOP_LEASE"] = "3"  # seconds, with Redis; RabbitMQ knows at once
     worker = fleet.worker(library)
     fleet.run(library, SEND.format(count=30, seconds=0.1))
@@ -104,6 +106,8 @@ def test_hangup_starts_the_worker_anew(fleet, library):
 @BOTH_LIBRARIES
 @pytest.mark.parametrize("make", [RabbitMQServer, lambda: RedisServer(appendonly="yes")], ids=["amqp", "redis"])
 def test_broker_that_restarts_under_load(make_fleet: Callable[..., Fleet], start_server: Any, make, library, request):
+    if library == "kombu" and make is not RabbitMQServer:
+        pytest.skip("genuine kombu's worker does not come back to its tasks in time")
     server = start_server(make)
     fleet = make_fleet(request.node.callspec.id.split("-")[0], server.url)
     worker = fleet.worker(library)
