@@ -172,7 +172,7 @@ def nothing_mixes(facts):
     found += app.control.inspect(timeout=1)._request("modules_of_worker").values()
     assert len(found) == 3
     for modules in found:
-        assert len(modules) > 20
+        assert {"kombu", "kombu.serialization"} <= modules.keys()
         assert {name.partition(".")[0] for name, _ in modules.values()} == {facts.library}
         assert {file.rpartition(f"/{facts.library}/")[1] for _, file in modules.values()} == {f"/{facts.library}/"}
 
