@@ -102,9 +102,12 @@ class Transport(BaseTransport):
         self._clock = int(seconds) + int(microseconds) / 1e6 - monotonic()
         options, keys = self._options, self._keys
         topology = self._topology = Topology(link, keys, tracked, self.settings.virtual_host)
-        for leases, tags in _abandoned.pop(self._connector.identity, ()):
+        waiting = _abandoned.get(self._connector.identity, [])
+        while waiting:  # each is forgotten when it is back
+            leases, tags = waiting[0]
             put_back(link, keys, leases, True)
             put_back_tags(link, keys, tags)
+            waiting.remove((leases, tags))
         self._publisher = Publisher(link, keys, options, topology.router, topology.limits, self._now)
         self._receiver = Receiver(link, self._open, keys, options, self._channels, topology.limits, self._now)
 
@@ -131,9 +134,9 @@ class Transport(BaseTransport):
             self.collect()
 
     def collect(self) -> None:
-        if self._keeper is not None:
-            self._keeper.stop()
         if self._pid == os.getpid():
+            if self._keeper is not None:
+                self._keeper.stop()
             self._abandon()
         self._channels.clear()
         for link in self._links:
@@ -230,11 +233,13 @@ class Transport(BaseTransport):
         consumers = list(consumers_of(self._channels, name))
         if if_unused and consumers:
             raise exceptions.PreconditionFailed(f"queue '{name}' is in use")
-        count = self._topology.delete_queue(name, if_empty)
-        self._publisher.forget_places()
-        for state, consumer in consumers:
+        if if_empty and consumers and self._topology.assert_queue(name).message_count:
+            raise exceptions.PreconditionFailed(f"queue '{name}' is not empty")
+        for state, consumer in consumers:  # first: what was claimed for them goes with the queue
             self._end_consumer(state, consumer)
             self._receiving.events.append(Cancelled(state.number, consumer.tag))
+        count = self._topology.delete_queue(name, if_empty and not consumers)
+        self._publisher.forget_places()
         return count
 
     def purge(self, channel: int, queue: str) -> int:

@@ -49,9 +49,9 @@ class Claim:
         self._lists = [name[step] for step in range(len(names[0])) for name in names]
         self._first = tags.reserve(count)
 
-    def post(self, link: Link, in_turns: bool, on_reply: Callable[[Any], None]) -> None:
-        """Send it now; the answer comes later."""
-        link.post_script(on_reply, CLAIM, *self._command(in_turns))
+    def post(self, link: Link, in_turns: bool, on_reply: Callable[[Any], None], teach: bool) -> None:
+        """Send it now; the answer comes later. ``teach``: send the script along."""
+        link.post_script(on_reply, CLAIM, teach, *self._command(in_turns))
 
     def run(self, link: Link, *others: Command) -> list[Any]:
         """Send it, and other commands after it, and wait for the answers."""
@@ -134,11 +134,13 @@ class Intake:
         if self._custom is not None:
             self._custom.update(list(self._order))
 
-    def claim(self, link: Link, keys: Keys, tags: Tags, credit: int, on_claimed: Callable[[Any], None]) -> None:
+    def claim(
+        self, link: Link, keys: Keys, tags: Tags, credit: int, on_claimed: Callable[[Any], None], teach: bool
+    ) -> None:
         """Ask for as many messages as there is credit for. The answer goes to ``on_claimed``, then to ``claimed``."""
         most = min(MOST_CLAIMED, max(1, MOST_BYTES // self._average)) if self._average else MOST_UNBOUNDED
         self.claiming = Claim(keys, tags, list(self.queues), min(credit, most), self.lease)
-        self.claiming.post(link, self._strategy.rotates, on_claimed)
+        self.claiming.post(link, self._strategy.rotates, on_claimed, teach)
 
     def claimed(self, reply: list[Any]) -> tuple[bool, bool]:
         """Take the answer to a claim: whether it left something behind in the queues, and whether it found anything."""

@@ -11,12 +11,12 @@ from threading import Event, Thread
 from time import monotonic
 from weakref import WeakMethod
 
-from kombulite.exceptions import AMQPError, MessageNacked
+from kombulite.exceptions import ChannelError
 from kombulite.transport.redis.connecting import Connector
 from kombulite.transport.redis.consuming import Channel
 from kombulite.transport.redis.keys import Keys
 from kombulite.transport.redis.leases import logger, renew, restore_overdue
-from kombulite.transport.redis.link import Link
+from kombulite.transport.redis.link import Link, pack
 from kombulite.transport.redis.options import Options
 from kombulite.transport.redis.topology import LEAST_BINDING_LIFE, Topology
 
@@ -57,7 +57,12 @@ class Keeper:
             link = self._connector.open(lambda message: None)
             try:
                 for chore in due:
-                    self._due[chore] = monotonic() + chore(link)
+                    try:
+                        pause = chore(link)
+                    except ChannelError as error:  # the others shall be done all the same
+                        pause = RETRY_INTERVAL
+                        logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
+                    self._due[chore] = monotonic() + pause
             finally:
                 link.drop()
         return max(min(self._due.values()) - monotonic(), 0.0)
@@ -73,11 +78,13 @@ class Keeper:
     def _refresh(self, link: Link) -> float:
         """Queues with ``x-expires`` that are consumed."""
         limits = self._topology.limits
-        consumed = {consumer.queue for state in list(self._channels.values()) for consumer in state.consumers.values()}
+        states = list(self._channels.values())
+        consumed = {consumer.queue for state in states for consumer in list(state.consumers.values())}
         lives = {queue: limits[queue].expires for queue in consumed if queue in limits}
         expiring = {queue: life for queue, life in lives.items() if life is not None}
         for queue, life in expiring.items():
-            link.call_all(*(("PEXPIRE", key, life) for key in (*self._keys.lists(queue), self._keys.record(queue))))
+            link.call_all(*(("PEXPIRE", key, life) for key in self._keys.lists(queue)))
+            link.exchange(pack(("PEXPIRE", self._keys.record(queue), life)), 1)  # the user may have no right to it
         return min((life / 3000 for life in expiring.values()), default=self._options.restore_interval)
 
     def _rebind(self, link: Link) -> float:
@@ -104,7 +111,7 @@ def _run(work_of: Callable[[], Callable[[], float] | None], stopped: Event) -> N
             return
         try:
             pause = work()
-        except (AMQPError, MessageNacked, OSError) as error:
+        except Exception as error:  # whatever it is: a thread that ends loses leases
             pause = RETRY_INTERVAL
             logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
         del work

@@ -54,7 +54,7 @@ class Tags:
     """The tags of one connection's leases, in the order of claims."""
 
     def __init__(self, timeout: float) -> None:
-        self.prefix = f"kl{timeout:g}-{os.urandom(10).hex()}-"
+        self.prefix = f"kl{timeout:.3f}-{os.urandom(10).hex()}-"
         self._next = FIRST_NUMBER
 
     def reserve(self, count: int) -> int:

@@ -131,6 +131,7 @@ class Link:
     def exchange(self, data: bytes, replies: int, timeout: float | None = None) -> list[Any]:
         """Send packed commands and return their replies, error replies (hiredis.ReplyError) among them."""
         timeout = timeout or self._timeout
+        self._check()  # before the lock: in a forked child somebody else may hold it
         with self.lock:
             self._send(data, timeout)
             if self._is_corked:
@@ -142,6 +143,7 @@ class Link:
 
         ``more``: others will follow very soon, and may share a packet with these.
         """
+        self._check()
         with self.lock:
             if len(self._posted) >= MOST_POSTED:
                 self.settle()
@@ -154,25 +156,25 @@ class Link:
                 self._waiting_since = self.used_at
             self._posted.extend([on_reply] * replies)
 
-    def post_script(self, on_reply: OnReply, script: Script, keys: Sequence[str | bytes], *arguments: Any) -> None:
-        """Run a script on the server; the reply comes later."""
-        command = (len(keys), *keys, *arguments)
+    def post_script(
+        self, on_reply: OnReply, script: Script, teach: bool, keys: Sequence[str | bytes], *arguments: Any
+    ) -> None:
+        """Run a script on the server; the reply comes later.
 
-        def check(reply: Any) -> None:
-            if isinstance(reply, ReplyError) and str(reply).startswith("NOSCRIPT"):
-                self.post(pack(("EVAL", script.source, *command)), 1, on_reply)
-            else:
-                on_reply(reply)
-
-        self.post(pack(("EVALSHA", script.sha, *command)), 1, check)
+        ``teach``: send the script, not its digest; after the reply to that was NOSCRIPT.
+        """
+        head = ("EVAL", script.source) if teach else ("EVALSHA", script.sha)
+        self.post(pack((*head, len(keys), *keys, *arguments)), 1, on_reply)
 
     def send(self, data: bytes) -> None:
         """Send packed commands that are answered by pushes, such as PSUBSCRIBE."""
+        self._check()
         with self.lock:
             self._send(data, self._timeout)
 
     def settle(self) -> None:
         """Wait for the replies to all posted commands."""
+        self._check()
         with self.lock:
             if self._posted:
                 self._read(0, None if self._timeout is None else monotonic() + self._timeout, posted=True)
@@ -184,8 +186,8 @@ class Link:
 
     def poll(self) -> None:
         """Read what has arrived, without waiting. Raises TimeoutError if posted commands wait too long for a reply."""
+        self._check()
         with self.lock:
-            self._check()
             if self._is_corked:
                 self._cork(False)
             if not (self._posted or self._is_tls or self._readable.poll(0)):

@@ -48,9 +48,7 @@ class Place:
         self.template = template
         self.lists = tuple(keys.list_for(queue, properties.priority) for queue in queues)
         expiring = [(queue, limits[queue].expires) for queue in queues if queue in limits and limits[queue].expires]
-        self.trailer = [
-            ("PEXPIRE", key, expires) for queue, expires in expiring for key in (*keys.lists(queue), keys.record(queue))
-        ]
+        self.trailer = [("PEXPIRE", key, expires) for queue, expires in expiring for key in keys.lists(queue)]
         self.single = self.lists[0] if len(queues) == 1 and not self.trailer else None
         self.stamped = properties.expiration is not None or any(
             limits[queue].message_ttl is not None for queue in queues if queue in limits
@@ -238,7 +236,9 @@ class Publisher:
         refused: list[tuple[int, Exception]] = []
         place = 0
         for group in groups:
-            last = replies[place + group.replies - 1]
+            mine = replies[place : place + group.replies]
+            # In a transaction what was wrong with a command is said when it is queued; EXEC only says that it was.
+            last = next((each for each in mine if isinstance(each, ReplyError)), mine[-1])
             place += group.replies
             failed = [last] if isinstance(last, ReplyError) else last if isinstance(last, list) else []
             for reply in failed:

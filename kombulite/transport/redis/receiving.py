@@ -70,6 +70,8 @@ class Receiver:
         self._tells_of_lists = False  # whether the server says when a list changes
         self._armed: dict[bytes, str] = {}  # lists of which it will -> their queue
         self._receiving = Lock()
+        self._pid = os.getpid()
+        self._teaches = False  # whether the server has forgotten the script, and gets it with the next claim
         self._waker_out, self._waker_in = os.pipe()  # ends the sleep of the thread that receives
         os.set_blocking(self._waker_out, False)
         os.set_blocking(self._waker_in, False)
@@ -84,6 +86,10 @@ class Receiver:
 
     def close(self) -> None:
         """Let go of what is the system's. The thread that receives, if there is one, ends with an error."""
+        if os.getpid() != self._pid:
+            os.close(self._waker_out)  # a thread that held our lock is the parent's, and so is all else
+            os.close(self._waker_in)
+            return
         self.rouse()
         with self._receiving:
             self._awaited.close()
@@ -182,13 +188,18 @@ class Receiver:
             credit = state.credit(intake)
             if credit > 0:
                 intake.may_find = False  # until something is heard; what comes now is heard of or found
-                intake.claim(self._link, self._keys, self.tags, credit, partial(self._on_claimed, state, intake))
+                on_claimed = partial(self._on_claimed, state, intake)
+                intake.claim(self._link, self._keys, self.tags, credit, on_claimed, self._teaches)
+                self._teaches = False
 
     def _on_claimed(self, state: Channel, intake: Intake, reply: Any) -> None:
         if isinstance(reply, ReplyError):
             intake.claiming = None
             intake.may_find = True
-            state.error = reply_error(str(reply))
+            # Nothing is sent from here: it would come between a command that waits for its reply, and that.
+            self._teaches = str(reply).startswith("NOSCRIPT")
+            if not self._teaches:
+                state.error = reply_error(str(reply))
             return
         more, found = intake.claimed(reply)
         if found:

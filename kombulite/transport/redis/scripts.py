@@ -29,7 +29,7 @@ local prefix, number = ARGV[5], tonumber(ARGV[6])
 local unacked, index = KEYS[1], KEYS[2]
 local fields, scores, size, reply = {}, {}, 0, {}
 local byte = string.byte
-local now
+local now, failure
 if lease then
     redis.call('HLEN', unacked)
     redis.call('ZCARD', index)
@@ -39,7 +39,11 @@ end
 
 local function take(place, count)
     local found = redis.pcall('RPOP', KEYS[place + 2], count)
-    if not found or found.err then return end
+    if not found then return end
+    if found.err then
+        if not string.find(found.err, 'WRONGTYPE', 1, true) then failure = found end
+        return
+    end
     reply[#reply + 1] = place
     reply[#reply + 1] = found
     left = left - #found
@@ -66,6 +70,8 @@ for first = 1, #KEYS - 2, queues do
                 places[#places + 1] = place
                 waiting[place] = length
                 total = total + length
+            elseif type(length) == 'table' and not string.find(length.err, 'WRONGTYPE', 1, true) then
+                failure = length
             end
         end
         local share, open = {}, places
@@ -99,6 +105,7 @@ if size > 0 then
     redis.call('HSET', unacked, unpack(fields))
     redis.call('ZADD', index, unpack(scores))
 end
+if failure and #reply == 0 then return failure end
 return reply
 """)
 
@@ -180,11 +187,10 @@ return 0
 #: Returns the messages gone with it, -1 for one that is not empty.
 DELETE_QUEUE = Script("""
 local lists, count = tonumber(ARGV[1]), 0
-for i = 2, lists + 1 do count = count + redis.call('LLEN', KEYS[i]) end
+for i = 1, lists do count = count + redis.call('LLEN', KEYS[i]) end
 if ARGV[2] == '1' and count > 0 then return -1 end
-redis.pcall('DEL', KEYS[1])
-for i = 2, lists + 1 do redis.call('DEL', KEYS[i]) end
-for i = lists + 2, #KEYS do redis.call('SREM', KEYS[i], ARGV[i - lists + 1]) end
+for i = 1, lists do redis.call('DEL', KEYS[i]) end
+for i = lists + 1, #KEYS do redis.call('SREM', KEYS[i], ARGV[i - lists + 2]) end
 return count
 """)
 

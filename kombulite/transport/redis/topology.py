@@ -93,6 +93,7 @@ class Topology:
         if name not in PREDECLARED:
             self.types.pop(name, None)
         self.router.discard(name)
+        self.expiring_bindings = {binding for binding in self.expiring_bindings if binding[1] != name}
         self._fanout_bindings = {binding for binding in self._fanout_bindings if binding[1] != name}
 
     # --- queues
@@ -147,13 +148,14 @@ class Topology:
         bindings = list(self._bindings_of(queue))
         count = self._link.run(
             DELETE_QUEUE,
-            [keys.record(queue), *lists, *(table for table, _ in bindings)],
+            [*lists, *(table for table, _ in bindings)],
             len(lists),
             "1" if if_empty else "0",
             *(member for _, member in bindings),
         )
         if count < 0:
             raise exceptions.PreconditionFailed(f"queue '{queue}' is not empty")
+        self._note(("DEL", keys.record(queue)))
         self._queues.pop(queue, None)
         self.limits.pop(queue, None)
         self.expiring_bindings = {binding for binding in self.expiring_bindings if binding[0] != queue}
@@ -216,7 +218,10 @@ class Topology:
         """Bind a queue that expires, or say that it is still bound."""
         keys = self._keys
         member = keys.member(self.types.get(exchange, "direct"), routing_key, queue)
-        life = max(2 * (self.limits[queue].expires or 0), LEAST_BINDING_LIFE)
+        limits = self.limits.get(queue)
+        if limits is None:
+            return  # it was deleted meanwhile
+        life = max(2 * (limits.expires or 0), LEAST_BINDING_LIFE)
         link.run(BIND_EXPIRING, [keys.bindings(exchange), keys.deadlines], member, exchange, life)
 
     def unbind(self, exchange: str, queue: str, routing_key: str) -> None:

@@ -1,0 +1,159 @@
+"""What a server or a process does seldom, and must not cost a message."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+import redis
+
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, binding, exceptions, uuid
+from tests.conftest import started
+from tests.faults.test_forks_and_heartbeats import in_child, needs_fork
+from tests.servers import RedisServer
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> RedisServer:
+    return started(request, RedisServer)
+
+
+@pytest.fixture
+def client(server: RedisServer) -> Any:
+    with redis.Redis(port=server.port) as client:
+        yield client
+
+
+def drain(connection: Connection, wanted: Any, timeout: float = 20) -> None:
+    deadline = time.monotonic() + timeout
+    while not wanted() and time.monotonic() < deadline:
+        try:
+            connection.drain_events(timeout=0.5)
+        except TimeoutError:
+            continue
+    assert wanted()
+
+
+@needs_fork
+def test_fork_while_another_thread_drains(server):
+    with Connection(server.url) as connection:
+        queue = Queue(uuid())
+        got: list[Any] = []
+        Consumer(connection.channel(), queue, on_message=got.append).consume()
+        thread = threading.Thread(target=lambda: drain(connection, lambda: got))
+        thread.start()
+        time.sleep(0.3)  # it sleeps in drain_events now, and holds what it takes for that
+
+        def child() -> None:
+            Producer(connection).publish("from the child", routing_key=queue.name)
+            connection.release()
+
+        in_child(child)
+        thread.join(30)
+        assert not thread.is_alive()
+        assert got[0].payload == "from the child"
+
+
+def test_server_forgets_scripts_while_a_callback_publishes(server, client):
+    with Connection(server.url) as connection:
+        queue, other = Queue(uuid()), Queue(uuid())
+        producer = Producer(connection)
+        producer.publish_many(range(300), routing_key=queue.name)
+        got: list[Any] = []
+
+        def work(message: Any) -> None:
+            client.script_flush()
+            producer.publish(message.payload, routing_key=other.name)
+            got.append(message.payload)
+            message.ack()
+
+        consumer = Consumer(connection.channel(), queue, on_message=work, prefetch_count=10)
+        consumer.consume()
+        drain(connection, lambda: len(got) >= 300)
+        assert sorted(got) == list(range(300))
+        assert other(connection).purge() == 300
+
+
+def test_read_only_replica_is_no_empty_queue(server, request):
+    master = started(request, RedisServer)
+    replica = started(request, RedisServer)
+    with Connection(replica.url) as connection, redis.Redis(port=replica.port) as admin:
+        queue = Queue(uuid())(connection)
+        queue.declare()
+        admin.replicaof("127.0.0.1", master.port)
+        with Connection(master.url) as other:
+            Producer(other).publish(1, routing_key=queue.name)
+        deadline = time.monotonic() + 20
+        while not admin.llen(queue.name) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with pytest.raises((*connection.connection_errors, *connection.channel_errors)):
+            connection.ensure_connection()
+            queue.get()
+        admin.replicaof("NO", "ONE")
+
+
+def test_lease_of_a_year_is_respected(server):
+    queue = Queue(uuid())
+    holder = Connection(server.url, transport_options={"visibility_timeout": 31_540_000})
+    Producer(holder).publish("long", routing_key=queue.name)
+    assert queue(holder).get().payload == "long"
+    options = {"visibility_timeout": 1, "unacked_restore_interval": 0.1, "unacked_restore_throttle": 1}
+    with Connection(server.url, transport_options=options) as other:
+        got: list[Any] = []
+        Consumer(other.channel(), queue, on_message=got.append).consume()
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            try:
+                other.drain_events(timeout=0.5)
+            except TimeoutError:
+                continue
+        assert got == []
+    holder.release()
+
+
+def test_deleted_queue_takes_along_what_its_consumer_had_ahead(server, client):
+    with Connection(server.url) as connection:
+        queue = Queue(uuid())
+        got: list[Any] = []
+        channel = connection.channel()
+        Consumer(channel, queue, on_message=lambda message: (got.append(message), message.ack())).consume()
+        Producer(connection).publish_many(range(20), routing_key=queue.name)
+        drain(connection, lambda: got)
+        assert queue(channel).delete() == 20 - len(got)
+        channel.close()
+    assert client.llen(queue.name) == 0
+
+
+def test_full_memory_refuses_a_batch_to_several_queues(server, client):
+    with Connection(server.url) as connection:
+        exchange = Exchange(uuid())
+        queues = [Queue(uuid(), [binding(exchange, "k")])(connection) for _ in range(2)]
+        for queue in queues:
+            queue.declare()
+        producer = Producer(connection, exchange)
+        producer.publish(0, routing_key="k")
+        client.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(exceptions.BatchPublishError) as caught:
+                producer.publish_many(range(3), routing_key="k")
+        finally:
+            client.config_set("maxmemory", 0)
+        assert [(index, type(error)) for index, error in caught.value.refused] == [
+            (index, exceptions.MessageNacked) for index in range(3)
+        ]
+
+
+def test_user_without_rights_to_our_own_keys(server, client):
+    client.execute_command(
+        "ACL", "SETUSER", "kombu", "on", ">secret", "+@all", "~_kombu.*", "~unacked*", "~edge*", "&*"
+    )
+    with Connection(server.url.replace("redis://", "redis://kombu:secret@")) as connection:
+        queue = Queue(f"edge-{uuid()}", expires=60)(connection)
+        queue.declare()
+        producer = Producer(connection)
+        producer.publish(1, routing_key=queue.name)
+        producer.publish_many([2, 3], routing_key=queue.name)
+        assert queue.get(no_ack=True).payload == 1
+        assert queue.delete() == 2
