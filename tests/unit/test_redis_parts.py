@@ -181,7 +181,7 @@ def test_tags_sort_as_they_were_made():
     first = tags.reserve(3)
     made = [tags.tag(first + i) for i in range(3)]
     assert made == sorted(made)
-    assert made[0].startswith("kl3600-")
+    assert made[0].startswith("kl3600.000-")
     assert tags.reserve(1) == first + 3
     assert Tags(3600).prefix != tags.prefix
 
