@@ -102,7 +102,7 @@ def chords(facts):
 
 def remote_control(facts):
     workers = getattr(facts, "workers", 1)
-    inspect = app.control.inspect(timeout=1)
+    inspect = app.control.inspect(timeout=WAIT, limit=workers)
     assert len(inspect.ping()) == workers
     assert all("shop.add" in found for found in inspect.registered().values())
     assert all("pool" in found for found in inspect.stats().values())
@@ -111,11 +111,11 @@ def remote_control(facts):
     later = add.apply_async((1, 1), countdown=60)
     _eventually(lambda: sum(len(found) for found in (inspect.scheduled() or {}).values()), 1)
     later.revoke()
-    answers = app.control.rate_limit("shop.fail", "100/s", reply=True, timeout=1)
+    answers = app.control.rate_limit("shop.fail", "100/s", reply=True, timeout=WAIT, limit=workers)
     assert len(answers) == workers
     assert all("ok" in answer for each in answers for answer in each.values())
     one = next(iter(inspect.ping()))
-    assert list(app.control.inspect(destination=[one], timeout=1).ping()) == [one]
+    assert list(app.control.inspect(destination=[one], timeout=WAIT).ping()) == [one]
 
 
 def revoke(facts):
@@ -169,7 +169,7 @@ def events(facts):
 def nothing_mixes(facts):
     """All modules named kombu are of one library, in the producer, the worker, and its children."""
     found = [shop.modules_here(), shop.modules.delay().get(timeout=WAIT)]
-    found += app.control.inspect(timeout=1)._request("modules_of_worker").values()
+    found += app.control.inspect(timeout=WAIT, limit=1)._request("modules_of_worker").values()
     assert len(found) == 3
     for modules in found:
         assert {"kombu", "kombu.serialization"} <= modules.keys()

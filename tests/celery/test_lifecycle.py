@@ -35,8 +35,9 @@ print(notes().llen(named("done.begun")) - {count})
 """
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells what a process does")
-@pytest.mark.parametrize("pool", [pytest.param("solo", marks=pytest.mark.soak), "prefork"])
+@pytest.mark.parametrize("pool", ["solo", "prefork"])
 @BOTH_LIBRARIES
 @BOTH_BROKERS
 def test_idle_worker_sleeps(fleet, library, pool):
@@ -64,6 +65,7 @@ def test_warm_shutdown_finishes_what_has_begun_and_leaves_the_rest(fleet, librar
     assert int(fleet.run(library, COLLECT.format(count=20))) == 0  # none was begun twice
 
 
+@pytest.mark.soak
 @BOTH_LIBRARIES
 @BOTH_BROKERS
 def test_cold_shutdown_leaves_all_to_others(fleet, library):
@@ -116,7 +118,7 @@ def test_broker_that_restarts_under_load(make_fleet: Callable[..., Fleet], start
     server.restart()
     fleet.run(library, COLLECT.format(count=200))
     # It is a worker as before: told what to do, and given more.
-    fleet.run(library, "from shop import *; assert len(app.control.inspect(timeout=5).ping()) == 1")
+    fleet.run(library, "from shop import *; assert len(app.control.inspect(timeout=20, limit=1).ping()) == 1")
     fleet.run(library, "from shop import *; assert add.delay(1, 2).get(timeout=20) == 3")
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0

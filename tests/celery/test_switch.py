@@ -92,12 +92,12 @@ with start_worker(app, pool={pool!r}, concurrency=1, perform_ping_check=False, s
     assert flaky.delay().get(timeout=20) == 2
     assert group(add.s(i, i) for i in range(20))().get(timeout=20) == [2 * i for i in range(20)]
     assert chain(add.s(1, 2), add.s(3))().get(timeout=20) == 6
-    assert len(app.control.inspect(timeout=1).ping()) == 1
+    assert len(app.control.inspect(timeout=20, limit=1).ping()) == 1
 print("done")
 """
 
 
-@pytest.mark.parametrize("pool", ["solo", "threads"])
+@pytest.mark.parametrize("pool", ["solo", pytest.param("threads", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("library", [pytest.param("kombu", marks=pytest.mark.soak), "kombulite"])
 def test_all_in_one_process(library, pool):
     environment = {"KOMBULITE_AS_KOMBU": "1"} if library == "kombulite" else {}

@@ -180,6 +180,8 @@ def test_dead_consumer_of_one_is_taken_over_by_the_other(peers, name, client, ki
     # The receiver declares another exchange type than it needs to know.
     with receiver.Consumer(connection.channel(), receiver.Queue(name), callbacks=[callback]):
         drain(connection, lambda: len(got) == 3, step=0.2)
+    if receiver is kombu:  # which may hand the first it puts back to a BRPOP that already waits
+        got.sort()
     assert got == [(0, True), (1, True), (2, True)]
     drain_acks(client)
 
