@@ -249,11 +249,14 @@ def test_server_without_memory_refuses_publishes_and_lets_consumers_drain(start_
 
 def test_read_only_replica_says_so(start_server, name):
     master = start_server(RedisServer)
-    replica = start_server(lambda: RedisServer(replicaof=f"127.0.0.1 {master.port}", **{}))
-    with Connection(replica.url) as connection:
+    replica = start_server(RedisServer)
+    with Connection(replica.url) as connection, redis.Redis(port=replica.port) as client:
+        client.replicaof("127.0.0.1", master.port)
         producer = Producer(connection.channel())
         with pytest.raises(exceptions.RecoverableConnectionError, match="READONLY"):
             producer.publish(1, routing_key=name)
+        with pytest.raises(exceptions.RecoverableConnectionError, match="READONLY"):
+            Queue(name)(connection.channel()).get()  # which runs a script
 
 
 def test_refused_ack_is_noticed_by_the_channel(start_server, name):

@@ -57,6 +57,19 @@ def test_error_replies(reply, error):
     assert reply in str(reply_error(reply))
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "ERR Error running script (call to f_3260b2af): @user_script:8: WRONGTYPE Operation against a key",
+        "ERR Error running script (call to f_3260b2af): @user_script:8: @user_script: 8: -WRONGTYPE Operation",
+        "@user_script: 15: -WRONGTYPE Operation",
+    ],
+)
+def test_errors_in_scripts_of_redis_6_are_what_they_are(reply):
+    assert type(reply_error(reply)) is exceptions.PreconditionFailed
+    assert str(reply_error(reply)) == str(exceptions.PreconditionFailed(reply))
+
+
 def test_errors_of_the_driver_do_not_leak():
     class Unheard(driver.ConnectionError):
         pass

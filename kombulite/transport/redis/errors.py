@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -90,9 +91,14 @@ BY_CODE = {code: row.error for row in TABLE for code in row.codes}
 BY_CLASS = {name: row.error for row in TABLE for name in row.classes}
 
 
+#: What Redis before 7 writes before the error that a command had in a script.
+IN_SCRIPT = re.compile(r"^(?:ERR Error running script \(call to f_[0-9a-f]+\): )?(?:@user_script: ?[0-9]+: )+-?")
+
+
 def reply_error(text: str) -> Exception:
     """The error for an error reply of the server (RESP: ``-CODE words``)."""
-    return BY_CODE.get(text.partition(" ")[0], exceptions.IrrecoverableChannelError)(text)
+    code = IN_SCRIPT.sub("", text, count=1).partition(" ")[0]
+    return BY_CODE.get(code, exceptions.IrrecoverableChannelError)(text)
 
 
 def driver_error(error: driver.RedisError) -> Exception:
