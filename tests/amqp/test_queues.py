@@ -7,6 +7,7 @@ import time
 import pytest
 
 from kombulite import Consumer, Exchange, Producer, Queue, exceptions
+from kombulite.transport import native_delayed_delivery as delayed
 from tests.contract.conftest import Inbox, soon
 
 QUORUM = {"x-queue-type": "quorum"}
@@ -269,3 +270,21 @@ def test_flow(channel):
     with pytest.raises(exceptions.AMQPNotImplementedError):
         channel.flow(False)
     assert channel.queue_declare("", exclusive=True).queue
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_delayed_messages_arrive_after_their_time(name, connection, typed, kind):
+    prefix = name("late")
+    delayed.declare_native_delayed_delivery_exchanges_and_queues(connection, kind, prefix)
+    queue = typed("delayed", exchange=Exchange(name("topics"), "topic"), routing_key="key.x")
+    delayed.bind_queue_to_native_delayed_delivery_exchange(connection, queue, prefix)
+    channel = connection.channel()
+    start = time.monotonic()
+    for countdown in (2, 1):
+        key = delayed.calculate_routing_key(countdown, "key.x")
+        Producer(channel).publish(countdown, exchange=delayed.level_name(27, prefix), routing_key=key)
+    assert Inbox(channel, queue).wait(connection, 2, timeout=30) == [1, 2]
+    assert time.monotonic() - start >= 2
+    for level in range(28):
+        channel.queue_delete(delayed.level_name(level, prefix))
+        channel.exchange_delete(delayed.level_name(level, prefix))

@@ -6,6 +6,8 @@ leaves the rest for the next: frames are never torn.
 **Reading.** One thread at a time has the reader's role. Whoever waits for something (a reply, a confirm, a delivery)
 takes it if it is free, reads, and has each event handled, whoever it is for; the others sleep until that thread has
 done so, or gives the role up. So nothing is read twice, and whoever waits for the broker reads for all others too.
+
+The class has many methods, each short: they share the socket, the two locks and who has the role.
 """
 
 from __future__ import annotations

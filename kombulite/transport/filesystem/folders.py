@@ -11,6 +11,8 @@
 ``<control>/<exchange>.exchange``
     bindings, as kombu reads and writes them. ``.exchange.json`` and ``.queue.json`` stand beside it for what kombu does
     not keep.
+
+The class is wide since all that the store's verbs do is a matter of these names.
 """
 
 from __future__ import annotations
