@@ -48,7 +48,7 @@ sanitize:  ## the unit tests on a core under the address and undefined-behaviour
 
 coverage-core:  ## the unit tests with line coverage of the core itself, on a copy of the sources built in place
 	$(call install_variant,coverage,)
-	cp -r ext kombulite setup.py README.md LICENSE build/coverage/
+	cp -r ext kombulite setup.py LICENSE build/coverage/
 	find build/coverage/kombulite -name '*.so' -delete
 	cd build/coverage && KOMBULITE_COVERAGE=1 venv/bin/python setup.py --quiet build_ext --inplace
 	cd build/coverage && venv/bin/python -m pytest -p no:cacheprovider --timeout 900 -W ignore --cov \
@@ -62,8 +62,8 @@ define install_variant
 mkdir -p build/$(1)
 $(PYTHON) -m venv build/$(1)/venv
 $(2) build/$(1)/venv/bin/pip install --quiet '.[dev]'
-rm -rf build/$(1)/tests
-cp -r tests pyproject.toml build/$(1)/
+rm -rf build/$(1)/tests build/$(1)/docs
+cp -r tests docs pyproject.toml README.md mkdocs.yml build/$(1)/
 endef
 
 clean:
