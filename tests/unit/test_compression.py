@@ -218,7 +218,7 @@ def test_dictionary_that_lzma_asks_for_is_bounded():
     end = 12 + 4 * (data[12] + 1)  # of the block's header, which ends with its checksum
     data[data.index(b"\x21\x01", 12) + 2] = 40  # 4 GiB
     data[end - 4 : end] = zlib.crc32(data[12 : end - 4]).to_bytes(4, "little")
-    with pytest.raises(InflateError, match="[Mm]emory"):
+    with pytest.raises(InflateError, match="Memory usage limit"):
         decompress(bytes(data), "lzma")
 
 
