@@ -67,8 +67,8 @@ define install_variant
 mkdir -p build/$(1)
 $(PYTHON) -m venv build/$(1)/venv
 $(2) build/$(1)/venv/bin/pip install --quiet '.[dev]'
-rm -rf build/$(1)/tests build/$(1)/docs
-cp -r tests docs pyproject.toml README.md mkdocs.yml build/$(1)/
+rm -rf build/$(1)/tests build/$(1)/docs build/$(1)/bench
+cp -r tests docs bench pyproject.toml README.md mkdocs.yml kombulite.pth build/$(1)/
 endef
 
 clean:

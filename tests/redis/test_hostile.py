@@ -89,7 +89,7 @@ NONSENSE = [
 @pytest.mark.parametrize("nonsense", NONSENSE)
 def test_nonsense_instead_of_a_greeting(serve, nonsense):
     port = serve(lambda data: nonsense)
-    with Connection(f"redis://127.0.0.1:{port}/", connect_timeout=0.5) as connection:
+    with Connection(f"redis://127.0.0.1:{port}/", connect_timeout=0.2) as connection:
         with pytest.raises((exceptions.OperationalError, exceptions.ConnectionError, TimeoutError)):
             connection.ensure_connection(max_retries=1, interval_start=0, reraise_as_library_errors=True)
             connection.default_channel.queue_declare("q")
@@ -103,9 +103,9 @@ def test_nonsense_instead_of_an_answer(serve, nonsense):
         return b"+OK\r\n" if data.startswith((b"*4\r\n$6\r\nCLIENT", b"*2\r\n$6\r\nSELECT")) else nonsense
 
     port = serve(answer)
-    with Connection(f"redis://127.0.0.1:{port}/", transport_options={"socket_timeout": 0.5}) as connection:
+    with Connection(f"redis://127.0.0.1:{port}/", transport_options={"socket_timeout": 0.2}) as connection:
         with pytest.raises((*connection.connection_errors, *connection.channel_errors)):
-            connection.connect()
+            connection.ensure_connection(max_retries=1, interval_start=0, reraise_as_library_errors=False)
             channel = connection.channel()
             Queue("q", Exchange("e"), "k")(channel).declare()
             Producer(channel).publish(1, exchange="e", routing_key="k")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from kombulite.compression import set_max_inflated
 from tests.fuzz import (
     engine,
     fuzz_bodies,
@@ -20,6 +21,12 @@ ALL = [
     for module in (fuzz_bodies, fuzz_envelope, fuzz_frames, fuzz_json, fuzz_redis, fuzz_routing, fuzz_tables)
 ]
 targets = pytest.mark.parametrize("target", ALL, ids=[target.name for target in ALL])
+
+
+@pytest.fixture(autouse=True)
+def default_limit():
+    yield
+    set_max_inflated(256 << 20)
 
 
 @targets
