@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard ext/kombulite/_core/*)
 
-.PHONY: run test soak bench brokers lint docs debug sanitize coverage-core fuzz clean
+.PHONY: run test soak bench brokers instructions lint docs debug sanitize coverage-core fuzz clean
 
 run: $(VENV)/.installed  ## the main job: a stream of events over the embedded broker
 	$(BIN)/python -m kombulite run
@@ -12,14 +12,19 @@ run: $(VENV)/.installed  ## the main job: a stream of events over the embedded b
 test: $(VENV)/.installed brokers  ## all tests, with branch coverage
 	$(BIN)/pytest --cov --cov-report=term
 
-soak: $(VENV)/.installed brokers  ## the tests that take long
+soak: $(VENV)/.installed brokers  ## the tests that take long, and the core under sanitizers
 	$(BIN)/pytest -m soak
+	$(MAKE) sanitize
 
 bench: $(VENV)/.installed brokers  ## all benchmarks beside kombu, and the table of ratios
 	$(BIN)/python -m bench
 
 brokers:  ## install the brokers that tests and benchmarks start for themselves, where that is allowed
-	tests/install_brokers.sh
+	tests/install_tools.sh redis-server rabbitmq-server
+
+instructions: $(VENV)/.installed  ## instructions that the hot paths take, compared with those kept
+	tests/install_tools.sh valgrind
+	$(BIN)/python -m bench.instructions
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -55,16 +60,15 @@ coverage-core:  ## the unit tests with line coverage of the core itself, on a co
 	cd build/coverage && venv/bin/python -m pytest -p no:cacheprovider --timeout 900 -W ignore --cov \
 	--cov-config=tests/core.coveragerc --cov-report=term -k 'not test_threads' tests/unit
 
-fuzz: $(VENV)/.installed  ## the decoders, for a minute each
-	$(BIN)/python -m tests.fuzz.fuzz_envelope --seconds 60
-	$(BIN)/python -m tests.fuzz.fuzz_frames --seconds 60
+fuzz: $(VENV)/.installed  ## the decoders, for a minute each, all at once
+	$(BIN)/python -m tests.fuzz --seconds 60
 
 define install_variant
 mkdir -p build/$(1)
 $(PYTHON) -m venv build/$(1)/venv
 $(2) build/$(1)/venv/bin/pip install --quiet '.[dev]'
-rm -rf build/$(1)/tests build/$(1)/docs
-cp -r tests docs pyproject.toml README.md mkdocs.yml build/$(1)/
+rm -rf build/$(1)/tests build/$(1)/docs build/$(1)/bench
+cp -r tests docs bench pyproject.toml README.md mkdocs.yml kombulite.pth build/$(1)/
 endef
 
 clean:

@@ -14,6 +14,8 @@ from kombulite.exceptions import InflateError
 __all__ = ["compress", "decompress", "encoders", "get_decoder", "get_encoder", "register", "set_max_inflated"]
 
 
+LZMA_MEMORY = 128 * 1024 * 1024  # bytes that its decoder may take; the strongest preset needs half of it
+
 _limits = {"inflated": 256 * 1024 * 1024}  # bytes
 _aliases: dict[str, str] = {}
 _encoders: dict[str, Callable[[bytes], bytes]] = {}
@@ -143,7 +145,7 @@ def _lzma_compress(body: bytes) -> bytes:
 def _lzma_decompress(data: bytes) -> bytes:
     import lzma
 
-    return _inflate(lzma.LZMADecompressor(lzma.FORMAT_XZ), data, (lzma.LZMAError,))
+    return _inflate(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=LZMA_MEMORY), data, (lzma.LZMAError,))
 
 
 def _lz4_compress(body: bytes) -> bytes:

@@ -16,7 +16,13 @@ from kombulite.cli.ledger import Percentiles
 from kombulite.cli.load import Plan, Report, Sample
 
 NOTHING = "-"
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 LONGEST_SILENCE = 60.0  # seconds between plain lines; the first come faster
+
+
+def printable(text: str) -> str:
+    """Text from others as it may be shown on a terminal, which takes control characters for orders."""
+    return text.translate(CONTROLS)
 
 
 class Display(Protocol):

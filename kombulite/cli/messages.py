@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from kombulite import Connection, Queue
 from kombulite.channel import KEYWORD_PROPERTIES
+from kombulite.cli.display import printable
 from kombulite.cli.options import BROKEN_PIPE, FAILED, INTERRUPTED, broker_options, connected, finite, pairs
 from kombulite.message import Message
 
@@ -221,7 +222,7 @@ def _line(message: Message) -> str:
     content = _content(message)
     body = content.get("body", content.get("body_base64"))
     shown = body if isinstance(body, str) else json.dumps(body, default=str, ensure_ascii=False)
-    return f"{message.delivery_info.get('routing_key', '')}\t{shown}"
+    return f"{printable(message.delivery_info.get('routing_key', ''))}\t{printable(shown)}"
 
 
 def _json_line(message: Message) -> str:

@@ -10,8 +10,10 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from kombulite import Connection, Queue, exceptions
+from kombulite.cli.display import printable
 from kombulite.cli.messages import piped
 from kombulite.cli.options import FAILED, broker_options, connected
 from kombulite.transport.base import QueueStatus
@@ -73,7 +75,7 @@ def _table(statuses: Sequence[QueueStatus]) -> Table:
         table.add_column(column, justify="right")
     for status in statuses:
         unacked = "-" if status.unacked is None else f"{status.unacked:,}"
-        table.add_row(status.queue, f"{status.message_count:,}", unacked, f"{status.consumer_count:,}")
+        table.add_row(Text(printable(status.queue)), f"{status.message_count:,}", unacked, f"{status.consumer_count:,}")
     return table
 
 

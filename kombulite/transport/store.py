@@ -127,7 +127,10 @@ class Catalogue:
     def _record(self, kind: str, name: str) -> dict[str, Any]:
         """An entry as a dict, empty for one that is not there."""
         data = self._store.read(kind, name)
-        return json.loads(data) if data else {}
+        record = _loads(data, kind, name) if data else {}
+        if not isinstance(record, dict):
+            raise exceptions.ChannelError(f"the record of {kind} {name!r} is none")
+        return record
 
     def _create(self, kind: str, spec: ExchangeSpec | QueueSpec, **extra: Any) -> None:
         wanted = {**spec._asdict(), "arguments": dict(spec.arguments or {}), **extra}
@@ -209,8 +212,7 @@ class Catalogue:
 
     def bindings(self, exchange: str) -> list[list[str]]:
         """The bindings of an exchange as kombu writes them, the newest first: [routing key, pattern, queue]."""
-        data = self._store.read("bindings", exchange)
-        return json.loads(data) if data else []
+        return _bindings(self._store.read("bindings", exchange), exchange)
 
     def bind(self, exchange: str, queue: str, routing_key: str) -> None:
         """Bind a queue. Raises NotFound, ResourceLocked."""
@@ -246,10 +248,26 @@ class Catalogue:
         if known != state:
             table = RoutingTable()
             table.declare(delivery.exchange, state[0])
-            for key, _, queue in json.loads(state[1]) if state[1] else ():
+            for key, _, queue in _bindings(state[1], delivery.exchange):
                 table.bind(delivery.exchange, queue, key)
             self._routes[delivery.exchange] = state, table
         return table.route(delivery.exchange, delivery.routing_key)
+
+
+def _loads(data: bytes, kind: str, name: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise exceptions.ChannelError(f"the record of {kind} {name!r} is broken: {error}") from error
+
+
+def _bindings(data: bytes | None, exchange: str) -> list[list[str]]:
+    bindings = _loads(data, "bindings", exchange) if data else []
+    if not isinstance(bindings, list) or not all(
+        isinstance(each, list) and len(each) == 3 and all(isinstance(part, str) for part in each) for each in bindings
+    ):
+        raise exceptions.ChannelError(f"the bindings of exchange {exchange!r} are none")
+    return bindings
 
 
 def _pattern(routing_key: str) -> str:

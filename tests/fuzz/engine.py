@@ -1,12 +1,15 @@
-"""What all fuzz targets share: mutated inputs, the loop, the command line."""
+"""What all fuzz targets share: mutated inputs, the corpus, the loop, the command line."""
 
 import argparse
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
+from pathlib import Path
 from time import monotonic
+
+CORPUS = Path(__file__).parent / "corpus"
 
 
 def mutate(source: random.Random, data: bytes, others: Sequence[bytes], scraps: Sequence[bytes]) -> bytes:
@@ -35,25 +38,41 @@ def mutate(source: random.Random, data: bytes, others: Sequence[bytes], scraps: 
 
 @dataclass(frozen=True)
 class Target:
-    """``fuzz_one`` takes bytes and raises whatever is a defect; ``seeds`` are mutated, ``scraps`` put into them."""
+    """``fuzz_one`` takes bytes and raises whatever is a defect; ``seeds`` are mutated, ``scraps`` put into them.
 
+    ``corpus/<name>`` has more seeds: one input a file, among them those that once failed.
+    """
+
+    name: str
     fuzz_one: Callable[[bytes], None]
     seeds: Sequence[bytes]
     scraps: Sequence[bytes]
 
+    @property
+    def folder(self) -> Path:
+        """Its part of the corpus."""
+        return CORPUS / self.name
+
+    def corpus(self) -> list[bytes]:
+        """All inputs to start from."""
+        return [*self.seeds, *(path.read_bytes() for path in sorted(self.folder.glob("*")))]
+
     def mutations(self, seed: int) -> Iterator[bytes]:
         """Mutated seeds without end, the same ones for the same number."""
-        source = random.Random(seed)
+        source, corpus = random.Random(seed), self.corpus()
         while True:
-            data = source.choice(self.seeds)
+            data = source.choice(corpus)
             for _ in range(source.choice((1, 1, 2, 4))):
-                data = mutate(source, data, self.seeds, self.scraps)
+                data = mutate(source, data, corpus, self.scraps)
                 yield data
 
     def run(self, seed: int, executions: int | None = None, seconds: float | None = None) -> int:
-        """Fuzz until the count or the time is reached; returns the executions. Prints the input of a failure."""
+        """Fuzz until the count or the time is reached; returns the executions. Prints the input of a failure.
+
+        What comes first is the corpus as it is.
+        """
         end = None if seconds is None else monotonic() + seconds
-        inputs = self.mutations(seed)
+        inputs = chain(self.corpus(), self.mutations(seed))
         for done in count():
             if done == executions or (end is not None and monotonic() >= end):
                 return done
@@ -71,11 +90,11 @@ class Target:
             import atheris
 
             sys.argv.remove("--atheris")
-            atheris.Setup(sys.argv, self.fuzz_one)
+            atheris.Setup([*sys.argv, str(self.folder)], self.fuzz_one)
             atheris.Fuzz()
             return
         parser = argparse.ArgumentParser(description=description.splitlines()[0])
         parser.add_argument("--seconds", type=float, default=10)
         parser.add_argument("--seed", type=int, default=0)
         options = parser.parse_args()
-        print(f"{self.run(options.seed, seconds=options.seconds)} executions")
+        print(f"{self.run(options.seed, seconds=options.seconds):,} executions")

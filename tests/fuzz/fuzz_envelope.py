@@ -72,7 +72,7 @@ SCRAPS = [
 ]  # fmt: skip
 
 
-target = Target(fuzz_one, seeds(), SCRAPS)
+target = Target("envelope", fuzz_one, seeds(), SCRAPS)
 
 if __name__ == "__main__":
     target.main(__doc__)

@@ -231,3 +231,22 @@ def test_broker_comes_from_the_environment(arguments):
     line = ["ping", *arguments]
     assert CliRunner().invoke(commands.kombulite, line, env={"KOMBULITE_BROKER": ""}).exit_code == 2
     assert CliRunner().invoke(commands.kombulite, line, env={"KOMBULITE_BROKER": "filesystem://"}).exit_code == 0
+
+
+@pytest.mark.parametrize("body", ["\x1b]0;owned\x07", "\x9b31m", "\x7f\x00\r"])
+def test_bodies_give_no_orders_to_the_terminal(kombulite, connection, body):
+    for each in (body, {"key": body}):
+        connection.Producer().publish(each, routing_key=f"q{body[:1]}".replace("\0", ""))
+    result = kombulite("consume", f"q{body[:1]}", "--timeout", "0")
+    assert result.exit_code == 0
+    assert not {char for char in result.output if ord(char) < 32 or 127 <= ord(char) < 160} - set("\t\n")
+    assert "\\x" in result.output
+
+
+def test_queue_names_give_no_orders_to_the_terminal(kombulite, connection):
+    for name in ("[red]", "a\x1b[2J"):
+        Queue(name)(connection).declare()
+    result = kombulite("queues")
+    assert result.exit_code == 0
+    assert "[red]" in result.output
+    assert "a\\x1b[2J" in result.output

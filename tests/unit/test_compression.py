@@ -211,3 +211,16 @@ def test_bomb_costs_little_memory(method):
     done = subprocess.run([sys.executable, "-c", HELD_SHORT, method], input=bomb, capture_output=True, check=False)
     assert done.stderr == b""
     assert b"more than" in done.stdout
+
+
+def test_dictionary_that_lzma_asks_for_is_bounded():
+    data = bytearray(lzma.compress(b"abc"))
+    end = 12 + 4 * (data[12] + 1)  # of the block's header, which ends with its checksum
+    data[data.index(b"\x21\x01", 12) + 2] = 40  # 4 GiB
+    data[end - 4 : end] = zlib.crc32(data[12 : end - 4]).to_bytes(4, "little")
+    with pytest.raises(InflateError, match="Memory usage limit"):
+        decompress(bytes(data), "lzma")
+
+
+def test_the_strongest_preset_of_lzma_is_read():
+    assert decompress(lzma.compress(BODY, preset=9 | lzma.PRESET_EXTREME), "lzma") == BODY

@@ -285,3 +285,101 @@ Queue("own")(connection).queue_declare(passive=True)""",
     )
     assert files(tmp_path, ".claimed") == files(tmp_path, ".msg") == []
     kill(process)
+
+
+# --- what others may have put into the folders
+
+
+def sparse(path):
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+
+
+PLANTED = {
+    "a pipe": os.mkfifo,
+    "a folder": os.mkdir,
+    "a link to a device": lambda path: os.symlink("/dev/zero", path),
+    "a link to a file": lambda path: os.symlink("/etc/passwd", path),
+    "a file of a terabyte": sparse,
+}
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED)
+def test_what_is_no_message_is_set_aside(connect, tmp_path, plant):
+    plant(tmp_path / "data" / "1_planted.q.msg")
+    os.utime(tmp_path / "data" / "1_planted.q.msg", (1, 1), follow_symlinks=False)
+    connection = connect()
+    connection.Producer().publish("good", routing_key="q")
+    queue = Queue("q")(connection)
+    first = queue.get(no_ack=True) or queue.get(no_ack=True)
+    assert first.payload == "good"
+    while "1_planted.q.msg.unreadable" not in files(tmp_path):
+        assert queue.get() is None
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("plant", [*PLANTED.values(), lambda path: path.write_text('{"q": 1}')], ids=[*PLANTED, "JSON"])
+def test_what_shows_no_life_stops_nobody(connect, tmp_path, plant):
+    plant(tmp_path / "data" / "planted.live")
+    (tmp_path / "data" / "1_lost.q.msg.planted.claimed").write_bytes(b"{}")
+    connection = connect()
+    queue = Queue("q", auto_delete=True)(connection)
+    queue.declare()
+    queue.consume()
+    connection.Producer().publish("good", routing_key="other")
+    assert Queue("other")(connection).get(no_ack=True).payload == "good"
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("name", ["q.queue.json", "e.exchange", "e.exchange.json"])
+@pytest.mark.parametrize("target", ["file", "nothing", "pipe"])
+def test_catalogue_writes_through_no_link(connect, tmp_path, name, target):
+    victim = tmp_path / "victim"
+    if target == "file":
+        victim.write_text("precious")
+    (tmp_path / "control").mkdir()
+    if target == "pipe":
+        os.mkfifo(tmp_path / "control" / name)
+    else:
+        os.symlink(victim, tmp_path / "control" / name)
+    with pytest.raises(exceptions.ChannelError, match="no regular file"):
+        Queue("q", Exchange("e"), "k")(connect()).declare()
+    assert victim.read_text() == "precious" if target == "file" else not victim.exists()
+
+
+def test_lock_is_no_link(connect, tmp_path):
+    (tmp_path / "control").mkdir()
+    os.symlink(tmp_path / "victim", tmp_path / "control" / ".lock")
+    with pytest.raises(OSError, match="symbolic links"):
+        Queue("q")(connect()).declare()
+    assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize("record", ["", "nonsense", "[]", "5", "[" * 100_000])
+@pytest.mark.parametrize("name", ["q.queue.json", "e.exchange.json"])
+def test_broken_record(connect, tmp_path, name, record):
+    (tmp_path / "control").mkdir()
+    (tmp_path / "control" / name).write_text(record)
+    queue = Queue("q", Exchange("e"), "k")(connect())
+    if not record:  # somebody died before writing it
+        queue.declare()
+        return
+    with pytest.raises(exceptions.ChannelError, match="record of"):
+        queue.declare()
+
+
+@pytest.mark.parametrize("bindings", ["nonsense", "{}", "[1]", '[["k", "", 5]]', '[["k", ""]]'])
+def test_broken_bindings(connect, tmp_path, bindings):
+    (tmp_path / "control").mkdir()
+    (tmp_path / "control" / "e.exchange").write_text(bindings)
+    with pytest.raises(exceptions.ChannelError, match="bindings"):
+        connect().Producer().publish(1, exchange="e", routing_key="k")
+
+
+def test_bindings_lead_out_of_no_folder(connect, tmp_path):
+    (tmp_path / "control").mkdir()
+    (tmp_path / "control" / "e.exchange").write_text('[["k", "", "x/../../../escaped"]]')
+    with pytest.raises(exceptions.PreconditionFailed, match="cannot be called"):
+        connect().Producer().publish(1, exchange="e", routing_key="k")
+    assert not list(tmp_path.glob("*escaped*"))

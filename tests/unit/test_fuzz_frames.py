@@ -37,7 +37,7 @@ def test_a_defect_is_shown(monkeypatch, capsys):
     def broken(data):
         raise KeyError("table")
 
-    monkeypatch.setattr(fuzz_frames, "decode_table", broken)
+    monkeypatch.setattr(fuzz_frames, "check", broken)
     with pytest.raises(KeyError):
         target.run(seed=1, executions=10)
     assert capsys.readouterr().err.startswith("seed 1, execution 0: b")

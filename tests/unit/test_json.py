@@ -490,6 +490,8 @@ def test_unknown_marker(marker):
         ("base64", None),
         ("dict", 5),
         ("dict", [[[], 1]]),
+        ("dict", [[1, 2]]),  # numbers could be chosen so that their hashes collide
+        ("dict", [["a", 1], [2**61 - 1, 1]]),
     ],
 )
 def test_value_that_its_decoder_cannot_read(marker, value):

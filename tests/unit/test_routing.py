@@ -1,12 +1,11 @@
 """The routing table: each lookup beside a naive model of it."""
 
-from functools import cache
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kombulite._core import Binding, RoutingTable, UnknownExchange
+from tests.fuzz.fuzz_routing import topic_matches
 
 
 def table_of(kind, *bindings, **options):
@@ -341,21 +340,6 @@ def test_alternate_is_not_asked_where_an_exchange_matches():
 
 
 # --- topic
-
-
-def topic_matches(pattern, key):
-    """The definition: `*` is one word, `#` zero or more; an empty key has no words."""
-    pattern, key = (text.split(".") if text else [] for text in (pattern, key))
-
-    @cache
-    def match(i, j):
-        if i == len(pattern):
-            return j == len(key)
-        if pattern[i] == "#":
-            return match(i + 1, j) or (j < len(key) and match(i, j + 1))
-        return j < len(key) and pattern[i] in ("*", key[j]) and match(i + 1, j + 1)
-
-    return match(0, 0)
 
 
 @pytest.mark.parametrize(

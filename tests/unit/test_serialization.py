@@ -192,11 +192,17 @@ def test_unknown_type_is_decoded_by_its_encoding(content_type, encoding, data, e
 
 
 @pytest.mark.parametrize(
-    ("data", "encoding"), [(b"\xff", "utf-8"), (b"\xff", None), (b"x", "no-such-codec"), (b"x", 5)]
+    ("data", "encoding"), [(b"\xff", "utf-8"), (b"\xff", None), (b"x", "no-such-codec"), (b"x", 5), (b"x", "\0")]
 )
 def test_what_its_encoding_cannot_read(data, encoding):
     with pytest.raises(DecodeError):
         loads(data, TEXT, encoding)
+
+
+@pytest.mark.parametrize("encoding", ["idna", "punycode", "PunyCode"])
+def test_codecs_that_take_more_than_linear_time_are_refused(encoding):
+    with pytest.raises(DecodeError, match="not read as"):
+        loads(b"a-b", TEXT, encoding)
 
 
 @pytest.mark.parametrize(

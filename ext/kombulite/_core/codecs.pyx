@@ -1,8 +1,13 @@
 """Choosing a codec: encoders by name, decoders by content type, and what is accepted."""
 
+from codecs import lookup
+
 # Text and raw bytes hold nothing that could run; every consumer takes them.
 TRUSTED_CONTENT = frozenset(["application/data", "application/text"])
 BINARY_ENCODINGS = frozenset(["binary", "ascii-8bit"])
+
+# Character sets whose decoders take more than linear time: nobody's body is in them but an attacker's.
+SLOW_CODECS = frozenset(["idna", "punycode"])
 
 
 cdef class Codecs:
@@ -96,6 +101,8 @@ cdef class Codecs:
             content_encoding = (content_encoding or "utf-8").lower()
             if isinstance(data, str) or content_encoding in BINARY_ENCODINGS:
                 return data
+            if lookup(content_encoding).name in SLOW_CODECS:
+                raise LookupError(f"bodies are not read as {content_encoding}")
             return bytes(data).decode(content_encoding)
         except Exception as error:
             self.decode_failed(error)

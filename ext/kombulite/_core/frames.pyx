@@ -28,6 +28,7 @@ from kombulite._core.wire cimport (
     write8, write16, write64, write_short,
 )
 
+from kombulite._core.codecs import SLOW_CODECS
 from kombulite._core.fieldtable import MalformedFrame, MalformedValue, NotEncodable, ProtocolError, UnexpectedFrame
 
 cdef enum:
@@ -56,9 +57,6 @@ cdef enum:
 
 #: A heartbeat frame (section 4.2.7).
 HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
-
-# Character sets whose decoders take more than linear time: nobody's body is in them but an attacker's.
-SLOW_CODECS = frozenset(["idna", "punycode"])
 
 
 cdef Py_ssize_t largest_payload(Py_ssize_t frame_max) except -1:

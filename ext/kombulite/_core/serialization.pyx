@@ -49,6 +49,13 @@ cdef extern from "Python.h":
 ESCAPED = "dict"
 
 
+def _dict_of_pairs(pairs):
+    # Text is what the writer makes, and its hashes are secret: numbers can be chosen so that all of them collide.
+    if not all(type(name) is str for name, _ in pairs):
+        raise TypeError("a name that is no text")
+    return dict(pairs)
+
+
 class UnknownType(ValueError):
     """A typed value whose marker nobody registered."""
 
@@ -284,7 +291,7 @@ cdef class JSON:
         self._encoders = {}
         self._found = {}
         self._keys = [None] * KEPT_KEYS
-        self._decoders = {ESCAPED: dict, "bytes": _bytes_of_text, "base64": _bytes_of_base64}
+        self._decoders = {ESCAPED: _dict_of_pairs, "bytes": _bytes_of_text, "base64": _bytes_of_base64}
 
     def register(self, kind, marker, encoder, decoder=None):
         """Teach it a type.

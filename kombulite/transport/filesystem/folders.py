@@ -17,17 +17,19 @@ The class is wide since all that the store's verbs do is a matter of these names
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
+import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock, RLock
 from time import monotonic, time, time_ns
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote, unquote
 from weakref import WeakSet
 
@@ -43,6 +45,7 @@ LONGEST_FILE_NAME = 255  # bytes
 STALE_AFTER = 1.0  # seconds that a listing is trusted, and a process that was seen alive
 UNSETTLED = 0.05  # seconds; a folder that changed that recently may change again without its time telling
 WRITING_FOR = 5.0  # seconds that a message may take to be written
+LARGEST_FILE = 1 << 30  # bytes of a message
 FORGOTTEN_AFTER = 3600.0  # seconds after which a file without its name is left over from a crash
 
 EXCHANGE_NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -121,9 +124,9 @@ class FolderStore(Store):
         if identity == self.identity or monotonic() - self._seen_alive.get(identity, -STALE_AFTER) < STALE_AFTER:
             return True
         try:
-            with open(self._live_file(identity), "rb") as file:
+            with _opened(self._live_file(identity)) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
+        except (FileNotFoundError, exceptions.ChannelError):
             return False
         except BlockingIOError:
             self._seen_alive[identity] = monotonic()
@@ -145,7 +148,8 @@ class FolderStore(Store):
         for file in self._in.glob(f"*{LIVE}"):
             if file.stem != self.identity and self.is_alive(file.stem):
                 with suppress(OSError, ValueError):  # it goes, or is just being written
-                    found += json.loads(file.read_bytes()).count(queue)
+                    queues = json.loads(file.read_bytes())
+                    found += queues.count(queue) if isinstance(queues, list) else 0
         return found
 
     # --- messages
@@ -175,9 +179,14 @@ class FolderStore(Store):
             token = Token(message.name, self._in / f"{message.name}.{self.identity}{CLAIMED}")
             try:
                 (self._in / message.name).rename(token.claimed)
-                data = token.claimed.read_bytes()
+                with _opened(token.claimed) as file:
+                    if os.fstat(file.fileno()).st_size > LARGEST_FILE:
+                        return Claim(token, b"", False)
+                    data = file.read()
             except FileNotFoundError:
                 continue  # somebody else has it
+            except exceptions.ChannelError:
+                return Claim(token, b"", False)  # which is no message
             if not data.rstrip().endswith(b"}") and time() - message.modified / 1e9 < WRITING_FOR:
                 token.claimed.rename(self._in / message.name)  # kombu is still writing it
                 return None
@@ -282,7 +291,7 @@ class FolderStore(Store):
 
     def read(self, kind: str, name: str) -> bytes | None:
         try:
-            with open(self._entry(kind, name), "rb") as file:
+            with _opened(self._entry(kind, name)) as file:
                 fcntl.flock(file, fcntl.LOCK_SH)
                 return file.read()
         except FileNotFoundError:
@@ -293,7 +302,7 @@ class FolderStore(Store):
             self._show_life()  # it may be this connection's own
             _check_file_name(f"{'0' * 60}.{name}{MESSAGE}.{self.identity}{CLAIMED}", name)
         # In place and under its lock: that is how kombu guards it.
-        with open(os.open(self._entry(kind, name), os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        with _opened(self._entry(kind, name), create=True) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.write(data)
             file.truncate()
@@ -325,7 +334,7 @@ class _FolderLock:
         self._depth += 1
         if self._depth == 1:
             try:
-                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
                 fcntl.flock(self._file, fcntl.LOCK_EX)
             except BaseException:
                 self._depth -= 1
@@ -368,6 +377,24 @@ def _check_file_name(file_name: str, queue: str) -> None:
         raise exceptions.PreconditionFailed(
             f"a queue cannot be called {queue!r:.80} where its name is part of a file's"
         )
+
+
+def _opened(path: Path, create: bool = False) -> BinaryIO:
+    """A file, to be read or (``create``) changed in place. Raises ChannelError for what is no file, such as a link.
+
+    Whoever may write to the folder may put anything there: a link that leads elsewhere, a pipe that nobody writes to.
+    """
+    flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise exceptions.ChannelError(f"{str(path)!r} is no regular file") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise exceptions.ChannelError(f"{str(path)!r} is no regular file")
+    return open(descriptor, "r+b" if create else "rb")
 
 
 def _sync_folder(folder: Path) -> None:

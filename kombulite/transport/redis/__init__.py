@@ -98,8 +98,11 @@ class Transport(BaseTransport):
         tracked = False
         if link.protocol == 3:
             tracked = not isinstance(link.exchange(pack(("CLIENT", "TRACKING", "ON", "OPTIN")), 1)[0], ReplyError)
-        seconds, microseconds = link.call("TIME")
-        self._clock = int(seconds) + int(microseconds) / 1e6 - monotonic()
+        try:
+            seconds, microseconds = link.call("TIME")
+            self._clock = int(seconds) + int(microseconds) / 1e6 - monotonic()
+        except (TypeError, ValueError) as error:
+            raise exceptions.RecoverableConnectionError(f"a server that tells no time: {error}") from error
         options, keys = self._options, self._keys
         topology = self._topology = Topology(link, keys, tracked, self.settings.virtual_host)
         waiting = _abandoned.get(self._connector.identity, [])
@@ -117,7 +120,7 @@ class Transport(BaseTransport):
         return link
 
     def _on_push(self, message: list[Any]) -> None:
-        if message[0] == b"invalidate":
+        if message[:1] == [b"invalidate"] and len(message) == 2:
             self._topology.router.forget(message[1])
 
     def _now(self) -> float:

@@ -12,7 +12,7 @@ from redis.sentinel import Sentinel
 
 from kombulite import exceptions
 from kombulite.transport.base import Settings
-from kombulite.transport.redis.errors import driver_error, mapped_errors
+from kombulite.transport.redis.errors import driver_error
 from kombulite.transport.redis.link import Link, OnReply
 from kombulite.transport.redis.options import Options, credentials_of, database_of
 
@@ -67,25 +67,30 @@ class Connector:
         """
         if self._is_sentinel:
             self._arguments["host"], self._arguments["port"] = self._discover()
-        try:
-            connection = self._connect()
-        except driver.ResponseError as error:
-            text = str(error)
-            if self._options.protocol is not None or not ("NOPROTO" in text or "unknown command" in text):
-                raise _connect_error(error) from error
+        connection, error = self._connect()
+        if isinstance(error, driver.ResponseError) and self._options.protocol is None and _knows_no_resp3(error):
             self.protocol = 2
-            with mapped_errors():
-                connection = self._connect()
-        except driver.RedisError as error:
-            raise _connect_error(error) from error
-        except TypeError as error:
-            raise ValueError(f"settings that redis-py does not take: {error}") from error
+            connection, error = self._connect()
+        if error is not None:
+            # Not from it: where the server quotes what it was sent, its words have the password.
+            raise _connect_error(error)
         return Link(connection, self.protocol, self._options.socket_timeout, on_push)
 
-    def _connect(self) -> AbstractConnection:
-        connection = self._kind(protocol=self.protocol, **self._arguments)
-        connection.connect()  # type: ignore[no-untyped-call]
-        return connection
+    def _connect(self) -> tuple[AbstractConnection | None, driver.RedisError | None]:
+        """A connection, or why there is none."""
+        connection = None
+        try:
+            connection = self._kind(protocol=self.protocol, **self._arguments)
+            connection.connect()  # type: ignore[no-untyped-call]
+        except driver.RedisError as error:
+            return None, error
+        except TypeError as error:
+            raise ValueError(f"settings that redis-py does not take: {error}") from error
+        except (AttributeError, LookupError, UnicodeError) as error:  # it does not check what it is told
+            assert connection is not None
+            connection.disconnect()  # type: ignore[no-untyped-call]
+            return None, driver.InvalidResponse(f"the server does not speak Redis: {error}")
+        return connection, None
 
     def _discover(self) -> tuple[str, int]:
         """Where the sentinels say the master is."""
@@ -100,20 +105,31 @@ class Connector:
             },
         )
         try:
-            with mapped_errors():
-                host, port = sentinel.discover_master(self._options.master_name)  # type: ignore[no-untyped-call]
-                return host, port
+            host, port = sentinel.discover_master(self._options.master_name)  # type: ignore[no-untyped-call]
+            return host, port
+        except driver.RedisError as error:
+            failure = driver_error(error, _unquoted(error))
         finally:
             for each in sentinel.sentinels:
                 each.close()
+        raise failure
 
 
 def _connect_error(error: driver.RedisError) -> Exception:
     """What keeps us from connecting is of the connection, whatever the server calls it."""
-    mapped = driver_error(error)
+    mapped = driver_error(error, _unquoted(error))
     if isinstance(mapped, (exceptions.ConnectionError, OSError)):
         return mapped
-    return exceptions.NotAllowed(str(error))
+    return exceptions.NotAllowed(_unquoted(error))
+
+
+def _unquoted(error: driver.RedisError) -> str:
+    """Its words without the arguments of a command that the server does not know, such as a password."""
+    return str(error).partition(", with args")[0]
+
+
+def _knows_no_resp3(error: driver.ResponseError) -> bool:
+    return "NOPROTO" in str(error) or "unknown command" in str(error)
 
 
 def _sentinel_addresses(urls: tuple[str, ...]) -> list[tuple[str, int]]:

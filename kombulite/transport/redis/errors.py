@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 from redis import exceptions as driver
@@ -101,21 +99,15 @@ def reply_error(text: str) -> Exception:
     return BY_CODE.get(code, exceptions.IrrecoverableChannelError)(text)
 
 
-def driver_error(error: driver.RedisError) -> Exception:
-    """The error for one that redis-py raised: that of its class, or of the nearest ancestor in the table."""
+def driver_error(error: driver.RedisError, text: str | None = None) -> Exception:
+    """The error for one that redis-py raised: that of its class, or of the nearest ancestor in the table.
+
+    ``text``: what it says, in place of the words of ``error``.
+    """
     name = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in BY_CLASS)
     code = str(error).partition(" ")[0]
     kind = BY_CODE.get(code, BY_CLASS[name]) if name in ("ResponseError", "ConnectionError") else BY_CLASS[name]
-    return kind(str(error))
-
-
-@contextmanager
-def mapped_errors() -> Iterator[None]:
-    """Raise redis-py's errors as ours."""
-    try:
-        yield
-    except driver.RedisError as error:
-        raise driver_error(error) from error
+    return kind(str(error) if text is None else text)
 
 
 class ErrorClasses(NamedTuple):

@@ -1,9 +1,11 @@
 #!/bin/sh
-# Install the brokers that the tests start for themselves, where they are missing and we may. Their services are not
-# started: the tests run private ones. Where this cannot be done the tests of a missing broker are skipped, loudly.
+# Install commands that tests and benchmarks start for themselves, each from the package of its name, where they are
+# missing and we may: install_tools.sh COMMAND... Services are not started: the tests run private ones. Where this
+# cannot be done, what needs a missing command is skipped, loudly.
 missing=
-command -v redis-server >/dev/null || missing="$missing redis-server"
-command -v rabbitmq-server >/dev/null || missing="$missing rabbitmq-server"
+for command; do
+    command -v "$command" >/dev/null || missing="$missing $command"
+done
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "not installed, and only root may do so:$missing" >&2

@@ -1,0 +1,182 @@
+"""The core's hot paths and the two that every message takes, each as work that can be counted.
+
+``python -m bench.hot_paths NAME...`` is the program that ``bench.instructions`` runs under callgrind: it does each path
+once for warmth, then ``REPEATS`` and twice ``REPEATS`` times; before and after each it calls ``os.getppid``, on which
+callgrind writes down what it counted.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable
+from itertools import repeat
+
+from kombulite import Connection, Consumer, Exchange, Producer, Queue
+from kombulite._core import (
+    JSON,
+    Delivery,
+    EnvelopeTemplate,
+    FrameDecoder,
+    FrameEncoder,
+    PriorityNaming,
+    Properties,
+    RoutingTable,
+    decode_envelope,
+)
+from kombulite.utils import json
+
+REPEATS = 100
+
+VALUE = {"id": 184467, "type": "order.created", "amount": 129.95, "currency": "EUR", "items": [3, None, True, "\u00e9"]}
+TEXT = json.dumps(VALUE)
+PROPERTIES = Properties("application/json", "utf-8", {"trace": "abc", "retries": 3}, 2, 0, correlation_id="c-20817")
+PLACE = ("orders", "order.eu.created")
+
+Work = Callable[[int], None]  # does something so many times
+
+
+def repeated(call: Callable[[], object]) -> Work:
+    def work(times: int) -> None:
+        for _ in repeat(None, times):
+            call()
+
+    return work
+
+
+def dumps() -> Work:
+    return repeated(lambda: json.dumps(VALUE))
+
+
+def loads() -> Work:
+    return repeated(lambda: json.loads(TEXT))
+
+
+def envelope_encode() -> Work:
+    template = EnvelopeTemplate(JSON(), *PLACE, PROPERTIES)
+    return repeated(lambda: template.encode(TEXT, "c0d567d2-d236-4ff5-8b58-81008c869594"))
+
+
+def envelope_decode() -> Work:
+    codec = JSON()
+    data = EnvelopeTemplate(codec, *PLACE, PROPERTIES).encode(TEXT, "c0d567d2-d236-4ff5-8b58-81008c869594")
+    return repeated(lambda: decode_envelope(codec, data))
+
+
+def frame_encode() -> Work:
+    encoder, delivery = FrameEncoder(), Delivery(*PLACE, PROPERTIES, TEXT.encode())
+    return repeated(lambda: encoder.publish(1, delivery))
+
+
+def frame_decode() -> Work:
+    sent = FrameEncoder().publish(1, Delivery(*PLACE, PROPERTIES, TEXT.encode()))
+    content = sent[8 + int.from_bytes(sent[3:7], "big") :]  # behind the method, which is another in this direction
+    names = b"".join(bytes([len(text)]) + text.encode() for text in PLACE)
+    deliver = b"\x00\x3c\x00\x3c\x02ct" + (1).to_bytes(8, "big") + b"\x00" + names
+    stream = b"\x01\x00\x01" + len(deliver).to_bytes(4, "big") + deliver + b"\xce" + content
+    decoder = FrameDecoder()
+    decoder.open(1)
+
+    def receive() -> None:
+        decoder.receive_data(stream)
+        assert decoder.next_event() is not None
+
+    return repeated(receive)
+
+
+def route_direct() -> Work:
+    table = RoutingTable()
+    table.declare("orders", "direct")
+    for number in range(100):
+        table.bind("orders", f"q{number}", f"key.{number}")
+    return repeated(lambda: table.route("orders", "key.42"))
+
+
+def route_topic() -> Work:
+    table = RoutingTable()
+    table.declare("orders", "topic")
+    for number, pattern in enumerate(("order.*.created", "order.#", "stock.*", "*.us.*", "invoice.#.paid") * 20):
+        table.bind("orders", f"q{number}", f"{pattern}.x{number}" if number % 5 else pattern)
+    return repeated(lambda: table.route(*PLACE))
+
+
+def priority_key() -> Work:
+    naming = PriorityNaming()
+    return repeated(lambda: naming.key("orders", 7))
+
+
+def memory() -> tuple[Producer, Queue]:
+    exchange = Exchange("orders", "direct")
+    queue = Queue("orders", exchange, "order")
+    channel = Connection("memory://counted").channel()
+    producer = Producer(channel, exchange, "order", serializer="json")
+    bound = queue(channel)
+    bound.declare()
+    return producer, bound
+
+
+def memory_publish() -> Work:
+    producer, _ = memory()
+    return repeated(lambda: producer.publish(VALUE))
+
+
+def memory_round_trip() -> Work:
+    """Publish, consume, acknowledge."""
+    producer, queue = memory()
+    got = 0
+
+    def callback(body: object, message: object) -> None:
+        nonlocal got
+        got += 1
+        message.ack()  # type: ignore[attr-defined]
+
+    consumer = Consumer(queue.channel, [queue], callbacks=[callback])
+    consumer.qos(prefetch_count=1000)
+    consumer.consume()
+    connection = queue.channel.connection
+
+    def work(times: int) -> None:
+        nonlocal got
+        got = 0
+        for _ in repeat(None, times):
+            producer.publish(VALUE)
+        while got < times:
+            connection.client.drain_events(timeout=10)
+
+    return work
+
+
+PATHS: dict[str, Callable[[], Work]] = {
+    made.__name__: made
+    for made in (
+        dumps,
+        loads,
+        envelope_encode,
+        envelope_decode,
+        frame_encode,
+        frame_decode,
+        route_direct,
+        route_topic,
+        priority_key,
+        memory_publish,
+        memory_round_trip,
+    )
+}
+
+
+def main(names: list[str]) -> None:
+    for name in names:
+        work = PATHS[name]()
+        work(REPEATS)
+        gc.collect()
+        gc.disable()  # it would come now and then
+        for times in (REPEATS, 2 * REPEATS):
+            os.getppid()
+            work(times)
+            os.getppid()
+        gc.enable()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
