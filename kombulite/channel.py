@@ -113,6 +113,10 @@ class Channel:
     #: What received messages are made of; may be replaced by a subclass of it.
     Message = Message
 
+    _transport: Transport
+    _bare_transport: Transport  # without hooks around it
+    _settle: Callable[[int, Any, Outcome, bool], None]
+
     def __init__(self, connection: Connection, transport: Transport, channel_id: int) -> None:
         self.connection = connection
         self.channel_id = channel_id

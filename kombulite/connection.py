@@ -53,6 +53,9 @@ class Connection(Address):
     Raises KeyError for an unknown transport, ValueError for a URL that cannot be or has options that are not known.
     """
 
+    # Not in its dict: CPython looks attributes up fast as long as there are no more than 30, and there are 30.
+    __slots__ = ("hooks", "tally")
+
     def __init__(
         self,
         hostname: str | Iterable[str] | None = "localhost",
@@ -112,6 +115,8 @@ class Connection(Address):
         _connections.add(self)
         for hook in _hooks:
             self.add_hook(hook)
+        for watcher in _watchers:
+            watcher(self)
 
     def clone(self, **overrides: Any) -> Connection:
         """A connection of the same settings and hooks, not opened."""
@@ -730,6 +735,14 @@ BrokerConnection = Connection
 
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 _hooks: list[Hook] = []  # of all connections
+_watchers: list[Callable[[Connection], object]] = []
+
+
+def watch_connections(watcher: Callable[[Connection], object]) -> None:
+    """Call a function with each connection of this process: with those there are, and with others as they are made."""
+    _watchers.append(watcher)
+    for connection in list(_connections):
+        watcher(connection)
 
 
 def add_hook(hook: Hook) -> None:

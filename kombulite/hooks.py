@@ -94,8 +94,7 @@ class Hook:
         """A message was published within a ``batch()``, and will be sent later. Headers may be added."""
 
     def consume(self, message: Message, queue: str) -> Around:
-        """Around a consumer's callback; decoding is part of it. On leaving ``message.acknowledged`` tells whether it was
-        settled."""
+        """Around a consumer's callback, and decoding. On leaving ``message.state`` tells what became of the message."""
         return nullcontext()
 
     def get(self, message: Message, queue: str) -> None:
