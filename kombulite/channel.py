@@ -331,7 +331,7 @@ class Channel:
         refused = self._ask(transport.publish_many, deliveries, mandatory, timeout)
         if refused and isinstance(refused[-1][1], exceptions.ChannelError):
             self._notice(refused[-1][1])
-        returned = [each for each in refused if isinstance(each[1], exceptions.MessageReturned)]
+        returned = [(index, error) for index, error in refused if isinstance(error, exceptions.MessageReturned)]
         others = [each for each in refused if not isinstance(each[1], exceptions.MessageReturned)]
         self._tally.count_many(deliveries, transport.confirms, {index for index, _ in others})
         if not self.return_listeners:
@@ -451,6 +451,9 @@ class Channel:
 
     def _closed_by_broker(self, error: exceptions.ChannelError) -> None:
         consumers = set(self._subscriptions)
+        # Others are raised for those that they concern; one of a publish may come when nobody publishes.
+        level = "ERROR" if error.method_sig == BASIC_PUBLISH else "INFO"
+        self._log(level, f"the broker closed channel {self.channel_id}: {error}", reason=error)
         self.failure = error
         self.detach()
         self.connection.forget_channel(self)
@@ -500,6 +503,8 @@ class Channel:
         subscription = self._end(event.consumer_tag)
         if subscription is None:
             return
+        text = f"the broker cancelled consumer {event.consumer_tag} of queue {subscription.queue}"
+        self._log("WARNING", text, consumer_tag=event.consumer_tag, queue=subscription.queue)
         if subscription.on_cancel is None:
             raise exceptions.ConsumerCancelled(f"the broker cancelled consumer {event.consumer_tag}")
         subscription.on_cancel(event.consumer_tag)
@@ -510,9 +515,12 @@ class Channel:
             self.orphans.clear()
             raise event.error
         # An error of a publish is for the producer, which gets it when it publishes again.
-        from logging import getLogger  # seldom needed, and slow to import
 
-        getLogger("kombulite.channel").error("the broker closed channel %s: %s", event.channel, event.error)
+    def _log(self, level: str, text: str, **facts: object) -> None:
+        import logging  # seldom needed, and slow to import
+
+        facts = {"connection": self.connection.as_uri(), "channel": self.channel_id, **facts}
+        logging.getLogger("kombulite.channel").log(getattr(logging, level), "%s", text, extra=facts)
 
     # --- lifetime
 
@@ -537,7 +545,7 @@ class Channel:
     def _part(self, stand_in: Absent) -> None:
         self.is_open = False
         self._transport = self._bare_transport = stand_in  # type: ignore[assignment]
-        self._settle = stand_in.settle  # type: ignore[assignment]
+        self._settle = stand_in.settle
 
     # --- hooks
 

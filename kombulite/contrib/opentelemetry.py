@@ -139,8 +139,8 @@ def _name_of(error: BaseException) -> str:
 
 
 def _links(*origins: context.Context) -> list[Link]:
-    found = {trace.get_current_span(origin).get_span_context() for origin in origins}
-    return [Link(each) for each in found if each.is_valid]
+    spans = [trace.get_current_span(origin).get_span_context() for origin in origins]
+    return [Link(each) for each in {each.span_id: each for each in spans}.values() if each.is_valid]
 
 
 def _system_of(connection: Connection) -> dict[str, Any]:

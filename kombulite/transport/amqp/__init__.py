@@ -79,7 +79,8 @@ class Transport(BaseTransport):
         self._channel_max = min(handshake.channel_max or MOST_CHANNELS, MOST_CHANNELS)
         self._numbers = cycle(range(1, self._channel_max + 1))
         self.server_properties = dict(handshake.server_properties)
-        self._conversation = Conversation(link, self._reply_timeout, self.settings.options)
+        name = self.client.as_uri() if self.client is not None else repr(self.settings)
+        self._conversation = Conversation(link, self._reply_timeout, self.settings.options, name)
         if link.heartbeat and self.settings.options.get("heartbeat_thread", True):
             pulse.add(link)
 
