@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kombulite import exceptions
-from kombulite._core import Delivery, Properties, copy_tree
+from kombulite._core import Delivery, MessageMaker, Properties, copy_tree
 from kombulite.message import Message
 from kombulite.recovery import Binding
 from kombulite.transport.base import (
@@ -28,6 +28,7 @@ from kombulite.utils.uuid import uuid
 
 if TYPE_CHECKING:
     from kombulite.connection import Connection
+    from kombulite.hooks import Hooks
 
 T = TypeVar("T")
 
@@ -65,13 +66,13 @@ MessageCallback = Callable[[Message], Any]
 
 
 class Subscription:
-    """A consumer of this channel, as the application sees it."""
+    """A consumer of this channel, as the application sees it. ``run``: its callback, with the hooks around it."""
 
-    __slots__ = ("arguments", "callback", "exclusive", "make_message", "no_ack", "on_cancel", "queue")
+    __slots__ = ("arguments", "callback", "exclusive", "make_message", "no_ack", "on_cancel", "queue", "run")
 
     def __init__(
         self,
-        make_message: Callable[[Delivery, Channel], Message],
+        make_message: Callable[[Delivery], Message],
         callback: MessageCallback | None,
         on_cancel: Callable[[str], Any] | None,
         queue: str,
@@ -80,12 +81,16 @@ class Subscription:
         arguments: Mapping[str, Any] | None,
     ) -> None:
         self.make_message = make_message
-        self.callback = callback
+        self.callback = self.run = callback or _ignore
         self.on_cancel = on_cancel
         self.queue = queue
         self.no_ack = no_ack
         self.exclusive = exclusive
         self.arguments = arguments
+
+
+def _ignore(message: Message) -> None:
+    """The callback of a consumer that has none."""
 
 
 class Absent:
@@ -108,6 +113,10 @@ class Channel:
     #: What received messages are made of; may be replaced by a subclass of it.
     Message = Message
 
+    _transport: Transport
+    _bare_transport: Transport  # without hooks around it
+    _settle: Callable[[int, Any, Outcome, bool], None]
+
     def __init__(self, connection: Connection, transport: Transport, channel_id: int) -> None:
         self.connection = connection
         self.channel_id = channel_id
@@ -116,8 +125,10 @@ class Channel:
         self.failure: exceptions.ChannelError | None = None
         #: Called with (exception, exchange, routing_key, message) for each returned message.
         self.return_listeners: list[Callable[[Exception, str, str, ReceivedMessage], Any]] = []
-        self._transport = transport
-        self._settle = transport.settle
+        self._tally = connection.tally
+        self._count_acked = self._tally.count_acked  # bound once: they are called for each message
+        self._hooks = connection.hooks
+        self._join(transport)
         self._subscriptions: dict[str, Subscription] = {}
         self._limits: dict[bool, tuple[int, int]] = {}  # by a_global: prefetch size and count
         self._highest_tag = 0
@@ -296,10 +307,13 @@ class Channel:
         try:
             self._transport.publish(self.channel_id, delivery, mandatory, timeout, confirm_timeout)
         except exceptions.MessageReturned as error:
+            self._count(delivery)
             self._on_returned(error, delivery)
         except exceptions.ChannelError as error:
             self._notice(error)
             raise
+        else:
+            self._count(delivery)
         if mandatory:
             for event in self._transport.take_returned(self.channel_id):
                 self.dispatch(event)
@@ -313,15 +327,20 @@ class Channel:
         """
         for delivery in deliveries:
             check_short(delivery.routing_key, "routing key")
-        refused = self._ask(self._transport.publish_many, deliveries, mandatory, timeout)
+        transport = self._transport
+        refused = self._ask(transport.publish_many, deliveries, mandatory, timeout)
         if refused and isinstance(refused[-1][1], exceptions.ChannelError):
             self._notice(refused[-1][1])
-        if self.return_listeners:
-            for index, error in refused:
-                if isinstance(error, exceptions.MessageReturned):
-                    self._on_returned(error, deliveries[index])
-            refused = [each for each in refused if not isinstance(each[1], exceptions.MessageReturned)]
-        return refused
+        returned = [(index, error) for index, error in refused if isinstance(error, exceptions.MessageReturned)]
+        others = [each for each in refused if not isinstance(each[1], exceptions.MessageReturned)]
+        self._tally.count_many(deliveries, transport.confirms, {index for index, _ in others})
+        if not self.return_listeners:
+            for _ in returned:
+                self._tally.count_returned()
+            return refused
+        for index, error in returned:
+            self._on_returned(error, deliveries[index])
+        return others
 
     # --- consuming
 
@@ -346,9 +365,10 @@ class Channel:
         if consumer_tag in self._subscriptions:
             raise exceptions.NotAllowed(f"consumer tag '{consumer_tag}' is in use")
         # Before the broker knows: another thread may drain the first message.
-        self._subscriptions[consumer_tag] = Subscription(
-            self.Message.from_delivery, callback, on_cancel, queue, no_ack, exclusive, arguments
-        )
+        make_message = MessageMaker(self.Message, self, self._tally, no_ack).make
+        subscription = Subscription(make_message, callback, on_cancel, queue, no_ack, exclusive, arguments)
+        self._observe(subscription)
+        self._subscriptions[consumer_tag] = subscription
         try:
             self._ask(self._transport.consume, queue, consumer_tag, no_ack, exclusive, arguments)
         except BaseException:
@@ -381,6 +401,9 @@ class Channel:
             return None
         message = self.Message.from_delivery(delivery, self)
         message.no_ack = no_ack
+        self._tally.count_consumed(delivery)
+        if self._hooks is not None:
+            self._hooks.get(message, queue)
         return message
 
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
@@ -390,10 +413,15 @@ class Channel:
         except exceptions.ChannelError as error:
             self._notice(error)
             raise
+        self._count_acked()
 
     def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         """Give a delivery up, or put it back into its queue."""
         self._ask(self._transport.settle, delivery_tag, Outcome.REQUEUE if requeue else Outcome.REJECT)
+        if requeue:
+            self._tally.count_requeued()
+        else:
+            self._tally.count_rejected()
 
     def basic_recover(self, requeue: bool = False) -> None:
         """Put all that is not acknowledged back into its queues."""
@@ -423,6 +451,9 @@ class Channel:
 
     def _closed_by_broker(self, error: exceptions.ChannelError) -> None:
         consumers = set(self._subscriptions)
+        # Others are raised for those that they concern; one of a publish may come when nobody publishes.
+        level = "ERROR" if error.method_sig == BASIC_PUBLISH else "INFO"
+        self._log(level, f"the broker closed channel {self.channel_id}: {error}", reason=error)
         self.failure = error
         self.detach()
         self.connection.forget_channel(self)
@@ -451,11 +482,8 @@ class Channel:
                 with suppress(exceptions.RecoverableConnectionError):
                     self._transport.settle(self.channel_id, event.delivery_tag, Outcome.REQUEUE)
                 return
-            message = subscription.make_message(event, self)
-            if subscription.no_ack:
-                message.no_ack = True
-            if subscription.callback is not None:
-                subscription.callback(message)
+            message = subscription.make_message(event)
+            subscription.run(message)
         elif isinstance(event, Returned):
             error = exceptions.MessageReturned(event.reply_text, (60, 50), "Basic.return", event.reply_code)
             self._on_returned(error, event.delivery)
@@ -465,6 +493,7 @@ class Channel:
             self._on_closed(event)
 
     def _on_returned(self, error: exceptions.MessageReturned, delivery: Delivery) -> None:
+        self._tally.count_returned()
         if not self.return_listeners:
             raise error
         for listener in list(self.return_listeners):
@@ -474,6 +503,8 @@ class Channel:
         subscription = self._end(event.consumer_tag)
         if subscription is None:
             return
+        text = f"the broker cancelled consumer {event.consumer_tag} of queue {subscription.queue}"
+        self._log("WARNING", text, consumer_tag=event.consumer_tag, queue=subscription.queue)
         if subscription.on_cancel is None:
             raise exceptions.ConsumerCancelled(f"the broker cancelled consumer {event.consumer_tag}")
         subscription.on_cancel(event.consumer_tag)
@@ -484,9 +515,12 @@ class Channel:
             self.orphans.clear()
             raise event.error
         # An error of a publish is for the producer, which gets it when it publishes again.
-        from logging import getLogger  # seldom needed, and slow to import
 
-        getLogger("kombulite.channel").error("the broker closed channel %s: %s", event.channel, event.error)
+    def _log(self, level: str, text: str, **facts: object) -> None:
+        import logging  # seldom needed, and slow to import
+
+        facts = {"connection": self.connection.as_uri(), "channel": self.channel_id, **facts}
+        logging.getLogger("kombulite.channel").log(getattr(logging, level), "%s", text, extra=facts)
 
     # --- lifetime
 
@@ -510,8 +544,22 @@ class Channel:
 
     def _part(self, stand_in: Absent) -> None:
         self.is_open = False
-        self._transport = stand_in  # type: ignore[assignment]
-        self._settle = stand_in.settle  # type: ignore[assignment]
+        self._transport = self._bare_transport = stand_in  # type: ignore[assignment]
+        self._settle = stand_in.settle
+
+    # --- hooks
+
+    def observe(self, hooks: Hooks | None) -> None:
+        """Have these hooks around what is published and consumed from now on."""
+        self._hooks = hooks
+        if self.is_open:
+            self._transport = self._bare_transport if hooks is None else hooks.observe(self._bare_transport)
+        for subscription in list(self._subscriptions.values()):
+            self._observe(subscription)
+
+    def _observe(self, subscription: Subscription) -> None:
+        callback, hooks = subscription.callback, self._hooks
+        subscription.run = callback if hooks is None else hooks.around(callback, subscription)
 
     # --- a lost connection
 
@@ -524,9 +572,14 @@ class Channel:
     def reopen(self, transport: Transport) -> None:
         """Be opened on a new connection. The tags of the old one's deliveries mean nothing there."""
         self.channel_id = transport.open_channel(self._highest_tag)
-        self._transport = transport
-        self._settle = transport.settle
+        self._join(transport)
         self.is_open = True
+
+    def _join(self, transport: Transport) -> None:
+        self._bare_transport = transport
+        self._transport = transport if self._hooks is None else self._hooks.observe(transport)
+        self._settle = transport.settle
+        self._count = self._tally.count_confirmed if transport.confirms else self._tally.count_published
 
     def resume(self, renamed: Mapping[str, str]) -> None:
         """Set the limits and start the consumers again. ``renamed``: queues that have another name now."""

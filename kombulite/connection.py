@@ -14,9 +14,11 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kombulite import exceptions
+from kombulite._core import Tally
 from kombulite.abstract import maybe_channel
 from kombulite.address import Address
 from kombulite.channel import Channel
+from kombulite.counters import Counters
 from kombulite.entity import declaration_key
 from kombulite.messaging import Consumer, Producer
 from kombulite.recovery import Lifecycle, State, Topology, restore_topology
@@ -26,6 +28,7 @@ from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
 from kombulite.utils.functional import retry_intervals, retry_over_time, sleep_in_slices
 
 if TYPE_CHECKING:
+    from kombulite.hooks import Hook, Hooks
     from kombulite.resource import ChannelPool, ConnectionPool
     from kombulite.simple import SimpleBuffer, SimpleQueue
 
@@ -49,6 +52,9 @@ class Connection(Address):
 
     Raises KeyError for an unknown transport, ValueError for a URL that cannot be or has options that are not known.
     """
+
+    # Not in its dict: CPython looks attributes up fast as long as there are no more than 30, and there are 30.
+    __slots__ = ("hooks", "tally")
 
     def __init__(
         self,
@@ -101,16 +107,27 @@ class Connection(Address):
         self._default_channel: Channel | None = None
         #: What has to be declared again when the connection was lost.
         self.topology = Topology()
+        #: What went through it: for its channels, which count. ``counters`` is for all others.
+        self.tally = Tally()
+        #: What is around its publishing and consuming, if anything.
+        self.hooks: Hooks | None = None
         self._life = Lifecycle(self.as_uri)
         _connections.add(self)
+        for hook in _hooks:
+            self.add_hook(hook)
+        for watcher in _watchers:
+            watcher(self)
 
     def clone(self, **overrides: Any) -> Connection:
-        """A connection of the same settings, not opened."""
+        """A connection of the same settings and hooks, not opened."""
         arguments = self.info()
         arguments["transport_options"] = dict(self.transport_options)
         arguments["alternates"] = list(self.alt)
         arguments.update(overrides)
-        return type(self)(**arguments)
+        clone = type(self)(**arguments)
+        for hook in self.hooks or ():
+            clone.add_hook(hook)
+        return clone
 
     def __copy__(self) -> Connection:
         return self.clone()
@@ -199,6 +216,8 @@ class Connection(Address):
             self._finalizer.atexit = False
             self._restore(transport)
             self._life.to(State.OPEN)
+            if before is State.LOST:
+                self.tally.count_reconnect()
             if self._loop is not None:
                 transport.register_with_event_loop(transport, self._loop)
             return transport
@@ -641,6 +660,7 @@ class Connection(Address):
     def after_fork(self) -> None:
         """Called in a forked child: forget the connection, which is the parent's."""
         self._lock = RLock()
+        self.tally.clear()
         if self._transport is not None and not self._transport.survives_fork:
             self.collect()
 
@@ -652,6 +672,34 @@ class Connection(Address):
             self.release()
         else:
             self.discard()
+
+    # --- what is seen of it
+
+    @property
+    def counters(self) -> Counters:
+        """What went through it since it was made, whenever it was lost or closed in between."""
+        return Counters(*self.tally.values())
+
+    def add_hook(self, hook: Hook) -> None:
+        """Have a hook around all that is published and consumed here from now on, and on clones. Once is enough."""
+        with self._lock:
+            hooks = tuple(self.hooks or ())
+            if hook in hooks:
+                return
+            self._observe((*hooks, hook))
+        hook.installed(self)
+
+    def remove_hook(self, hook: Hook) -> None:
+        """Take a hook away, if it is there."""
+        with self._lock:
+            self._observe(tuple(each for each in self.hooks or () if each is not hook))
+
+    def _observe(self, hooks: tuple[Hook, ...]) -> None:
+        from kombulite.hooks import Hooks  # for those who have some
+
+        self.hooks = Hooks(self, hooks) if hooks else None
+        for channel in list(self._channels.values()):
+            channel.observe(self.hooks)
 
     # --- what the transport can do
 
@@ -686,6 +734,30 @@ class Connection(Address):
 BrokerConnection = Connection
 
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+_hooks: list[Hook] = []  # of all connections
+_watchers: list[Callable[[Connection], object]] = []
+
+
+def watch_connections(watcher: Callable[[Connection], object]) -> None:
+    """Call a function with each connection of this process: with those there are, and with others as they are made."""
+    _watchers.append(watcher)
+    for connection in list(_connections):
+        watcher(connection)
+
+
+def add_hook(hook: Hook) -> None:
+    """Have a hook on all connections of this process, those there are and those to come."""
+    _hooks.append(hook)
+    for connection in list(_connections):
+        connection.add_hook(hook)
+
+
+def remove_hook(hook: Hook) -> None:
+    """Take a hook away from all connections."""
+    if hook in _hooks:
+        _hooks.remove(hook)
+    for connection in list(_connections):
+        connection.remove_hook(hook)
 
 
 def _leave_to_parent() -> None:

@@ -70,6 +70,11 @@ class Message(Received):
         """Note in ``errors`` that the transport could not understand all of the message."""
         self.errors.append((DecodeError, DecodeError(str(error)), None))
 
+    @property
+    def state(self) -> str:
+        """What became of it: RECEIVED, ACK, REJECTED or REQUEUED."""
+        return self._state
+
     # --- content
 
     def refuse(self, state: str) -> NoReturn:

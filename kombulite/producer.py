@@ -17,6 +17,7 @@ from kombulite.message import Message
 
 if TYPE_CHECKING:
     from kombulite.connection import Connection
+    from kombulite.hooks import Hooks
 
 #: Messages that ``publish_many`` prepares before it hands them over.
 CHUNK = 1000
@@ -62,6 +63,18 @@ class Batch:
         refused, total = self._refused, self._sent
         self._refused, self._sent = [], 0
         _raise_refused(refused, total)
+
+
+class ObservedBatch(Batch):
+    """A batch that tells the hooks of its connection what is put into it."""
+
+    def __init__(self, producer: Producer, max_size: int, hooks: Hooks) -> None:
+        super().__init__(producer, max_size)
+        self._hooks = hooks
+
+    def add(self, delivery: Delivery, mandatory: bool) -> None:
+        """Add a message, with the headers that the hooks add."""
+        super().add(self._hooks.collect(delivery, mandatory), mandatory)
 
 
 def _raise_refused(refused: list[tuple[int, Exception]], total: int) -> None:
@@ -332,7 +345,8 @@ class Producer:
         if self._batch is not None:
             yield self._batch
             return
-        batch = self._batch = Batch(self, max_size)
+        hooks = None if self.connection is None else self.connection.hooks
+        batch = self._batch = Batch(self, max_size) if hooks is None else ObservedBatch(self, max_size, hooks)
         try:
             yield batch
         finally:

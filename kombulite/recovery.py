@@ -60,7 +60,7 @@ class Lifecycle:
         logger, level = getLogger("kombulite.connection"), WARNING if state is State.LOST else INFO
         if logger.isEnabledFor(level):
             name, because = self._name(), "" if reason is None else f" ({reason})"
-            facts = {"connection": name, "before": before.value, "state": state.value}
+            facts = {"connection": name, "before": before.value, "state": state.value, "reason": reason}
             logger.log(level, "%s: %s%s", name, state.value, because, extra=facts)
 
 

@@ -22,7 +22,7 @@ from kombulite._core.frames import (
     MethodReceived,
     ReturnReceived,
 )
-from kombulite._core.message import NOT_DECODED, Delivery, Properties, Received, copy_tree
+from kombulite._core.message import NOT_DECODED, Delivery, MessageMaker, Properties, Received, Tally, copy_tree
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
@@ -45,6 +45,7 @@ __all__ = [
     "MalformedEnvelope",
     "MalformedFrame",
     "MalformedValue",
+    "MessageMaker",
     "MessageQueue",
     "MethodReceived",
     "NotEncodable",
@@ -56,6 +57,7 @@ __all__ = [
     "Rota",
     "RoutingTable",
     "TagSequence",
+    "Tally",
     "UnexpectedFrame",
     "UnknownExchange",
     "UnknownType",

@@ -168,6 +168,9 @@ class Transport:
     #: Whether a forked child may go on with a connection of its parent's.
     survives_fork: ClassVar[bool] = False
 
+    #: Whether ``publish`` returns only when the broker has said that it has the message.
+    confirms = True
+
     #: Messages that no queue took and that were not mandatory.
     unroutable = 0
 

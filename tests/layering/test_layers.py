@@ -27,9 +27,9 @@ FLOORS = [
     {"exceptions", "utils", "log", "clocks", "matcher", "compression", "serialization", "abstract", "entity"},
     {"transport.base", "transport.store", "transport.virtual", "transport", "transport.native_delayed_delivery"},
     {"transport.memory", "transport.filesystem", "transport.amqp", "transport.redis"},
-    {"message", "recovery", "channel", "consumer", "producer", "messaging"},
-    {"resource", "simple", "address", "connection"},
-    {"pools", "common", "mixins", "pidbox", "compat", "asynchronous", "aliasing"},
+    {"message", "recovery", "hooks", "channel", "consumer", "producer", "messaging"},
+    {"resource", "simple", "address", "counters", "connection"},
+    {"pools", "common", "mixins", "pidbox", "compat", "asynchronous", "aliasing", "contrib"},
     {"__init__"},
     {"cli", "run", "__main__"},
 ]
@@ -203,6 +203,10 @@ def test_import_is_light():
         "asyncio",
         "redis",
         "hiredis",
+        "opentelemetry",
+        "prometheus_client",
+        "kombulite.hooks",
+        "kombulite.contrib",
     ]
     code = f"import sys, kombulite; print([name for name in {heavy!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{code}"],

@@ -1,7 +1,11 @@
-"""What travels: the properties of a message, and a message on its way from or to a broker."""
+"""What travels: the properties of a message, and a message on its way from or to a broker; and how many did."""
 
 cimport cython
+from cpython.bytes cimport PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.object cimport PyObject, PyTypeObject
+
+cdef extern from "Python.h":
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
 
 PROPERTY_NAMES = (
@@ -150,21 +154,7 @@ cdef class Received:
     @classmethod
     def from_delivery(cls, Delivery delivery not None, channel):
         """The message that a transport handed over on a channel."""
-        cdef Received self = <Received> (<PyTypeObject*> cls).tp_new(<type> cls, <PyObject*> (), NULL)
-        cdef Properties properties = delivery.properties
-        self._delivery = delivery
-        self.channel = channel
-        self.delivery_tag = delivery.delivery_tag
-        self.content_type = properties.content_type
-        self.content_encoding = properties.content_encoding
-        self.body = delivery.body
-        if delivery.error is not None:
-            self.note_error(delivery.error)
-        if properties.headers is not None:
-            compression = properties.headers.get("compression")
-            if compression is not None:
-                self.inflate(compression)
-        return self
+        return received(cls, delivery, channel)
 
     # --- what the facade adds
 
@@ -315,3 +305,168 @@ cdef class Received:
         if self._errors is None:
             self._errors = []
         return self._errors
+
+
+cdef Received received(cls, Delivery delivery, channel):
+    cdef Received self = <Received> (<PyTypeObject*> cls).tp_new(<type> cls, <PyObject*> (), NULL)
+    cdef Properties properties = delivery.properties
+    self._delivery = delivery
+    self.channel = channel
+    self.delivery_tag = delivery.delivery_tag
+    self.content_type = properties.content_type
+    self.content_encoding = properties.content_encoding
+    self.body = delivery.body
+    if delivery.error is not None:
+        self.note_error(delivery.error)
+    if properties.headers is not None:
+        compression = properties.headers.get("compression")
+        if compression is not None:
+            self.inflate(compression)
+    return self
+
+
+# --- counting -----------------------------------------------------------------------------------------------------
+
+
+cdef Py_ssize_t size_of(Delivery delivery) except -1:
+    """Bytes in the body as it travels. Text counts as what it was encoded to."""
+    cdef Py_ssize_t size
+    body = delivery.body
+    if PyBytes_CheckExact(body):
+        return PyBytes_GET_SIZE(body)
+    if not isinstance(body, str):
+        return len(body)
+    encoding = delivery.properties.content_encoding
+    if encoding is not None and encoding != "utf-8":
+        try:
+            return len(body.encode(encoding))
+        except (LookupError, UnicodeError):
+            pass
+    try:
+        PyUnicode_AsUTF8AndSize(body, &size)
+    except UnicodeError:  # lone surrogates
+        return len(body.encode("utf-8", "surrogatepass"))
+    return size
+
+
+@cython.final
+cdef class Tally:
+    """What went through a connection, in numbers. May be shared by threads: each method is one step."""
+
+    cdef unsigned long long _published
+    cdef unsigned long long _confirmed
+    cdef unsigned long long _returned
+    cdef unsigned long long _consumed
+    cdef unsigned long long _redelivered
+    cdef unsigned long long _acked
+    cdef unsigned long long _rejected
+    cdef unsigned long long _requeued
+    cdef unsigned long long _reconnects
+    cdef unsigned long long _bytes_sent
+    cdef unsigned long long _bytes_received
+
+    def count_published(self, Delivery delivery not None):
+        """A message was handed to the broker."""
+        cdef Py_ssize_t size = size_of(delivery)
+        with cython.critical_section(self):
+            self._published += 1
+            self._bytes_sent += size
+
+    def count_confirmed(self, Delivery delivery not None):
+        """A message was handed to the broker, which said that it has it."""
+        cdef Py_ssize_t size = size_of(delivery)
+        with cython.critical_section(self):
+            self._published += 1
+            self._confirmed += 1
+            self._bytes_sent += size
+
+    def count_many(self, deliveries, bint confirmed, without=()):
+        """Messages were handed to the broker, but for those whose index is in ``without``."""
+        cdef unsigned long long number = 0, size = 0
+        cdef Py_ssize_t index
+        for index, delivery in enumerate(deliveries):
+            if not without or index not in without:
+                number += 1
+                size += size_of(<Delivery?> delivery)
+        with cython.critical_section(self):
+            self._published += number
+            self._bytes_sent += size
+            if confirmed:
+                self._confirmed += number
+
+    def count_returned(self):
+        """A mandatory message came back."""
+        with cython.critical_section(self):
+            self._returned += 1
+
+    def count_consumed(self, Delivery delivery not None):
+        """A message was handed to the application."""
+        self._consume(delivery)
+
+    cdef int _consume(self, Delivery delivery) except -1:
+        cdef Py_ssize_t size = size_of(delivery)
+        with cython.critical_section(self):
+            self._consumed += 1
+            self._redelivered += delivery.redelivered
+            self._bytes_received += size
+        return 0
+
+    def count_acked(self):
+        """Messages were acknowledged, one or several at once."""
+        with cython.critical_section(self):
+            self._acked += 1
+
+    def count_rejected(self):
+        """A message was given up."""
+        with cython.critical_section(self):
+            self._rejected += 1
+
+    def count_requeued(self):
+        """A message was put back."""
+        with cython.critical_section(self):
+            self._requeued += 1
+
+    def count_reconnect(self):
+        """A lost connection is back."""
+        with cython.critical_section(self):
+            self._reconnects += 1
+
+    def values(self):
+        """All numbers: published, confirmed, returned, consumed, redelivered, acked, rejected, requeued, reconnects,
+        bytes sent, bytes received."""
+        with cython.critical_section(self):
+            return (self._published, self._confirmed, self._returned, self._consumed, self._redelivered, self._acked,
+                    self._rejected, self._requeued, self._reconnects, self._bytes_sent, self._bytes_received)
+
+    def clear(self):
+        """Start from zero."""
+        with cython.critical_section(self):
+            self._published = self._confirmed = self._returned = self._consumed = self._redelivered = 0
+            self._acked = self._rejected = self._requeued = self._reconnects = 0
+            self._bytes_sent = self._bytes_received = 0
+
+
+@cython.final
+cdef class MessageMaker:
+    """Makes the messages that a consumer gets of its deliveries, and counts them.
+
+    ``cls``: a subclass of Received.
+    """
+
+    cdef type _cls
+    cdef object _channel
+    cdef Tally _tally
+    cdef bint _no_ack
+
+    def __init__(self, type cls not None, channel, Tally tally not None, bint no_ack):
+        self._cls = cls
+        self._channel = channel
+        self._tally = tally
+        self._no_ack = no_ack
+
+    def make(self, Delivery delivery not None):
+        """The message of a delivery."""
+        cdef Received message = received(self._cls, delivery, self._channel)
+        message.no_ack = self._no_ack
+        self._tally._consume(delivery)
+        return message

@@ -63,7 +63,7 @@ class Transport(BaseTransport):
         options = settings.options
         self._reply_timeout = float(options.get("read_timeout") or DEFAULT_TIMEOUT)
         self._write_timeout = float(options.get("write_timeout") or DEFAULT_TIMEOUT)
-        self._confirms = bool(options.get("confirm_publish"))
+        self.confirms = bool(options.get("confirm_publish"))
         self._conversation: Conversation | None = None
         self._lock = RLock()
         self._numbers = cycle(range(1, MOST_CHANNELS + 1))
@@ -79,7 +79,8 @@ class Transport(BaseTransport):
         self._channel_max = min(handshake.channel_max or MOST_CHANNELS, MOST_CHANNELS)
         self._numbers = cycle(range(1, self._channel_max + 1))
         self.server_properties = dict(handshake.server_properties)
-        self._conversation = Conversation(link, self._reply_timeout, self.settings.options)
+        name = self.client.as_uri() if self.client is not None else repr(self.settings)
+        self._conversation = Conversation(link, self._reply_timeout, self.settings.options, name)
         if link.heartbeat and self.settings.options.get("heartbeat_thread", True):
             pulse.add(link)
 
@@ -146,7 +147,7 @@ class Transport(BaseTransport):
             number = next(number for number in self._numbers if number not in talk.channels)
             channel = talk.add_channel(number, above)
         talk.request(channel, methods.CHANNEL_OPEN, "")
-        if self._confirms:
+        if self.confirms:
             talk.request(channel, methods.CONFIRM_SELECT, False)
             channel.confirms = Confirms()
         return number

@@ -73,11 +73,11 @@ class Channel:
 class Conversation:
     """What is going on between us and the broker, by channel. Made for a link that is open.
 
-    ``reply_timeout``: seconds to wait for an answer; ``options``: the transport's. Threads share it: of those that
-    wait, one handles what comes for all.
+    ``reply_timeout``: seconds to wait for an answer; ``options``: the transport's; ``name``: of the connection, for the
+    log. Threads share it: of those that wait, one handles what comes for all.
     """
 
-    def __init__(self, link: Link, reply_timeout: float, options: Mapping[str, Any]) -> None:
+    def __init__(self, link: Link, reply_timeout: float, options: Mapping[str, Any], name: str) -> None:
         self.link = link
         self.reply_timeout = reply_timeout
         self.root = Channel(0)  # the connection itself
@@ -86,6 +86,7 @@ class Conversation:
         self.blocked: str | None = None  # why the broker does not take messages
         self._failed: dict[int, Channel] = {}  # closed by the broker, and nobody knows it yet
         self._on_blocked, self._on_unblocked = options.get("on_blocked"), options.get("on_unblocked")
+        self._facts = {"connection": name}
         link.handle = self._handle
 
     # --- channels
@@ -242,12 +243,13 @@ class Conversation:
             self._channel_closed(event.channel, event.arguments)
         elif signature == methods.CONNECTION_BLOCKED:
             self.blocked = methods.decode("s", event.arguments)[0] or "no reason given"
-            logger.warning("the broker does not take messages: %s", self.blocked)
+            facts = {**self._facts, "state": "blocked", "reason": self.blocked}
+            logger.warning("the broker does not take messages: %s", self.blocked, extra=facts)
             if self._on_blocked is not None:
                 self._on_blocked(self.blocked)
         elif signature == methods.CONNECTION_UNBLOCKED:
             self.blocked = None
-            logger.info("the broker takes messages again")
+            logger.info("the broker takes messages again", extra={**self._facts, "state": "unblocked"})
             if self._on_unblocked is not None:
                 self._on_unblocked()
         elif signature == methods.CHANNEL_FLOW.signature:
