@@ -14,6 +14,7 @@ from kombulite.channel import Channel, check_short, make_properties
 from kombulite.compression import compress
 from kombulite.entity import Exchange, Queue, maybe_delivery_mode
 from kombulite.message import Message
+from kombulite.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from kombulite.connection import Connection
@@ -189,7 +190,8 @@ class Producer:
 
     def _attach(self, channel: Channel) -> None:
         self._channel = channel
-        self.exchange = self.exchange(channel)
+        if not (self.exchange.is_bound and self.exchange.channel is channel):
+            self.exchange = self.exchange(channel)
         self._declared = None
         if self.on_return is not None and self.on_return not in channel.return_listeners:
             channel.return_listeners.append(self.on_return)  # once, however many producers have it
@@ -262,12 +264,15 @@ class Producer:
             routing_key = self.routing_key
         if declare is not None:
             declare = tuple(declare)
-        publish = self._publish
-        if retry:
-            publish = self._insured(publish, retry_policy)
-        publish(name, routing_key, sent, body, mandatory, declare, timeout, confirm_timeout)
+        if not retry:
+            self._publish(name, routing_key, sent, body, mandatory, declare, timeout, confirm_timeout)
+        else:
+            policy = RetryPolicy(**(retry_policy or {}))
+            self._call_insured(
+                policy, self._publish, name, routing_key, sent, body, mandatory, declare, timeout, confirm_timeout
+            )
         if self._batch is not None and self._batch.is_full:
-            self._insured(self._batch.flush, retry_policy)() if retry else self._batch.flush()
+            self._call_insured(policy, self._batch.flush) if retry else self._batch.flush()
 
     def publish_many(
         self,
@@ -400,8 +405,8 @@ class Producer:
             if shared is None:
                 shared = self._plain[key] = Properties(content_type, content_encoding, None, delivery_mode, priority)
             return body, shared
-        headers = dict(headers) if headers else {}
         if compression:
+            headers = dict(headers or {})
             body, headers["compression"] = compress(body, compression)
         properties = dict(properties, delivery_mode=delivery_mode)
         if expiration is not None:
@@ -462,11 +467,11 @@ class Producer:
             self._declared = self.channel.connection.declared_entities
             self._exchange = self.exchange
 
-    def _insured(self, fun: Callable[..., None], retry_policy: Mapping[str, Any] | None) -> Callable[..., None]:
+    def _call_insured(self, policy: RetryPolicy, fun: Callable[..., None], *args: Any) -> None:
         connection = self.connection
         if connection is None:
             raise exceptions.NotBoundError("the producer has no channel and no connection")
-        return connection.ensure(self, fun, **(retry_policy or {}))
+        connection.call_insured(self, policy, fun, *args)
 
     # --- lifetime
 

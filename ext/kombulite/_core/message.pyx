@@ -23,6 +23,25 @@ def copy_tree(value):
     return value
 
 
+def freeze(value, unknown):
+    """A key that is equal for equal trees of dicts, lists, tuples and sets; ``unknown`` stands in for other objects.
+
+    ``unknown(value)`` is called with each that is no text, number or None either.
+    """
+    return frozen(value, unknown)
+
+
+cdef object frozen(object value, object unknown):
+    cdef type kind = type(value)
+    if value is None or kind is str or kind is bool or kind is int or kind is float:
+        return value
+    if isinstance(value, dict):
+        return tuple(sorted([(str(name), frozen(item, unknown)) for name, item in value.items()], key=repr))
+    if isinstance(value, (list, tuple, set)):
+        return tuple([frozen(item, unknown) for item in value])
+    return unknown(value)
+
+
 @cython.final
 cdef class Properties:
     """The basic properties of a message, in the order of the AMQP 0-9-1 content header (section 4.2.6.1).
