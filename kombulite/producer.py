@@ -264,15 +264,20 @@ class Producer:
             routing_key = self.routing_key
         if declare is not None:
             declare = tuple(declare)
+        arguments = name, routing_key, sent, body, mandatory, declare, timeout, confirm_timeout
+        batch = self._batch
         if not retry:
-            self._publish(name, routing_key, sent, body, mandatory, declare, timeout, confirm_timeout)
-        else:
-            policy = RetryPolicy(**(retry_policy or {}))
-            self._call_insured(
-                policy, self._publish, name, routing_key, sent, body, mandatory, declare, timeout, confirm_timeout
-            )
-        if self._batch is not None and self._batch.is_full:
-            self._call_insured(policy, self._batch.flush) if retry else self._batch.flush()
+            self._publish(*arguments)
+            if batch is not None and batch.is_full:
+                batch.flush()
+            return
+        connection = self.connection
+        if connection is None:
+            raise exceptions.NotBoundError("the producer has no channel and no connection")
+        policy = RetryPolicy(**retry_policy) if retry_policy else RetryPolicy()
+        connection.call_insured(self, policy, self._publish, *arguments)
+        if batch is not None and batch.is_full:
+            connection.call_insured(self, policy, batch.flush)
 
     def publish_many(
         self,
@@ -466,12 +471,6 @@ class Producer:
             # Until the connection forgets its declarations there is nothing to look up.
             self._declared = self.channel.connection.declared_entities
             self._exchange = self.exchange
-
-    def _call_insured(self, policy: RetryPolicy, fun: Callable[..., None], *args: Any) -> None:
-        connection = self.connection
-        if connection is None:
-            raise exceptions.NotBoundError("the producer has no channel and no connection")
-        connection.call_insured(self, policy, fun, *args)
 
     # --- lifetime
 

@@ -16,10 +16,19 @@ PROPERTY_NAMES = (
 
 def copy_tree(value):
     """A copy of nested dicts and lists, down to what is neither."""
+    return copied(value)
+
+
+cdef object copied(object value):
+    cdef dict items
     if type(value) is dict:
-        return {name: copy_tree(item) for name, item in (<dict> value).items()}
+        items = (<dict> value).copy()
+        for name, item in items.items():
+            if type(item) is dict or type(item) is list:
+                items[name] = copied(item)
+        return items
     if type(value) is list:
-        return [copy_tree(item) for item in <list> value]
+        return [copied(item) for item in <list> value]
     return value
 
 
