@@ -313,7 +313,8 @@ class Channel:
             self._notice(error)
             raise
         else:
-            self._count(delivery)
+            count = self._count  # here and below: an attribute that is called at once is looked up the slow way
+            count(delivery)
         if mandatory:
             for event in self._transport.take_returned(self.channel_id):
                 self.dispatch(event)
@@ -408,12 +409,13 @@ class Channel:
 
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
         """Acknowledge a delivery, and with ``multiple`` all before it. Raises PreconditionFailed."""
+        settle, count = self._settle, self._count_acked
         try:
-            self._settle(self.channel_id, delivery_tag, ACK, multiple)
+            settle(self.channel_id, delivery_tag, ACK, multiple)
         except exceptions.ChannelError as error:
             self._notice(error)
             raise
-        self._count_acked()
+        count()
 
     def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         """Give a delivery up, or put it back into its queue."""
@@ -482,8 +484,8 @@ class Channel:
                 with suppress(exceptions.RecoverableConnectionError):
                     self._transport.settle(self.channel_id, event.delivery_tag, Outcome.REQUEUE)
                 return
-            message = subscription.make_message(event)
-            subscription.run(message)
+            make_message, run = subscription.make_message, subscription.run
+            run(make_message(event))
         elif isinstance(event, Returned):
             error = exceptions.MessageReturned(event.reply_text, (60, 50), "Basic.return", event.reply_code)
             self._on_returned(error, event.delivery)
