@@ -29,6 +29,7 @@ TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
 INCOMPLETE = object()
 RESP2_PUSHES = (b"message", b"pmessage", b"psubscribe", b"punsubscribe")
 READ_SIZE = 1 << 16  # bytes
+MOST_READS = 64  # in one look at what has arrived: a server may talk faster than we listen
 
 #: Replies to posted commands that may be outstanding before we stop to read them.
 MOST_POSTED = 5000
@@ -193,8 +194,9 @@ class Link:
             if not (self._posted or self._is_tls or self._readable.poll(0)):
                 return
             try:
-                while self._receive():
-                    pass
+                for _ in range(MOST_READS):
+                    if not self._receive():
+                        break
                 self._take(0, [])
                 if self._posted and self._timeout and monotonic() - self._waiting_since > self._timeout:
                     raise TimeoutError("the server did not answer in time")
