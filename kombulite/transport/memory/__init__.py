@@ -222,12 +222,10 @@ class Transport(BaseTransport):
         try:
             if channel not in self._channels:
                 raise exceptions.RecoverableConnectionError("channel already closed")
-            if broker.expiring:
+            if self._expiring:
                 broker.expire(monotonic())
             queues = broker.route(delivery)
-            if len(queues) == 1 and queues[0].is_plain and delivery.properties.expiration is None:
-                queue = queues[0]
-                queue.messages.add(delivery)
+            if len(queues) == 1 and (queue := queues[0]).is_plain and queue.messages.add_unless_expiring(delivery):
                 if queue.idle:
                     broker.offer(queue)
             elif queues:
