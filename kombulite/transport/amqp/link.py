@@ -147,7 +147,7 @@ class Link:
         they will be sent, and nothing comes between. Raises RecoverableConnectionError after the timeout (frames whose
         turn it was may still be sent later), OSError.
         """
-        if not self.writing.acquire(blocking=False):
+        if not self.writing.acquire(False):  # by keyword it takes 0.1 us, of the 2 of a publish
             self._acquire_writing(timeout)
         try:
             if self.failure is not None or self._unsent:
