@@ -278,10 +278,10 @@ class Producer:
         )
         if declare is not None:
             declare = tuple(declare)
-        publish = self._publish
         if retry:
-            publish = self._insured(publish, retry_policy)
-        publish(delivery, mandatory, declare, timeout, confirm_timeout)
+            self._insured(self._publish, retry_policy)(delivery, mandatory, declare, timeout, confirm_timeout)
+        else:
+            self._publish(delivery, mandatory, declare, timeout, confirm_timeout)
         if self._batch is not None and self._batch.is_full:
             self._insured(self._batch.flush, retry_policy)() if retry else self._batch.flush()
 

@@ -156,7 +156,8 @@ class Link:
             if on_turn is not None:
                 on_turn()
             try:
-                sent = self._send(data, self._more if more else 0)
+                write = self._send  # called as `self._send(...)` it would be looked for in the class first
+                sent = write(data, self._more if more else 0)
             except self._blocking_errors:
                 sent = 0
             self._corked = more

@@ -47,7 +47,6 @@ class Transport(BaseTransport):
         super().__init__(settings)
         self._broker = broker_of(settings.virtual_host)
         self._lock = self._broker.lock
-        self._acquire, self._release = self._lock.acquire, self._lock.release
         self._wake = Condition(self._lock)
         self._channels: dict[int, Channel] = {}
         # A number comes again only after all others: what is still under way for a closed channel finds nobody.
@@ -217,8 +216,8 @@ class Transport(BaseTransport):
         timeout: float | None = None,
         confirm_timeout: float | None = None,
     ) -> None:
-        broker = self._broker
-        self._acquire()  # what `with` does, in half the time
+        broker, lock = self._broker, self._lock
+        lock.acquire()  # what `with` does, in half the time
         try:
             if channel not in self._channels:
                 raise exceptions.RecoverableConnectionError("channel already closed")
@@ -238,7 +237,7 @@ class Transport(BaseTransport):
             else:
                 self.unroutable += 1
         finally:
-            self._release()
+            lock.release()
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
@@ -370,7 +369,8 @@ class Transport(BaseTransport):
     def receive(self, timeout: float | None) -> Sequence[Event]:
         if not self._events and not self._expiring:
             # The common case takes no lock: claiming is atomic.
-            delivery = self._claim(0.0)
+            claim = self._claim  # called as `self._claim(0.0)` it would be looked for in the class first
+            delivery = claim(0.0)
             if delivery is not None:
                 if self._left:
                     with self._lock:
