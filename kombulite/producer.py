@@ -12,7 +12,7 @@ from kombulite import exceptions, serialization
 from kombulite._core import Delivery, PlainMessages
 from kombulite.channel import SURELY_SHORT, Channel, check_short, make_properties
 from kombulite.compression import compress
-from kombulite.entity import Exchange, Queue, maybe_delivery_mode
+from kombulite.entity import DELIVERY_MODES, PERSISTENT_DELIVERY_MODE, Exchange, Queue
 from kombulite.message import Message
 
 if TYPE_CHECKING:
@@ -389,8 +389,10 @@ class Producer:
             name, mode = exchange, delivery_mode or self.exchange.delivery_mode
         else:
             name, mode = exchange.name, delivery_mode or exchange.delivery_mode
-        if mode.__class__ is not int:
-            mode = maybe_delivery_mode(mode)
+        if not mode:
+            mode = PERSISTENT_DELIVERY_MODE
+        elif isinstance(mode, str):
+            mode = DELIVERY_MODES[mode]
         if routing_key is None:
             routing_key = self.routing_key
         if len(routing_key) > SURELY_SHORT:

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from kombulite import exceptions
-from kombulite._core import Delivery, Rota
+from kombulite._core import Delivery, Rota, UnknownExchange
 from kombulite.transport.base import (
     Capabilities,
     Event,
@@ -223,7 +223,7 @@ class Transport(BaseTransport):
                 raise exceptions.RecoverableConnectionError("channel already closed")
             if self._expiring:
                 broker.expire(monotonic())
-            queues = broker.route(delivery)
+            queues = broker.table.route_message(delivery, broker.queues)
             if len(queues) == 1 and (queue := queues[0]).is_plain and queue.messages.add_unless_expiring(delivery):
                 if queue.idle:
                     broker.offer(queue)
@@ -236,6 +236,8 @@ class Transport(BaseTransport):
                 broker.accept((broker.declare_queue(QueueSpec(delivery.routing_key), self),), delivery)
             else:
                 self.unroutable += 1
+        except UnknownExchange:
+            raise broker.no_exchange(delivery.exchange) from None
         finally:
             lock.release()
 

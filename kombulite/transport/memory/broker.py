@@ -304,8 +304,12 @@ class Broker:
         try:
             queues: tuple[Queue, ...] = self.table.route_message(delivery, self.queues)
         except UnknownExchange:
-            raise exceptions.NotFound(f"no exchange '{delivery.exchange}'") from None
+            raise self.no_exchange(delivery.exchange) from None
         return queues
+
+    def no_exchange(self, name: str) -> exceptions.NotFound:
+        """The error for an exchange that is not there."""
+        return exceptions.NotFound(f"no exchange '{name}'")
 
     def accept(self, queues: tuple[Queue, ...], delivery: Delivery) -> None:
         """Take a publish. Raises MessageNacked if a queue is full, PreconditionFailed for a bad expiration."""
