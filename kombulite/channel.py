@@ -288,6 +288,7 @@ class Channel:
         confirm_timeout: float | None = None,
     ) -> None:
         """Publish what ``prepare_message`` made. ``immediate`` is ignored, as brokers do."""
+        check_short(routing_key, "routing key")
         delivery = Delivery(exchange, routing_key, message.properties, message.body)
         self.publish(delivery, mandatory, timeout, confirm_timeout)
 
@@ -298,12 +299,10 @@ class Channel:
         timeout: float | None = None,
         confirm_timeout: float | None = None,
     ) -> None:
-        """Hand a message to the broker. Raises NotFound, MessageNacked, PreconditionFailed (routing key too long).
+        """Hand a message, whose routing key is a short string, to the broker. Raises NotFound, MessageNacked.
 
         After a mandatory one what has come back goes to the listeners; without any, MessageReturned is raised.
         """
-        if len(delivery.routing_key) > SURELY_SHORT:
-            check_short(delivery.routing_key, "routing key")
         try:
             self._transport.publish(self.channel_id, delivery, mandatory, timeout, confirm_timeout)
         except exceptions.MessageReturned as error:
@@ -322,12 +321,10 @@ class Channel:
     def publish_many(
         self, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
-        """Publish in order; returns those refused, as (index, exception).
+        """Publish in order; returns those refused, as (index, exception). Their routing keys are short strings.
 
         Those that came back go to the listeners; without any they count as refused.
         """
-        for delivery in deliveries:
-            check_short(delivery.routing_key, "routing key")
         transport = self._transport
         refused = self._ask(transport.publish_many, deliveries, mandatory, timeout)
         if refused and isinstance(refused[-1][1], exceptions.ChannelError):

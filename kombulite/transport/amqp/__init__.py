@@ -233,7 +233,7 @@ class Transport(BaseTransport):
         timeout: float | None = None,
         confirm_timeout: float | None = None,
     ) -> None:
-        talk = self._talk()
+        talk = self._conversation or self._talk()
         try:
             state = talk.channels[channel]
         except KeyError:
@@ -413,7 +413,7 @@ class Transport(BaseTransport):
         return answer if type(answer) is Delivery else None
 
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
-        talk = self._talk()
+        talk = self._conversation or self._talk()
         link = talk.link
         state = talk.channels.get(channel) or talk.channel(channel)
         if delivery_tag > link.decoder.last_tag(channel) or (delivery_tag == 0 and not multiple):
@@ -435,10 +435,10 @@ class Transport(BaseTransport):
         self._talk().call(channel, methods.BASIC_RECOVER, True)
 
     def receive(self, timeout: float | None) -> Sequence[Event]:
-        talk = self._talk()
+        talk = self._conversation or self._talk()
         link, events = talk.link, talk.events
         link.check()  # what is left of a lost connection comes again on the next
-        if not events and link.reading.acquire(blocking=False):
+        if not events and link.reading.acquire(False):
             # The common case: the next of many messages that were read at once.
             try:
                 event = link.next_event() if not events else None  # the thread that read until now may have left some
