@@ -131,6 +131,7 @@ class Channel:
         self._join(transport)
         self._subscriptions: dict[str, Subscription] = {}
         self._limits: dict[bool, tuple[int, int]] = {}  # by a_global: prefetch size and count
+        self._confirms = False  # whether it was asked for on this channel
         self._highest_tag = 0
         self._gone: set[str] = set()  # tags of consumers without acks that have ended
         #: Tags of consumers that the broker ended with the channel, and that do not know it yet.
@@ -290,6 +291,14 @@ class Channel:
         """Publish what ``prepare_message`` made. ``immediate`` is ignored, as brokers do."""
         delivery = Delivery(exchange, routing_key, message.properties, message.body)
         self.publish(delivery, mandatory, timeout, confirm_timeout)
+
+    def confirm_select(self) -> None:
+        """From now on each publish on this channel waits until the broker has the message, and says so.
+
+        Nothing where all publishes do: with ``confirm_publish``, and on all brokers but those of AMQP.
+        """
+        self._ask(self._transport.confirm)
+        self._confirms = True
 
     def publish(
         self,
@@ -585,6 +594,8 @@ class Channel:
 
     def resume(self, renamed: Mapping[str, str]) -> None:
         """Set the limits and start the consumers again. ``renamed``: queues that have another name now."""
+        if self._confirms:
+            self._transport.confirm(self.channel_id)
         for a_global, (size, count) in self._limits.items():
             self._transport.qos(self.channel_id, size, count, a_global)
         for tag, each in self._subscriptions.items():

@@ -330,6 +330,16 @@ class Link:
         if now > self._received_at + 2 * self.heartbeat and not self._is_readable():
             self.give_up(exceptions.ConnectionForced("Too many heartbeats missed"))
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the broker has missed one heartbeat, and not two yet."""
+        if not self.heartbeat or self.failure is not None or self._reads != self._reads_seen:
+            return False
+        try:
+            return monotonic() > self._received_at + self.heartbeat and not self._is_readable()
+        except ValueError:
+            return False  # another thread has closed it
+
     def _is_readable(self) -> bool:
         """Whether there is something to read, asked by a thread that may not be the reader."""
         if self._pending is not None and self._pending():

@@ -160,6 +160,10 @@ class Transport(BaseTransport):
     def connected(self) -> bool:
         return self._receiver is not None and all(link.is_open for link in self._links)
 
+    @property
+    def is_suspect(self) -> bool:
+        return any(link.is_suspect for link in list(self._links))
+
     def driver_version(self) -> str:
         return version("redis")
 

@@ -185,6 +185,11 @@ class Link:
         """Whether posted commands have no reply yet."""
         return bool(self._posted)
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether half of the time is gone that the server has for the reply to a posted command."""
+        return bool(self._posted and self._timeout and monotonic() - self._waiting_since > self._timeout / 2)
+
     def poll(self) -> None:
         """Read what has arrived, without waiting. Raises TimeoutError if posted commands wait too long for a reply."""
         self._check()
