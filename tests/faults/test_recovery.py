@@ -240,6 +240,35 @@ def test_states_are_logged(server, connection, caplog):
     assert "guest:**@" in caplog.text
 
 
+def test_broker_that_falls_silent_is_suspect_before_it_is_lost(server, caplog):
+    caplog.set_level(logging.INFO, "kombulite.connection")
+    with Connection(server.url, heartbeat=2) as connection:
+        Consumer(connection.channel(), Queue(uuid(), auto_delete=True), on_message=print).consume()
+
+        def drain_until(state: State) -> None:
+            deadline = time.monotonic() + 30
+            while connection.state is not state:
+                assert time.monotonic() < deadline
+                try:
+                    connection.drain_events(timeout=0.05)
+                except TimeoutError:
+                    continue
+                except connection.recoverable_connection_errors:
+                    return
+
+        server.pause()
+        try:
+            drain_until(State.SUSPECT)
+            server.resume()
+            drain_until(State.OPEN)
+            server.pause()
+            drain_until(State.LOST)
+        finally:
+            server.resume()
+    states = [record.state for record in caplog.records]
+    assert states == ["connecting", "open", "suspect", "open", "suspect", "lost", "closed"]
+
+
 def test_threads_that_publish_again_reconnect_once(server):
     """Each of them sees the loss; one of them mends it."""
     with Connection(server.url, transport_options={"confirm_publish": True}) as connection:

@@ -104,6 +104,34 @@ def test_consumer_goes_on_after_a_restart_with_what_it_had_not_acknowledged(serv
         assert queue(other).get() is None
 
 
+def test_server_that_falls_silent_is_suspect_before_it_is_lost(server):
+    options = {"socket_timeout": 3, "health_check_interval": 0.2}
+    with Connection(server.url, transport_options=options) as connection:
+        consume(connection, Queue(uuid()), [])
+        seen = [connection.state]
+
+        def look() -> None:
+            if connection.state is not seen[-1]:
+                seen.append(connection.state)
+
+        server.pause()
+        try:
+            while seen[-1] is not State.SUSPECT:
+                with pytest.raises(TimeoutError):
+                    connection.drain_events(timeout=0.05)
+                look()
+            server.resume()
+            while seen[-1] is not State.OPEN:
+                with pytest.raises(TimeoutError):
+                    connection.drain_events(timeout=0.05)
+                look()
+            server.pause()
+            lose(connection)
+        finally:
+            server.resume()
+    assert seen == [State.OPEN, State.SUSPECT, State.OPEN]
+
+
 @needs_fork
 def test_forked_child_leaves_its_parents_connection_alone(server, connection):
     queue, messages = Queue(uuid()), []
