@@ -29,8 +29,8 @@ class Consumer:
     ``on_message`` with the message alone, not decoded; ``accept``: serializers or content types that may be decoded;
     ``on_decode_error(message, exception)``: called instead of raising; ``prefetch_count``: messages delivered and not
     acknowledged at a time; ``no_ack``: they count as acknowledged when sent; ``tag_prefix``: starts the consumer tags;
-    ``max_deliveries`` and ``dead_letter`` (a queue, its name, or an exchange): a message that was delivered so many times
-    and came back goes there. Raises ValueError for one of the two alone.
+    ``max_deliveries`` and ``dead_letter`` (a queue, its name, or an exchange): a message that was delivered so many
+    times and came back goes there. Raises ValueError for one of the two alone.
     """
 
     ContentDisallowed = exceptions.ContentDisallowed

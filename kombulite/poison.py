@@ -33,8 +33,8 @@ class DeadLetterRule:
     def bury(self, message: Message, queue: str) -> None:
         """Send a message of that queue to the dead letters, and acknowledge it once the broker has it there.
 
-        Raises MessageReturned where nothing takes dead letters, MessageNacked, and errors of connection and channel. The
-        message is not acknowledged then.
+        Raises MessageReturned where nothing takes dead letters, MessageNacked, and errors of connection and channel.
+        The message is not acknowledged then.
         """
         channel = self._confirming(message.channel)
         delivery = message.delivery
