@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
+import time
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 import redis
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, uuid
+from kombulite.mixins import ConsumerMixin
 from kombulite.recovery import State
 from tests.conftest import started
+from tests.faults.scenarios import check_retry, go_over_and_back
 from tests.faults.test_forks_and_heartbeats import in_child, needs_fork
-from tests.servers import RedisServer
+from tests.servers import RedisServer, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +158,167 @@ def test_forked_child_leaves_its_parents_connection_alone(server, connection):
     payloads = wait(connection, messages, 4)
     assert "parent" in payloads
     assert connection.transport is parents
+
+
+# --- programs that consume for ever
+
+
+class Worker(ConsumerMixin):
+    def __init__(self, connection: Connection, queue: Queue, got: list[Any]) -> None:
+        self.connection, self.queue, self.got = connection, queue, got
+
+    def get_consumers(self, Consumer: Any, channel: Any) -> list[Any]:
+        return [Consumer(self.queue, on_message=self.take)]
+
+    def take(self, message: Any) -> None:
+        self.got.append(message.payload)
+        message.ack()
+
+
+def flush_scripts(server: RedisServer, queue: Queue) -> None:
+    with redis.Redis(port=server.port) as client:
+        client.script_flush()
+
+
+def delete_queue(server: RedisServer, queue: Queue) -> None:
+    with Connection(server.url) as other:
+        queue(other).delete()
+
+
+def fill_memory(server: RedisServer, queue: Queue) -> None:
+    """For a second nothing can be written."""
+    with redis.Redis(port=server.port) as client, Connection(server.url) as other:
+        client.config_set("maxmemory", 1)
+        with pytest.raises(exceptions.MessageNacked):
+            Producer(other).publish("refused", routing_key=queue.name)
+        client.config_set("maxmemory", 0)
+
+
+def restart(server: RedisServer, queue: Queue) -> None:
+    server.kill()
+    server.start()
+
+
+@pytest.mark.parametrize(
+    "fault", [lambda server, queue: kill_all(server), flush_scripts, delete_queue, fill_memory, restart]
+)
+def test_worker_goes_on(server, fault):
+    queue, got = Queue(uuid()), []
+    worker = Worker(Connection(server.url), queue, got)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        with Connection(server.url) as other:
+            Producer(other).publish("before", routing_key=queue.name)
+        wait_until(lambda: got == ["before"], 30, "the worker does not consume")
+        fault(server, queue)
+        with Connection(server.url) as other:
+            Producer(other).publish("after", routing_key=queue.name)
+        wait_until(lambda: got == ["before", "after"], 30, "the worker does not go on")
+    finally:
+        worker.should_stop = True
+        thread.join(30)
+    assert not thread.is_alive()
+
+
+# --- several servers
+
+
+def test_consumer_and_publisher_go_over_to_the_other_server_and_back(start_server):
+    go_over_and_back([start_server(lambda: RedisServer(appendonly="yes")) for _ in range(2)], {})
+
+
+# --- what a retry leaves behind
+
+
+def test_retry_does_what_the_policy_says_and_leaves_no_trace(server):
+    options = {"visibility_timeout": 60, "max_retries": 7}
+    with Connection(server.url, transport_options=dict(options)) as connection:
+        check_retry(connection, lambda: kill_all(server))
+        assert connection.transport_options == options
+        assert connection.transport.settings.options == options
+
+
+# --- what is tried again, and what is not
+
+
+def answering(answer: bytes | None) -> Any:
+    """A port where somebody answers each connection with the same bytes, or not at all."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        open_: list[socket.socket] = []
+        with suppress(OSError):
+            while True:
+                peer, _ = listener.accept()
+                open_.append(peer)
+                if answer is not None:
+                    peer.recv(1)
+                    peer.sendall(answer)
+        for peer in open_:
+            peer.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listener
+
+
+def test_refused_port_is_tried_again():
+    told: list[Any] = []
+    with Connection("redis://127.0.0.1:1") as connection, pytest.raises(exceptions.OperationalError):
+        connection.ensure_connection(lambda error, interval: told.append(error), max_retries=2, interval_start=0)
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00\x01AMQP"])
+def test_somebody_who_does_not_speak_resp_is_not_tried_again(answer):
+    told: list[Any] = []
+    with answering(answer) as listener, Connection(f"redis://127.0.0.1:{listener.getsockname()[1]}") as connection:
+        with pytest.raises(exceptions.FrameError):
+            connection.ensure_connection(lambda error, interval: told.append(error), max_retries=2, interval_start=0)
+        listener.shutdown(socket.SHUT_RDWR)
+    assert told == []
+
+
+def test_database_that_is_not_there_is_not_tried_again(server):
+    told: list[Any] = []
+    with Connection(f"redis://127.0.0.1:{server.port}/99") as connection, pytest.raises(exceptions.NotAllowed):
+        connection.ensure_connection(lambda error, interval: told.append(error), max_retries=2, interval_start=0)
+    assert told == []
+
+
+def test_peer_that_says_nothing_is_tried_again_in_time():
+    told: list[Any] = []
+    with answering(None) as listener:
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
+        with Connection(url, connect_timeout=0.2) as connection, pytest.raises(exceptions.OperationalError):
+            connection.ensure_connection(lambda error, interval: told.append(error), max_retries=2, interval_start=0)
+        listener.shutdown(socket.SHUT_RDWR)
+    assert len(told) == 2
+
+
+@contextmanager
+def silent_after_login(server: RedisServer) -> Any:
+    """The port of somebody who passes a login on to the server, and nothing after it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError), listener.accept()[0] as ours:
+                with socket.create_connection(("127.0.0.1", server.port)) as theirs:
+                    while b"TRACKING" not in (asked := ours.recv(65536)) and asked:
+                        theirs.sendall(asked)
+                        ours.sendall(theirs.recv(65536))
+                    ours.recv(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(30)
+
+
+def test_server_that_falls_silent_after_the_login_is_given_up_in_time(server):
+    """What follows the login is part of connecting."""
+    with silent_after_login(server) as port, Connection(f"redis://127.0.0.1:{port}", connect_timeout=0.5) as connection:
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+        assert time.monotonic() - started < 20  # the deadline of a request is 30

@@ -94,12 +94,14 @@ class Transport(BaseTransport):
             raise
 
     def _connect(self) -> None:
-        link = self._link = self._open(self._on_push)
+        link, timeout = self._open(self._on_push), self.settings.connect_timeout
+        self._link = link
         tracked = False
         if link.protocol == 3:
-            tracked = not isinstance(link.exchange(pack(("CLIENT", "TRACKING", "ON", "OPTIN")), 1)[0], ReplyError)
+            track = pack(("CLIENT", "TRACKING", "ON", "OPTIN"))
+            tracked = not isinstance(link.exchange(track, 1, timeout)[0], ReplyError)
         try:
-            seconds, microseconds = link.call("TIME")
+            seconds, microseconds = link.call("TIME", timeout=timeout)
             self._clock = int(seconds) + int(microseconds) / 1e6 - monotonic()
         except (TypeError, ValueError) as error:
             raise exceptions.RecoverableConnectionError(f"a server that tells no time: {error}") from error
