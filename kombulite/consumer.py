@@ -143,8 +143,9 @@ class Consumer:
     def _consume(self, queue: Queue, no_ack: bool | None) -> None:
         tag = f"{self.tag_prefix}{next(_tags)}"
         self._no_ack_of[queue.name] = no_ack
-        receive = self._receive if self._rule is None else partial(self._receive_or_bury, queue.name)
+        receive = self._receive if self._rule is None else partial(self._receive_or_bury, queue)
         self._active_tags[queue.name] = queue.consume(tag, receive, no_ack=no_ack, on_cancel=self._on_cancelled)
+        self.channel.tell_renames(tag, self._on_renamed)
 
     def _on_cancelled(self, consumer_tag: str) -> None:
         """The broker ended a consumer; ``consume`` may start it again."""
@@ -152,6 +153,13 @@ class Consumer:
             if tag == consumer_tag:
                 del self._active_tags[name]
         raise exceptions.ConsumerCancelled(f"the broker cancelled consumer {consumer_tag}")
+
+    def _on_renamed(self, before: str, now: str) -> None:
+        """The broker gave its queue another name when the connection was restored."""
+        queue = self._queues[now] = self._queues.pop(before)
+        queue.name = now
+        self._active_tags[now] = self._active_tags.pop(before)
+        self._no_ack_of[now] = self._no_ack_of.pop(before)
 
     def cancel(self) -> None:
         """Stop consuming. Messages delivered stay to be acknowledged."""
@@ -225,10 +233,10 @@ class Consumer:
             for callback in self.callbacks:
                 callback(body, message)
 
-    def _receive_or_bury(self, queue: str, message: Message) -> None:
+    def _receive_or_bury(self, queue: Queue, message: Message) -> None:
         assert self._rule is not None
         if self._rule.condemns(message):
-            self._rule.bury(message, queue)
+            self._rule.bury(message, queue.name)
         else:
             self._receive(message)
 

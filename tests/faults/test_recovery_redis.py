@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -16,7 +17,7 @@ from kombulite import Connection, Consumer, Exchange, Producer, Queue, exception
 from kombulite.mixins import ConsumerMixin
 from kombulite.recovery import State
 from tests.conftest import started
-from tests.faults.scenarios import check_retry, go_over_and_back
+from tests.faults.scenarios import check_retry, go_over_and_back, left_behind, reconnect
 from tests.faults.test_forks_and_heartbeats import in_child, needs_fork
 from tests.servers import RedisServer, wait_until
 
@@ -322,3 +323,116 @@ def test_server_that_falls_silent_after_the_login_is_given_up_in_time(server):
         with pytest.raises(TimeoutError):
             connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
         assert time.monotonic() - started < 20  # the deadline of a request is 30
+
+
+# --- what ends in time
+
+
+def test_release_of_a_connection_to_a_server_that_hangs(server, monkeypatch):
+    monkeypatch.setattr("kombulite.transport.redis.CLOSE_TIMEOUT", 0.3)
+    queue, messages = Queue(uuid()), []
+    connection = Connection(server.url)
+    consume(connection, queue, messages)
+    Producer(connection).publish("held", routing_key=queue.name)
+    wait(connection, messages, 1)
+    server.pause()
+    try:
+        started = time.monotonic()
+        connection.release()
+        assert time.monotonic() - started < 20  # the deadline of a request is 30
+    finally:
+        server.resume()
+    with Connection(server.url) as other:  # it puts back what the first one held
+        assert queue(other).get().payload == "held"
+
+
+# --- threads and forks
+
+
+def test_eight_threads_share_a_connection(server):
+    queue, got = Queue(uuid()), []
+    errors: list[BaseException] = []
+    with Connection(server.url) as connection:
+        queue(connection).declare()
+
+        def guarded(work: Any, number: int) -> None:
+            try:
+                work(number)
+            except BaseException as error:
+                errors.append(error)
+                raise
+
+        def publish(number: int) -> None:
+            producer = Producer(connection.channel())
+            for i in range(100):
+                producer.publish((number, i), routing_key=queue.name)
+                queue(producer.channel).queue_declare(passive=True)
+
+        def take(number: int) -> None:
+            def on_message(message: Any) -> None:
+                got.append(tuple(message.payload))
+                message.ack()
+
+            with Consumer(connection.channel(), queue, on_message=on_message, prefetch_count=10):
+                while len(got) < 400 and not errors:
+                    with suppress(TimeoutError):
+                        connection.drain_events(timeout=0.2)
+
+        works = [publish] * 4 + [take] * 4
+        threads = [threading.Thread(target=guarded, args=each) for each in zip(works, range(8), strict=True)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
+        assert queue(connection).get() is None
+    assert errors == []
+    assert sorted(got) == [(number, i) for number in range(4) for i in range(100)]
+
+
+@needs_fork
+def test_fork_while_another_thread_publishes(server):
+    with Connection(server.url) as connection:
+        queue = Queue(uuid())(connection)
+        queue.declare()
+        stop = threading.Event()
+        published = [0]
+
+        def publish() -> None:
+            producer = Producer(connection)
+            while not stop.is_set():
+                producer.publish("x" * 1000, routing_key=queue.name)
+                published[0] += 1
+
+        def child() -> None:
+            Producer(connection).publish("child", routing_key=queue.name)
+            connection.release()
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        try:
+            for _ in range(10):
+                in_child(child)
+        finally:
+            stop.set()
+            thread.join(30)
+        assert not thread.is_alive()
+        assert queue.purge() == published[0] + 10
+
+
+@pytest.mark.parametrize("times", [50, pytest.param(1000, marks=pytest.mark.soak)])
+def test_reconnecting_leaves_nothing_behind(server, times, caplog):
+    caplog.set_level(logging.CRITICAL)  # pytest keeps what is logged
+    with Connection(server.url) as connection:
+        consume(connection, Queue(uuid(), auto_delete=True), [])
+        reconnect(connection, 10, cut)
+        before = left_behind()
+        reconnect(connection, times, cut)
+        files, objects = left_behind()
+        assert files <= before[0]
+        assert objects < before[1] + times  # not one object for each
+
+
+def cut(connection: Connection) -> None:
+    for link in connection.transport._links:
+        link._sock.shutdown(socket.SHUT_RDWR)

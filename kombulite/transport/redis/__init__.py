@@ -46,6 +46,7 @@ from kombulite.utils.uuid import uuid
 __all__ = ["Transport", "get_redis_error_classes"]
 
 MOST_CHANNELS = 65535
+CLOSE_TIMEOUT = 5.0  # seconds for a reply while the connection is closed
 REQUEUE = Outcome.REQUEUE  # as a global: looking the member up costs as much as the call
 
 #: What connections that broke had claimed, by database: the next one to it puts it back.
@@ -131,6 +132,8 @@ class Transport(BaseTransport):
     def close(self) -> None:
         try:
             if self.connected and self._pid == os.getpid():
+                for link in self._links:
+                    link.hurry(CLOSE_TIMEOUT)
                 for number in list(self._channels):
                     self.close_channel(number)
                 for queue in self._topology.exclusive_queues():

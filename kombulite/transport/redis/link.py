@@ -180,6 +180,10 @@ class Link:
             if self._posted:
                 self._read(0, None if self._timeout is None else monotonic() + self._timeout, posted=True)
 
+    def hurry(self, seconds: float) -> None:
+        """From now on no reply is waited for longer."""
+        self._timeout = seconds if self._timeout is None else min(self._timeout, seconds)
+
     @property
     def is_waiting(self) -> bool:
         """Whether posted commands have no reply yet."""
