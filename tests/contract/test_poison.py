@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 
@@ -143,3 +144,27 @@ def _fetch(connection, queue):
     except TimeoutError:
         pass
     return queue.get()
+
+
+# --- a queue that is deleted under its consumer
+
+
+def test_plain_loop_goes_on_after_its_queue_was_deleted(broker, connection, channel, queue):
+    """The loop of docs/reliability.md."""
+    got = []
+    consumer = Consumer(channel, queue, on_message=lambda message: (got.append(message.payload), message.ack()))
+    consumer.consume()
+    other = broker.connect()
+    queue(other).delete()
+    deadline = time.monotonic() + 30
+    while not got and time.monotonic() < deadline:
+        Producer(other).publish("after", routing_key=queue.name)  # lost as long as there is no queue
+        try:
+            connection.drain_events(timeout=0.1)
+        except TimeoutError:
+            continue
+        except connection.recoverable_connection_errors:
+            connection.ensure_connection()
+            consumer.declare()
+            consumer.consume()
+    assert got[0] == "after"
