@@ -68,7 +68,9 @@ MessageCallback = Callable[[Message], Any]
 class Subscription:
     """A consumer of this channel, as the application sees it. ``run``: its callback, with the hooks around it."""
 
-    __slots__ = ("arguments", "callback", "exclusive", "make_message", "no_ack", "on_cancel", "queue", "run")
+    __slots__ = (
+        "arguments", "callback", "exclusive", "make_message", "no_ack", "on_cancel", "on_renamed", "queue", "run",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -80,6 +82,7 @@ class Subscription:
         exclusive: bool,
         arguments: Mapping[str, Any] | None,
     ) -> None:
+        self.on_renamed: Callable[[str, str], Any] | None = None
         self.make_message = make_message
         self.callback = self.run = callback or _ignore
         self.on_cancel = on_cancel
@@ -131,6 +134,7 @@ class Channel:
         self._join(transport)
         self._subscriptions: dict[str, Subscription] = {}
         self._limits: dict[bool, tuple[int, int]] = {}  # by a_global: prefetch size and count
+        self._confirms = False  # whether it was asked for on this channel
         self._highest_tag = 0
         self._gone: set[str] = set()  # tags of consumers without acks that have ended
         #: Tags of consumers that the broker ended with the channel, and that do not know it yet.
@@ -291,6 +295,14 @@ class Channel:
         check_short(routing_key, "routing key")
         delivery = Delivery(exchange, routing_key, message.properties, message.body)
         self.publish(delivery, mandatory, timeout, confirm_timeout)
+
+    def confirm_select(self) -> None:
+        """From now on each publish on this channel waits until the broker has the message, and says so.
+
+        Nothing where all publishes do: with ``confirm_publish``, and on all brokers but those of AMQP.
+        """
+        self._ask(self._transport.confirm)
+        self._confirms = True
 
     def publish(
         self,
@@ -582,11 +594,20 @@ class Channel:
 
     def resume(self, renamed: Mapping[str, str]) -> None:
         """Set the limits and start the consumers again. ``renamed``: queues that have another name now."""
+        if self._confirms:
+            self._transport.confirm(self.channel_id)
         for a_global, (size, count) in self._limits.items():
             self._transport.qos(self.channel_id, size, count, a_global)
         for tag, each in self._subscriptions.items():
-            each.queue = renamed.get(each.queue, each.queue)
+            if each.queue in renamed:
+                before, each.queue = each.queue, renamed[each.queue]
+                if each.on_renamed is not None:
+                    each.on_renamed(before, each.queue)
             self._transport.consume(self.channel_id, each.queue, tag, each.no_ack, each.exclusive, each.arguments)
+
+    def tell_renames(self, consumer_tag: str, on_renamed: Callable[[str, str], Any]) -> None:
+        """Call ``on_renamed(before, now)`` when a consumer's queue, which the broker named, has another name."""
+        self._subscriptions[consumer_tag].on_renamed = on_renamed
 
     def is_consuming(self, consumer_tag: str) -> bool:
         """Whether there is a consumer of that tag."""

@@ -46,8 +46,17 @@ class Batch:
         return len(self._waiting) >= self._max_size
 
     def add(self, delivery: Delivery, mandatory: bool) -> None:
-        """Add a message."""
-        self._waiting.append((delivery, mandatory))
+        """Add a message.
+
+        A full batch, which could not be sent when it was time, is sent first. While that fails it does not grow: the
+        error is raised, and the message is not added.
+        """
+        try:
+            if self.is_full:
+                self.flush()
+        finally:
+            if not self.is_full:
+                self._waiting.append((delivery, mandatory))
 
     def flush(self) -> None:
         """Send what waits. Raises BatchPublishError, which names the messages that were refused.

@@ -86,6 +86,7 @@ cdef class MessageQueue:
         again.position = delivery.position
         again.expires_at = delivery.expires_at
         again.redelivered = True
+        again.delivery_count = delivery.delivery_count + 1
         with cython.critical_section(self):
             level = self._level_of(again)
             for waiting in level:

@@ -109,6 +109,10 @@ class Transport(BaseTransport):
         version: str = amqp.__version__
         return version
 
+    @property
+    def is_suspect(self) -> bool:
+        return self._conversation is not None and self._conversation.link.is_suspect
+
     def heartbeat_check(self, rate: float = 2) -> None:
         self._talk().link.beat(rate)
 
@@ -148,8 +152,7 @@ class Transport(BaseTransport):
             channel = talk.add_channel(number, above)
         talk.request(channel, methods.CHANNEL_OPEN, "")
         if self.confirms:
-            talk.request(channel, methods.CONFIRM_SELECT, False)
-            channel.confirms = Confirms()
+            self.confirm(number)
         return number
 
     def close_channel(self, channel: int) -> None:
@@ -224,6 +227,13 @@ class Transport(BaseTransport):
             self._talk().call(channel, methods.QUEUE_UNBIND, 0, destination, source, routing_key, arguments or {})
 
     # --- publishing
+
+    def confirm(self, channel: int) -> None:
+        talk = self._talk()
+        state = talk.channel(channel)
+        if state.confirms is None:
+            talk.request(state, methods.CONFIRM_SELECT, False)
+            state.confirms = Confirms()
 
     def publish(
         self,

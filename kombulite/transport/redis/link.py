@@ -180,10 +180,19 @@ class Link:
             if self._posted:
                 self._read(0, None if self._timeout is None else monotonic() + self._timeout, posted=True)
 
+    def hurry(self, seconds: float) -> None:
+        """From now on no reply is waited for longer."""
+        self._timeout = seconds if self._timeout is None else min(self._timeout, seconds)
+
     @property
     def is_waiting(self) -> bool:
         """Whether posted commands have no reply yet."""
         return bool(self._posted)
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether half of the time is gone that the server has for the reply to a posted command."""
+        return bool(self._posted and self._timeout and monotonic() - self._waiting_since > self._timeout / 2)
 
     def poll(self) -> None:
         """Read what has arrived, without waiting. Raises TimeoutError if posted commands wait too long for a reply."""
