@@ -56,6 +56,7 @@ setup(
                 "fieldtable",
                 "frames",
                 "message",
+                "outgoing",
                 "priority",
                 "queueing",
                 "reader",

@@ -68,7 +68,9 @@ MessageCallback = Callable[[Message], Any]
 class Subscription:
     """A consumer of this channel, as the application sees it. ``run``: its callback, with the hooks around it."""
 
-    __slots__ = ("arguments", "callback", "exclusive", "make_message", "no_ack", "on_cancel", "queue", "run")
+    __slots__ = (
+        "arguments", "callback", "exclusive", "make_message", "no_ack", "on_cancel", "on_renamed", "queue", "run",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -80,6 +82,7 @@ class Subscription:
         exclusive: bool,
         arguments: Mapping[str, Any] | None,
     ) -> None:
+        self.on_renamed: Callable[[str, str], Any] | None = None
         self.make_message = make_message
         self.callback = self.run = callback or _ignore
         self.on_cancel = on_cancel
@@ -131,6 +134,7 @@ class Channel:
         self._join(transport)
         self._subscriptions: dict[str, Subscription] = {}
         self._limits: dict[bool, tuple[int, int]] = {}  # by a_global: prefetch size and count
+        self._confirms = False  # whether it was asked for on this channel
         self._highest_tag = 0
         self._gone: set[str] = set()  # tags of consumers without acks that have ended
         #: Tags of consumers that the broker ended with the channel, and that do not know it yet.
@@ -288,8 +292,17 @@ class Channel:
         confirm_timeout: float | None = None,
     ) -> None:
         """Publish what ``prepare_message`` made. ``immediate`` is ignored, as brokers do."""
+        check_short(routing_key, "routing key")
         delivery = Delivery(exchange, routing_key, message.properties, message.body)
         self.publish(delivery, mandatory, timeout, confirm_timeout)
+
+    def confirm_select(self) -> None:
+        """From now on each publish on this channel waits until the broker has the message, and says so.
+
+        Nothing where all publishes do: with ``confirm_publish``, and on all brokers but those of AMQP.
+        """
+        self._ask(self._transport.confirm)
+        self._confirms = True
 
     def publish(
         self,
@@ -298,12 +311,10 @@ class Channel:
         timeout: float | None = None,
         confirm_timeout: float | None = None,
     ) -> None:
-        """Hand a message to the broker. Raises NotFound, MessageNacked, PreconditionFailed (routing key too long).
+        """Hand a message, whose routing key is a short string, to the broker. Raises NotFound, MessageNacked.
 
         After a mandatory one what has come back goes to the listeners; without any, MessageReturned is raised.
         """
-        if len(delivery.routing_key) > SURELY_SHORT:
-            check_short(delivery.routing_key, "routing key")
         try:
             self._transport.publish(self.channel_id, delivery, mandatory, timeout, confirm_timeout)
         except exceptions.MessageReturned as error:
@@ -313,7 +324,8 @@ class Channel:
             self._notice(error)
             raise
         else:
-            self._count(delivery)
+            count = self._count  # here and below: an attribute that is called at once is looked up the slow way
+            count(delivery)
         if mandatory:
             for event in self._transport.take_returned(self.channel_id):
                 self.dispatch(event)
@@ -321,12 +333,10 @@ class Channel:
     def publish_many(
         self, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
-        """Publish in order; returns those refused, as (index, exception).
+        """Publish in order; returns those refused, as (index, exception). Their routing keys are short strings.
 
         Those that came back go to the listeners; without any they count as refused.
         """
-        for delivery in deliveries:
-            check_short(delivery.routing_key, "routing key")
         transport = self._transport
         refused = self._ask(transport.publish_many, deliveries, mandatory, timeout)
         if refused and isinstance(refused[-1][1], exceptions.ChannelError):
@@ -408,12 +418,13 @@ class Channel:
 
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
         """Acknowledge a delivery, and with ``multiple`` all before it. Raises PreconditionFailed."""
+        settle, count = self._settle, self._count_acked
         try:
-            self._settle(self.channel_id, delivery_tag, ACK, multiple)
+            settle(self.channel_id, delivery_tag, ACK, multiple)
         except exceptions.ChannelError as error:
             self._notice(error)
             raise
-        self._count_acked()
+        count()
 
     def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         """Give a delivery up, or put it back into its queue."""
@@ -482,8 +493,8 @@ class Channel:
                 with suppress(exceptions.RecoverableConnectionError):
                     self._transport.settle(self.channel_id, event.delivery_tag, Outcome.REQUEUE)
                 return
-            message = subscription.make_message(event)
-            subscription.run(message)
+            make_message, run = subscription.make_message, subscription.run
+            run(make_message(event))
         elif isinstance(event, Returned):
             error = exceptions.MessageReturned(event.reply_text, (60, 50), "Basic.return", event.reply_code)
             self._on_returned(error, event.delivery)
@@ -583,11 +594,20 @@ class Channel:
 
     def resume(self, renamed: Mapping[str, str]) -> None:
         """Set the limits and start the consumers again. ``renamed``: queues that have another name now."""
+        if self._confirms:
+            self._transport.confirm(self.channel_id)
         for a_global, (size, count) in self._limits.items():
             self._transport.qos(self.channel_id, size, count, a_global)
         for tag, each in self._subscriptions.items():
-            each.queue = renamed.get(each.queue, each.queue)
+            if each.queue in renamed:
+                before, each.queue = each.queue, renamed[each.queue]
+                if each.on_renamed is not None:
+                    each.on_renamed(before, each.queue)
             self._transport.consume(self.channel_id, each.queue, tag, each.no_ack, each.exclusive, each.arguments)
+
+    def tell_renames(self, consumer_tag: str, on_renamed: Callable[[str, str], Any]) -> None:
+        """Call ``on_renamed(before, now)`` when a consumer's queue, which the broker named, has another name."""
+        self._subscriptions[consumer_tag].on_renamed = on_renamed
 
     def is_consuming(self, consumer_tag: str) -> bool:
         """Whether there is a consumer of that tag."""

@@ -193,8 +193,23 @@ class Connection(Address):
     @property
     def state(self) -> State:
         """Where the connection stands."""
-        state = self._life.state
-        return State.LOST if state is State.OPEN and not self.connected else state
+        return self._watch()
+
+    def _watch(self) -> State:
+        """See whether the broker has fallen silent, or speaks again. Returns the state."""
+        state, transport = self._life.state, self._transport
+        if state not in (State.OPEN, State.SUSPECT):
+            return state
+        if transport is None or not transport.connected:
+            return State.LOST
+        seen = State.SUSPECT if transport.is_suspect else State.OPEN
+        if seen is not state and self._lock.acquire(blocking=False):  # another thread may be connecting
+            try:
+                if self._transport is transport and self._life.state in (State.OPEN, State.SUSPECT):
+                    self._life.to(seen)
+            finally:
+                self._lock.release()
+        return seen
 
     def _connect_once(self) -> Transport:
         with self._lock:
@@ -234,7 +249,7 @@ class Connection(Address):
             self._loop = transport.event_loop or self._loop
             transport.unregister_from_event_loop(transport, self._loop)
             transport.collect()
-        if self._life.state in (State.OPEN, State.RESTORING):
+        if self._life.state in (State.OPEN, State.SUSPECT, State.RESTORING):
             self._life.to(State.LOST, reason)
 
     def _restore(self, transport: Transport) -> None:
@@ -468,6 +483,7 @@ class Connection(Address):
                     self._suspend(error)
             raise
         if not events:
+            self._watch()
             raise TimeoutError("timed out")
         for event in events:
             try:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from kombulite import exceptions
 from kombulite.abstract import maybe_channel
 from kombulite.channel import Channel
-from kombulite.entity import Queue
+from kombulite.entity import Exchange, Queue
 from kombulite.message import Message
+from kombulite.poison import dead_letter_rule
 from kombulite.serialization import prepare_accept_content
 from kombulite.utils.functional import maybe_list
 
@@ -26,7 +28,9 @@ class Consumer:
     ``channel``: a channel or connection; ``queues``: one or several; ``callbacks``: called with (body, message), or
     ``on_message`` with the message alone, not decoded; ``accept``: serializers or content types that may be decoded;
     ``on_decode_error(message, exception)``: called instead of raising; ``prefetch_count``: messages delivered and not
-    acknowledged at a time; ``no_ack``: they count as acknowledged when sent; ``tag_prefix``: starts the consumer tags.
+    acknowledged at a time; ``no_ack``: they count as acknowledged when sent; ``tag_prefix``: starts the consumer tags;
+    ``max_deliveries`` and ``dead_letter`` (a queue, its name, or an exchange): a message that was delivered so many
+    times and came back goes there. Raises ValueError for one of the two alone.
     """
 
     ContentDisallowed = exceptions.ContentDisallowed
@@ -51,6 +55,8 @@ class Consumer:
         accept: Iterable[str] | None = None,
         prefetch_count: int | None = None,
         tag_prefix: str | None = None,
+        max_deliveries: int | None = None,
+        dead_letter: Queue | Exchange | str | None = None,
     ) -> None:
         self.channel: Channel = channel
         self._queues: dict[str, Queue] = {}
@@ -65,6 +71,7 @@ class Consumer:
         self.accept = prepare_accept_content(accept)
         self.prefetch_count = prefetch_count
         self.tag_prefix = tag_prefix or ""
+        self._rule = dead_letter_rule(max_deliveries, dead_letter)
         self._overrides_receive = type(self).receive is not Consumer.receive
         if channel is not None:
             self.revive(channel)
@@ -136,7 +143,9 @@ class Consumer:
     def _consume(self, queue: Queue, no_ack: bool | None) -> None:
         tag = f"{self.tag_prefix}{next(_tags)}"
         self._no_ack_of[queue.name] = no_ack
-        self._active_tags[queue.name] = queue.consume(tag, self._receive, no_ack=no_ack, on_cancel=self._on_cancelled)
+        receive = self._receive if self._rule is None else partial(self._receive_or_bury, queue)
+        self._active_tags[queue.name] = queue.consume(tag, receive, no_ack=no_ack, on_cancel=self._on_cancelled)
+        self.channel.tell_renames(tag, self._on_renamed)
 
     def _on_cancelled(self, consumer_tag: str) -> None:
         """The broker ended a consumer; ``consume`` may start it again."""
@@ -144,6 +153,13 @@ class Consumer:
             if tag == consumer_tag:
                 del self._active_tags[name]
         raise exceptions.ConsumerCancelled(f"the broker cancelled consumer {consumer_tag}")
+
+    def _on_renamed(self, before: str, now: str) -> None:
+        """The broker gave its queue another name when the connection was restored."""
+        queue = self._queues[now] = self._queues.pop(before)
+        queue.name = now
+        self._active_tags[now] = self._active_tags.pop(before)
+        self._no_ack_of[now] = self._no_ack_of.pop(before)
 
     def cancel(self) -> None:
         """Stop consuming. Messages delivered stay to be acknowledged."""
@@ -216,6 +232,13 @@ class Consumer:
         else:  # what `receive` does, without the call: 4 % of a message's way from queue to ack
             for callback in self.callbacks:
                 callback(body, message)
+
+    def _receive_or_bury(self, queue: Queue, message: Message) -> None:
+        assert self._rule is not None
+        if self._rule.condemns(message):
+            self._rule.bury(message, queue.name)
+        else:
+            self._receive(message)
 
     @property
     def connection(self) -> Connection | None:

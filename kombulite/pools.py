@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Any
 
 from kombulite import messaging
@@ -47,8 +48,15 @@ class ProducerPool(Resource):
 
     def prepare(self, resource: messaging.Producer) -> messaging.Producer:
         """Give it a connection."""
-        resource.revive(self.connections.acquire(block=True))
+        if resource.connection is None:
+            resource.revive(self.connections.acquire(block=True))
         return resource
+
+    def prepare_in_time(self, resource: messaging.Producer, block: bool, deadline: float | None) -> messaging.Producer:
+        """Give it a connection, within what is left of the time."""
+        left = None if deadline is None else max(deadline - monotonic(), 0)
+        resource.revive(self.connections.acquire(block=block, timeout=left))
+        return self.prepare(resource)
 
     def release_resource(self, resource: messaging.Producer) -> None:
         """Give its connection back."""

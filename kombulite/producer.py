@@ -9,10 +9,10 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from kombulite import exceptions, serialization
-from kombulite._core import Delivery, Properties
-from kombulite.channel import Channel, check_short, make_properties
+from kombulite._core import Delivery, PlainMessages
+from kombulite.channel import SURELY_SHORT, Channel, check_short, make_properties
 from kombulite.compression import compress
-from kombulite.entity import Exchange, Queue, maybe_delivery_mode
+from kombulite.entity import DELIVERY_MODES, PERSISTENT_DELIVERY_MODE, Exchange, Queue
 from kombulite.message import Message
 from kombulite.retry import RetryPolicy
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Messages that ``publish_many`` prepares before it hands them over.
 CHUNK = 1000
+
+encode = serialization.registry.encode
 
 
 class Batch:
@@ -45,9 +47,17 @@ class Batch:
         return len(self._waiting) >= self._max_size
 
     def add(self, delivery: Delivery, mandatory: bool) -> None:
-        """Add a message. Raises PreconditionFailed for one that no broker would take."""
-        check_short(delivery.routing_key, "routing key")
-        self._waiting.append((delivery, mandatory))
+        """Add a message.
+
+        A full batch, which could not be sent when it was time, is sent first. While that fails it does not grow: the
+        error is raised, and the message is not added.
+        """
+        try:
+            if self.is_full:
+                self.flush()
+        finally:
+            if not self.is_full:
+                self._waiting.append((delivery, mandatory))
 
     def flush(self) -> None:
         """Send what waits. Raises BatchPublishError, which names the messages that were refused.
@@ -88,10 +98,16 @@ def _raise_refused(refused: list[tuple[int, Exception]], total: int) -> None:
         )
 
 
-def _as_bytes(body: Any) -> bytes:
-    """A body that no serializer has to touch, or has made."""
+def _as_it_is(body: Any, content_encoding: str | None) -> tuple[str, bytes]:
+    """The content encoding and the bytes of a body that no serializer has to touch."""
+    if isinstance(body, str):
+        content_encoding = content_encoding or "utf-8"
+        try:
+            return content_encoding, body.encode(content_encoding)
+        except (LookupError, UnicodeError) as error:
+            raise exceptions.EncodeError(f"cannot encode the body as {content_encoding}: {error}") from error
     if isinstance(body, (bytes, bytearray, memoryview)):
-        return bytes(body)
+        return content_encoding or "binary", bytes(body)
     raise exceptions.EncodeError(f"a body travels as text or bytes, not as {type(body).__name__}")
 
 
@@ -104,6 +120,16 @@ def _milliseconds(seconds: Any) -> str:
     if milliseconds < 0:
         raise ValueError(f"an expiration is a number of seconds from 0 on, not {seconds!r:.80}")
     return str(milliseconds)
+
+
+def _as_they_travel(properties: Mapping[str, Any], delivery_mode: int, expiration: Any) -> dict[str, Any]:
+    """The properties that ``publish`` was given, with those that it has arguments for."""
+    sent = dict(properties, delivery_mode=delivery_mode)
+    if expiration is not None:
+        sent["expiration"] = _milliseconds(expiration)
+    if isinstance(sent.get("reply_to"), Queue):
+        sent["reply_to"] = sent["reply_to"].name
+    return sent
 
 
 class Producer:
@@ -138,7 +164,7 @@ class Producer:
         self._declared: Any = None  # the connection's declarations that hold ours
         self._exchange: Exchange | None = None  # of this exchange
         self._batch: Batch | None = None
-        self._plain: dict[Any, Properties] = {}
+        self._plain = PlainMessages(serialization.registry)
         if exchange is None or isinstance(exchange, str):
             exchange = Exchange(exchange or "")
         self.exchange = exchange
@@ -247,10 +273,11 @@ class Producer:
         Raises EncodeError, SerializerNotInstalled, NotFound, MessageNacked, PreconditionFailed; with ``retry``
         OperationalError for a connection that cannot be had.
         """
-        name, mode = self._resolve(exchange, delivery_mode)
-        body, sent = self._prepare(
+        delivery = self._make(
+            exchange,
+            routing_key,
             body,
-            mode,
+            delivery_mode,
             priority,
             content_type,
             content_encoding,
@@ -260,11 +287,9 @@ class Producer:
             expiration,
             properties,
         )
-        if routing_key is None:
-            routing_key = self.routing_key
         if declare is not None:
             declare = tuple(declare)
-        arguments = name, routing_key, sent, body, mandatory, declare, timeout, confirm_timeout
+        arguments = delivery, mandatory, declare, timeout, confirm_timeout
         batch = self._batch
         if not retry:
             self._publish(*arguments)
@@ -303,31 +328,33 @@ class Producer:
         ``refused`` names those that were not taken by their index. Those after one that the broker refused are still
         sent; one that cannot be encoded ends it.
         """
-        name, mode = self._resolve(exchange, delivery_mode)
-        if routing_key is None:
-            routing_key = self.routing_key
         if self._batch is not None:
             self._batch.flush()  # what was published before comes before
         self._declare_all(declare)
         refused: list[tuple[int, Exception]] = []
         total = 0
-        prepared = self._prepare_many(
-            bodies,
-            mode,
-            priority,
-            content_type,
-            content_encoding,
-            serializer,
-            headers,
-            compression,
-            expiration,
-            properties,
+        messages = (
+            self._make(
+                exchange,
+                routing_key,
+                body,
+                delivery_mode,
+                priority,
+                content_type,
+                content_encoding,
+                serializer,
+                headers,
+                compression,
+                expiration,
+                properties,
+            )
+            for body in bodies
         )
         broken: exceptions.EncodeError | None = None
         while broken is None:
             chunk: list[Delivery] = []
             try:
-                chunk.extend(Delivery(name, routing_key, sent, body) for body, sent in islice(prepared, CHUNK))
+                chunk.extend(islice(messages, CHUNK))
             except exceptions.EncodeError as error:
                 broken = error
             if chunk:
@@ -340,10 +367,6 @@ class Producer:
                 break
         _raise_refused(refused, total)
         return total
-
-    def _prepare_many(self, bodies: Iterable[Any], *arguments: Any) -> Iterator[tuple[Any, Properties]]:
-        for body in bodies:
-            yield self._prepare(body, *arguments)
 
     @contextmanager
     def batch(self, max_size: int = 1000) -> Iterator[Batch]:
@@ -363,20 +386,12 @@ class Producer:
             self._batch = None
         batch.flush()
 
-    def _resolve(self, exchange: Exchange | str | None, delivery_mode: int | str | None) -> tuple[str, int]:
-        """The name of the exchange and the delivery mode to publish with."""
-        if exchange is None:
-            exchange = self.exchange
-        if isinstance(exchange, str):
-            name, mode = exchange, delivery_mode or self.exchange.delivery_mode
-        else:
-            name, mode = exchange.name, delivery_mode or exchange.delivery_mode
-        return name, mode if mode.__class__ is int else maybe_delivery_mode(mode)
-
-    def _prepare(
+    def _make(
         self,
+        exchange: Exchange | str | None,
+        routing_key: str | None,
         body: Any,
-        delivery_mode: int,
+        delivery_mode: int | str | None,
         priority: int | None,
         content_type: str | None,
         content_encoding: str | None,
@@ -385,48 +400,43 @@ class Producer:
         compression: str | None,
         expiration: float | None,
         properties: Mapping[str, Any],
-    ) -> tuple[Any, Properties]:
-        """The body as it travels, and its properties."""
-        if content_type is None or content_type == "":
-            content_type, content_encoding, body = serialization.dumps(body, serializer or self.serializer)
-            if isinstance(body, str):
-                body = body.encode("utf-8")
-            elif not isinstance(body, bytes):
-                body = _as_bytes(body)
-        elif isinstance(body, str):
-            content_encoding = content_encoding or "utf-8"
-            try:
-                body = body.encode(content_encoding)
-            except (LookupError, UnicodeError) as error:
-                raise exceptions.EncodeError(f"cannot encode the body as {content_encoding}: {error}") from error
+    ) -> Delivery:
+        """The message that the arguments of ``publish`` ask for."""
+        if exchange is None:
+            exchange = self.exchange
+        if isinstance(exchange, str):
+            name, mode = exchange, delivery_mode or self.exchange.delivery_mode
         else:
-            content_encoding = content_encoding or "binary"
-            body = _as_bytes(body)
+            name, mode = exchange.name, delivery_mode or exchange.delivery_mode
+        if not mode:
+            mode = PERSISTENT_DELIVERY_MODE
+        elif isinstance(mode, str):
+            mode = DELIVERY_MODES[mode]
+        if routing_key is None:
+            routing_key = self.routing_key
+        if len(routing_key) > SURELY_SHORT:
+            check_short(routing_key, "routing key")
         compression = compression or self.compression
-        if not (compression or headers or properties or expiration is not None):
-            # Nothing but what many messages share: they share the object too.
-            key = content_type, content_encoding, delivery_mode, priority
-            shared = self._plain.get(key)
-            if shared is None:
-                shared = self._plain[key] = Properties(content_type, content_encoding, None, delivery_mode, priority)
-            return body, shared
+        is_plain = not (compression or headers or properties or expiration is not None)
+        if not content_type:
+            if is_plain:
+                return self._plain.make(name, routing_key, body, serializer or self.serializer, mode, priority)
+            content_type, content_encoding, body = encode(body, serializer or self.serializer)
+        else:
+            content_encoding, body = _as_it_is(body, content_encoding)
+        if is_plain:
+            shared = self._plain.properties(content_type, content_encoding, mode, priority)
+            return Delivery(name, routing_key, shared, body)
         if compression:
             headers = dict(headers or {})
             body, headers["compression"] = compress(body, compression)
-        properties = dict(properties, delivery_mode=delivery_mode)
-        if expiration is not None:
-            properties["expiration"] = _milliseconds(expiration)
-        reply_to = properties.get("reply_to")
-        if isinstance(reply_to, Queue):
-            properties["reply_to"] = reply_to.name
-        return body, make_properties(content_type, content_encoding, headers, priority, properties)
+        properties = _as_they_travel(properties, mode, expiration)
+        own = make_properties(content_type, content_encoding, headers, priority, properties)
+        return Delivery(name, routing_key, own, body)
 
     def _publish(
         self,
-        exchange: str,
-        routing_key: str,
-        properties: Properties,
-        body: Any,
+        delivery: Delivery,
         mandatory: bool,
         declare: Iterable[Any] | None,
         timeout: float | None,
@@ -437,7 +447,6 @@ class Producer:
             channel = self.channel
         if declare or self._declared is not channel.connection.declared_entities or self._exchange is not self.exchange:
             self._declare_all(declare)
-        delivery = Delivery(exchange, routing_key, properties, body)
         if self._batch is not None:
             self._batch.add(delivery, mandatory)
             return

@@ -72,6 +72,10 @@ class Resource:
         """Ready a resource that goes out; returns it, or another in its place."""
         return resource
 
+    def prepare_in_time(self, resource: Any, block: bool, deadline: float | None) -> Any:
+        """The same where that may have to wait: only with ``block``, and until the deadline (monotonic clock)."""
+        return self.prepare(resource)
+
     def close_resource(self, resource: Any) -> None:
         """End a resource that is not needed any more."""
         resource.close()
@@ -91,9 +95,11 @@ class Resource:
         Where all are out: with ``block`` wait up to ``timeout`` seconds (None: ``block_timeout``) for one to come back.
         Raises LimitExceeded if none is to be had, RuntimeError for a closed pool.
         """
-        kept = self._take(block, timeout)
+        timeout = self.block_timeout if timeout is None else timeout
+        deadline = None if timeout is None else monotonic() + timeout
+        kept = self._take(block, deadline)
         try:
-            resource = self.prepare(self.new() if kept is None else kept)
+            resource = self.prepare_in_time(self.new() if kept is None else kept, block, deadline)
         except BaseException:
             if kept is not None:
                 self._end(kept, self.close_resource)
@@ -109,19 +115,18 @@ class Resource:
             _debug("acquired", resource)
         return resource
 
-    def _take(self, block: bool, timeout: float | None) -> Any:
+    def _take(self, block: bool, deadline: float | None) -> Any:
         """Claim a place: with a resource that is kept, or None for a new one."""
         with self._lock:
             if self._closed or not self._has_room():
-                self._await_room(block, self.block_timeout if timeout is None else timeout)
+                self._await_room(block, deadline)
             self._out += 1
             return self._free.pop() if self._free else None
 
     def _has_room(self) -> bool:
         return bool(self._free) or not self._limit or self._out < self._limit
 
-    def _await_room(self, block: bool, timeout: float | None) -> None:
-        deadline = None if timeout is None else monotonic() + timeout
+    def _await_room(self, block: bool, deadline: float | None) -> None:
         while True:
             if self._closed:
                 raise RuntimeError("Acquire on closed pool")

@@ -63,7 +63,7 @@ class SQLiteStore(Store):
             queue,
             now,
         ).fetchall()
-        return Claim(found[0][0], found[0][1], redelivered=found[0][2] > 1) if found else None
+        return Claim(found[0][0], found[0][1], delivery_count=found[0][2] - 1) if found else None
 
     def finish(self, token: int) -> None:
         self._execute("DELETE FROM messages WHERE id = ? AND owner = ?", token, self.identity)

@@ -23,6 +23,7 @@ from kombulite._core.frames import (
     ReturnReceived,
 )
 from kombulite._core.message import NOT_DECODED, Delivery, MessageMaker, Properties, Received, Tally, copy_tree, freeze
+from kombulite._core.outgoing import PlainMessages
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
@@ -49,6 +50,7 @@ __all__ = [
     "MessageQueue",
     "MethodReceived",
     "NotEncodable",
+    "PlainMessages",
     "PriorityNaming",
     "Properties",
     "ProtocolError",

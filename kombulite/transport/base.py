@@ -208,6 +208,11 @@ class Transport:
         """Seconds between heartbeats, as agreed on with the broker; 0 for none."""
         return self.settings.heartbeat if self.capabilities.heartbeats else 0
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether half of the time is gone after which a silent broker is given up."""
+        return False
+
     def heartbeat_check(self, rate: float = 2) -> None:
         """Send a heartbeat if one is due, and raise if the broker's are missing."""
 
@@ -405,6 +410,9 @@ class Transport:
         at once whether one does. Raises NotFound for an unknown exchange, MessageNacked where the broker refuses it.
         """
         raise NotImplementedError
+
+    def confirm(self, channel: int) -> None:
+        """Have each publish on a channel wait until the broker has the message. Nothing where they do anyway."""
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None

@@ -16,11 +16,14 @@ PREDECLARED = {f"amq.{kind}": kind for kind in ("direct", "fanout", "topic")}
 
 
 class Claim(NamedTuple):
-    """A message that was taken out of a queue and is not settled; ``token`` is what the store knows it by."""
+    """A message that was taken out of a queue and is not settled; ``token`` is what the store knows it by.
+
+    ``delivery_count``: how often it was claimed before, and came back.
+    """
 
     token: Any
     data: bytes
-    redelivered: bool = False
+    delivery_count: int = 0
 
 
 class Store:
@@ -51,7 +54,7 @@ class Store:
     def claim(self, queue: str) -> Claim | None:
         """Take the first message of a queue that nobody has claimed; nobody else gets it, until it is put back.
 
-        A claim of somebody who died comes back by itself, marked as redelivered.
+        A claim of somebody who died comes back by itself; that counts.
         """
         raise NotImplementedError
 
@@ -60,7 +63,7 @@ class Store:
         raise NotImplementedError
 
     def put_back(self, token: Any) -> None:
-        """Undo a claim: the message is in its place again, marked as redelivered."""
+        """Undo a claim: the message is in its place again, with one more in its count."""
         raise NotImplementedError
 
     def set_aside(self, token: Any) -> None:

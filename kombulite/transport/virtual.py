@@ -356,7 +356,8 @@ class Transport(base.Transport):
                 logger.error("A message in queue %s cannot be read: %s", queue, error)
                 self._store.set_aside(claim.token)
                 continue
-            delivery.redelivered = claim.redelivered
+            delivery.delivery_count = claim.delivery_count
+            delivery.redelivered = claim.delivery_count > 0
             state.ledger.hand_over(delivery, None, state.number, consumer_tag, no_ack)
             if no_ack:
                 self._store.finish(claim.token)

@@ -163,6 +163,18 @@ def test_write_to_a_paused_broker(connect, queue, pause, own_broker):
     wait_until(lambda: ready(queue) == 3, 30, "messages are missing")
 
 
+def test_broker_that_does_not_read_for_a_while_is_waited_for(connect, queue, pause, own_broker):
+    """The kernel would give it up after a second, if it were left to py-amqp's settings."""
+    producer = Producer(connect())
+    producer.publish("x", routing_key=queue.name)
+    pause()
+    resume = threading.Timer(4, own_broker.resume)
+    resume.start()
+    producer.publish(b"x" * 30_000_000, routing_key=queue.name, timeout=60)
+    resume.join()
+    wait_until(lambda: ready(queue) == 2, 30, "messages are missing")
+
+
 def test_drain_of_a_paused_broker(connect, queue, pause):
     connection = connect()
     Consumer(connection, queue, on_message=lambda message: None).consume()

@@ -311,6 +311,7 @@ def test_socket_settings(dial):
     assert sock.getsockopt(socket.SOL_TCP, socket.TCP_KEEPIDLE) == 33
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert sock.getsockopt(socket.SOL_TCP, socket.TCP_NODELAY)
+    assert sock.getsockopt(socket.SOL_TCP, socket.TCP_USER_TIMEOUT) == 30_000
 
 
 def test_callbacks_of_the_handshake(dial):

@@ -8,6 +8,8 @@ import time
 import pytest
 
 from kombulite import Consumer, Exchange, Producer, Queue, exceptions
+from kombulite._core import Delivery
+from kombulite.transport.amqp import conversation
 from tests.amqp.conftest import in_threads
 
 
@@ -210,6 +212,22 @@ def test_process_that_only_publishes_gets_what_comes_back(connection, name):
         time.sleep(0.02)
         producer.publish("more", routing_key=name("nowhere"), mandatory=True)
     assert returned[:300] == list(range(300))
+
+
+def test_returned_messages_do_not_pile_up_without_end(connection, name, monkeypatch, caplog):
+    monkeypatch.setattr(conversation, "MOST_WAITING", 20)
+    channel = connection.channel()
+    message = channel.prepare_message("lost", content_type="text/plain", content_encoding="utf-8")
+    for number in range(50):
+        channel._transport.publish(
+            channel.channel_id, Delivery("", f"{name('nowhere')}.{number}", message.properties, b""), mandatory=True
+        )
+    channel.queue_declare(name("answer"), auto_delete=True, exclusive=True)  # what came back is here before the answer
+    keys = [
+        event.delivery.routing_key.rpartition(".")[2] for event in channel._transport.take_returned(channel.channel_id)
+    ]
+    assert keys == [str(number) for number in range(30, 50)]
+    assert caplog.text.count("returned messages are dropped") == 1
 
 
 # --- with confirms

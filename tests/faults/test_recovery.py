@@ -7,15 +7,18 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, uuid
+from kombulite.mixins import ConsumerMixin
 from kombulite.recovery import State
 from kombulite.transport.base import Outcome
 from tests.conftest import started
-from tests.servers import RabbitMQServer
+from tests.faults.scenarios import check_retry, go_over_and_back, left_behind, reconnect
+from tests.servers import RabbitMQServer, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +243,35 @@ def test_states_are_logged(server, connection, caplog):
     assert "guest:**@" in caplog.text
 
 
+def test_broker_that_falls_silent_is_suspect_before_it_is_lost(server, caplog):
+    caplog.set_level(logging.INFO, "kombulite.connection")
+    with Connection(server.url, heartbeat=2) as connection:
+        Consumer(connection.channel(), Queue(uuid(), auto_delete=True), on_message=print).consume()
+
+        def drain_until(state: State) -> None:
+            deadline = time.monotonic() + 30
+            while connection.state is not state:
+                assert time.monotonic() < deadline
+                try:
+                    connection.drain_events(timeout=0.05)
+                except TimeoutError:
+                    continue
+                except connection.recoverable_connection_errors:
+                    return
+
+        server.pause()
+        try:
+            drain_until(State.SUSPECT)
+            server.resume()
+            drain_until(State.OPEN)
+            server.pause()
+            drain_until(State.LOST)
+        finally:
+            server.resume()
+    states = [record.state for record in caplog.records]
+    assert states == ["connecting", "open", "suspect", "open", "suspect", "lost", "closed"]
+
+
 def test_threads_that_publish_again_reconnect_once(server):
     """Each of them sees the loss; one of them mends it."""
     with Connection(server.url, transport_options={"confirm_publish": True}) as connection:
@@ -323,3 +355,164 @@ def test_state_may_be_asked_by_any_thread():
         stop.set()
         thread.join(30)
     assert errors == []
+
+
+# --- programs that consume for ever
+
+
+class Worker(ConsumerMixin):
+    def __init__(self, connection: Connection, queue: Queue, work: Any) -> None:
+        self.connection, self.queue, self.work = connection, queue, work
+        self.ready = threading.Semaphore(0)
+
+    def get_consumers(self, Consumer: Any, channel: Any) -> list[Any]:
+        return [Consumer(self.queue, on_message=self.work, prefetch_count=10)]
+
+    def on_consume_ready(self, *args: Any, **kwargs: Any) -> None:
+        self.ready.release()
+
+
+@contextmanager
+def working(server: RabbitMQServer, queue: Queue, work: Any) -> Iterator[Worker]:
+    """A worker in a thread, which has begun to consume."""
+    worker = Worker(Connection(server.url), queue, work)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        assert worker.ready.acquire(timeout=30)
+        yield worker
+    finally:
+        worker.should_stop = True
+        thread.join(30)
+    assert not thread.is_alive()
+
+
+def delete_queue(server: RabbitMQServer, queue: Queue) -> None:
+    with Connection(server.url) as other:
+        queue(other).delete()
+
+
+def restart(server: RabbitMQServer, queue: Queue) -> None:
+    server.kill()
+    server.start()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(lambda server, queue: close_all(server), id="operator"),
+        pytest.param(delete_queue, id="queue deleted"),
+        pytest.param(restart, id="restart", marks=pytest.mark.soak),
+    ],
+)
+def test_worker_goes_on(server, fault):
+    queue = Queue(uuid())
+    got: list[Any] = []
+    with working(server, queue, lambda message: (got.append(message.payload), message.ack())) as worker:
+        fault(server, queue)
+        assert worker.ready.acquire(timeout=60)
+        with Connection(server.url) as other:
+            Producer(other).publish("after", routing_key=queue.name)
+        wait_until(lambda: got == ["after"], 30, "the worker does not consume")
+
+
+@pytest.fixture
+def short_patience(server):
+    """RabbitMQ closes the channels of consumers that keep a message for a second; by default it is half an hour."""
+    names = "consumer_timeout", "channel_tick_interval"
+
+    def configure(*milliseconds: int) -> None:
+        calls = (
+            f"application:set_env(rabbit, {name}, {value})" for name, value in zip(names, milliseconds, strict=True)
+        )
+        server.control("eval", f"{', '.join(calls)}.")
+
+    configure(1000, 500)
+    yield
+    configure(1_800_000, 60_000)
+
+
+def test_consumer_that_keeps_a_message_too_long_is_told_and_may_go_on(server, short_patience):
+    queue = Queue(uuid())
+    with Connection(server.url) as connection:
+        Producer(connection).publish("slow", routing_key=queue.name, declare=[queue])
+        inbox = Inbox(connection.channel(), queue)
+        with pytest.raises(exceptions.PreconditionFailed, match="acknowledgement"):
+            while True:
+                connection.drain_events(timeout=30)
+        assert inbox.messages[0].payload == "slow"
+        with pytest.raises(exceptions.RecoverableConnectionError):
+            inbox.messages[0].ack()
+        inbox.consumer.revive(connection.channel())
+        assert inbox.wait(connection, 2) == ["slow", "slow"]
+        inbox.messages[1].ack()
+
+
+def test_worker_goes_on_after_it_kept_a_message_too_long(server, short_patience):
+    queue, got = Queue(uuid()), []
+
+    def work(message: Any) -> None:
+        got.append(message)
+        if len(got) > 1:
+            message.ack()
+
+    with Connection(server.url) as other:
+        Producer(other).publish("slow", routing_key=queue.name, declare=[queue])
+        with working(server, queue, work):
+            wait_until(lambda: len(got) > 1, 30, "the message does not come again")
+    assert got[1].delivery_info["redelivered"]
+
+
+# --- several brokers
+
+
+@pytest.mark.soak
+def test_consumer_and_publisher_go_over_to_the_other_broker_and_back(start_server):
+    brokers = [start_server(RabbitMQServer) for _ in range(2)]
+    go_over_and_back(brokers, {"confirm_publish": True})
+
+
+# --- what a retry leaves behind
+
+
+def test_retry_does_what_the_policy_says_and_leaves_no_trace(server):
+    options = {"confirm_publish": True, "max_retries": 7, "read_timeout": 5.0}
+    with Connection(server.url, transport_options=dict(options)) as connection:
+        check_retry(connection, lambda: close_all(server))
+        assert connection.transport_options == options
+        assert connection.transport.settings.options == options
+
+
+@pytest.mark.parametrize("times", [50, pytest.param(1000, marks=pytest.mark.soak)])
+def test_reconnecting_leaves_nothing_behind(server, times, caplog):
+    caplog.set_level(logging.CRITICAL)  # pytest keeps what is logged
+    with Connection(server.url, heartbeat=60) as connection:
+        Inbox(connection.channel(), Queue(uuid(), auto_delete=True))
+        reconnect(connection, 10, cut)
+        before = left_behind()
+        reconnect(connection, times, cut)
+        files, objects = left_behind()
+        assert files <= before[0]
+        assert objects < before[1] + times  # not one object for each
+
+
+def cut(connection: Connection) -> None:
+    connection.transport._conversation.link._sock.shutdown(socket.SHUT_RDWR)
+
+
+def test_consumer_knows_the_new_name_of_its_queue(server, connection, other):
+    exchange = Exchange(uuid())
+    inbox = Inbox(connection.channel(), Queue("", exchange, routing_key="k", exclusive=True))
+    (before,) = [queue.name for queue in inbox.consumer.queues]
+    close_all(server)
+    lose(connection)
+    connection.ensure_connection()
+    (now,) = [queue.name for queue in inbox.consumer.queues]
+    assert now != before
+    assert inbox.consumer.consuming_from(now)
+    assert not inbox.consumer.consuming_from(before)
+    inbox.consumer.cancel_by_queue(now)
+    assert inbox.consumer.queues == []
+    Producer(other, exchange).publish("nobody", routing_key="k")
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.2)

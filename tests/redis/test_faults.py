@@ -78,6 +78,23 @@ def test_consumer_killed_at_any_step_loses_nothing(redis_url, ours, client, name
     assert sorted(got) == expected
 
 
+def test_message_that_kills_its_consumers_ends_in_the_dead_letters(redis_url, ours, client, name):
+    Producer(ours().channel()).publish("poison", routing_key=name)
+    for _ in range(2):
+        victim = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(VICTIM), redis_url, name, "in the callback"], timeout=30, check=False
+        )
+        assert victim.returncode == -signal.SIGKILL
+    connection = ours(**QUICK)
+    got = []
+    rule = {"max_deliveries": 2, "dead_letter": f"{name}.dead"}
+    with Consumer(connection.channel(), Queue(name), on_message=got.append, **rule):
+        drain(connection, lambda: client.llen(f"{name}.dead"), step=0.2)
+    assert Queue(f"{name}.dead")(ours()).get().headers["x-poison-deliveries"] == 2
+    assert got == []
+    assert not client.exists(name)
+
+
 # --- connections that are cut
 
 

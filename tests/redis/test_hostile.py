@@ -9,10 +9,12 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
+from kombulite.transport.redis.link import READ_SIZE, Link
 from tests.redis.conftest import drain
 
 PASSWORD = "hunter2"  # and the user is not part of it
@@ -57,12 +59,15 @@ def quoting(data: bytes) -> bytes:
     return b"-ERR unknown command `HELLO`, with args beginning with: " + quoted + b"\r\n"
 
 
-@pytest.mark.parametrize("options", [{}, {"protocol": 3}])
-def test_a_server_that_quotes_the_password_does_not_leak_it(serve, options):
-    url = f"redis://user:{PASSWORD}@127.0.0.1:{serve(quoting)}/"
+SENTINEL = {"master_name": "m", "sentinel_kwargs": {"protocol": 3, "username": "user", "password": PASSWORD}}
+
+
+@pytest.mark.parametrize(("scheme", "options"), [("redis", {}), ("redis", {"protocol": 3}), ("sentinel", SENTINEL)])
+def test_a_server_that_quotes_the_password_does_not_leak_it(serve, scheme, options):
+    url = f"{scheme}://user:{PASSWORD}@127.0.0.1:{serve(quoting)}/"
     with Connection(url, transport_options=options) as connection:
-        with pytest.raises(exceptions.NotAllowed) as caught:
-            connection.connect()
+        with pytest.raises((*connection.connection_errors, *connection.channel_errors)) as caught:
+            connection.ensure_connection(max_retries=1, interval_start=0, reraise_as_library_errors=False)
     error: BaseException | None = caught.value
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
     while error is not None:  # also what a traceback would not show
@@ -206,3 +211,23 @@ def test_properties_of_any_type_stop_no_consumer(ours, client, name, property, c
     assert len(got) + refused <= len(ODD) + 1
     assert client.llen(name) == 0
     assert not client.exists("unacked")
+
+
+@pytest.mark.timeout(30)
+def test_a_server_that_talks_without_end_keeps_nobody():
+    ours, theirs = socket.socketpair()
+    pushes: list[object] = []
+    link = Link(SimpleNamespace(_sock=ours), 3, 1, pushes.append)
+    push = b">2\r\n+x\r\n$17\r\n" + b"y" * 17 + b"\r\n"
+    assert READ_SIZE % len(push) == 0  # so that none is cut
+
+    class Endless:
+        def recv(self, size: int) -> bytes:
+            return push * (size // len(push))
+
+    link._sock = Endless()
+    link._readable = SimpleNamespace(poll=lambda timeout: [1])
+    link.poll()
+    assert pushes
+    ours.close()
+    theirs.close()

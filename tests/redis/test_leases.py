@@ -241,3 +241,15 @@ def test_forked_child_leaves_the_parents_connection_alone(ours, name):
     producer.publish(4, routing_key=name)
     queue = Queue(name)(connection.channel())
     assert [queue.get(no_ack=True).payload for _ in range(3)] == [1, 3, 4]
+
+
+def test_count_of_deliveries_outlives_a_kombu_consumer(ours, theirs, name, client):
+    """kombu does not count, and leaves the count as it is."""
+    Producer(ours()).publish("x", routing_key=name)
+    for _ in range(2):
+        Queue(name)(ours()).get().requeue()
+    kombu.Queue(name)(theirs()).get().requeue()
+    message = Queue(name)(ours()).get()
+    assert message.payload == "x"
+    assert message.delivery_count == 2
+    message.ack()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 
@@ -304,6 +305,61 @@ def test_the_role_passes_on(link, theirs):
     for thread in threads:
         thread.join(30)
     assert sorted(done) == [1, 2]
+
+
+# --- TLS
+
+
+class Encrypted:
+    """A socket as TLS has it, with a peer that does not read as long as it is ``stuck``."""
+
+    def __init__(self, sock):
+        self._sock = sock
+        self._busy = 0
+        self.stuck = True
+        self.was_shared = False  # used by two threads at the same time, which TLS does not allow
+        self.fileno, self.setblocking, self.close = sock.fileno, sock.setblocking, sock.close
+
+    def _use(self, call, *arguments):
+        self._busy += 1
+        self.was_shared = self.was_shared or self._busy > 1
+        time.sleep(0.001)
+        try:
+            return call(*arguments)
+        finally:
+            self._busy -= 1
+
+    def _refuse(self, data, flags=0):
+        raise ssl.SSLWantWriteError
+
+    def send(self, data, flags=0):
+        return self._use(self._refuse if self.stuck else self._sock.send, data)
+
+    def recv_into(self, buffer, size):
+        return self._use(self._sock.recv_into, buffer, size)
+
+    def pending(self):
+        return 0
+
+
+def test_tls_is_read_while_a_writer_waits():
+    ours, far = socket.socketpair()
+    encrypted = Encrypted(ours)
+    link = Link(encrypted, 30.0)
+    link.handle = (events := []).append
+    writer = threading.Thread(target=link.send, args=(frame(1),))
+    writer.start()
+    while not link._unsent:
+        time.sleep(0.001)
+    far.sendall(frame(2))
+    assert link.wait(lambda: events, soon(20))
+    assert writer.is_alive()
+    encrypted.stuck = False
+    writer.join(30)
+    assert far.recv(100) == frame(1)
+    assert not encrypted.was_shared
+    link._abandon()
+    far.close()
 
 
 # --- heartbeats

@@ -323,6 +323,25 @@ def test_batch_that_cannot_be_sent_is_kept(unreliable):
     connection.release()
 
 
+def test_batch_does_not_grow_while_it_cannot_be_sent(unreliable):
+    connection = Connection("memory://a", transport=unreliable)
+    producer = Producer(connection)
+    with producer.batch(max_size=2) as batch:
+        producer.publish(1, routing_key="batch.bounded")
+        unreliable.fail_publishes = 3
+        with pytest.raises(OSError, match="lost"):
+            producer.publish(2, routing_key="batch.bounded")  # it is the one that fills the batch
+        for number in (3, 4):
+            with pytest.raises(OSError, match="lost"):
+                producer.publish(number, routing_key="batch.bounded")
+        assert len(batch) == 2
+        producer.publish(5, routing_key="batch.bounded")
+    queue = Queue("batch.bounded")(connection)
+    assert [queue.get().payload for _ in range(3)] == [1, 2, 5]
+    queue.delete()
+    connection.release()
+
+
 def test_producer_of_a_connection_goes_on_after_release():
     connection = Connection("memory://")
     producer = Producer(connection)

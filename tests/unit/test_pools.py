@@ -321,6 +321,20 @@ def test_producer_has_a_connection_while_it_is_out(connection):
     assert pool.connections._out == 0
 
 
+def test_producer_waits_for_a_connection_only_if_asked_to(connection):
+    pool = ProducerPool(connection.Pool(1), limit=2)
+    with pool.connections.acquire() as held:
+        with pytest.raises(exceptions.ConnectionLimitExceeded):
+            pool.acquire(block=False)
+        with pytest.raises(exceptions.ConnectionLimitExceeded):
+            pool.acquire(block=True, timeout=0.05)
+        timer = threading.Timer(0.1, held.release)
+        timer.start()
+        with pool.acquire(block=True, timeout=30) as producer:
+            assert producer.connection is held
+        timer.join()
+
+
 def test_groups_go_by_what_connections_are_like():
     one, other = Connection("memory://a"), Connection("memory://b")
     assert pools.connections[one] is pools.connections[one.clone()]

@@ -204,8 +204,11 @@ def test_redelivered_flags():
     envelope = {"body": "", "headers": None, "properties": {"delivery_info": {"exchange": "e"}, "n": 2**70}, "x": 1.5}
     marked = json.loads(mark_redelivered(json.dumps(envelope).encode()))
     assert marked["headers"] == {"redelivered": True}
-    assert marked["properties"] == {"delivery_info": {"exchange": "e", "redelivered": True}, "n": 2**70}
+    info = {"exchange": "e", "redelivered": True, "delivery_count": 1}
+    assert marked["properties"] == {"delivery_info": info, "n": 2**70}
     assert marked["x"] == 1.5
+    again = json.loads(mark_redelivered(json.dumps(marked).encode()))
+    assert again["properties"]["delivery_info"]["delivery_count"] == 2
     for element in (b"garbage", b"[]", b'"text"', b'{"properties": 5}', b"[" * 100_000):
         assert mark_redelivered(element) == element
 

@@ -2,6 +2,8 @@
 
 from codecs import lookup
 
+from cpython.unicode cimport PyUnicode_AsUTF8String
+
 # Text and raw bytes hold nothing that could run; every consumer takes them.
 TRUSTED_CONTENT = frozenset(["application/data", "application/text"])
 BINARY_ENCODINGS = frozenset(["binary", "ascii-8bit"])
@@ -16,11 +18,6 @@ cdef class Codecs:
     ``encoders``: name -> (content type, content encoding, encoder); ``default``: such a triple; ``decoders``: content
     type -> decoder; ``disabled``: content types that are refused where the receiver does not say what it accepts.
     """
-
-    cdef readonly dict encoders
-    cdef readonly dict decoders
-    cdef readonly set disabled
-    cdef public tuple default
 
     def __cinit__(self, *args, **kwargs):
         self.encoders = {}
@@ -57,6 +54,29 @@ cdef class Codecs:
         Without ``serializer`` bytes and text pass as they are, all else takes the default one. Raises EncodeError,
         SerializerNotInstalled.
         """
+        return self._dumps(data, serializer)
+
+    def encode(self, data, serializer):
+        """The same with the payload as it travels, which is bytes; text becomes UTF-8."""
+        return self._encode(data, serializer)
+
+    cdef tuple _encode(self, data, serializer):
+        cdef tuple encoded = self._dumps(data, serializer)
+        payload = encoded[2]
+        if type(payload) is bytes:
+            return encoded
+        try:
+            if isinstance(payload, str):
+                payload = PyUnicode_AsUTF8String(payload)
+            elif isinstance(payload, (bytes, bytearray, memoryview)):
+                payload = bytes(payload)
+            else:
+                raise TypeError(f"a body travels as text or bytes, not as {type(payload).__name__}")
+        except Exception as error:
+            self.encode_failed(error)
+        return encoded[0], encoded[1], payload
+
+    cdef tuple _dumps(self, data, serializer):
         cdef tuple codec
         try:
             if not serializer:

@@ -25,6 +25,7 @@ PLAIN_PROPERTIES = (
     "delivery_mode", "priority", "correlation_id", "reply_to", "expiration", "message_id", "timestamp", "type",
     "user_id", "app_id", "cluster_id",
 )
+MOST_COUNTED = 1 << 31
 WRITTEN_APART = frozenset(PLAIN_PROPERTIES) | {"delivery_info", "delivery_tag", "body_encoding"}
 
 
@@ -153,6 +154,9 @@ def decode_envelope(JSON json not None, data):
     delivery.redelivered = info.get("redelivered") is True or (
         headers is not None and headers.get("redelivered") is True
     )
+    count = info.get("delivery_count")
+    if count.__class__ is int and 0 <= count <= MOST_COUNTED:
+        delivery.delivery_count = count
     return delivery
 
 

@@ -33,6 +33,7 @@ cdef class Delivery:
     cdef public double expires_at
     cdef public unsigned long long position
     cdef public unsigned int channel
+    cdef public unsigned int delivery_count
     cdef public bint redelivered
 
 

@@ -123,6 +123,7 @@ cdef class Delivery:
 
     * ``channel``: number of the channel it goes to; ``consumer_tag``: the consumer, None for an answer to a get.
     * ``delivery_tag``: what an ack names; ``redelivered``: somebody may have seen it before.
+    * ``delivery_count``: how often it was handed out before, and came back; 0 where the broker does not count.
     * ``message_count``: messages left in the queue, on an answer to a get.
     * ``expires_at`` (the transport's clock, seconds; 0 is never), ``position`` (place in its queue) and ``source`` (the
       MessageQueue it was taken from): for transports that keep queues themselves.
@@ -145,7 +146,7 @@ cdef class Delivery:
     def __reduce__(self):
         return _restore, (self.exchange, self.routing_key, self.properties, self.body, self.consumer_tag,
                           self.delivery_tag, self.message_count, self.expires_at, self.position, self.channel,
-                          self.redelivered)
+                          self.redelivered, self.delivery_count)
 
     def __repr__(self):
         return (f"<Delivery {self.delivery_tag!r} exchange={self.exchange!r} routing_key={self.routing_key!r} "
@@ -153,7 +154,7 @@ cdef class Delivery:
 
 
 def _restore(exchange, routing_key, properties, body, consumer_tag, delivery_tag, message_count, expires_at,
-             position, channel, redelivered):
+             position, channel, redelivered, delivery_count=0):
     delivery = Delivery(exchange, routing_key, properties, body)
     delivery.consumer_tag = consumer_tag
     delivery.delivery_tag = delivery_tag
@@ -162,6 +163,7 @@ def _restore(exchange, routing_key, properties, body, consumer_tag, delivery_tag
     delivery.position = position
     delivery.channel = channel
     delivery.redelivered = redelivered
+    delivery.delivery_count = delivery_count
     return delivery
 
 
@@ -267,6 +269,27 @@ cdef class Received:
         if self.channel is None or self._state != "RECEIVED":
             self.refuse(state)
         return 0
+
+    @property
+    def delivery(self):
+        """The delivery as it came from the broker; None for a message made by hand."""
+        return self._delivery
+
+    @property
+    def delivery_count(self):
+        """How often it was delivered before, to anybody, and came back: 0 for the first time.
+
+        Where the broker does not count (RabbitMQ's classic queues) it is 1 for all that were.
+        """
+        cdef Delivery delivery = self._delivery
+        if delivery is None or not delivery.redelivered:
+            return 0
+        count = delivery.delivery_count
+        if delivery.properties.from_header and delivery.properties.headers is not None:
+            counted = delivery.properties.headers.get("x-delivery-count")  # by RabbitMQ's quorum queues
+            if isinstance(counted, int):
+                count = counted
+        return max(count, 1)
 
     # --- made on demand
 

@@ -52,6 +52,16 @@ cdef class MessageQueue:
 
     def add(self, Delivery delivery not None, double expires_at=0):
         """Append a message. ``expires_at``: when it does, 0 for never."""
+        self._add(delivery, expires_at)
+
+    def add_unless_expiring(self, Delivery delivery not None):
+        """Append a message that stays until it is taken; returns whether it is one."""
+        if delivery.properties.expiration is not None:
+            return False
+        self._add(delivery, 0)
+        return True
+
+    cdef int _add(self, Delivery delivery, double expires_at) except -1:
         cdef Py_ssize_t size = len(delivery.body)
         with cython.critical_section(self):
             self._position += 1
@@ -64,6 +74,7 @@ cdef class MessageQueue:
             else:
                 self._level_of(delivery).append(delivery)
             self.size += size
+        return 0
 
     def put_back(self, Delivery delivery not None):
         """Put a message that was taken back into its place, as redelivered.
@@ -75,6 +86,7 @@ cdef class MessageQueue:
         again.position = delivery.position
         again.expires_at = delivery.expires_at
         again.redelivered = True
+        again.delivery_count = delivery.delivery_count + 1
         with cython.critical_section(self):
             level = self._level_of(again)
             for waiting in level:

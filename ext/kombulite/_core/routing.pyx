@@ -10,6 +10,8 @@ from collections import namedtuple
 
 cimport cython
 
+from kombulite._core.message cimport Delivery
+
 
 Binding = namedtuple("Binding", "source destination routing_key arguments to_exchange")
 Binding.__doc__ = "A binding: messages of exchange ``source`` go to a queue or (``to_exchange``) another exchange."
@@ -503,10 +505,20 @@ cdef class RoutingTable:
 
         ``headers``: the message's, a mapping or None. Raises UnknownExchange.
         """
-        cdef ExchangeNode node
-        cdef tuple targets
         if exchange == "":
             return (routing_key,)
+        return self._route(exchange, routing_key, headers)
+
+    def route_message(self, Delivery message not None, dict queues not None):
+        """The same for a message. ``queues``: all that there are, by the names that the default exchange goes by."""
+        if message.exchange == "":
+            queue = queues.get(message.routing_key)
+            return () if queue is None else (queue,)
+        return self._route(message.exchange, message.routing_key, message.properties.headers)
+
+    cdef tuple _route(self, exchange, routing_key, headers):
+        cdef ExchangeNode node
+        cdef tuple targets
         node = self._node(exchange)
         if type(routing_key) is not str:
             routing_key = exact_str(routing_key)

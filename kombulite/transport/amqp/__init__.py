@@ -109,6 +109,10 @@ class Transport(BaseTransport):
         version: str = amqp.__version__
         return version
 
+    @property
+    def is_suspect(self) -> bool:
+        return self._conversation is not None and self._conversation.link.is_suspect
+
     def heartbeat_check(self, rate: float = 2) -> None:
         self._talk().link.beat(rate)
 
@@ -148,8 +152,7 @@ class Transport(BaseTransport):
             channel = talk.add_channel(number, above)
         talk.request(channel, methods.CHANNEL_OPEN, "")
         if self.confirms:
-            talk.request(channel, methods.CONFIRM_SELECT, False)
-            channel.confirms = Confirms()
+            self.confirm(number)
         return number
 
     def close_channel(self, channel: int) -> None:
@@ -225,6 +228,13 @@ class Transport(BaseTransport):
 
     # --- publishing
 
+    def confirm(self, channel: int) -> None:
+        talk = self._talk()
+        state = talk.channel(channel)
+        if state.confirms is None:
+            talk.request(state, methods.CONFIRM_SELECT, False)
+            state.confirms = Confirms()
+
     def publish(
         self,
         channel: int,
@@ -233,7 +243,7 @@ class Transport(BaseTransport):
         timeout: float | None = None,
         confirm_timeout: float | None = None,
     ) -> None:
-        talk = self._talk()
+        talk = self._conversation or self._talk()
         try:
             state = talk.channels[channel]
         except KeyError:
@@ -413,7 +423,7 @@ class Transport(BaseTransport):
         return answer if type(answer) is Delivery else None
 
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
-        talk = self._talk()
+        talk = self._conversation or self._talk()
         link = talk.link
         state = talk.channels.get(channel) or talk.channel(channel)
         if delivery_tag > link.decoder.last_tag(channel) or (delivery_tag == 0 and not multiple):
@@ -435,10 +445,10 @@ class Transport(BaseTransport):
         self._talk().call(channel, methods.BASIC_RECOVER, True)
 
     def receive(self, timeout: float | None) -> Sequence[Event]:
-        talk = self._talk()
+        talk = self._conversation or self._talk()
         link, events = talk.link, talk.events
         link.check()  # what is left of a lost connection comes again on the next
-        if not events and link.reading.acquire(blocking=False):
+        if not events and link.reading.acquire(False):
             # The common case: the next of many messages that were read at once.
             try:
                 event = link.next_event() if not events else None  # the thread that read until now may have left some

@@ -21,6 +21,10 @@ from kombulite.transport.base import Cancelled, ChannelClosed, Event, Returned
 logger = getLogger("kombulite.amqp")
 
 
+#: Events that may wait to be drained before returned messages are dropped, the oldest first.
+MOST_WAITING = 10_000
+
+
 class Channel:
     """What the transport knows of a channel."""
 
@@ -84,6 +88,7 @@ class Conversation:
         self.channels: dict[int, Channel] = {0: self.root}
         self.events: deque[Event] = deque()
         self.blocked: str | None = None  # why the broker does not take messages
+        self._drops_returns = False
         self._failed: dict[int, Channel] = {}  # closed by the broker, and nobody knows it yet
         self._on_blocked, self._on_unblocked = options.get("on_blocked"), options.get("on_unblocked")
         self._facts = {"connection": name}
@@ -268,6 +273,17 @@ class Conversation:
         channel = self.channels.get(event.channel)
         if channel is None or channel.confirms is None or not channel.confirms.returned(event):
             self.events.append(Returned(event.channel, event.reply_code, event.reply_text, event.delivery))
+            if len(self.events) > MOST_WAITING:
+                self._drop_oldest_return()
+
+    def _drop_oldest_return(self) -> None:
+        """On a connection that nobody drains they would pile up without end. Deliveries have their prefetch count."""
+        oldest = next(each for each in list(self.events) if type(each) is Returned)
+        with suppress(ValueError):  # another thread took it
+            self.events.remove(oldest)
+        if not self._drops_returns:
+            self._drops_returns = True
+            logger.error("nobody drains this connection: from now on returned messages are dropped, the oldest first")
 
     def _answer(self, number: int, signature: methods.Signature, answer: Any) -> None:
         channel = self.channels.get(number)

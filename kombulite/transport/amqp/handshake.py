@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import socket
 import struct
 from collections.abc import Callable, Mapping
 from time import monotonic
@@ -31,8 +32,10 @@ DRIVER_OPTIONS = (
     "login_response",
     "on_open",
     "on_tune_ok",
-    "socket_settings",
 )
+#: Seconds: a connection on which nothing came for so long is probed, and so often. Whatever the probes are for, the
+#: kernel gives it up after the write timeout.
+KEEPALIVE_AFTER, KEEPALIVE_INTERVAL = 15, 5
 #: TLS settings, under our names or with the prefix ``ssl_`` that URLs give them.
 TLS_OPTIONS = (
     "keyfile",
@@ -114,7 +117,12 @@ def open_link(settings: Settings, write_timeout: float) -> tuple[Link, Handshake
 
     Raises AccessRefused, NotAllowed (the virtual host), OSError.
     """
-    handshake = Handshake(settings.connect_timeout, write_timeout, **arguments(settings))
+    handshake = Handshake(
+        settings.connect_timeout,
+        write_timeout,
+        socket_settings={**socket_settings(write_timeout), **(settings.options.get("socket_settings") or {})},
+        **arguments(settings),
+    )
     try:
         with translated():
             handshake.connect()
@@ -144,6 +152,19 @@ def arguments(settings: Settings) -> dict[str, Any]:
         "client_properties": client_properties(options),
         **{name: options[name] for name in DRIVER_OPTIONS if name in options},
     }
+
+
+def socket_settings(write_timeout: float) -> dict[int, int]:
+    """TCP options, where the system has them: a host that has vanished is found within the write timeout.
+
+    py-amqp's own would give a broker up that has not read for a second, as one does that is short of memory.
+    """
+    wanted = {
+        "TCP_USER_TIMEOUT": math.ceil(write_timeout * 1000),  # milliseconds
+        "TCP_KEEPIDLE": KEEPALIVE_AFTER,
+        "TCP_KEEPINTVL": KEEPALIVE_INTERVAL,
+    }
+    return {getattr(socket, name): value for name, value in wanted.items() if hasattr(socket, name)}
 
 
 def tls(wanted: Any, host: str) -> Any:

@@ -48,6 +48,7 @@ WRITING_FOR = 5.0  # seconds that a message may take to be written
 LARGEST_FILE = 1 << 30  # bytes of a message
 FORGOTTEN_AFTER = 3600.0  # seconds after which a file without its name is left over from a crash
 
+COUNTED = re.compile(r"-r([0-9]{1,9})$")  # ends the part before the queue's name: how often the message came back
 EXCHANGE_NAME = re.compile(r"[A-Za-z0-9._-]+")
 DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
@@ -156,7 +157,7 @@ class FolderStore(Store):
 
     def put(self, queue: str, data: bytes) -> None:
         name = f"{int(monotonic() * 1000)}_{_ordered_uuid()}.{queue}{MESSAGE}"
-        _check_file_name(f"{name}.{self.identity}{CLAIMED}", queue)
+        _check_file_name(f"{name}-r000000.{self.identity}{CLAIMED}", queue)
         unnamed = self._out / f".{self.identity}-{uuid()}{UNNAMED}"
         with self._need(self._out), open(unnamed, "xb") as file:
             try:
@@ -190,7 +191,7 @@ class FolderStore(Store):
             if not data.rstrip().endswith(b"}") and time() - message.modified / 1e9 < WRITING_FOR:
                 token.claimed.rename(self._in / message.name)  # kombu is still writing it
                 return None
-            return Claim(token, data, message.name.partition(".")[0].endswith("-r"))
+            return Claim(token, data, _split_count(message.name)[1])
         return None
 
     def finish(self, token: Token) -> None:
@@ -206,9 +207,9 @@ class FolderStore(Store):
         self._listed_at = 0.0
 
     def _return(self, claimed: Path, name: str) -> None:
-        first, _, rest = name.partition(".")
+        first, count, rest = _split_count(name)
         with suppress(FileNotFoundError):
-            claimed.rename(self._in / f"{first.removesuffix('-r')}-r.{rest}")
+            claimed.rename(self._in / f"{first}-r{count + 1}.{rest}")
 
     def set_aside(self, token: Token) -> None:
         token.claimed.rename(self._in / f"{token.name}.unreadable")
@@ -413,3 +414,10 @@ def _forget_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_locks)
+
+
+def _split_count(name: str) -> tuple[str, int, str]:
+    """A message's file name: what it began with, how often the message came back, and the rest."""
+    first, _, rest = name.partition(".")
+    found = COUNTED.search(first)
+    return (first, 0, rest) if found is None else (first[: found.start()], int(found.group(1)), rest)

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from kombulite import exceptions
-from kombulite._core import Delivery, Rota
+from kombulite._core import Delivery, Rota, UnknownExchange
 from kombulite.transport.base import (
     Capabilities,
     Event,
@@ -47,7 +47,6 @@ class Transport(BaseTransport):
         super().__init__(settings)
         self._broker = broker_of(settings.virtual_host)
         self._lock = self._broker.lock
-        self._acquire, self._release = self._lock.acquire, self._lock.release
         self._wake = Condition(self._lock)
         self._channels: dict[int, Channel] = {}
         # A number comes again only after all others: what is still under way for a closed channel finds nobody.
@@ -217,17 +216,15 @@ class Transport(BaseTransport):
         timeout: float | None = None,
         confirm_timeout: float | None = None,
     ) -> None:
-        broker = self._broker
-        self._acquire()  # what `with` does, in half the time
+        broker, lock = self._broker, self._lock
+        lock.acquire()  # what `with` does, in half the time
         try:
             if channel not in self._channels:
                 raise exceptions.RecoverableConnectionError("channel already closed")
-            if broker.expiring:
+            if self._expiring:
                 broker.expire(monotonic())
-            queues = broker.route(delivery)
-            if len(queues) == 1 and queues[0].is_plain and delivery.properties.expiration is None:
-                queue = queues[0]
-                queue.messages.add(delivery)
+            queues = broker.table.route_message(delivery, broker.queues)
+            if len(queues) == 1 and (queue := queues[0]).is_plain and queue.messages.add_unless_expiring(delivery):
                 if queue.idle:
                     broker.offer(queue)
             elif queues:
@@ -239,8 +236,10 @@ class Transport(BaseTransport):
                 broker.accept((broker.declare_queue(QueueSpec(delivery.routing_key), self),), delivery)
             else:
                 self.unroutable += 1
+        except UnknownExchange:
+            raise broker.no_exchange(delivery.exchange) from None
         finally:
-            self._release()
+            lock.release()
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
@@ -372,7 +371,8 @@ class Transport(BaseTransport):
     def receive(self, timeout: float | None) -> Sequence[Event]:
         if not self._events and not self._expiring:
             # The common case takes no lock: claiming is atomic.
-            delivery = self._claim(0.0)
+            claim = self._claim  # called as `self._claim(0.0)` it would be looked for in the class first
+            delivery = claim(0.0)
             if delivery is not None:
                 if self._left:
                     with self._lock:

@@ -301,16 +301,15 @@ class Broker:
 
     def route(self, delivery: Delivery) -> tuple[Queue, ...]:
         """The queues that a message goes to. Raises NotFound for an unknown exchange."""
-        if delivery.exchange == "":
-            found = self.queues.get(delivery.routing_key)
-            return () if found is None else (found,)
         try:
-            queues: tuple[Queue, ...] = self.table.route(
-                delivery.exchange, delivery.routing_key, delivery.properties.headers
-            )
+            queues: tuple[Queue, ...] = self.table.route_message(delivery, self.queues)
         except UnknownExchange:
-            raise exceptions.NotFound(f"no exchange '{delivery.exchange}'") from None
+            raise self.no_exchange(delivery.exchange) from None
         return queues
+
+    def no_exchange(self, name: str) -> exceptions.NotFound:
+        """The error for an exchange that is not there."""
+        return exceptions.NotFound(f"no exchange '{name}'")
 
     def accept(self, queues: tuple[Queue, ...], delivery: Delivery) -> None:
         """Take a publish. Raises MessageNacked if a queue is full, PreconditionFailed for a bad expiration."""
@@ -326,9 +325,7 @@ class Broker:
     def enqueue(self, queues: tuple[Queue, ...], delivery: Delivery) -> None:
         """Put a message into queues, each with a copy of its own."""
         for queue in queues:
-            if queue.is_plain and delivery.properties.expiration is None:
-                queue.messages.add(delivery)
-            else:
+            if not (queue.is_plain and queue.messages.add_unless_expiring(delivery)):
                 self._enqueue_limited(queue, delivery)
             if queue.idle:
                 self.offer(queue)

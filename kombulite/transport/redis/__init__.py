@@ -46,6 +46,7 @@ from kombulite.utils.uuid import uuid
 __all__ = ["Transport", "get_redis_error_classes"]
 
 MOST_CHANNELS = 65535
+CLOSE_TIMEOUT = 5.0  # seconds for a reply while the connection is closed
 REQUEUE = Outcome.REQUEUE  # as a global: looking the member up costs as much as the call
 
 #: What connections that broke had claimed, by database: the next one to it puts it back.
@@ -94,12 +95,14 @@ class Transport(BaseTransport):
             raise
 
     def _connect(self) -> None:
-        link = self._link = self._open(self._on_push)
+        link, timeout = self._open(self._on_push), self.settings.connect_timeout
+        self._link = link
         tracked = False
         if link.protocol == 3:
-            tracked = not isinstance(link.exchange(pack(("CLIENT", "TRACKING", "ON", "OPTIN")), 1)[0], ReplyError)
+            track = pack(("CLIENT", "TRACKING", "ON", "OPTIN"))
+            tracked = not isinstance(link.exchange(track, 1, timeout)[0], ReplyError)
         try:
-            seconds, microseconds = link.call("TIME")
+            seconds, microseconds = link.call("TIME", timeout=timeout)
             self._clock = int(seconds) + int(microseconds) / 1e6 - monotonic()
         except (TypeError, ValueError) as error:
             raise exceptions.RecoverableConnectionError(f"a server that tells no time: {error}") from error
@@ -129,6 +132,8 @@ class Transport(BaseTransport):
     def close(self) -> None:
         try:
             if self.connected and self._pid == os.getpid():
+                for link in self._links:
+                    link.hurry(CLOSE_TIMEOUT)
                 for number in list(self._channels):
                     self.close_channel(number)
                 for queue in self._topology.exclusive_queues():
@@ -159,6 +164,10 @@ class Transport(BaseTransport):
     @property
     def connected(self) -> bool:
         return self._receiver is not None and all(link.is_open for link in self._links)
+
+    @property
+    def is_suspect(self) -> bool:
+        return any(link.is_suspect for link in list(self._links))
 
     def driver_version(self) -> str:
         return version("redis")

@@ -29,12 +29,13 @@ TABLE = (
             "BusyLoadingError",
             "ReadOnlyError",
             "MasterDownError",
-            "InvalidResponse",
             "ChildDeadlockedError",
             "RedisError",
         ),
     ),
     Row(exceptions.TimeoutError, (), ("TimeoutError",)),
+    # It is no Redis.
+    Row(exceptions.FrameError, (), ("InvalidResponse",)),
     # It would not let us in the next time either.
     Row(
         exceptions.NotAllowed,

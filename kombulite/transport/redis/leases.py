@@ -69,7 +69,7 @@ class Tags:
 
 
 def mark_redelivered(envelope: bytes) -> bytes:
-    """The envelope with both redelivered flags set. One that is no envelope stays as it is."""
+    """The envelope with both redelivered flags set, and counted. One that is no envelope stays as it is."""
     try:
         message = json.loads(envelope)
         _set_flags(message)
@@ -81,7 +81,9 @@ def mark_redelivered(envelope: bytes) -> bytes:
 def _set_flags(message: dict[str, Any]) -> None:
     message["headers"] = {**(message.get("headers") or {}), "redelivered": True}
     properties = message["properties"] = dict(message.get("properties") or {})
-    properties["delivery_info"] = {**(properties.get("delivery_info") or {}), "redelivered": True}
+    info = properties["delivery_info"] = {**(properties.get("delivery_info") or {}), "redelivered": True}
+    count = info.get("delivery_count")  # ours; kombu leaves it as it is
+    info["delivery_count"] = count + 1 if isinstance(count, int) else 1
 
 
 def put_back(link: Link, keys: Keys, leases: Sequence[Lease], are_noted: bool) -> None:

@@ -29,6 +29,7 @@ TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
 INCOMPLETE = object()
 RESP2_PUSHES = (b"message", b"pmessage", b"psubscribe", b"punsubscribe")
 READ_SIZE = 1 << 16  # bytes
+MOST_READS = 64  # in one look at what has arrived: a server may talk faster than we listen
 
 #: Replies to posted commands that may be outstanding before we stop to read them.
 MOST_POSTED = 5000
@@ -179,10 +180,19 @@ class Link:
             if self._posted:
                 self._read(0, None if self._timeout is None else monotonic() + self._timeout, posted=True)
 
+    def hurry(self, seconds: float) -> None:
+        """From now on no reply is waited for longer."""
+        self._timeout = seconds if self._timeout is None else min(self._timeout, seconds)
+
     @property
     def is_waiting(self) -> bool:
         """Whether posted commands have no reply yet."""
         return bool(self._posted)
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether half of the time is gone that the server has for the reply to a posted command."""
+        return bool(self._posted and self._timeout and monotonic() - self._waiting_since > self._timeout / 2)
 
     def poll(self) -> None:
         """Read what has arrived, without waiting. Raises TimeoutError if posted commands wait too long for a reply."""
@@ -193,8 +203,9 @@ class Link:
             if not (self._posted or self._is_tls or self._readable.poll(0)):
                 return
             try:
-                while self._receive():
-                    pass
+                for _ in range(MOST_READS):
+                    if not self._receive():
+                        break
                 self._take(0, [])
                 if self._posted and self._timeout and monotonic() - self._waiting_since > self._timeout:
                     raise TimeoutError("the server did not answer in time")

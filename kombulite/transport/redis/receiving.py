@@ -385,4 +385,5 @@ def without_flag(delivery: Delivery) -> Delivery:
     properties = delivery.properties.replace(headers=headers or None)
     again = Delivery(delivery.exchange, delivery.routing_key, properties, delivery.body)
     again.redelivered = True
+    again.delivery_count = delivery.delivery_count
     return again

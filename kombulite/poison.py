@@ -1,0 +1,90 @@
+"""Poison messages: those that come back again and again, as whoever takes them fails or dies. Where they go instead."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kombulite._core import Delivery
+from kombulite.entity import Exchange, Queue
+from kombulite.message import Message
+
+if TYPE_CHECKING:
+    from kombulite.channel import Channel
+
+
+class DeadLetterRule:
+    """Messages that were delivered ``max_deliveries`` times go to ``dead_letter``: a queue, its name, or an exchange.
+
+    It is declared when it is first needed. A queue gets them through the default exchange; an exchange with the routing
+    key that they had. Raises ValueError for numbers below 1.
+    """
+
+    def __init__(self, max_deliveries: int, dead_letter: Queue | Exchange | str) -> None:
+        if max_deliveries < 1:
+            raise ValueError(f"a message is delivered once or more, not {max_deliveries} times")
+        self.max_deliveries = max_deliveries
+        self.destination = Queue(dead_letter) if isinstance(dead_letter, str) else dead_letter
+        self._channel: Channel | None = None  # with confirms, and nothing else on it
+
+    def condemns(self, message: Message) -> bool:
+        """Whether a message has been delivered often enough."""
+        return message.delivery_count >= self.max_deliveries
+
+    def bury(self, message: Message, queue: str) -> None:
+        """Send a message of that queue to the dead letters, and acknowledge it once the broker has it there.
+
+        Raises MessageReturned where nothing takes dead letters, MessageNacked, and errors of connection and channel.
+        The message is not acknowledged then.
+        """
+        channel = self._confirming(message.channel)
+        delivery = message.delivery
+        assert delivery is not None  # it was redelivered
+        headers = {**(delivery.properties.headers or {}), **self._certificate(message, queue)}
+        # Its time to live is over, and a broker checks that the user is the one who publishes.
+        properties = delivery.properties.replace(headers=headers, expiration=None, user_id=None)
+        destination, body = self.destination, delivery.body
+        if isinstance(body, str):
+            body = body.encode(properties.content_encoding or "utf-8")
+        place = ("", destination.name) if isinstance(destination, Queue) else (destination.name, delivery.routing_key)
+        channel.publish(Delivery(*place, properties, body), mandatory=True)
+        message.ack()
+        from logging import getLogger  # seldom needed, and slow to import
+
+        getLogger("kombulite.consumer").error(
+            "a message of queue %r was delivered %d times, and is in %r now (message id %r)",
+            queue,
+            message.delivery_count,
+            destination.name,
+            properties.message_id,
+            extra={"queue": queue, "dead_letter": destination.name, "deliveries": message.delivery_count},
+        )
+
+    def _certificate(self, message: Message, queue: str) -> dict[str, Any]:
+        """Headers that say what it died of."""
+        info = message.delivery_info
+        return {
+            "x-poison-reason": "max-deliveries",
+            "x-poison-deliveries": message.delivery_count,
+            "x-poison-queue": queue,
+            "x-poison-exchange": info["exchange"],
+            "x-poison-routing-key": info["routing_key"],
+        }
+
+    def _confirming(self, other: Channel) -> Channel:
+        """A channel for dead letters, on the connection of another."""
+        channel = self._channel
+        if channel is None or not channel.is_open or channel.connection is not other.connection:
+            channel = other.connection.channel()
+            channel.confirm_select()
+            self.destination(channel).declare()
+            self._channel = channel
+        return channel
+
+
+def dead_letter_rule(max_deliveries: int | None, dead_letter: Queue | Exchange | str | None) -> DeadLetterRule | None:
+    """The rule of a consumer with these arguments. Raises ValueError for one without the other."""
+    if max_deliveries is None and dead_letter is None:
+        return None
+    if max_deliveries is None or dead_letter is None:
+        raise ValueError("max_deliveries and dead_letter go together")
+    return DeadLetterRule(max_deliveries, dead_letter)

@@ -1,0 +1,109 @@
+"""What has to hold on every broker alike."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from kombulite import Connection, Consumer, Producer, Queue, exceptions, uuid
+from tests.servers import Server, wait_until
+
+
+def go_over_and_back(brokers: Sequence[Server], options: Mapping[str, Any]) -> None:
+    """A consumer and a publisher with two brokers, of which now one is there, then the other. Both have the queue."""
+    queue, got = Queue(uuid()), []
+
+    def take(message: Any) -> None:
+        got.append(message.payload)
+        message.ack()
+
+    urls = [broker.url for broker in brokers]
+    for url in urls:
+        with Connection(url) as connection:
+            queue(connection).declare()
+    policy = {"max_retries": 20, "interval_start": 0.1, "interval_max": 0.5}
+    with Connection(urls, transport_options=options) as consuming, Connection(urls, transport_options=options) as other:
+        Consumer(consuming.channel(), queue, on_message=take).consume()
+        producer = Producer(other)
+        for number, (alive, dead) in enumerate([(0, 1), (1, 0), (0, 1)]):
+            if number:
+                brokers[dead].kill()
+            producer.publish(number, routing_key=queue.name, retry=True, retry_policy=policy, timeout=10)
+            assert other.port == brokers[alive].port
+            deadline = time.monotonic() + 60
+            while number not in got:
+                assert time.monotonic() < deadline
+                try:
+                    consuming.drain_events(timeout=1)
+                except TimeoutError:
+                    continue
+                except consuming.recoverable_connection_errors:
+                    consuming.ensure_connection(max_retries=20, interval_start=0.1, interval_max=0.5)
+            assert consuming.port == brokers[alive].port
+            if number:
+                brokers[dead].start()
+    assert set(got) == {0, 1, 2}  # one whose ack went with its broker comes twice
+
+
+def check_retry(connection: Connection, lose: Callable[[], None]) -> None:
+    """``publish(retry=True)`` tries as often as the policy says, tells of it, and revives; then it gives up."""
+    queue = Queue(uuid())
+    producer = Producer(connection)
+    producer.publish("first", routing_key=queue.name, declare=[queue])
+    told: list[Any] = []
+    revived: list[Any] = []
+    policy = {"max_retries": 3, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+    policy |= {"errback": lambda error, interval: told.append(interval), "on_revive": revived.append}
+    lose()
+    producer.publish("again", routing_key=queue.name, retry=True, retry_policy=policy)
+    assert len(told) == len(revived) == 1
+    assert queue(connection).queue_declare(passive=True).message_count == 2
+    told.clear()
+
+    calls = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise exceptions.RecoverableConnectionError("lost")
+
+    with pytest.raises(exceptions.OperationalError):
+        connection.ensure(producer, fail, **policy)()
+    assert len(calls) == 4
+    assert len(told) == 3
+    with pytest.raises(exceptions.AccessRefused):
+        connection.ensure(producer, _refuse, **policy)()
+    assert len(told) == 3
+    queue(connection).delete()
+
+
+def _refuse() -> None:
+    raise exceptions.AccessRefused("not for you")
+
+
+def reconnect(connection: Connection, times: int, cut: Callable[[Connection], None]) -> None:
+    """Lose a connection, and have it back, so many times."""
+    for _ in range(times):
+        cut(connection)
+        with pytest.raises(connection.connection_errors):
+            while True:
+                try:
+                    connection.drain_events(timeout=1)
+                except TimeoutError as error:
+                    if error.errno is not None:
+                        raise
+        connection.ensure_connection()
+
+
+def left_behind() -> tuple[int, int]:
+    """Open files, and objects, once the threads of lost connections have ended."""
+    wait_until(
+        lambda: sum(each.name == "kombulite-redis" for each in threading.enumerate()) < 2, 30, "threads are left"
+    )
+    gc.collect()
+    return len(os.listdir("/proc/self/fd")), len(gc.get_objects())
