@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kombulite import exceptions
 from kombulite.abstract import maybe_channel
+from kombulite.batching import Gathering, MessageBatch
 from kombulite.channel import Channel
 from kombulite.entity import Queue
 from kombulite.message import Message
@@ -27,6 +28,11 @@ class Consumer:
     ``on_message`` with the message alone, not decoded; ``accept``: serializers or content types that may be decoded;
     ``on_decode_error(message, exception)``: called instead of raising; ``prefetch_count``: messages delivered and not
     acknowledged at a time; ``no_ack``: they count as acknowledged when sent; ``tag_prefix``: starts the consumer tags.
+
+    ``on_batch(messages)``, instead of the other callbacks, gets a ``MessageBatch``: a list of messages that can be
+    decoded, of all queues, with an ``ack()`` for all. It is called when there are ``batch_size`` of them, or as many as
+    the prefetch count lets be out, or when the first has waited for ``batch_timeout`` seconds (0: as soon as no more
+    are there). Raises ValueError where there are callbacks of both kinds, for a size below 1 or a negative timeout.
     """
 
     ContentDisallowed = exceptions.ContentDisallowed
@@ -51,6 +57,9 @@ class Consumer:
         accept: Iterable[str] | None = None,
         prefetch_count: int | None = None,
         tag_prefix: str | None = None,
+        on_batch: Callable[[MessageBatch], Any] | None = None,
+        batch_size: int = 100,
+        batch_timeout: float = 1.0,
     ) -> None:
         self.channel: Channel = channel
         self._queues: dict[str, Queue] = {}
@@ -66,6 +75,9 @@ class Consumer:
         self.prefetch_count = prefetch_count
         self.tag_prefix = tag_prefix or ""
         self._overrides_receive = type(self).receive is not Consumer.receive
+        if on_batch is not None and (self.callbacks or self.on_message is not None):
+            raise ValueError("a consumer has on_batch, or callbacks for single messages")
+        self._gathering = None if on_batch is None else Gathering(on_batch, batch_size, batch_timeout)
         if channel is not None:
             self.revive(channel)
 
@@ -111,8 +123,10 @@ class Consumer:
         for tag in self._active_tags.values():
             if self.channel.is_consuming(tag):  # it was not lost, or came back with its connection
                 self.channel.basic_cancel(tag)
-        self.channel = maybe_channel(channel)
+        tags = list(self._active_tags.values())
         self._active_tags.clear()
+        self._stop_gathering(tags)
+        self.channel = maybe_channel(channel)
         queues = [*self._queues.values(), *self._unnamed]
         self._queues, self._unnamed = {}, []
         for queue in queues:
@@ -136,7 +150,11 @@ class Consumer:
     def _consume(self, queue: Queue, no_ack: bool | None) -> None:
         tag = f"{self.tag_prefix}{next(_tags)}"
         self._no_ack_of[queue.name] = no_ack
-        self._active_tags[queue.name] = queue.consume(tag, self._receive, no_ack=no_ack, on_cancel=self._on_cancelled)
+        callback: Callable[[Message], Any] = self._receive
+        if self._gathering is not None:
+            callback = self._gather
+            self.channel.add_gathering(self._gathering)
+        self._active_tags[queue.name] = queue.consume(tag, callback, no_ack=no_ack, on_cancel=self._on_cancelled)
 
     def _on_cancelled(self, consumer_tag: str) -> None:
         """The broker ended a consumer; ``consume`` may start it again."""
@@ -146,9 +164,11 @@ class Consumer:
         raise exceptions.ConsumerCancelled(f"the broker cancelled consumer {consumer_tag}")
 
     def cancel(self) -> None:
-        """Stop consuming. Messages delivered stay to be acknowledged."""
+        """Stop consuming. Messages delivered stay to be acknowledged; those of a batch that is not complete go back."""
+        tags = list(self._active_tags.values())
         for name in list(self._active_tags):
             self.channel.basic_cancel(self._active_tags.pop(name))
+        self._stop_gathering(tags)
 
     close = cancel
 
@@ -159,6 +179,13 @@ class Consumer:
         tag = self._active_tags.pop(name, None)
         if tag is not None:
             self.channel.basic_cancel(tag)
+            self._stop_gathering([tag])
+
+    def _stop_gathering(self, consumer_tags: list[str]) -> None:
+        if self._gathering is not None and consumer_tags:
+            self._gathering.give_back(set(consumer_tags))
+            if not self._active_tags:
+                self.channel.remove_gathering(self._gathering)
 
     def __enter__(self) -> Consumer:
         self.consume()
@@ -205,9 +232,7 @@ class Consumer:
                 message.accept = self.accept
                 message.raise_errors()
         except Exception as error:
-            if self.on_decode_error is None:
-                raise
-            self.on_decode_error(message, error)
+            self._decoding_failed(message, error)
             return
         if on_message is not None:
             on_message(message)
@@ -216,6 +241,20 @@ class Consumer:
         else:  # what `receive` does, without the call: 4 % of a message's way from queue to ack
             for callback in self.callbacks:
                 callback(body, message)
+
+    def _gather(self, message: Message) -> object:
+        assert self._gathering is not None
+        try:
+            message.unpack(self.accept)
+        except Exception as error:
+            self._decoding_failed(message, error)
+            return None
+        return self._gathering.add(message)
+
+    def _decoding_failed(self, message: Message, error: Exception) -> None:
+        if self.on_decode_error is None:
+            raise error
+        self.on_decode_error(message, error)
 
     @property
     def connection(self) -> Connection | None:
