@@ -196,7 +196,7 @@ cdef class Ledger:
             return self._outstanding.pop(delivery_tag)
 
     def settle_all(self, delivery_tags):
-        """Strike some deliveries. Returns them (a list). Raises KeyError, and strikes none, if one is not outstanding."""
+        """Strike some deliveries, all or none. Returns them (a list). Raises KeyError if one is not outstanding."""
         with cython.critical_section(self):
             for tag in delivery_tags:
                 if tag not in self._outstanding:
