@@ -75,21 +75,24 @@ class Gathering:
 
     def add(self, message: Message) -> object:
         """Keep a message (returns GATHERED), or hand the batch over that it completes."""
-        channel = message.channel
-        assert channel is not None
         with self._lock:
-            self._drop_lost()
-            if not self._messages:
-                self._opening = channel.openings
-                self._full = min(self._size, channel.prefetch_limit or self._size)
-                self.deadline = monotonic() + self._timeout
-                channel.connection.turn_loop_in(self._timeout)
-            self._messages.append(message)
-            if len(self._messages) < self._full:
+            if not self._messages or message.channel.openings != self._opening:  # type: ignore[union-attr]
+                self._begin(message.channel)
+            messages = self._messages
+            messages.append(message)
+            if len(messages) < self._full:
                 return GATHERED
-            batch = self._take()
-        self.on_batch(batch)
+            self._take()
+        self.on_batch(messages)
         return None
+
+    def _begin(self, channel: Any) -> None:
+        self._drop_lost()
+        if not self._messages:
+            self._opening = channel.openings
+            self._full = min(self._size, channel.prefetch_limit or self._size)
+            self.deadline = monotonic() + self._timeout
+            channel.connection.turn_loop_in(self._timeout)
 
     def hand_over(self) -> bool:
         """Hand over what there is. Returns whether there was anything that is not lost with its connection."""

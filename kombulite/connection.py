@@ -485,9 +485,13 @@ class Connection(Address):
         if self._hand_over_due():
             return
         while True:
-            due = min((each.deadline for each in self._gatherings), default=inf)
-            wake = due if deadline is None else min(due, deadline)
-            is_kept = self._drain_event(None if wake == inf else max(wake - monotonic(), 0))
+            is_kept: bool | None = True
+            while is_kept:  # what is there already
+                is_kept = self._drain_event(0)
+            if is_kept is None:
+                due = min((each.deadline for each in self._gatherings), default=inf)
+                wake = due if deadline is None else min(due, deadline)
+                is_kept = self._drain_event(None if wake == inf else max(wake - monotonic(), 0))
             if is_kept is False or (is_kept is None and self._hand_over_due()):
                 return
             if is_kept is None and deadline is not None and monotonic() >= deadline:
