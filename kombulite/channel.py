@@ -437,6 +437,11 @@ class Channel:
     def settle_many(self, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
         """Say what becomes of deliveries, and of no others. Raises PreconditionFailed."""
         self._ask(self._transport.settle_many, delivery_tags, outcome)
+        tally = self._tally
+        counts = {ACK: tally.count_acked, Outcome.REQUEUE: tally.count_requeued, Outcome.REJECT: tally.count_rejected}
+        count = counts[outcome]
+        for _ in delivery_tags:
+            count()
 
     def _ask(self, verb: Callable[..., T], *arguments: Any) -> T:
         """Have the transport do something on this channel."""

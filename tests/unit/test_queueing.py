@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kombulite._core import Claimant, Delivery, Ledger, MessageQueue, Properties, Rota, Tally
+from kombulite._core import Claimant, Delivery, Ledger, MessageQueue, Properties, Rota, Settled
 
 
 def message(body=b"body", priority=None):
@@ -629,28 +629,28 @@ def test_a_ledger_strikes_all_or_none():
         ([1], [2, 4], False),
     ],
 )
-def test_tally_knows_whether_a_batch_completes_what_is_settled(settled, tags, completes):
-    tally = Tally()
+def test_settled_knows_whether_a_batch_completes_what_is_settled(settled, tags, completes):
+    settlement = Settled()
     for tag in settled:
-        tally.add(tag)
-    assert tally.completes(tags) is completes
+        settlement.add(tag)
+    assert settlement.completes(tags) is completes
 
 
-def test_tally_of_all_up_to_a_tag():
-    tally = Tally()
-    tally.add(2)
-    tally.add(5, multiple=True)
-    assert tally.completes([6, 7])
-    tally.add(3, multiple=True)  # nobody knows how many those were
-    assert tally.completes([6])
+def test_settled_of_all_up_to_a_tag():
+    settlement = Settled()
+    settlement.add(2)
+    settlement.add(5, multiple=True)
+    assert settlement.completes([6, 7])
+    settlement.add(3, multiple=True)  # nobody knows how many those were
+    assert settlement.completes([6])
 
 
 @given(st.permutations(range(1, 9)), st.integers(0, 7), st.sets(st.integers(1, 8), min_size=1))
-def test_tally_never_claims_too_much(order, count, wanted):
+def test_settled_never_claims_too_much(order, count, wanted):
     settled = set(order[:count])
-    tally = Tally()
+    settlement = Settled()
     for tag in order[:count]:
-        tally.add(tag)
+        settlement.add(tag)
     batch = sorted(wanted - settled)
-    if batch and tally.completes(batch):
+    if batch and settlement.completes(batch):
         assert settled.union(batch) >= set(range(1, batch[-1] + 1))

@@ -222,7 +222,7 @@ cdef class Ledger:
 
 
 @cython.final
-cdef class Tally:
+cdef class Settled:
     """Which of the deliveries 1, 2, 3, … of a channel are settled, as far as two numbers can tell.
 
     It may know of fewer than there are, never of more: each delivery is settled once.
