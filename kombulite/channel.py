@@ -496,7 +496,7 @@ class Channel:
                 return False
             make_message, run = subscription.make_message, subscription.run
             return run(make_message(event)) is GATHERED
-        elif isinstance(event, Returned):
+        if isinstance(event, Returned):
             error = exceptions.MessageReturned(event.reply_text, (60, 50), "Basic.return", event.reply_code)
             self._on_returned(error, event.delivery)
         elif isinstance(event, Cancelled):

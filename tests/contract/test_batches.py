@@ -60,6 +60,7 @@ def test_full_batches_and_the_rest_in_time(broker, connection, channel, queue):
     got = Batches(channel, queue)
     drain(connection, lambda: len(got.all) == 10)
     assert got.bodies == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert connection.counters.acked == 10
     channel.close()
     assert left_in(broker, queue, 0) == []
 

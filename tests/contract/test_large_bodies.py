@@ -12,8 +12,8 @@ from kombulite import Producer
 
 SIZE = 8 << 20  # bytes
 
-#: Bodies' worth of memory that Python objects take at most: when publishing, beside the body itself; when consuming, the
-#: body that is handed over among them. AMQP: the frames, and the body. Redis: base64 is a third larger, and there are
+#: Bodies' worth of memory that Python objects take at most: when publishing, beside the body itself; when consuming,
+#: with the body that is handed over. AMQP: the frames, and the body. Redis: base64 is a third larger, and there are
 #: three to four of it each way: it, the envelope, the command; what was read, the envelope, the body.
 COPIES = {"memory": (0, 0), "amqp": (1, 1), "redis": (4.7, 3.7)}
 MARGIN = 0.1
