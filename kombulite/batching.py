@@ -76,7 +76,7 @@ class Gathering:
     def add(self, message: Message) -> object:
         """Keep a message (returns GATHERED), or hand the batch over that it completes."""
         with self._lock:
-            if not self._messages or message.channel.openings != self._opening:  # type: ignore[union-attr]
+            if not self._messages or message.channel.openings != self._opening:
                 self._begin(message.channel)
             messages = self._messages
             messages.append(message)
