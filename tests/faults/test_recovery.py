@@ -516,3 +516,30 @@ def test_consumer_knows_the_new_name_of_its_queue(server, connection, other):
     Producer(other, exchange).publish("nobody", routing_key="k")
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0.2)
+
+
+def test_a_batch_leaves_out_what_came_on_the_lost_connection(server, connection, other):
+    queue, batches = Queue(uuid()), []
+    consumer = Consumer(connection.channel(), queue, on_batch=batches.append, batch_size=3, batch_timeout=60)
+    consumer.consume()
+    producer = Producer(connection)
+    producer.publish_many([1, 2], routing_key=queue.name)
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.5)
+    close_all(server)
+    lose(connection)
+    Producer(other).publish(3, routing_key=queue.name)
+    while not batches:
+        connection.drain_events(timeout=10)
+    assert sorted(batches[0].payloads) == [1, 2, 3]
+    batches[0].ack()  # of the new connection's messages
+    close_all(server)
+    lose(connection)
+    with pytest.raises(exceptions.RecoverableConnectionError):
+        consumer.channel.settle_many([message.delivery_tag for message in batches[0]], Outcome.ACK)
+    connection.ensure_connection()
+    with pytest.raises(exceptions.RecoverableConnectionError):
+        consumer.channel.settle_many([message.delivery_tag for message in batches[0]], Outcome.ACK)
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.3)
+    assert len(batches) == 1
