@@ -20,7 +20,7 @@ soak: $(VENV)/.installed brokers  ## the tests that take long, and the core unde
 bench: $(BENCH)/venv/.installed brokers c-client  ## the benchmarks in short: JSON, a report and plots in build/bench
 	$(BENCH)/venv/bin/python -m bench lab
 
-bench-full: $(BENCH)/venv/.installed brokers c-client  ## all of them, with every round: more than an hour
+bench-full: $(BENCH)/venv/.installed brokers c-client  ## all of them, with every round and setting: takes an hour or so
 	$(BENCH)/venv/bin/python -m bench lab --full
 
 brokers:  ## install the brokers that tests and benchmarks start for themselves, where that is allowed

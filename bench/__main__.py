@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -19,7 +20,7 @@ from bench.lab import running
 from bench.lab.brokers import Brokers
 from bench.lab.curves import experiments
 from bench.plots import draw
-from bench.results import Results
+from bench.results import Curve, Results
 from bench.tables import markdown_of, table_of_curve, table_of_figures
 from tests.servers import Unavailable
 
@@ -80,8 +81,9 @@ def main(context: click.Context, expression: str, report_path: Path | None) -> N
 @main.command()
 @click.argument("names", nargs=-1)
 @click.option("--full", is_flag=True, help="All values, rounds and settings, and Celery; else under 10 minutes.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds of each curve.")
 @click.option("--out", type=click.Path(path_type=Path), default=OUT, help="The folder to write to.")
-def lab(names: tuple[str, ...], full: bool, out: Path) -> None:
+def lab(names: tuple[str, ...], full: bool, rounds: int | None, out: Path) -> None:
     """Run the duels and the curves, or only the curves NAMES; write JSON, Markdown, and plots.
 
     With NAMES the other results that the folder holds are kept.
@@ -90,10 +92,13 @@ def lab(names: tuple[str, ...], full: bool, out: Path) -> None:
     if unknown := set(names) - {each.name for each in chosen}:
         known = ", ".join(each.name for each in experiments(full, settings=True))
         raise click.BadParameter(f"{', '.join(sorted(unknown))}; there are: {known}")
+    if rounds is not None:
+        chosen = [replace(each, rounds=rounds) for each in chosen]
     path = out / "results.json"
     out.mkdir(parents=True, exist_ok=True)
     results = Results.from_json(path.read_text(encoding="utf-8")) if names and path.exists() else Results()
     results.about = about()
+    results.skipped = [(name, reason) for name, reason in results.skipped if name.partition(",")[0] not in names]
     with shown_progress() as progress:
         if not names:
             try:
@@ -101,15 +106,17 @@ def lab(names: tuple[str, ...], full: bool, out: Path) -> None:
             except duels.DuelsFailed as error:
                 raise click.ClickException(str(error)) from None
             results.figures = duels.figures_of(report)
-        measure(chosen, results, progress)
-    path.write_text(results.to_json(), encoding="utf-8")
+            path.write_text(results.to_json(), encoding="utf-8")
+        for curve in curves_of(chosen, results.skipped, progress):
+            results.replace(curve)
+            path.write_text(results.to_json(), encoding="utf-8")  # what is there, is there
     report_on(results, out)
     show(console(), results)
     click.echo(f"Results, report and plots: {click.format_filename(out)}")
 
 
-def measure(chosen: list[running.Experiment], results: Results, progress: Progress) -> None:
-    """Run experiments; one that cannot be run is noted as skipped."""
+def curves_of(chosen: list[running.Experiment], skipped: list[tuple[str, str]], progress: Progress) -> Iterator[Curve]:
+    """Run experiments one after the other; what cannot be run is noted as skipped."""
     bar = progress.add_task("curves", total=sum(len(each.runs) * each.rounds for each in chosen))
     with Brokers() as brokers:
         for each in chosen:
@@ -118,10 +125,10 @@ def measure(chosen: list[running.Experiment], results: Results, progress: Progre
                     each, brokers, lambda text: progress.update(bar, advance=1, description=text)
                 )
             except Unavailable as error:
-                results.skipped.append((each.name, str(error)))
+                skipped.append((each.name, str(error)))
             else:
-                results.replace(curve)
-                results.skipped += missing.items()
+                skipped += missing.items()
+                yield curve
 
 
 def report_on(results: Results, out: Path) -> None:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install commands that tests and benchmarks start for themselves, each from the package of its name, or other packages,
-# where they are missing and we may: install_tools.sh NAME... Services are not started: the tests run private ones. Where this
-# cannot be done, what needs a missing one is skipped, loudly.
+# where they are missing and we may: install_tools.sh NAME... Services are not started: the tests run private ones.
+# Where this cannot be done, what needs a missing one is skipped, loudly.
 missing=
 for name; do
     command -v "$name" >/dev/null || dpkg -s "$name" >/dev/null 2>&1 || missing="$missing $name"
