@@ -131,19 +131,23 @@ def experiments(full: bool, settings: bool) -> list[Experiment]:
     sizes = SIZES if full else (16, 4096, 65_536, 1_048_576)
     producers = (1, 2, 3, 4, 6, 8) if full else (1, 2, 4, 8)
     clients = (*AMQP_CLIENTS, "redis-py")
+    others = (*BOTH, "pika", "aio-pika") if full else (*BOTH, "pika")
     every = [
-        Experiment("workloads", "Small messages, every client", "work", "bars", tuple(WORKLOADS), clients, workload, 3),
+        Experiment(
+            "workloads", "Small messages, every client", "work", "bars",
+            tuple(WORKLOADS), clients, workload, rounds,
+        ),
         Experiment(
             "sizes-memory", "memory: publish", "body, bytes", "lines",
             sizes, BOTH, sized("memory", "publish", 5000), rounds,
         ),
         Experiment(
             "sizes-amqp-publish", "RabbitMQ: publish", "body, bytes", "lines",
-            sizes, (*BOTH, "pika", "aio-pika"), sized("amqp", "publish", 3000), rounds,
+            sizes, others, sized("amqp", "publish", 3000), rounds,
         ),
         Experiment(
             "sizes-amqp-consume", "RabbitMQ: consume + ack", "body, bytes", "lines",
-            sizes, (*BOTH, "pika", "aio-pika"), sized("amqp", "consume", 3000), rounds,
+            sizes, others, sized("amqp", "consume", 3000), rounds,
         ),
         Experiment(
             "sizes-redis", "Redis: round trip", "body, bytes", "lines",
@@ -172,12 +176,12 @@ def experiments(full: bool, settings: bool) -> list[Experiment]:
         Experiment(
             "producers-amqp", "RabbitMQ: processes that publish", "processes", "cores",
             producers, BOTH, lambda n, rival: Task(rival, "publish", "amqp", 10_000 if rival == "kombulite" else 3000),
-            rounds, processes=int,
+            3 if full else 1, processes=int,
         ),
         Experiment(
             "producers-redis", "Redis: processes that publish", "processes", "cores",
             producers, BOTH, lambda n, rival: Task(rival, "publish", "redis", 2000 if rival == "kombulite" else 1000),
-            rounds, processes=int,
+            3 if full else 1, processes=int,
         ),
         Experiment(
             "latency-amqp", "RabbitMQ: from when a message is due until its callback", "messages a second", "latency",
