@@ -26,7 +26,7 @@ def about() -> list[str]:
     """Lines on the machine, the versions and the commit."""
     lines = [
         f"{cpuinfo.get_cpu_info().get('brand_raw', platform.machine())}, {os.cpu_count()} cores, "
-        f"{platform.system()} {platform.release().partition("-")[0]}",
+        f"{platform.system()} {platform.release().partition('-')[0]}",
         f"{platform.python_implementation()} {platform.python_version()}, " + ", ".join(_packages(LIBRARIES)),
         ", ".join(_programs()),
         _commit(),
