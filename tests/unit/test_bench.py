@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,10 @@ ROOT = Path(__file__).parents[2]
 pytest.importorskip("matplotlib")
 pytest.importorskip("psutil")
 
+from click.testing import CliRunner  # noqa: E402
+
+from bench.__main__ import main  # noqa: E402
+from bench.about import about  # noqa: E402
 from bench.figure import Figure  # noqa: E402
 from bench.lab.curves import experiments  # noqa: E402
 from bench.lab.task import Task  # noqa: E402
@@ -103,12 +108,24 @@ def test_plots_are_drawn_for_every_view(results, tmp_path):
         assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_plot_made_again_is_the_same(results, tmp_path):
+def test_report_and_plots_are_made_again_from_the_file(results, tmp_path):
     results.figures, results.curves = [], results.curves[:1]
-    (path,) = draw(results, tmp_path)
-    before = path.read_bytes()
-    draw(Results.from_json(results.to_json()), tmp_path)
-    assert path.read_bytes() == before
+    draw(results, tmp_path / "plots")
+    before = (tmp_path / "plots" / "sizes.svg").read_bytes()
+    path = tmp_path / "results.json"
+    path.write_text(results.to_json())
+    done = CliRunner().invoke(main, ["plot", str(path), "--out", str(tmp_path / "again")])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "again" / "plots" / "sizes.svg").read_bytes() == before
+    assert (tmp_path / "again" / "results.md").read_text() == markdown_of(results, "plots")
+
+
+def test_what_stands_about_the_machine_names_neither_host_nor_folder():
+    text = "\n".join(about())
+    assert platform.python_version() in text
+    assert "kombulite" in text
+    assert platform.node() not in text
+    assert str(ROOT) not in text
 
 
 @pytest.mark.parametrize("full", [True, False])
