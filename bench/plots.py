@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bench.figure import Figure
 from bench.results import PERCENTILES, Curve, Results
@@ -82,33 +83,33 @@ def lines(curve: Curve) -> Canvas:
 
 
 def bars(curve: Curve) -> Canvas:
-    """Throughput of every client at every work."""
-    count = sum(1 + len([rival for rival in curve.rivals if curve.at(value, rival)]) for value in curve.values)
-    canvas = Canvas(figsize=(9, 0.8 + 0.17 * count))
-    axes = canvas.subplots()
-    axes.set_title(curve.title)
-    place, ticks, seen = 0, [], set()
-    for value in curve.values:
-        start = place
-        for rival in curve.rivals:
-            point = curve.at(value, rival)
-            if point is None:
-                continue
-            label = None if rival in seen else rival
-            seen.add(rival)
-            drawn = axes.barh(place, point.rate, height=0.9, color=COLOURS.get(rival), label=label)
-            axes.bar_label(drawn, [short(point.rate)], padding=2, fontsize=7)
-            place += 1
-        ticks.append((start + place - 1) / 2)
-        place += 1
-    axes.set_yticks(ticks, [str(value) for value in curve.values])
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(short))
-    axes.grid(visible=False, axis="y")
-    axes.set_xlabel("messages a second, until the broker has them or they are acknowledged")
+    """Throughput of every client at every work, and its processor time for a message."""
+    pairs = [(value, rival) for value in curve.values for rival in curve.rivals if curve.at(value, rival)]
+    canvas = Canvas(figsize=(10, 1.2 + 0.15 * (len(pairs) + len(curve.values))))
+    row = canvas.subplots(1, 2, sharey=True)
+    canvas.suptitle(curve.title)
+    places = {pair: i + curve.values.index(pair[0]) for i, pair in enumerate(pairs)}  # a gap after each work
+    for rival in curve.rivals:
+        points = curve.of(rival)
+        ys = [places[point.value, rival] for point in points]
+        for axes, widths, form in (
+            (row[0], [point.rate for point in points], short),
+            (row[1], [point.client_seconds for point in points], duration),
+        ):
+            drawn = axes.barh(ys, widths, height=0.9, color=COLOURS.get(rival), label=rival)
+            axes.bar_label(drawn, [form(width) for width in widths], padding=2, fontsize=7)
+    middles = [median(place for pair, place in places.items() if pair[0] == value) for value in curve.values]
+    row[0].set_yticks(middles, [str(value) for value in curve.values])
+    row[0].invert_yaxis()
+    for axes, label, form in ((row[0], "messages a second", short), (row[1], "client's CPU for a message", duration)):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(form))
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(label)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.15, y=0.01)
     if len(curve.rivals) > 1:
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        canvas.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(curve.rivals))
     return canvas
 
 
