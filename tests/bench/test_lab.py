@@ -8,23 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from bench.__main__ import main
+from bench.about import about
+from bench.figure import Figure
+from bench.lab.curves import experiments
+from bench.lab.task import Task
+from bench.plots import draw
+from bench.results import Curve, Point, Results, percentiles
+from bench.tables import markdown_of
 
 ROOT = Path(__file__).parents[2]
-
-# Where wheels are tested, the lab and what it needs are not there.
-pytest.importorskip("matplotlib")
-pytest.importorskip("psutil")
-
-from click.testing import CliRunner  # noqa: E402
-
-from bench.__main__ import main  # noqa: E402
-from bench.about import about  # noqa: E402
-from bench.figure import Figure  # noqa: E402
-from bench.lab.curves import experiments  # noqa: E402
-from bench.lab.task import Task  # noqa: E402
-from bench.plots import draw  # noqa: E402
-from bench.results import Curve, Point, Results, percentiles  # noqa: E402
-from bench.tables import markdown_of  # noqa: E402
 
 
 def point(value, rival, seconds=0.001, **fields):
