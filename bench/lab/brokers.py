@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 import kombulite
+from bench.lab.processes import processor_time
 from bench.lab.task import EXCHANGE, KEY, Task
 from tests.servers import RabbitMQServer, RedisServer, Server
 
@@ -86,5 +87,4 @@ class Brokers:
         if server is None or server.process is None:
             return 0.0
         first = psutil.Process(server.process.pid)
-        times = [process.cpu_times() for process in (first, *first.children(recursive=True))]
-        return float(sum(each.user + each.system for each in times))
+        return sum(processor_time(process.pid) for process in (first, *first.children(recursive=True)))

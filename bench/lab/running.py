@@ -13,10 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
-
 from bench.amqp_rivals import Missing, c_client_command
 from bench.lab.brokers import Brokers
+from bench.lab.processes import peak_memory, processor_time
 from bench.lab.task import Task
 from bench.results import Curve, Point, View
 
@@ -87,6 +86,7 @@ class Client:
     def go(self) -> None:
         """Let it work."""
         if self.is_c:
+            self._before = processor_time(self._process.pid)
             self._write(f"{self._task.work} {self._task.messages}")
             self._write("sync")
         else:
@@ -98,13 +98,11 @@ class Client:
             return dict(json.loads(self._read()))
         self.expect("done")
         self.expect("done")
-        times = psutil.Process(self._process.pid).cpu_times()
-        return {"cpu": times.user + times.system}
+        return {"cpu": processor_time(self._process.pid) - self._before}
 
     def peak(self) -> int:
-        """The most that it had resident so far, in bytes. (What wait4 tells has the parent's before exec in it.)"""
-        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+        """The most that it had resident so far, in bytes."""
+        return peak_memory(self._process.pid)
 
     def __enter__(self) -> Client:
         return self

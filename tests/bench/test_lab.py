@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from bench.__main__ import main
 from bench.about import about
 from bench.figure import Figure
 from bench.lab.curves import experiments
+from bench.lab.processes import peak_memory, processor_time
 from bench.lab.task import Task
 from bench.plots import draw
 from bench.results import Curve, Point, Results, percentiles
@@ -140,3 +143,12 @@ def test_a_client_gets_ready_and_says_what_its_work_took(library, work):
     ready, found = done.stdout.splitlines()
     assert ready == "ready"
     assert '"cpu"' in found
+
+
+def test_processor_time_and_memory_of_a_process_grow_with_what_it_does():
+    pid, before, start = os.getpid(), processor_time(os.getpid()), time.process_time()
+    while time.process_time() < start + 0.05:
+        pass
+    held = b"x" * (peak_memory(pid) + 2**20)
+    assert before < processor_time(pid)
+    assert peak_memory(pid) > len(held)
