@@ -62,8 +62,9 @@ def bound(transport: str, most: int) -> Any:
     return task
 
 
-def spread(transport: str, messages: int) -> Any:
-    return lambda queues, rival: Task(rival, "consume", transport, messages, queues=queues)
+def spread(transport: str, messages: int, each: int) -> Any:
+    """So many messages, but at least ``each`` in a queue: subscribing is in the time, and should not be most of it."""
+    return lambda queues, rival: Task(rival, "consume", transport, max(messages, each * queues), queues=queues)
 
 
 def offered(transport: str, seconds: float) -> Any:
@@ -163,15 +164,15 @@ def experiments(full: bool, settings: bool) -> list[Experiment]:
         ),
         Experiment(
             "queues-memory", "memory: consume + ack from many queues", "queues", "lines",
-            queues, BOTH, spread("memory", 10_000), rounds,
+            queues, BOTH, spread("memory", 10_000, each=100), rounds,
         ),
         Experiment(
             "queues-redis", "Redis: consume + ack from many queues", "queues", "lines",
-            queues, BOTH, spread("redis", 2000), rounds,
+            queues, BOTH, spread("redis", 2000, each=20), rounds,
         ),
         Experiment(
             "queues-amqp", "RabbitMQ: consume + ack from many queues", "queues", "lines",
-            queues, BOTH, spread("amqp", 5000), rounds,
+            queues, BOTH, spread("amqp", 5000, each=100), rounds,
         ),
         Experiment(
             "producers-amqp", "RabbitMQ: processes that publish", "processes", "cores",
