@@ -1,0 +1,99 @@
+"""Programs at work while processes, connections and brokers fail: what was confirmed is consumed, and nothing hangs."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from kombulite import Connection, Queue
+from tests.conftest import missing, started
+from tests.faults.inflict import FAULTS
+from tests.faults.stage import BROKERS, Outcome, Stage
+from tests.servers import RedisServer, Server, Unavailable
+
+#: What `make test` does, in one go with the same programs.
+SHORT = {"kill_consumers": 5, "kill_producers": 2, "reset": 2, "finish": 1, "cuts": 6, "kill_broker": 2}
+
+
+@pytest.fixture(params=list(BROKERS))
+def server(request: pytest.FixtureRequest) -> Server:
+    return started(request, BROKERS[request.param])
+
+
+@pytest.fixture
+def start_stage(server: Server, request: pytest.FixtureRequest) -> Callable[..., Stage]:
+    """A stage with so many producers and consumers at work."""
+
+    def start(programs: int = 2, own_clock: bool = False) -> Stage:
+        try:
+            stage = Stage(server, "kombulite", own_clock)
+        except Unavailable as error:
+            missing(request, str(error))
+        request.addfinalizer(stage.close)
+        for _ in range(programs):
+            stage.produce()
+            stage.consume()
+        assert stage.goes_on(), stage.logs()
+        return stage
+
+    return start
+
+
+def check(stage: Stage) -> Outcome:
+    outcome = stage.outcome()
+    assert outcome.is_good, f"{outcome}\n{stage.logs()}"
+    return outcome
+
+
+def test_one_thing_after_another(start_stage):
+    stage = start_stage()
+    random = Random()
+    for name, times in SHORT.items():
+        FAULTS[name].inflict(stage, times, random)
+        assert stage.goes_on(), f"after {name}:\n{stage.logs()}"
+    check(stage)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", FAULTS)
+def test_many_times(start_stage, name):
+    fault = FAULTS[name]
+    stage = start_stage(own_clock=fault.moves_clock)
+    fault.inflict(stage, fault.many, Random())
+    assert stage.goes_on(), stage.logs()
+    check(stage)
+
+
+# --- the oracle itself
+
+
+def test_what_is_lost_is_seen(start_server, monkeypatch):
+    monkeypatch.setattr("tests.faults.stage.SETTLE", 1)
+    server = start_server(RedisServer)
+    with Stage(server, "kombulite") as stage, Connection(server.url) as connection:
+        stage.wait_for_progress(stage.produce())
+        Queue(stage.queue)(connection).purge()
+        stage.wait_for_progress(*stage.producers)
+        stage.consume()
+        outcome = stage.outcome()
+    assert outcome.lost
+    assert outcome.confirmed == outcome.consumed + outcome.lost
+    assert not outcome.is_good
+
+
+def test_what_stands_still_or_dies_is_seen(start_server, monkeypatch):
+    for name in ("SETTLE", "PATIENCE"):
+        monkeypatch.setattr(f"tests.faults.stage.{name}", 1)
+    with Stage(start_server(RedisServer), "kombulite") as stage:
+        stage.wait_for_progress(stage.produce(), stopped := stage.consume())
+        stopped.process.send_signal(signal.SIGSTOP)
+        assert not stage.goes_on()
+        died = stage.produce()
+        died.process.kill()
+        died.process.wait()
+        outcome = stage.outcome()
+    assert (outcome.lost, outcome.hung, outcome.died) == (0, 1, 1)
