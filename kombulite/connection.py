@@ -105,6 +105,7 @@ class Connection(Address):
         self._untold: list[Channel] = []  # orphaned before the connection was lost
         self._loop: Any = None  # the event loop that the lost connection was registered with
         self._default_channel: Channel | None = None
+        self._missed = False  # whether the last try to restore found something missing that may be declared again
         #: What has to be declared again when the connection was lost.
         self.topology = Topology()
         #: What went through it: for its channels, which count. ``counters`` is for all others.
@@ -270,9 +271,18 @@ class Connection(Address):
             # The broker has not noticed yet that the old connection is gone: it holds its exclusive queues.
             self._suspend(error)
             raise exceptions.RecoverableConnectionError(str(error)) from error
+        except exceptions.NotFound as error:
+            self._suspend(error)
+            if not self.topology or self._missed:
+                raise
+            # It may have been there when it was declared, and gone since: with the old connection, which the broker
+            # had not noticed to be gone. That happens once.
+            self._missed = True
+            raise exceptions.RecoverableConnectionError(str(error)) from error
         except BaseException as error:
             self._suspend(error)
             raise
+        self._missed = False
         self.topology.renamed = {}
 
     def _drop_finalizer(self) -> None:

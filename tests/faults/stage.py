@@ -51,6 +51,14 @@ SETTINGS: Mapping[type[Server], Mapping[str, Any]] = {
 }
 
 
+def private_memory(process: int | str) -> int:
+    """Bytes of memory that a process has to itself (Linux)."""
+    for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Private_Dirty"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no such figure")
+
+
 class Program:
     """A producer or a consumer, as a process."""
 
@@ -115,10 +123,7 @@ class Program:
 
     def memory(self) -> int:
         """Bytes of memory that it has to itself."""
-        for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Private_Dirty"):
-                return int(line.split()[1]) * 1024
-        raise AssertionError("no such figure")
+        return private_memory(self.pid)
 
 
 class Outcome(NamedTuple):

@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import accumulate, count, repeat
+from collections.abc import Iterator
+from itertools import accumulate, repeat
 from random import randint
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, uuid
-from tests.proxy import Cut, Direction, Proxy
+from tests.proxy import Cut, Direction
 
 AT_ONCE = {"max_retries": 3, "interval_start": 0, "interval_max": 0}
 MOST = 5000  # more bytes than any of these takes
-
-
-@pytest.fixture(params=["amqp_url", "redis_url"])
-def url(request: pytest.FixtureRequest) -> str:
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture
-def proxy(url: str) -> Iterator[Proxy]:
-    with Proxy(urlsplit(url).port or 0) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def connect(proxy: Proxy, url: str) -> Iterator[Callable[[], Connection]]:
-    """Makes connections through the proxy."""
-    made = []
-
-    def connect() -> Connection:
-        made.append(Connection(proxy.url(url), transport_options={"confirm_publish": "amqp" in url}))
-        return made[-1]
-
-    yield connect
-    proxy.cut = None
-    for connection in made:
-        connection.release()
 
 
 @pytest.fixture
