@@ -127,6 +127,21 @@ def move_clock(stage: Stage, times: int, random: Random) -> None:
             return
 
 
+def at_random(stage: Stage, seconds: float, random: Random) -> bool:
+    """One fault after another for so long, whichever it is. False if somebody did not get over one."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        random.choice(HARMS)(stage, 1, random)
+        if not stage.goes_on():
+            return False
+        time.sleep(random.uniform(0, 2))
+    return True
+
+
+#: What may happen at any time.
+HARMS = (kill_consumers, kill_producers, kill_broker, pause_broker, reset, finish, silence, slices, refuse_descriptors)
+
+
 class Fault(NamedTuple):
     """A fault, and how often it happens."""
 
@@ -140,15 +155,15 @@ class Fault(NamedTuple):
 FAULTS = {
     fault.inflict.__name__: fault
     for fault in [
-        Fault("consumer killed (SIGKILL)", kill_consumers, 5, 200),
+        Fault("consumer killed (SIGKILL)", kill_consumers, 20, 200),
         Fault("producer killed (SIGKILL)", kill_producers, 5, 50),
-        Fault("broker killed and started again", kill_broker, 2, 20),
+        Fault("broker killed and started again", kill_broker, 3, 20),
         Fault("broker stopped (SIGSTOP) past two heartbeats", pause_broker, 1, 5),
-        Fault("connections reset (RST)", reset, 5, 50),
-        Fault("connections ended (FIN)", finish, 5, 50),
+        Fault("connections reset (RST)", reset, 10, 50),
+        Fault("connections ended (FIN)", finish, 10, 50),
         Fault("network silent past two heartbeats", silence, 1, 5),
         Fault("one byte in a packet", slices, 1, 5),
-        Fault("connections cut after N bytes, N rising", cuts, 20, 200),
+        Fault("connections cut after N bytes, N rising", cuts, 40, 200),
         Fault("no file descriptors left", refuse_descriptors, 1, 5),
         Fault("clock moved an hour, both ways", move_clock, 1, 5, moves_clock=True),
     ]

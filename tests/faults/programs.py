@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import signal
 import sys
 import time
+from threading import Event
 from typing import Any
 
 POLICY = {"max_retries": 20, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.5}
 TIMEOUT = 10.0  # seconds for a publish, and for its confirm
 
-stopped = False
-
-
-def stop(*_: Any) -> None:
-    global stopped
-    stopped = True
+stopped = Event()
 
 
 def note(number: int) -> None:
@@ -33,11 +30,11 @@ def note(number: int) -> None:
 
 
 def produce(library: Any, connection: Any, queue: Any, options: dict[str, Any]) -> None:
-    from_library = importlib.import_module(f"{library.__name__}.exceptions")
+    operational_error = importlib.import_module(f"{library.__name__}.exceptions").OperationalError
     with connection:
         producer = connection.Producer(serializer="json")
         number = options["first"]
-        while not stopped:
+        while not stopped.is_set():
             try:
                 producer.publish(
                     number,
@@ -48,7 +45,7 @@ def produce(library: Any, connection: Any, queue: Any, options: dict[str, Any]) 
                     timeout=TIMEOUT,
                     confirm_timeout=TIMEOUT,
                 )
-            except (*connection.connection_errors, *connection.channel_errors, from_library.OperationalError) as error:
+            except (*connection.connection_errors, *connection.channel_errors, operational_error) as error:
                 print(number, repr(error), file=sys.stderr, flush=True)
             else:
                 note(number)
@@ -67,7 +64,7 @@ def consume(library: Any, connection: Any, queue: Any, options: dict[str, Any]) 
 
         @property
         def should_stop(self) -> bool:
-            return stopped
+            return stopped.is_set()
 
         def get_consumers(self, consumer: Any, channel: Any) -> list[Any]:
             return [consumer(queues=[queue], on_message=self.take, prefetch_count=options["prefetch"])]
@@ -80,9 +77,7 @@ def consume(library: Any, connection: Any, queue: Any, options: dict[str, Any]) 
 
 
 def main(name: str, role: str, url: str, queue: str, options: str) -> None:
-    signal.signal(signal.SIGTERM, stop)
-    import logging
-
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     library = importlib.import_module(name)
     settings = json.loads(options)

@@ -17,14 +17,13 @@ from kombulite.channel import Channel
 from kombulite.mixins import ConsumerMixin
 from kombulite.recovery import State
 from kombulite.transport.base import Outcome
-from tests.conftest import started
 from tests.faults.scenarios import check_retry, go_over_and_back, left_behind, reconnect
 from tests.servers import RabbitMQServer, wait_until
 
 
-@pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest) -> RabbitMQServer:
-    return started(request, RabbitMQServer)
+@pytest.fixture
+def server(own_rabbitmq: RabbitMQServer) -> RabbitMQServer:
+    return own_rabbitmq
 
 
 @pytest.fixture
