@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard ext/kombulite/_core/*)
 
-.PHONY: run test soak bench brokers instructions lint docs debug sanitize coverage-core fuzz clean
+.PHONY: run test soak faults bench brokers instructions lint docs debug sanitize coverage-core fuzz clean
 
 run: $(VENV)/.installed  ## the main job: a stream of events over the embedded broker
 	$(BIN)/python -m kombulite run
@@ -12,9 +12,13 @@ run: $(VENV)/.installed  ## the main job: a stream of events over the embedded b
 test: $(VENV)/.installed brokers  ## all tests, with branch coverage
 	$(BIN)/pytest --cov --cov-report=term
 
+# SOAK_SECONDS=3600 for an hour of faults at random
 soak: $(VENV)/.installed brokers  ## the tests that take long, and the core under sanitizers
 	$(BIN)/pytest -m soak
 	$(MAKE) sanitize
+
+faults: $(VENV)/.installed brokers  ## the same faults on kombu and on kombulite, and the table of what they did
+	$(BIN)/python -m tests.faults
 
 bench: $(VENV)/.installed brokers  ## all benchmarks beside kombu, and the table of ratios
 	$(BIN)/python -m bench

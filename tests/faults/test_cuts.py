@@ -94,20 +94,20 @@ def test_delivery_and_ack(proxy, connect, queue, lengths, direction):
             return False
         return True
 
-    with Consumer(connection, Queue(queue.name), on_message=take, auto_declare=False, prefetch_count=1):
-        for length in lengths:
-            proxy.cut = Cut(direction, length)
-            producer.publish(length, routing_key=queue.name)
-            whole = True
-            while length not in got:
-                whole = drain() and whole
-            whole = drain() and whole  # an ack that was cut is noticed here
-            proxy.cut = None
-            if whole:
-                break
-            assert length < MOST
-        while drain():  # what was not acknowledged comes again
-            if queue.queue_declare(passive=True).message_count == 0:
-                break
+    Consumer(connection, Queue(queue.name), on_message=take, auto_declare=False, prefetch_count=1).consume()
+    for length in lengths:
+        proxy.cut = Cut(direction, length)
+        producer.publish(length, routing_key=queue.name)
+        whole = True
+        while length not in got:
+            whole = drain() and whole
+        whole = drain() and whole  # an ack that was cut is noticed here
+        proxy.cut = None
+        if whole:
+            break
+        assert length < MOST
+    while not drain() or queue.queue_declare(passive=True).message_count:  # what was not acknowledged comes again
+        continue
     connection.release()
-    assert queue.get() is None
+    left = [message.payload for message in iter(lambda: queue.get(no_ack=True), None)]
+    assert set(left) <= {length}  # its ack may have come too late
