@@ -8,6 +8,7 @@ happens. SIGTERM asks them to end.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import logging
@@ -78,6 +79,7 @@ def consume(library: Any, connection: Any, queue: Any, options: dict[str, Any]) 
 
 def main(name: str, role: str, url: str, queue: str, options: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    faulthandler.register(signal.SIGUSR1)  # says where it hangs
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     library = importlib.import_module(name)
     settings = json.loads(options)

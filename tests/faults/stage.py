@@ -98,10 +98,12 @@ class Program:
         self.process.wait()
 
     def ends(self, deadline: float) -> bool:
-        """Whether it ends by then; if it does not it is killed."""
+        """Whether it ends by then; if it does not it says where it is, and is killed."""
         try:
             self.process.wait(max(deadline - time.monotonic(), 0.01))
         except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGUSR1)
+            time.sleep(0.2)
             self.kill()
             return False
         return True
