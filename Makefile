@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 BENCH := build/bench
 SOURCES := setup.py pyproject.toml $(wildcard ext/kombulite/_core/*)
 
-.PHONY: run test soak bench bench-full brokers c-client instructions lint docs debug sanitize coverage-core fuzz clean
+.PHONY: run test soak faults bench bench-full brokers c-client instructions lint docs debug sanitize coverage-core fuzz \
+        clean
 
 run: $(VENV)/.installed  ## the main job: a stream of events over the embedded broker
 	$(BIN)/python -m kombulite run
@@ -13,9 +14,13 @@ run: $(VENV)/.installed  ## the main job: a stream of events over the embedded b
 test: $(VENV)/.installed brokers  ## all tests, with branch coverage
 	$(BIN)/pytest --cov --cov-report=term
 
+# SOAK_SECONDS=3600 for an hour of faults at random
 soak: $(VENV)/.installed brokers  ## the tests that take long, and the core under sanitizers
 	$(BIN)/pytest -m soak
 	$(MAKE) sanitize
+
+faults: $(VENV)/.installed brokers  ## the same faults on kombu and on kombulite, and the table of what they did
+	$(BIN)/python -m tests.faults
 
 bench: $(BENCH)/venv/.installed brokers c-client  ## the benchmarks in short: JSON, a report and plots in build/bench
 	$(BENCH)/venv/bin/python -m bench lab

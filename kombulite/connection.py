@@ -57,7 +57,7 @@ class Connection(Address):
     """
 
     # Not in its dict: CPython looks attributes up fast as long as there are no more than 30, and there are 30.
-    __slots__ = ("hooks", "tally")
+    __slots__ = ("_gatherings", "_missed", "hooks", "tally")
 
     def __init__(
         self,
@@ -109,6 +109,7 @@ class Connection(Address):
         self._loop: Any = None  # the event loop that the lost connection was registered with
         self._default_channel: Channel | None = None
         self._gatherings: list[Gathering] = []  # of the consumers that want batches
+        self._missed = False  # whether the last try to restore found something missing that may be declared again
         #: What has to be declared again when the connection was lost.
         self.topology = Topology()
         #: What went through it: for its channels, which count. ``counters`` is for all others.
@@ -274,9 +275,18 @@ class Connection(Address):
             # The broker has not noticed yet that the old connection is gone: it holds its exclusive queues.
             self._suspend(error)
             raise exceptions.RecoverableConnectionError(str(error)) from error
+        except exceptions.NotFound as error:
+            self._suspend(error)
+            if not self.topology or self._missed:
+                raise
+            # It may have been there when it was declared, and gone since: with the old connection, which the broker
+            # had not noticed to be gone. That happens once.
+            self._missed = True
+            raise exceptions.RecoverableConnectionError(str(error)) from error
         except BaseException as error:
             self._suspend(error)
             raise
+        self._missed = False
         self.topology.renamed = {}
 
     def _drop_finalizer(self) -> None:

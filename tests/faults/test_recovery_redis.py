@@ -16,15 +16,14 @@ import redis
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, uuid
 from kombulite.mixins import ConsumerMixin
 from kombulite.recovery import State
-from tests.conftest import started
 from tests.faults.scenarios import check_retry, go_over_and_back, left_behind, reconnect
 from tests.faults.test_forks_and_heartbeats import in_child, needs_fork
 from tests.servers import RedisServer, wait_until
 
 
-@pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest) -> RedisServer:
-    return started(request, lambda: RedisServer(appendonly="yes", appendfsync="always"))
+@pytest.fixture
+def server(own_redis: RedisServer) -> RedisServer:
+    return own_redis
 
 
 @pytest.fixture
