@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+BENCH := build/bench
 SOURCES := setup.py pyproject.toml $(wildcard ext/kombulite/_core/*)
 
-.PHONY: run test soak bench brokers instructions lint docs debug sanitize coverage-core fuzz clean
+.PHONY: run test soak faults bench bench-full brokers c-client instructions lint docs debug sanitize coverage-core fuzz \
+        clean
 
 run: $(VENV)/.installed  ## the main job: a stream of events over the embedded broker
 	$(BIN)/python -m kombulite run
@@ -12,15 +14,25 @@ run: $(VENV)/.installed  ## the main job: a stream of events over the embedded b
 test: $(VENV)/.installed brokers  ## all tests, with branch coverage
 	$(BIN)/pytest --cov --cov-report=term
 
+# SOAK_SECONDS=3600 for an hour of faults at random
 soak: $(VENV)/.installed brokers  ## the tests that take long, and the core under sanitizers
 	$(BIN)/pytest -m soak
 	$(MAKE) sanitize
 
-bench: $(VENV)/.installed brokers  ## all benchmarks beside kombu, and the table of ratios
-	$(BIN)/python -m bench
+faults: $(VENV)/.installed brokers  ## the same faults on kombu and on kombulite, and the table of what they did
+	$(BIN)/python -m tests.faults
+
+bench: $(BENCH)/venv/.installed brokers c-client  ## the benchmarks in short: JSON, a report and plots in build/bench
+	$(BENCH)/venv/bin/python -m bench lab
+
+bench-full: $(BENCH)/venv/.installed brokers c-client  ## all of them, with every round and setting: takes an hour or so
+	$(BENCH)/venv/bin/python -m bench lab --full
 
 brokers:  ## install the brokers that tests and benchmarks start for themselves, where that is allowed
 	tests/install_tools.sh redis-server rabbitmq-server
+
+c-client:  ## the same for the RabbitMQ C client, a rival
+	tests/install_tools.sh librabbitmq-dev
 
 instructions: $(VENV)/.installed  ## instructions that the hot paths take, compared with those kept
 	tests/install_tools.sh valgrind
@@ -39,6 +51,12 @@ $(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(BENCH)/venv/.installed: $(SOURCES)
+	$(PYTHON) -m venv $(BENCH)/venv
+	$(BENCH)/venv/bin/python -m pip install --quiet --upgrade pip
+	$(BENCH)/venv/bin/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
 debug: $(VENV)/.installed  ## the core in place without optimisation; annotated sources in build/debug/c

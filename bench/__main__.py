@@ -1,154 +1,149 @@
-"""Run the benchmarks and print one table of ratios: ``python -m bench [-k EXPRESSION] [--json FILE]``."""
+"""The benchmarks: ``python -m bench`` (duels beside kombu and others), ``lab`` (these and the curves), ``plot``."""
 
 from __future__ import annotations
 
-import argparse
-import io
 import json
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
-import pytest
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from bench import duels
+from bench.about import about
 from bench.figure import Figure
+from bench.lab import running
+from bench.lab.brokers import Brokers
+from bench.lab.curves import experiments
+from bench.plots import draw
+from bench.results import Curve, Results
+from bench.tables import markdown_of, table_of_curve, table_of_figures
+from tests.servers import Unavailable
 
-LIBRARIES = ("kombulite", "kombu", "pytest-benchmark")
-
-
-class Watch:
-    """Plugin of pytest: shows how far the run is, and keeps what was skipped."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("collecting", total=None)
-        self.skipped: list[tuple[str, str]] = []
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self._progress.update(self._task, total=len(session.items))
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self._progress.update(self._task, description=nodeid.rpartition("/")[2])
-
-    def pytest_runtest_logfinish(self) -> None:
-        self._progress.advance(self._task)
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.skipped and isinstance(report.longrepr, tuple):
-            self.skipped.append((report.nodeid.rpartition("::")[2], report.longrepr[2].removeprefix("Skipped: ")))
+OUT = Path(__file__).parents[1] / "build" / "bench"
 
 
-def run(report: Path, expression: str, progress: Progress) -> tuple[int, str, Watch]:
-    """Run the benchmarks into a report of pytest-benchmark; returns the exit code, what pytest printed, the watch."""
-    watch, output = Watch(progress), io.StringIO()
-    arguments = [str(Path(__file__).parent), f"--benchmark-json={report}", "-k", expression]
-    with redirect_stdout(output), redirect_stderr(output):
-        code = pytest.main(arguments, plugins=[watch])
-    return int(code), output.getvalue(), watch
+def console() -> Console:
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
-# --- the table ----------------------------------------------------------------------------------------------------
-
-
-def amount(values: list[float], unit: str) -> str:
-    """The median of what was measured, in a unit that fits."""
-    if not values:
-        return "-"
-    value = sorted(values)[len(values) // 2]
-    if unit == "B":
-        return f"{value:,.0f} B"
-    for limit, factor, name in ((1e-6, 1e9, "ns"), (1e-3, 1e6, "µs"), (1, 1e3, "ms")):
-        if value < limit:
-            return f"{value * factor:.3g} {name}" if value * factor < 1000 else f"{value * factor:.0f} {name}"
-    return f"{value:.3g} s"
-
-
-def ratio(value: float | None, figure: Figure) -> str:
-    if value is None:
-        return "-"
-    digits = 2 if figure.is_part or value < 1 else 1 if value < 100 else 0
-    return f"{value:.{digits}f}" + ("" if figure.is_part else "x")
-
-
-def mark(figure: Figure) -> str:
-    if figure.at_least is not None:
-        return f"≥ {figure.at_least:g}x"
-    return "" if figure.at_most is None else f"≤ {figure.at_most:g}"
-
-
-def table_of(figures: list[Figure]) -> Table:
-    table = Table(header_style="bold")
-    table.add_column("work")
-    table.add_column("rival")
-    for heading in ("rival's", "kombulite", "ratio", "middle half", "mark"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("result", no_wrap=True)
-    marked = [figure for figure in figures if figure.reached is not None]
-    for group in (marked, [figure for figure in figures if figure.reached is None]):
-        for figure in group:
-            table.add_row(
-                figure.work,
-                figure.rival,
-                amount(figure.theirs, figure.unit),
-                amount(figure.ours, figure.unit),
-                f"[bold]{ratio(figure.ratio, figure)}[/]",
-                " to ".join(ratio(value, figure) for value in figure.spread or ()),
-                mark(figure),
-                {True: "[green]reached[/]", False: "[bold red]missed[/]", None: ""}[figure.reached],
-            )
-        table.add_section()
-    return table
-
-
-def head(report: dict[str, Any]) -> str:
-    """What the figures depend on: machine, versions, commit. No path and no name of a host."""
-    machine, commit = report["machine_info"], report["commit_info"]
-    cpu = machine["cpu"]
-    lines = [
-        f"{cpu.get('brand_raw', machine['machine'])}, {cpu.get('count', '?')} cores, {machine['system']}",
-        f"{machine['python_implementation']} {machine['python_version']}, "
-        + ", ".join(f"{library} {version(library)}" for library in LIBRARIES),
-    ]
-    if commit.get("id") and commit["id"] != "unversioned":
-        lines.append(f"commit {commit['id'][:12]}{' with changes' if commit.get('dirty') else ''}")
-    return "\n".join(lines)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks beside genuine kombu.")
-    parser.add_argument("-k", dest="expression", default="", help="only the benchmarks that match, as for pytest")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report of pytest-benchmark there")
-    options = parser.parse_args()
-    out = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 140)
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "report.json")
-        with Progress(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=False) as progress:
-            code, printed, watch = run(path, options.expression, progress)
-        if code != pytest.ExitCode.OK:
-            print(printed, file=sys.stderr)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-    if not text:
-        return code or 1
-    if options.json is not None:
-        options.json.write_text(text, encoding="utf-8")
-    report = json.loads(text)
-    figures = [Figure(**found["extra_info"]["figure"]) for found in report["benchmarks"] if found["extra_info"]]
-    out.print(head(report))
-    out.print(table_of(figures))
-    out.print("Medians of alternating rounds; the ratio is the median of the ratios of neighbouring rounds.")
-    for name, reason in watch.skipped:
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=False) as progress:
+        yield progress
+
+
+def show(out: Console, results: Results) -> None:
+    """Print what was found."""
+    out.print("\n".join(results.about))
+    if results.figures:
+        out.print(table_of_figures(results.figures))
+        out.print("Medians of alternating rounds; the ratio is the median of the ratios of neighbouring rounds.")
+    for curve in results.curves:
+        table = table_of_curve(curve)
+        table.title = curve.title
+        out.print(table)
+    for name, reason in results.skipped:
         out.print(f"skipped: {name}: {reason}", soft_wrap=True)
+    if results.figures:
+        out.print(verdict(results.figures), soft_wrap=True)
+
+
+def verdict(figures: list[Figure]) -> str:
+    """Which marks were missed."""
     missed = [figure.work for figure in figures if figure.reached is False]
-    out.print(f"{len(missed)} marks missed: {'; '.join(missed)}" if missed else "All marks reached.", soft_wrap=True)
-    return code
+    return f"{len(missed)} marks missed: {'; '.join(missed)}" if missed else "All marks reached."
+
+
+@click.group(invoke_without_command=True)
+@click.option("-k", "expression", default="", help="Only the duels that match, as for pytest.")
+@click.option("--json", "report_path", type=click.Path(path_type=Path), help="Write pytest-benchmark's report there.")
+@click.pass_context
+def main(context: click.Context, expression: str, report_path: Path | None) -> None:
+    """Run the duels: the same work in alternating rounds, beside kombu and others."""
+    if context.invoked_subcommand is not None:
+        return
+    with shown_progress() as progress:
+        try:
+            report, skipped = duels.run(expression, progress)
+        except duels.DuelsFailed as error:
+            raise click.ClickException(str(error)) from None
+    if report_path is not None:
+        report_path.write_text(json.dumps(report), encoding="utf-8")
+    show(console(), Results(about(), duels.figures_of(report), skipped=skipped))
+
+
+@main.command()
+@click.argument("names", nargs=-1)
+@click.option("--full", is_flag=True, help="All values, rounds and settings, and Celery; else under 10 minutes.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds of each curve.")
+@click.option("--out", type=click.Path(path_type=Path), default=OUT, help="The folder to write to.")
+def lab(names: tuple[str, ...], full: bool, rounds: int | None, out: Path) -> None:
+    """Run the duels and the curves, or only the curves NAMES; write JSON, Markdown, and plots.
+
+    With NAMES the other results that the folder holds are kept.
+    """
+    chosen = [each for each in experiments(full, settings=full or bool(names)) if not names or each.name in names]
+    if unknown := set(names) - {each.name for each in chosen}:
+        known = ", ".join(each.name for each in experiments(full, settings=True))
+        raise click.BadParameter(f"{', '.join(sorted(unknown))}; there are: {known}")
+    if rounds is not None:
+        chosen = [replace(each, rounds=rounds) for each in chosen]
+    path = out / "results.json"
+    out.mkdir(parents=True, exist_ok=True)
+    results = Results.from_json(path.read_text(encoding="utf-8")) if names and path.exists() else Results()
+    results.about = about()
+    results.skipped = [(name, reason) for name, reason in results.skipped if name.partition(",")[0] not in names]
+    with shown_progress() as progress:
+        if not names:
+            try:
+                report, results.skipped = duels.run("" if full else "not test_celery", progress, quick=not full)
+            except duels.DuelsFailed as error:
+                raise click.ClickException(str(error)) from None
+            results.figures = duels.figures_of(report)
+            path.write_text(results.to_json(), encoding="utf-8")
+        for curve in curves_of(chosen, results.skipped, progress):
+            results.replace(curve)
+            path.write_text(results.to_json(), encoding="utf-8")  # what is there, is there
+    report_on(results, out)
+    show(console(), results)
+    click.echo(f"Results, report and plots: {click.format_filename(out)}")
+
+
+def curves_of(chosen: list[running.Experiment], skipped: list[tuple[str, str]], progress: Progress) -> Iterator[Curve]:
+    """Run experiments one after the other; what cannot be run is noted as skipped."""
+    bar = progress.add_task("curves", total=sum(len(each.runs) * each.rounds for each in chosen))
+    with Brokers() as brokers:
+        for each in chosen:
+            try:
+                curve, missing = running.run(
+                    each, brokers, lambda text: progress.update(bar, advance=1, description=text)
+                )
+            except Unavailable as error:
+                skipped.append((each.name, str(error)))
+            else:
+                skipped += missing.items()
+                yield curve
+
+
+def report_on(results: Results, out: Path) -> None:
+    """Write the report and the plots."""
+    draw(results, out / "plots")
+    (out / "results.md").write_text(markdown_of(results, "plots"), encoding="utf-8")
+
+
+@main.command()
+@click.argument("results", type=click.Path(exists=True, path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The folder to write to; else that of RESULTS.")
+def plot(results: Path, out: Path | None) -> None:
+    """Make the report and the plots again from the file RESULTS (results.json)."""
+    report_on(Results.from_json(results.read_text(encoding="utf-8")), out or results.parent)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(prog_name="python -m bench")

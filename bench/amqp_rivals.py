@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
@@ -25,28 +25,42 @@ SOURCE = Path(__file__).with_name("librabbitmq.c")
 PROGRAM = Path(__file__).parents[1] / "build" / "bench" / "librabbitmq"
 
 
+def encoder_of(body: Any) -> Callable[[Any], Any]:
+    """How a body is made ready to be sent: as JSON, unless it is bytes."""
+    return bytes if isinstance(body, bytes) else json.dumps
+
+
+# --- publishing ---------------------------------------------------------------------------------------------------
+
+
 @contextmanager
-def pika_publishing(url: str) -> Iterator[Side]:
+def pika_publishing(url: str, body: Any = SMALL, confirmed: bool = False) -> Iterator[Side]:
     import pika
 
+    encode = encoder_of(body)
     connection = pika.BlockingConnection(pika.URLParameters(url.removesuffix("/") + "%2F"))
     channel = connection.channel()
+    if confirmed:
+        channel.confirm_delivery()
     properties = pika.BasicProperties("application/json", "utf-8", delivery_mode=1, priority=0)
 
     def run(n: int) -> None:
         for _ in repeat(None, n):
-            channel.basic_publish(EXCHANGE, KEY, json.dumps(SMALL), properties)
+            channel.basic_publish(EXCHANGE, KEY, encode(body), properties)
 
     yield Side(run)
     connection.close()
 
 
 @contextmanager
-def amqpstorm_publishing(url: str) -> Iterator[Side]:
+def amqpstorm_publishing(url: str, body: Any = SMALL, confirmed: bool = False) -> Iterator[Side]:
     import amqpstorm
 
+    encode = encoder_of(body)
     connection = amqpstorm.Connection("127.0.0.1", "guest", "guest", port=urlsplit(url).port)
     channel = connection.channel()
+    if confirmed:
+        channel.confirm_deliveries()
     properties = {
         "content_type": "application/json",
         "content_encoding": "utf-8",
@@ -56,21 +70,22 @@ def amqpstorm_publishing(url: str) -> Iterator[Side]:
 
     def run(n: int) -> None:
         for _ in repeat(None, n):
-            channel.basic.publish(json.dumps(SMALL), KEY, EXCHANGE, properties=properties)
+            channel.basic.publish(encode(body), KEY, EXCHANGE, properties=properties)
 
     yield Side(run)
     connection.close()
 
 
 @contextmanager
-def aio_pika_publishing(url: str) -> Iterator[Side]:
+def aio_pika_publishing(url: str, body: Any = SMALL, confirmed: bool = False) -> Iterator[Side]:
     import aio_pika
 
+    encode = bytes if isinstance(body, bytes) else lambda body: json.dumps(body).encode()
     loop = asyncio.new_event_loop()
 
     async def open_exchange() -> tuple[Any, Any]:
         connection = await aio_pika.connect(url, loop=loop)
-        channel = await connection.channel(publisher_confirms=False)
+        channel = await connection.channel(publisher_confirms=confirmed)
         return connection, await channel.get_exchange(EXCHANGE, ensure=False)
 
     connection, exchange = loop.run_until_complete(open_exchange())
@@ -78,7 +93,7 @@ def aio_pika_publishing(url: str) -> Iterator[Side]:
     async def publish(n: int) -> None:
         for _ in repeat(None, n):
             message = aio_pika.Message(
-                json.dumps(SMALL).encode(),
+                encode(body),
                 content_type="application/json",
                 content_encoding="utf-8",
                 delivery_mode=1,
@@ -92,17 +107,18 @@ def aio_pika_publishing(url: str) -> Iterator[Side]:
 
 
 @contextmanager
-def py_amqp_publishing(url: str) -> Iterator[Side]:
+def py_amqp_publishing(url: str, body: Any = SMALL, confirmed: bool = False) -> Iterator[Side]:
     import amqp
 
-    connection = amqp.Connection(f"127.0.0.1:{urlsplit(url).port}")
+    encode = encoder_of(body)
+    connection = amqp.Connection(f"127.0.0.1:{urlsplit(url).port}", confirm_publish=confirmed)
     connection.connect()
     channel = connection.channel()
 
     def run(n: int) -> None:
         for _ in repeat(None, n):
             message = amqp.Message(
-                json.dumps(SMALL),
+                encode(body),
                 content_type="application/json",
                 content_encoding="utf-8",
                 delivery_mode=1,
@@ -112,6 +128,132 @@ def py_amqp_publishing(url: str) -> Iterator[Side]:
 
     yield Side(run)
     connection.close()
+
+
+# --- consuming: decode and acknowledge, 1,000 under way ----------------------------------------------------------
+
+
+def decoder_of(body: Any) -> Callable[[Any], Any]:
+    """How a body is read that was sent like this one."""
+    return bytes if isinstance(body, bytes) else json.loads
+
+
+@contextmanager
+def pika_consuming(url: str, queue: str, body: Any = SMALL) -> Iterator[Side]:
+    import pika
+
+    decode = decoder_of(body)
+    connection = pika.BlockingConnection(pika.URLParameters(url.removesuffix("/") + "%2F"))
+    channel = connection.channel()
+    channel.basic_qos(prefetch_count=1000)
+
+    def run(n: int) -> None:
+        left = n
+
+        def callback(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            nonlocal left
+            decode(body)
+            channel.basic_ack(method.delivery_tag)
+            left -= 1
+            if not left:
+                channel.stop_consuming()
+
+        channel.basic_consume(queue, callback)
+        channel.start_consuming()
+
+    yield Side(run)
+    connection.close()
+
+
+@contextmanager
+def amqpstorm_consuming(url: str, queue: str, body: Any = SMALL) -> Iterator[Side]:
+    import amqpstorm
+
+    decode = decoder_of(body)
+    connection = amqpstorm.Connection("127.0.0.1", "guest", "guest", port=urlsplit(url).port)
+    channel = connection.channel()
+    channel.basic.qos(1000)
+
+    def run(n: int) -> None:
+        left = n
+
+        def callback(message: Any) -> None:
+            nonlocal left
+            decode(message.body)
+            message.ack()
+            left -= 1
+            if not left:
+                channel.stop_consuming()
+
+        channel.basic.consume(callback, queue)
+        channel.start_consuming(auto_decode=False)
+
+    yield Side(run)
+    connection.close()
+
+
+@contextmanager
+def aio_pika_consuming(url: str, queue: str, body: Any = SMALL) -> Iterator[Side]:
+    import aio_pika
+
+    decode = decoder_of(body)
+    loop = asyncio.new_event_loop()
+
+    async def open_queue() -> tuple[Any, Any]:
+        connection = await aio_pika.connect(url, loop=loop)
+        channel = await connection.channel()
+        await channel.set_qos(1000)
+        return connection, await channel.get_queue(queue, ensure=False)
+
+    connection, source = loop.run_until_complete(open_queue())
+
+    async def consume(n: int) -> None:
+        left, done = n, loop.create_future()
+
+        async def callback(message: Any) -> None:
+            nonlocal left
+            decode(message.body)
+            await message.ack()
+            left -= 1
+            if not left:
+                done.set_result(None)
+
+        await source.consume(callback)
+        await done
+
+    yield Side(lambda n: loop.run_until_complete(consume(n)))
+    loop.run_until_complete(connection.close())
+    loop.close()
+
+
+@contextmanager
+def py_amqp_consuming(url: str, queue: str, body: Any = SMALL) -> Iterator[Side]:
+    import amqp
+
+    decode = decoder_of(body)
+    connection = amqp.Connection(f"127.0.0.1:{urlsplit(url).port}")
+    connection.connect()
+    channel = connection.channel()
+    channel.basic_qos(0, 1000, False)
+
+    def run(n: int) -> None:
+        left = n
+
+        def callback(message: Any) -> None:
+            nonlocal left
+            decode(message.body)
+            channel.basic_ack(message.delivery_tag)
+            left -= 1
+
+        channel.basic_consume(queue, callback=callback)
+        while left:
+            connection.drain_events(timeout=5)
+
+    yield Side(run)
+    connection.close()
+
+
+# --- limits -------------------------------------------------------------------------------------------------------
 
 
 def _send_and_read(sock: socket.socket, decoder: FrameDecoder, data: bytes, signature: tuple[int, int]) -> None:
@@ -148,17 +290,29 @@ def raw_publishing(url: str) -> Iterator[Side]:
     sock.close()
 
 
-@contextmanager
-def c_client(url: str, work: str, queue: str, prepare: Any = lambda n: None) -> Iterator[Side]:
-    """The RabbitMQ C client, in a process of its own. ``work``: ``publish`` or ``consume``."""
+class Missing(Exception):
+    """The C client cannot be built."""
+
+
+def c_client_command(url: str, queue: str) -> list[str]:
+    """Build the RabbitMQ C client; returns how it is started. Raises Missing."""
     compiler = which("cc") or which("gcc")
     if compiler is None:
-        pytest.skip("no C compiler")
+        raise Missing("no C compiler")
     PROGRAM.parent.mkdir(parents=True, exist_ok=True)
     built = subprocess.run([compiler, "-O2", "-o", PROGRAM, SOURCE, "-lrabbitmq"], capture_output=True, check=False)
     if built.returncode:
-        pytest.skip("the headers of the RabbitMQ C client (librabbitmq-dev) are not installed")
-    command = [str(PROGRAM), str(urlsplit(url).port), EXCHANGE, KEY, queue, json.dumps(SMALL)]
+        raise Missing("the headers of the RabbitMQ C client (librabbitmq-dev) are not installed")
+    return [str(PROGRAM), str(urlsplit(url).port), EXCHANGE, KEY, queue, json.dumps(SMALL)]
+
+
+@contextmanager
+def c_client(url: str, work: str, queue: str, prepare: Any = lambda n: None) -> Iterator[Side]:
+    """The RabbitMQ C client, in a process of its own. ``work``: ``publish`` or ``consume``."""
+    try:
+        command = c_client_command(url, queue)
+    except Missing as error:
+        pytest.skip(str(error))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
 
         def run(n: int) -> None:

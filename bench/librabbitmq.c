@@ -1,5 +1,6 @@
-/* The RabbitMQ C client at the same work, as a yardstick: it reads lines "publish N" and "consume N" from its standard
- * input, does that, and answers with a line. Arguments: port, exchange, routing key, queue, body. */
+/* The RabbitMQ C client at the same work, as a yardstick: it reads lines "publish N", "consume N" and "sync" (wait until
+ * the broker has done what came before) from its standard input, does that, and answers with a line. Arguments: port,
+ * exchange, routing key, queue, body. */
 
 #include <amqp.h>
 #include <amqp_tcp_socket.h>
@@ -56,7 +57,10 @@ int main(int argc, char **argv) {
     while (fgets(line, sizeof line, stdin)) {
         if (!strncmp(line, "publish ", 8))
             publish(connection, argv, atol(line + 8));
-        else
+        else if (!strncmp(line, "sync", 4)) {
+            amqp_queue_declare(connection, 1, amqp_cstring_bytes(argv[4]), 1, 0, 0, 0, amqp_empty_table);
+            check(amqp_get_rpc_reply(connection), "declare");
+        } else
             consume(connection, argv, atol(line + 8));
         puts("done");
         fflush(stdout);

@@ -13,7 +13,7 @@ import pytest
 import kombulite
 from bench import amqp_rivals
 from bench.duel import Side, duel
-from bench.workloads import SMALL, Place, consuming, publishing, publishing_in_batch
+from bench.workloads import SMALL, Place, consuming, consuming_in_batches, publishing, publishing_in_batch
 from tests.servers import RabbitMQServer, Unavailable
 
 MESSAGES = 10_000
@@ -146,6 +146,13 @@ def test_consume_beside_c_client(duel_on: Any, broker: Broker) -> None:
         duel_on(
             "amqp consume + ack, prefetch 1000", ours, theirs, prepare=broker.fill, rival="C client, body not decoded"
         )
+
+
+@pytest.mark.parametrize("library", [kombulite, kombu], ids=["one by one", "kombu"])
+def test_consume_in_batches(duel_on: Any, broker: Broker, library: Any) -> None:
+    sides = consuming_in_batches(broker.place(kombulite)), consuming(broker.place(library))
+    rival = "one by one" if library is kombulite else "kombu"
+    duel_on("amqp on_batch of 100, decode + ack", *sides, prepare=broker.fill, rival=rival)
 
 
 def test_consume_no_ack(duel_on: Any, broker: Broker) -> None:

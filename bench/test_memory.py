@@ -12,6 +12,7 @@ from bench.duel import duel
 from bench.workloads import (
     add_bindings,
     consuming,
+    consuming_in_batches,
     open_place,
     publishing,
     publishing_in_batch,
@@ -33,6 +34,13 @@ def test_publish(benchmark: Any) -> None:
 def test_consume(benchmark: Any) -> None:
     sides = [consuming(open_place(library, "consume")) for library in (kombulite, kombu)]
     duel(benchmark, "memory consume + decode + ack, prefetch 1000", *sides, operations=MESSAGES, at_least=8)
+
+
+@pytest.mark.parametrize("library", [kombulite, kombu], ids=["one by one", "kombu"])
+def test_consume_in_batches(benchmark: Any, library: Any) -> None:
+    sides = consuming_in_batches(open_place(kombulite, "batches")), consuming(open_place(library, "singles"))
+    rival = "one by one" if library is kombulite else "kombu"
+    duel(benchmark, "memory on_batch of 100, decode + ack", *sides, operations=MESSAGES, rival=rival)
 
 
 def test_publish_topic(benchmark: Any) -> None:

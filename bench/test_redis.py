@@ -18,7 +18,16 @@ import redis
 import kombulite
 from bench.duel import ROUNDS, Side, duel
 from bench.figure import Figure
-from bench.workloads import SMALL, Place, consuming, publishing, publishing_in_batch, publishing_many, round_trips
+from bench.workloads import (
+    SMALL,
+    Place,
+    consuming,
+    consuming_in_batches,
+    publishing,
+    publishing_in_batch,
+    publishing_many,
+    round_trips,
+)
 from tests.servers import RedisServer, Unavailable
 
 MESSAGES = 2000
@@ -178,6 +187,15 @@ def test_consume(benchmark: Any, server: RedisServer) -> None:
     duel(benchmark, "redis consume + decode + ack, prefetch 1000", *sides, operations=MESSAGES, at_least=30)
 
 
+@pytest.mark.parametrize("library", LIBRARIES, ids=["one by one", "kombu"])
+def test_consume_in_batches(benchmark: Any, server: RedisServer, library: ModuleType) -> None:
+    ours, theirs = open_place(kombulite, server, "batches"), open_place(library, server, "singles")
+    duel(
+        benchmark, "redis on_batch of 100, decode + ack", filled(consuming_in_batches(ours), ours),
+        filled(consuming(theirs), theirs), operations=MESSAGES, rival="one by one" if library is kombulite else "kombu",
+    )  # fmt: skip
+
+
 def test_consume_many_queues(benchmark: Any, server: RedisServer) -> None:
     """50 queues with messages of four priorities, beside one queue."""
     one = open_place(kombulite, server, "one")
@@ -251,7 +269,7 @@ def test_idle_consumers(benchmark: Any, server: RedisServer, consumers: int) -> 
         before = client.info("stats")["total_commands_processed"]
         benchmark.pedantic(publish, rounds=ROUNDS)
         time.sleep(0.5)
-        spent = (client.info("stats")["total_commands_processed"] - before - 1) / ROUNDS
+        spent = (client.info("stats")["total_commands_processed"] - before - 1) / len(waits)
     stop.set()
     for thread in threads:
         thread.join()

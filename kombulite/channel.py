@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kombulite import exceptions
 from kombulite._core import Delivery, MessageMaker, Properties, copy_tree
+from kombulite.batching import GATHERED, Gathering
 from kombulite.message import Message
 from kombulite.recovery import Binding
 from kombulite.transport.base import (
@@ -135,6 +136,9 @@ class Channel:
         self._subscriptions: dict[str, Subscription] = {}
         self._limits: dict[bool, tuple[int, int]] = {}  # by a_global: prefetch size and count
         self._confirms = False  # whether it was asked for on this channel
+        self._gatherings: set[Gathering] = set()
+        #: How often it was opened again: what came before is not to be settled any more.
+        self.openings = 0
         self._highest_tag = 0
         self._gone: set[str] = set()  # tags of consumers without acks that have ended
         #: Tags of consumers that the broker ended with the channel, and that do not know it yet.
@@ -442,6 +446,15 @@ class Channel:
         """Pause deliveries, or let them go on."""
         self._ask(self._transport.flow, active)
 
+    def settle_many(self, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
+        """Say what becomes of deliveries, and of no others. Raises PreconditionFailed."""
+        self._ask(self._transport.settle_many, delivery_tags, outcome)
+        tally = self._tally
+        counts = {ACK: tally.count_acked, Outcome.REQUEUE: tally.count_requeued, Outcome.REJECT: tally.count_rejected}
+        count = counts[outcome]
+        for _ in delivery_tags:
+            count()
+
     def _ask(self, verb: Callable[..., T], *arguments: Any) -> T:
         """Have the transport do something on this channel."""
         try:
@@ -481,27 +494,50 @@ class Channel:
     def after_reply_message_received(self, queue: str) -> None:
         """Called when the replies in a queue were collected: nothing to do, brokers delete such queues themselves."""
 
-    def dispatch(self, event: Event) -> None:
-        """Run the callback that an event of this channel is for."""
+    def dispatch(self, event: Event) -> bool:
+        """Run the callback that an event of this channel is for. Returns whether it was kept for a batch instead."""
         if type(event) is Delivery:
             try:
                 subscription = self._subscriptions[event.consumer_tag]
             except KeyError:
                 # On its way when the consumer was cancelled. Where another thread closes the channel it goes back too.
                 if event.consumer_tag in self._gone:
-                    return  # it counted as acknowledged when it was sent
+                    return False  # it counted as acknowledged when it was sent
                 with suppress(exceptions.RecoverableConnectionError):
                     self._transport.settle(self.channel_id, event.delivery_tag, Outcome.REQUEUE)
-                return
+                return False
             make_message, run = subscription.make_message, subscription.run
-            run(make_message(event))
-        elif isinstance(event, Returned):
+            return run(make_message(event)) is GATHERED
+        if isinstance(event, Returned):
             error = exceptions.MessageReturned(event.reply_text, (60, 50), "Basic.return", event.reply_code)
             self._on_returned(error, event.delivery)
         elif isinstance(event, Cancelled):
             self._on_cancelled(event)
         else:
             self._on_closed(event)
+        return False
+
+    # --- batches
+
+    @property
+    def prefetch_limit(self) -> int:
+        """How many messages of a consumer may be out at a time; 0 for no bound."""
+        return min((count for _, count in self._limits.values() if count), default=0)
+
+    @property
+    def gatherings(self) -> Iterable[Gathering]:
+        """What its consumers gather for batches."""
+        return tuple(self._gatherings)
+
+    def add_gathering(self, gathering: Gathering) -> None:
+        """Have a consumer's batches handed over when their time is over, as long as the channel is open."""
+        self._gatherings.add(gathering)
+        self.connection.watch_gatherings()
+
+    def remove_gathering(self, gathering: Gathering) -> None:
+        """Have it forgotten."""
+        self._gatherings.discard(gathering)
+        self.connection.watch_gatherings()
 
     def _on_returned(self, error: exceptions.MessageReturned, delivery: Delivery) -> None:
         self._tally.count_returned()
@@ -584,6 +620,7 @@ class Channel:
         """Be opened on a new connection. The tags of the old one's deliveries mean nothing there."""
         self.channel_id = transport.open_channel(self._highest_tag)
         self._join(transport)
+        self.openings += 1
         self.is_open = True
 
     def _join(self, transport: Transport) -> None:

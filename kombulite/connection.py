@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import inf
 from threading import RLock
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kombulite import exceptions
 from kombulite._core import Tally
 from kombulite.abstract import maybe_channel
 from kombulite.address import Address
+from kombulite.batching import Gathering
 from kombulite.channel import Channel
 from kombulite.counters import Counters
 from kombulite.entity import declaration_key
@@ -53,7 +56,7 @@ class Connection(Address):
     """
 
     # Not in its dict: CPython looks attributes up fast as long as there are no more than 30, and there are 30.
-    __slots__ = ("hooks", "tally")
+    __slots__ = ("_gatherings", "_missed", "hooks", "tally")
 
     def __init__(
         self,
@@ -104,6 +107,8 @@ class Connection(Address):
         self._untold: list[Channel] = []  # orphaned before the connection was lost
         self._loop: Any = None  # the event loop that the lost connection was registered with
         self._default_channel: Channel | None = None
+        self._gatherings: list[Gathering] = []  # of the consumers that want batches
+        self._missed = False  # whether the last try to restore found something missing that may be declared again
         #: What has to be declared again when the connection was lost.
         self.topology = Topology()
         #: What went through it: for its channels, which count. ``counters`` is for all others.
@@ -269,9 +274,18 @@ class Connection(Address):
             # The broker has not noticed yet that the old connection is gone: it holds its exclusive queues.
             self._suspend(error)
             raise exceptions.RecoverableConnectionError(str(error)) from error
+        except exceptions.NotFound as error:
+            self._suspend(error)
+            if not self.topology or self._missed:
+                raise
+            # It may have been there when it was declared, and gone since: with the old connection, which the broker
+            # had not noticed to be gone. That happens once.
+            self._missed = True
+            raise exceptions.RecoverableConnectionError(str(error)) from error
         except BaseException as error:
             self._suspend(error)
             raise
+        self._missed = False
         self.topology.renamed = {}
 
     def _drop_finalizer(self) -> None:
@@ -366,6 +380,18 @@ class Connection(Address):
         self._channels.pop(channel.channel_id, None)
         if self._default_channel is channel:
             self._default_channel = None
+        if self._gatherings:
+            self.watch_gatherings()
+
+    def watch_gatherings(self) -> None:
+        """Called when a channel has more or fewer consumers that want batches."""
+        self._gatherings = [each for channel in list(self._channels.values()) for each in channel.gatherings]
+
+    def turn_loop_in(self, seconds: float) -> None:
+        """If there is an event loop, have it look for something to do after so many seconds at the latest."""
+        loop = None if self._transport is None else self._transport.event_loop
+        if loop is not None:
+            loop.call_later(seconds, _nothing)
 
     def forget_consumer(self, queue: str) -> None:
         """Called when a consumer of a queue is gone: an auto-delete queue goes with its last one."""
@@ -457,13 +483,42 @@ class Connection(Address):
     # --- events
 
     def drain_events(self, timeout: float | None = None) -> None:
-        """Wait for one event and run the callback it is for.
+        """Wait for one event and run the callback it is for. A batch of messages is one event.
 
         ``timeout`` in seconds, None to wait until there is one. Raises TimeoutError (``socket.timeout``) when there was
         none in time, OperationalError for a wait that could never end, and what the callback raises. When the
         connection is lost that is raised once; the next call connects again (one try, within ``connect_timeout``), and
         goes on with the consumers.
         """
+        if self._gatherings:
+            self._drain_batch(timeout)
+        elif self._drain_event(timeout) is None:
+            raise TimeoutError("timed out")
+
+    def _drain_batch(self, timeout: float | None) -> None:
+        """The same where messages may be kept for batches: until a callback has run."""
+        deadline = None if timeout is None else monotonic() + timeout
+        if self._hand_over_due():
+            return
+        while True:
+            is_kept: bool | None = True
+            while is_kept:  # what is there already
+                is_kept = self._drain_event(0)
+            if is_kept is None:
+                due = min((each.deadline for each in self._gatherings), default=inf)
+                wake = due if deadline is None else min(due, deadline)
+                is_kept = self._drain_event(None if wake == inf else max(wake - monotonic(), 0))
+            if is_kept is False or (is_kept is None and self._hand_over_due()):
+                return
+            if is_kept is None and deadline is not None and monotonic() >= deadline:
+                raise TimeoutError("timed out")
+
+    def _hand_over_due(self) -> bool:
+        now = monotonic()
+        return any(each.hand_over() for each in self._gatherings if each.deadline <= now)
+
+    def _drain_event(self, timeout: float | None) -> bool | None:
+        """Dispatch an event. Returns whether it was kept for a batch; None if there was none in time."""
         while self._untold:
             channel = self._untold.pop()
             if channel.orphans and channel.failure is not None:
@@ -484,7 +539,8 @@ class Connection(Address):
             raise
         if not events:
             self._watch()
-            raise TimeoutError("timed out")
+            return None
+        is_kept = False
         for event in events:
             try:
                 channel = self._channels[event.channel]
@@ -495,7 +551,8 @@ class Connection(Address):
                     assert orphaned.failure is not None
                     raise orphaned.failure from None
                 continue
-            channel.dispatch(event)
+            is_kept = channel.dispatch(event)
+        return is_kept
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Let a ``Hub`` run the callbacks of what arrives; connects if needed."""
@@ -813,6 +870,10 @@ class _ChannelHolder:
 
 def _unpickle(cls: type[Connection], arguments: dict[str, Any]) -> Connection:
     return cls(**arguments)
+
+
+def _nothing() -> None:
+    """For a timer that only makes the event loop turn."""
 
 
 def _close_in(pid: int, transport: Transport) -> None:

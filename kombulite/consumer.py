@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from kombulite import exceptions
 from kombulite.abstract import maybe_channel
+from kombulite.batching import Gathering, MessageBatch
 from kombulite.channel import Channel
 from kombulite.entity import Exchange, Queue
 from kombulite.message import Message
-from kombulite.poison import dead_letter_rule
+from kombulite.poison import DeadLetterRule, dead_letter_rule
 from kombulite.serialization import prepare_accept_content
 from kombulite.utils.functional import maybe_list
 
@@ -31,6 +32,11 @@ class Consumer:
     acknowledged at a time; ``no_ack``: they count as acknowledged when sent; ``tag_prefix``: starts the consumer tags;
     ``max_deliveries`` and ``dead_letter`` (a queue, its name, or an exchange): a message that was delivered so many
     times and came back goes there. Raises ValueError for one of the two alone.
+
+    ``on_batch(messages)``, instead of the other callbacks, gets a ``MessageBatch``: a list of messages that can be
+    decoded, of all queues, with an ``ack()`` for all. It is called when there are ``batch_size`` of them, or as many as
+    the prefetch count lets be out, or when the first has waited for ``batch_timeout`` seconds (0: as soon as no more
+    are there). Raises ValueError where there are callbacks of both kinds, for a size below 1 or a negative timeout.
     """
 
     ContentDisallowed = exceptions.ContentDisallowed
@@ -57,6 +63,9 @@ class Consumer:
         tag_prefix: str | None = None,
         max_deliveries: int | None = None,
         dead_letter: Queue | Exchange | str | None = None,
+        on_batch: Callable[[MessageBatch], Any] | None = None,
+        batch_size: int = 100,
+        batch_timeout: float = 1.0,
     ) -> None:
         self.channel: Channel = channel
         self._queues: dict[str, Queue] = {}
@@ -73,6 +82,9 @@ class Consumer:
         self.tag_prefix = tag_prefix or ""
         self._rule = dead_letter_rule(max_deliveries, dead_letter)
         self._overrides_receive = type(self).receive is not Consumer.receive
+        if on_batch is not None and (self.callbacks or self.on_message is not None):
+            raise ValueError("a consumer has on_batch, or callbacks for single messages")
+        self._gathering = None if on_batch is None else Gathering(on_batch, batch_size, batch_timeout)
         if channel is not None:
             self.revive(channel)
 
@@ -118,8 +130,10 @@ class Consumer:
         for tag in self._active_tags.values():
             if self.channel.is_consuming(tag):  # it was not lost, or came back with its connection
                 self.channel.basic_cancel(tag)
-        self.channel = maybe_channel(channel)
+        tags = list(self._active_tags.values())
         self._active_tags.clear()
+        self._stop_gathering(tags)
+        self.channel = maybe_channel(channel)
         queues = [*self._queues.values(), *self._unnamed]
         self._queues, self._unnamed = {}, []
         for queue in queues:
@@ -143,7 +157,12 @@ class Consumer:
     def _consume(self, queue: Queue, no_ack: bool | None) -> None:
         tag = f"{self.tag_prefix}{next(_tags)}"
         self._no_ack_of[queue.name] = no_ack
-        receive = self._receive if self._rule is None else partial(self._receive_or_bury, queue)
+        receive: Callable[[Message], Any] = self._receive
+        if self._gathering is not None:
+            receive = self._gather
+            self.channel.add_gathering(self._gathering)
+        if self._rule is not None:
+            receive = partial(self._receive_or_bury, self._rule, queue, receive)
         self._active_tags[queue.name] = queue.consume(tag, receive, no_ack=no_ack, on_cancel=self._on_cancelled)
         self.channel.tell_renames(tag, self._on_renamed)
 
@@ -162,9 +181,11 @@ class Consumer:
         self._no_ack_of[now] = self._no_ack_of.pop(before)
 
     def cancel(self) -> None:
-        """Stop consuming. Messages delivered stay to be acknowledged."""
+        """Stop consuming. Messages delivered stay to be acknowledged; those of a batch that is not complete go back."""
+        tags = list(self._active_tags.values())
         for name in list(self._active_tags):
             self.channel.basic_cancel(self._active_tags.pop(name))
+        self._stop_gathering(tags)
 
     close = cancel
 
@@ -175,6 +196,13 @@ class Consumer:
         tag = self._active_tags.pop(name, None)
         if tag is not None:
             self.channel.basic_cancel(tag)
+            self._stop_gathering([tag])
+
+    def _stop_gathering(self, consumer_tags: list[str]) -> None:
+        if self._gathering is not None and consumer_tags:
+            self._gathering.give_back(set(consumer_tags))
+            if not self._active_tags:
+                self.channel.remove_gathering(self._gathering)
 
     def __enter__(self) -> Consumer:
         self.consume()
@@ -221,9 +249,7 @@ class Consumer:
                 message.accept = self.accept
                 message.raise_errors()
         except Exception as error:
-            if self.on_decode_error is None:
-                raise
-            self.on_decode_error(message, error)
+            self._decoding_failed(message, error)
             return
         if on_message is not None:
             on_message(message)
@@ -233,12 +259,27 @@ class Consumer:
             for callback in self.callbacks:
                 callback(body, message)
 
-    def _receive_or_bury(self, queue: Queue, message: Message) -> None:
-        assert self._rule is not None
-        if self._rule.condemns(message):
-            self._rule.bury(message, queue.name)
-        else:
-            self._receive(message)
+    def _gather(self, message: Message) -> object:
+        assert self._gathering is not None
+        try:
+            message.unpack(self.accept)
+        except Exception as error:
+            self._decoding_failed(message, error)
+            return None
+        return self._gathering.add(message)
+
+    def _decoding_failed(self, message: Message, error: Exception) -> None:
+        if self.on_decode_error is None:
+            raise error
+        self.on_decode_error(message, error)
+
+    def _receive_or_bury(
+        self, rule: DeadLetterRule, queue: Queue, receive: Callable[[Message], Any], message: Message
+    ) -> object:
+        if not rule.condemns(message):
+            return receive(message)
+        rule.bury(message, queue.name)
+        return None
 
     @property
     def connection(self) -> Connection | None:

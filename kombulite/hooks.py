@@ -174,8 +174,8 @@ class Hooks:
 
 
 def _around(hook: Hook, callback: Callable[[Message], Any], subscription: Subscription) -> Callable[[Message], Any]:
-    def consume(message: Message) -> None:
+    def consume(message: Message) -> Any:
         with hook.consume(message, subscription.queue):  # whose name may change with the connection
-            callback(message)
+            return callback(message)
 
     return consume

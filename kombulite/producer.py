@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import groupby, islice
+from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from kombulite.hooks import Hooks
 
 #: Messages that ``publish_many`` prepares before it hands them over.
-CHUNK = 1000
+CHUNK, CHUNK_BYTES = 1000, 4 << 20
+#: Messages that may be refused before it gives up.
+MOST_REFUSED = 10_000
 
 encode = serialization.registry.encode
 
@@ -324,9 +326,9 @@ class Producer:
     ) -> int:
         """Publish many bodies to one place, with the arguments of ``publish``. Returns how many were taken.
 
-        ``bodies`` may be endless: they are handed over a thousand at a time. Raises BatchPublishError, whose
-        ``refused`` names those that were not taken by their index. Those after one that the broker refused are still
-        sent; one that cannot be encoded ends it.
+        ``bodies`` may be endless: they are handed over a thousand, or some megabytes, at a time. Raises
+        BatchPublishError, whose ``refused`` names those that were not taken by their index. Those after one that the
+        broker refused are still sent; one that cannot be encoded ends it, and so do ten thousand that were refused.
         """
         if self._batch is not None:
             self._batch.flush()  # what was published before comes before
@@ -353,8 +355,15 @@ class Producer:
         broken: exceptions.EncodeError | None = None
         while broken is None:
             chunk: list[Delivery] = []
+            size, is_over = 0, False
             try:
-                chunk.extend(islice(messages, CHUNK))
+                for message in messages:
+                    chunk.append(message)
+                    size += len(message.body)
+                    if len(chunk) == CHUNK or size >= CHUNK_BYTES:
+                        break
+                else:
+                    is_over = True
             except exceptions.EncodeError as error:
                 broken = error
             if chunk:
@@ -363,7 +372,7 @@ class Producer:
             if broken is not None:
                 refused.append((total, broken))
                 total += 1
-            elif len(chunk) < CHUNK:
+            elif is_over or len(refused) >= MOST_REFUSED:
                 break
         _raise_refused(refused, total)
         return total

@@ -19,11 +19,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for reason in sorted(config.stash[MISSING]):
-        terminalreporter.write_line(f"!!! SKIPPED all tests of a broker: {reason}", red=True, bold=True)
+        terminalreporter.write_line(f"!!! SKIPPED all tests that need it: {reason}", red=True, bold=True)
 
 
-def _missing(request: pytest.FixtureRequest, reason: str) -> None:
-    """Skip for want of a broker, and say so at the end; where all brokers have to be there it is a failure."""
+def missing(request: pytest.FixtureRequest, reason: str) -> None:
+    """Skip for want of a program, and say so at the end; where all have to be there it is a failure."""
     request.config.stash[MISSING].add(reason)
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
@@ -35,7 +35,7 @@ def started(request: pytest.FixtureRequest, make: Callable[[], Server]) -> Any:
     try:
         server = make()
     except Unavailable as error:
-        _missing(request, str(error))
+        missing(request, str(error))
     try:
         server.start()
     except BaseException:

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Install commands that tests and benchmarks start for themselves, each from the package of its name, where they are
-# missing and we may: install_tools.sh COMMAND... Services are not started: the tests run private ones. Where this
-# cannot be done, what needs a missing command is skipped, loudly.
+# Install commands that tests and benchmarks start for themselves, each from the package of its name, or other packages,
+# where they are missing and we may: install_tools.sh NAME... Services are not started: the tests run private ones.
+# Where this cannot be done, what needs a missing one is skipped, loudly.
 missing=
-for command; do
-    command -v "$command" >/dev/null || missing="$missing $command"
+for name; do
+    command -v "$name" >/dev/null || dpkg -s "$name" >/dev/null 2>&1 || missing="$missing $name"
 done
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

@@ -25,7 +25,7 @@ from kombulite._core.frames import (
 from kombulite._core.message import NOT_DECODED, Delivery, MessageMaker, Properties, Received, Tally, copy_tree, freeze
 from kombulite._core.outgoing import PlainMessages
 from kombulite._core.priority import PriorityNaming
-from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota
+from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota, Settled
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
 from kombulite._core.serialization import JSON, InvalidValue, UnknownType
 
@@ -58,6 +58,7 @@ __all__ = [
     "ReturnReceived",
     "Rota",
     "RoutingTable",
+    "Settled",
     "TagSequence",
     "Tally",
     "UnexpectedFrame",

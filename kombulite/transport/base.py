@@ -459,6 +459,14 @@ class Transport:
         """
         raise NotImplementedError
 
+    def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
+        """Say what becomes of some deliveries of a channel, and of no others; in one step where that can be.
+
+        Raises PreconditionFailed for a tag that is not outstanding.
+        """
+        for tag in delivery_tags:
+            self.settle(channel, tag, outcome)
+
     def recover(self, channel: int) -> None:
         """Put all that is outstanding on the channel back into its queues."""
         raise NotImplementedError

@@ -377,6 +377,15 @@ class Transport(base.Transport):
                 raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r}")
             self._settle(state, settled, outcome)
 
+    def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
+        with self._lock:
+            state = self._channel(channel)
+            try:
+                settled = state.ledger.settle_all(delivery_tags)
+            except KeyError as error:
+                raise exceptions.PreconditionFailed(f"unknown delivery tag {error}") from None
+            self._settle(state, settled, outcome)
+
     def recover(self, channel: int) -> None:
         with self._lock:
             state = self._channel(channel)

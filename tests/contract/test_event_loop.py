@@ -11,6 +11,7 @@ import pytest
 from kombulite import Producer
 from kombulite.asynchronous import Hub
 from tests.contract.conftest import Inbox
+from tests.contract.test_batches import Batches
 
 FAR = 600  # seconds; a loop that nothing wakes sleeps for 10
 
@@ -64,3 +65,10 @@ def test_an_idle_loop_sleeps(broker, hub, connection, queue):
     is_over = []
     hub.call_later(1, is_over.append, True)
     assert turn_until(hub, lambda: is_over) < 10
+
+
+def test_a_batch_that_is_not_complete_wakes_the_loop(broker, hub, connection, queue):
+    got = Batches(connection.channel(), queue, batch_timeout=0.2)
+    Producer(broker.connect().channel()).publish_many(range(6), routing_key=queue.name)
+    turn_until(hub, lambda: len(got.all) == 6)
+    assert got.bodies == [[0, 1, 2, 3], [4, 5]]

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, uuid
+from kombulite.channel import Channel
 from kombulite.mixins import ConsumerMixin
 from kombulite.recovery import State
 from kombulite.transport.base import Outcome
-from tests.conftest import started
 from tests.faults.scenarios import check_retry, go_over_and_back, left_behind, reconnect
 from tests.servers import RabbitMQServer, wait_until
 
 
-@pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest) -> RabbitMQServer:
-    return started(request, RabbitMQServer)
+@pytest.fixture
+def server(own_rabbitmq: RabbitMQServer) -> RabbitMQServer:
+    return own_rabbitmq
 
 
 @pytest.fixture
@@ -189,6 +189,25 @@ def test_connection_that_cannot_be_restored_says_so_each_time(server, connection
     queue(other).declare()
     Producer(other).publish("again", routing_key=queue.name)
     assert inbox.wait(connection, 1) == ["again"]
+
+
+def test_queue_that_goes_with_the_old_connection_while_the_new_one_is_restored(server, connection, other, monkeypatch):
+    """RabbitMQ may notice the loss late: the queue is there to be declared, but not to be consumed from."""
+    queue = Queue(uuid(), auto_delete=True)
+    inbox = Inbox(connection.channel(), queue)
+    resume = Channel.resume
+
+    def resume_late(channel: Channel, renamed: Any) -> None:
+        monkeypatch.undo()
+        queue(other).delete()
+        resume(channel, renamed)
+
+    monkeypatch.setattr(Channel, "resume", resume_late)
+    close_all(server)
+    lose(connection)
+    connection.ensure_connection(max_retries=1, interval_start=0)
+    Producer(other).publish("after", routing_key=queue.name)
+    assert inbox.wait(connection, 1) == ["after"]
 
 
 def test_publisher_that_tries_again_takes_the_consumers_along(server, connection):
@@ -516,3 +535,30 @@ def test_consumer_knows_the_new_name_of_its_queue(server, connection, other):
     Producer(other, exchange).publish("nobody", routing_key="k")
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0.2)
+
+
+def test_a_batch_leaves_out_what_came_on_the_lost_connection(server, connection, other):
+    queue, batches = Queue(uuid()), []
+    consumer = Consumer(connection.channel(), queue, on_batch=batches.append, batch_size=3, batch_timeout=60)
+    consumer.consume()
+    producer = Producer(connection)
+    producer.publish_many([1, 2], routing_key=queue.name)
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.5)
+    close_all(server)
+    lose(connection)
+    Producer(other).publish(3, routing_key=queue.name)
+    while not batches:
+        connection.drain_events(timeout=10)
+    assert sorted(batches[0].payloads) == [1, 2, 3]
+    batches[0].ack()  # of the new connection's messages
+    close_all(server)
+    lose(connection)
+    with pytest.raises(exceptions.RecoverableConnectionError):
+        consumer.channel.settle_many([message.delivery_tag for message in batches[0]], Outcome.ACK)
+    connection.ensure_connection()
+    with pytest.raises(exceptions.RecoverableConnectionError):
+        consumer.channel.settle_many([message.delivery_tag for message in batches[0]], Outcome.ACK)
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.3)
+    assert len(batches) == 1

@@ -16,15 +16,14 @@ import redis
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, uuid
 from kombulite.mixins import ConsumerMixin
 from kombulite.recovery import State
-from tests.conftest import started
 from tests.faults.scenarios import check_retry, go_over_and_back, left_behind, reconnect
 from tests.faults.test_forks_and_heartbeats import in_child, needs_fork
 from tests.servers import RedisServer, wait_until
 
 
-@pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest) -> RedisServer:
-    return started(request, lambda: RedisServer(appendonly="yes", appendfsync="always"))
+@pytest.fixture
+def server(own_redis: RedisServer) -> RedisServer:
+    return own_redis
 
 
 @pytest.fixture
@@ -436,3 +435,24 @@ def test_reconnecting_leaves_nothing_behind(server, times, caplog):
 def cut(connection: Connection) -> None:
     for link in connection.transport._links:
         link._sock.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_batch_leaves_out_what_came_on_the_lost_connection(server, connection):
+    queue, batches = Queue(uuid()), []
+    channel = connection.channel()
+    Consumer(channel, queue, on_batch=batches.append, batch_size=3, batch_timeout=60).consume()
+    Producer(channel).publish_many([1, 2], routing_key=queue.name)
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.3)
+    kill_all(server)
+    lose(connection)
+    connection.ensure_connection()
+    Producer(channel).publish(3, routing_key=queue.name)
+    while not batches:
+        connection.drain_events(timeout=10)
+    assert batches[0].payloads == [1, 2, 3]
+    batches[0].ack()
+    channel.close()
+    with redis.Redis(port=server.port) as client:
+        assert client.llen(queue.name) == 0
+        assert client.hlen("unacked") == 0

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 import pytest
 import redis
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
 from kombulite.transport.redis.scripts import CLAIM
+from tests.proxy import Cut, Direction, Proxy
 from tests.redis.conftest import drain
 from tests.servers import RedisServer
 
@@ -98,71 +98,17 @@ def test_message_that_kills_its_consumers_ends_in_the_dead_letters(redis_url, ou
 # --- connections that are cut
 
 
-class Proxy:
-    """Between a client and the server; cuts the connection that carries a claim after so many bytes."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.request_limit: int | None = None  # bytes of the claim that pass
-        self.reply_limit: int | None = None  # bytes of its answer that pass
-        self._sockets: list[socket.socket] = []
-        self._acceptor = threading.Thread(target=self._accept, daemon=True)
-        self._acceptor.start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                inner, _ = self._listener.accept()
-                self._sockets.append(inner)
-                outer = socket.create_connection(("127.0.0.1", self._port))
-                self._sockets.append(outer)
-                claimed = threading.Event()
-                threading.Thread(target=self._pump, args=(inner, outer, claimed, True), daemon=True).start()
-                threading.Thread(target=self._pump, args=(outer, inner, claimed, False), daemon=True).start()
-
-    def _pump(self, source: socket.socket, target: socket.socket, claimed: threading.Event, requests: bool) -> None:
-        passed = 0
-        with suppress(OSError):
-            while data := source.recv(65536):
-                if requests and CLAIM.sha.encode() in data:
-                    claimed.set()
-                limit = self.request_limit if requests else self.reply_limit
-                if claimed.is_set() and limit is not None:
-                    data = data[: limit - passed]
-                    passed += len(data)
-                    target.sendall(data)
-                    if passed >= limit:
-                        break
-                else:
-                    target.sendall(data)
-        for end in (source, target):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._acceptor.join(5)
-        for each in (self._listener, *self._sockets):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-
-
 @pytest.fixture
 def proxy(redis_url):
-    proxy = Proxy(int(redis_url.rpartition(":")[2].partition("/")[0]))
-    yield proxy
-    proxy.close()
+    with Proxy(urlsplit(redis_url).port or 6379) as proxy:
+        yield proxy
 
 
-@pytest.mark.parametrize("direction", ["request", "reply"])
-def test_connection_cut_at_every_byte_of_a_claim(proxy, client, ours, name, direction):
+@pytest.mark.parametrize("direction", Direction, ids=lambda direction: direction.value)
+def test_connection_cut_at_every_byte_of_a_claim(proxy, redis_url, client, ours, name, direction):
     client.script_load(CLAIM.source)
     publisher = Producer(ours().channel())
-    connection = ours(f"redis://127.0.0.1:{proxy.port}/0")
+    connection = ours(proxy.url(redis_url))
     got = []
 
     def consume(count):
@@ -175,12 +121,12 @@ def test_connection_cut_at_every_byte_of_a_claim(proxy, client, ours, name, dire
 
     for cut in range(1, 4000):
         publisher.publish_many(["a", "b"], routing_key=name)
-        setattr(proxy, f"{direction}_limit", cut)
+        proxy.cut = Cut(direction, cut, CLAIM.sha.encode())
         try:
             consume(2)
         except connection.connection_errors:
             beyond = bool(got)  # the claim came through, an ack did not
-            setattr(proxy, f"{direction}_limit", None)
+            proxy.cut = None
             connection.collect()
             consume(2)
             assert beyond or got == ["a", "b"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kombulite._core import Claimant, Delivery, Ledger, MessageQueue, Properties, Rota
+from kombulite._core import Claimant, Delivery, Ledger, MessageQueue, Properties, Rota, Settled
 
 
 def message(body=b"body", priority=None):
@@ -603,3 +603,54 @@ def test_threads_share_a_rota():
     assert Counter(entry for into in found for entry in into) == Counter(
         (str(number), b"%d-%d" % (number, i)) for number in range(3) for i in range(each)
     )
+
+
+def test_a_ledger_strikes_all_or_none():
+    ledger = Ledger()
+    for body in (b"1", b"2", b"3"):
+        ledger.hand_over(Delivery("", "", Properties(), body), None, 1, "tag", False)
+    with pytest.raises(KeyError):
+        ledger.settle_all([1, 4])
+    assert len(ledger) == 3
+    assert [delivery.body for delivery in ledger.settle_all([3, 1])] == [b"3", b"1"]
+    assert len(ledger) == 1
+
+
+@pytest.mark.parametrize(
+    ("settled", "tags", "completes"),
+    [
+        ([], [1, 2, 3], True),
+        ([], [2, 3], False),
+        ([1], [2, 3], True),
+        ([2], [1, 3], True),
+        ([2, 4], [1, 3], False),  # it cannot tell those above
+        ([4], [1, 2], False),
+        ([5, 1], [2, 3, 4], False),
+        ([1], [2, 4], False),
+    ],
+)
+def test_settled_knows_whether_a_batch_completes_what_is_settled(settled, tags, completes):
+    settlement = Settled()
+    for tag in settled:
+        settlement.add(tag)
+    assert settlement.completes(tags) is completes
+
+
+def test_settled_of_all_up_to_a_tag():
+    settlement = Settled()
+    settlement.add(2)
+    settlement.add(5, multiple=True)
+    assert settlement.completes([6, 7])
+    settlement.add(3, multiple=True)  # nobody knows how many those were
+    assert settlement.completes([6])
+
+
+@given(st.permutations(range(1, 9)), st.integers(0, 7), st.sets(st.integers(1, 8), min_size=1))
+def test_settled_never_claims_too_much(order, count, wanted):
+    settled = set(order[:count])
+    settlement = Settled()
+    for tag in order[:count]:
+        settlement.add(tag)
+    batch = sorted(wanted - settled)
+    if batch and settlement.completes(batch):
+        assert settled.union(batch) >= set(range(1, batch[-1] + 1))

@@ -196,6 +196,14 @@ cdef class Ledger:
         with cython.critical_section(self):
             return self._outstanding.pop(delivery_tag)
 
+    def settle_all(self, delivery_tags):
+        """Strike some deliveries, all or none. Returns them (a list). Raises KeyError if one is not outstanding."""
+        with cython.critical_section(self):
+            for tag in delivery_tags:
+                if tag not in self._outstanding:
+                    raise KeyError(tag)
+            return [self._outstanding.pop(tag) for tag in delivery_tags]
+
     def settle_up_to(self, delivery_tag):
         """Strike all deliveries up to a tag, 0 for all. Returns them (a list, in their order)."""
         with cython.critical_section(self):
@@ -212,6 +220,33 @@ cdef class Ledger:
             settled = list(self._outstanding.values())
             self._outstanding = {}
             return settled
+
+
+@cython.final
+cdef class Settled:
+    """Which of the deliveries 1, 2, 3, … of a channel are settled, as far as two numbers can tell.
+
+    It may know of fewer than there are, never of more: each delivery is settled once.
+    """
+
+    cdef unsigned long long _count
+    cdef unsigned long long _highest
+
+    def add(self, unsigned long long delivery_tag, bint multiple=False):
+        """Note that a delivery is settled; with ``multiple`` all up to it."""
+        with cython.critical_section(self):
+            if not multiple:
+                self._count += 1
+            elif delivery_tag >= self._highest:
+                self._count = delivery_tag
+            if delivery_tag > self._highest:
+                self._highest = delivery_tag
+
+    def completes(self, list delivery_tags not None):
+        """Whether all are settled up to the highest of these, once these are, which are in order and not settled."""
+        cdef unsigned long long last = delivery_tags[-1]
+        with cython.critical_section(self):
+            return self._highest <= last and self._count + <unsigned long long> len(delivery_tags) == last
 
 
 cdef class Claimant:

@@ -440,6 +440,32 @@ class Transport(BaseTransport):
         else:
             frame = link.encoder.reject(channel, delivery_tag, outcome is not REJECT)
         link.send(frame, None, True, state.check)
+        state.settled.add(delivery_tag, multiple)
+
+    def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
+        talk = self._talk()
+        link = talk.link
+        state = talk.channels.get(channel) or talk.channel(channel)
+        tags = sorted({tag - state.above for tag in delivery_tags})
+        if tags[0] <= 0 and state.above:
+            raise exceptions.RecoverableConnectionError("messages came on a connection that was lost")
+        if tags[0] <= 0 or tags[-1] > link.decoder.last_tag(channel) - state.above:
+            raise exceptions.PreconditionFailed(f"unknown delivery tag among {delivery_tags!r:.80}")
+        encoder, requeue, last = link.encoder, outcome is not REJECT, tags[-1]
+        with link.writing:  # from the look at what is settled to the frames
+            # `multiple` is for all before it on the channel, other consumers' messages too: none of them may be out.
+            is_all = state.settled.completes(tags)
+            if is_all and outcome is ACK:
+                frames = encoder.ack(channel, last, True)
+            elif is_all:
+                frames = encoder.nack(channel, last, True, requeue)
+            elif outcome is ACK:
+                frames = b"".join([encoder.ack(channel, tag) for tag in tags])
+            else:
+                frames = b"".join([encoder.reject(channel, tag, requeue) for tag in tags])
+            link.send(frames, None, True, state.check)
+            for tag in tags:
+                state.settled.add(tag)
 
     def recover(self, channel: int) -> None:
         self._talk().call(channel, methods.BASIC_RECOVER, True)

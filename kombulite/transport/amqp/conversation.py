@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any, NoReturn
 
 from kombulite import exceptions
-from kombulite._core import ConfirmReceived, Delivery, MethodReceived, ReturnReceived
+from kombulite._core import ConfirmReceived, Delivery, MethodReceived, ReturnReceived, Settled
 from kombulite.transport.amqp import methods
 from kombulite.transport.amqp.confirms import Confirms, Unconfirmed
 from kombulite.transport.amqp.link import Link
@@ -38,6 +38,7 @@ class Channel:
         self.left = False  # one side has closed it: whatever is sent on it now would end the connection
         self.consumers: dict[str, bool] = {}  # tag -> no_ack
         self.confirms: Confirms | None = None
+        self.settled = Settled()  # the broker's tags
         self.flows = 0  # answers to channel.flow that are to come
 
     # For `Link.send`, when it is a frame's turn.

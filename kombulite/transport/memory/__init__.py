@@ -350,6 +350,18 @@ class Transport(BaseTransport):
             with self._lock:
                 self._relist(state)
 
+    def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
+        state = self._channel(channel)
+        try:
+            settled = state.ledger.settle_all(delivery_tags)
+        except KeyError as error:
+            raise exceptions.PreconditionFailed(f"unknown delivery tag {error}") from None
+        if outcome is not ACK:
+            self._return_or_bury(settled, outcome)
+        if state.stalled:
+            with self._lock:
+                self._relist(state)
+
     def _return_or_bury(self, settled: list[Delivery], outcome: Outcome) -> None:
         with self._lock:
             if outcome is REQUEUE:

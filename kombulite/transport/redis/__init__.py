@@ -410,6 +410,17 @@ class Transport(BaseTransport):
             settled = () if lease is None else (lease,)
         if not settled and (not multiple or delivery_tag):
             raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r:.80}")
+        self._strike(state, settled, outcome)
+
+    def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
+        state = self._channel(channel)
+        outstanding = state.outstanding
+        for tag in delivery_tags:
+            if tag not in outstanding:
+                raise exceptions.PreconditionFailed(f"unknown delivery tag {tag!r:.80}")
+        self._strike(state, [outstanding.pop(tag) for tag in delivery_tags], outcome)
+
+    def _strike(self, state: Channel, settled: Sequence[Lease], outcome: Outcome) -> None:
         receiver = self._receiving
         try:
             if outcome is REQUEUE:

@@ -142,8 +142,8 @@ class Intake:
         self.claiming = Claim(keys, tags, list(self.queues), min(credit, most), self.lease)
         self.claiming.post(link, self._strategy.rotates, on_claimed, teach)
 
-    def claimed(self, reply: list[Any]) -> tuple[bool, bool]:
-        """Take the answer to a claim: whether it left something behind in the queues, and whether it found anything."""
+    def claimed(self, reply: list[Any]) -> tuple[bool, int]:
+        """Take the answer to a claim: whether it left something behind in the queues, and how many it found."""
         claim, self.claiming = self.claiming, None
         assert claim is not None
         found = claim.leases(reply)
@@ -155,7 +155,7 @@ class Intake:
             self._average = max(sum(len(lease.envelope) for lease in came) // len(came), 1)
             self.ready.extend(came)
             self._turn(came)
-        return len(came) == claim.count, bool(came)
+        return len(came) == claim.count, len(came)
 
     def _turn(self, served: list[Lease]) -> None:
         """Each queue that was served goes to the end of the line, the last one last."""

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from random import uniform
 from threading import Lock
 from time import monotonic, sleep
 from typing import Any
@@ -29,13 +28,12 @@ from kombulite.transport.redis.keys import Keys
 from kombulite.transport.redis.leases import Lease, Tags, bury, logger
 from kombulite.transport.redis.link import Link, OnReply, pack
 from kombulite.transport.redis.options import Limits, Options
+from kombulite.transport.redis.pacing import Pace
 from kombulite.transport.redis.publishing import PUBLISHED_AT
 from kombulite.utils.json import codec
 
 #: Seconds between two looks where the server cannot wake us.
 POLLING_INTERVAL = 1.0
-#: Seconds that a consumer waits at most before it looks, after others were faster so many times in a row.
-MOST_BACKOFF, PATIENCE = 0.05, 2
 #: Messages that are handed over between two looks for news, on other channels too.
 LISTEN_EVERY = 32
 
@@ -81,7 +79,7 @@ class Receiver:
         self._is_sleeping = False
         self._looks = 0
         self._current: Channel | None = None  # the channel that was served last
-        self._lost_races = 0  # times in a row that others were faster
+        self._pace = Pace()
         self._polled_at = 0.0
 
     def close(self) -> None:
@@ -202,10 +200,7 @@ class Receiver:
                 state.error = reply_error(str(reply))
             return
         more, found = intake.claimed(reply)
-        if found:
-            self._lost_races = 0
-        else:
-            self._lost_races += 1
+        self._pace.claimed(found, monotonic())
         if more:
             intake.may_find = True
         else:
@@ -336,24 +331,29 @@ class Receiver:
         self._is_sleeping = True
         try:
             self._hear()
-            if self.events or any(
-                state.has_ready() or state.credit(intake) > 0
-                for state in list(self._channels.values())
-                for intake in state.intakes
-            ):
-                self._back_off(left)
-                return
-            self._awaited.select(seconds)
+            if not self._has_something():
+                self._awaited.select(seconds)
+                with suppress(BlockingIOError):
+                    os.read(self._waker_out, 4096)
+                self._hear()
         finally:
             self._is_sleeping = False
-        with suppress(BlockingIOError):
-            os.read(self._waker_out, 4096)
+        if self._has_something() and not self._has_ready():
+            pause = self._pace.pause(monotonic())
+            if pause:
+                sleep(pause if left is None else min(pause, left))
 
-    def _back_off(self, left: float | None) -> None:
-        """When many wait for the same queue each message wakes them all. Those that never get one look less often."""
-        if self._lost_races > PATIENCE:
-            pause = uniform(0, min(MOST_BACKOFF, 0.001 * 2 ** min(self._lost_races - PATIENCE, 10)))  # noqa: S311
-            sleep(pause if left is None else min(pause, left))
+    def _has_ready(self) -> bool:
+        """Whether there is an event, or an error, to hand over."""
+        return bool(self.events) or any(
+            state.error is not None or state.has_ready() for state in list(self._channels.values())
+        )
+
+    def _has_something(self) -> bool:
+        """Whether there is, or there may be something to claim."""
+        return self._has_ready() or any(
+            state.credit(intake) > 0 for state in list(self._channels.values()) for intake in state.intakes
+        )
 
     def _pauses(self) -> Iterator[float]:
         """Seconds until something else is due."""

@@ -1,0 +1,1 @@
+"""The lab: clients at work, each in a process of its own, over a range of some parameter."""

@@ -1,0 +1,57 @@
+"""When to claim after news: at once, or after a pause in which more messages come together."""
+
+from __future__ import annotations
+
+from random import uniform
+
+#: Seconds that a consumer pauses at most after others were faster, once they were more often than so in a row.
+MOST_BACKOFF, PATIENCE = 0.01, 2
+#: Seconds that it pauses where messages come one after the other: the first try, and the longest.
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.004
+#: A stream is where so many claims in a row found something, each within so many seconds of the last.
+STREAM, GAP = 8, 0.01
+#: So many claims pass after a pause that brought nothing, until the next try.
+FRUITLESS = 64
+
+
+class Pace:
+    """How long a consumer waits between the news that there is something and its claim.
+
+    One that keeps up with a stream would claim each message alone, which costs many times what a share of a large claim
+    does. So it tries a pause, and keeps to it as long as that brings it more than one message. Somebody who waits for
+    our answer to send the next message is not slowed down: there the pause brings nothing.
+
+    Where many wait for one queue, each message wakes them all, and one gets it. Those that never do look less often.
+    """
+
+    def __init__(self) -> None:
+        self._pause = 0.0
+        self._claimed_at = 0.0  # when something was found last
+        self._looked_at = 0.0
+        self._streak = 0  # claims in a row that found something
+        self._lost = 0  # claims in a row that found nothing
+
+    def claimed(self, found: int, now: float) -> None:
+        """Note what a claim found (a number of messages), at a time in seconds."""
+        self._looked_at = now
+        if not found:
+            self._lost += 1
+            return
+        self._lost = 0
+        if now - self._claimed_at > GAP:
+            self._pause, self._streak = 0.0, 0
+        elif self._pause:
+            self._pause = min(2 * self._pause, LONGEST_PAUSE) if found > 1 else 0.0
+            self._streak = 0 if found > 1 else STREAM - FRUITLESS
+        else:
+            self._streak += 1
+            if self._streak >= STREAM:
+                self._pause = FIRST_PAUSE
+        self._claimed_at = now
+
+    def pause(self, now: float) -> float:
+        """Seconds to wait before the next claim."""
+        rest = self._looked_at + self._pause - now if now - self._claimed_at < GAP else 0.0
+        if self._lost > PATIENCE:
+            rest = max(rest, uniform(0, min(MOST_BACKOFF, 0.001 * 2 ** min(self._lost - PATIENCE, 10))))  # noqa: S311
+        return max(rest, 0.0)

@@ -1,0 +1,60 @@
+"""When a consumer of Redis pauses between news and claim."""
+
+from __future__ import annotations
+
+import pytest
+
+from kombulite.transport.redis.pacing import FIRST_PAUSE, GAP, LONGEST_PAUSE, MOST_BACKOFF, PATIENCE, STREAM, Pace
+
+
+def stream(pace: Pace, claims: int, found: int, now: float = 100.0, every: float = GAP / 10) -> float:
+    """Let so many claims find so much, one soon after the other; returns when that was over."""
+    for _ in range(claims):
+        now += every
+        pace.claimed(found, now)
+    return now
+
+
+def test_the_first_message_is_claimed_at_once():
+    pace = Pace()
+    assert pace.pause(100.0) == 0
+    now = stream(pace, 10 * STREAM, 1, every=2 * GAP)  # seldom ones too
+    assert pace.pause(now) == 0
+
+
+def test_in_a_stream_it_pauses_as_long_as_that_brings_more():
+    pace = Pace()
+    now = stream(pace, STREAM + 1, 1)
+    assert pace.pause(now) == pytest.approx(FIRST_PAUSE)
+    now = stream(pace, 10, 5, now)
+    assert pace.pause(now) == pytest.approx(LONGEST_PAUSE)
+    assert pace.pause(now + 1.01 * LONGEST_PAUSE) == 0
+    assert pace.pause(now + 2 * GAP) == 0  # the stream has ended
+
+
+def test_who_waits_for_our_answer_is_not_slowed_down():
+    pace, pauses, now = Pace(), 0, 100.0
+    for _ in range(1000):
+        pauses += pace.pause(now) > 0
+        now = stream(pace, 1, 1, now)
+    assert 0 < pauses < 1000 / STREAM / 2
+
+
+def test_in_a_stream_who_lost_a_message_pauses_too():
+    pace = Pace()
+    now = stream(pace, STREAM + 1, 1)
+    now = stream(pace, 3, 4, now)
+    pace.claimed(0, now + GAP / 10)
+    assert pace.pause(now + GAP / 10) > GAP / 100
+
+
+def test_who_never_gets_one_looks_less_often():
+    pace = Pace()
+    now = stream(pace, PATIENCE, 0)
+    assert pace.pause(now) == 0
+    now = stream(pace, 20, 0, now)
+    pauses = [pace.pause(now) for _ in range(100)]
+    assert max(pauses) > MOST_BACKOFF / 10
+    assert max(pauses) <= MOST_BACKOFF
+    pace.claimed(1, now)
+    assert pace.pause(now) == 0
