@@ -680,13 +680,15 @@ def make_properties(
     properties: Mapping[str, Any],
 ) -> Properties:
     """The properties of a message to publish; what AMQP does not know goes to ``extra``."""
-    known = {name: value for name, value in properties.items() if name in KEYWORD_PROPERTIES}
-    extra = {name: value for name, value in properties.items() if name not in KEYWORD_PROPERTIES}
+    extra: dict[str, Any] | None = None
+    if not KEYWORD_PROPERTIES.issuperset(properties):
+        extra = {name: value for name, value in properties.items() if name not in KEYWORD_PROPERTIES}
+        properties = {name: value for name, value in properties.items() if name in KEYWORD_PROPERTIES}
     return Properties(
         content_type=content_type,
         content_encoding=content_encoding,
-        headers=copy_tree(dict(headers)) if headers else None,
+        headers=copy_tree(headers if type(headers) is dict else dict(headers)) if headers else None,
         priority=priority,
-        extra=extra or None,
-        **known,
+        extra=extra,
+        **properties,
     )

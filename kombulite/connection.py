@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from itertools import count
 from math import inf
 from threading import RLock
 from time import monotonic
@@ -25,10 +23,11 @@ from kombulite.counters import Counters
 from kombulite.entity import declaration_key
 from kombulite.messaging import Consumer, Producer
 from kombulite.recovery import Lifecycle, State, Topology, restore_topology
+from kombulite.retry import Attempts, RetryPolicy
 from kombulite.transport import resolve_transport
 from kombulite.transport.base import Management, Transport
 from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
-from kombulite.utils.functional import retry_intervals, retry_over_time, sleep_in_slices
+from kombulite.utils.functional import retry_over_time
 
 if TYPE_CHECKING:
     from kombulite.hooks import Hook, Hooks
@@ -342,20 +341,12 @@ class Connection(Address):
             connect()
         return self
 
-    @contextmanager
     def _reraise_as_library_errors(
         self,
         ConnectionError: type[Exception] = exceptions.OperationalError,
         ChannelError: type[Exception] = exceptions.OperationalError,
-    ) -> Iterator[None]:
-        try:
-            yield
-        except (ConnectionError, ChannelError):
-            raise
-        except self.recoverable_connection_errors as error:
-            raise ConnectionError(str(error)) from error
-        except self.recoverable_channel_errors as error:
-            raise ChannelError(str(error)) from error
+    ) -> _Reraising:
+        return _Reraising(self, ConnectionError, ChannelError)
 
     # --- channels and entities
 
@@ -608,49 +599,32 @@ class Connection(Address):
         called. ``max_retries``: further calls after the first (None: no limit); intervals in seconds. ``retry_errors``:
         errors to try again on at once. Raises OperationalError for errors of connection and channel.
         """
-        retried = tuple(retry_errors or ())
-        refused: tuple[type[BaseException], ...] = (exceptions.MessageNacked, *self.recoverable_channel_errors)
-        intervals = retry_intervals(interval_start, interval_step, interval_max)
+        policy = RetryPolicy(errback, max_retries, interval_start, interval_step, interval_max, on_revive, retry_errors)
 
         def ensured(*args: Any, **kwargs: Any) -> T:
-            for attempt in count():
-                last = max_retries is not None and attempt >= max_retries
-                transport = self._transport
-                try:
-                    return fun(*args, **kwargs)
-                except retried:
-                    if last:
-                        raise
-                except refused as error:
-                    # The connection is fine. What a broker refuses now, as a queue is full, it may take in a while.
-                    if last:
-                        raise exceptions.OperationalError(str(error)) from error
-                    pause = next(intervals) if isinstance(error, exceptions.MessageNacked) else 0
-                    if errback is not None:
-                        errback(error, pause)
-                    sleep_in_slices(pause)
-                except exceptions.Blocked:
-                    raise  # the connection is fine, and the message may be with the broker already
-                except self.recoverable_connection_errors as error:
-                    if last:
-                        raise exceptions.OperationalError(str(error)) from error
-                    with self._lock:
-                        if self._transport is transport:  # else another thread has replaced it already
-                            self.maybe_switch_next()
-                            self._suspend(error)
-                    if errback is not None:
-                        errback(error, 0)
-                    left = None if max_retries is None else max(max_retries - attempt, 1)
-                    self.ensure_connection(errback, left, interval_start, interval_step, interval_max)
-                    channel = self.default_channel
-                    obj.revive(channel)
-                    if on_revive is not None:
-                        on_revive(channel)
-            raise AssertionError("count() has no end")
+            return self.call_insured(obj, policy, fun, *args, **kwargs)
 
         ensured.__name__ = f"{getattr(fun, '__name__', fun)}(ensured)"
         ensured.__doc__ = fun.__doc__
         return ensured
+
+    def call_insured(self, obj: Any, policy: RetryPolicy, fun: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call ``fun`` as what ``ensure`` returns does."""
+        attempts: Attempts | None = None
+        while True:
+            transport = self._transport
+            try:
+                return fun(*args, **kwargs)
+            except Exception as error:
+                attempts = attempts or Attempts(self, obj, policy)
+                attempts.failed(error, transport)
+
+    def abandon(self, transport: Transport | None, reason: object) -> None:
+        """Something failed on that transport: take the next URL, and be ready to connect anew."""
+        with self._lock:
+            if self._transport is transport:  # else another thread has replaced it already
+                self.maybe_switch_next()
+                self._suspend(reason)
 
     def autoretry(self, fun: Callable[..., T], channel: Any = None, **ensure_options: Any) -> Callable[..., Any]:
         """A wrapper of ``fun`` that calls it with a channel (keyword), reconnecting as ``ensure`` does.
@@ -850,6 +824,30 @@ def __getattr__(name: str) -> Any:
     from kombulite import resource
 
     return getattr(resource, name)
+
+
+class _Reraising:
+    """A context that raises the transport's errors as the library's own."""
+
+    __slots__ = ("_channel_error", "_connection", "_connection_error")
+
+    def __init__(
+        self, connection: Connection, connection_error: type[Exception], channel_error: type[Exception]
+    ) -> None:
+        self._connection = connection
+        self._connection_error = connection_error
+        self._channel_error = channel_error
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if error is None or isinstance(error, (self._connection_error, self._channel_error)):
+            return
+        if isinstance(error, self._connection.recoverable_connection_errors):
+            raise self._connection_error(str(error)) from error
+        if isinstance(error, self._connection.recoverable_channel_errors):
+            raise self._channel_error(str(error)) from error
 
 
 class _ChannelHolder:

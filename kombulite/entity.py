@@ -6,8 +6,11 @@ Longer than other modules for the many attributes and verbs that kombu's users e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kombulite._core import freeze
 from kombulite.abstract import MaybeChannelBound, Object
 from kombulite.serialization import prepare_accept_content
 
@@ -33,10 +36,6 @@ def maybe_delivery_mode(
     if isinstance(value, str):
         return (modes or DELIVERY_MODES)[value]
     return value
-
-
-#: Values that stand for themselves in a declaration's key.
-PLAIN = frozenset([str, bool, int, float, type(None)])
 
 
 class Exchange(MaybeChannelBound):
@@ -556,16 +555,14 @@ class Queue(MaybeChannelBound):
 
 def declaration_key(entity: Any) -> Any:
     """What tells one declaration from another: all of an entity's settings, its exchange's and bindings' too."""
+    return freeze(_settings_of(entity.__class__)(entity), _freeze_object)
 
-    def freeze(value: Any) -> Any:
-        if value.__class__ in PLAIN:
-            return value
-        if isinstance(value, Object):
-            return type(value).__name__, *[freeze(getattr(value, name)) for name, _ in value.attrs]
-        if isinstance(value, dict):
-            return tuple(sorted(((str(name), freeze(item)) for name, item in value.items()), key=repr))
-        if isinstance(value, (list, tuple, set)):
-            return tuple(freeze(item) for item in value)
-        return value
 
-    return freeze(entity)
+@cache
+def _settings_of(kind: type[Object]) -> Callable[[Any], tuple[Any, ...]]:
+    """What reads all settings of such entities at once, and the name of their class."""
+    return attrgetter("__class__.__name__", *[name for name, _ in kind.attrs])
+
+
+def _freeze_object(value: Any) -> Any:
+    return declaration_key(value) if isinstance(value, Object) else value

@@ -14,6 +14,7 @@ from kombulite.channel import SURELY_SHORT, Channel, check_short, make_propertie
 from kombulite.compression import compress
 from kombulite.entity import DELIVERY_MODES, PERSISTENT_DELIVERY_MODE, Exchange, Queue
 from kombulite.message import Message
+from kombulite.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from kombulite.connection import Connection
@@ -217,7 +218,8 @@ class Producer:
 
     def _attach(self, channel: Channel) -> None:
         self._channel = channel
-        self.exchange = self.exchange(channel)
+        if not (self.exchange.is_bound and self.exchange.channel is channel):
+            self.exchange = self.exchange(channel)
         self._declared = None
         if self.on_return is not None and self.on_return not in channel.return_listeners:
             channel.return_listeners.append(self.on_return)  # once, however many producers have it
@@ -289,12 +291,20 @@ class Producer:
         )
         if declare is not None:
             declare = tuple(declare)
-        if retry:
-            self._insured(self._publish, retry_policy)(delivery, mandatory, declare, timeout, confirm_timeout)
-        else:
-            self._publish(delivery, mandatory, declare, timeout, confirm_timeout)
-        if self._batch is not None and self._batch.is_full:
-            self._insured(self._batch.flush, retry_policy)() if retry else self._batch.flush()
+        arguments = delivery, mandatory, declare, timeout, confirm_timeout
+        batch = self._batch
+        if not retry:
+            self._publish(*arguments)
+            if batch is not None and batch.is_full:
+                batch.flush()
+            return
+        connection = self.connection
+        if connection is None:
+            raise exceptions.NotBoundError("the producer has no channel and no connection")
+        policy = RetryPolicy(**retry_policy) if retry_policy else RetryPolicy()
+        connection.call_insured(self, policy, self._publish, *arguments)
+        if batch is not None and batch.is_full:
+            connection.call_insured(self, policy, batch.flush)
 
     def publish_many(
         self,
@@ -426,8 +436,8 @@ class Producer:
         if is_plain:
             shared = self._plain.properties(content_type, content_encoding, mode, priority)
             return Delivery(name, routing_key, shared, body)
-        headers = dict(headers) if headers else {}
         if compression:
+            headers = dict(headers or {})
             body, headers["compression"] = compress(body, compression)
         properties = _as_they_travel(properties, mode, expiration)
         own = make_properties(content_type, content_encoding, headers, priority, properties)
@@ -479,12 +489,6 @@ class Producer:
             # Until the connection forgets its declarations there is nothing to look up.
             self._declared = self.channel.connection.declared_entities
             self._exchange = self.exchange
-
-    def _insured(self, fun: Callable[..., None], retry_policy: Mapping[str, Any] | None) -> Callable[..., None]:
-        connection = self.connection
-        if connection is None:
-            raise exceptions.NotBoundError("the producer has no channel and no connection")
-        return connection.ensure(self, fun, **(retry_policy or {}))
 
     # --- lifetime
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from threading import Condition
+from threading import Condition, RLock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet, ref
@@ -54,7 +54,9 @@ class Resource:
         self._free: list[Any] = []
         self._dirty: dict[int, Any] = {}  # those that are out, by identity
         self._out = 0  # with those that are just being made or taken back
-        self._changed = Condition()
+        self._lock = RLock()  # garbage that is collected meanwhile may come back
+        self._changed = Condition(self._lock)
+        self._waiting = 0  # threads that wait for a change
 
     # --- what it is a pool of
 
@@ -103,47 +105,63 @@ class Resource:
                 self._end(kept, self.close_resource)
             self._vacate()
             raise
-        pool, this = ref(self), ref(resource)  # a resource that is dropped goes at once, not with the garbage
-        resource.release = partial(_give_back, pool, this)
-        resource.discard = partial(_give_up, pool, this)
-        with self._changed:
+        if resource is not kept:
+            pool, this = ref(self), ref(resource)  # a resource that is dropped goes at once, not with the garbage
+            resource.release = partial(_give_back, pool, this)
+            resource.discard = partial(_give_up, pool, this)
+        with self._lock:
             self._dirty[id(resource)] = resource
-        _debug("acquired", resource)
+        if DEBUG:
+            _debug("acquired", resource)
         return resource
 
     def _take(self, block: bool, deadline: float | None) -> Any:
         """Claim a place: with a resource that is kept, or None for a new one."""
-        with self._changed:
-            while True:
-                if self._closed:
-                    raise RuntimeError("Acquire on closed pool")
-                if self._free or not self._limit or self._out < self._limit:
-                    self._out += 1
-                    return self._free.pop() if self._free else None
-                left = None if deadline is None else deadline - monotonic()
-                if not block or (left is not None and left <= 0):
-                    raise self.LimitExceeded(self._limit)
+        with self._lock:
+            if self._closed or not self._has_room():
+                self._await_room(block, deadline)
+            self._out += 1
+            return self._free.pop() if self._free else None
+
+    def _has_room(self) -> bool:
+        return bool(self._free) or not self._limit or self._out < self._limit
+
+    def _await_room(self, block: bool, deadline: float | None) -> None:
+        while True:
+            if self._closed:
+                raise RuntimeError("Acquire on closed pool")
+            if self._has_room():
+                return
+            left = None if deadline is None else deadline - monotonic()
+            if not block or (left is not None and left <= 0):
+                raise self.LimitExceeded(self._limit)
+            self._waiting += 1
+            try:
                 self._changed.wait(left)
+            finally:
+                self._waiting -= 1
 
     def _vacate(self, resource: Any = None) -> bool:
         """Give a place up; a resource is kept if there is room for it. Returns whether it is."""
-        with self._changed:
+        with self._lock:
             self._out -= 1
             keep = resource is not None and not self._closed and len(self._free) + self._out < self._limit
             if keep:
                 self._free.append(resource)
-            self._changed.notify()
+            if self._waiting:
+                self._changed.notify()
             return keep
 
     def _is_back(self, resource: Any) -> bool:
         """Note that a resource is not out any more; whether it was."""
-        with self._changed:
+        with self._lock:
             return self._dirty.pop(id(resource), None) is not None
 
     def release(self, resource: Any) -> None:
         """Take a resource back. One that is not out is left alone."""
         if self._is_back(resource):
-            _debug("released", resource)
+            if DEBUG:
+                _debug("released", resource)
             try:
                 self.release_resource(resource)
             except BaseException:
@@ -155,7 +173,8 @@ class Resource:
     def replace(self, resource: Any) -> None:
         """End a resource that is out; a new one may take its place."""
         if self._is_back(resource):
-            _debug("replaced", resource)
+            if DEBUG:
+                _debug("replaced", resource)
             try:
                 self._end(resource, self.close_resource)
             finally:
@@ -169,7 +188,7 @@ class Resource:
 
     def force_close_all(self, close_pool: bool = True) -> None:
         """End all resources, those too that are out. With ``close_pool`` nothing can be had from it any more."""
-        with self._changed:
+        with self._lock:
             self._closed = self._closed or close_pool
             free, self._free = self._free, []
             dirty, self._dirty = self._dirty, {}
@@ -190,7 +209,7 @@ class Resource:
             if not force:
                 raise RuntimeError(f"Can't shrink pool when in use: was={self._limit} now={limit}")
             reset = True
-        with self._changed:
+        with self._lock:
             self._limit = limit
             room = max(limit - self._out, 0)
             surplus = self._free[room:]
@@ -282,10 +301,9 @@ def _checked(limit: int | None) -> int:
 
 
 def _debug(what: str, resource: Any) -> None:
-    if DEBUG:
-        from kombulite.log import get_logger  # for few, and logging costs as much as the rest of a pool's imports
+    from kombulite.log import get_logger  # for few, and logging costs as much as the rest of a pool's imports
 
-        get_logger("kombulite.pool").debug("%s %r", what, resource, stack_info=True)
+    get_logger("kombulite.pool").debug("%s %r", what, resource, stack_info=True)
 
 
 _emptied_in_children: WeakSet[Resource] = WeakSet()

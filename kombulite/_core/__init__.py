@@ -22,7 +22,7 @@ from kombulite._core.frames import (
     MethodReceived,
     ReturnReceived,
 )
-from kombulite._core.message import NOT_DECODED, Delivery, MessageMaker, Properties, Received, Tally, copy_tree
+from kombulite._core.message import NOT_DECODED, Delivery, MessageMaker, Properties, Received, Tally, copy_tree, freeze
 from kombulite._core.outgoing import PlainMessages
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota, Settled
@@ -68,4 +68,5 @@ __all__ = [
     "decode_envelope",
     "decode_table",
     "encode_table",
+    "freeze",
 ]

@@ -8,6 +8,7 @@ NOT_DECODED: object
 # --- message
 
 def copy_tree(value: Any) -> Any: ...
+def freeze(value: Any, unknown: Callable[[Any], Any]) -> Any: ...
 
 @final
 class Properties:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from queue import Empty
-from threading import Lock
+from threading import Lock, get_ident
 from types import GeneratorType
 from typing import Any
 
@@ -109,6 +109,7 @@ class Hub:
         self._loop: Iterator[None] | None = None
         self._poller: Any = None
         self._waker: _Waker | None = None
+        self._thread: int | None = None  # that runs it
 
     # --- descriptors
 
@@ -187,7 +188,7 @@ class Hub:
         ready = callback if hasattr(callback, "cancel") and not args else Ready(callback, args)
         with self._ready_lock:
             self._ready.append(ready)
-        if self._waker is not None:
+        if self._waker is not None and get_ident() != self._thread:  # who runs the loop looks before it sleeps
             self._waker.wake()
         return ready
 
@@ -277,6 +278,7 @@ class Hub:
     def create_loop(self) -> Iterator[None]:
         """A generator that runs one turn at each step."""
         while True:
+            self._thread = get_ident()
             delay = self.fire_timers(propagate=self.propagate_errors)
             for tick in list(self.on_tick):
                 tick()

@@ -165,6 +165,13 @@ class Fleet:
         assert process.process.returncode == 0, tail(log)
         return output
 
+    def noted(self, name: str) -> int:
+        """How many notes tasks took under a name."""
+        import redis
+
+        with redis.Redis.from_url(self.environment["SHOP_NOTES"]) as client:
+            return int(client.llen(self.named(name)))
+
     def logs(self) -> str:
         """The ends of all logs."""
         return "\n".join(f"--- {process.log.name}\n{tail(process.log)}" for process in self._processes)

@@ -48,9 +48,10 @@ def routes(facts):
     assert shop.where.delay().get(timeout=WAIT)["routing_key"] == named("other")
     assert shop.where.apply_async(queue=named("celery")).get(timeout=WAIT)["routing_key"] == named("celery")
     new = f"new.{facts.library}.{facts.pool}"
-    app.control.add_consumer(named(new), reply=True, timeout=1)
+    workers = getattr(facts, "workers", 1)
+    app.control.add_consumer(named(new), reply=True, timeout=WAIT, limit=workers)
     assert shop.where.apply_async(queue=named(new)).get(timeout=WAIT)["routing_key"] == named(new)
-    app.control.cancel_consumer(named(new), reply=True, timeout=1)
+    app.control.cancel_consumer(named(new), reply=True, timeout=WAIT, limit=workers)
 
 
 def topic_exchange(facts):

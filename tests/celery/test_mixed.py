@@ -9,27 +9,24 @@ from tests.celery.test_lifecycle import BOTH_BROKERS, COLLECT, SEND
 
 OTHER = dict(zip(LIBRARIES, reversed(LIBRARIES)))
 
-SCENARIOS = [
-    "delay_and_errors",
-    "many",
-    "countdown_and_eta",
-    "routes",
-    "serializers_compression_headers",
-    "retries_with_backoff",
-    "groups_chains_chords",
-    "chords",
-    "events",
-    "revoke",
-    "priorities",
-]
+#: Those of `make test`; the others are soaked.
+SHORT = ["delay_and_errors", "serializers_compression_headers", "events", "priorities", "chords"]
+LONG = ["many", "countdown_and_eta", "routes", "retries_with_backoff", "groups_chains_chords", "revoke"]
 
 
-@pytest.mark.parametrize("library", [pytest.param("kombu", marks=pytest.mark.soak), "kombulite"])
+@pytest.mark.parametrize(
+    ("library", "scenarios"),
+    [
+        pytest.param("kombulite", SHORT, id="kombulite"),
+        pytest.param("kombulite", LONG, id="kombulite-long", marks=pytest.mark.soak),
+        pytest.param("kombu", SHORT + LONG, id="kombu", marks=pytest.mark.soak),
+    ],
+)
 @BOTH_BROKERS
-def test_each_works_for_the_other(fleet, library):
+def test_each_works_for_the_other(fleet, library, scenarios):
     fleet.worker(OTHER[library], "prefork", "-E")
     client = fleet.client(library)
-    troubles = {scenario: trouble for scenario in SCENARIOS if (trouble := client.run(scenario)) is not None}
+    troubles = {scenario: trouble for scenario in scenarios if (trouble := client.run(scenario)) is not None}
     assert not troubles, "\n".join([*troubles.values(), fleet.logs()])
 
 

@@ -27,6 +27,8 @@ LACKS = {
     },  # a state can be seen once only
     "solo": {"terminate", "time_limits", "worker_lost"},
     "threads": {"terminate", "time_limits", "worker_lost"},
+    "gevent": {"terminate", "time_limits", "worker_lost"},
+    "eventlet": {"terminate", "time_limits", "worker_lost"},
 }
 #: Those of `make test`; the others are soaked.
 SHORT = {("redis", "prefork", "kombulite"), ("amqp", "prefork", "kombulite")}
@@ -38,14 +40,17 @@ FLEETS = [
         marks=() if (broker, pool, library) in SHORT else pytest.mark.soak,
     )
     for broker in ("redis", "amqp", "amqp-rpc")
-    for pool in ("prefork", "solo", "threads")
+    for pool in ("prefork", "solo", "threads", "gevent", "eventlet")
     for library in LIBRARIES
+    if (broker, pool) != ("redis", "eventlet")  # it takes select.poll away
 ]
 
 
 @pytest.fixture(scope="module", params=FLEETS)
 def client(request: pytest.FixtureRequest, make_fleet: Callable[..., Fleet]) -> Iterator[tuple[Any, Client, Fleet]]:
     broker, pool, library = request.param
+    if pool in ("gevent", "eventlet"):
+        pytest.importorskip(pool)
     fleet = make_fleet(broker)
     fleet.worker(library, pool, "-E")
     yield request.param, fleet.client(library, pool=pool), fleet

@@ -10,8 +10,7 @@ from itertools import islice
 
 import pytest
 
-from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
-from kombulite import connection as connection_module
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, retry
 from kombulite.transport import memory
 from kombulite.transport.base import Settings
 from kombulite.utils import functional
@@ -41,7 +40,7 @@ class Unreliable(memory.Transport):
 @pytest.fixture(autouse=True)
 def no_sleep(monkeypatch):
     slept = []
-    for module in (functional, connection_module):
+    for module in (functional, retry):
         monkeypatch.setattr(module, "sleep_in_slices", lambda seconds, callback=None: slept.append(seconds))
     return slept
 

@@ -96,6 +96,21 @@ def test_promise_is_kept_as_it_is(hub):
     assert promise.called == 1
 
 
+def test_call_from_within_wakes_nobody(hub):
+    woken = []
+
+    def call():
+        hub.call_soon(woken.append, "called")
+        woken.append(hub.poller.poll(0))
+
+    hub.call_soon(int)
+    hub.run_once()
+    hub.call_soon(call)
+    hub.run_once()
+    hub.run_once()
+    assert woken == [[], "called"]
+
+
 def test_call_from_another_thread_wakes_it(hub):
     got = []
     hub.call_later(60, got.append, "late")

@@ -16,11 +16,39 @@ PROPERTY_NAMES = (
 
 def copy_tree(value):
     """A copy of nested dicts and lists, down to what is neither."""
+    return copied(value)
+
+
+cdef object copied(object value):
+    cdef dict items
     if type(value) is dict:
-        return {name: copy_tree(item) for name, item in (<dict> value).items()}
+        items = (<dict> value).copy()
+        for name, item in items.items():
+            if type(item) is dict or type(item) is list:
+                items[name] = copied(item)
+        return items
     if type(value) is list:
-        return [copy_tree(item) for item in <list> value]
+        return [copied(item) for item in <list> value]
     return value
+
+
+def freeze(value, unknown):
+    """A key that is equal for equal trees of dicts, lists, tuples and sets; ``unknown`` stands in for other objects.
+
+    ``unknown(value)`` is called with each that is no text, number or None either.
+    """
+    return frozen(value, unknown)
+
+
+cdef object frozen(object value, object unknown):
+    cdef type kind = type(value)
+    if value is None or kind is str or kind is bool or kind is int or kind is float:
+        return value
+    if isinstance(value, dict):
+        return tuple(sorted([(str(name), frozen(item, unknown)) for name, item in value.items()], key=repr))
+    if isinstance(value, (list, tuple, set)):
+        return tuple([frozen(item, unknown) for item in value])
+    return unknown(value)
 
 
 @cython.final

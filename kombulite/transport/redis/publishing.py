@@ -27,9 +27,19 @@ PUBLISHED_AT = "published_at"
 
 
 class Place:
-    """Where the messages of one exchange and routing key go, and how: made once for many."""
+    """Where the messages of one exchange, routing key and priority go: made once for many."""
 
-    __slots__ = ("lists", "properties", "queues", "routes", "single", "stamped", "template", "topics", "trailer")
+    __slots__ = (
+        "envelope",
+        "expire_with_queue",
+        "lists",
+        "priority",
+        "queues",
+        "routes",
+        "single",
+        "topics",
+        "trailer",
+    )
 
     def __init__(
         self,
@@ -38,21 +48,20 @@ class Place:
         queues: tuple[str, ...],
         topics: tuple[str, ...],
         limits: Mapping[str, Limits],
-        properties: Properties,
-        template: EnvelopeTemplate,
+        priority: Any,
     ) -> None:
         self.routes = routes
         self.queues = queues
         self.topics = topics
-        self.properties = properties
-        self.template = template
-        self.lists = tuple(keys.list_for(queue, properties.priority) for queue in queues)
+        self.priority = priority
+        #: The properties of the message before, and the template for all that share them: often the next does.
+        self.envelope: tuple[Properties | None, EnvelopeTemplate | None] = None, None
+        self.lists = tuple(keys.list_for(queue, priority) for queue in queues)
         expiring = [(queue, limits[queue].expires) for queue in queues if queue in limits and limits[queue].expires]
         self.trailer = [("PEXPIRE", key, expires) for queue, expires in expiring for key in keys.lists(queue)]
         self.single = self.lists[0] if len(queues) == 1 and not self.trailer else None
-        self.stamped = properties.expiration is not None or any(
-            limits[queue].message_ttl is not None for queue in queues if queue in limits
-        )
+        #: Whether one of the queues says how long messages live.
+        self.expire_with_queue = any(limits[queue].message_ttl is not None for queue in queues if queue in limits)
 
 
 class Group(NamedTuple):
@@ -102,16 +111,16 @@ class Publisher:
         """Publish a message; False if nothing takes it. Raises NotFound, MessageNacked, PreconditionFailed."""
         place = self._place(delivery)
         if place.single is not None:
-            self._link.ask(pack(("LPUSH", place.single, self._envelope(place, delivery.body))), timeout)
+            self._link.ask(pack(("LPUSH", place.single, self._envelope(place, delivery))), timeout)
             reached = 1
         else:
-            reached = self._publish_to(place, place.queues, delivery.body, timeout)
+            reached = self._publish_to(place, place.queues, delivery, timeout)
         if place.routes is not None and not self._router.is_current(delivery.exchange, place.routes):
             reached += self._catch_up(delivery, place, timeout)
         return reached > 0
 
-    def _publish_to(self, place: Place, queues: Sequence[str], body: Any, timeout: float | None) -> int:
-        commands = self._commands(place, queues, body)
+    def _publish_to(self, place: Place, queues: Sequence[str], delivery: Delivery, timeout: float | None) -> int:
+        commands = self._commands(place, queues, delivery)
         if not commands:
             return 0
         if len(commands) == 1:
@@ -120,13 +129,13 @@ class Publisher:
             reply = self._link.transact(*commands, timeout=timeout)[0]
         return int(reply) if place.topics else len(queues)
 
-    def _commands(self, place: Place, queues: Sequence[str], body: Any) -> list[Command]:
+    def _commands(self, place: Place, queues: Sequence[str], delivery: Delivery) -> list[Command]:
         if place.topics:
-            envelope = self._envelope(place, body)
+            envelope = self._envelope(place, delivery)
             return [("PUBLISH", topic, envelope) for topic in place.topics]
         lists = [key for queue, key in zip(place.queues, place.lists, strict=True) if queue in queues]
         # Each copy has its own tag: kombu notes under it who has the copy.
-        pushes = [("LPUSH", key, self._envelope(place, body)) for key in lists]
+        pushes = [("LPUSH", key, self._envelope(place, delivery)) for key in lists]
         return [*pushes, *place.trailer] if pushes else []
 
     def _catch_up(self, delivery: Delivery, place: Place, timeout: float | None) -> int:
@@ -138,13 +147,20 @@ class Publisher:
             missed = tuple(queue for queue in place.queues if queue not in sent)
             if not missed or place.topics:
                 break
-            self._publish_to(place, missed, delivery.body, timeout)
+            self._publish_to(place, missed, delivery, timeout)
             sent.update(missed)
         return len(sent)
 
-    def _envelope(self, place: Place, body: Any) -> bytes:
-        envelope = place.template.encode(body, self._next_tag())
-        if place.stamped:
+    def _envelope(self, place: Place, delivery: Delivery) -> bytes:
+        properties = delivery.properties
+        known, template = place.envelope  # at once: threads may share the place
+        if template is None or known is not properties:
+            template = EnvelopeTemplate(
+                codec, delivery.exchange, delivery.routing_key, properties, self._options.body_encoding
+            )
+            place.envelope = properties, template
+        envelope = template.encode(delivery.body, self._next_tag())
+        if place.expire_with_queue or properties.expiration is not None:
             # The delivery tag, and with it the properties, come last.
             return envelope[:-2] + b', "%s": %d}}' % (PUBLISHED_AT.encode(), self._now() * 1000)
         return envelope
@@ -153,18 +169,18 @@ class Publisher:
 
     def _place(self, delivery: Delivery) -> Place:
         exchange, routing_key, properties = delivery.exchange, delivery.routing_key, delivery.properties
+        if properties.expiration is not None:
+            _check_expiration(properties.expiration)
         routes = None if exchange == "" else self._router.routes(exchange)
         place = self._places.get((exchange, routing_key))
-        if place is None or place.properties is not properties or place.routes is not routes:
-            place = self._make_place(exchange, routing_key, properties, routes)
+        if place is None or place.routes is not routes or place.priority != properties.priority:
+            place = self._make_place(exchange, routing_key, properties.priority, routes)
             if len(self._places) >= MOST_PLACES:
                 self._places.clear()
             self._places[exchange, routing_key] = place
         return place
 
-    def _make_place(self, exchange: str, routing_key: str, properties: Properties, routes: Routes | None) -> Place:
-        if properties.expiration is not None:
-            _check_expiration(properties.expiration)
+    def _make_place(self, exchange: str, routing_key: str, priority: Any, routes: Routes | None) -> Place:
         topics: tuple[str, ...] = ()
         if routes is None:
             queues: tuple[str, ...] = (routing_key,)
@@ -178,8 +194,7 @@ class Publisher:
             queues = routes.route(routing_key)
             if not queues and self._options.deadletter_queue:
                 queues = (self._options.deadletter_queue,)
-        template = EnvelopeTemplate(codec, exchange, routing_key, properties, self._options.body_encoding)
-        return Place(self._keys, routes, queues, topics, self._limits, properties, template)
+        return Place(self._keys, routes, queues, topics, self._limits, priority)
 
     # --- many messages
 
@@ -200,7 +215,7 @@ class Publisher:
                     place = self._place(delivery)
                 previous = delivery
                 if place.single is not None:
-                    envelope = self._envelope(place, delivery.body)
+                    envelope = self._envelope(place, delivery)
                     collected += len(envelope)
                     last = groups[-1] if groups else None
                     if last is not None and last.command and last.command[1] == place.single:
@@ -208,7 +223,7 @@ class Publisher:
                         last.indexes.append(index)
                     else:
                         groups.append(Group([index], ["LPUSH", place.single, envelope], ()))
-                elif commands := self._commands(place, place.queues, delivery.body):
+                elif commands := self._commands(place, place.queues, delivery):
                     collected += sum(len(command[-1]) for command in commands if command[0] != "PEXPIRE")
                     groups.append(Group([index], [], (("MULTI",), *commands, ("EXEC",))))
                 else:
