@@ -283,6 +283,7 @@ class Hub:
             for tick in list(self.on_tick):
                 tick()
             ready = self._pop_ready()
+            has_more = bool(ready)  # what called soon, a tick perhaps, may go on in another turn
             try:
                 while ready:
                     ready.pop(0)()
@@ -290,7 +291,7 @@ class Hub:
                 if ready:  # one raised, and the others are due still
                     with self._ready_lock:
                         self._ready[:0] = ready
-            self._poll(0 if self._ready else delay)
+            self._poll(0 if has_more or self._ready else delay)
             yield
 
     def _poll(self, timeout: float) -> None:

@@ -111,6 +111,18 @@ def test_call_from_within_wakes_nobody(hub):
     assert woken == [[], "called"]
 
 
+def test_what_a_tick_calls_makes_the_loop_turn_again_at_once(hub, monkeypatch):
+    """A transport asks for another turn so while it has messages at hand that no descriptor tells of."""
+    waits, poller, poll = [], hub.poller, hub.poller.poll
+    monkeypatch.setattr(poller, "poll", lambda timeout: waits.append(timeout) or poll(0))
+    hub.call_later(60, int)
+    hub.on_tick.add(lambda: hub.call_soon(int) if len(waits) < 2 else None)
+    for _ in range(3):
+        hub.run_once()
+    assert waits[:2] == [0, 0]
+    assert waits[2] > 0
+
+
 def test_call_from_another_thread_wakes_it(hub):
     got = []
     hub.call_later(60, got.append, "late")
