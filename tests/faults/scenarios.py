@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +9,7 @@ from typing import Any
 import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, exceptions, uuid
-from tests.servers import Server, wait_until
+from tests.servers import Server
 
 
 def go_over_and_back(brokers: Sequence[Server], options: Mapping[str, Any]) -> None:
@@ -84,26 +81,3 @@ def check_retry(connection: Connection, lose: Callable[[], None]) -> None:
 
 def _refuse() -> None:
     raise exceptions.AccessRefused("not for you")
-
-
-def reconnect(connection: Connection, times: int, cut: Callable[[Connection], None]) -> None:
-    """Lose a connection, and have it back, so many times."""
-    for _ in range(times):
-        cut(connection)
-        with pytest.raises(connection.connection_errors):
-            while True:
-                try:
-                    connection.drain_events(timeout=1)
-                except TimeoutError as error:
-                    if error.errno is not None:
-                        raise
-        connection.ensure_connection()
-
-
-def left_behind() -> tuple[int, int]:
-    """Open files, and objects, once the threads of lost connections have ended."""
-    wait_until(
-        lambda: sum(each.name == "kombulite-redis" for each in threading.enumerate()) < 2, 30, "threads are left"
-    )
-    gc.collect()
-    return len(os.listdir("/proc/self/fd")), len(gc.get_objects())

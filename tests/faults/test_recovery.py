@@ -17,7 +17,7 @@ from kombulite.channel import Channel
 from kombulite.mixins import ConsumerMixin
 from kombulite.recovery import State
 from kombulite.transport.base import Outcome
-from tests.faults.scenarios import check_retry, go_over_and_back, left_behind, reconnect
+from tests.faults.scenarios import check_retry, go_over_and_back
 from tests.servers import RabbitMQServer, wait_until
 
 
@@ -500,23 +500,6 @@ def test_retry_does_what_the_policy_says_and_leaves_no_trace(server):
         check_retry(connection, lambda: close_all(server))
         assert connection.transport_options == options
         assert connection.transport.settings.options == options
-
-
-@pytest.mark.parametrize("times", [50, pytest.param(1000, marks=pytest.mark.soak)])
-def test_reconnecting_leaves_nothing_behind(server, times, caplog):
-    caplog.set_level(logging.CRITICAL)  # pytest keeps what is logged
-    with Connection(server.url, heartbeat=60) as connection:
-        Inbox(connection.channel(), Queue(uuid(), auto_delete=True))
-        reconnect(connection, 10, cut)
-        before = left_behind()
-        reconnect(connection, times, cut)
-        files, objects = left_behind()
-        assert files <= before[0]
-        assert objects < before[1] + times  # not one object for each
-
-
-def cut(connection: Connection) -> None:
-    connection.transport._conversation.link._sock.shutdown(socket.SHUT_RDWR)
 
 
 def test_consumer_knows_the_new_name_of_its_queue(server, connection, other):

@@ -174,7 +174,7 @@ def test_any_mapping_is_a_table():
         datetime(1969, 12, 31, 23, 59, 59),
         datetime(1, 1, 1, tzinfo=timezone.utc),
         date(2026, 1, 2),
-        object(),
+        print,
         {1, 2},
         1j,
         bytearray(b"x"),
