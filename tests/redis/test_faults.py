@@ -117,7 +117,7 @@ def test_connection_cut_at_every_byte_of_a_claim(proxy, redis_url, client, ours,
             message.ack()
 
         with Consumer(connection.channel(), Queue(name), callbacks=[callback], auto_declare=False):
-            drain(connection, lambda: len(got) >= count)
+            drain(connection, lambda: len(got) >= count and set(got) == {"a", "b"})
 
     for cut in range(1, 4000):
         publisher.publish_many(["a", "b"], routing_key=name)
@@ -289,6 +289,9 @@ def test_lease_key_of_another_type_loses_nothing(ours, client, name):
     channel = connection.channel()
     Producer(channel).publish(1, routing_key=name)
     client.set("unacked", "a string")
-    with pytest.raises(exceptions.PreconditionFailed):
-        Queue(name)(channel).get()
+    try:
+        with pytest.raises(exceptions.PreconditionFailed):
+            Queue(name)(channel).get()
+    finally:
+        client.delete("unacked")  # which is all queues'
     assert client.llen(name) == 1

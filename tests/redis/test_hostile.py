@@ -108,7 +108,8 @@ def test_nonsense_instead_of_an_answer(serve, nonsense):
         return b"+OK\r\n" if data.startswith((b"*4\r\n$6\r\nCLIENT", b"*2\r\n$6\r\nSELECT")) else nonsense
 
     port = serve(answer)
-    with Connection(f"redis://127.0.0.1:{port}/", transport_options={"socket_timeout": 0.2}) as connection:
+    options = {"socket_timeout": 0.2}
+    with Connection(f"redis://127.0.0.1:{port}/", connect_timeout=0.5, transport_options=options) as connection:
         with pytest.raises((*connection.connection_errors, *connection.channel_errors)):
             connection.ensure_connection(max_retries=1, interval_start=0, reraise_as_library_errors=False)
             channel = connection.channel()
