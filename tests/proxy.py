@@ -11,6 +11,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER with no time: closing sends RST
 
@@ -95,6 +96,7 @@ class Proxy:
         self.taken = 0
         self._broker_port = broker_port
         self._pairs: set[Pair] = set()
+        self._transports: WeakSet[asyncio.WriteTransport] = WeakSet()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
@@ -145,14 +147,19 @@ class Proxy:
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
+        for transport in list(self._transports):  # some wait for a peer that reads no more
+            transport.abort()
+        await asyncio.sleep(0)  # they are closed in the loop's next turn
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.taken += 1
+        self._transports.add(writer.transport)
         try:
             broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", self._broker_port)
         except OSError:
             writer.close()
             return
+        self._transports.add(broker_writer.transport)
         pair = Pair(writer, broker_writer, next(self.cuts, None))
         pair.silent = self.deaf
         self._pairs.add(pair)
