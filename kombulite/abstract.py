@@ -114,4 +114,5 @@ def _bind(entity: Self, channel: Any) -> Self:
 
 def maybe_channel(channel: Any) -> Any:
     """The channel itself, or the default channel of a connection."""
-    return getattr(channel, "default_channel", channel)
+    # Asked of the class: an AttributeError amid connecting is no sign of a channel.
+    return channel.default_channel if hasattr(type(channel), "default_channel") else channel

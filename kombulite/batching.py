@@ -41,7 +41,7 @@ class MessageBatch(list["Message"]):
 
     def _settle(self, outcome: Outcome, state: str) -> None:
         messages = [message for message in self if not message.acknowledged]
-        outstanding = list(dict.fromkeys(message.delivery_tag for message in messages if not message.no_ack))
+        outstanding = [message.delivery_tag for message in messages if not message.no_ack]
         if outstanding:
             channel = messages[0].channel
             if channel is None:

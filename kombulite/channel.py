@@ -447,7 +447,8 @@ class Channel:
         self._ask(self._transport.flow, active)
 
     def settle_many(self, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
-        """Say what becomes of deliveries, and of no others. Raises PreconditionFailed."""
+        """Say what becomes of deliveries, and of no others; a tag may come twice. Raises PreconditionFailed."""
+        delivery_tags = list(dict.fromkeys(delivery_tags))
         self._ask(self._transport.settle_many, delivery_tags, outcome)
         tally = self._tally
         counts = {ACK: tally.count_acked, Outcome.REQUEUE: tally.count_requeued, Outcome.REJECT: tally.count_rejected}

@@ -462,6 +462,7 @@ class Transport:
     def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
         """Say what becomes of some deliveries of a channel, and of no others; in one step where that can be.
 
+        ``delivery_tags``: one or more, each of them once.
         Raises PreconditionFailed for a tag that is not outstanding.
         """
         for tag in delivery_tags:

@@ -11,6 +11,7 @@ import pytest
 
 from kombulite import Consumer, Producer, Queue, exceptions
 from kombulite.batching import MessageBatch
+from kombulite.transport.base import Outcome
 from tests.contract.conftest import Broker, Inbox, drain, soon
 
 
@@ -53,6 +54,16 @@ def left_in(broker: Broker, queue: Queue, count: int) -> list[Any]:
         return bodies
 
     return soon(look, lambda found: len(found) >= count, timeout=5 if count else 0.05)
+
+
+def test_a_tag_that_comes_twice_is_settled_once(broker, connection, channel, queue):
+    publish(channel, queue, [1])
+    inbox = Inbox(channel, queue, ack=False)
+    drain(connection, lambda: inbox.messages)
+    (message,) = inbox.messages
+    inbox.consumer.cancel()
+    channel.settle_many([message.delivery_tag, message.delivery_tag], Outcome.REQUEUE)
+    assert left_in(broker, queue, 1) == [1]
 
 
 def test_full_batches_and_the_rest_in_time(broker, connection, channel, queue):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +12,29 @@ import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, exceptions, uuid
 from tests.servers import Server
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+
+
+def in_child(work: Any) -> None:
+    """Run ``work()`` in a forked child; it must not raise."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    deadline = time.monotonic() + 30
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            raise AssertionError("the child hangs")
+        time.sleep(0.02)
 
 
 def go_over_and_back(brokers: Sequence[Server], options: Mapping[str, Any]) -> None:
@@ -81,3 +106,33 @@ def check_retry(connection: Connection, lose: Callable[[], None]) -> None:
 
 def _refuse() -> None:
     raise exceptions.AccessRefused("not for you")
+
+
+def fork_while_another_thread_publishes(connection: Connection) -> None:
+    """Ten children publish on their own connections while a thread of the parent does: all arrives, once."""
+    queue = Queue(uuid())(connection)
+    queue.declare()
+    stop = threading.Event()
+    published = [0]
+
+    def publish() -> None:
+        producer = Producer(connection)
+        while not stop.is_set():
+            producer.publish("x" * 1000, routing_key=queue.name)
+            published[0] += 1
+
+    def child() -> None:
+        Producer(connection).publish("child", routing_key=queue.name)
+        connection.release()
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        for _ in range(10):
+            in_child(child)
+    finally:
+        stop.set()
+        thread.join(30)
+    assert not thread.is_alive()
+    assert queue.purge() == published[0] + 10
+    queue.delete()

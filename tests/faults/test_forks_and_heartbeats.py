@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from typing import Any
@@ -11,29 +10,7 @@ import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, exceptions, uuid
 from kombulite.recovery import State
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
-
-
-def in_child(work: Any) -> None:
-    """Run ``work()`` in a forked child; it must not raise."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    deadline = time.monotonic() + 30
-    while os.waitpid(pid, os.WNOHANG) == (0, 0):
-        if time.monotonic() > deadline:
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
-            raise AssertionError("the child hangs")
-        time.sleep(0.02)
+from tests.faults.scenarios import fork_while_another_thread_publishes, in_child, needs_fork
 
 
 @needs_fork
@@ -71,32 +48,7 @@ def test_child_connects_anew_and_the_parent_goes_on(amqp_url):
 @needs_fork
 def test_fork_while_another_thread_publishes(amqp_url):
     with Connection(amqp_url, transport_options={"confirm_publish": True}) as connection:
-        queue = Queue(uuid())(connection)
-        queue.declare()
-        stop = threading.Event()
-        published = [0]
-
-        def publish() -> None:
-            producer = Producer(connection)
-            while not stop.is_set():
-                producer.publish("x" * 1000, routing_key=queue.name)
-                published[0] += 1
-
-        def child() -> None:
-            Producer(connection).publish("child", routing_key=queue.name)
-            connection.release()
-
-        thread = threading.Thread(target=publish)
-        thread.start()
-        try:
-            for _ in range(10):
-                in_child(child)
-        finally:
-            stop.set()
-            thread.join(30)
-        assert not thread.is_alive()
-        assert queue.purge() == published[0] + 10
-        queue.delete()
+        fork_while_another_thread_publishes(connection)
 
 
 @pytest.mark.parametrize("threaded", [True, False])

@@ -15,8 +15,13 @@ import redis
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, uuid
 from kombulite.mixins import ConsumerMixin
 from kombulite.recovery import State
-from tests.faults.scenarios import check_retry, go_over_and_back
-from tests.faults.test_forks_and_heartbeats import in_child, needs_fork
+from tests.faults.scenarios import (
+    check_retry,
+    fork_while_another_thread_publishes,
+    go_over_and_back,
+    in_child,
+    needs_fork,
+)
 from tests.servers import RedisServer, wait_until
 
 
@@ -391,31 +396,7 @@ def test_eight_threads_share_a_connection(server):
 @needs_fork
 def test_fork_while_another_thread_publishes(server):
     with Connection(server.url) as connection:
-        queue = Queue(uuid())(connection)
-        queue.declare()
-        stop = threading.Event()
-        published = [0]
-
-        def publish() -> None:
-            producer = Producer(connection)
-            while not stop.is_set():
-                producer.publish("x" * 1000, routing_key=queue.name)
-                published[0] += 1
-
-        def child() -> None:
-            Producer(connection).publish("child", routing_key=queue.name)
-            connection.release()
-
-        thread = threading.Thread(target=publish)
-        thread.start()
-        try:
-            for _ in range(10):
-                in_child(child)
-        finally:
-            stop.set()
-            thread.join(30)
-        assert not thread.is_alive()
-        assert queue.purge() == published[0] + 10
+        fork_while_another_thread_publishes(connection)
 
 
 def test_a_batch_leaves_out_what_came_on_the_lost_connection(server, connection):

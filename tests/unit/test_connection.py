@@ -562,3 +562,12 @@ def test_retry_sleeps_end_with_the_timeout(no_sleep):
 
 def test_retry_intervals():
     assert list(islice(functional.retry_intervals(2, 2, 30), 18)) == [*range(2, 31, 2), 30, 30, 30]
+
+
+def test_an_attribute_error_amid_connecting_is_told():
+    class Broken(memory.Transport):
+        def connect(self):
+            raise AttributeError("broken inside")
+
+    with pytest.raises(AttributeError, match="broken inside"):
+        Consumer(Connection(transport=Broken), Queue("q"))

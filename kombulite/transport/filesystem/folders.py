@@ -182,12 +182,12 @@ class FolderStore(Store):
                 (self._in / message.name).rename(token.claimed)
                 with _opened(token.claimed) as file:
                     if os.fstat(file.fileno()).st_size > LARGEST_FILE:
-                        return Claim(token, b"", False)
+                        return Claim(token, b"")
                     data = file.read()
             except FileNotFoundError:
                 continue  # somebody else has it
             except exceptions.ChannelError:
-                return Claim(token, b"", False)  # which is no message
+                return Claim(token, b"")  # which is no message
             if not data.rstrip().endswith(b"}") and time() - message.modified / 1e9 < WRITING_FOR:
                 token.claimed.rename(self._in / message.name)  # kombu is still writing it
                 return None
