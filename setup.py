@@ -55,6 +55,7 @@ setup(
                 "envelope",
                 "fieldtable",
                 "frames",
+                "incoming",
                 "message",
                 "outgoing",
                 "priority",

@@ -10,13 +10,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from kombulite import exceptions
+from kombulite._core import GATHERED
 from kombulite.transport.base import Outcome
 
 if TYPE_CHECKING:
     from kombulite.message import Message
-
-#: What a callback of a channel returns where it has kept the message, and the application has not been called.
-GATHERED = object()
 
 
 class MessageBatch(list["Message"]):

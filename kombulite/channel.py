@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kombulite import exceptions
-from kombulite._core import Delivery, MessageMaker, Properties, copy_tree
-from kombulite.batching import GATHERED, Gathering
+from kombulite._core import BaseChannel, BaseSubscription, Delivery, Properties, Tally, copy_tree
+from kombulite.batching import Gathering
 from kombulite.message import Message
 from kombulite.recovery import Binding
 from kombulite.transport.base import (
@@ -66,29 +66,28 @@ ReceivedMessage = Message
 MessageCallback = Callable[[Message], Any]
 
 
-class Subscription:
+class Subscription(BaseSubscription):
     """A consumer of this channel, as the application sees it. ``run``: its callback, with the hooks around it."""
 
-    __slots__ = (
-        "arguments", "callback", "exclusive", "make_message", "no_ack", "on_cancel", "on_renamed", "queue", "run",
-    )  # fmt: skip
+    __slots__ = ("arguments", "callback", "exclusive", "on_cancel", "on_renamed", "queue")
 
     def __init__(
         self,
-        make_message: Callable[[Delivery], Message],
-        callback: MessageCallback | None,
-        on_cancel: Callable[[str], Any] | None,
+        cls: type[Message],
+        channel: Channel,
+        tally: Tally,
         queue: str,
         no_ack: bool,
+        callback: MessageCallback | None,
+        on_cancel: Callable[[str], Any] | None,
         exclusive: bool,
         arguments: Mapping[str, Any] | None,
     ) -> None:
+        self.callback = callback or _ignore
+        super().__init__(cls, channel, tally, no_ack, self.callback)
         self.on_renamed: Callable[[str, str], Any] | None = None
-        self.make_message = make_message
-        self.callback = self.run = callback or _ignore
         self.on_cancel = on_cancel
         self.queue = queue
-        self.no_ack = no_ack
         self.exclusive = exclusive
         self.arguments = arguments
 
@@ -111,7 +110,7 @@ class Absent:
         raise exceptions.RecoverableConnectionError(self._reason)
 
 
-class Channel:
+class Channel(BaseChannel):
     """One conversation with the broker. Made by ``Connection.channel()``."""
 
     #: What received messages are made of; may be replaced by a subclass of it.
@@ -119,21 +118,17 @@ class Channel:
 
     _transport: Transport
     _bare_transport: Transport  # without hooks around it
-    _settle: Callable[[int, Any, Outcome, bool], None]
 
     def __init__(self, connection: Connection, transport: Transport, channel_id: int) -> None:
+        super().__init__(channel_id, connection.tally, ACK)
         self.connection = connection
-        self.channel_id = channel_id
         self.is_open = True
         #: What the broker closed the channel for.
         self.failure: exceptions.ChannelError | None = None
         #: Called with (exception, exchange, routing_key, message) for each returned message.
         self.return_listeners: list[Callable[[Exception, str, str, ReceivedMessage], Any]] = []
-        self._tally = connection.tally
-        self._count_acked = self._tally.count_acked  # bound once: they are called for each message
         self._hooks = connection.hooks
         self._join(transport)
-        self._subscriptions: dict[str, Subscription] = {}
         self._limits: dict[bool, tuple[int, int]] = {}  # by a_global: prefetch size and count
         self._confirms = False  # whether it was asked for on this channel
         self._gatherings: set[Gathering] = set()
@@ -379,8 +374,9 @@ class Channel:
         if consumer_tag in self._subscriptions:
             raise exceptions.NotAllowed(f"consumer tag '{consumer_tag}' is in use")
         # Before the broker knows: another thread may drain the first message.
-        make_message = MessageMaker(self.Message, self, self._tally, no_ack).make
-        subscription = Subscription(make_message, callback, on_cancel, queue, no_ack, exclusive, arguments)
+        subscription = Subscription(
+            self.Message, self, self._tally, queue, no_ack, callback, on_cancel, exclusive, arguments
+        )
         self._observe(subscription)
         self._subscriptions[consumer_tag] = subscription
         try:
@@ -397,7 +393,7 @@ class Channel:
 
     def _end(self, consumer_tag: str) -> Subscription | None:
         """Forget a consumer."""
-        subscription = self._subscriptions.pop(consumer_tag, None)
+        subscription: Subscription | None = self._subscriptions.pop(consumer_tag, None)
         if subscription is not None:
             if subscription.no_ack:
                 self._gone.add(consumer_tag)
@@ -419,16 +415,6 @@ class Channel:
         if self._hooks is not None:
             self._hooks.get(message, queue)
         return message
-
-    def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
-        """Acknowledge a delivery, and with ``multiple`` all before it. Raises PreconditionFailed."""
-        settle, count = self._settle, self._count_acked
-        try:
-            settle(self.channel_id, delivery_tag, ACK, multiple)
-        except exceptions.ChannelError as error:
-            self._notice(error)
-            raise
-        count()
 
     def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         """Give a delivery up, or put it back into its queue."""
@@ -455,6 +441,11 @@ class Channel:
         count = counts[outcome]
         for _ in delivery_tags:
             count()
+
+    def note_failure(self, error: Exception) -> None:
+        """Called when an acknowledgement failed."""
+        if isinstance(error, exceptions.ChannelError):
+            self._notice(error)
 
     def _ask(self, verb: Callable[..., T], *arguments: Any) -> T:
         """Have the transport do something on this channel."""
@@ -495,21 +486,14 @@ class Channel:
     def after_reply_message_received(self, queue: str) -> None:
         """Called when the replies in a queue were collected: nothing to do, brokers delete such queues themselves."""
 
-    def dispatch(self, event: Event) -> bool:
-        """Run the callback that an event of this channel is for. Returns whether it was kept for a batch instead."""
-        if type(event) is Delivery:
-            try:
-                subscription = self._subscriptions[event.consumer_tag]
-            except KeyError:
-                # On its way when the consumer was cancelled. Where another thread closes the channel it goes back too.
-                if event.consumer_tag in self._gone:
-                    return False  # it counted as acknowledged when it was sent
+    def handle(self, event: Event) -> bool:
+        """Deal with an event that is not a message for one of the consumers. Returns False: none is kept for a batch."""
+        if isinstance(event, Delivery):
+            # On its way when the consumer was cancelled. Where another thread closes the channel it goes back too.
+            if event.consumer_tag not in self._gone:  # those counted as acknowledged when they were sent
                 with suppress(exceptions.RecoverableConnectionError):
                     self._transport.settle(self.channel_id, event.delivery_tag, Outcome.REQUEUE)
-                return False
-            make_message, run = subscription.make_message, subscription.run
-            return run(make_message(event)) is GATHERED
-        if isinstance(event, Returned):
+        elif isinstance(event, Returned):
             error = exceptions.MessageReturned(event.reply_text, (60, 50), "Basic.return", event.reply_code)
             self._on_returned(error, event.delivery)
         elif isinstance(event, Cancelled):

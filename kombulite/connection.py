@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from math import inf
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from threading import RLock
-from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kombulite import exceptions
 from kombulite._core import Tally
 from kombulite.abstract import maybe_channel
 from kombulite.address import Address
-from kombulite.batching import Gathering
 from kombulite.channel import Channel
 from kombulite.counters import Counters
 from kombulite.entity import declaration_key
+from kombulite.inbox import Inbox
 from kombulite.messaging import Consumer, Producer
+from kombulite.process import add_hook, enrol, remove_hook, watch_connections
 from kombulite.recovery import Lifecycle, State, Topology, restore_topology
-from kombulite.retry import Attempts, RetryPolicy
+from kombulite.retry import Attempts, ChannelHolder, Reraising, RetryPolicy
 from kombulite.transport import resolve_transport
-from kombulite.transport.base import Management, Transport
+from kombulite.transport.base import Event, Management, Transport
 from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
 from kombulite.utils.functional import retry_over_time
 
@@ -34,7 +33,16 @@ if TYPE_CHECKING:
     from kombulite.resource import ChannelPool, ConnectionPool
     from kombulite.simple import SimpleBuffer, SimpleQueue
 
-__all__ = ["BrokerConnection", "ChannelPool", "Connection", "ConnectionPool", "maybe_channel"]
+__all__ = [
+    "BrokerConnection",
+    "ChannelPool",
+    "Connection",
+    "ConnectionPool",
+    "add_hook",
+    "maybe_channel",
+    "remove_hook",
+    "watch_connections",
+]
 
 T = TypeVar("T")
 Errback = Callable[[Any, float], Any]
@@ -56,7 +64,7 @@ class Connection(Address):
     """
 
     # Not in its dict: CPython looks attributes up fast as long as there are no more than 30, and there are 30.
-    __slots__ = ("_gatherings", "_missed", "hooks", "tally")
+    __slots__ = ("_missed", "hooks", "tally")
 
     def __init__(
         self,
@@ -102,12 +110,9 @@ class Connection(Address):
         self._lock = RLock()
         self._transport: Transport | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
-        self._channels: dict[int, Channel] = {}
-        self._orphaned: dict[int, Channel] = {}
-        self._untold: list[Channel] = []  # orphaned before the connection was lost
+        self._inbox = Inbox()
         self._loop: Any = None  # the event loop that the lost connection was registered with
         self._default_channel: Channel | None = None
-        self._gatherings: list[Gathering] = []  # of the consumers that want batches
         self._missed = False  # whether the last try to restore found something missing that may be declared again
         #: What has to be declared again when the connection was lost.
         self.topology = Topology()
@@ -116,11 +121,7 @@ class Connection(Address):
         #: What is around its publishing and consuming, if anything.
         self.hooks: Hooks | None = None
         self._life = Lifecycle(self.as_uri)
-        _connections.add(self)
-        for hook in _hooks:
-            self.add_hook(hook)
-        for watcher in _watchers:
-            watcher(self)
+        enrol(self)
 
     def clone(self, **overrides: Any) -> Connection:
         """A connection of the same settings and hooks, not opened."""
@@ -244,10 +245,9 @@ class Connection(Address):
     def _suspend(self, reason: object = None) -> None:
         """The transport's connection is lost, or given up: keep the channels for the next."""
         transport, self._transport = self._transport, None
-        for channel in self._channels.values():
+        for channel in self._inbox.channels.values():
             channel.suspend(reason)
-        self._untold += self._orphaned.values()
-        self._orphaned = {}
+        self._inbox.lose_connection()
         self.forget_declarations()
         self._drop_finalizer()
         if transport is not None:
@@ -259,15 +259,15 @@ class Connection(Address):
 
     def _restore(self, transport: Transport) -> None:
         """Go on with the channels of the connection before."""
-        if not self._channels and not self.topology:
+        channels = list(self._inbox.channels.values())
+        if not channels and not self.topology:
             return
         self._life.to(State.RESTORING)
-        channels = list(self._channels.values())
         try:
             restore_topology(transport, self.topology)
             for channel in channels:
                 channel.reopen(transport)
-            self._channels = {channel.channel_id: channel for channel in channels}
+            self._inbox.replace_channels(channels)
             for channel in channels:
                 channel.resume(self.topology.renamed)
         except exceptions.ResourceLocked as error:
@@ -345,8 +345,8 @@ class Connection(Address):
         self,
         ConnectionError: type[Exception] = exceptions.OperationalError,
         ChannelError: type[Exception] = exceptions.OperationalError,
-    ) -> _Reraising:
-        return _Reraising(self, ConnectionError, ChannelError)
+    ) -> Reraising:
+        return Reraising(self, ConnectionError, ChannelError)
 
     # --- channels and entities
 
@@ -355,7 +355,7 @@ class Connection(Address):
         transport = self._connected_transport()
         with self._lock:
             channel = Channel(self, transport, transport.open_channel())
-            self._channels[channel.channel_id] = channel
+            self._inbox.add(channel)
             if LOG_CHANNEL:
                 log_calls(channel, "kombu.channel", f"Kombu channel:{channel.channel_id}")
             return channel
@@ -377,15 +377,13 @@ class Connection(Address):
 
     def forget_channel(self, channel: Channel) -> None:
         """Called by a channel that closes."""
-        self._channels.pop(channel.channel_id, None)
+        self._inbox.remove(channel)
         if self._default_channel is channel:
             self._default_channel = None
-        if self._gatherings:
-            self.watch_gatherings()
 
     def watch_gatherings(self) -> None:
         """Called when a channel has more or fewer consumers that want batches."""
-        self._gatherings = [each for channel in list(self._channels.values()) for each in channel.gatherings]
+        self._inbox.watch_gatherings()
 
     def turn_loop_in(self, seconds: float) -> None:
         """If there is an event loop, have it look for something to do after so many seconds at the latest."""
@@ -395,12 +393,12 @@ class Connection(Address):
 
     def forget_consumer(self, queue: str) -> None:
         """Called when a consumer of a queue is gone: an auto-delete queue goes with its last one."""
-        if not any(channel.consumes_from(queue) for channel in list(self._channels.values())):
+        if not any(channel.consumes_from(queue) for channel in list(self._inbox.channels.values())):
             self.topology.last_consumer_gone(queue)
 
     def remember_orphans(self, channel: Channel) -> None:
         """Called by a channel that the broker closed, with consumers that have to be told."""
-        self._orphaned[channel.channel_id] = channel
+        self._inbox.remember_orphans(channel)
 
     def maybe_close_channel(self, channel: Any) -> None:
         """Close a channel; errors of the connection and the channel are ignored."""
@@ -490,39 +488,20 @@ class Connection(Address):
         connection is lost that is raised once; the next call connects again (one try, within ``connect_timeout``), and
         goes on with the consumers.
         """
-        if self._gatherings:
-            self._drain_batch(timeout)
-        elif self._drain_event(timeout) is None:
-            raise TimeoutError("timed out")
-
-    def _drain_batch(self, timeout: float | None) -> None:
-        """The same where messages may be kept for batches: until a callback has run."""
-        deadline = None if timeout is None else monotonic() + timeout
-        if self._hand_over_due():
-            return
-        while True:
-            is_kept: bool | None = True
-            while is_kept:  # what is there already
-                is_kept = self._drain_event(0)
-            if is_kept is None:
-                due = min((each.deadline for each in self._gatherings), default=inf)
-                wake = due if deadline is None else min(due, deadline)
-                is_kept = self._drain_event(None if wake == inf else max(wake - monotonic(), 0))
-            if is_kept is False or (is_kept is None and self._hand_over_due()):
+        inbox = self._inbox
+        if not inbox.gatherings:
+            events = self._receive(timeout)
+            if events:
+                inbox.dispatch(events)
                 return
-            if is_kept is None and deadline is not None and monotonic() >= deadline:
-                raise TimeoutError("timed out")
+        elif inbox.drain_batch(self._receive, timeout):
+            return
+        raise TimeoutError("timed out")
 
-    def _hand_over_due(self) -> bool:
-        now = monotonic()
-        return any(each.hand_over() for each in self._gatherings if each.deadline <= now)
-
-    def _drain_event(self, timeout: float | None) -> bool | None:
-        """Dispatch an event. Returns whether it was kept for a batch; None if there was none in time."""
-        while self._untold:
-            channel = self._untold.pop()
-            if channel.orphans and channel.failure is not None:
-                raise channel.failure
+    def _receive(self, timeout: float | None) -> Sequence[Event]:
+        """What came in; nothing if nothing did in time. Connects if needed, and notices when the connection is lost."""
+        if self._inbox.untold:
+            self._inbox.tell_orphans()
         transport = self._transport
         if transport is None:
             try:
@@ -539,20 +518,7 @@ class Connection(Address):
             raise
         if not events:
             self._watch()
-            return None
-        is_kept = False
-        for event in events:
-            try:
-                channel = self._channels[event.channel]
-            except KeyError:
-                # Closed meanwhile. Who asked for what it was closed for knows it; its consumers do not.
-                orphaned = self._orphaned.pop(event.channel, None)
-                if orphaned is not None and orphaned.orphans:
-                    assert orphaned.failure is not None
-                    raise orphaned.failure from None
-                continue
-            is_kept = channel.dispatch(event)
-        return is_kept
+        return events
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Let a ``Hub`` run the callbacks of what arrives; connects if needed."""
@@ -632,7 +598,7 @@ class Connection(Address):
         It returns (result, the channel used last).
         """
         on_revive = ensure_options.pop("on_revive", None)
-        holder = _ChannelHolder(channel, on_revive)
+        holder = ChannelHolder(channel, on_revive)
         ensured = self.ensure(
             holder, lambda *args, **kwargs: fun(*args, channel=holder.get(self), **kwargs), **ensure_options
         )
@@ -665,11 +631,9 @@ class Connection(Address):
 
     def _forget(self) -> None:
         """Give up all that depends on the transport's connection."""
-        for channel in list(self._channels.values()):
+        for channel in list(self._inbox.channels.values()):
             channel.detach()
-        self._channels = {}
-        self._orphaned = {}
-        self._untold = []
+        self._inbox.clear()
         self._loop = None
         self._default_channel = None
         self.topology = Topology()
@@ -745,7 +709,7 @@ class Connection(Address):
         from kombulite.hooks import Hooks  # for those who have some
 
         self.hooks = Hooks(self, hooks) if hooks else None
-        for channel in list(self._channels.values()):
+        for channel in list(self._inbox.channels.values()):
             channel.observe(self.hooks)
 
     # --- what the transport can do
@@ -780,42 +744,6 @@ class Connection(Address):
 
 BrokerConnection = Connection
 
-_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-_hooks: list[Hook] = []  # of all connections
-_watchers: list[Callable[[Connection], object]] = []
-
-
-def watch_connections(watcher: Callable[[Connection], object]) -> None:
-    """Call a function with each connection of this process: with those there are, and with others as they are made."""
-    _watchers.append(watcher)
-    for connection in list(_connections):
-        watcher(connection)
-
-
-def add_hook(hook: Hook) -> None:
-    """Have a hook on all connections of this process, those there are and those to come."""
-    _hooks.append(hook)
-    for connection in list(_connections):
-        connection.add_hook(hook)
-
-
-def remove_hook(hook: Hook) -> None:
-    """Take a hook away from all connections."""
-    if hook in _hooks:
-        _hooks.remove(hook)
-    for connection in list(_connections):
-        connection.remove_hook(hook)
-
-
-def _leave_to_parent() -> None:
-    """In a forked child: connections are closed here, and go on in the parent."""
-    for connection in list(_connections):
-        connection.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
-
 
 def __getattr__(name: str) -> Any:
     # kombu's users find the pools here too.
@@ -824,48 +752,6 @@ def __getattr__(name: str) -> Any:
     from kombulite import resource
 
     return getattr(resource, name)
-
-
-class _Reraising:
-    """A context that raises the transport's errors as the library's own."""
-
-    __slots__ = ("_channel_error", "_connection", "_connection_error")
-
-    def __init__(
-        self, connection: Connection, connection_error: type[Exception], channel_error: type[Exception]
-    ) -> None:
-        self._connection = connection
-        self._connection_error = connection_error
-        self._channel_error = channel_error
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        if error is None or isinstance(error, (self._connection_error, self._channel_error)):
-            return
-        if isinstance(error, self._connection.recoverable_connection_errors):
-            raise self._connection_error(str(error)) from error
-        if isinstance(error, self._connection.recoverable_channel_errors):
-            raise self._channel_error(str(error)) from error
-
-
-class _ChannelHolder:
-    """What ``autoretry`` revives: the channel that the function is called with."""
-
-    def __init__(self, channel: Any, on_revive: Callable[[Channel], Any] | None) -> None:
-        self.channel = channel
-        self._on_revive = on_revive
-
-    def get(self, connection: Connection) -> Any:
-        if self.channel is None:
-            self.channel = connection.default_channel
-        return self.channel
-
-    def revive(self, channel: Any) -> None:
-        self.channel = channel
-        if self._on_revive is not None:
-            self._on_revive(channel)
 
 
 def _unpickle(cls: type[Connection], arguments: dict[str, Any]) -> Connection:

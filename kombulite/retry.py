@@ -75,3 +75,47 @@ class Attempts:
         self._obj.revive(channel)
         if policy.on_revive is not None:
             policy.on_revive(channel)
+
+
+class Reraising:
+    """A context that raises the transport's errors as the library's own."""
+
+    __slots__ = ("_channel_error", "_connection", "_connection_error")
+
+    def __init__(
+        self, connection: Connection, connection_error: type[Exception], channel_error: type[Exception]
+    ) -> None:
+        self._connection = connection
+        self._connection_error = connection_error
+        self._channel_error = channel_error
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if error is None or isinstance(error, (self._connection_error, self._channel_error)):
+            return
+        if isinstance(error, self._connection.recoverable_connection_errors):
+            raise self._connection_error(str(error)) from error
+        if isinstance(error, self._connection.recoverable_channel_errors):
+            raise self._channel_error(str(error)) from error
+
+
+class ChannelHolder:
+    """What ``autoretry`` revives: the channel that the function is called with."""
+
+    def __init__(self, channel: Any, on_revive: Callable[[Channel], Any] | None) -> None:
+        self.channel = channel
+        self._on_revive = on_revive
+
+    def get(self, connection: Connection) -> Any:
+        """The channel, or the connection's default one."""
+        if self.channel is None:
+            self.channel = connection.default_channel
+        return self.channel
+
+    def revive(self, channel: Any) -> None:
+        """Go on with another channel."""
+        self.channel = channel
+        if self._on_revive is not None:
+            self._on_revive(channel)

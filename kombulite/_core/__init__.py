@@ -22,7 +22,8 @@ from kombulite._core.frames import (
     MethodReceived,
     ReturnReceived,
 )
-from kombulite._core.message import NOT_DECODED, Delivery, MessageMaker, Properties, Received, Tally, copy_tree, freeze
+from kombulite._core.incoming import GATHERED, BaseChannel, BaseInbox, BaseSubscription
+from kombulite._core.message import NOT_DECODED, Delivery, Properties, Received, Tally, copy_tree, freeze
 from kombulite._core.outgoing import PlainMessages
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota, Settled
@@ -30,9 +31,13 @@ from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
 from kombulite._core.serialization import JSON, InvalidValue, UnknownType
 
 __all__ = [
+    "GATHERED",
     "HEARTBEAT_FRAME",
     "JSON",
     "NOT_DECODED",
+    "BaseChannel",
+    "BaseInbox",
+    "BaseSubscription",
     "Binding",
     "Claimant",
     "Codecs",
@@ -46,7 +51,6 @@ __all__ = [
     "MalformedEnvelope",
     "MalformedFrame",
     "MalformedValue",
-    "MessageMaker",
     "MessageQueue",
     "MethodReceived",
     "NotEncodable",

@@ -1,3 +1,6 @@
+cimport cython
+
+
 cdef class Properties:
     cdef readonly object content_type
     cdef readonly object content_encoding
@@ -54,3 +57,24 @@ cdef class Received:
     cdef object _errors
 
     cdef int _check(self, str state) except -1
+
+
+cdef Received received(cls, Delivery delivery, channel)
+
+
+@cython.final
+cdef class Tally:
+    cdef unsigned long long _published
+    cdef unsigned long long _confirmed
+    cdef unsigned long long _returned
+    cdef unsigned long long _consumed
+    cdef unsigned long long _redelivered
+    cdef unsigned long long _acked
+    cdef unsigned long long _rejected
+    cdef unsigned long long _requeued
+    cdef unsigned long long _reconnects
+    cdef unsigned long long _bytes_sent
+    cdef unsigned long long _bytes_received
+
+    cdef int _consume(self, Delivery delivery) except -1
+    cdef int _ack(self) except -1

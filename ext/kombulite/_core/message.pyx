@@ -404,18 +404,6 @@ cdef Py_ssize_t size_of(Delivery delivery) except -1:
 cdef class Tally:
     """What went through a connection, in numbers. May be shared by threads: each method is one step."""
 
-    cdef unsigned long long _published
-    cdef unsigned long long _confirmed
-    cdef unsigned long long _returned
-    cdef unsigned long long _consumed
-    cdef unsigned long long _redelivered
-    cdef unsigned long long _acked
-    cdef unsigned long long _rejected
-    cdef unsigned long long _requeued
-    cdef unsigned long long _reconnects
-    cdef unsigned long long _bytes_sent
-    cdef unsigned long long _bytes_received
-
     def count_published(self, Delivery delivery not None):
         """A message was handed to the broker."""
         cdef Py_ssize_t size = size_of(delivery)
@@ -464,8 +452,12 @@ cdef class Tally:
 
     def count_acked(self):
         """Messages were acknowledged, one or several at once."""
+        self._ack()
+
+    cdef int _ack(self) except -1:
         with cython.critical_section(self):
             self._acked += 1
+        return 0
 
     def count_rejected(self):
         """A message was given up."""
@@ -495,29 +487,3 @@ cdef class Tally:
             self._published = self._confirmed = self._returned = self._consumed = self._redelivered = 0
             self._acked = self._rejected = self._requeued = self._reconnects = 0
             self._bytes_sent = self._bytes_received = 0
-
-
-@cython.final
-cdef class MessageMaker:
-    """Makes the messages that a consumer gets of its deliveries, and counts them.
-
-    ``cls``: a subclass of Received.
-    """
-
-    cdef type _cls
-    cdef object _channel
-    cdef Tally _tally
-    cdef bint _no_ack
-
-    def __init__(self, type cls not None, channel, Tally tally not None, bint no_ack):
-        self._cls = cls
-        self._channel = channel
-        self._tally = tally
-        self._no_ack = no_ack
-
-    def make(self, Delivery delivery not None):
-        """The message of a delivery."""
-        cdef Received message = received(self._cls, delivery, self._channel)
-        message.no_ack = self._no_ack
-        self._tally._consume(delivery)
-        return message

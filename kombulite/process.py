@@ -1,0 +1,57 @@
+"""What holds for all connections of this process: hooks, those who watch for connections, and what a fork does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+if TYPE_CHECKING:
+    from kombulite.connection import Connection
+    from kombulite.hooks import Hook
+
+_connections: WeakSet[Connection] = WeakSet()
+_hooks: list[Hook] = []
+_watchers: list[Callable[[Connection], object]] = []
+
+
+def enrol(connection: Connection) -> None:
+    """A connection was made."""
+    _connections.add(connection)
+    for hook in _hooks:
+        connection.add_hook(hook)
+    for watcher in _watchers:
+        watcher(connection)
+
+
+def watch_connections(watcher: Callable[[Connection], object]) -> None:
+    """Call a function with each connection of this process: with those there are, and with others as they are made."""
+    _watchers.append(watcher)
+    for connection in list(_connections):
+        watcher(connection)
+
+
+def add_hook(hook: Hook) -> None:
+    """Have a hook on all connections of this process, those there are and those to come."""
+    _hooks.append(hook)
+    for connection in list(_connections):
+        connection.add_hook(hook)
+
+
+def remove_hook(hook: Hook) -> None:
+    """Take a hook away from all connections."""
+    if hook in _hooks:
+        _hooks.remove(hook)
+    for connection in list(_connections):
+        connection.remove_hook(hook)
+
+
+def _leave_to_parent() -> None:
+    """In a forked child: connections are closed here, and go on in the parent."""
+    for connection in list(_connections):
+        connection.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
