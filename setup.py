@@ -51,11 +51,11 @@ setup(
                 define_macros=macros,
             )
             for name in (
+                "channel",
                 "codecs",
                 "envelope",
                 "fieldtable",
                 "frames",
-                "incoming",
                 "message",
                 "outgoing",
                 "priority",

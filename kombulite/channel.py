@@ -10,9 +10,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kombulite import exceptions
-from kombulite._core import BaseChannel, BaseSubscription, Delivery, Properties, Tally, copy_tree
+from kombulite._core import BaseChannel, BaseSubscription, Delivery, Tally
 from kombulite.batching import Gathering
 from kombulite.message import Message
+from kombulite.properties import check_short, make_properties
 from kombulite.recovery import Binding
 from kombulite.transport.base import (
     Cancelled,
@@ -33,23 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Properties that ``publish`` takes as keywords beside its own arguments.
-KEYWORD_PROPERTIES = frozenset(
-    [
-        "delivery_mode",
-        "correlation_id",
-        "reply_to",
-        "expiration",
-        "message_id",
-        "timestamp",
-        "type",
-        "user_id",
-        "app_id",
-        "cluster_id",
-    ]
-)
 ACK = Outcome.ACK  # as a global: looking the member up costs as much as the call
-LONGEST_SHORT_STRING = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
 BASIC_PUBLISH = (60, 40)  # AMQP's class and method id
 
 QUEUE_ARGUMENTS: dict[str, tuple[str, Callable[[Any], int]]] = {
@@ -105,9 +90,11 @@ class Absent:
     def __getattr__(self, name: str) -> NoReturn:
         raise exceptions.RecoverableConnectionError(self._reason)
 
-    def settle(self, *args: Any) -> NoReturn:
-        """A method of its own, since channels keep it."""
+    def publish(self, *args: Any) -> NoReturn:
+        """This and the next are methods, since channels keep them."""
         raise exceptions.RecoverableConnectionError(self._reason)
+
+    settle = publish
 
 
 class Channel(BaseChannel):
@@ -303,31 +290,20 @@ class Channel(BaseChannel):
         self._ask(self._transport.confirm)
         self._confirms = True
 
-    def publish(
-        self,
-        delivery: Delivery,
-        mandatory: bool = False,
-        timeout: float | None = None,
-        confirm_timeout: float | None = None,
-    ) -> None:
-        """Hand a message, whose routing key is a short string, to the broker. Raises NotFound, MessageNacked.
-
-        After a mandatory one what has come back goes to the listeners; without any, MessageReturned is raised.
-        """
-        try:
-            self._transport.publish(self.channel_id, delivery, mandatory, timeout, confirm_timeout)
-        except exceptions.MessageReturned as error:
-            self._count(delivery)
+    def publish_raised(self, error: Exception, delivery: Delivery) -> None:
+        """Deal with an error of publishing: raise it, but for a message that came back to somebody who listens."""
+        if isinstance(error, exceptions.MessageReturned):
+            self._tally.count_published(delivery, self._transport.confirms)
             self._on_returned(error, delivery)
-        except exceptions.ChannelError as error:
+            return
+        if isinstance(error, exceptions.ChannelError):
             self._notice(error)
-            raise
-        else:
-            count = self._count  # here and below: an attribute that is called at once is looked up the slow way
-            count(delivery)
-        if mandatory:
-            for event in self._transport.take_returned(self.channel_id):
-                self.dispatch(event)
+        raise error
+
+    def tell_returned(self) -> None:
+        """Pass on what has come back."""
+        for event in self._transport.take_returned(self.channel_id):
+            self.dispatch(event)
 
     def publish_many(
         self, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
@@ -442,7 +418,7 @@ class Channel(BaseChannel):
         for _ in delivery_tags:
             count()
 
-    def note_failure(self, error: Exception) -> None:
+    def ack_raised(self, error: Exception) -> None:
         """Called when an acknowledgement failed."""
         if isinstance(error, exceptions.ChannelError):
             self._notice(error)
@@ -487,7 +463,7 @@ class Channel(BaseChannel):
         """Called when the replies in a queue were collected: nothing to do, brokers delete such queues themselves."""
 
     def handle(self, event: Event) -> bool:
-        """Deal with an event that is not a message for one of the consumers. Returns False: none is kept for a batch."""
+        """Deal with an event that is not a message for one of the consumers. Returns False: it is not kept."""
         if isinstance(event, Delivery):
             # On its way when the consumer was cancelled. Where another thread closes the channel it goes back too.
             if event.consumer_tag not in self._gone:  # those counted as acknowledged when they were sent
@@ -577,7 +553,7 @@ class Channel(BaseChannel):
     def _part(self, stand_in: Absent) -> None:
         self.is_open = False
         self._transport = self._bare_transport = stand_in  # type: ignore[assignment]
-        self._settle = stand_in.settle
+        self.use(stand_in.publish, stand_in.settle, None, False)
 
     # --- hooks
 
@@ -585,7 +561,7 @@ class Channel(BaseChannel):
         """Have these hooks around what is published and consumed from now on."""
         self._hooks = hooks
         if self.is_open:
-            self._transport = self._bare_transport if hooks is None else hooks.observe(self._bare_transport)
+            self._join(self._bare_transport)
         for subscription in list(self._subscriptions.values()):
             self._observe(subscription)
 
@@ -611,8 +587,8 @@ class Channel(BaseChannel):
     def _join(self, transport: Transport) -> None:
         self._bare_transport = transport
         self._transport = transport if self._hooks is None else self._hooks.observe(transport)
-        self._settle = transport.settle
-        self._count = self._tally.count_confirmed if transport.confirms else self._tally.count_published
+        acknowledge = transport.acknowledger(self.channel_id)
+        self.use(self._transport.publish, transport.settle, acknowledge, transport.confirms)
 
     def resume(self, renamed: Mapping[str, str]) -> None:
         """Set the limits and start the consumers again. ``renamed``: queues that have another name now."""
@@ -643,37 +619,3 @@ class Channel(BaseChannel):
             self.release()
         else:
             self.discard()
-
-
-# Names of at most this many characters need no look at their length in UTF-8.
-SURELY_SHORT = LONGEST_SHORT_STRING // 4
-
-
-def check_short(text: str, what: str) -> None:
-    """AMQP sends names and keys as short strings; no transport takes longer ones."""
-    if len(text) > SURELY_SHORT:
-        size = len(text.encode("utf-8", "surrogatepass"))
-        if size > LONGEST_SHORT_STRING:
-            raise exceptions.PreconditionFailed(f"a {what} has at most {LONGEST_SHORT_STRING} bytes, not {size}")
-
-
-def make_properties(
-    content_type: str | None,
-    content_encoding: str | None,
-    headers: Mapping[str, Any] | None,
-    priority: int | None,
-    properties: Mapping[str, Any],
-) -> Properties:
-    """The properties of a message to publish; what AMQP does not know goes to ``extra``."""
-    extra: dict[str, Any] | None = None
-    if not KEYWORD_PROPERTIES.issuperset(properties):
-        extra = {name: value for name, value in properties.items() if name not in KEYWORD_PROPERTIES}
-        properties = {name: value for name, value in properties.items() if name in KEYWORD_PROPERTIES}
-    return Properties(
-        content_type=content_type,
-        content_encoding=content_encoding,
-        headers=copy_tree(headers if type(headers) is dict else dict(headers)) if headers else None,
-        priority=priority,
-        extra=extra,
-        **properties,
-    )

@@ -235,6 +235,7 @@ class Connection(Address):
             self._finalizer = weakref.finalize(self, _close_in, os.getpid(), transport)
             self._finalizer.atexit = False
             self._restore(transport)
+            self._inbox.connect(transport.at_hand)
             self._life.to(State.OPEN)
             if before is State.LOST:
                 self.tally.count_reconnect()
@@ -489,6 +490,8 @@ class Connection(Address):
         goes on with the consumers.
         """
         inbox = self._inbox
+        if inbox.dispatch_at_hand():
+            return
         if not inbox.gatherings:
             events = self._receive(timeout)
             if events:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kombulite.batching import Gathering
     from kombulite.channel import Channel
 
+AtHand = Callable[[], Event | None]
 Receive = Callable[[float | None], Sequence[Event]]
 
 
@@ -24,12 +25,22 @@ class Inbox(BaseInbox):
 
     def __init__(self) -> None:
         super().__init__()
+        self._source: AtHand | None = None
         #: What the consumers that want batches have so far.
         self.gatherings: list[Gathering] = []
         #: Channels that the broker closed, with consumers that do not know it: by number while the connection lasts.
         self._orphaned: dict[int, Channel] = {}
         #: Those whose connection is lost.
         self.untold: list[Channel] = []
+
+    def connect(self, at_hand: AtHand | None) -> None:
+        """There is a connection, with a transport that can tell what is at hand, or None."""
+        self._source = at_hand
+        self._find_source()
+
+    def _find_source(self) -> None:
+        # Both are seen to before a message is handed over.
+        self.at_hand = None if self.gatherings or self.untold else self._source
 
     def add(self, channel: Channel) -> None:
         """A channel is open."""
@@ -47,6 +58,7 @@ class Inbox(BaseInbox):
 
     def clear(self) -> None:
         """Forget all."""
+        self.connect(None)
         self.channels = {}
         self._orphaned = {}
         self.untold = []
@@ -59,6 +71,7 @@ class Inbox(BaseInbox):
 
     def lose_connection(self) -> None:
         """No more will come for the channels that were closed."""
+        self.connect(None)
         self.untold += self._orphaned.values()
         self._orphaned = {}
 
@@ -72,6 +85,7 @@ class Inbox(BaseInbox):
         """Raise what the consumers of a channel have to know that was closed before the connection was lost."""
         while self.untold:
             self._tell(self.untold.pop())
+        self._find_source()
 
     def _tell(self, channel: Channel) -> None:
         if channel.orphans and channel.failure is not None:
@@ -82,6 +96,7 @@ class Inbox(BaseInbox):
     def watch_gatherings(self) -> None:
         """A channel has more or fewer consumers that want batches."""
         self.gatherings = [each for channel in list(self.channels.values()) for each in channel.gatherings]
+        self._find_source()
 
     def drain_batch(self, receive: Receive, timeout: float | None) -> bool:
         """Dispatch what ``receive(timeout)`` returns until a callback of the application has run.

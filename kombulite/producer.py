@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from kombulite import exceptions, serialization
 from kombulite._core import Delivery, PlainMessages
-from kombulite.channel import SURELY_SHORT, Channel, check_short, make_properties
+from kombulite.channel import Channel
 from kombulite.compression import compress
 from kombulite.entity import DELIVERY_MODES, PERSISTENT_DELIVERY_MODE, Exchange, Queue
 from kombulite.message import Message
+from kombulite.properties import SURELY_SHORT, check_short, make_properties
 from kombulite.retry import RetryPolicy
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 Imports nothing of the facade: it loads without it.
 """
 
+from kombulite._core.channel import GATHERED, BaseChannel, BaseInbox, BaseSubscription
 from kombulite._core.codecs import Codecs
 from kombulite._core.envelope import EnvelopeTemplate, MalformedEnvelope, TagSequence, decode_envelope
 from kombulite._core.fieldtable import (
@@ -22,11 +23,10 @@ from kombulite._core.frames import (
     MethodReceived,
     ReturnReceived,
 )
-from kombulite._core.incoming import GATHERED, BaseChannel, BaseInbox, BaseSubscription
 from kombulite._core.message import NOT_DECODED, Delivery, Properties, Received, Tally, copy_tree, freeze
 from kombulite._core.outgoing import PlainMessages
 from kombulite._core.priority import PriorityNaming
-from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota, Settled
+from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota, Settled, Tap
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
 from kombulite._core.serialization import JSON, InvalidValue, UnknownType
 
@@ -65,6 +65,7 @@ __all__ = [
     "Settled",
     "TagSequence",
     "Tally",
+    "Tap",
     "UnexpectedFrame",
     "UnknownExchange",
     "UnknownType",

@@ -11,7 +11,7 @@ Subclass ``Transport`` and implement the methods that raise ``NotImplementedErro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -452,6 +452,13 @@ class Transport:
         """The next message of a queue, or None. Raises NotFound."""
         raise NotImplementedError
 
+    def acknowledger(self, channel: int) -> Callable[[Any], bool] | None:
+        """What acks one delivery of an open channel for less than ``settle`` takes; None if nothing does.
+
+        It returns False where ``settle`` has to be asked: the tag is not outstanding, or there is more to do.
+        """
+        return None
+
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
         """Say what becomes of a delivery, and with ``multiple`` of all before it on the channel.
 
@@ -471,6 +478,9 @@ class Transport:
     def recover(self, channel: int) -> None:
         """Put all that is outstanding on the channel back into its queues."""
         raise NotImplementedError
+
+    #: The next event if there is no need to wait for it, or None: where that costs less than ``receive``.
+    at_hand: Callable[[], Event | None] | None = None
 
     def receive(self, timeout: float | None) -> Sequence[Event]:
         """Wait for events, at most ``timeout`` seconds (None: until there is one); empty if there was none.

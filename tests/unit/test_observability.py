@@ -51,7 +51,7 @@ def queue(connection):
 def test_text_counts_as_the_bytes_that_it_travelled_as(body, encoding, size):
     tally = Tally()
     delivery = Delivery("", "", Properties(content_encoding=encoding), body)
-    tally.count_published(delivery)
+    tally.count_published(delivery, False)
     tally.count_consumed(delivery)
     tally.count_many([delivery, delivery, delivery], True, {1})
     found = Counters(*tally.values())
@@ -61,8 +61,10 @@ def test_text_counts_as_the_bytes_that_it_travelled_as(body, encoding, size):
 
 def test_each_number_has_its_name():
     tally = Tally()
-    tally.count_published(Delivery("", "", Properties(), b"four"))
+    tally.count_published(Delivery("", "", Properties(), b"four"), False)
     assert Counters(*tally.values()) == Counters(1, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0)
+    tally.count_published(Delivery("", "", Properties(), b"four"), True)
+    assert Counters(*tally.values()) == Counters(2, 1, 0, 0, 0, 0, 0, 0, 0, 8, 0)
     for name, count in [
         ("returned", tally.count_returned),
         ("acked", tally.count_acked),

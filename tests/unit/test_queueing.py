@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kombulite._core import Claimant, Delivery, Ledger, MessageQueue, Properties, Rota, Settled
+from kombulite._core import Claimant, Delivery, Ledger, MessageQueue, Properties, Rota, Settled, Tap
 
 
 def message(body=b"body", priority=None):
@@ -274,6 +274,19 @@ def test_settling_what_is_not_outstanding(tag):
     with pytest.raises(KeyError):
         ledger.settle(tag)
     assert len(ledger) == 2
+
+
+def test_acknowledge_is_for_what_has_no_other_consequence():
+    ledger = handed(3)
+    assert ledger.acknowledge(2)
+    assert len(ledger) == 2
+    for tag in (0, 2, 4, -1, 2**70, None, "1"):
+        assert not ledger.acknowledge(tag)
+    ledger.stalled.append("a consumer that waits for credit")
+    assert not ledger.acknowledge(1)
+    assert len(ledger) == 2
+    with pytest.raises(TypeError):
+        handed(1).acknowledge([])
 
 
 def test_settle_up_to():
@@ -654,3 +667,46 @@ def test_settled_never_claims_too_much(order, count, wanted):
     batch = sorted(wanted - settled)
     if batch and settlement.completes(batch):
         assert settled.union(batch) >= set(range(1, batch[-1] + 1))
+
+
+@pytest.fixture
+def tap():
+    """A tap on a rota of one consumer with a message, and what it is told to look at."""
+    notices, expiring, tidied = deque(), {}, []
+    rota, queue = Rota(), filled(1)
+    rota.add(Claimant(queue, Ledger(), 1, "tag", True))
+    return Tap(rota, notices, expiring, lambda: tidied.append(rota.take_left())), notices, expiring, tidied
+
+
+def test_a_tap_gives_what_a_rota_has(tap):
+    tap, _, _, tidied = tap
+    assert tap.next().body == b"0"
+    assert not tidied
+    assert tap.next() is None
+    ((emptied, stalled, expired),) = tidied
+    assert [claimant.tag for claimant in emptied] == ["tag"]
+    assert not stalled
+    assert not expired
+
+
+def test_a_tap_is_closed_as_long_as_there_is_something_else_to_see_to(tap):
+    tap, notices, expiring, _ = tap
+    notices.append("a notice")
+    assert tap.next() is None
+    notices.clear()
+    expiring["queue"] = 1
+    assert tap.next() is None
+    del expiring["queue"]
+    assert tap.next().body == b"0"
+
+
+def test_what_a_tap_gives_is_not_lost_when_tidying_fails():
+    def tidy():
+        raise OSError("no")
+
+    rota, queue, ledger = Rota(), filled(2), Ledger()
+    ledger.prefetch_count = 1
+    rota.add(Claimant(queue, ledger, 1, "tag", False))  # the message takes its last credit: it leaves the rota
+    with pytest.raises(OSError, match="no"):
+        Tap(rota, (), (), tidy).next()
+    assert [delivery.body for delivery in ledger.close()] == [b"0"]

@@ -76,5 +76,6 @@ cdef class Tally:
     cdef unsigned long long _bytes_sent
     cdef unsigned long long _bytes_received
 
+    cdef int _publish(self, Delivery delivery, bint confirmed) except -1
     cdef int _consume(self, Delivery delivery) except -1
     cdef int _ack(self) except -1

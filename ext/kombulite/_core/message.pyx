@@ -404,20 +404,17 @@ cdef Py_ssize_t size_of(Delivery delivery) except -1:
 cdef class Tally:
     """What went through a connection, in numbers. May be shared by threads: each method is one step."""
 
-    def count_published(self, Delivery delivery not None):
-        """A message was handed to the broker."""
-        cdef Py_ssize_t size = size_of(delivery)
-        with cython.critical_section(self):
-            self._published += 1
-            self._bytes_sent += size
+    def count_published(self, Delivery delivery not None, bint confirmed):
+        """A message was handed to the broker; ``confirmed``: which said that it has it."""
+        self._publish(delivery, confirmed)
 
-    def count_confirmed(self, Delivery delivery not None):
-        """A message was handed to the broker, which said that it has it."""
+    cdef int _publish(self, Delivery delivery, bint confirmed) except -1:
         cdef Py_ssize_t size = size_of(delivery)
         with cython.critical_section(self):
             self._published += 1
-            self._confirmed += 1
+            self._confirmed += confirmed
             self._bytes_sent += size
+        return 0
 
     def count_many(self, deliveries, bint confirmed, without=()):
         """Messages were handed to the broker, but for those whose index is in ``without``."""

@@ -151,10 +151,12 @@ cdef class MessageQueue:
 cdef class Ledger:
     """The deliveries of one channel that are not settled yet, by delivery tag.
 
-    ``prefetch_count``: how many there may be (0: no bound); ``active``: whether there may be more at all.
+    ``prefetch_count``: how many there may be (0: no bound); ``active``: whether there may be more at all; ``stalled``:
+    the consumers that wait for an ack, not for a message.
     """
 
     cdef dict _outstanding
+    cdef readonly list stalled
     cdef unsigned long long _tag
     cdef bint _closed
     cdef public Py_ssize_t prefetch_count
@@ -162,6 +164,7 @@ cdef class Ledger:
 
     def __init__(self):
         self._outstanding = {}
+        self.stalled = []
         self.active = True
 
     def __len__(self):
@@ -195,6 +198,14 @@ cdef class Ledger:
         """Strike a delivery, and return it. Raises KeyError if it is not outstanding."""
         with cython.critical_section(self):
             return self._outstanding.pop(delivery_tag)
+
+    def acknowledge(self, delivery_tag):
+        """Strike a delivery if that is all there is to do: it is outstanding, and nobody waits for its credit.
+
+        Returns whether it is done.
+        """
+        with cython.critical_section(self):
+            return not self.stalled and self._outstanding.pop(delivery_tag, None) is not None
 
     def settle_all(self, delivery_tags):
         """Strike some deliveries, all or none. Returns them (a list). Raises KeyError if one is not outstanding."""
@@ -389,4 +400,32 @@ cdef class Rota:
             self.left.append(claimant)
             return None
         ledger._hand_over(delivery, claimant.messages, claimant.channel_number, claimant.tag, claimant.no_ack)
+        return delivery
+
+
+@cython.final
+cdef class Tap:
+    """The next message of a rota, as long as there is nothing else to see to.
+
+    ``notices`` and ``expiring`` are empty then; ``tidy()`` is called when somebody has left the rota.
+    """
+
+    cdef Rota _rota
+    cdef object _notices
+    cdef object _expiring
+    cdef object _tidy
+
+    def __init__(self, Rota rota not None, notices, expiring, tidy):
+        self._rota = rota
+        self._notices = notices
+        self._expiring = expiring
+        self._tidy = tidy
+
+    def next(self):
+        """Claim a message (a Delivery); None if there is none, or something else to see to."""
+        if self._notices or self._expiring:
+            return None
+        delivery = self._rota.next(0)
+        if self._rota.left:
+            self._tidy()
         return delivery

@@ -8,14 +8,14 @@ background: messages and queues expire when somebody looks, and whoever waits lo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from threading import TIMEOUT_MAX, Condition
 from time import monotonic
 from typing import Any
 
 from kombulite import exceptions
-from kombulite._core import Delivery, Rota, UnknownExchange
+from kombulite._core import Delivery, Rota, Tap, UnknownExchange
 from kombulite.transport.base import (
     Capabilities,
     Event,
@@ -53,13 +53,15 @@ class Transport(BaseTransport):
         self._numbers = cycle(range(1, MOST_CHANNELS + 1))
         self._expiring = self._broker.expiring
         self._rota = Rota()
-        self._claim, self._left = self._rota.next, self._rota.left
         self._events: deque[Event] = deque()
+        self.at_hand: Callable[[], Delivery | None] = _nothing
         self._connected = False
         self.waiting = 0  # threads that sleep in receive
 
     def connect(self) -> None:
         self._connected = True
+        # The common case takes no lock: claiming is atomic.
+        self.at_hand = Tap(self._rota, self._events, self._expiring, self._tidy_rota).next
 
     def close(self) -> None:
         with self._lock:
@@ -69,6 +71,7 @@ class Transport(BaseTransport):
                 if queue.owner is self:
                     self._broker.delete_queue(queue)
             self._connected = False
+            self.at_hand = _nothing  # the tap leads back here
             self._events.clear()
             self._wake.notify_all()
 
@@ -92,7 +95,8 @@ class Transport(BaseTransport):
         with self._lock:
             state = self._channels.pop(channel, None)
             if state is not None:
-                self._events = deque(event for event in self._events if event.channel != channel)
+                for event in [event for event in self._events if event.channel == channel]:
+                    self._events.remove(event)
                 for consumer in list(state.consumers.values()):
                     self._end_consumer(consumer)
                 self._put_back_all(state.ledger.close())
@@ -293,7 +297,7 @@ class Transport(BaseTransport):
         """Forget a consumer wherever it is listed."""
         self._rota.remove(consumer)
         consumer.channel.consumers.pop(consumer.tag, None)
-        for listing in (consumer.queue.consumers, consumer.queue.idle, consumer.channel.stalled):
+        for listing in (consumer.queue.consumers, consumer.queue.idle, consumer.ledger.stalled):
             if consumer in listing:
                 listing.remove(consumer)
 
@@ -315,12 +319,10 @@ class Transport(BaseTransport):
 
     def _relist(self, state: Channel) -> None:
         """Let consumers that were stopped by the prefetch limit look again."""
-        stalled, state.stalled = state.stalled, []
-        for consumer in stalled:
-            if consumer.may_claim():
-                self.list_consumer(consumer)
-            else:
-                state.stalled.append(consumer)
+        stalled = state.ledger.stalled
+        for consumer in [each for each in stalled if each.may_claim()]:
+            stalled.remove(consumer)
+            self.list_consumer(consumer)
 
     def get(self, channel: int, queue: str, no_ack: bool) -> Delivery | None:
         with self._lock:
@@ -332,6 +334,9 @@ class Transport(BaseTransport):
                 state.ledger.hand_over(delivery, found.messages, channel, None, no_ack)
                 delivery.message_count = len(found.messages)
             return delivery
+
+    def acknowledger(self, channel: int) -> Callable[[Any], bool]:
+        return self._channel(channel).ledger.acknowledge
 
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
         try:
@@ -346,7 +351,7 @@ class Transport(BaseTransport):
             raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r}")
         if outcome is not ACK:
             self._return_or_bury(settled if isinstance(settled, list) else [settled], outcome)
-        if state.stalled:
+        if state.ledger.stalled:
             with self._lock:
                 self._relist(state)
 
@@ -358,7 +363,7 @@ class Transport(BaseTransport):
             raise exceptions.PreconditionFailed(f"unknown delivery tag {error}") from None
         if outcome is not ACK:
             self._return_or_bury(settled, outcome)
-        if state.stalled:
+        if state.ledger.stalled:
             with self._lock:
                 self._relist(state)
 
@@ -381,15 +386,9 @@ class Transport(BaseTransport):
             self._broker.put_back(delivery)
 
     def receive(self, timeout: float | None) -> Sequence[Event]:
-        if not self._events and not self._expiring:
-            # The common case takes no lock: claiming is atomic.
-            claim = self._claim  # called as `self._claim(0.0)` it would be looked for in the class first
-            delivery = claim(0.0)
-            if delivery is not None:
-                if self._left:
-                    with self._lock:
-                        self._tidy_rota()
-                return (delivery,)
+        delivery: Delivery | None = self.at_hand()
+        if delivery is not None:
+            return (delivery,)
         with self._lock:
             deadline = None if timeout is None else monotonic() + timeout
             while True:
@@ -416,15 +415,16 @@ class Transport(BaseTransport):
 
     def _tidy_rota(self) -> None:
         """Do what is due for those that left the rota without a message."""
-        emptied, stalled, expired = self._rota.take_left()
-        for consumer in emptied:
-            consumer.queue.idle.append(consumer)
-        for consumer in stalled:
-            consumer.channel.stalled.append(consumer)
-            self._broker.offer(consumer.queue)  # what it cannot take, another may
-            self._relist(consumer.channel)  # an ack may have come meanwhile: it takes no lock
-        for messages, late in expired:
-            self._broker.bury(self._broker.queue_of[messages], late, "expired")
+        with self._lock:
+            emptied, stalled, expired = self._rota.take_left()
+            for consumer in emptied:
+                consumer.queue.idle.append(consumer)
+            for consumer in stalled:
+                consumer.ledger.stalled.append(consumer)
+                self._broker.offer(consumer.queue)  # what it cannot take, another may
+                self._relist(consumer.channel)  # an ack may have come meanwhile: it takes no lock
+            for messages, late in expired:
+                self._broker.bury(self._broker.queue_of[messages], late, "expired")
 
     def _look_around(self) -> None:
         """Let expire what is due, and list the consumers that were not woken for what there is."""
@@ -432,7 +432,7 @@ class Transport(BaseTransport):
             self._broker.expire(monotonic())
         for state in self._channels.values():
             for consumer in state.consumers.values():
-                if not consumer.listed and len(consumer.messages) and consumer not in state.stalled:
+                if not consumer.listed and len(consumer.messages) and consumer not in state.ledger.stalled:
                     self.list_consumer(consumer)
 
     def _sleep(self, seconds: float | None) -> None:
@@ -452,3 +452,7 @@ class Transport(BaseTransport):
             raise
         finally:
             self.waiting -= 1
+
+
+def _nothing() -> None:
+    """What is at hand where there is no connection."""

@@ -136,7 +136,6 @@ class Channel:
         self.transport = transport
         self.ledger = Ledger()
         self.consumers: dict[str, Consumer] = {}
-        self.stalled: list[Consumer] = []  # consumers that wait for an ack, not for a message
 
 
 # --- dead letters -----------------------------------------------------------------------------------------------

@@ -1,0 +1,171 @@
+"""The way of a message between a transport and a program: out through a channel; in to a consumer's callback, and its ack.
+
+Each message takes it, so it is compiled. What is rare (errors, events that are no messages, a consumer or a channel that
+is gone) goes to methods of the facade's subclasses.
+"""
+
+cimport cython
+
+from kombulite._core.message cimport Delivery, Received, Tally, received
+
+#: What a callback returns where it has kept the message, and the application has not been called.
+GATHERED = object()
+
+
+cdef class BaseSubscription:
+    """A consumer as its messages see it.
+
+    ``run``: what is called with each message; ``cls``: what messages are made of, a subclass of Received.
+    """
+
+    cdef public object run
+    cdef readonly bint no_ack
+    cdef type _cls
+    cdef object _channel
+    cdef Tally _tally
+
+    def __init__(self, type cls not None, channel, Tally tally not None, bint no_ack, run):
+        self._cls = cls
+        self._channel = channel
+        self._tally = tally
+        self.no_ack = no_ack
+        self.run = run
+
+    def receive(self, Delivery delivery not None):
+        """Make the message of a delivery, count it and run the callback; returns what that returns."""
+        return self._receive(delivery)
+
+    cdef object _receive(self, Delivery delivery):
+        cdef Received message = received(self._cls, delivery, self._channel)
+        message.no_ack = self.no_ack
+        self._tally._consume(delivery)
+        return self.run(message)
+
+
+cdef class BaseChannel:
+    """What each message needs of its channel.
+
+    ``acknowledged``: what the transport's ``settle`` takes for an ack.
+    """
+
+    cdef public object channel_id
+    cdef object _publish
+    cdef object _settle
+    cdef object _acknowledge
+    cdef bint _confirmed
+    cdef object _acknowledged
+    cdef readonly Tally _tally
+    cdef readonly dict _subscriptions  # by consumer tag
+
+    def __init__(self, channel_id, Tally tally not None, acknowledged):
+        self.channel_id = channel_id
+        self._tally = tally
+        self._acknowledged = acknowledged
+        self._subscriptions = {}
+
+    def use(self, publish, settle, acknowledge, bint confirmed):
+        """Set the transport's verbs. ``confirmed``: whether the broker has a message when ``publish`` returns.
+
+        ``acknowledge(delivery_tag)`` acks and returns True, or returns False: ``settle`` has to do it (None: always).
+        """
+        self._publish = publish
+        self._settle = settle
+        self._acknowledge = acknowledge
+        self._confirmed = confirmed
+
+    # --- out
+
+    def publish(self, Delivery delivery not None, bint mandatory=False, timeout=None, confirm_timeout=None):
+        """Hand a message, whose routing key is a short string, to the broker. Raises NotFound, MessageNacked.
+
+        After a mandatory one what has come back goes to the listeners; without any, MessageReturned is raised.
+        """
+        try:
+            self._publish(self.channel_id, delivery, mandatory, timeout, confirm_timeout)
+        except Exception as error:
+            self.publish_raised(error, delivery)
+        else:
+            self._tally._publish(delivery, self._confirmed)
+        if mandatory:
+            self.tell_returned()
+
+    def publish_raised(self, error, Delivery delivery):
+        """Deal with an error of publishing: raise it, but for a message that came back to somebody who listens."""
+        raise NotImplementedError
+
+    def tell_returned(self):
+        """Deal with what has come back."""
+        raise NotImplementedError
+
+    # --- in
+
+    def handle(self, event):
+        """Deal with an event that is not a message for one of the consumers. Returns whether it was kept for a batch."""
+        raise NotImplementedError
+
+    def dispatch(self, event):
+        """Run the callback that an event of this channel is for. Returns whether it was kept for a batch instead."""
+        return self._dispatch(event)
+
+    cdef bint _dispatch(self, event) except -1:
+        if type(event) is Delivery:
+            subscription = self._subscriptions.get((<Delivery> event).consumer_tag)
+            if subscription is not None:
+                return (<BaseSubscription?> subscription)._receive(<Delivery> event) is GATHERED
+        return self.handle(event)
+
+    # --- and settled
+
+    def basic_ack(self, delivery_tag, bint multiple=False):
+        """Acknowledge a delivery, and with ``multiple`` all before it. Raises PreconditionFailed."""
+        if multiple or self._acknowledge is None or not self._acknowledge(delivery_tag):
+            try:
+                self._settle(self.channel_id, delivery_tag, self._acknowledged, multiple)
+            except Exception as error:
+                self.ack_raised(error)
+                raise
+        self._tally._ack()
+
+    def ack_raised(self, error):
+        """Note an error of acknowledging, which is raised then."""
+        raise NotImplementedError
+
+
+cdef class BaseInbox:
+    """The open channels of a connection, by their number, and the way of what was received to them.
+
+    ``at_hand()``: the transport's next event if there is no need to wait for it, or None; it is None itself where
+    that is not to be asked.
+    """
+
+    cdef public dict channels
+    cdef public object at_hand
+
+    def __init__(self):
+        self.channels = {}
+
+    def miss(self, event):
+        """Deal with an event for a channel that is not there."""
+        raise NotImplementedError
+
+    def dispatch(self, events):
+        """Run the callbacks that events are for. Returns whether the last was kept for a batch instead."""
+        cdef bint is_kept = False
+        for event in events:
+            is_kept = self._dispatch(event)
+        return is_kept
+
+    def dispatch_at_hand(self):
+        """Run the callback that the event at hand is for. Returns whether there was one."""
+        event = None if self.at_hand is None else self.at_hand()
+        if event is None:
+            return False
+        self._dispatch(event)
+        return True
+
+    cdef bint _dispatch(self, event) except -1:
+        channel = self.channels.get(event.channel)
+        if channel is None:
+            self.miss(event)
+            return False
+        return (<BaseChannel?> channel)._dispatch(event)
