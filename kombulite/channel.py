@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kombulite import exceptions
-from kombulite._core import Delivery, MessageMaker, Properties, copy_tree
+from kombulite._core import Delivery, MessageMaker, make_properties
 from kombulite.batching import GATHERED, Gathering
 from kombulite.message import Message
 from kombulite.recovery import Binding
@@ -33,21 +33,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Properties that ``publish`` takes as keywords beside its own arguments.
-KEYWORD_PROPERTIES = frozenset(
-    [
-        "delivery_mode",
-        "correlation_id",
-        "reply_to",
-        "expiration",
-        "message_id",
-        "timestamp",
-        "type",
-        "user_id",
-        "app_id",
-        "cluster_id",
-    ]
-)
 ACK = Outcome.ACK  # as a global: looking the member up costs as much as the call
 LONGEST_SHORT_STRING = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
 BASIC_PUBLISH = (60, 40)  # AMQP's class and method id
@@ -281,9 +266,8 @@ class Channel:
             body = body.encode(content_encoding or "utf-8")
         elif not isinstance(body, bytes):
             raise exceptions.EncodeError(f"a body is text or bytes, not {type(body).__name__}")
-        return Delivery(
-            "", "", make_properties(content_type, content_encoding, headers, priority, properties or {}), body
-        )
+        made = make_properties(content_type, content_encoding, headers, None, priority, properties or {})
+        return Delivery("", "", made, body)
 
     def basic_publish(
         self,
@@ -671,25 +655,3 @@ def check_short(text: str, what: str) -> None:
         size = len(text.encode("utf-8", "surrogatepass"))
         if size > LONGEST_SHORT_STRING:
             raise exceptions.PreconditionFailed(f"a {what} has at most {LONGEST_SHORT_STRING} bytes, not {size}")
-
-
-def make_properties(
-    content_type: str | None,
-    content_encoding: str | None,
-    headers: Mapping[str, Any] | None,
-    priority: int | None,
-    properties: Mapping[str, Any],
-) -> Properties:
-    """The properties of a message to publish; what AMQP does not know goes to ``extra``."""
-    extra: dict[str, Any] | None = None
-    if not KEYWORD_PROPERTIES.issuperset(properties):
-        extra = {name: value for name, value in properties.items() if name not in KEYWORD_PROPERTIES}
-        properties = {name: value for name, value in properties.items() if name in KEYWORD_PROPERTIES}
-    return Properties(
-        content_type=content_type,
-        content_encoding=content_encoding,
-        headers=copy_tree(headers if type(headers) is dict else dict(headers)) if headers else None,
-        priority=priority,
-        extra=extra,
-        **properties,
-    )

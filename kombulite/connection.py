@@ -14,13 +14,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kombulite import exceptions
-from kombulite._core import Tally
+from kombulite._core import Tally, declaration_key
 from kombulite.abstract import maybe_channel
 from kombulite.address import Address
 from kombulite.batching import Gathering
 from kombulite.channel import Channel
 from kombulite.counters import Counters
-from kombulite.entity import declaration_key
 from kombulite.messaging import Consumer, Producer
 from kombulite.recovery import Lifecycle, State, Topology, restore_topology
 from kombulite.retry import Attempts, RetryPolicy

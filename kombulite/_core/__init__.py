@@ -22,8 +22,8 @@ from kombulite._core.frames import (
     MethodReceived,
     ReturnReceived,
 )
-from kombulite._core.message import NOT_DECODED, Delivery, MessageMaker, Properties, Received, Tally, copy_tree, freeze
-from kombulite._core.outgoing import PlainMessages
+from kombulite._core.message import NOT_DECODED, Delivery, MessageMaker, Properties, Received, Tally, declaration_key
+from kombulite._core.outgoing import KEYWORD_PROPERTIES, PlainMessages, make_properties
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota, Settled
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
@@ -32,6 +32,7 @@ from kombulite._core.serialization import JSON, InvalidValue, UnknownType
 __all__ = [
     "HEARTBEAT_FRAME",
     "JSON",
+    "KEYWORD_PROPERTIES",
     "NOT_DECODED",
     "Binding",
     "Claimant",
@@ -64,9 +65,9 @@ __all__ = [
     "UnexpectedFrame",
     "UnknownExchange",
     "UnknownType",
-    "copy_tree",
+    "declaration_key",
     "decode_envelope",
     "decode_table",
     "encode_table",
-    "freeze",
+    "make_properties",
 ]

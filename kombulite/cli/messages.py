@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from kombulite import Connection, Queue
-from kombulite.channel import KEYWORD_PROPERTIES
+from kombulite._core import KEYWORD_PROPERTIES
 from kombulite.cli.display import printable
 from kombulite.cli.options import BROKEN_PIPE, FAILED, INTERRUPTED, broker_options, connected, finite, pairs
 from kombulite.message import Message

@@ -1,3 +1,6 @@
+cdef object copied(object value)
+
+
 cdef class Properties:
     cdef readonly object content_type
     cdef readonly object content_encoding
