@@ -22,6 +22,7 @@ SCENARIOS = [
 
 #: What Celery cannot do there, and what genuine kombu cannot.
 LACKS = {
+    "memory-kombu": {"topic_exchange"},  # `#` stands for no word too, but not there
     "redis-kombu": {"topic_exchange", "broadcast"},  # neither `#` for no word, nor fanout with a key
     "rpc": {"results_are_forgotten", "terminate"},  # a state can be seen once only
     "solo": {"terminate", "time_limits", "worker_lost"},
