@@ -10,10 +10,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kombulite import exceptions
-from kombulite._core import BaseChannel, BaseSubscription, Delivery, Tally
+from kombulite._core import BaseChannel, BaseSubscription, Delivery, Tally, make_properties
 from kombulite.batching import Gathering
 from kombulite.message import Message
-from kombulite.properties import check_short, make_properties
 from kombulite.recovery import Binding
 from kombulite.transport.base import (
     Cancelled,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LONGEST_SHORT_STRING = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
 ACK = Outcome.ACK  # as a global: looking the member up costs as much as the call
 BASIC_PUBLISH = (60, 40)  # AMQP's class and method id
 
@@ -263,9 +263,8 @@ class Channel(BaseChannel):
             body = body.encode(content_encoding or "utf-8")
         elif not isinstance(body, bytes):
             raise exceptions.EncodeError(f"a body is text or bytes, not {type(body).__name__}")
-        return Delivery(
-            "", "", make_properties(content_type, content_encoding, headers, priority, properties or {}), body
-        )
+        made = make_properties(content_type, content_encoding, headers, None, priority, properties or {})
+        return Delivery("", "", made, body)
 
     def basic_publish(
         self,
@@ -619,3 +618,15 @@ class Channel(BaseChannel):
             self.release()
         else:
             self.discard()
+
+
+# Names of at most this many characters need no look at their length in UTF-8.
+SURELY_SHORT = LONGEST_SHORT_STRING // 4
+
+
+def check_short(text: str, what: str) -> None:
+    """AMQP sends names and keys as short strings; no transport takes longer ones."""
+    if len(text) > SURELY_SHORT:
+        size = len(text.encode("utf-8", "surrogatepass"))
+        if size > LONGEST_SHORT_STRING:
+            raise exceptions.PreconditionFailed(f"a {what} has at most {LONGEST_SHORT_STRING} bytes, not {size}")

@@ -12,12 +12,11 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kombulite import exceptions
-from kombulite._core import Tally
+from kombulite._core import Tally, declaration_key
 from kombulite.abstract import maybe_channel
 from kombulite.address import Address
 from kombulite.channel import Channel
 from kombulite.counters import Counters
-from kombulite.entity import declaration_key
 from kombulite.inbox import Inbox
 from kombulite.messaging import Consumer, Producer
 from kombulite.process import add_hook, enrol, remove_hook, watch_connections

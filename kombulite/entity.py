@@ -6,11 +6,9 @@ Longer than other modules for the many attributes and verbs that kombu's users e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kombulite._core import freeze
+from kombulite._core import declaration_key
 from kombulite.abstract import MaybeChannelBound, Object
 from kombulite.serialization import prepare_accept_content
 
@@ -553,16 +551,6 @@ class Queue(MaybeChannelBound):
         return self._repr_entity(f"Queue {self.name} -> {self.exchange!r} -> {self.routing_key}")
 
 
-def declaration_key(entity: Any) -> Any:
-    """What tells one declaration from another: all of an entity's settings, its exchange's and bindings' too."""
-    return freeze(_settings_of(entity.__class__)(entity), _freeze_object)
-
-
-@cache
-def _settings_of(kind: type[Object]) -> Callable[[Any], tuple[Any, ...]]:
-    """What reads all settings of such entities at once, and the name of their class."""
-    return attrgetter("__class__.__name__", *[name for name, _ in kind.attrs])
-
-
-def _freeze_object(value: Any) -> Any:
-    return declaration_key(value) if isinstance(value, Object) else value
+def is_declared(entity: Any, declared: set[Any]) -> bool:
+    """Whether an entity, as it is now, is among the declarations that a connection remembers."""
+    return entity.can_cache_declaration and declaration_key(entity) in declared

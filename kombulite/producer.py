@@ -9,12 +9,11 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from kombulite import exceptions, serialization
-from kombulite._core import Delivery, PlainMessages
-from kombulite.channel import Channel
+from kombulite._core import Delivery, PlainMessages, make_properties
+from kombulite.channel import SURELY_SHORT, Channel, check_short
 from kombulite.compression import compress
-from kombulite.entity import DELIVERY_MODES, PERSISTENT_DELIVERY_MODE, Exchange, Queue
+from kombulite.entity import DELIVERY_MODES, PERSISTENT_DELIVERY_MODE, Exchange, Queue, is_declared
 from kombulite.message import Message
-from kombulite.properties import SURELY_SHORT, check_short, make_properties
 from kombulite.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -30,24 +29,20 @@ encode = serialization.registry.encode
 
 
 class Batch:
-    """Messages that wait to be sent together. Made by ``Producer.batch()``."""
+    """Messages that wait to be sent together. Made by ``Producer.batch()``. ``is_full``: it is time to send."""
 
     def __init__(self, producer: Producer, max_size: int) -> None:
         if max_size < 1:
             raise ValueError(f"a batch holds one message or more, not {max_size}")
         self._producer = producer
         self._max_size = max_size
+        self.is_full = False
         self._waiting: list[tuple[Delivery, bool]] = []
         self._refused: list[tuple[int, Exception]] = []  # of those that were sent since the last report
         self._sent = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it is time to send."""
-        return len(self._waiting) >= self._max_size
 
     def add(self, delivery: Delivery, mandatory: bool) -> None:
         """Add a message.
@@ -61,6 +56,7 @@ class Batch:
         finally:
             if not self.is_full:
                 self._waiting.append((delivery, mandatory))
+                self.is_full = len(self._waiting) >= self._max_size
 
     def flush(self) -> None:
         """Send what waits. Raises BatchPublishError, which names the messages that were refused.
@@ -74,6 +70,7 @@ class Batch:
             self._refused += [(self._sent + i, error) for i, error in self._producer.send_many(alike, mandatory)]
             self._sent += len(alike)
             del self._waiting[: len(alike)]
+            self.is_full = len(self._waiting) >= self._max_size
         refused, total = self._refused, self._sent
         self._refused, self._sent = [], 0
         _raise_refused(refused, total)
@@ -125,9 +122,9 @@ def _milliseconds(seconds: Any) -> str:
     return str(milliseconds)
 
 
-def _as_they_travel(properties: Mapping[str, Any], delivery_mode: int, expiration: Any) -> dict[str, Any]:
-    """The properties that ``publish`` was given, with those that it has arguments for."""
-    sent = dict(properties, delivery_mode=delivery_mode)
+def _as_they_travel(properties: Mapping[str, Any], expiration: Any) -> dict[str, Any]:
+    """The properties that ``publish`` was given, as text where it takes something else."""
+    sent = dict(properties)
     if expiration is not None:
         sent["expiration"] = _milliseconds(expiration)
     if isinstance(sent.get("reply_to"), Queue):
@@ -292,20 +289,26 @@ class Producer:
         )
         if declare is not None:
             declare = tuple(declare)
-        arguments = delivery, mandatory, declare, timeout, confirm_timeout
         batch = self._batch
-        if not retry:
-            self._publish(*arguments)
-            if batch is not None and batch.is_full:
+        if batch is not None and not batch.is_full and self._ready_channel(declare) is not None:
+            batch.add(delivery, mandatory)  # nothing is asked of the broker: there is nothing to retry
+        elif retry:
+            self._insured(retry_policy, self._publish, delivery, mandatory, declare, timeout, confirm_timeout)
+        else:
+            self._publish(delivery, mandatory, declare, timeout, confirm_timeout)
+        if batch is not None and batch.is_full:
+            if retry:
+                self._insured(retry_policy, batch.flush)
+            else:
                 batch.flush()
-            return
+
+    def _insured(self, retry_policy: Mapping[str, Any] | None, fun: Callable[..., Any], *args: Any) -> None:
+        """Call, and call again as the policy says."""
         connection = self.connection
         if connection is None:
             raise exceptions.NotBoundError("the producer has no channel and no connection")
         policy = RetryPolicy(**retry_policy) if retry_policy else RetryPolicy()
-        connection.call_insured(self, policy, self._publish, *arguments)
-        if batch is not None and batch.is_full:
-            connection.call_insured(self, policy, batch.flush)
+        connection.call_insured(self, policy, fun, *args)
 
     def publish_many(
         self,
@@ -412,8 +415,7 @@ class Producer:
         properties: Mapping[str, Any],
     ) -> Delivery:
         """The message that the arguments of ``publish`` ask for."""
-        if exchange is None:
-            exchange = self.exchange
+        exchange = self.exchange if exchange is None else exchange
         if isinstance(exchange, str):
             name, mode = exchange, delivery_mode or self.exchange.delivery_mode
         else:
@@ -440,8 +442,9 @@ class Producer:
         if compression:
             headers = dict(headers or {})
             body, headers["compression"] = compress(body, compression)
-        properties = _as_they_travel(properties, mode, expiration)
-        own = make_properties(content_type, content_encoding, headers, priority, properties)
+        if expiration is not None or isinstance(properties.get("reply_to"), Queue):
+            properties = _as_they_travel(properties, expiration)
+        own = make_properties(content_type, content_encoding, headers, mode, priority, properties)
         return Delivery(name, routing_key, own, body)
 
     def _publish(
@@ -452,11 +455,10 @@ class Producer:
         timeout: float | None,
         confirm_timeout: float | None,
     ) -> None:
-        channel = self._channel
-        if channel is None or not channel.is_open:
-            channel = self.channel
-        if declare or self._declared is not channel.connection.declared_entities or self._exchange is not self.exchange:
+        channel = self._ready_channel(declare)
+        if channel is None:
             self._declare_all(declare)
+            channel = self.channel
         if self._batch is not None:
             self._batch.add(delivery, mandatory)
             return
@@ -480,6 +482,20 @@ class Producer:
         """Do not ask a channel again what it failed with: that is being told now."""
         if not channel.is_open and self.__connection__ is not None:
             self._channel = None
+
+    def _ready_channel(self, declare: Iterable[Any] | None) -> Channel | None:
+        """The channel, if it is open, and our exchange and all these entities were declared."""
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            return None
+        declared = channel.connection.declared_entities
+        if self._declared is not declared or self._exchange is not self.exchange:
+            return None
+        if declare:
+            for entity in declare:
+                if entity and not is_declared(entity, declared):
+                    return None
+        return channel
 
     def _declare_all(self, declare: Iterable[Any] | None) -> None:
         if self.auto_declare and self.exchange.name:

@@ -23,8 +23,8 @@ from kombulite._core.frames import (
     MethodReceived,
     ReturnReceived,
 )
-from kombulite._core.message import NOT_DECODED, Delivery, Properties, Received, Tally, copy_tree, freeze
-from kombulite._core.outgoing import PlainMessages
+from kombulite._core.message import NOT_DECODED, Delivery, Properties, Received, Tally, declaration_key
+from kombulite._core.outgoing import KEYWORD_PROPERTIES, PlainMessages, make_properties
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota, Settled, Tap
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
@@ -34,6 +34,7 @@ __all__ = [
     "GATHERED",
     "HEARTBEAT_FRAME",
     "JSON",
+    "KEYWORD_PROPERTIES",
     "NOT_DECODED",
     "BaseChannel",
     "BaseInbox",
@@ -69,9 +70,9 @@ __all__ = [
     "UnexpectedFrame",
     "UnknownExchange",
     "UnknownType",
-    "copy_tree",
+    "declaration_key",
     "decode_envelope",
     "decode_table",
     "encode_table",
-    "freeze",
+    "make_properties",
 ]

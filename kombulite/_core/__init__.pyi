@@ -7,8 +7,7 @@ NOT_DECODED: object
 
 # --- message
 
-def copy_tree(value: Any) -> Any: ...
-def freeze(value: Any, unknown: Callable[[Any], Any]) -> Any: ...
+def declaration_key(entity: Any) -> Hashable: ...
 
 @final
 class Properties:
@@ -232,6 +231,17 @@ class Codecs:
     ) -> Any: ...
 
 # --- outgoing
+
+KEYWORD_PROPERTIES: frozenset[str]
+
+def make_properties(
+    content_type: str | None,
+    content_encoding: str | None,
+    headers: Mapping[str, Any] | None,
+    delivery_mode: int | None,
+    priority: int | None,
+    properties: Mapping[str, Any],
+) -> Properties: ...
 
 @final
 class PlainMessages:

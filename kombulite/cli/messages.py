@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from kombulite import Connection, Queue
+from kombulite._core import KEYWORD_PROPERTIES
 from kombulite.cli.display import printable
 from kombulite.cli.options import BROKEN_PIPE, FAILED, INTERRUPTED, broker_options, connected, finite, pairs
 from kombulite.message import Message
-from kombulite.properties import KEYWORD_PROPERTIES
 
 SETTLING_TIME = 0.3  # seconds in which a broker says that nobody wanted a message
 PREFETCH = 100

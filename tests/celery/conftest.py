@@ -11,7 +11,13 @@ import pytest
 from tests.celery.fleet import Fleet
 
 #: broker -> result backend; ``redis_url`` stands for that fixture's.
-BROKERS = {"redis": "redis_url", "amqp": "redis_url", "amqp-rpc": "rpc://"}
+BROKERS = {
+    "memory": "cache+memory://",
+    "redis": "redis_url",
+    "redis-rpc": "rpc://",
+    "amqp": "redis_url",
+    "amqp-rpc": "rpc://",
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +29,8 @@ def make_fleet(
 
     def make(kind: str, broker: str | None = None, queues: str = "classic") -> Fleet:
         notes = request.getfixturevalue("redis_url")
-        url = broker or request.getfixturevalue(f"{kind.partition('-')[0]}_url")
+        server = kind.partition("-")[0]
+        url = broker or ("memory://" if server == "memory" else request.getfixturevalue(f"{server}_url"))
         backend = BROKERS[kind]
         folder: Path = tmp_path_factory.mktemp("fleet")
         fleets.append(Fleet(folder, url, notes if backend == "redis_url" else backend, notes, queues))

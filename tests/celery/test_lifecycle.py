@@ -98,11 +98,14 @@ def test_killed_worker_leaves_all_to_others(fleet, library):
 @BOTH_LIBRARIES
 @BOTH_BROKERS
 def test_hangup_starts_the_worker_anew(fleet, library):
-    worker = fleet.worker(library)
     if library == "kombu":
         pytest.skip("`python -m celery` cannot do that")
+    worker = fleet.worker(library)
+    fleet.run(library, SEND.format(count=12, seconds=0.4))
+    fleet.wait_for_log(worker, "received", 2)
     worker.signal(signal.SIGHUP)
     fleet.wait_for_log(worker, " ready.", 2)
+    assert int(fleet.run(library, COLLECT.format(count=12))) == 0  # none was begun twice
     assert "shop.add" in fleet.run(library, "from shop import app; print(app.control.inspect(timeout=2).registered())")
 
 

@@ -11,7 +11,7 @@ OTHER = dict(zip(LIBRARIES, reversed(LIBRARIES)))
 
 #: Those of `make test`; the others are soaked.
 SHORT = ["delay_and_errors", "serializers_compression_headers", "events", "priorities", "chords"]
-LONG = ["many", "countdown_and_eta", "routes", "retries_with_backoff", "groups_chains_chords", "revoke"]
+LONG = ["many", "countdown_and_eta", "routes", "retries_with_backoff", "groups_and_chains", "revoke"]
 
 
 @pytest.mark.parametrize(

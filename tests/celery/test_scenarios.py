@@ -1,4 +1,7 @@
-"""A worker and a producer of Celery, both on the same library: what Celery promises, on each broker and pool."""
+"""A worker and a producer of Celery, both on the same library: what Celery promises, on each broker and pool.
+
+With the broker in memory the two are threads of one process.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +22,16 @@ SCENARIOS = [
 
 #: What Celery cannot do there, and what genuine kombu cannot.
 LACKS = {
+    "memory-kombu": {"topic_exchange"},  # `#` stands for no word too, but not there
     "redis-kombu": {"topic_exchange", "broadcast"},  # neither `#` for no word, nor fanout with a key
-    "amqp-rpc": {
-        "chords",
-        "results_are_forgotten",
-        "terminate",
-    },  # a state can be seen once only
+    "rpc": {"results_are_forgotten", "terminate"},  # a state can be seen once only
     "solo": {"terminate", "time_limits", "worker_lost"},
     "threads": {"terminate", "time_limits", "worker_lost"},
     "gevent": {"terminate", "time_limits", "worker_lost"},
     "eventlet": {"terminate", "time_limits", "worker_lost"},
 }
 #: Those of `make test`; the others are soaked.
-SHORT = {("redis", "prefork", "kombulite"), ("amqp", "prefork", "kombulite")}
+SHORT = {("memory", "solo", "kombulite"), ("redis", "prefork", "kombulite"), ("amqp", "prefork", "kombulite")}
 
 FLEETS = [
     pytest.param(
@@ -39,10 +39,11 @@ FLEETS = [
         id=f"{broker}-{pool}-{library}",
         marks=() if (broker, pool, library) in SHORT else pytest.mark.soak,
     )
-    for broker in ("redis", "amqp", "amqp-rpc")
+    for broker in ("memory", "redis", "redis-rpc", "amqp", "amqp-rpc")
     for pool in ("prefork", "solo", "threads", "gevent", "eventlet")
     for library in LIBRARIES
-    if (broker, pool) != ("redis", "eventlet")  # it takes select.poll away
+    if not (broker.startswith("redis") and pool == "eventlet")  # it takes select.poll away
+    if not (broker == "memory" and pool not in ("solo", "threads"))  # where all is in one process
 ]
 
 
@@ -52,7 +53,8 @@ def client(request: pytest.FixtureRequest, make_fleet: Callable[..., Fleet]) -> 
     if pool in ("gevent", "eventlet"):
         pytest.importorskip(pool)
     fleet = make_fleet(broker)
-    fleet.worker(library, pool, "-E")
+    if broker != "memory":
+        fleet.worker(library, pool, "-E")
     yield request.param, fleet.client(library, pool=pool), fleet
     fleet.close()
 
@@ -60,7 +62,8 @@ def client(request: pytest.FixtureRequest, make_fleet: Callable[..., Fleet]) -> 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_scenario(client, scenario):
     (broker, pool, library), producer, fleet = client
-    if any(scenario in LACKS.get(kind, ()) for kind in (broker, pool, f"{broker}-{library}")):
+    server, _, backend = broker.partition("-")
+    if any(scenario in LACKS.get(kind, ()) for kind in (backend, pool, f"{server}-{library}")):
         pytest.skip("not with Celery")
     trouble = producer.run(scenario)
     assert trouble is None, f"{trouble}\n{fleet.logs()}"

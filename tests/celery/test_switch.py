@@ -1,4 +1,4 @@
-"""The ways to have Celery run on kombulite, and Celery in one process with the embedded broker."""
+"""The ways to have Celery run on kombulite."""
 
 from __future__ import annotations
 
@@ -69,37 +69,3 @@ def test_application_module_switches_it_on(tmp_path):
     late = run("-m", "celery", "-A", "proj", "report", folder=tmp_path)  # genuine kombu is imported before
     assert late.returncode != 0
     assert "python -m kombulite celery" in late.stderr
-
-
-MEMORY = """
-from celery import Celery, chain, group
-from celery.contrib.testing.worker import start_worker
-app = Celery("inside", broker="memory://", backend="cache+memory://")
-
-@app.task
-def add(x, y):
-    return x + y
-
-@app.task(bind=True, max_retries=3)
-def flaky(self):
-    if self.request.retries < 2:
-        raise self.retry(countdown=0.05)
-    return self.request.retries
-
-with start_worker(app, pool={pool!r}, concurrency=1, perform_ping_check=False, shutdown_timeout=20):
-    assert add.delay(1, 2).get(timeout=20) == 3
-    assert add.apply_async((1, 2), countdown=0.2, compression="zlib").get(timeout=20) == 3
-    assert flaky.delay().get(timeout=20) == 2
-    assert group(add.s(i, i) for i in range(20))().get(timeout=20) == [2 * i for i in range(20)]
-    assert chain(add.s(1, 2), add.s(3))().get(timeout=20) == 6
-    assert len(app.control.inspect(timeout=20, limit=1).ping()) == 1
-print("done")
-"""
-
-
-@pytest.mark.parametrize("pool", ["solo", pytest.param("threads", marks=pytest.mark.soak)])
-@pytest.mark.parametrize("library", [pytest.param("kombu", marks=pytest.mark.soak), "kombulite"])
-def test_all_in_one_process(library, pool):
-    environment = {"KOMBULITE_AS_KOMBU": "1"} if library == "kombulite" else {}
-    result = run("-c", MEMORY.format(pool=pool), environment=environment)
-    assert result.stdout == "done\n", result.stderr

@@ -27,7 +27,7 @@ FLOORS = [
     {"exceptions", "utils", "log", "clocks", "matcher", "compression", "serialization", "abstract", "entity"},
     {"transport.base", "transport.store", "transport.virtual", "transport", "transport.native_delayed_delivery"},
     {"transport.memory", "transport.filesystem", "transport.amqp", "transport.redis"},
-    {"message", "properties", "recovery", "retry", "batching", "hooks", "channel", "poison", "inbox"},
+    {"message", "recovery", "retry", "batching", "hooks", "channel", "poison", "inbox"},
     {"consumer", "producer", "messaging"},
     {"resource", "simple", "address", "counters", "process", "connection"},
     {"pools", "common", "mixins", "pidbox", "compat", "asynchronous", "aliasing", "contrib"},

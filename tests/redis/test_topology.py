@@ -175,6 +175,23 @@ def test_queue_that_expires_is_kept_by_its_consumer(ours, client, name):
     assert client.llen(name) == 0
 
 
+def test_what_keeps_an_expiring_queue_keeps_its_connection(ours, client, name):
+    """Else each of Celery's workers, which have such queues, would open another every three seconds."""
+    connection = ours(client_name=name)
+
+    def clients():
+        return {each["id"] for each in client.client_list() if each["name"] == name}
+
+    def renewals():
+        return client.info("commandstats").get("cmdstat_pexpire", {"calls": 0})["calls"]
+
+    with Consumer(connection.channel(), Queue(name, expires=0.3)):
+        drain(connection, lambda: len(clients()) == 3, step=0.05)  # it publishes, it listens, it keeps
+        before, renewed = clients(), renewals()
+        drain(connection, lambda: renewals() >= renewed + 30, step=0.05)
+        assert clients() == before
+
+
 def test_bindings_of_expiring_queues_have_a_deadline(ours, client, name):
     Queue(name, Exchange(name), "k", expires=60)(ours().channel()).declare()
     assert client.zscore("_kombu.binding_deadlines", name) > time.time() * 1000 + 3_500_000

@@ -548,6 +548,20 @@ def test_declarations_are_remembered_until_reconnect():
             Queue(name)(connection).delete()
 
 
+@pytest.mark.parametrize("retry", [True, False])
+def test_what_is_declared_in_a_batch_is_declared_again_once_it_changed(retry):
+    with Connection("memory://") as connection:
+        queue = Queue("batched", Exchange("batched"), "a")
+        producer = Producer(connection)
+        with producer.batch():
+            for key in ("a", "a", "b", "b"):
+                queue.routing_key = key
+                producer.publish(key, exchange="batched", routing_key=key, declare=[queue, None], retry=retry)
+        bound = queue(connection)
+        assert [bound.get(no_ack=True).payload for _ in range(4)] == ["a", "a", "b", "b"]
+        bound.delete()
+
+
 def test_retry_sleeps_end_with_the_timeout(no_sleep):
     calls = []
 

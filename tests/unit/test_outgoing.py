@@ -1,4 +1,4 @@
-"""Plain messages: what a publisher gives, as a delivery."""
+"""What a publisher gives, as it travels: plain messages, and properties of one message alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kombulite._core import PlainMessages
+from kombulite._core import KEYWORD_PROPERTIES, PlainMessages, make_properties
 from kombulite.exceptions import EncodeError, SerializerNotInstalled
 from kombulite.serialization import SerializerRegistry, registry
 
@@ -56,3 +56,21 @@ def test_what_cannot_travel_is_an_encode_error(body: Any) -> None:
 def test_an_unknown_serializer(plain: PlainMessages) -> None:
     with pytest.raises(SerializerNotInstalled):
         plain.make("", "q", [1], "no such serializer", 2, 0)
+
+
+def test_every_property_that_has_a_name_is_taken_by_it() -> None:
+    given = {name: f"the {name}" for name in KEYWORD_PROPERTIES} | {"shape": "round", "headers": "no argument"}
+    made = make_properties("text/plain", "utf-8", None, 1, 5, given)
+    assert {name: getattr(made, name) for name in KEYWORD_PROPERTIES} == {n: given[n] for n in KEYWORD_PROPERTIES}
+    assert (made.content_type, made.content_encoding, made.priority) == ("text/plain", "utf-8", 5)
+    assert made.headers is None
+    assert made.extra == {"shape": "round", "headers": "no argument"}
+    alone = make_properties(None, None, {}, 1, 0, {})
+    assert (alone.delivery_mode, alone.headers, alone.extra) == (1, None, None)
+
+
+def test_headers_are_as_they_were_when_they_were_given() -> None:
+    headers: dict[str, Any] = {"list": [1, {"deep": 1}], "dict": {"a": 1}}
+    made = make_properties(None, None, headers, 2, 0, {})
+    headers["list"][1]["deep"] = headers["dict"]["a"] = headers["new"] = 2
+    assert made.headers == {"list": [1, {"deep": 1}], "dict": {"a": 1}}

@@ -1,5 +1,7 @@
 cimport cython
 
+cdef object copied(object value)
+
 
 cdef class Properties:
     cdef readonly object content_type

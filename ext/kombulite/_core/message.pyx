@@ -14,12 +14,8 @@ PROPERTY_NAMES = (
 )
 
 
-def copy_tree(value):
-    """A copy of nested dicts and lists, down to what is neither."""
-    return copied(value)
-
-
 cdef object copied(object value):
+    """A copy of nested dicts and lists, down to what is neither."""
     cdef dict items
     if type(value) is dict:
         items = (<dict> value).copy()
@@ -32,23 +28,31 @@ cdef object copied(object value):
     return value
 
 
-def freeze(value, unknown):
-    """A key that is equal for equal trees of dicts, lists, tuples and sets; ``unknown`` stands in for other objects.
+def declaration_key(entity):
+    """What tells one entity from another: its class's name and all the settings that its ``attrs`` name.
 
-    ``unknown(value)`` is called with each that is no text, number or None either.
+    Those of other entities among them count, and what dicts, lists, tuples and sets hold.
     """
-    return frozen(value, unknown)
+    return key_of(entity, entity.attrs)
 
 
-cdef object frozen(object value, object unknown):
+cdef tuple key_of(object entity, tuple attrs):
+    cdef list values = [type(entity).__name__]
+    for name, _ in attrs:
+        values.append(frozen(getattr(entity, name)))
+    return tuple(values)
+
+
+cdef object frozen(object value):
     cdef type kind = type(value)
     if value is None or kind is str or kind is bool or kind is int or kind is float:
         return value
     if isinstance(value, dict):
-        return tuple(sorted([(str(name), frozen(item, unknown)) for name, item in value.items()], key=repr))
+        return tuple(sorted([(str(name), frozen(item)) for name, item in value.items()], key=repr))
     if isinstance(value, (list, tuple, set)):
-        return tuple([frozen(item, unknown) for item in value])
-    return unknown(value)
+        return tuple([frozen(item) for item in value])
+    attrs = getattr(kind, "attrs", None)
+    return value if type(attrs) is not tuple else key_of(value, attrs)
 
 
 @cython.final
@@ -298,7 +302,7 @@ cdef class Received:
         """The headers, a dict of its own."""
         if self._headers is None:
             headers = None if self._delivery is None else self._delivery.properties.headers
-            self._headers = {} if headers is None else copy_tree(dict(headers))
+            self._headers = {} if headers is None else copied(dict(headers))
         return self._headers
 
     @headers.setter
@@ -319,7 +323,7 @@ cdef class Received:
                 self._properties = found.as_dict()
                 self._properties.pop("headers", None)
                 if found.from_header:
-                    self._properties["application_headers"] = copy_tree(dict(found.headers or {}))
+                    self._properties["application_headers"] = copied(dict(found.headers or {}))
                 else:
                     self._properties.pop("content_type", None)
                     self._properties.pop("content_encoding", None)

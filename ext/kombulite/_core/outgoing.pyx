@@ -3,7 +3,55 @@
 cimport cython
 
 from kombulite._core.codecs cimport Codecs
-from kombulite._core.message cimport Delivery, Properties
+from kombulite._core.message cimport Delivery, Properties, copied
+
+from kombulite._core.message import PROPERTY_NAMES
+
+
+#: Properties that a publisher gives by name, beside those that it has arguments for.
+KEYWORD_PROPERTIES = frozenset(PROPERTY_NAMES) - {"content_type", "content_encoding", "headers", "priority"}
+
+
+def make_properties(content_type, content_encoding, headers, delivery_mode, priority, properties):
+    """The properties of a message to publish, with a copy of its headers.
+
+    ``properties``: others by name, a delivery mode among them; what AMQP does not know goes to ``extra``.
+    """
+    cdef Properties made = Properties.__new__(Properties)
+    cdef dict extra = None
+    made.content_type = content_type
+    made.content_encoding = content_encoding
+    if headers:
+        made.headers = copied(headers if type(headers) is dict else dict(headers))
+    made.delivery_mode = delivery_mode
+    made.priority = priority
+    for name, value in properties.items():
+        if name == "correlation_id":
+            made.correlation_id = value
+        elif name == "reply_to":
+            made.reply_to = value
+        elif name == "expiration":
+            made.expiration = value
+        elif name == "delivery_mode":
+            made.delivery_mode = value
+        elif name == "message_id":
+            made.message_id = value
+        elif name == "timestamp":
+            made.timestamp = value
+        elif name == "type":
+            made.type = value
+        elif name == "user_id":
+            made.user_id = value
+        elif name == "app_id":
+            made.app_id = value
+        elif name == "cluster_id":
+            made.cluster_id = value
+        else:
+            if extra is None:
+                extra = {}
+            extra[name] = value
+    made.extra = extra
+    return made
 
 
 @cython.final

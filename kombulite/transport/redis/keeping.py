@@ -22,6 +22,8 @@ from kombulite.transport.redis.topology import LEAST_BINDING_LIFE, Topology
 
 #: Seconds until the next try when one failed.
 RETRY_INTERVAL = 1.0
+#: Where the next chore is due within so many seconds the connection waits for it: opening one costs more than a chore.
+LINGER = 15.0
 
 
 class Keeper:
@@ -39,12 +41,14 @@ class Keeper:
         self._channels = channels
         self._topology = topology
         self._stopped = Event()
+        self._links: list[Link] = []  # one, or none; the thread closes it when it ends
         first_renewal = monotonic() + options.visibility_timeout / 3
         self._due = {self._renew: first_renewal, self._refresh: 0.0, self._rebind: 0.0, self._restore: 0.0}
 
     def start(self) -> None:
         """Start the thread."""
-        Thread(target=_run, args=(WeakMethod(self._work), self._stopped), name="kombulite-redis", daemon=True).start()
+        arguments = WeakMethod(self._work), self._stopped, self._links
+        Thread(target=_run, args=arguments, name="kombulite-redis", daemon=True).start()
 
     def stop(self) -> None:
         """End the thread soon; it is not waited for."""
@@ -54,18 +58,19 @@ class Keeper:
         """Do what is due; returns the seconds until the next time."""
         due = [chore for chore, at in self._due.items() if at <= monotonic()]
         if due:
-            link = self._connector.open(lambda message: None)
-            try:
-                for chore in due:
-                    try:
-                        pause = chore(link)
-                    except ChannelError as error:  # the others shall be done all the same
-                        pause = RETRY_INTERVAL
-                        logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
-                    self._due[chore] = monotonic() + pause
-            finally:
-                link.drop()
-        return max(min(self._due.values()) - monotonic(), 0.0)
+            if not self._links:
+                self._links.append(self._connector.open(lambda message: None))
+            for chore in due:
+                try:
+                    pause = chore(self._links[0])
+                except ChannelError as error:  # the others shall be done all the same
+                    pause = RETRY_INTERVAL
+                    logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
+                self._due[chore] = monotonic() + pause
+        left = max(min(self._due.values()) - monotonic(), 0.0)
+        if left > LINGER:
+            _drop(self._links)
+        return left
 
     # Each returns the seconds until it is due again.
 
@@ -103,15 +108,22 @@ class Keeper:
         return None if routes.kind == "fanout" else routes.route(routing_key)
 
 
-def _run(work_of: Callable[[], Callable[[], float] | None], stopped: Event) -> None:
+def _run(work_of: Callable[[], Callable[[], float] | None], stopped: Event, links: list[Link]) -> None:
     pause = 0.0
     while not stopped.wait(pause):
         work = work_of()
         if work is None:
-            return
+            break
         try:
             pause = work()
         except Exception as error:  # whatever it is: a thread that ends loses leases
+            _drop(links)
             pause = RETRY_INTERVAL
             logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
         del work
+    _drop(links)
+
+
+def _drop(links: list[Link]) -> None:
+    while links:
+        links.pop().drop()
