@@ -73,9 +73,12 @@ cdef class PlainMessages:
     def make(self, exchange, routing_key, body, serializer, delivery_mode, priority):
         """A message with a body to encode. Raises EncodeError, SerializerNotInstalled."""
         cdef tuple encoded = self._codecs._encode(body, serializer)
-        return Delivery(
-            exchange, routing_key, self.properties(encoded[0], encoded[1], delivery_mode, priority), encoded[2]
-        )
+        cdef Delivery made = Delivery.__new__(Delivery)
+        made.exchange = exchange
+        made.routing_key = routing_key
+        made.properties = self.properties(encoded[0], encoded[1], delivery_mode, priority)
+        made.body = encoded[2]
+        return made
 
     cpdef Properties properties(self, content_type, content_encoding, delivery_mode, priority):
         """The properties that all such messages share."""
