@@ -60,6 +60,7 @@ setup(
                 "priority",
                 "queueing",
                 "reader",
+                "resp",
                 "routing",
                 "serialization",
             )

@@ -26,6 +26,7 @@ from kombulite._core.message import NOT_DECODED, Delivery, MessageMaker, Propert
 from kombulite._core.outgoing import PlainMessages
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota, Settled
+from kombulite._core.resp import ListPush, end_of_run
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
 from kombulite._core.serialization import JSON, InvalidValue, UnknownType
 
@@ -43,6 +44,7 @@ __all__ = [
     "FrameEncoder",
     "InvalidValue",
     "Ledger",
+    "ListPush",
     "MalformedEnvelope",
     "MalformedFrame",
     "MalformedValue",
@@ -68,5 +70,6 @@ __all__ = [
     "decode_envelope",
     "decode_table",
     "encode_table",
+    "end_of_run",
     "freeze",
 ]

@@ -100,7 +100,7 @@ class Transport(BaseTransport):
         tracked = False
         if link.protocol == 3:
             track = pack(("CLIENT", "TRACKING", "ON", "OPTIN"))
-            tracked = not isinstance(link.exchange(track, 1, timeout)[0], ReplyError)
+            tracked = not isinstance(link.exchange([track], 1, timeout)[0], ReplyError)
         try:
             seconds, microseconds = link.call("TIME", timeout=timeout)
             self._clock = int(seconds) + int(microseconds) / 1e6 - monotonic()

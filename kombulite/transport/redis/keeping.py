@@ -84,7 +84,7 @@ class Keeper:
         expiring = {queue: life for queue, life in lives.items() if life is not None}
         for queue, life in expiring.items():
             link.call_all(*(("PEXPIRE", key, life) for key in self._keys.lists(queue)))
-            link.exchange(pack(("PEXPIRE", self._keys.record(queue), life)), 1)  # the user may have no right to it
+            link.exchange([pack(("PEXPIRE", self._keys.record(queue), life))], 1)  # the user may have no right to it
         return min((life / 3000 for life in expiring.values()), default=self._options.restore_interval)
 
     def _rebind(self, link: Link) -> float:

@@ -11,7 +11,7 @@ import select
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from math import ceil
 from socket import AF_UNIX, IPPROTO_TCP, SHUT_RDWR
@@ -28,7 +28,7 @@ from kombulite.transport.redis.scripts import Script
 TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
 INCOMPLETE = object()
 RESP2_PUSHES = (b"message", b"pmessage", b"psubscribe", b"punsubscribe")
-READ_SIZE = 1 << 16  # bytes
+READ_SIZE = MOST_JOINED = 1 << 16  # bytes
 MOST_READS = 64  # in one look at what has arrived: a server may talk faster than we listen
 
 #: Replies to posted commands that may be outstanding before we stop to read them.
@@ -44,9 +44,22 @@ def pack(command: Command) -> bytes:
     return packed
 
 
-def pack_all(commands: Sequence[Command]) -> bytes:
-    """Several commands in a row."""
-    return b"".join([pack(command) for command in commands])
+def pack_all(commands: Iterable[Command]) -> list[bytes]:
+    """Several commands, each as it travels."""
+    return [pack(command) for command in commands]
+
+
+def gathered(commands: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces that are worth a call each: what is small is joined, what is large is not copied."""
+    waiting: list[bytes] = []
+    size = 0
+    for command in commands:
+        if waiting and size + len(command) > MOST_JOINED:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+        waiting.append(command)
+        size += len(command)
+    yield b"".join(waiting)
 
 
 class Link:
@@ -90,7 +103,7 @@ class Link:
 
     def ask(self, data: bytes, timeout: float | None = None) -> Any:
         """Send a packed command and return the reply."""
-        (reply,) = self.exchange(data, 1, timeout)
+        (reply,) = self._converse((data,), 1, timeout)
         if reply.__class__ is ReplyError:
             raise reply_error(str(reply))
         return reply
@@ -120,8 +133,7 @@ class Link:
     ) -> list[Any]:
         """Run a script and other commands after it; a server that does not know the script is taught it."""
         command = (len(keys), *keys, *arguments)
-        first = pack(("EVALSHA", script.sha, *command))
-        replies = self.exchange(first + pack_all(others), 1 + len(others))
+        replies = self.exchange(pack_all([("EVALSHA", script.sha, *command), *others]), 1 + len(others))
         if isinstance(replies[0], ReplyError) and str(replies[0]).startswith("NOSCRIPT"):
             replies = self.exchange(pack_all([("EVAL", script.source, *command), *others]), 1 + len(others))
         for reply in replies:
@@ -129,12 +141,23 @@ class Link:
                 raise reply_error(str(reply))
         return replies
 
-    def exchange(self, data: bytes, replies: int, timeout: float | None = None) -> list[Any]:
-        """Send packed commands and return their replies, error replies (hiredis.ReplyError) among them."""
+    def exchange(self, commands: Iterable[bytes], replies: int, timeout: float | None = None) -> list[Any]:
+        """Send packed commands and return their replies, error replies (hiredis.ReplyError) among them.
+
+        They are taken one by one: while the server works on the first, the next may still have to be made.
+        """
+        return self._converse(gathered(commands), replies, timeout)
+
+    def _converse(self, pieces: Iterable[bytes], replies: int, timeout: float | None) -> list[Any]:
         timeout = timeout or self._timeout
         self._check()  # before the lock: in a forked child somebody else may hold it
         with self.lock:
-            self._send(data, timeout)
+            try:
+                for data in pieces:
+                    self._send(data, timeout)
+            except BaseException:
+                self.drop()  # what was sent cannot be taken back
+                raise
             if self._is_corked:
                 self._cork(False)
             return self._read(replies, None if timeout is None else self.used_at + timeout)
@@ -280,7 +303,7 @@ class Link:
         gets, posted = self._reader.gets, self._posted
         try:
             while (reply := gets()) is not INCOMPLETE:
-                if reply.__class__ is PushNotification or self._is_resp2_push(reply):
+                if reply.__class__ is PushNotification or (self.protocol == 2 and _is_resp2_push(reply)):
                     self._on_push(reply)
                 elif posted:
                     posted.popleft()(reply)
@@ -292,10 +315,6 @@ class Link:
                     raise exceptions.RecoverableConnectionError(f"an answer to no question: {reply!r:.80}")
         except ProtocolError as error:
             raise exceptions.RecoverableConnectionError(f"the server does not speak RESP: {error}") from error
-
-    def _is_resp2_push(self, reply: Any) -> bool:
-        """RESP2 has no pushes: what a subscriber gets are arrays like others."""
-        return self.protocol == 2 and isinstance(reply, list) and bool(reply) and reply[0] in RESP2_PUSHES
 
     def _receive(self) -> bool:
         """Read more bytes if there are any; whether there may be still more."""
@@ -319,3 +338,8 @@ class Link:
                 self._sock.shutdown(SHUT_RDWR)
         self._sock.close()
         self._connection._sock = None
+
+
+def _is_resp2_push(reply: Any) -> bool:
+    """RESP2 has no pushes: what a subscriber gets are arrays like others."""
+    return isinstance(reply, list) and bool(reply) and reply[0] in RESP2_PUSHES

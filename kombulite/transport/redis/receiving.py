@@ -101,7 +101,7 @@ class Receiver:
         if self._listener is None:
             listener = self._open(self._on_push)
             if listener.protocol == 3:
-                reply = listener.exchange(pack(("CLIENT", "TRACKING", "ON")), 1)[0]
+                reply = listener.exchange([pack(("CLIENT", "TRACKING", "ON"))], 1)[0]
                 self._tells_of_lists = not isinstance(reply, ReplyError)
             self._awaited.register(listener, selectors.EVENT_READ)
             self._listener = listener
