@@ -26,7 +26,7 @@ from kombulite._core.message import NOT_DECODED, Delivery, MessageMaker, Propert
 from kombulite._core.outgoing import PlainMessages
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota, Settled
-from kombulite._core.resp import ListPush, end_of_run
+from kombulite._core.resp import ListPush, end_of_run, pack_command
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
 from kombulite._core.serialization import JSON, InvalidValue, UnknownType
 
@@ -72,4 +72,5 @@ __all__ = [
     "encode_table",
     "end_of_run",
     "freeze",
+    "pack_command",
 ]

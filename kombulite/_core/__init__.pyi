@@ -232,19 +232,14 @@ class TagSequence:
 
 # --- Redis commands
 
+def pack_command(words: Iterable[Any]) -> bytes: ...
 def end_of_run(deliveries: Sequence[Delivery], start: int, most: int) -> int: ...
 
 @final
 class ListPush:
     def __init__(self, key: str) -> None: ...
     def pack(
-        self,
-        template: EnvelopeTemplate,
-        tags: TagSequence,
-        deliveries: Sequence[Delivery],
-        start: int,
-        stop: int,
-        stamp: bytes = b"",
+        self, template: EnvelopeTemplate, tags: TagSequence, deliveries: Sequence[Delivery], stamp: bytes = b""
     ) -> bytes: ...
 
 # --- priority

@@ -103,7 +103,7 @@ cdef class EnvelopeTemplate:
             return self._json.dump_bytes(body)
         if PyBytes_CheckExact(body):
             return <bytes> body
-        return body.encode("utf-8") if isinstance(body, str) else bytes(memoryview(body))
+        return (<str> body).encode("utf-8") if isinstance(body, str) else bytes(memoryview(body))
 
     cdef Py_ssize_t opening_size(self, bytes payload) except -1:
         """Bytes that ``put_opening`` writes."""

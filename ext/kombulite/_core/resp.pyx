@@ -1,13 +1,45 @@
-"""Redis commands around envelopes, as they travel (RESP: an array of bulk strings).
+"""Redis commands as they travel (RESP: an array of bulk strings).
 
 An envelope is written where it is sent from, inside the command: a body is passed over once, when it becomes base64.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
 from kombulite._core.envelope cimport TAG_SIZE, EnvelopeTemplate, TagRange, TagSequence, put_bytes, put_tag
 from kombulite._core.message cimport Delivery
+
+
+def pack_command(words):
+    """A command: its words are bytes, text or numbers.
+
+    hiredis has such a function, which uses printf: 4,960 instructions for three words, 2,080 here.
+    """
+    cdef list encoded = [as_bytes(each) for each in words]
+    cdef Py_ssize_t count = len(encoded)
+    cdef Py_ssize_t size = count_size(count)
+    cdef bytes command, word
+    cdef char* at
+    for word in encoded:
+        size += count_size(PyBytes_GET_SIZE(word)) + PyBytes_GET_SIZE(word) + 2
+    command = PyBytes_FromStringAndSize(NULL, size)
+    at = put_count(PyBytes_AS_STRING(command), b"*", count)
+    for word in encoded:
+        at = put_bytes(put_count(at, b"$", PyBytes_GET_SIZE(word)), word)
+        at[0] = b"\r"
+        at[1] = b"\n"
+        at += 2
+    return command
+
+
+cdef bytes as_bytes(object word):
+    if PyBytes_CheckExact(word):
+        return <bytes> word
+    if isinstance(word, str):
+        return (<str> word).encode("utf-8")
+    if isinstance(word, (int, float)):
+        return repr(word).encode("ascii")
+    return bytes(memoryview(word))
 
 
 # Bytes that an envelope adds to a small body, or so.
@@ -15,6 +47,7 @@ cdef enum:
     ENVELOPE = 350
 
 
+@cython.boundscheck(True)
 def end_of_run(deliveries, Py_ssize_t start, Py_ssize_t most):
     """Where the run ends that begins at ``start``: of messages that go the same way, in the same envelope.
 
@@ -42,17 +75,15 @@ cdef class ListPush:
     cdef bytes _words
 
     def __init__(self, str key not None):
-        name = key.encode("utf-8")
-        self._words = b"$5\r\nLPUSH\r\n$%d\r\n%b\r\n" % (len(name), name)
+        self._words = pack_command(("LPUSH", key))[4:]  # without the count of words
 
-    def pack(self, EnvelopeTemplate template not None, TagSequence tags not None, deliveries, Py_ssize_t start,
-             Py_ssize_t stop, bytes stamp not None=b""):
-        """The command (bytes) for ``deliveries[start:stop]``, each in an envelope under a tag of its own.
+    def pack(self, EnvelopeTemplate template not None, TagSequence tags not None, deliveries, bytes stamp not None=b""):
+        """The command (bytes) for one or more messages, each in an envelope under a tag of its own.
 
         ``stamp``: as for ``EnvelopeTemplate.encode``.
         """
-        cdef list payloads = [template.payload((<Delivery?> deliveries[place]).body) for place in range(start, stop)]
-        cdef Py_ssize_t words = 2 + stop - start
+        cdef list payloads = [template.payload((<Delivery?> each).body) for each in deliveries]
+        cdef Py_ssize_t words = 2 + len(payloads)
         cdef Py_ssize_t ending = TAG_SIZE + 4 + PyBytes_GET_SIZE(stamp)  # the quotes of the tag, two braces
         cdef Py_ssize_t size = count_size(words) + PyBytes_GET_SIZE(self._words)
         cdef Py_ssize_t envelope
@@ -62,7 +93,7 @@ cdef class ListPush:
         for payload in payloads:
             envelope = template.opening_size(payload) + ending
             size += count_size(envelope) + envelope + 2
-        tags.take(&range_, stop - start)
+        tags.take(&range_, len(payloads))
         command = PyBytes_FromStringAndSize(NULL, size)
         at = put_bytes(put_count(PyBytes_AS_STRING(command), b"*", words), self._words)
         for payload in payloads:

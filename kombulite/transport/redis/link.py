@@ -19,9 +19,10 @@ from threading import RLock
 from time import monotonic
 from typing import Any
 
-from hiredis import ProtocolError, PushNotification, Reader, ReplyError, pack_command
+from hiredis import ProtocolError, PushNotification, Reader, ReplyError
 
 from kombulite import exceptions
+from kombulite._core import pack_command
 from kombulite.transport.redis.errors import reply_error
 from kombulite.transport.redis.scripts import Script
 
@@ -38,15 +39,9 @@ Command = Sequence[Any]
 OnReply = Callable[[Any], None]
 
 
-def pack(command: Command) -> bytes:
-    """A command as it travels (RESP: an array of bulk strings)."""
-    packed: bytes = pack_command(tuple(command))
-    return packed
-
-
 def pack_all(commands: Iterable[Command]) -> list[bytes]:
     """Several commands, each as it travels."""
-    return [pack(command) for command in commands]
+    return [pack_command(command) for command in commands]
 
 
 def gathered(commands: Iterable[bytes]) -> Iterator[bytes]:
@@ -99,7 +94,7 @@ class Link:
 
     def call(self, *command: Any, timeout: float | None = None) -> Any:
         """Send a command and return the reply."""
-        return self.ask(pack(command), timeout)
+        return self.ask(pack_command(command), timeout)
 
     def ask(self, data: bytes, timeout: float | None = None) -> Any:
         """Send a packed command and return the reply."""
@@ -188,7 +183,7 @@ class Link:
         ``teach``: send the script, not its digest; after the reply to that was NOSCRIPT.
         """
         head = ("EVAL", script.source) if teach else ("EVALSHA", script.sha)
-        self.post(pack((*head, len(keys), *keys, *arguments)), 1, on_reply)
+        self.post(pack_command((*head, len(keys), *keys, *arguments)), 1, on_reply)
 
     def send(self, data: bytes) -> None:
         """Send packed commands that are answered by pushes, such as PSUBSCRIBE."""
@@ -257,7 +252,6 @@ class Link:
         poller.poll(None if left is None else ceil(left * 1000))
 
     def _send(self, data: bytes, timeout: float | None) -> None:
-        self._check()
         self.used_at = monotonic()
         deadline = None if timeout is None else self.used_at + timeout
         try:
@@ -288,12 +282,11 @@ class Link:
         """The next replies; those to posted commands come before and go where they belong."""
         replies: list[Any] = []
         try:
-            while True:
-                self._take(count, replies)
-                if len(replies) >= count and not (posted and self._posted):
-                    return replies
+            while len(replies) < count or (posted and self._posted):
                 self._wait(self._readable, deadline)
                 self._receive()
+                self._take(count, replies)
+            return replies
         except BaseException:
             self.drop()
             raise

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from hiredis import ReplyError
 
 from kombulite import exceptions
-from kombulite._core import Delivery, EnvelopeTemplate, ListPush, Properties, TagSequence, end_of_run
+from kombulite._core import Delivery, EnvelopeTemplate, ListPush, Properties, TagSequence, end_of_run, pack_command
 from kombulite.transport.redis.errors import reply_error
 from kombulite.transport.redis.keys import Keys
-from kombulite.transport.redis.link import Link, pack
+from kombulite.transport.redis.link import Link
 from kombulite.transport.redis.options import Limits, Options
 from kombulite.transport.redis.routes import Router, Routes
 from kombulite.utils.json import codec
@@ -27,7 +27,7 @@ MOST_TOGETHER = 1 << 16
 #: lives. Consumers of ours look at it; kombu's carry it along.
 PUBLISHED_AT = "published_at"
 
-MULTI, EXEC = pack(("MULTI",)), pack(("EXEC",))
+MULTI, EXEC = pack_command(("MULTI",)), pack_command(("EXEC",))
 
 
 class Place:
@@ -62,7 +62,9 @@ class Place:
         self.envelope: tuple[Properties | None, EnvelopeTemplate | None] = None, None
         self.pushes = tuple(ListPush(keys.list_for(queue, priority)) for queue in queues)
         expiring = [(queue, limits[queue].expires) for queue in queues if queue in limits and limits[queue].expires]
-        self.trailer = [pack(("PEXPIRE", key, expires)) for queue, expires in expiring for key in keys.lists(queue)]
+        self.trailer = [
+            pack_command(("PEXPIRE", key, expires)) for queue, expires in expiring for key in keys.lists(queue)
+        ]
         self.single = self.pushes[0] if len(queues) == 1 and not self.trailer else None
         #: Whether one of the queues says how long messages live.
         self.expire_with_queue = any(limits[queue].message_ttl is not None for queue in queues if queue in limits)
@@ -119,7 +121,7 @@ class Publisher:
         template = self._template(place, delivery)
         if place.single is not None:
             stamp = self._stamp(place, delivery)
-            self._link.ask(place.single.pack(template, self._tags, (delivery,), 0, 1, stamp), timeout)
+            self._link.ask(place.single.pack(template, self._tags, (delivery,), stamp), timeout)
             reached = 1
         else:
             reached = self._publish_to(place, place.queues, template, delivery, timeout)
@@ -130,7 +132,7 @@ class Publisher:
     def _publish_to(
         self, place: Place, queues: Sequence[str], template: EnvelopeTemplate, delivery: Delivery, timeout: float | None
     ) -> int:
-        commands = self._commands(place, queues, template, (delivery,), 0, 1)
+        commands = self._commands(place, queues, template, (delivery,))
         replies = self._link.exchange(commands, len(commands), timeout) if commands else [0]
         failure = _failure(replies)
         if failure is not None:
@@ -138,22 +140,16 @@ class Publisher:
         return int(replies[0]) if place.topics else len(queues)
 
     def _commands(
-        self,
-        place: Place,
-        queues: Sequence[str],
-        template: EnvelopeTemplate,
-        deliveries: Sequence[Delivery],
-        start: int,
-        stop: int,
+        self, place: Place, queues: Sequence[str], template: EnvelopeTemplate, deliveries: Sequence[Delivery]
     ) -> list[bytes]:
         """What brings messages that go the same way to some of the queues, or to the topics, of their place."""
-        tags, stamp = self._tags, self._stamp(place, deliveries[start])
+        tags, stamp = self._tags, self._stamp(place, deliveries[0])
         if place.topics:
-            envelopes = [template.encode(each.body, tags.next(), stamp) for each in deliveries[start:stop]]
-            return [pack(("PUBLISH", topic, envelope)) for envelope in envelopes for topic in place.topics]
+            envelopes = [template.encode(each.body, tags.next(), stamp) for each in deliveries]
+            return [pack_command(("PUBLISH", topic, envelope)) for envelope in envelopes for topic in place.topics]
         # Each copy has its own tag: kombu notes under it who has the copy.
         pushes = [
-            push.pack(template, tags, deliveries, start, stop, stamp)
+            push.pack(template, tags, deliveries, stamp)
             for queue, push in zip(place.queues, place.pushes, strict=True)
             if queue in queues
         ]
@@ -235,12 +231,13 @@ class Publisher:
             where = first.exchange, first.routing_key, first.properties.priority
             try:
                 if where != previous:
-                    previous, place = None, self._place(first)
-                    previous = where
+                    place = self._place(first)
                 template = self._template(place, first)
             except exceptions.ChannelError as error:
+                previous = None
                 refused += [(index, error) for index in range(start, stop)]
             else:
+                previous = where
                 runs.append(Run(start, stop, place, template))
                 if not place.queues and not place.topics:
                     unroutable += range(start, stop)
@@ -270,7 +267,7 @@ class Publisher:
 
     def _packed(self, deliveries: Sequence[Delivery], runs: Sequence[Run]) -> Iterator[bytes]:
         for start, stop, place, template in runs:
-            yield from self._commands(place, place.queues, template, deliveries, start, stop)
+            yield from self._commands(place, place.queues, template, deliveries[start:stop])
 
 
 def _failure(replies: Sequence[Any]) -> ReplyError | None:

@@ -13,11 +13,12 @@ from typing import Any
 from hiredis import ReplyError
 
 from kombulite import exceptions
+from kombulite._core import pack_command
 from kombulite.transport.base import ExchangeSpec, QueueInfo, QueueSpec
 from kombulite.transport.redis.errors import reply_error
 from kombulite.transport.redis.keys import Keys, glob_escaped
 from kombulite.transport.redis.leases import logger
-from kombulite.transport.redis.link import Command, Link, pack, pack_all
+from kombulite.transport.redis.link import Command, Link, pack_all
 from kombulite.transport.redis.options import Limits
 from kombulite.transport.redis.routes import Router
 from kombulite.transport.redis.scripts import BIND_EXPIRING, DELETE_QUEUE
@@ -69,7 +70,7 @@ class Topology:
 
     def _note(self, command: Command) -> None:
         """Keep what we know beyond kombu, if the server lets us: it may be full, or the user's rights may end here."""
-        (reply,) = self._link.exchange([pack(command)], 1)
+        (reply,) = self._link.exchange([pack_command(command)], 1)
         if isinstance(reply, ReplyError):
             logger.debug("%s was not noted: %s", command[0], reply)
 
