@@ -1,7 +1,7 @@
 """One connection to a Redis server: commands out, replies and pushes in.
 
-redis-py opens it (TLS, authentication, RESP3, Sentinel); after that commands are packed and replies parsed (hiredis)
-straight on its socket.
+redis-py opens it (TLS, authentication, RESP3, Sentinel); after that commands are packed (by the core) and replies parsed
+(by hiredis) straight on its socket.
 """
 
 from __future__ import annotations
@@ -252,6 +252,8 @@ class Link:
         poller.poll(None if left is None else ceil(left * 1000))
 
     def _send(self, data: bytes, timeout: float | None) -> None:
+        if not self.is_open:
+            self._check()  # it was closed while we waited for the lock
         self.used_at = monotonic()
         deadline = None if timeout is None else self.used_at + timeout
         try:
