@@ -1,7 +1,7 @@
 """One connection to a Redis server: commands out, replies and pushes in.
 
-redis-py opens it (TLS, authentication, RESP3, Sentinel); after that commands are packed (by the core) and replies parsed
-(by hiredis) straight on its socket.
+redis-py opens it (TLS, authentication, RESP3, Sentinel); after that commands are packed by the core and replies parsed
+by hiredis, straight on its socket.
 """
 
 from __future__ import annotations
