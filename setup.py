@@ -61,6 +61,7 @@ setup(
                 "priority",
                 "queueing",
                 "reader",
+                "resp",
                 "routing",
                 "serialization",
             )

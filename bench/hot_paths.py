@@ -20,10 +20,13 @@ from kombulite._core import (
     EnvelopeTemplate,
     FrameDecoder,
     FrameEncoder,
+    ListPush,
     PriorityNaming,
     Properties,
     RoutingTable,
+    TagSequence,
     decode_envelope,
+    pack_command,
 )
 from kombulite.utils import json
 
@@ -62,6 +65,19 @@ def envelope_decode() -> Work:
     codec = JSON()
     data = EnvelopeTemplate(codec, *PLACE, PROPERTIES).encode(TEXT, "c0d567d2-d236-4ff5-8b58-81008c869594")
     return repeated(lambda: decode_envelope(codec, data))
+
+
+def redis_push() -> Work:
+    """From a message to the command that puts it into a list."""
+    push, template, tags = ListPush("orders"), EnvelopeTemplate(JSON(), *PLACE, PROPERTIES), TagSequence()
+    delivery = Delivery(*PLACE, PROPERTIES, TEXT.encode())
+    return repeated(lambda: push.pack(template, tags, (delivery,)))
+
+
+def redis_ack() -> Work:
+    """From a tag to the command that strikes a lease."""
+    tag = "kl3600.000-0f3d2b1c9a8e7d6c5b4a-10000000001"
+    return repeated(lambda: pack_command(("ZREM", "unacked_index", tag)))
 
 
 def frame_encode() -> Work:
@@ -154,6 +170,8 @@ PATHS: dict[str, Callable[[], Work]] = {
         loads,
         envelope_encode,
         envelope_decode,
+        redis_push,
+        redis_ack,
         frame_encode,
         frame_decode,
         route_direct,

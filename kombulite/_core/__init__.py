@@ -27,6 +27,7 @@ from kombulite._core.message import NOT_DECODED, Delivery, Properties, Received,
 from kombulite._core.outgoing import KEYWORD_PROPERTIES, PlainMessages, make_properties
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota, Settled, Tap
+from kombulite._core.resp import ListPush, end_of_run, pack_command
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
 from kombulite._core.serialization import JSON, InvalidValue, UnknownType
 
@@ -49,6 +50,7 @@ __all__ = [
     "FrameEncoder",
     "InvalidValue",
     "Ledger",
+    "ListPush",
     "MalformedEnvelope",
     "MalformedFrame",
     "MalformedValue",
@@ -74,5 +76,7 @@ __all__ = [
     "decode_envelope",
     "decode_table",
     "encode_table",
+    "end_of_run",
     "make_properties",
+    "pack_command",
 ]

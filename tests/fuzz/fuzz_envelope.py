@@ -1,4 +1,4 @@
-"""Fuzzing the envelope decoder: nothing but MalformedEnvelope may come out of it.
+"""Fuzzing the envelope decoder: nothing but MalformedEnvelope may come out of it, and bytes mean what text means.
 
 ``python -m tests.fuzz.fuzz_envelope [--seconds N] [--seed N]`` mutates known envelopes; with atheris installed,
 ``python -m tests.fuzz.fuzz_envelope --atheris [libFuzzer options]`` is guided by coverage.
@@ -15,11 +15,27 @@ codec = JSON()
 
 def fuzz_one(data: bytes) -> None:
     """Decode ``data``; raises whatever is a defect."""
+    delivery = decoded(data)
     try:
-        delivery = decode_envelope(codec, data)
-    except MalformedEnvelope:
+        text = data.decode()
+    except UnicodeDecodeError:
+        assert delivery is None
+        return
+    as_text = decoded(text)
+    if delivery is None or as_text is None:
+        assert delivery is as_text
         return
     check(delivery)
+    # In bytes the body is read where it stands.
+    assert (delivery.body, delivery.delivery_tag) == (as_text.body, as_text.delivery_tag)
+
+
+def decoded(data: bytes | str) -> Delivery | None:
+    """What is in an envelope; None for one that is refused."""
+    try:
+        return decode_envelope(codec, data)
+    except MalformedEnvelope:
+        return None
 
 
 def check(delivery: Delivery) -> None:

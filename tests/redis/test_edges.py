@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -143,6 +144,37 @@ def test_full_memory_refuses_a_batch_to_several_queues(server, client):
         assert [(index, type(error)) for index, error in caught.value.refused] == [
             (index, exceptions.MessageNacked) for index in range(3)
         ]
+
+
+def test_a_batch_names_those_that_were_refused_among_others(server, client, name):
+    client.set(f"{name}.wrong", "no list")
+    with Connection(server.url) as connection:
+        producer = Producer(connection.channel())
+        with pytest.raises(exceptions.BatchPublishError) as caught, producer.batch():
+            for i in range(6):
+                producer.publish(i, routing_key=name)
+                if i % 3 == 1:
+                    producer.publish(i, routing_key=f"{name}.wrong")
+        queue = Queue(name)(connection)
+        assert [queue.get(no_ack=True).payload for _ in range(6)] == list(range(6))
+    assert [index for index, _ in caught.value.refused] == [2, 6]
+
+
+def test_a_batch_of_large_messages_is_encoded_as_it_is_sent(server, client, name):
+    body = bytes(1 << 20)
+    with Connection(server.url) as connection:
+        exchange = Exchange(name)
+        for key in ("one", "two", "two"):
+            Queue(uuid(), [binding(exchange, key)])(connection).declare()
+        producer = Producer(connection.channel(), exchange)
+        producer.publish("first", routing_key="one")
+        tracemalloc.start()
+        with producer.batch():
+            for i in range(20):
+                producer.publish(body, routing_key=("one", "two")[i % 2], content_type="application/data")
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 5 * len(body)
 
 
 def test_user_without_rights_to_our_own_keys(server, client):

@@ -259,6 +259,31 @@ def test_nesting_near_the_limit_raises_nothing_else():
                     decode_envelope(codec, json.dumps(parts).replace('"HERE"', nested))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"body": "Zmlyc3Q=", "body": "bGFzdA=="}',
+        '{"body": "Zmlyc3Q=", "body": "bGFzdA\\u003d\\u003d"}',
+        '{"body": "Zmlyc3Q\\u003d", "body": "bGFzdA=="}',
+        '{"body":"bGFzdA==" }',
+        '{"b\\u006fdy": "bGFzdA=="}',
+        '{"body": "bGFzdA==", "huge": 1234567890123456789012}',
+    ],
+)
+def test_body_is_read_from_bytes_as_from_text(text):
+    rest = json.dumps(without(envelope(), "body"))
+    for whole in (text[:-1] + ", " + rest[1:], rest[:-1] + ", " + text[1:]):
+        assert decode_envelope(codec, whole.encode()).body == decode_envelope(codec, whole).body == b"last"
+        stored = whole.replace('"base64"', "null")
+        assert decode_envelope(codec, stored.encode()).body == decode_envelope(codec, stored).body == "bGFzdA=="
+
+
+def test_typed_value_in_the_place_of_an_envelope():
+    """It means what it stands for, in bytes as in text."""
+    text = json.dumps({"__type__": "dict", "__value__": [[name, value] for name, value in envelope().items()]})
+    assert decode_envelope(codec, text).body == decode_envelope(codec, text.encode()).body == b"body"
+
+
 def test_malformed_envelope_is_a_value_error():
     assert issubclass(MalformedEnvelope, ValueError)
 

@@ -6,18 +6,22 @@ holds the delivery tag, ``delivery_info`` (exchange and routing key) and, by def
 
 import os
 
-from binascii import b2a_base64
+from kombulite._core.reader import Irregular
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.string cimport memcpy
 
 from kombulite._core.buffer cimport Buffer, buffer_free, buffer_init, buffer_write
 from kombulite._core.message cimport Delivery, Properties
+from kombulite._core.reader cimport Span, read_object_but
 from kombulite._core.serialization cimport JSON, write_str
 
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+    object PyUnicode_DecodeASCII(const char* text, Py_ssize_t size, const char* errors)
+    const Py_ssize_t PY_SSIZE_T_MAX
 
 
 # Properties under their own name on both sides; what else stands beside them goes to `extra`.
@@ -45,10 +49,6 @@ cdef class EnvelopeTemplate:
 
     ``body_encoding``: ``"base64"``, or None to store the body as it is.
     """
-
-    cdef JSON _json
-    cdef bytes _middle
-    cdef bint _base64
 
     def __init__(self, JSON json not None, exchange, routing_key, Properties properties not None,
                  body_encoding="base64"):
@@ -86,26 +86,44 @@ cdef class EnvelopeTemplate:
         finally:
             buffer_free(&out)
 
-    def encode(self, body, delivery_tag):
-        """The envelope (bytes) around ``body`` (bytes or text) under ``delivery_tag`` (str)."""
-        cdef Buffer out
-        cdef bytes encoded
-        buffer_init(&out)
-        try:
-            buffer_write(&out, b'{"body": ', 9)
-            if self._base64:
-                encoded = b2a_base64(body.encode("utf-8") if isinstance(body, str) else body, newline=False)
-                buffer_write(&out, b'"', 1)
-                buffer_write(&out, <const char*> encoded, len(encoded))
-                buffer_write(&out, b'"', 1)
-            else:
-                self._json.write(&out, body)
-            buffer_write(&out, <const char*> self._middle, len(self._middle))
-            self._json.write(&out, delivery_tag)
-            buffer_write(&out, b"}}", 2)
-            return PyBytes_FromStringAndSize(out.data, out.size)
-        finally:
-            buffer_free(&out)
+    def encode(self, body, delivery_tag, bytes stamp not None=b""):
+        """The envelope (bytes) around ``body`` (bytes or text) under ``delivery_tag`` (str).
+
+        ``stamp``: further members of the properties as they are written, each with ``, `` before it.
+        """
+        cdef bytes payload = self.payload(body)
+        cdef bytes ending = b"%b%b}}" % (self._json.dump_bytes(delivery_tag), stamp)
+        cdef bytes envelope = PyBytes_FromStringAndSize(NULL, self.opening_size(payload) + PyBytes_GET_SIZE(ending))
+        put_bytes(self.put_opening(PyBytes_AS_STRING(envelope), payload), ending)
+        return envelope
+
+    cdef bytes payload(self, object body):
+        """What is written of a body: bytes that become base64, or JSON."""
+        if not self._base64:
+            return self._json.dump_bytes(body)
+        if PyBytes_CheckExact(body):
+            return <bytes> body
+        return (<str> body).encode("utf-8") if isinstance(body, str) else bytes(memoryview(body))
+
+    cdef Py_ssize_t opening_size(self, bytes payload) except -1:
+        """Bytes that ``put_opening`` writes."""
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(payload)
+        if size > PY_SSIZE_T_MAX // 4:
+            raise MemoryError("the encoded message is too large")
+        return 9 + (base64_size(size) + 2 if self._base64 else size) + PyBytes_GET_SIZE(self._middle)
+
+    cdef char* put_opening(self, char* at, bytes payload) noexcept:
+        """Write an envelope up to its delivery tag, the body straight into its place. Returns where that ends."""
+        memcpy(at, b'{"body": ', 9)
+        at += 9
+        if self._base64:
+            at[0] = b'"'
+            at = put_base64(at + 1, <const unsigned char*> PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+            at[0] = b'"'
+            at += 1
+        else:
+            at = put_bytes(at, payload)
+        return put_bytes(at, self._middle)
 
 
 def decode_envelope(JSON json not None, data):
@@ -117,8 +135,9 @@ def decode_envelope(JSON json not None, data):
     cdef Delivery delivery = Delivery.__new__(Delivery)
     cdef Properties found = Properties.__new__(Properties)
     cdef dict envelope, properties, info
+    cdef Span apart
     try:
-        envelope = as_dict(json.loads(data), "envelope")
+        envelope = read_envelope(json, data, &apart)
     except MalformedEnvelope:
         raise
     except (ValueError, RecursionError) as error:
@@ -134,7 +153,12 @@ def decode_envelope(JSON json not None, data):
     found.delivery_mode = properties.pop("delivery_mode", None)
     found.priority = properties.pop("priority", None)
     delivery_tag = as_str(properties.pop("delivery_tag", None), "delivery_tag")
-    body = decode_body(envelope.get("body"), properties.pop("body_encoding", None))
+    body_encoding = properties.pop("body_encoding", None)
+    if apart.start != NULL and body_encoding == "base64":
+        body = decode_base64(apart.start, apart.size)
+    else:
+        body = envelope.get("body") if apart.start == NULL else ascii_text(&apart)
+        body = decode_body(body, body_encoding)
     if properties:  # most messages have no others
         found.correlation_id = properties.pop("correlation_id", None)
         found.reply_to = properties.pop("reply_to", None)
@@ -160,6 +184,21 @@ def decode_envelope(JSON json not None, data):
     return delivery
 
 
+cdef dict read_envelope(JSON json, object data, Span* body):
+    """The parts of an envelope; a body that is plain text stays where it is, in ``data``."""
+    if PyBytes_CheckExact(data):
+        try:
+            return read_object_but("body", body, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), json._keys, json)
+        except Irregular:
+            pass
+    body.start = NULL
+    return as_dict(json.loads(data), "envelope")
+
+
+cdef inline str ascii_text(Span* span):
+    return PyUnicode_DecodeASCII(<const char*> span.start, span.size, NULL)
+
+
 cdef dict as_dict(object value, str what):
     if type(value) is not dict:
         raise MalformedEnvelope(f"the {what} should be an object, not {type(value).__name__}")
@@ -177,14 +216,21 @@ cdef object as_optional_str(object value, str what):
 
 
 cdef object decode_body(object body, object body_encoding):
+    cdef Py_ssize_t size
+    cdef const char* text
     if body_encoding == "base64":
-        return decode_base64(as_str(body, "body"))
+        if not as_str(body, "body").isascii():
+            raise MalformedEnvelope("the body is not base64: it has characters beyond ASCII")
+        text = PyUnicode_AsUTF8AndSize(body, &size)
+        return decode_base64(<const unsigned char*> text, size)
     if body_encoding is None or body_encoding == "utf-8":
         if not isinstance(body, (str, bytes)):
             raise MalformedEnvelope(f"the body should be text or bytes, not {type(body).__name__}")
         return body
     raise MalformedEnvelope(f"unknown body encoding {body_encoding!r:.80}")
 
+
+# --- base64 -----------------------------------------------------------------------------------------------------
 
 cdef extern from *:
     """
@@ -199,8 +245,38 @@ cdef extern from *:
         ['w'] = 49, ['x'] = 50, ['y'] = 51, ['z'] = 52, ['0'] = 53, ['1'] = 54, ['2'] = 55, ['3'] = 56,
         ['4'] = 57, ['5'] = 58, ['6'] = 59, ['7'] = 60, ['8'] = 61, ['9'] = 62, ['+'] = 63, ['/'] = 64
     };
+    static const char kombulite_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     """
     const signed char* kombulite_sextets
+    const char* kombulite_digits
+
+
+cdef inline Py_ssize_t base64_size(Py_ssize_t size) noexcept nogil:
+    return (size + 2) // 3 * 4
+
+
+cdef char* put_base64(char* at, const unsigned char* data, Py_ssize_t size) noexcept nogil:
+    """Write base64, which the standard library would do into an object of its own. Returns where it ends."""
+    cdef const char* digits = kombulite_digits
+    cdef Py_ssize_t _
+    cdef unsigned int word
+    for _ in range(size // 3):
+        word = data[0] << 16 | data[1] << 8 | data[2]
+        at[0] = digits[word >> 18]
+        at[1] = digits[word >> 12 & 63]
+        at[2] = digits[word >> 6 & 63]
+        at[3] = digits[word & 63]
+        data += 3
+        at += 4
+    size %= 3
+    if size:
+        word = data[0] << 16 | (data[1] << 8 if size == 2 else 0)
+        at[0] = digits[word >> 18]
+        at[1] = digits[word >> 12 & 63]
+        at[2] = digits[word >> 6 & 63] if size == 2 else b"="
+        at[3] = b"="
+        at += 4
+    return at
 
 
 cdef inline int sextet(unsigned char char) noexcept nogil:
@@ -208,17 +284,12 @@ cdef inline int sextet(unsigned char char) noexcept nogil:
     return kombulite_sextets[char] - 1
 
 
-cdef bytes decode_base64(str text):
+cdef bytes decode_base64(const unsigned char* at, Py_ssize_t size):
     """Decode base64 and nothing but base64; the standard library's strict way takes three times as long."""
-    cdef Py_ssize_t size
-    cdef const unsigned char* at
     cdef unsigned char* out
     cdef Py_ssize_t groups, _
     cdef int a, b, c, d, padding = 0
     cdef bytes decoded
-    if not text.isascii():
-        raise MalformedEnvelope("the body is not base64: it has characters beyond ASCII")
-    at = <const unsigned char*> PyUnicode_AsUTF8AndSize(text, &size)
     if size % 4:
         raise MalformedEnvelope("the body is not base64: its length is no multiple of four")
     if size and at[size - 1] == b"=":
@@ -268,26 +339,42 @@ cdef class TagSequence:
     Safe to call from many threads. A forked child draws new random bits, so its tags and the parent's differ.
     """
 
-    cdef str _prefix
-    cdef unsigned long long _count
-    cdef int _forks
-
     def __init__(self):
         self._seed()
 
     cdef int _seed(self) except -1:
         random = os.urandom(10).hex()
-        self._prefix = f"{random[:8]}-{random[8:12]}-{random[12:16]}-{random[16:]}-"
+        self._prefix = f"{random[:8]}-{random[8:12]}-{random[12:16]}-{random[16:]}-".encode("ascii")
         self._count = 0
         self._forks = forks
         return 0
 
-    def next(self):
-        """A new delivery tag (str, 36 characters)."""
-        cdef unsigned long long count
+    cdef int take(self, TagRange* tags, unsigned long long count) except -1:
+        """New delivery tags, so many of them, for ``put_tag``."""
         with cython.critical_section(self):
             if self._forks != forks:
                 self._seed()
-            count = self._count
-            self._count = count + 1
-            return f"{self._prefix}{count:012x}"
+            put_bytes(tags.prefix, self._prefix)
+            tags.next = self._count
+            self._count += count
+        return 0
+
+    def next(self):
+        """A new delivery tag (str, 36 characters)."""
+        cdef TagRange tags
+        cdef char[TAG_SIZE] text
+        self.take(&tags, 1)
+        put_tag(text, &tags)
+        return PyUnicode_DecodeASCII(text, TAG_SIZE, NULL)
+
+
+cdef char* put_tag(char* at, TagRange* tags) noexcept:
+    """Write the next of these tags. Returns where it ends."""
+    cdef const char* digits = b"0123456789abcdef"
+    cdef int place
+    memcpy(at, tags.prefix, PREFIX_SIZE)
+    at += PREFIX_SIZE
+    for place in range(TAG_SIZE - PREFIX_SIZE):
+        at[place] = digits[tags.next >> 4 * (TAG_SIZE - PREFIX_SIZE - 1 - place) & 15]
+    tags.next += 1
+    return at + TAG_SIZE - PREFIX_SIZE

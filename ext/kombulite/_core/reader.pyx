@@ -77,6 +77,27 @@ cdef object read_json(const char* text, Py_ssize_t size, list keys, object codec
     return value
 
 
+cdef dict read_object_but(str name, Span* apart, const char* text, Py_ssize_t size, list keys, object codec):
+    """The object that JSON text stands for, as ``read_json``; one member stays where it is if it is a plain string.
+
+    ``apart``: the text of that member, for as long as ``text`` is there; its start is NULL where the member is among
+    the others, or missing.
+    """
+    cdef Cursor cursor
+    cdef dict found
+    cursor.at = <const unsigned char*> text
+    cursor.end = cursor.at + size
+    apart.start = NULL
+    if peek(&cursor) != b"{":
+        irregular()
+    cursor.at += 1
+    found = read_members(&cursor, keys, codec, name, apart)
+    skip_space(&cursor)
+    if cursor.at != cursor.end or "__type__" in found:  # it may have to be revived
+        irregular()
+    return found
+
+
 cdef inline void skip_space(Cursor* cursor) noexcept:
     cdef const unsigned char* at = cursor.at
     while at < cursor.end and at[0] <= 0x20 and (at[0] == 0x20 or at[0] == 0x0A or at[0] == 0x0D or at[0] == 0x09):
@@ -101,7 +122,7 @@ cdef object read_value(Cursor* cursor, list keys, object codec):
         try:
             if first == b"[":
                 return read_array(cursor, keys, codec)
-            found = read_object(cursor, keys, codec)
+            found = read_members(cursor, keys, codec, None, NULL)
         finally:
             Py_LeaveRecursiveCall()
         if PyDict_GET_SIZE(found) == 2 and "__type__" in <dict> found and "__value__" in <dict> found:
@@ -125,7 +146,8 @@ cdef inline bint read_literal(Cursor* cursor, const char* literal, Py_ssize_t si
     return True
 
 
-cdef dict read_object(Cursor* cursor, list keys, object codec):
+cdef dict read_members(Cursor* cursor, list keys, object codec, str name, Span* apart):
+    """The object whose first brace was read. ``name``, ``apart``: as for ``read_object_but``, or None and NULL."""
     cdef dict found = {}
     cdef unsigned char char = peek(cursor)
     if char == b"}":
@@ -139,7 +161,8 @@ cdef dict read_object(Cursor* cursor, list keys, object codec):
         if peek(cursor) != b":":
             irregular()
         cursor.at += 1
-        PyDict_SetItem(found, key, read_value(cursor, keys, codec))
+        if apart == NULL or key != name or not pass_string(cursor, apart):
+            PyDict_SetItem(found, key, read_value(cursor, keys, codec))
         char = peek(cursor)
         cursor.at += 1
         if char == b"}":
@@ -205,6 +228,21 @@ cdef object read_string(Cursor* cursor):
         cursor.at = at + 1
         return ascii_string(start, at - start)
     return read_long_way(cursor)
+
+
+cdef bint pass_string(Cursor* cursor, Span* found) noexcept:
+    """Go past a value if it is a string of plain characters, and note where they are; NULL if it is not."""
+    cdef const unsigned char* end
+    found.start = NULL
+    if peek(cursor) != b'"':
+        return False
+    end = end_of_plain(cursor.at + 1, cursor.end)
+    if end == cursor.end or end[0] != b'"':
+        return False
+    found.start = cursor.at + 1
+    found.size = end - found.start
+    cursor.at = end + 1
+    return True
 
 
 cdef object read_key(Cursor* cursor, list keys):

@@ -18,7 +18,7 @@ from typing import Any
 from hiredis import ReplyError
 
 from kombulite import exceptions
-from kombulite._core import Delivery
+from kombulite._core import Delivery, pack_command
 from kombulite.transport.base import (
     Cancelled,
     Capabilities,
@@ -36,7 +36,7 @@ from kombulite.transport.redis.errors import get_redis_error_classes
 from kombulite.transport.redis.keeping import Keeper
 from kombulite.transport.redis.keys import Keys
 from kombulite.transport.redis.leases import Lease, put_back, put_back_tags
-from kombulite.transport.redis.link import Link, OnReply, pack
+from kombulite.transport.redis.link import Link, OnReply
 from kombulite.transport.redis.options import Options, OrderStrategy, database_of
 from kombulite.transport.redis.publishing import Publisher
 from kombulite.transport.redis.receiving import Receiver, consumers_of
@@ -99,8 +99,8 @@ class Transport(BaseTransport):
         self._link = link
         tracked = False
         if link.protocol == 3:
-            track = pack(("CLIENT", "TRACKING", "ON", "OPTIN"))
-            tracked = not isinstance(link.exchange(track, 1, timeout)[0], ReplyError)
+            track = pack_command(("CLIENT", "TRACKING", "ON", "OPTIN"))
+            tracked = not isinstance(link.exchange([track], 1, timeout)[0], ReplyError)
         try:
             seconds, microseconds = link.call("TIME", timeout=timeout)
             self._clock = int(seconds) + int(microseconds) / 1e6 - monotonic()

@@ -232,9 +232,10 @@ class Channel:
         """The next message that waits here, and whose it is."""
         if not self.active:
             return None
-        self._fanout_first = not self._fanout_first
-        if self._fanout_first and (found := self._next_fanout()) is not None:
-            return found
+        if self.fanout:
+            self._fanout_first = not self._fanout_first
+            if self._fanout_first and (found := self._next_fanout()) is not None:
+                return found
         for intake in self.intakes:
             if intake.ready and (intake.no_ack or self.may_deliver()):
                 lease = intake.ready.popleft()

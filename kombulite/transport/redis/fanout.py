@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 
+from kombulite._core import pack_command
 from kombulite.transport.redis.keys import Keys
-from kombulite.transport.redis.link import Link, pack
+from kombulite.transport.redis.link import Link
 
 #: Messages remembered of each queue to which one message can come twice.
 REMEMBERED = 1000
@@ -38,9 +39,9 @@ class Subscriptions:
         self._queues_of = wanted
         # The answers come as pushes.
         if new:
-            link.send(pack(("PSUBSCRIBE", *sorted(new))))
+            link.send(pack_command(("PSUBSCRIBE", *sorted(new))))
         if old:
-            link.send(pack(("PUNSUBSCRIBE", *sorted(old))))
+            link.send(pack_command(("PUNSUBSCRIBE", *sorted(old))))
 
     def _patterns(self, exchange: str, routing_key: str) -> tuple[str, ...]:
         patterns = self._keys.topic_patterns(exchange, routing_key)

@@ -11,12 +11,13 @@ from threading import Event, Thread
 from time import monotonic
 from weakref import WeakMethod
 
+from kombulite._core import pack_command
 from kombulite.exceptions import ChannelError
 from kombulite.transport.redis.connecting import Connector
 from kombulite.transport.redis.consuming import Channel
 from kombulite.transport.redis.keys import Keys
 from kombulite.transport.redis.leases import logger, renew, restore_overdue
-from kombulite.transport.redis.link import Link, pack
+from kombulite.transport.redis.link import Link
 from kombulite.transport.redis.options import Options
 from kombulite.transport.redis.topology import LEAST_BINDING_LIFE, Topology
 
@@ -89,7 +90,8 @@ class Keeper:
         expiring = {queue: life for queue, life in lives.items() if life is not None}
         for queue, life in expiring.items():
             link.call_all(*(("PEXPIRE", key, life) for key in self._keys.lists(queue)))
-            link.exchange(pack(("PEXPIRE", self._keys.record(queue), life)), 1)  # the user may have no right to it
+            ours = pack_command(("PEXPIRE", self._keys.record(queue), life))
+            link.exchange([ours], 1)  # the user may have no right to it
         return min((life / 3000 for life in expiring.values()), default=self._options.restore_interval)
 
     def _rebind(self, link: Link) -> float:

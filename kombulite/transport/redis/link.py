@@ -1,7 +1,7 @@
 """One connection to a Redis server: commands out, replies and pushes in.
 
-redis-py opens it (TLS, authentication, RESP3, Sentinel); after that commands are packed and replies parsed (hiredis)
-straight on its socket.
+redis-py opens it (TLS, authentication, RESP3, Sentinel); after that commands are packed by the core and replies parsed
+by hiredis, straight on its socket.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import select
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from math import ceil
 from socket import AF_UNIX, IPPROTO_TCP, SHUT_RDWR
@@ -19,16 +19,17 @@ from threading import RLock
 from time import monotonic
 from typing import Any
 
-from hiredis import ProtocolError, PushNotification, Reader, ReplyError, pack_command
+from hiredis import ProtocolError, PushNotification, Reader, ReplyError
 
 from kombulite import exceptions
+from kombulite._core import pack_command
 from kombulite.transport.redis.errors import reply_error
 from kombulite.transport.redis.scripts import Script
 
 TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
 INCOMPLETE = object()
 RESP2_PUSHES = (b"message", b"pmessage", b"psubscribe", b"punsubscribe")
-READ_SIZE = 1 << 16  # bytes
+READ_SIZE = MOST_JOINED = 1 << 16  # bytes
 MOST_READS = 64  # in one look at what has arrived: a server may talk faster than we listen
 
 #: Replies to posted commands that may be outstanding before we stop to read them.
@@ -38,15 +39,22 @@ Command = Sequence[Any]
 OnReply = Callable[[Any], None]
 
 
-def pack(command: Command) -> bytes:
-    """A command as it travels (RESP: an array of bulk strings)."""
-    packed: bytes = pack_command(tuple(command))
-    return packed
+def pack_all(commands: Iterable[Command]) -> list[bytes]:
+    """Several commands, each as it travels."""
+    return [pack_command(command) for command in commands]
 
 
-def pack_all(commands: Sequence[Command]) -> bytes:
-    """Several commands in a row."""
-    return b"".join([pack(command) for command in commands])
+def gathered(commands: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces that are worth a call each: what is small is joined, what is large is not copied."""
+    waiting: list[bytes] = []
+    size = 0
+    for command in commands:
+        if waiting and size + len(command) > MOST_JOINED:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+        waiting.append(command)
+        size += len(command)
+    yield b"".join(waiting)
 
 
 class Link:
@@ -86,11 +94,11 @@ class Link:
 
     def call(self, *command: Any, timeout: float | None = None) -> Any:
         """Send a command and return the reply."""
-        return self.ask(pack(command), timeout)
+        return self.ask(pack_command(command), timeout)
 
     def ask(self, data: bytes, timeout: float | None = None) -> Any:
         """Send a packed command and return the reply."""
-        (reply,) = self.exchange(data, 1, timeout)
+        (reply,) = self._converse((data,), 1, timeout)
         if reply.__class__ is ReplyError:
             raise reply_error(str(reply))
         return reply
@@ -120,8 +128,7 @@ class Link:
     ) -> list[Any]:
         """Run a script and other commands after it; a server that does not know the script is taught it."""
         command = (len(keys), *keys, *arguments)
-        first = pack(("EVALSHA", script.sha, *command))
-        replies = self.exchange(first + pack_all(others), 1 + len(others))
+        replies = self.exchange(pack_all([("EVALSHA", script.sha, *command), *others]), 1 + len(others))
         if isinstance(replies[0], ReplyError) and str(replies[0]).startswith("NOSCRIPT"):
             replies = self.exchange(pack_all([("EVAL", script.source, *command), *others]), 1 + len(others))
         for reply in replies:
@@ -129,12 +136,23 @@ class Link:
                 raise reply_error(str(reply))
         return replies
 
-    def exchange(self, data: bytes, replies: int, timeout: float | None = None) -> list[Any]:
-        """Send packed commands and return their replies, error replies (hiredis.ReplyError) among them."""
+    def exchange(self, commands: Iterable[bytes], replies: int, timeout: float | None = None) -> list[Any]:
+        """Send packed commands and return their replies, error replies (hiredis.ReplyError) among them.
+
+        They are taken one by one: while the server works on the first, the next may still have to be made.
+        """
+        return self._converse(gathered(commands), replies, timeout)
+
+    def _converse(self, pieces: Iterable[bytes], replies: int, timeout: float | None) -> list[Any]:
         timeout = timeout or self._timeout
         self._check()  # before the lock: in a forked child somebody else may hold it
         with self.lock:
-            self._send(data, timeout)
+            try:
+                for data in pieces:
+                    self._send(data, timeout)
+            except BaseException:
+                self.drop()  # what was sent cannot be taken back
+                raise
             if self._is_corked:
                 self._cork(False)
             return self._read(replies, None if timeout is None else self.used_at + timeout)
@@ -165,7 +183,7 @@ class Link:
         ``teach``: send the script, not its digest; after the reply to that was NOSCRIPT.
         """
         head = ("EVAL", script.source) if teach else ("EVALSHA", script.sha)
-        self.post(pack((*head, len(keys), *keys, *arguments)), 1, on_reply)
+        self.post(pack_command((*head, len(keys), *keys, *arguments)), 1, on_reply)
 
     def send(self, data: bytes) -> None:
         """Send packed commands that are answered by pushes, such as PSUBSCRIBE."""
@@ -234,7 +252,8 @@ class Link:
         poller.poll(None if left is None else ceil(left * 1000))
 
     def _send(self, data: bytes, timeout: float | None) -> None:
-        self._check()
+        if not self.is_open:
+            self._check()  # it was closed while we waited for the lock
         self.used_at = monotonic()
         deadline = None if timeout is None else self.used_at + timeout
         try:
@@ -265,12 +284,11 @@ class Link:
         """The next replies; those to posted commands come before and go where they belong."""
         replies: list[Any] = []
         try:
-            while True:
-                self._take(count, replies)
-                if len(replies) >= count and not (posted and self._posted):
-                    return replies
+            while len(replies) < count or (posted and self._posted):
                 self._wait(self._readable, deadline)
                 self._receive()
+                self._take(count, replies)
+            return replies
         except BaseException:
             self.drop()
             raise
@@ -280,7 +298,7 @@ class Link:
         gets, posted = self._reader.gets, self._posted
         try:
             while (reply := gets()) is not INCOMPLETE:
-                if reply.__class__ is PushNotification or self._is_resp2_push(reply):
+                if reply.__class__ is PushNotification or (self.protocol == 2 and _is_resp2_push(reply)):
                     self._on_push(reply)
                 elif posted:
                     posted.popleft()(reply)
@@ -292,10 +310,6 @@ class Link:
                     raise exceptions.RecoverableConnectionError(f"an answer to no question: {reply!r:.80}")
         except ProtocolError as error:
             raise exceptions.RecoverableConnectionError(f"the server does not speak RESP: {error}") from error
-
-    def _is_resp2_push(self, reply: Any) -> bool:
-        """RESP2 has no pushes: what a subscriber gets are arrays like others."""
-        return self.protocol == 2 and isinstance(reply, list) and bool(reply) and reply[0] in RESP2_PUSHES
 
     def _receive(self) -> bool:
         """Read more bytes if there are any; whether there may be still more."""
@@ -319,3 +333,8 @@ class Link:
                 self._sock.shutdown(SHUT_RDWR)
         self._sock.close()
         self._connection._sock = None
+
+
+def _is_resp2_push(reply: Any) -> bool:
+    """RESP2 has no pushes: what a subscriber gets are arrays like others."""
+    return isinstance(reply, list) and bool(reply) and reply[0] in RESP2_PUSHES

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from hiredis import ReplyError
 
 from kombulite import exceptions
-from kombulite._core import Delivery, EnvelopeTemplate, Properties, TagSequence
+from kombulite._core import Delivery, EnvelopeTemplate, ListPush, Properties, TagSequence, end_of_run, pack_command
 from kombulite.transport.redis.errors import reply_error
 from kombulite.transport.redis.keys import Keys
-from kombulite.transport.redis.link import Command, Link, pack, pack_all
+from kombulite.transport.redis.link import Link
 from kombulite.transport.redis.options import Limits, Options
 from kombulite.transport.redis.routes import Router, Routes
 from kombulite.utils.json import codec
 
 #: Places that are remembered.
 MOST_PLACES = 1000
-#: Bytes that are collected before they are sent.
-MOST_COLLECTED = 4 << 20
+#: Bytes of bodies in one command, unless a single body has more. A server works on one while the next is made.
+MOST_TOGETHER = 1 << 16
 
 #: The property in which we say when a message was published (ms, the server's clock), where that decides how long it
 #: lives. Consumers of ours look at it; kombu's carry it along.
 PUBLISHED_AT = "published_at"
+
+MULTI, EXEC = pack_command(("MULTI",)), pack_command(("EXEC",))
 
 
 class Place:
@@ -32,8 +36,8 @@ class Place:
     __slots__ = (
         "envelope",
         "expire_with_queue",
-        "lists",
         "priority",
+        "pushes",
         "queues",
         "routes",
         "single",
@@ -56,25 +60,29 @@ class Place:
         self.priority = priority
         #: The properties of the message before, and the template for all that share them: often the next does.
         self.envelope: tuple[Properties | None, EnvelopeTemplate | None] = None, None
-        self.lists = tuple(keys.list_for(queue, priority) for queue in queues)
+        self.pushes = tuple(ListPush(keys.list_for(queue, priority)) for queue in queues)
         expiring = [(queue, limits[queue].expires) for queue in queues if queue in limits and limits[queue].expires]
-        self.trailer = [("PEXPIRE", key, expires) for queue, expires in expiring for key in keys.lists(queue)]
-        self.single = self.lists[0] if len(queues) == 1 and not self.trailer else None
+        self.trailer = [
+            pack_command(("PEXPIRE", key, expires)) for queue, expires in expiring for key in keys.lists(queue)
+        ]
+        self.single = self.pushes[0] if len(queues) == 1 and not self.trailer else None
         #: Whether one of the queues says how long messages live.
         self.expire_with_queue = any(limits[queue].message_ttl is not None for queue in queues if queue in limits)
 
+    def replies(self, messages: int) -> int:
+        """How many replies there are to the commands for so many messages."""
+        if self.topics:
+            return len(self.topics) * messages
+        return 1 if self.single is not None else 2 + len(self.pushes) + len(self.trailer)
 
-class Group(NamedTuple):
-    """Commands of a batch that are taken or refused together: those messages, by their index."""
 
-    indexes: list[int]
-    command: list[Any]  # an LPUSH that may still grow; empty for a transaction
-    transaction: Sequence[Command]
+class Run(NamedTuple):
+    """Messages of a batch that follow one another and go the same way: they are taken or refused together."""
 
-    @property
-    def replies(self) -> int:
-        """How many replies it has."""
-        return 1 if self.command else len(self.transaction)
+    start: int
+    stop: int
+    place: Place
+    template: EnvelopeTemplate
 
 
 class Publisher:
@@ -98,7 +106,7 @@ class Publisher:
         self._router = router
         self._limits = limits
         self._now = now
-        self._next_tag = TagSequence().next
+        self._tags = TagSequence()
         self._places: dict[tuple[str, str], Place] = {}
 
     def forget_places(self) -> None:
@@ -110,33 +118,42 @@ class Publisher:
     def publish(self, delivery: Delivery, timeout: float | None) -> bool:
         """Publish a message; False if nothing takes it. Raises NotFound, MessageNacked, PreconditionFailed."""
         place = self._place(delivery)
+        template = self._template(place, delivery)
         if place.single is not None:
-            self._link.ask(pack(("LPUSH", place.single, self._envelope(place, delivery))), timeout)
+            stamp = self._stamp(place, delivery)
+            self._link.ask(place.single.pack(template, self._tags, (delivery,), stamp), timeout)
             reached = 1
         else:
-            reached = self._publish_to(place, place.queues, delivery, timeout)
+            reached = self._publish_to(place, place.queues, template, delivery, timeout)
         if place.routes is not None and not self._router.is_current(delivery.exchange, place.routes):
             reached += self._catch_up(delivery, place, timeout)
         return reached > 0
 
-    def _publish_to(self, place: Place, queues: Sequence[str], delivery: Delivery, timeout: float | None) -> int:
-        commands = self._commands(place, queues, delivery)
-        if not commands:
-            return 0
-        if len(commands) == 1:
-            reply = self._link.call(*commands[0], timeout=timeout)
-        else:
-            reply = self._link.transact(*commands, timeout=timeout)[0]
-        return int(reply) if place.topics else len(queues)
+    def _publish_to(
+        self, place: Place, queues: Sequence[str], template: EnvelopeTemplate, delivery: Delivery, timeout: float | None
+    ) -> int:
+        commands = self._commands(place, queues, template, (delivery,))
+        replies = self._link.exchange(commands, len(commands), timeout) if commands else [0]
+        failure = _failure(replies)
+        if failure is not None:
+            raise reply_error(str(failure))
+        return int(replies[0]) if place.topics else len(queues)
 
-    def _commands(self, place: Place, queues: Sequence[str], delivery: Delivery) -> list[Command]:
+    def _commands(
+        self, place: Place, queues: Sequence[str], template: EnvelopeTemplate, deliveries: Sequence[Delivery]
+    ) -> list[bytes]:
+        """What brings messages that go the same way to some of the queues, or to the topics, of their place."""
+        tags, stamp = self._tags, self._stamp(place, deliveries[0])
         if place.topics:
-            envelope = self._envelope(place, delivery)
-            return [("PUBLISH", topic, envelope) for topic in place.topics]
-        lists = [key for queue, key in zip(place.queues, place.lists, strict=True) if queue in queues]
+            envelopes = [template.encode(each.body, tags.next(), stamp) for each in deliveries]
+            return [pack_command(("PUBLISH", topic, envelope)) for envelope in envelopes for topic in place.topics]
         # Each copy has its own tag: kombu notes under it who has the copy.
-        pushes = [("LPUSH", key, self._envelope(place, delivery)) for key in lists]
-        return [*pushes, *place.trailer] if pushes else []
+        pushes = [
+            push.pack(template, tags, deliveries, stamp)
+            for queue, push in zip(place.queues, place.pushes, strict=True)
+            if queue in queues
+        ]
+        return pushes if not pushes or place.single is not None else [MULTI, *pushes, *place.trailer, EXEC]
 
     def _catch_up(self, delivery: Delivery, place: Place, timeout: float | None) -> int:
         """The bindings changed while the message was on its way: send it to the queues that it missed."""
@@ -147,34 +164,36 @@ class Publisher:
             missed = tuple(queue for queue in place.queues if queue not in sent)
             if not missed or place.topics:
                 break
-            self._publish_to(place, missed, delivery, timeout)
+            self._publish_to(place, missed, self._template(place, delivery), delivery, timeout)
             sent.update(missed)
         return len(sent)
 
-    def _envelope(self, place: Place, delivery: Delivery) -> bytes:
+    def _template(self, place: Place, delivery: Delivery) -> EnvelopeTemplate:
         properties = delivery.properties
         known, template = place.envelope  # at once: threads may share the place
         if template is None or known is not properties:
+            if properties.expiration is not None:
+                _check_expiration(properties.expiration)
             template = EnvelopeTemplate(
                 codec, delivery.exchange, delivery.routing_key, properties, self._options.body_encoding
             )
             place.envelope = properties, template
-        envelope = template.encode(delivery.body, self._next_tag())
-        if place.expire_with_queue or properties.expiration is not None:
-            # The delivery tag, and with it the properties, come last.
-            return envelope[:-2] + b', "%s": %d}}' % (PUBLISHED_AT.encode(), self._now() * 1000)
-        return envelope
+        return template
+
+    def _stamp(self, place: Place, delivery: Delivery) -> bytes:
+        """What the properties of an envelope end with."""
+        if place.expire_with_queue or delivery.properties.expiration is not None:
+            return b', "%s": %d' % (PUBLISHED_AT.encode(), self._now() * 1000)
+        return b""
 
     # --- where to
 
     def _place(self, delivery: Delivery) -> Place:
-        exchange, routing_key, properties = delivery.exchange, delivery.routing_key, delivery.properties
-        if properties.expiration is not None:
-            _check_expiration(properties.expiration)
+        exchange, routing_key, priority = delivery.exchange, delivery.routing_key, delivery.properties.priority
         routes = None if exchange == "" else self._router.routes(exchange)
         place = self._places.get((exchange, routing_key))
-        if place is None or place.routes is not routes or place.priority != properties.priority:
-            place = self._make_place(exchange, routing_key, properties.priority, routes)
+        if place is None or place.routes is not routes or place.priority != priority:
+            place = self._make_place(exchange, routing_key, priority, routes)
             if len(self._places) >= MOST_PLACES:
                 self._places.clear()
             self._places[exchange, routing_key] = place
@@ -204,73 +223,60 @@ class Publisher:
         """Publish in order; returns those refused, as (index, exception), and the indexes of those nothing takes."""
         refused: list[tuple[int, Exception]] = []
         unroutable: list[int] = []
-        routed: list[tuple[Delivery, Place]] = []
-        groups: list[Group] = []
-        collected = 0
-        place: Place | None = None
-        previous: Delivery | None = None
-        for index, delivery in enumerate(deliveries):
+        runs: list[Run] = []
+        start = 0
+        previous: tuple[str, str, Any] | None = None
+        while start < len(deliveries):
+            stop, first = end_of_run(deliveries, start, MOST_TOGETHER), deliveries[start]
+            where = first.exchange, first.routing_key, first.properties.priority
             try:
-                if place is None or previous is None or not _alike(previous, delivery):
-                    place = self._place(delivery)
-                previous = delivery
-                if place.single is not None:
-                    envelope = self._envelope(place, delivery)
-                    collected += len(envelope)
-                    last = groups[-1] if groups else None
-                    if last is not None and last.command and last.command[1] == place.single:
-                        last.command.append(envelope)
-                        last.indexes.append(index)
-                    else:
-                        groups.append(Group([index], ["LPUSH", place.single, envelope], ()))
-                elif commands := self._commands(place, place.queues, delivery):
-                    collected += sum(len(command[-1]) for command in commands if command[0] != "PEXPIRE")
-                    groups.append(Group([index], [], (("MULTI",), *commands, ("EXEC",))))
-                else:
-                    unroutable.append(index)
+                if where != previous:
+                    place = self._place(first)
+                template = self._template(place, first)
             except exceptions.ChannelError as error:
-                refused.append((index, error))
-                place = None
-                continue
-            if place.routes is not None:
-                routed.append((delivery, place))
-            if collected >= MOST_COLLECTED:
-                refused += self._send(groups, timeout)
-                groups, collected = [], 0
-        refused += self._send(groups, timeout)
-        for delivery, place in routed:
-            if place.routes is not None and not self._router.is_current(delivery.exchange, place.routes):
-                self._catch_up(delivery, place, timeout)
-        return sorted(refused, key=lambda each: each[0]), unroutable
+                previous = None
+                refused += [(index, error) for index in range(start, stop)]
+            else:
+                previous = where
+                runs.append(Run(start, stop, place, template))
+                if not place.queues and not place.topics:
+                    unroutable += range(start, stop)
+            start = stop
+        refused += self._send(deliveries, [run for run in runs if run.place.queues or run.place.topics], timeout)
+        for run in runs:
+            routes = run.place.routes
+            if routes is not None and not self._router.is_current(deliveries[run.start].exchange, routes):
+                for delivery in deliveries[run.start : run.stop]:
+                    self._catch_up(delivery, run.place, timeout)
+        return sorted(refused, key=itemgetter(0)), unroutable
 
-    def _send(self, groups: list[Group], timeout: float | None) -> list[tuple[int, Exception]]:
-        if not groups:
-            return []
-        data = b"".join([pack(group.command) if group.command else pack_all(group.transaction) for group in groups])
-        replies = self._link.exchange(data, sum(group.replies for group in groups), timeout)
+    def _send(
+        self, deliveries: Sequence[Delivery], runs: Sequence[Run], timeout: float | None
+    ) -> list[tuple[int, Exception]]:
+        counts = [run.place.replies(run.stop - run.start) for run in runs]
+        replies = self._link.exchange(self._packed(deliveries, runs), sum(counts), timeout)
         refused: list[tuple[int, Exception]] = []
-        place = 0
-        for group in groups:
-            mine = replies[place : place + group.replies]
-            # In a transaction what was wrong with a command is said when it is queued; EXEC only says that it was.
-            last = next((each for each in mine if isinstance(each, ReplyError)), mine[-1])
-            place += group.replies
-            failed = [last] if isinstance(last, ReplyError) else last if isinstance(last, list) else []
-            for reply in failed:
-                if isinstance(reply, ReplyError):
-                    error = reply_error(str(reply))
-                    if not isinstance(error, (exceptions.MessageNacked, exceptions.ChannelError)):
-                        raise error
-                    refused += [(index, error) for index in group.indexes]
-                    break
+        for run, count, end in zip(runs, counts, accumulate(counts), strict=True):
+            failure = _failure(replies[end - count : end])
+            if failure is not None:
+                error = reply_error(str(failure))
+                if not isinstance(error, (exceptions.MessageNacked, exceptions.ChannelError)):
+                    raise error
+                refused += [(index, error) for index in range(run.start, run.stop)]
         return refused
 
+    def _packed(self, deliveries: Sequence[Delivery], runs: Sequence[Run]) -> Iterator[bytes]:
+        for start, stop, place, template in runs:
+            yield from self._commands(place, place.queues, template, deliveries[start:stop])
 
-def _alike(one: Delivery, other: Delivery) -> bool:
-    """Whether two messages go the same way, in the same envelope."""
-    return (
-        one.properties is other.properties and one.routing_key == other.routing_key and one.exchange == other.exchange
-    )
+
+def _failure(replies: Sequence[Any]) -> ReplyError | None:
+    """What was wrong with a command, or with one of a transaction.
+
+    There it is said when the command is queued, and EXEC only says that it was, or it is among the replies of EXEC.
+    """
+    executed = replies[-1] if replies and isinstance(replies[-1], list) else ()
+    return next((reply for reply in (*replies, *executed) if isinstance(reply, ReplyError)), None)
 
 
 def _check_expiration(expiration: Any) -> None:

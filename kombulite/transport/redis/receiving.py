@@ -19,14 +19,14 @@ from typing import Any
 from hiredis import ReplyError
 
 from kombulite import exceptions
-from kombulite._core import Delivery, MalformedEnvelope, decode_envelope
+from kombulite._core import Delivery, MalformedEnvelope, decode_envelope, pack_command
 from kombulite.transport.base import Event
 from kombulite.transport.redis.consuming import Channel, Consumer, Intake
 from kombulite.transport.redis.errors import reply_error
 from kombulite.transport.redis.fanout import Subscriptions
 from kombulite.transport.redis.keys import Keys
 from kombulite.transport.redis.leases import Lease, Tags, bury, logger
-from kombulite.transport.redis.link import Link, OnReply, pack
+from kombulite.transport.redis.link import Link, OnReply
 from kombulite.transport.redis.options import Limits, Options
 from kombulite.transport.redis.pacing import Pace
 from kombulite.transport.redis.publishing import PUBLISHED_AT
@@ -101,7 +101,7 @@ class Receiver:
         if self._listener is None:
             listener = self._open(self._on_push)
             if listener.protocol == 3:
-                reply = listener.exchange(pack(("CLIENT", "TRACKING", "ON")), 1)[0]
+                reply = listener.exchange([pack_command(("CLIENT", "TRACKING", "ON"))], 1)[0]
                 self._tells_of_lists = not isinstance(reply, ReplyError)
             self._awaited.register(listener, selectors.EVENT_READ)
             self._listener = listener
@@ -170,7 +170,7 @@ class Receiver:
         }
         if missing:
             self._armed.update(missing)
-            self._listener.post(pack(("EXISTS", *missing)), 1, partial(self._on_armed, intake))
+            self._listener.post(pack_command(("EXISTS", *missing)), 1, partial(self._on_armed, intake))
 
     def _on_armed(self, intake: Intake, reply: Any) -> None:
         if isinstance(reply, ReplyError):
@@ -317,7 +317,8 @@ class Receiver:
         """Strike messages from the server's notes, at once; an error shows at the channel's next operation."""
         tags = [lease.tag for lease in leases if not lease.is_fanout]
         if tags and self._options.ack_emulation:
-            data = pack(("ZREM", self._keys.unacked_index, *tags)) + pack(("HDEL", self._keys.unacked, *tags))
+            date, note = ("ZREM", self._keys.unacked_index, *tags), ("HDEL", self._keys.unacked, *tags)
+            data = pack_command(date) + pack_command(note)
             # While the application is fed without a pause, the kernel may join what belongs together.
             self._link.post(data, 2, state.on_settled, more=bool(state.leased.ready))
 
@@ -365,7 +366,7 @@ class Receiver:
         if interval:
             # A server that has vanished tells nothing.
             if monotonic() - self._listener.used_at >= interval and not self._listener.is_waiting:
-                self._listener.post(pack(("PING",)), 1, lambda reply: None)
+                self._listener.post(pack_command(("PING",)), 1, lambda reply: None)
             yield interval
         if self._listener.is_waiting or self._link.is_waiting:
             yield 1.0

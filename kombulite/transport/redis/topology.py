@@ -13,6 +13,7 @@ from typing import Any
 from hiredis import ReplyError
 
 from kombulite import exceptions
+from kombulite._core import pack_command
 from kombulite.transport.base import ExchangeSpec, QueueInfo, QueueSpec
 from kombulite.transport.redis.errors import reply_error
 from kombulite.transport.redis.keys import Keys, glob_escaped
@@ -69,7 +70,7 @@ class Topology:
 
     def _note(self, command: Command) -> None:
         """Keep what we know beyond kombu, if the server lets us: it may be full, or the user's rights may end here."""
-        (reply,) = self._link.exchange(pack_all([command]), 1)
+        (reply,) = self._link.exchange([pack_command(command)], 1)
         if isinstance(reply, ReplyError):
             logger.debug("%s was not noted: %s", command[0], reply)
 
