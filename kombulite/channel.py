@@ -311,6 +311,8 @@ class Channel(BaseChannel):
 
         Those that came back go to the listeners; without any they count as refused.
         """
+        if not deliveries:
+            return []
         transport = self._transport
         refused = self._ask(transport.publish_many, deliveries, mandatory, timeout)
         if refused and isinstance(refused[-1][1], exceptions.ChannelError):
@@ -409,6 +411,8 @@ class Channel(BaseChannel):
 
     def settle_many(self, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
         """Say what becomes of deliveries, and of no others; a tag may come twice. Raises PreconditionFailed."""
+        if not delivery_tags:
+            return
         delivery_tags = list(dict.fromkeys(delivery_tags))
         self._ask(self._transport.settle_many, delivery_tags, outcome)
         tally = self._tally

@@ -84,7 +84,8 @@ class Hook:
         return nullcontext()
 
     def publish_many(self, outgoing: Sequence[Outgoing]) -> Around:
-        """Around the sending of messages by ``publish_many``, a thousand at a time, or at the end of a ``batch()``.
+        """Around the sending of messages by ``publish_many``, a thousand at a time, or at the end of a ``batch()``: at
+        least one.
 
         Headers may be added on entering. Those that were refused have an ``error`` on leaving.
         """

@@ -7,10 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.servers import RabbitMQServer, RedisServer, Server, Unavailable
 
 MISSING = pytest.StashKey[set[str]]()
+
+# How long making an example takes says nothing of the code: under sanitizers, on a machine with other work, it is long.
+settings.register_profile("patient", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -66,13 +66,12 @@ class OpenTelemetryHook(Hook):
     def publish_many(self, outgoing: Sequence[Outgoing]) -> Iterator[None]:
         """A span for all of them, linked to those that were current when messages were put into a batch."""
         collected = {id(each): self._origin(each.headers) for each in outgoing if self._is_traced(each.headers)}
-        places = [_place_of(each) for each in outgoing[:1]]
+        place = _place_of(outgoing[0])
         attributes = {"messaging.batch.message_count": len(outgoing)}
-        if places and all(_place_of(each) == places[0] for each in outgoing):
-            attributes.update(places[0])
-        connection = outgoing[0].connection if outgoing else None
+        if all(_place_of(each) == place for each in outgoing):
+            attributes.update(place)
         links = _links(*collected.values())
-        with self._span("send", SpanKind.PRODUCER, connection, attributes, links=links) as span:
+        with self._span("send", SpanKind.PRODUCER, outgoing[0].connection, attributes, links=links) as span:
             for each in outgoing:
                 if id(each) not in collected:
                     self._propagator.inject(each.headers)

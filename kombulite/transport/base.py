@@ -417,7 +417,7 @@ class Transport:
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
-        """Publish in order; returns those refused, as (index, exception)."""
+        """Publish one or more in order; returns those refused, as (index, exception)."""
         refused: list[tuple[int, Exception]] = []
         for index, delivery in enumerate(deliveries):
             try:

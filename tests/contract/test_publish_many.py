@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from kombulite import Producer, exceptions
+from kombulite.contrib.opentelemetry import OpenTelemetryHook
+from kombulite.contrib.prometheus import TimingHook
 from kombulite.producer import CHUNK, CHUNK_BYTES, MOST_REFUSED
+from kombulite.transport.base import Outcome
 
 KINDS = ["memory", "redis", "amqp", "amqp-confirms"]
 
@@ -83,3 +87,17 @@ def test_refused_messages_are_held_up_to_a_number(channel, queue, monkeypatch):
     with pytest.raises(exceptions.BatchPublishError) as caught:
         producer.publish_many(iter(int, 1))  # endless
     assert MOST_REFUSED <= len(caught.value.refused) == sent < MOST_REFUSED + CHUNK
+
+
+def test_none_is_none(channel, queue):
+    """Neither the transport nor a hook, which may look at the first message, is asked."""
+    channel.connection.add_hook(TimingHook(CollectorRegistry()))
+    channel.connection.add_hook(OpenTelemetryHook())
+    producer = Producer(channel, routing_key=queue.name)
+    assert channel.publish_many([]) == []
+    assert producer.publish_many([]) == 0
+    with producer.batch() as batch:
+        batch.flush()
+    channel.settle_many([], Outcome.ACK)
+    assert queue.get() is None
+    assert channel.connection.counters.published == 0

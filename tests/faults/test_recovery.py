@@ -155,6 +155,24 @@ def test_prefetch_limit_comes_back(server, connection, other):
     assert len(inbox.messages) == 2
 
 
+def test_confirms_that_a_channel_asked_for_are_in_force_again(server, connection):
+    channel = connection.channel()
+    channel.confirm_select()
+    full = Queue(uuid(), max_length=1, queue_arguments={"x-overflow": "reject-publish"})(channel)
+    full.declare()
+    producer = Producer(channel, routing_key=full.name)
+    for taken in (True, False):
+        close_all(server)
+        lose(connection)
+        connection.ensure_connection()
+        if taken:
+            producer.publish("taken")
+        else:
+            with pytest.raises(exceptions.MessageNacked):
+                producer.publish("refused")
+    full.delete()
+
+
 def test_ack_of_a_message_of_the_lost_connection_acknowledges_no_other(server, connection, other):
     queue = Queue(uuid())
     inbox = Inbox(connection.channel(), queue)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
+from contextlib import suppress
+from time import monotonic
 
 import kombu
 import pytest
@@ -152,20 +155,58 @@ def test_sentinel_finds_the_master_and_the_next_one(start_server, name):
     sentinel = start_server(lambda: Sentinel(master))
     dead = f"sentinel://127.0.0.1:1/0;sentinel://127.0.0.1:{sentinel.port}/0"
     options = {"master_name": "it"}
-    with Connection(dead, transport_options=options) as connection:
+    got = []
+    with Connection(dead, transport_options=options) as connection, connection.clone() as consuming:
         assert works(connection, name)
         assert connection.transport.connected
+        queue = Queue(name, Exchange(name), "k")
+        consumer = Consumer(consuming, [queue], callbacks=[lambda body, message: (got.append(body), message.ack())])
+        consumer.consume()
         with redis.Redis(port=sentinel.port) as client, redis.Redis(port=replica.port) as second:
             wait_until(lambda: client.sentinel_slaves("it"), 15, "the sentinel sees no replica")
             wait_until(lambda: second.info("replication")["master_link_status"] == "up", 15, "no replication")
         master.kill()
         producer = Producer(connection, Exchange(name), "k")
         policy = {"max_retries": 100, "interval_start": 0.2, "interval_step": 0, "interval_max": 0.2}
-        producer.publish("after", declare=[Queue(name, Exchange(name), "k")], retry=True, retry_policy=policy)
-        with redis.Redis(port=replica.port) as second:
-            assert second.llen(name) == 1
+        producer.publish("after", declare=[queue], retry=True, retry_policy=policy)
+        assert connection.transport.connected
+        deadline = monotonic() + 30
+        while not got:
+            assert monotonic() < deadline
+            try:
+                consuming.drain_events(timeout=1)
+            except TimeoutError:
+                continue
+            except consuming.recoverable_connection_errors:
+                consuming.ensure_connection(**policy)
+    assert got == ["after"]
+    with redis.Redis(port=replica.port) as second:
+        assert second.info("replication")["role"] == "master"
+        assert not second.exists(name, "unacked")
     with pytest.raises(ValueError, match="master_name"):
         Connection(dead).connect()
+
+
+def test_a_sentinel_that_is_away_is_asked_once():
+    """It is not for the driver to try again: that takes longer than connecting may, and there are others."""
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as away:
+
+        def end_each():
+            with suppress(OSError):
+                while True:
+                    away.accept()[0].close()
+                    asked.append(1)
+
+        thread = threading.Thread(target=end_each)
+        thread.start()
+        url = f"sentinel://127.0.0.1:{away.getsockname()[1]}/0"
+        with Connection(url, transport_options={"master_name": "it"}) as connection:
+            with pytest.raises(exceptions.OperationalError):
+                connection.ensure_connection(max_retries=0)
+        away.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+    assert len(asked) == 1
 
 
 # --- the rest

@@ -119,6 +119,15 @@ def test_nonsense_instead_of_an_answer(serve, nonsense):
             raise exceptions.ConnectionError("all of it went well")
 
 
+def test_a_string_without_end_is_not_collected(serve, monkeypatch):
+    monkeypatch.setattr("kombulite.transport.redis.link.MOST_UNREAD", 1 << 20)
+    port = serve(lambda data: b"$2000000000\r\n" + bytes(2 << 20))
+    ours = Link(SimpleNamespace(_sock=socket.create_connection(("127.0.0.1", port))), 3, 10, print)
+    with pytest.raises(exceptions.RecoverableConnectionError, match="too long"):
+        ours.call("PING")
+    assert not ours.is_open
+
+
 NAMES = [
     "]] redis.call('FLUSHALL') --",
     "a\r\nFLUSHALL\r\n",

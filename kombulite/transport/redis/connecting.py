@@ -7,7 +7,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from redis import exceptions as driver
+from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from kombulite import exceptions
@@ -101,6 +103,7 @@ class Connector:
             sentinel_kwargs={
                 "socket_timeout": timeout,
                 "socket_connect_timeout": timeout,
+                "retry": Retry(NoBackoff(), 0),  # there are others; by default it would ask a dead one ten times
                 **(self._options.sentinel_kwargs or {}),
             },
         )

@@ -31,6 +31,7 @@ INCOMPLETE = object()
 RESP2_PUSHES = (b"message", b"pmessage", b"psubscribe", b"punsubscribe")
 READ_SIZE = MOST_JOINED = 1 << 16  # bytes
 MOST_READS = 64  # in one look at what has arrived: a server may talk faster than we listen
+MOST_UNREAD = 512 << 20  # bytes of a string that is not there as a whole: the longest that Redis has, unless told else
 
 #: Replies to posted commands that may be outstanding before we stop to read them.
 MOST_POSTED = 5000
@@ -320,6 +321,8 @@ class Link:
         if not data:
             raise exceptions.RecoverableConnectionError("the server closed the connection")
         self._reader.feed(data)
+        if self._reader.len() > MOST_UNREAD:
+            raise exceptions.RecoverableConnectionError("the server sends a string that is too long")
         self._waiting_since = self.used_at = monotonic()
         return self._is_tls or len(data) == READ_SIZE
 
