@@ -257,6 +257,8 @@ class Publisher:
         replies = self._link.exchange(self._packed(deliveries, runs), sum(counts), timeout)
         refused: list[tuple[int, Exception]] = []
         for run, count, end in zip(runs, counts, accumulate(counts), strict=True):
+            if count == 1 and replies[end - 1].__class__ is int:
+                continue  # the common case, also where each message is a run of its own
             failure = _failure(replies[end - count : end])
             if failure is not None:
                 error = reply_error(str(failure))
@@ -267,7 +269,11 @@ class Publisher:
 
     def _packed(self, deliveries: Sequence[Delivery], runs: Sequence[Run]) -> Iterator[bytes]:
         for start, stop, place, template in runs:
-            yield from self._commands(place, place.queues, template, deliveries[start:stop])
+            mine = deliveries[start:stop]
+            if place.single is not None:
+                yield place.single.pack(template, self._tags, mine, self._stamp(place, mine[0]))
+            else:
+                yield from self._commands(place, place.queues, template, mine)
 
 
 def _failure(replies: Sequence[Any]) -> ReplyError | None:
