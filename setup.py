@@ -72,6 +72,8 @@ setup(
         compiler_directives={
             "language_level": 3,
             "embedsignature": True,
+            "embedsignature.format": "clinic",
+            "binding": False,  # CPython calls such methods faster: 5 % of what a message takes
             "boundscheck": DEBUG or SANITIZE,
             "linetrace": DEBUG or COVERAGE,
             "freethreading_compatible": True,

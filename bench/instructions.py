@@ -35,7 +35,7 @@ def environment() -> dict[str, str]:
     """What counts depend on, besides our own code."""
     core = Path(frames.__file__).read_bytes()
     compilers = re.findall(rb"GCC: \([^)]*\) [\d.]+|clang version [\d.]+", core)
-    cython = re.search(rb"_cython_(\d+_\d+_\w+?)\b", core)
+    cython = re.search(rb"__Pyx_ImportType_(\d+_\d+_\w+?)\b", core)
     return {
         "python": sys.version,
         "compiler": sorted(compilers)[-1].decode() if compilers else "unknown",

@@ -491,6 +491,8 @@ class Connection(Address):
         inbox = self._inbox
         if inbox.dispatch_at_hand():
             return
+        if inbox.untold:
+            inbox.tell_orphans()
         if not inbox.gatherings:
             events = self._receive(timeout)
             if events:
@@ -502,8 +504,6 @@ class Connection(Address):
 
     def _receive(self, timeout: float | None) -> Sequence[Event]:
         """What came in; nothing if nothing did in time. Connects if needed, and notices when the connection is lost."""
-        if self._inbox.untold:
-            self._inbox.tell_orphans()
         transport = self._transport
         if transport is None:
             try:

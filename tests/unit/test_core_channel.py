@@ -134,6 +134,23 @@ def test_one_event_at_hand_at_a_time():
     assert len(got) == 2
 
 
+def test_what_is_at_hand_and_kept_is_followed_by_the_next():
+    inbox, channel, got = Inbox(), Channel(), []
+    inbox.channels[1] = channel
+
+    def callback(message):
+        got.append(message)
+        return GATHERED if len(got) % 3 else None
+
+    channel.consume("tag", callback)
+    events = [delivery() for _ in range(5)]
+    inbox.at_hand = lambda: events.pop() if events else None
+    assert inbox.dispatch_at_hand() is True
+    assert len(got) == 3
+    assert inbox.dispatch_at_hand() is False
+    assert len(got) == 5
+
+
 def test_what_is_no_channel_is_refused():
     inbox = Inbox()
     inbox.channels[1] = object()

@@ -157,11 +157,17 @@ cdef class BaseInbox:
 
     def dispatch_at_hand(self):
         """Run the callback that the event at hand is for. Returns whether there was one."""
-        event = None if self.at_hand is None else self.at_hand()
-        if event is None:
-            return False
-        self._dispatch(event)
-        return True
+        return self.at_hand is not None and self._dispatch_from(self.at_hand)
+
+    def dispatch_from(self, at_hand):
+        """The same for events that ``at_hand()`` gives, until one was not kept for a batch. Returns whether one was."""
+        return self._dispatch_from(at_hand)
+
+    cdef bint _dispatch_from(self, at_hand) except -1:
+        while (event := at_hand()) is not None:
+            if not self._dispatch(event):
+                return True
+        return False
 
     cdef bint _dispatch(self, event) except -1:
         channel = self.channels.get(event.channel)
