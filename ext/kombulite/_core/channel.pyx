@@ -118,7 +118,8 @@ cdef class BaseChannel:
 
     def basic_ack(self, delivery_tag, bint multiple=False):
         """Acknowledge a delivery, and with ``multiple`` all before it. Raises PreconditionFailed."""
-        if multiple or self._acknowledge is None or not self._acknowledge(delivery_tag):
+        acknowledge = self._acknowledge
+        if multiple or acknowledge is None or not acknowledge(delivery_tag):
             try:
                 self._settle(self.channel_id, delivery_tag, self._acknowledged, multiple)
             except Exception as error:
@@ -157,7 +158,8 @@ cdef class BaseInbox:
 
     def dispatch_at_hand(self):
         """Run the callback that the event at hand is for. Returns whether there was one."""
-        return self.at_hand is not None and self._dispatch_from(self.at_hand)
+        at_hand = self.at_hand
+        return at_hand is not None and self._dispatch_from(at_hand)
 
     def dispatch_from(self, at_hand):
         """The same for events that ``at_hand()`` gives, until one was not kept for a batch. Returns whether one was."""
