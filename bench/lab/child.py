@@ -86,7 +86,7 @@ def publishing(place: Place, task: Task) -> Run:
 
 
 def consuming(place: Place, task: Task) -> Run:
-    """Consume what waits. Subscribing is done when the clock starts: it is no part of what a message takes."""
+    """Consume what waits. Subscribing is done when the clock starts, but where that is when messages start to come."""
     left = task.messages
 
     def callback(body: Any, message: Any) -> None:
@@ -95,13 +95,17 @@ def consuming(place: Place, task: Task) -> Run:
             message.ack()
         left -= 1
 
+    options = {"prefetch_count": task.prefetch, "no_ack": task.no_ack, "accept": ACCEPTED}
+    consumer = place.library.Consumer(place.producer.channel, place.queue, callbacks=[callback], **options)
+    if task.transport != "amqp":
+        consumer.consume()
+
     def run() -> None:
+        consumer.consume()  # again is nothing
         drain_events = place.connection.drain_events
         while left:
             drain_events(timeout=20)
 
-    options = {"prefetch_count": task.prefetch, "no_ack": task.no_ack, "accept": ACCEPTED}
-    place.library.Consumer(place.producer.channel, place.queue, callbacks=[callback], **options).consume()
     return run
 
 

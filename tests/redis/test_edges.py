@@ -57,6 +57,32 @@ def test_fork_while_another_thread_drains(server):
         assert got[0].payload == "from the child"
 
 
+def test_more_queues_than_a_claim_asks(server, client):
+    """All are served, and heard when they get something later."""
+    prefix, got = uuid(), []
+    names = [f"{prefix}.{i}" for i in range(250)]
+    with Connection(server.url) as connection, Connection(server.url) as publishing:
+        producer = Producer(publishing)
+        for name in (*names, *names[::-1]):
+            producer.publish(name, routing_key=name)
+
+        def callback(body: Any, message: Any) -> None:
+            got.append(body)
+            message.ack()
+
+        consumer = Consumer(connection, [Queue(name) for name in names], callbacks=[callback], prefetch_count=1000)
+        consumer.consume()
+        drain(connection, lambda: len(got) == 500)
+        assert sorted(got) == sorted(2 * names)
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.5)
+        for name in (names[249], names[0], names[120]):
+            producer.publish(name, routing_key=name, priority=9)
+            drain(connection, lambda: len(got) > 500)
+            assert got.pop() == name
+    assert not client.exists("unacked")
+
+
 def test_server_forgets_scripts_while_a_callback_publishes(server, client):
     with Connection(server.url) as connection:
         queue, other = Queue(uuid()), Queue(uuid())

@@ -13,7 +13,7 @@ from redis import exceptions as driver
 from kombulite import exceptions
 from kombulite.transport.base import QueueSpec, Settings
 from kombulite.transport.redis import Transport, get_redis_error_classes
-from kombulite.transport.redis.consuming import Channel, Intake, _in_turns
+from kombulite.transport.redis.consuming import MOST_ASKED, Channel, Intake, _in_turns
 from kombulite.transport.redis.errors import BY_CLASS, driver_error, reply_error
 from kombulite.transport.redis.fanout import Subscriptions
 from kombulite.transport.redis.keys import Keys, topic_pattern
@@ -237,6 +237,53 @@ def test_order_of_queues(strategy, queues):
         intake.add(type("Consumer", (), {"queue": queue})())
     intake._turn([lease("c"), lease("a")])
     assert list(intake.queues) == queues
+
+
+class Wire:
+    """What a claim is sent on: notes which queues it asks."""
+
+    def post_script(self, on_reply, script, teach, lists, lease, count, in_turns, number, *rest):
+        self.asked, self.count = [each.split(SEP)[0] for each in lists[2 : 2 + number]], count
+
+
+def test_a_claim_asks_queues_that_may_have_something_and_not_too_many():
+    intake, wire = Intake(False, OrderStrategy("round_robin"), True), Wire()
+    every = [f"q{i}" for i in range(MOST_ASKED + 50)]
+    for queue in every:
+        intake.add(type("Consumer", (), {"queue": queue})())
+
+    def claim(*found):
+        """Ask, and be answered with so many messages for the places found; returns which queues were asked."""
+        intake.claim(wire, keys(), Tags(10.0), 100, print, False)
+        reply = []
+        for place, count in found:
+            reply += [place, [b"{}"] * count]
+        return wire.asked, intake.claimed(reply)
+
+    first, rest = every[:MOST_ASKED], every[MOST_ASKED:]
+    assert claim((1, 2), (3, 1)) == (first, (first, 3))  # it had room for more: they are empty
+    assert claim((1, wire.count)) == (rest, ((), wire.count))  # it had not
+    assert intake.stirred == set(rest)
+    intake.stirred.add("q7")
+    asked, (emptied, found) = claim()
+    assert asked == emptied == ["q7", *rest[1:], rest[0]]  # who was served waits longest
+    assert not found
+    assert not intake.stirred
+    intake.stirred.add("gone")
+    intake.claim(wire, keys(), Tags(10.0), 100, print, False)
+    assert intake.claiming is None
+    assert not intake.stirred
+
+
+def test_queues_of_a_claim_that_was_refused_are_asked_again():
+    intake = Intake(False, OrderStrategy("round_robin"), True)
+    for queue in "ab":
+        intake.add(type("Consumer", (), {"queue": queue})())
+    intake.claim(Wire(), keys(), Tags(10.0), 100, print, False)
+    assert not intake.stirred
+    intake.failed()
+    assert intake.stirred == {"a", "b"}
+    assert intake.claiming is None
 
 
 class Backwards:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, groupby, zip_longest
+from itertools import chain, groupby, islice, zip_longest
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from kombulite.transport.redis.scripts import CLAIM
 MOST_UNBOUNDED = 100
 #: Messages that are claimed at a time, and bytes, by the average of those before.
 MOST_CLAIMED, MOST_BYTES = 250, 4 << 20
+#: Queues that are asked at a time: with thousands of lists a claim costs more than the messages that it brings.
+MOST_ASKED = 100
 #: As long as there are messages to hand over, no fewer are asked for.
 AHEAD = 50
 #: Fanout messages that wait for a consumer without credit; beyond, the oldest are dropped: nobody stores them.
@@ -41,9 +43,9 @@ class Claim:
 
     def __init__(self, keys: Keys, tags: Tags, queues: Sequence[str], count: int, lease: bool) -> None:
         self.count = count
+        self.queues = queues
         self._keys = keys
         self._tags = tags
-        self._queues = queues
         self._lease = lease
         names = [keys.lists(queue) for queue in queues]
         self._lists = [name[step] for step in range(len(names[0])) for name in names]
@@ -58,7 +60,7 @@ class Claim:
         return link.run_with(others, CLAIM, *self._command(False))
 
     def _command(self, in_turns: bool) -> tuple[Any, ...]:
-        keys, queues = self._keys, self._queues
+        keys, queues = self._keys, self.queues
         return (
             [keys.unacked, keys.unacked_index, *self._lists],
             "1" if self._lease else "0",
@@ -75,8 +77,8 @@ class Claim:
         found = []
         number = self._first
         for place, envelopes in zip(reply[::2], reply[1::2], strict=True):
-            step, which = divmod(place - 1, len(self._queues))
-            queue, key = self._queues[which], self._lists[place - 1]
+            step, which = divmod(place - 1, len(self.queues))
+            queue, key = self.queues[which], self._lists[place - 1]
             leases = [Lease(self._tags.tag(number + i), queue, key, each) for i, each in enumerate(envelopes)]
             number += len(leases)
             found.append((step, leases))
@@ -94,7 +96,7 @@ class Intake:
         self.no_ack = no_ack
         self.lease = lease
         self.ready: deque[Lease] = deque()
-        self.may_find = False  # whether something may have come since the last look
+        self.stirred: set[str] = set()  # queues to which something may have come since they were asked
         self.claiming: Claim | None = None  # the request under way
         self.consumers: dict[str, deque[Consumer]] = {}
         self._order: list[str] = []
@@ -113,7 +115,7 @@ class Intake:
         if consumer.queue not in self._order:
             self._order.append(consumer.queue)
             self._reorder()
-        self.may_find = True
+        self.stirred.add(consumer.queue)
 
     def remove(self, consumer: Consumer) -> list[Lease]:
         """Remove a consumer; returns what was claimed for it and has no other to go to."""
@@ -123,6 +125,7 @@ class Intake:
             return []
         del self.consumers[consumer.queue]
         self._order.remove(consumer.queue)
+        self.stirred.discard(consumer.queue)
         self._reorder()
         orphans = [lease for lease in self.ready if lease.queue == consumer.queue]
         self.ready = deque(lease for lease in self.ready if lease.queue != consumer.queue)
@@ -138,14 +141,27 @@ class Intake:
         self, link: Link, keys: Keys, tags: Tags, credit: int, on_claimed: Callable[[Any], None], teach: bool
     ) -> None:
         """Ask for as many messages as there is credit for. The answer goes to ``on_claimed``, then to ``claimed``."""
+        asked = list(islice((queue for queue in self.queues if queue in self.stirred), MOST_ASKED))
+        if not asked:  # an order of one's own may leave queues out
+            self.stirred.clear()
+            return
+        self.stirred.difference_update(asked)  # until something is heard; what comes now is heard of or found
         most = min(MOST_CLAIMED, max(1, MOST_BYTES // self._average)) if self._average else MOST_UNBOUNDED
-        self.claiming = Claim(keys, tags, list(self.queues), min(credit, most), self.lease)
+        self.claiming = Claim(keys, tags, asked, min(credit, most), self.lease)
         self.claiming.post(link, self._strategy.rotates, on_claimed, teach)
 
-    def claimed(self, reply: list[Any]) -> tuple[bool, int]:
-        """Take the answer to a claim: whether it left something behind in the queues, and how many it found."""
+    def failed(self) -> None:
+        """The claim was refused."""
+        self.stirred.update(self._answered().queues)
+
+    def _answered(self) -> Claim:
         claim, self.claiming = self.claiming, None
         assert claim is not None
+        return claim
+
+    def claimed(self, reply: list[Any]) -> tuple[Sequence[str], int]:
+        """Take the answer to a claim: which queues it has emptied, and how many messages it found."""
+        claim = self._answered()
         found = claim.leases(reply)
         came: list[Lease] = []
         for _, lists in groupby(found, itemgetter(0)):
@@ -155,7 +171,10 @@ class Intake:
             self._average = max(sum(len(lease.envelope) for lease in came) // len(came), 1)
             self.ready.extend(came)
             self._turn(came)
-        return len(came) == claim.count, len(came)
+        if len(came) < claim.count:
+            return claim.queues, len(came)
+        self.stirred.update(claim.queues)
+        return (), len(came)
 
     def _turn(self, served: list[Lease]) -> None:
         """Each queue that was served goes to the end of the line, the last one last."""
@@ -163,7 +182,8 @@ class Intake:
             self._custom.rotate(served[-1].queue)
         elif self._strategy.rotates and len(self._order) > 1:
             latest = {lease.queue: place for place, lease in enumerate(served)}
-            self._order.sort(key=lambda queue: latest.get(queue, -1))
+            waiting = [queue for queue in self._order if queue not in latest]
+            self._order = waiting + sorted(latest.keys() & self._order, key=latest.__getitem__)
 
 
 def _in_turns(lists: list[list[Lease]]) -> Iterable[Lease]:
@@ -195,7 +215,7 @@ class Channel:
 
     def credit(self, intake: Intake) -> int:
         """How many messages to ask for now."""
-        if not (intake.may_find and self.active and intake.consumers) or intake.claiming is not None:
+        if not (intake.stirred and self.active and intake.consumers) or intake.claiming is not None:
             return 0
         ready = len(intake.ready)
         if intake.no_ack:

@@ -140,7 +140,7 @@ class Receiver:
         for state in self._channels.values():
             for intake in state.intakes:
                 if queue in intake.consumers:
-                    intake.may_find = True
+                    intake.stirred.add(queue)
 
     def _on_fanout(self, pattern: bytes, envelope: bytes) -> None:
         try:
@@ -158,26 +158,26 @@ class Receiver:
                     logger.warning("Consumer %s is too slow: a fanout message is dropped", consumer.tag)
                 state.fanout.append((consumer, lease))
 
-    def _arm(self, intake: Intake) -> None:
+    def _arm(self, intake: Intake, queues: Sequence[str]) -> None:
         """Have the server say when a list of these queues changes; look once more if one has something already."""
         if not self._tells_of_lists or self._listener is None:
             return
         missing = {
             key: queue
-            for queue in intake.consumers
+            for queue in queues
             for name in self._keys.lists(queue)
             if (key := name.encode()) not in self._armed
         }
         if missing:
             self._armed.update(missing)
-            self._listener.post(pack_command(("EXISTS", *missing)), 1, partial(self._on_armed, intake))
+            self._listener.post(pack_command(("EXISTS", *missing)), 1, partial(self._on_armed, intake, queues))
 
-    def _on_armed(self, intake: Intake, reply: Any) -> None:
+    def _on_armed(self, intake: Intake, queues: Sequence[str], reply: Any) -> None:
         if isinstance(reply, ReplyError):
             logger.warning("The server does not tell of changes, so it is asked now and then: %s", reply)
             self._tells_of_lists = False
         elif reply:
-            intake.may_find = True
+            intake.stirred.update(queues)
 
     # --- claiming
 
@@ -185,26 +185,22 @@ class Receiver:
         for intake in state.intakes:
             credit = state.credit(intake)
             if credit > 0:
-                intake.may_find = False  # until something is heard; what comes now is heard of or found
                 on_claimed = partial(self._on_claimed, state, intake)
                 intake.claim(self._link, self._keys, self.tags, credit, on_claimed, self._teaches)
                 self._teaches = False
 
     def _on_claimed(self, state: Channel, intake: Intake, reply: Any) -> None:
         if isinstance(reply, ReplyError):
-            intake.claiming = None
-            intake.may_find = True
+            intake.failed()
             # Nothing is sent from here: it would come between a command that waits for its reply, and that.
             self._teaches = str(reply).startswith("NOSCRIPT")
             if not self._teaches:
                 state.error = reply_error(str(reply))
             return
-        more, found = intake.claimed(reply)
-        self._pace.claimed(found, monotonic())
-        if more:
-            intake.may_find = True
-        else:
-            self._arm(intake)
+        emptied, found = intake.claimed(reply)
+        if found or not intake.stirred:
+            self._pace.claimed(found, monotonic())
+        self._arm(intake, emptied)
 
     # --- events
 
@@ -275,7 +271,7 @@ class Receiver:
                 self._polled_at = monotonic()
                 for state in self._channels.values():
                     for intake in state.intakes:
-                        intake.may_find = True
+                        intake.stirred.update(intake.consumers)
 
     @property
     def _polling_interval(self) -> float:
