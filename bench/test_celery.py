@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -65,9 +66,9 @@ def servers(request: pytest.FixtureRequest) -> Iterator[tuple[str, Server, Serve
 
 @contextmanager
 def fleet_on(servers: tuple[str, Server, Server], folder: Path) -> Iterator[Fleet]:
-    """A fleet with names that nobody used before."""
+    """A fleet with names, and a folder, that nobody used before: a log of another would say that a worker is ready."""
     _, broker, backend = servers
-    with closing(Fleet(folder, broker.url, backend.url, backend.url)) as fleet:
+    with closing(Fleet(Path(mkdtemp(dir=folder)), broker.url, backend.url, backend.url)) as fleet:
         yield fleet
 
 
