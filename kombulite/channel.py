@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LONGEST_SHORT_STRING = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
-ACK = Outcome.ACK  # as a global: looking the member up costs as much as the call
 BASIC_PUBLISH = (60, 40)  # AMQP's class and method id
 
 QUEUE_ARGUMENTS: dict[str, tuple[str, Callable[[Any], int]]] = {
@@ -107,7 +106,7 @@ class Channel(BaseChannel):
     _bare_transport: Transport  # without hooks around it
 
     def __init__(self, connection: Connection, transport: Transport, channel_id: int) -> None:
-        super().__init__(channel_id, connection.tally, ACK)
+        super().__init__(channel_id, connection.tally, Outcome.ACK)
         self.connection = connection
         self.is_open = True
         #: What the broker closed the channel for.
@@ -416,7 +415,11 @@ class Channel(BaseChannel):
         delivery_tags = list(dict.fromkeys(delivery_tags))
         self._ask(self._transport.settle_many, delivery_tags, outcome)
         tally = self._tally
-        counts = {ACK: tally.count_acked, Outcome.REQUEUE: tally.count_requeued, Outcome.REJECT: tally.count_rejected}
+        counts = {
+            Outcome.ACK: tally.count_acked,
+            Outcome.REQUEUE: tally.count_requeued,
+            Outcome.REJECT: tally.count_rejected,
+        }
         count = counts[outcome]
         for _ in delivery_tags:
             count()

@@ -84,8 +84,9 @@ class Inbox(BaseInbox):
     def tell_orphans(self) -> None:
         """Raise what the consumers of a channel have to know that was closed before the connection was lost."""
         while self.untold:
-            self._tell(self.untold.pop())
-        self._find_source()
+            channel = self.untold.pop()
+            self._find_source()
+            self._tell(channel)
 
     def _tell(self, channel: Channel) -> None:
         if channel.orphans and channel.failure is not None:
@@ -107,7 +108,8 @@ class Inbox(BaseInbox):
         if self._hand_over_due():
             return True
         while True:
-            if self._source is not None and self.dispatch_from(self._source):
+            source = self._source  # once: another thread may lose or close the connection
+            if source is not None and self.dispatch_from(source):
                 return True
             events: Sequence[Event] = receive(0)
             while events:  # what is there already

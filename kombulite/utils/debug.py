@@ -32,5 +32,6 @@ def log_calls(instance: object, logger: str, ident: str) -> None:
         return call
 
     for name in dir(type(instance)):
-        if not name.startswith("_") and callable(getattr(type(instance), name)):
+        attribute = getattr(type(instance), name)
+        if not name.startswith("_") and callable(attribute) and not isinstance(attribute, type):
             setattr(instance, name, logged(name, getattr(instance, name)))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 import time
 import tracemalloc
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import redis
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, binding, exceptions, uuid
+from kombulite.transport.redis.consuming import Claim
+from kombulite.transport.redis.publishing import Publisher
+from kombulite.transport.redis.scripts import CLAIM
 from tests.conftest import started
 from tests.faults.test_forks_and_heartbeats import in_child, needs_fork
 from tests.servers import RedisServer
@@ -81,6 +85,56 @@ def test_more_queues_than_a_claim_asks(server, client):
             drain(connection, lambda: len(got) > 500)
             assert got.pop() == name
     assert not client.exists("unacked")
+
+
+def test_consumer_that_ends_while_messages_are_asked_for(server, client, monkeypatch):
+    """What is claimed for it comes before its end, and goes back."""
+    ending, other = uuid(), uuid()
+    post, threads = Claim.post, []
+
+    def post_amid_an_end(self: Claim, *arguments: Any) -> None:
+        if not threads:
+            threads.append(threading.Thread(target=consumer.cancel_by_queue, args=(ending,)))
+            threads[0].start()
+            threads[0].join(0.3)
+        post(self, *arguments)
+
+    client.script_load(CLAIM.source)
+    with Connection(server.url) as connection:
+        Producer(connection).publish("for whom?", routing_key=ending)
+        got: list[Any] = []
+        consumer = Consumer(connection.channel(), [Queue(ending), Queue(other)], on_message=got.append)
+        consumer.consume()
+        monkeypatch.setattr(Claim, "post", post_amid_an_end)
+        with suppress(TimeoutError):
+            connection.drain_events(timeout=1)
+        threads[0].join(10)
+        assert not threads[0].is_alive()
+        assert len(got) + client.llen(ending) == 1
+
+
+def test_what_a_batch_brought_to_a_new_binding_did_not_come_back(server, monkeypatch):
+    exchange, name = Exchange(uuid(), "topic"), uuid()
+    with Connection(server.url) as connection, Connection(server.url) as binding_it:
+        channel = connection.channel()
+        exchange(channel).declare()
+        Queue(uuid(), exchange, "elsewhere")(channel).declare()
+        send = Publisher._send
+
+        def bind_and_send(self: Publisher, *arguments: Any) -> Any:
+            Queue(name, exchange, "here")(binding_it.default_channel).declare()
+            return send(self, *arguments)
+
+        monkeypatch.setattr(Publisher, "_send", bind_and_send)
+        producer, returned = Producer(channel, exchange), []
+        # Whether the change is heard in time or not, none is both in a queue and returned.
+        try:
+            with producer.batch():
+                producer.publish("for nobody yet", "here", mandatory=True)
+                producer.publish("for somebody", "elsewhere", mandatory=True)
+        except exceptions.BatchPublishError as error:
+            returned = error.refused
+        assert Queue(name)(channel).queue_declare(passive=True).message_count == 1 - len(returned)
 
 
 def test_server_forgets_scripts_while_a_callback_publishes(server, client):

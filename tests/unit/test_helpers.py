@@ -399,9 +399,13 @@ def test_what_is_called_is_logged_on_demand():
     program = """
 import logging, sys
 logging.basicConfig(level="DEBUG", stream=sys.stdout, format="%(name)s %(message)s")
-from kombulite import Connection
+from kombulite import Connection, Queue
 with Connection("memory://user:secret@localhost/") as connection:
     connection.Producer().publish({"a": 1}, routing_key="q")
+    connection.Producer().publish({"a": 2}, routing_key="q")
+    assert connection.default_channel.basic_get("q").payload == {"a": 1}
+    with connection.Consumer(Queue("q"), callbacks=[lambda body, message: message.ack()]):
+        connection.drain_events(timeout=5)
 """
     for names, expected in [
         (["KOMBU_LOG_DEBUG"], {"kombu.connection", "kombu.channel"}),

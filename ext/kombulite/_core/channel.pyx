@@ -68,10 +68,11 @@ cdef class BaseChannel:
 
         ``acknowledge(delivery_tag)`` acks and returns True, or returns False: ``settle`` has to do it (None: always).
         """
-        self._publish = publish
-        self._settle = settle
-        self._acknowledge = acknowledge
-        self._confirmed = confirmed
+        with cython.critical_section(self):
+            self._publish = publish
+            self._settle = settle
+            self._acknowledge = acknowledge
+            self._confirmed = confirmed
 
     # --- out
 
@@ -80,12 +81,15 @@ cdef class BaseChannel:
 
         After a mandatory one what has come back goes to the listeners; without any, MessageReturned is raised.
         """
+        cdef bint confirmed
+        with cython.critical_section(self):
+            number, publish, confirmed = self.channel_id, self._publish, self._confirmed
         try:
-            self._publish(self.channel_id, delivery, mandatory, timeout, confirm_timeout)
+            publish(number, delivery, mandatory, timeout, confirm_timeout)
         except Exception as error:
             self.publish_raised(error, delivery)
         else:
-            self._tally._publish(delivery, self._confirmed)
+            self._tally._publish(delivery, confirmed)
         if mandatory:
             self.tell_returned()
 
@@ -118,10 +122,11 @@ cdef class BaseChannel:
 
     def basic_ack(self, delivery_tag, bint multiple=False):
         """Acknowledge a delivery, and with ``multiple`` all before it. Raises PreconditionFailed."""
-        acknowledge = self._acknowledge
+        with cython.critical_section(self):
+            number, settle, acknowledge = self.channel_id, self._settle, self._acknowledge
         if multiple or acknowledge is None or not acknowledge(delivery_tag):
             try:
-                self._settle(self.channel_id, delivery_tag, self._acknowledged, multiple)
+                settle(number, delivery_tag, self._acknowledged, multiple)
             except Exception as error:
                 self.ack_raised(error)
                 raise
@@ -158,7 +163,8 @@ cdef class BaseInbox:
 
     def dispatch_at_hand(self):
         """Run the callback that the event at hand is for. Returns whether there was one."""
-        at_hand = self.at_hand
+        with cython.critical_section(self):
+            at_hand = self.at_hand
         return at_hand is not None and self._dispatch_from(at_hand)
 
     def dispatch_from(self, at_hand):
@@ -172,7 +178,9 @@ cdef class BaseInbox:
         return False
 
     cdef bint _dispatch(self, event) except -1:
-        channel = self.channels.get(event.channel)
+        with cython.critical_section(self):
+            channels = self.channels
+        channel = channels.get(event.channel)
         if channel is None:
             self.miss(event)
             return False

@@ -283,7 +283,8 @@ cdef class Claimant:
 
     def may_claim(self):
         """Whether it could take another message, if there is one."""
-        return self.ledger.active if self.no_ack else self.ledger.has_credit()
+        with cython.critical_section(self.ledger):  # an ack that is under way has seen who is stalled, or is seen here
+            return self.ledger.active if self.no_ack else self.ledger.has_credit()
 
 
 @cython.final
@@ -337,14 +338,19 @@ cdef class Rota:
     def remove(self, Claimant claimant not None):
         """Remove a consumer, if it is listed."""
         with cython.critical_section(self):
-            if claimant.listed:
-                claimant.listed = False
-                place = self._ready.index(claimant)
-                del self._ready[place]
-                if place < self._turn:
-                    self._turn -= 1
+            self._unlist(claimant)
             self._emptied = [other for other in self._emptied if other is not claimant]
             self._stalled = [other for other in self._stalled if other is not claimant]
+
+    cdef int _unlist(self, Claimant claimant) except -1:
+        cdef Py_ssize_t place
+        if claimant.listed:
+            claimant.listed = False
+            place = self._ready.index(claimant)
+            del self._ready[place]
+            if place < self._turn:
+                self._turn -= 1
+        return 0
 
     def next(self, double now):
         """Claim the next message (a Delivery), or None. ``now``: the time, 0 if nothing can have expired."""
@@ -362,8 +368,7 @@ cdef class Rota:
                     if not claimant.no_ack and not claimant.ledger.has_credit():
                         self._stall(claimant.ledger)
                     return delivery
-                claimant.listed = False
-                del self._ready[self._turn]
+                self._unlist(claimant)
         return None
 
     cdef int _stall(self, Ledger ledger) except -1:

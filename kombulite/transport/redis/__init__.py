@@ -155,8 +155,9 @@ class Transport(BaseTransport):
 
     def _abandon(self) -> None:
         """Leave what the server has noted for us to the next connection of this process."""
-        claims = [intake.claiming for state in self._channels.values() for intake in state.intakes]
-        leases = [lease for state in self._channels.values() for lease in state.unsettled()]
+        states = list(self._channels.values())
+        claims = [intake.claiming for state in states for intake in state.intakes]
+        leases = [lease for state in states for lease in state.unsettled()]
         tags = [tag for claim in claims if claim is not None for tag in claim.possible_tags()]
         if self._options.ack_emulation and (leases or tags):
             _abandoned.setdefault(self._connector.identity, []).append((leases, tags))
@@ -359,7 +360,8 @@ class Transport(BaseTransport):
 
     def _subscribe(self) -> None:
         """Subscribe to what the queues that are consumed are bound to."""
-        consumed = {consumer.queue for state in self._channels.values() for consumer in state.consumers.values()}
+        states = list(self._channels.values())
+        consumed = {consumer.queue for state in states for consumer in list(state.consumers.values())}
         self._receiving.subscribe({queue: self._topology.fanout_bindings(queue) for queue in consumed})
 
     def cancel(self, channel: int, consumer_tag: str) -> None:

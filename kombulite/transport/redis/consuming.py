@@ -139,16 +139,20 @@ class Intake:
 
     def claim(
         self, link: Link, keys: Keys, tags: Tags, credit: int, on_claimed: Callable[[Any], None], teach: bool
-    ) -> None:
-        """Ask for as many messages as there is credit for. The answer goes to ``on_claimed``, then to ``claimed``."""
+    ) -> Iterable[str]:
+        """Ask for as many messages as there is credit for. The answer goes to ``on_claimed``, then to ``claimed``.
+
+        Returns queues that were not asked, since the order leaves them out, and are not stirred any more.
+        """
         asked = list(islice((queue for queue in self.queues if queue in self.stirred), MOST_ASKED))
-        if not asked:  # an order of one's own may leave queues out
-            self.stirred.clear()
-            return
+        if not asked:
+            ignored, self.stirred = self.stirred, set()
+            return ignored & self.consumers.keys()
         self.stirred.difference_update(asked)  # until something is heard; what comes now is heard of or found
         most = min(MOST_CLAIMED, max(1, MOST_BYTES // self._average)) if self._average else MOST_UNBOUNDED
         self.claiming = Claim(keys, tags, asked, min(credit, most), self.lease)
         self.claiming.post(link, self._strategy.rotates, on_claimed, teach)
+        return ()
 
     def failed(self) -> None:
         """The claim was refused."""

@@ -20,7 +20,7 @@ from kombulite.utils.json import codec
 
 #: Places that are remembered.
 MOST_PLACES = 1000
-#: Bytes of bodies in one command, unless a single body has more. A server works on one while the next is made.
+#: Bytes of messages in one command, or so, unless a single one has more. A server works on one while the next is made.
 MOST_TOGETHER = 1 << 16
 
 #: The property in which we say when a message was published (ms, the server's clock), where that decides how long it
@@ -246,8 +246,9 @@ class Publisher:
         for run in runs:
             routes = run.place.routes
             if routes is not None and not self._router.is_current(deliveries[run.start].exchange, routes):
-                for delivery in deliveries[run.start : run.stop]:
-                    self._catch_up(delivery, run.place, timeout)
+                for index in range(run.start, run.stop):
+                    if self._catch_up(deliveries[index], run.place, timeout) and index in unroutable:
+                        unroutable.remove(index)
         return sorted(refused, key=itemgetter(0)), unroutable
 
     def _send(

@@ -137,7 +137,7 @@ class Receiver:
             self._on_fanout(message[1], message[3])
 
     def _stir(self, queue: str) -> None:
-        for state in self._channels.values():
+        for state in list(self._channels.values()):
             for intake in state.intakes:
                 if queue in intake.consumers:
                     intake.stirred.add(queue)
@@ -158,7 +158,7 @@ class Receiver:
                     logger.warning("Consumer %s is too slow: a fanout message is dropped", consumer.tag)
                 state.fanout.append((consumer, lease))
 
-    def _arm(self, intake: Intake, queues: Sequence[str]) -> None:
+    def _arm(self, intake: Intake, queues: Iterable[str]) -> None:
         """Have the server say when a list of these queues changes; look once more if one has something already."""
         if not self._tells_of_lists or self._listener is None:
             return
@@ -172,7 +172,7 @@ class Receiver:
             self._armed.update(missing)
             self._listener.post(pack_command(("EXISTS", *missing)), 1, partial(self._on_armed, intake, queues))
 
-    def _on_armed(self, intake: Intake, queues: Sequence[str], reply: Any) -> None:
+    def _on_armed(self, intake: Intake, queues: Iterable[str], reply: Any) -> None:
         if isinstance(reply, ReplyError):
             logger.warning("The server does not tell of changes, so it is asked now and then: %s", reply)
             self._tells_of_lists = False
@@ -183,11 +183,15 @@ class Receiver:
 
     def _claim(self, state: Channel) -> None:
         for intake in state.intakes:
-            credit = state.credit(intake)
-            if credit > 0:
-                on_claimed = partial(self._on_claimed, state, intake)
-                intake.claim(self._link, self._keys, self.tags, credit, on_claimed, self._teaches)
-                self._teaches = False
+            if state.credit(intake) <= 0:
+                continue
+            with self._link.lock:  # no consumer ends between the look at what is consumed and the question
+                credit = state.credit(intake)
+                if credit > 0:
+                    on_claimed = partial(self._on_claimed, state, intake)
+                    ignored = intake.claim(self._link, self._keys, self.tags, credit, on_claimed, self._teaches)
+                    self._teaches = False
+                    self._arm(intake, ignored)
 
     def _on_claimed(self, state: Channel, intake: Intake, reply: Any) -> None:
         if isinstance(reply, ReplyError):
@@ -227,7 +231,7 @@ class Receiver:
                 left = None if deadline is None else deadline - monotonic()
                 if left is not None and left <= 0:
                     return ()
-                if left is None and not any(state.consumers for state in self._channels.values()):
+                if left is None and not any(state.consumers for state in list(self._channels.values())):
                     raise exceptions.OperationalError("waiting without a timeout, and there is no consumer to wait for")
                 self._wait(left)
         finally:
@@ -254,12 +258,13 @@ class Receiver:
         return None
 
     def _next_delivery(self, state: Channel) -> Delivery | None:
-        while (found := state.next()) is not None:
-            consumer, lease = found
-            delivery = self.hand_over(state, lease, consumer.no_ack)
-            if delivery is not None:
-                delivery.consumer_tag = consumer.tag
-                return delivery
+        with self._link.lock:  # what is taken is noted before a consumer or the channel ends
+            while (found := state.next()) is not None:
+                consumer, lease = found
+                delivery = self.hand_over(state, lease, consumer.no_ack)
+                if delivery is not None:
+                    delivery.consumer_tag = consumer.tag
+                    return delivery
         return None
 
     def _hear(self) -> None:
@@ -269,7 +274,7 @@ class Receiver:
             self._listener.poll()
             if not self._tells_of_lists and monotonic() - self._polled_at >= self._polling_interval:
                 self._polled_at = monotonic()
-                for state in self._channels.values():
+                for state in list(self._channels.values()):
                     for intake in state.intakes:
                         intake.stirred.update(intake.consumers)
 
