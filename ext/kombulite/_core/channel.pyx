@@ -104,7 +104,7 @@ cdef class BaseChannel:
     # --- in
 
     def handle(self, event):
-        """Deal with an event that is not a message for one of the consumers. Returns whether it was kept for a batch."""
+        """Deal with what is no message for one of the consumers. Returns whether it was kept for a batch."""
         raise NotImplementedError
 
     def dispatch(self, event):
