@@ -1,7 +1,7 @@
-"""The way of a message between a transport and a program: out through a channel; in to a consumer's callback, and its ack.
+"""The way of a message between a transport and a program: out through a channel; in to a callback, and its ack.
 
-Each message takes it, so it is compiled. What is rare (errors, events that are no messages, a consumer or a channel that
-is gone) goes to methods of the facade's subclasses.
+Each message takes it, so it is compiled. What is rare (errors, events that are no messages, a consumer or a channel
+that is gone) goes to methods of the facade's subclasses.
 """
 
 cimport cython
