@@ -25,7 +25,7 @@ faults: $(VENV)/.installed brokers  ## the same faults on kombu and on kombulite
 bench: $(BENCH)/venv/.installed brokers c-client  ## the benchmarks in short: JSON, a report and plots in build/bench
 	$(BENCH)/venv/bin/python -m bench lab
 
-bench-full: $(BENCH)/venv/.installed brokers c-client  ## all of them, with every round and setting: takes an hour or so
+bench-full: $(BENCH)/venv/.installed brokers c-client  ## all of them, with every round and setting: takes an hour, by estimate
 	$(BENCH)/venv/bin/python -m bench lab --full
 
 brokers:  ## install the brokers that tests and benchmarks start for themselves, where that is allowed

@@ -147,7 +147,6 @@ class BaseSubscription:
     def __init__(
         self, cls: type[Received], channel: Any, tally: Tally, no_ack: bool, run: Callable[[Any], Any]
     ) -> None: ...
-    def receive(self, delivery: Delivery) -> Any: ...
 
 class BaseChannel:
     channel_id: int

@@ -31,11 +31,8 @@ cdef class BaseSubscription:
         self.no_ack = no_ack
         self.run = run
 
-    def receive(self, Delivery delivery not None):
-        """Make the message of a delivery, count it and run the callback; returns what that returns."""
-        return self._receive(delivery)
-
     cdef object _receive(self, Delivery delivery):
+        """Make the message of a delivery, count it and run the callback; returns what that returns."""
         cdef Received message = received(self._cls, delivery, self._channel)
         message.no_ack = self.no_ack
         self._tally._consume(delivery)
