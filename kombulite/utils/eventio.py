@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import selectors
 from contextlib import suppress
 from typing import Any
@@ -19,26 +20,38 @@ SELECT_BAD_FD = {errno.EBADF}
 
 
 class _Poller:
-    """Descriptors, and the events to wait for at each."""
+    """Descriptors, and the events to wait for at each. In a forked child it starts with none."""
 
     def __init__(self) -> None:
+        self._open()
+
+    def _open(self) -> None:
         self._selector = selectors.DefaultSelector()
+        self._process = os.getpid()
+
+    @property
+    def _own(self) -> selectors.BaseSelector:
+        # A forked child shares its parent's epoll: what one of them forgets there, the other does not hear of any more.
+        if self._process != os.getpid():
+            self._selector.close()
+            self._open()
+        return self._selector
 
     def register(self, fd: int, events: int) -> None:
         """Wait for events at a descriptor, instead of those waited for there before. Raises ValueError, OSError."""
         wanted = (selectors.EVENT_READ if events & READ else 0) | (selectors.EVENT_WRITE if events & WRITE else 0)
         self.unregister(fd)  # not modified: the number may be another file's by now
-        self._selector.register(fd, wanted)
+        self._own.register(fd, wanted)
 
     def unregister(self, fd: int) -> None:
         """Wait for it no longer; one that is not known is left alone."""
         with suppress(KeyError):
-            self._selector.unregister(fd)
+            self._own.unregister(fd)
 
     def poll(self, timeout: float | None) -> list[tuple[int, int]]:
         """Pairs of descriptor and events, after ``timeout`` seconds (None: when there are some) at the latest."""
         found = []
-        for key, events in self._selector.select(timeout):
+        for key, events in self._own.select(timeout):
             seen = (READ if events & selectors.EVENT_READ else 0) | (WRITE if events & selectors.EVENT_WRITE else 0)
             found.append((key.fd, seen))
         return found

@@ -266,6 +266,20 @@ def test_poller(pipe):
 # --- the timer
 
 
+def test_what_a_forked_child_forgets_its_parent_still_hears_of(hub, pipe):
+    out, into = pipe
+    got = []
+    hub.add_reader(out, lambda: got.append(os.read(out, 1)))
+    child = os.fork()
+    if child == 0:
+        hub.remove(out)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    os.write(into, b"x")
+    hub.run_once()
+    assert got == [b"x"]
+
+
 def test_dates_become_seconds_of_the_monotonic_clock():
     moment = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=10)
     for date in (moment, moment.replace(tzinfo=None)):
@@ -352,6 +366,20 @@ def test_callbacks_run_in_the_loop(hub):
         assert hub.readers
     assert not hub.readers
     assert not hub.on_tick
+
+
+def test_connection_in_the_loop_outlives_a_forked_child(hub):
+    with Connection("memory://localhost/forked-loop", transport=WakingTransport) as connection:
+        connection.register_with_event_loop(hub)
+        connection.Consumer(Queue("q")).consume()
+        child = os.fork()
+        if child == 0:
+            connection.collect()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        connection.transport.right.send(b"x")
+        hub.call_later(60, hub.stop)
+        assert connection.transport.left.fileno() in {fd for fd, _ in hub.poller.poll(10)}
 
 
 def test_what_a_callback_asks_for_is_done_before_the_next_message_and_within_the_turn(hub):
