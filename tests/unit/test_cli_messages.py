@@ -46,6 +46,14 @@ def connection(options):
         yield connection
 
 
+@pytest.fixture
+def interruptible():
+    """Commands hear Ctrl-C, also where the tests run in the background of a script: there it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_publish_and_consume(kombulite, connection):
     result = kombulite("publish", "-q", "q", "--declare", '{"a": 1}', "text", "-H", "h=1", "--priority", "3")
     assert (result.exit_code, result.output) == (0, "2 published\n")
@@ -116,7 +124,7 @@ def test_reader_that_goes_away_loses_nothing(arguments, connection):
     assert [Queue("q")(connection).get(no_ack=True).payload for _ in range(5)] == list(range(5))
 
 
-def test_tail_ends_with_ctrl_c(arguments, connection):
+def test_tail_ends_with_ctrl_c(arguments, connection, interruptible):
     connection.Producer().publish("first", routing_key="q")
     line = [sys.executable, "-m", "kombulite", "tail", "--broker", "filesystem://", *arguments, "q"]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
