@@ -294,7 +294,7 @@ def test_queue_past_its_time_takes_nothing_and_may_be_declared_again(broker, con
     producer = Producer(channel, exchange, on_return=lambda *args: returned.append(args))
     producer.publish(1, mandatory=True)
     if not returned:
-        connection.drain_events(timeout=1)
+        connection.drain_events(timeout=10)
     assert returned
     queue.declare()
     time.sleep(0.2)

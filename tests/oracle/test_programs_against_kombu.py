@@ -44,7 +44,7 @@ def publish_and_consume(lib, connection, name):
         for i in range(4):
             producer.publish({"n": i}, routing_key="ab"[i % 2], headers={"h": i})
         for _ in range(4):
-            connection.drain_events(timeout=2)
+            connection.drain_events(timeout=10)
         states = [consumer.consuming_from(f"{name}-a")]
         consumer.cancel_by_queue(f"{name}-a")
         states += [consumer.consuming_from(f"{name}-a"), sorted(queue.name[-1] for queue in consumer.queues)]
@@ -164,7 +164,7 @@ def consumer_errors(lib, connection, name):
         on_decode_error=lambda message, error: errors.append(type(error).__name__),
     ):
         for _ in range(2):
-            connection.drain_events(timeout=2)
+            connection.drain_events(timeout=10)
     seen.append(errors)
     seen.append(outcome(lambda: lib.Consumer(connection, queue, accept=["no-such-serializer"])))
     seen.append(outcome(lambda: producer.publish(1, routing_key=name, serializer="no-such-serializer")))

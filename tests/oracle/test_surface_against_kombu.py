@@ -187,7 +187,7 @@ def simple_queues(lib, connection, name):
     queue.put({"a": 1})
     queue.put("b", headers={"x": 1}, compression="zlib")
     seen.append(len(queue))
-    for message in (queue.get(), queue.get(timeout=1)):
+    for message in (queue.get(), queue.get(timeout=10)):
         seen.append((message.payload, message.headers, message.acknowledged))
         message.ack()
     for wait in (queue.get_nowait, lambda: queue.get(timeout=0.05), lambda: queue.get(block=False)):
@@ -204,7 +204,7 @@ def simple_queues(lib, connection, name):
         connection.SimpleQueue(f"{name}-s", no_ack=True, serializer="pickle", accept=["pickle"]),
     ):
         made.put({"n": 1})
-        message = made.get(timeout=1)
+        message = made.get(timeout=10)
         seen += [made.queue.as_dict(recurse=True), made.no_ack, made.producer.routing_key, message.payload]
         seen += [message.content_type, made.producer.exchange.as_dict()]
         made.close()
