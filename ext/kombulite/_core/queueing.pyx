@@ -354,6 +354,9 @@ cdef class Rota:
 
     def next(self, double now):
         """Claim the next message (a Delivery), or None. ``now``: the time, 0 if nothing can have expired."""
+        return self._next(now)
+
+    cdef Delivery _next(self, double now):
         cdef Claimant claimant
         with cython.critical_section(self):
             while self._ready:
@@ -430,7 +433,7 @@ cdef class Tap:
         """Claim a message (a Delivery); None if there is none, or something else to see to."""
         if self._notices or self._expiring:
             return None
-        delivery = self._rota.next(0)
+        delivery = self._rota._next(0)
         if self._rota.left:
             self._tidy()
         return delivery
