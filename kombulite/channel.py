@@ -420,9 +420,7 @@ class Channel(BaseChannel):
             Outcome.REQUEUE: tally.count_requeued,
             Outcome.REJECT: tally.count_rejected,
         }
-        count = counts[outcome]
-        for _ in delivery_tags:
-            count()
+        counts[outcome](len(delivery_tags))
 
     def ack_raised(self, error: Exception) -> None:
         """Called when an acknowledgement failed."""

@@ -451,24 +451,25 @@ cdef class Tally:
             self._bytes_received += size
         return 0
 
-    def count_acked(self):
-        """Messages were acknowledged, one or several at once."""
-        self._ack()
+    def count_acked(self, unsigned long long number=1):
+        """Messages were acknowledged; several at once may count as one."""
+        with cython.critical_section(self):
+            self._acked += number
 
     cdef int _ack(self) except -1:
         with cython.critical_section(self):
             self._acked += 1
         return 0
 
-    def count_rejected(self):
-        """A message was given up."""
+    def count_rejected(self, unsigned long long number=1):
+        """Messages were given up."""
         with cython.critical_section(self):
-            self._rejected += 1
+            self._rejected += number
 
-    def count_requeued(self):
-        """A message was put back."""
+    def count_requeued(self, unsigned long long number=1):
+        """Messages were put back."""
         with cython.critical_section(self):
-            self._requeued += 1
+            self._requeued += number
 
     def count_reconnect(self):
         """A lost connection is back."""

@@ -210,10 +210,10 @@ cdef class Ledger:
     def settle_all(self, delivery_tags):
         """Strike some deliveries, all or none. Returns them (a list). Raises KeyError if one is not outstanding."""
         with cython.critical_section(self):
+            settled = [self._outstanding[tag] for tag in delivery_tags]
             for tag in delivery_tags:
-                if tag not in self._outstanding:
-                    raise KeyError(tag)
-            return [self._outstanding.pop(tag) for tag in delivery_tags]
+                del self._outstanding[tag]
+            return settled
 
     def settle_up_to(self, delivery_tag):
         """Strike all deliveries up to a tag, 0 for all. Returns them (a list, in their order)."""
