@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -107,6 +108,30 @@ def test_hangup_starts_the_worker_anew(fleet, library):
     fleet.wait_for_log(worker, " ready.", 2)
     assert int(fleet.run(library, COLLECT.format(count=12))) == 0  # none was begun twice
     assert "shop.add" in fleet.run(library, "from shop import app; print(app.control.inspect(timeout=2).registered())")
+
+
+@pytest.mark.parametrize("command", ["multi", pytest.param("detach", marks=pytest.mark.soak)])
+@BOTH_LIBRARIES
+@pytest.mark.parametrize("fleet", ["redis", pytest.param("amqp", marks=pytest.mark.soak)], indirect=True)
+def test_worker_in_the_background(fleet, library, command):
+    pid, log = fleet.folder / "one.pid", fleet.folder / "one.log"
+    files = (f"--pidfile={pid}", f"--logfile={log}")
+    # `multi` hands the application on only if it stands behind it.
+    start = ("multi", "start", "one", "-A", "shop") if command == "multi" else ("worker", "--detach")
+    starter = fleet.celery(library, *start, *files, "-P", "solo", "-l", "INFO")
+    assert starter.wait() == 0, starter.log.read_text()
+    try:
+        names = fleet.run(library, "from shop import modules; print(*dict(modules.delay().get(timeout=40).values()))")
+        assert {name.partition(".")[0] for name in names.split()} == {library}
+        if command == "multi":
+            stopper = fleet.celery(library, "multi", "stopwait", "one", *files)
+            assert stopper.wait() == 0, stopper.log.read_text()
+        else:
+            fleet.celery(library, "control", "shutdown").wait()
+        wait_until(lambda: not pid.exists(), TIMEOUT, "it does not end; its log ends:\n{}", log)
+    finally:
+        if pid.exists():
+            os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
 @pytest.mark.soak
