@@ -64,3 +64,11 @@ class _Poller:
 def poll(*args: Any, **kwargs: Any) -> _Poller:
     """A poller."""
     return _Poller()
+
+
+def selector_of(file: Any, events: int) -> selectors.BaseSelector:
+    """A selector of one socket. ``events``: those of ``selectors``."""
+    # Neither of the two keeps a descriptor, which a forked child would share. Green threads may leave only the second.
+    selector = selectors.PollSelector() if hasattr(selectors, "PollSelector") else selectors.SelectSelector()
+    selector.register(file, events)
+    return selector

@@ -42,7 +42,6 @@ FLEETS = [
     for broker in ("memory", "redis", "redis-rpc", "amqp", "amqp-rpc")
     for pool in ("prefork", "solo", "threads", "gevent", "eventlet")
     for library in LIBRARIES
-    if not (broker.startswith("redis") and pool == "eventlet")  # it takes select.poll away
     if not (broker == "memory" and pool not in ("solo", "threads"))  # where all is in one process
 ]
 

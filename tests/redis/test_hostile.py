@@ -236,7 +236,7 @@ def test_a_server_that_talks_without_end_keeps_nobody():
             return push * (size // len(push))
 
     link._sock = Endless()
-    link._readable = SimpleNamespace(poll=lambda timeout: [1])
+    link._readable = SimpleNamespace(select=lambda timeout: [1])
     link.poll()
     assert pushes
     ours.close()

@@ -310,11 +310,11 @@ def test_the_role_passes_on(link, theirs):
 # --- TLS
 
 
-class Encrypted:
+class Encrypted(ssl.SSLSocket):
     """A socket as TLS has it, with a peer that does not read as long as it is ``stuck``."""
 
     def __init__(self, sock):
-        self._sock = sock
+        self._plain = sock
         self._busy = 0
         self.stuck = True
         self.was_shared = False  # used by two threads at the same time, which TLS does not allow
@@ -333,10 +333,10 @@ class Encrypted:
         raise ssl.SSLWantWriteError
 
     def send(self, data, flags=0):
-        return self._use(self._refuse if self.stuck else self._sock.send, data)
+        return self._use(self._refuse if self.stuck else self._plain.send, data)
 
     def recv_into(self, buffer, size):
-        return self._use(self._sock.recv_into, buffer, size)
+        return self._use(self._plain.recv_into, buffer, size)
 
     def pending(self):
         return 0

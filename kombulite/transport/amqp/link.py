@@ -13,11 +13,11 @@ The class has many methods, each short: they share the socket, the two locks and
 from __future__ import annotations
 
 import os
-import selectors
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
+from selectors import EVENT_READ, EVENT_WRITE
 from threading import Condition, RLock
 from time import monotonic
 from typing import Any, NoReturn
@@ -26,6 +26,7 @@ from weakref import WeakSet
 from kombulite import exceptions
 from kombulite._core import HEARTBEAT_FRAME, FrameDecoder, FrameEncoder, ProtocolError
 from kombulite.transport.amqp.errors import codec_error
+from kombulite.utils.eventio import selector_of
 
 ROOM = 131072  # bytes to read at once
 
@@ -66,6 +67,7 @@ class Link:
         self._sock = sock
         self._send: Callable[..., int] = sock.send
         self._recv_into: Callable[..., int] = sock.recv_into
+        self._shutdown: Callable[[int], None] = sock.shutdown
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # bytes that TLS holds
         self._blocking_errors: tuple[type[OSError], ...] = (BlockingIOError,)
         self._more = MORE
@@ -74,17 +76,13 @@ class Link:
 
             self._blocking_errors += (ssl.SSLWantReadError, ssl.SSLWantWriteError)
             self._more = 0
+            # The socket's below TLS, whose own would have a thread that reads take what is encrypted for plain.
+            self._shutdown = super(ssl.SSLSocket, sock).shutdown  # type: ignore[misc]
             # TLS is not to be read and written at the same time. Neither waits with the lock held.
             lock = RLock()
             self._send, self._recv_into = _locked(lock, self._send), _locked(lock, self._recv_into)
-        self._readable = self._selector(selectors.EVENT_READ)
-        self._writable = self._selector(selectors.EVENT_WRITE)
-
-    def _selector(self, events: int) -> Any:
-        # Neither of the two keeps a descriptor, which a forked child would share.
-        selector = selectors.PollSelector() if hasattr(selectors, "PollSelector") else selectors.SelectSelector()
-        selector.register(self._sock, events)
-        return selector
+        self._readable = selector_of(self._sock, EVENT_READ)
+        self._writable = selector_of(self._sock, EVENT_WRITE)
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -98,9 +96,9 @@ class Link:
             return
         if self.failure is None:
             self.failure = exceptions.RecoverableConnectionError("connection already closed")
-        # Or a thread that waits for the socket would wait on. (TLS has nothing to say here.)
+        # Or a thread that waits for the socket would wait on.
         with suppress(OSError):
-            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+            self._shutdown(socket.SHUT_RDWR)
         self._abandon()
 
     def disown(self) -> None:
@@ -345,7 +343,7 @@ class Link:
         """Whether there is something to read, asked by a thread that may not be the reader."""
         if self._pending is not None and self._pending():
             return True
-        with self._selector(selectors.EVENT_READ) as selector:
+        with selector_of(self._sock, EVENT_READ) as selector:
             return bool(selector.select(0))
 
     def _send_heartbeat(self) -> None:

@@ -7,13 +7,12 @@ by hiredis, straight on its socket.
 from __future__ import annotations
 
 import os
-import select
 import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from math import ceil
+from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from socket import AF_UNIX, IPPROTO_TCP, SHUT_RDWR
 from threading import RLock
 from time import monotonic
@@ -25,6 +24,7 @@ from kombulite import exceptions
 from kombulite._core import pack_command
 from kombulite.transport.redis.errors import reply_error
 from kombulite.transport.redis.scripts import Script
+from kombulite.utils.eventio import selector_of
 
 TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
 INCOMPLETE = object()
@@ -76,9 +76,8 @@ class Link:
         self._sock.setblocking(False)
         self._may_cork = TCP_CORK is not None and self._sock.family != AF_UNIX
         self._is_corked = False
-        self._readable, self._writable = select.poll(), select.poll()
-        self._readable.register(self._sock, select.POLLIN)
-        self._writable.register(self._sock, select.POLLOUT)
+        self._readable = selector_of(self._sock, EVENT_READ)
+        self._writable = selector_of(self._sock, EVENT_WRITE)
         self._reader = Reader(notEnoughData=INCOMPLETE)
         self._on_push = on_push
         self._posted: deque[OnReply] = deque()  # one for each reply that is to come
@@ -219,7 +218,7 @@ class Link:
         with self.lock:
             if self._is_corked:
                 self._cork(False)
-            if not (self._posted or self._is_tls or self._readable.poll(0)):
+            if not (self._posted or self._is_tls or self._readable.select(0)):
                 return
             try:
                 for _ in range(MOST_READS):
@@ -245,12 +244,12 @@ class Link:
         self._is_corked = corked
         self._sock.setsockopt(IPPROTO_TCP, TCP_CORK, corked)
 
-    def _wait(self, poller: select.poll, deadline: float | None) -> None:
+    def _wait(self, selector: BaseSelector, deadline: float | None) -> None:
         """Wait until the socket may be read or written."""
         left = None if deadline is None else deadline - monotonic()
         if left is not None and left <= 0:
             raise TimeoutError("the server did not answer in time")
-        poller.poll(None if left is None else ceil(left * 1000))
+        selector.select(left)
 
     def _send(self, data: bytes, timeout: float | None) -> None:
         if not self.is_open:

@@ -334,8 +334,8 @@ class Receiver:
         try:
             self._hear()
             if not self._has_something():
-                self._awaited.select(seconds)
-                with suppress(BlockingIOError):
+                # Read when there is something only: with green threads reading is waiting.
+                if any(key.fd == self._waker_out for key, _ in self._awaited.select(seconds)):
                     os.read(self._waker_out, 4096)
                 self._hear()
         finally:

@@ -1,0 +1,66 @@
+"""Programs whose threads are green, by gevent or eventlet: a wait holds up nobody else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import json, sys, warnings
+warnings.simplefilter("ignore")  # eventlet is past its best days
+patch, spawn = {
+    "gevent": ("from gevent.monkey import patch_all as patch", "from gevent import spawn"),
+    "eventlet": ("from eventlet import monkey_patch as patch", "from eventlet import spawn"),
+}[sys.argv[1]]
+exec(patch)
+patch()
+exec(spawn)
+import time
+from kombulite import Connection, Producer, Queue
+
+url, transport, options, name = json.loads(sys.argv[2])
+got, turns = [], []
+
+def others():
+    for turn in range(10):
+        time.sleep(0.02)
+        turns.append(turn)
+    Producer(other).publish("second", routing_key=name)
+
+def connect():
+    return Connection(url, transport=transport, transport_options=options)
+
+# Two, since eventlet lets no two green threads wait for one socket.
+with connect() as connection, connect() as other:
+    queue = Queue(name, auto_delete=True)
+    with connection.Consumer(queue, callbacks=[lambda body, message: (got.append(body), message.ack())]):
+        connection.Producer().publish("first", routing_key=name)
+        connection.drain_events(timeout=20)
+        spawn(others)
+        connection.drain_events(timeout=20)
+        try:
+            connection.drain_events(timeout=0.1)
+        except TimeoutError:
+            got.append(len(turns))
+print(json.dumps(got))
+"""
+
+
+@pytest.mark.parametrize("library", ["gevent", "eventlet"])
+def test_waiting_lets_others_work(broker, library):
+    pytest.importorskip(library)
+    facts = json.dumps([broker.url, broker.transport, dict(broker.transport_options), broker.name("green")])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, library, facts],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == ["first", "second", 10]
