@@ -160,6 +160,22 @@ def test_connection_killed_by_the_server_is_noticed_and_replaced(ours, client, n
     assert all(message.delivery_info["redelivered"] for _, message in got[3:])
 
 
+def test_first_consumer_after_a_loss_that_a_publish_noticed_is_told_of_the_loss(ours, client, name):
+    connection = ours()
+    channel = connection.channel()
+    Producer(channel).publish("before", routing_key=name, declare=[Queue(name)], serializer="json")
+    client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+    with pytest.raises(connection.recoverable_connection_errors):
+        Producer(channel).publish("lost", routing_key=name, serializer="json")
+    got = []
+    consumer = Consumer(channel, Queue(name), callbacks=[lambda body, _: got.append(body)], auto_declare=False)
+    with pytest.raises(connection.recoverable_connection_errors):
+        consumer.consume()
+    connection.ensure_connection(timeout=5)
+    consumer.consume()
+    drain(connection, lambda: got == ["before"])
+
+
 def test_publish_is_retried_over_a_new_connection(ours, client, name):
     connection = ours()
     producer = Producer(connection, Exchange(name), "k")
