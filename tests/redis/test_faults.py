@@ -176,6 +176,22 @@ def test_first_consumer_after_a_loss_that_a_publish_noticed_is_told_of_the_loss(
     drain(connection, lambda: got == ["before"])
 
 
+@pytest.mark.parametrize("on_channel", [False, True])
+def test_loss_is_raised_once_to_a_producer_that_does_not_retry(ours, client, name, on_channel):
+    connection = ours()
+    producer = Producer(connection.channel() if on_channel else connection, serializer="json")
+    producer.publish("before", routing_key=name, declare=[Queue(name)])
+    client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+    with pytest.raises(connection.recoverable_connection_errors):
+        producer.publish("lost", routing_key=name)
+    producer.publish("after", routing_key=name)
+    assert client.llen(name) == 2
+    connection.release()
+    if on_channel:  # who let the connection go gets it back by asking the connection
+        with pytest.raises(connection.recoverable_connection_errors):
+            producer.publish("late", routing_key=name)
+
+
 def test_publish_is_retried_over_a_new_connection(ours, client, name):
     connection = ours()
     producer = Producer(connection, Exchange(name), "k")
