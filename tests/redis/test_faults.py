@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from contextlib import suppress
 from urllib.parse import urlsplit
@@ -292,6 +294,39 @@ def test_server_that_hangs_ends_every_call_in_time(start_server, name):
         assert time.monotonic() - start < 20  # not for ever
     finally:
         server.resume()
+    connection.release()
+
+
+def test_signal_handler_that_publishes_does_not_break_the_command_it_interrupts(start_server, name):
+    server = start_server(RedisServer)
+    connection = Connection(server.url)
+    producer = Producer(connection, routing_key=name, serializer="json")
+    producer.publish("first", declare=[Queue(name)])
+    refused = []
+
+    def handle(number, frame):
+        with pytest.raises(connection.recoverable_connection_errors) as caught:
+            producer.publish("from the handler")
+        refused.append(str(caught.value))
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    timers = [
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)),
+        threading.Timer(0.6, server.resume),
+    ]
+    server.pause()
+    try:
+        for timer in timers:
+            timer.start()
+        producer.publish("interrupted")
+    finally:
+        for timer in timers:
+            timer.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert len(refused) == 1
+    assert "interrupted" in refused[0]
+    producer.publish("last")
+    assert Queue(name)(connection.channel()).queue_declare(passive=True).message_count == 3
     connection.release()
 
 
