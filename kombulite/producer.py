@@ -14,6 +14,7 @@ from kombulite.channel import SURELY_SHORT, Channel, check_short
 from kombulite.compression import compress
 from kombulite.entity import DELIVERY_MODES, PERSISTENT_DELIVERY_MODE, Exchange, Queue, is_declared
 from kombulite.message import Message
+from kombulite.recovery import State
 from kombulite.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -185,6 +186,9 @@ class Producer:
     def channel(self) -> Channel:
         """The channel. One that comes from a connection is opened now if it was not yet, or is not any more."""
         channel = self._channel
+        if channel is not None and channel.connection.state is State.LOST:
+            # That was raised already, to whoever noticed it. Now it comes back, with its channels; one try.
+            channel.connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
         if channel is None or (self.__connection__ is not None and not channel.is_open):
             if self.__connection__ is None:
                 raise exceptions.NotBoundError("the producer has no channel and no connection")
@@ -466,6 +470,9 @@ class Producer:
             channel.publish(delivery, mandatory, timeout, confirm_timeout)
         except exceptions.ChannelError:
             self._leave_closed(channel)
+            raise
+        except Exception:
+            self._declared = None  # the next publish looks whether the connection is lost
             raise
 
     def send_many(

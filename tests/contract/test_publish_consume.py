@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import os
+import signal
 import socket
 import threading
 import time
@@ -567,3 +569,28 @@ def test_flow_pauses_deliveries(connection, channel, queue):
         connection.drain_events(timeout=0.2)
     inbox.consumer.flow(True)
     assert inbox.wait(connection, 1) == [1]
+
+
+@pytest.mark.parametrize("what", ["connection", "channel", "consumer"])
+def test_signal_handler_may_close_what_the_thread_waits_for(broker, connection, what):
+    channel = connection.channel()
+    consumer = Consumer(channel, Queue(broker.name("q")), callbacks=[lambda body, message: None])
+    consumer.consume()
+    close = {"connection": connection.release, "channel": channel.close, "consumer": consumer.cancel}[what]
+    closed = []
+
+    def handle(number, frame):
+        close()
+        closed.append(what)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    try:
+        with pytest.raises((TimeoutError, *connection.recoverable_connection_errors)):
+            connection.drain_events(timeout=1)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert closed == [what]
+    connection.release()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from contextlib import suppress
 from urllib.parse import urlsplit
@@ -160,6 +162,38 @@ def test_connection_killed_by_the_server_is_noticed_and_replaced(ours, client, n
     assert all(message.delivery_info["redelivered"] for _, message in got[3:])
 
 
+def test_first_consumer_after_a_loss_that_a_publish_noticed_is_told_of_the_loss(ours, client, name):
+    connection = ours()
+    channel = connection.channel()
+    Producer(channel).publish("before", routing_key=name, declare=[Queue(name)], serializer="json")
+    client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+    with pytest.raises(connection.recoverable_connection_errors):
+        Producer(channel).publish("lost", routing_key=name, serializer="json")
+    got = []
+    consumer = Consumer(channel, Queue(name), callbacks=[lambda body, _: got.append(body)], auto_declare=False)
+    with pytest.raises(connection.recoverable_connection_errors):
+        consumer.consume()
+    connection.ensure_connection(timeout=5)
+    consumer.consume()
+    drain(connection, lambda: got == ["before"])
+
+
+@pytest.mark.parametrize("on_channel", [False, True])
+def test_loss_is_raised_once_to_a_producer_that_does_not_retry(ours, client, name, on_channel):
+    connection = ours()
+    producer = Producer(connection.channel() if on_channel else connection, serializer="json")
+    producer.publish("before", routing_key=name, declare=[Queue(name)])
+    client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+    with pytest.raises(connection.recoverable_connection_errors):
+        producer.publish("lost", routing_key=name)
+    producer.publish("after", routing_key=name)
+    assert client.llen(name) == 2
+    connection.release()
+    if on_channel:  # who let the connection go gets it back by asking the connection
+        with pytest.raises(connection.recoverable_connection_errors):
+            producer.publish("late", routing_key=name)
+
+
 def test_publish_is_retried_over_a_new_connection(ours, client, name):
     connection = ours()
     producer = Producer(connection, Exchange(name), "k")
@@ -260,6 +294,39 @@ def test_server_that_hangs_ends_every_call_in_time(start_server, name):
         assert time.monotonic() - start < 20  # not for ever
     finally:
         server.resume()
+    connection.release()
+
+
+def test_signal_handler_that_publishes_does_not_break_the_command_it_interrupts(start_server, name):
+    server = start_server(RedisServer)
+    connection = Connection(server.url)
+    producer = Producer(connection, routing_key=name, serializer="json")
+    producer.publish("first", declare=[Queue(name)])
+    refused = []
+
+    def handle(number, frame):
+        with pytest.raises(connection.recoverable_connection_errors) as caught:
+            producer.publish("from the handler")
+        refused.append(str(caught.value))
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    timers = [
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)),
+        threading.Timer(0.6, server.resume),
+    ]
+    server.pause()
+    try:
+        for timer in timers:
+            timer.start()
+        producer.publish("interrupted")
+    finally:
+        for timer in timers:
+            timer.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert len(refused) == 1
+    assert "interrupted" in refused[0]
+    producer.publish("last")
+    assert Queue(name)(connection.channel()).queue_declare(passive=True).message_count == 3
     connection.release()
 
 

@@ -378,3 +378,31 @@ def test_message_for_one_thread_wakes_it_while_another_is_busy(queue_name):
         busy.set()
         for thread in threads:
             thread.join(20)
+
+
+def test_interrupted_publish_does_not_lock_other_threads_out(request):
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(number, frame):
+        if frame.f_code is Transport.publish.__code__:
+            raise Interrupted
+
+    connection = Connection("memory://interrupted")
+    producer = Producer(connection, routing_key="q", serializer="json")
+    producer.publish("first", declare=[Queue("q")])
+    before = signal.signal(signal.SIGALRM, interrupt)
+    request.addfinalizer(lambda: signal.signal(signal.SIGALRM, before))
+    signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+    try:
+        count = 0
+        while count < 100:
+            try:
+                producer.publish("more")
+            except Interrupted:
+                count += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    done = threading.Event()
+    threading.Thread(target=lambda: (producer.publish("other"), done.set()), daemon=True).start()
+    assert done.wait(10)

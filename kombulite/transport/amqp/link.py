@@ -186,7 +186,7 @@ class Link:
         deadline = monotonic() + (self._write_timeout if timeout is None else timeout)
         while self._unsent:
             left = deadline - monotonic()
-            if left <= 0 or not self._writable.select(left):
+            if left <= 0 or not self._select(self._writable, selectors.EVENT_WRITE, left):
                 raise exceptions.RecoverableConnectionError("timed out: the broker does not read")
             try:
                 self._unsent = self._unsent[self._send(self._unsent) :]
@@ -294,7 +294,16 @@ class Link:
         return True
 
     def _has_data(self, timeout: float | None) -> bool:
-        return bool((self._pending is not None and self._pending()) or self._readable.select(timeout))
+        if self._pending is not None and self._pending():
+            return True
+        return bool(self._select(self._readable, selectors.EVENT_READ, timeout))
+
+    def _select(self, selector: Any, events: int, timeout: float | None) -> Any:
+        try:
+            return selector.select(timeout)
+        except RuntimeError:  # a signal handler interrupted a wait of this thread, and waits: not with the same one
+            with self._selector(events) as another:
+                return another.select(timeout)
 
     def _lose(self, error: Exception) -> NoReturn:
         """The stream has ended; if the broker said why before that, it shall be known."""

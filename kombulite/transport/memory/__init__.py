@@ -220,30 +220,28 @@ class Transport(BaseTransport):
         timeout: float | None = None,
         confirm_timeout: float | None = None,
     ) -> None:
-        broker, lock = self._broker, self._lock
-        lock.acquire()  # what `with` does, in half the time
+        broker = self._broker
         try:
-            if channel not in self._channels:
-                raise exceptions.RecoverableConnectionError("channel already closed")
-            if self._expiring:
-                broker.expire(monotonic())
-            queues = broker.table.route_message(delivery, broker.queues)
-            if len(queues) == 1 and (queue := queues[0]).is_plain and queue.messages.add_unless_expiring(delivery):
-                if queue.idle:
-                    broker.offer(queue)
-            elif queues:
-                broker.accept(queues, delivery)
-            elif mandatory:
-                raise exceptions.MessageReturned.no_route()
-            elif delivery.exchange == "":
-                # Declaring is optional here, as it is with kombu: what goes to a queue's name is kept for it.
-                broker.accept((broker.declare_queue(QueueSpec(delivery.routing_key), self),), delivery)
-            else:
-                self.unroutable += 1
+            with self._lock:  # not acquire(): an interrupt right behind it would keep the lock for ever
+                if channel not in self._channels:
+                    raise exceptions.RecoverableConnectionError("channel already closed")
+                if self._expiring:
+                    broker.expire(monotonic())
+                queues = broker.table.route_message(delivery, broker.queues)
+                if len(queues) == 1 and (queue := queues[0]).is_plain and queue.messages.add_unless_expiring(delivery):
+                    if queue.idle:
+                        broker.offer(queue)
+                elif queues:
+                    broker.accept(queues, delivery)
+                elif mandatory:
+                    raise exceptions.MessageReturned.no_route()
+                elif delivery.exchange == "":
+                    # Declaring is optional here, as it is with kombu: what goes to a queue's name is kept for it.
+                    broker.accept((broker.declare_queue(QueueSpec(delivery.routing_key), self),), delivery)
+                else:
+                    self.unroutable += 1
         except UnknownExchange:
             raise broker.no_exchange(delivery.exchange) from None
-        finally:
-            lock.release()
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None

@@ -338,6 +338,8 @@ class Transport(BaseTransport):
         consumer = Consumer(consumer_tag, queue, no_ack, exclusive)
         receiver = self._receiving
         with self._link.lock:
+            if not self.connected:  # the system would give the descriptor of the broken connection to the new one
+                raise exceptions.RecoverableConnectionError("connection already closed")
             receiver.listen()
             state.consumers[consumer_tag] = consumer
             state.intake_of(consumer).add(consumer)

@@ -16,7 +16,7 @@ from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from socket import AF_UNIX, IPPROTO_TCP, SHUT_RDWR
 from threading import RLock
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 from hiredis import ProtocolError, PushNotification, Reader, ReplyError
 
@@ -80,6 +80,7 @@ class Link:
         self._writable = selector_of(self._sock, EVENT_WRITE)
         self._reader = Reader(notEnoughData=INCOMPLETE)
         self._on_push = on_push
+        self._converses = False  # whether a command waits for its reply, or is being sent
         self._posted: deque[OnReply] = deque()  # one for each reply that is to come
         self._waiting_since = 0.0  # when the last bytes came, or the first command was posted
         self._pid = os.getpid()
@@ -147,15 +148,21 @@ class Link:
         timeout = timeout or self._timeout
         self._check()  # before the lock: in a forked child somebody else may hold it
         with self.lock:
+            if self._converses:
+                self._refuse()
+            self._converses = True
             try:
-                for data in pieces:
-                    self._send(data, timeout)
-            except BaseException:
-                self.drop()  # what was sent cannot be taken back
-                raise
-            if self._is_corked:
-                self._cork(False)
-            return self._read(replies, None if timeout is None else self.used_at + timeout)
+                try:
+                    for data in pieces:
+                        self._send(data, timeout)
+                except BaseException:
+                    self.drop()  # what was sent cannot be taken back
+                    raise
+                if self._is_corked:
+                    self._cork(False)
+                return self._read(replies, None if timeout is None else self.used_at + timeout)
+            finally:
+                self._converses = False
 
     def post(self, data: bytes, replies: int, on_reply: OnReply, more: bool = False) -> None:
         """Send packed commands now. Their replies come later, each to ``on_reply``: a ReplyError if it is one.
@@ -164,6 +171,8 @@ class Link:
         """
         self._check()
         with self.lock:
+            if self._converses:
+                self._refuse()
             if len(self._posted) >= MOST_POSTED:
                 self.settle()
             if more and not self._is_corked and self._may_cork:
@@ -195,6 +204,8 @@ class Link:
         """Wait for the replies to all posted commands."""
         self._check()
         with self.lock:
+            if self._converses:
+                self._refuse()
             if self._posted:
                 self._read(0, None if self._timeout is None else monotonic() + self._timeout, posted=True)
 
@@ -216,6 +227,8 @@ class Link:
         """Read what has arrived, without waiting. Raises TimeoutError if posted commands wait too long for a reply."""
         self._check()
         with self.lock:
+            if self._converses:
+                self._refuse()
             if self._is_corked:
                 self._cork(False)
             if not (self._posted or self._is_tls or self._readable.select(0)):
@@ -238,6 +251,10 @@ class Link:
             raise exceptions.RecoverableConnectionError("connection already closed")
         if self._pid != os.getpid():
             raise exceptions.RecoverableConnectionError("this connection belongs to the parent process")
+
+    def _refuse(self) -> NoReturn:
+        # The lock lets this thread in: a signal handler interrupted it, and would get the reply to the other's command.
+        raise exceptions.RecoverableConnectionError("this thread was interrupted in the middle of another command")
 
     def _cork(self, corked: bool) -> None:
         """Whether the kernel may collect small packets (Linux: TCP_CORK): for 200 ms, or until the process ends."""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from threading import Lock
+from threading import RLock
 from time import monotonic, sleep
 from typing import Any
 
@@ -67,7 +67,8 @@ class Receiver:
         self._listener: Link | None = None
         self._tells_of_lists = False  # whether the server says when a list changes
         self._armed: dict[bytes, str] = {}  # lists of which it will -> their queue
-        self._receiving = Lock()
+        self._receiving = RLock()  # a signal handler may come back to it
+        self._is_receiving = self._is_over = False
         self._pid = os.getpid()
         self._teaches = False  # whether the server has forgotten the script, and gets it with the next claim
         self._waker_out, self._waker_in = os.pipe()  # ends the sleep of the thread that receives
@@ -89,10 +90,16 @@ class Receiver:
             os.close(self._waker_in)
             return
         self.rouse()
+        if self._is_receiving and self._receiving._is_owned():  # type: ignore[attr-defined]
+            self._is_over = True  # this thread receives, and was interrupted by who closes: a signal handler, say
+            return
         with self._receiving:
-            self._awaited.close()
-            os.close(self._waker_out)
-            os.close(self._waker_in)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._awaited.close()
+        os.close(self._waker_out)
+        os.close(self._waker_in)
 
     # --- consumers
 
@@ -217,6 +224,7 @@ class Receiver:
         if not self._receiving.acquire(timeout=-1 if timeout is None else timeout):
             return ()
         try:
+            self._is_receiving = True
             # The common case: the channel that was served last has more.
             state = self._current
             if state is not None and self._looks % LISTEN_EVERY and not self.events and state.error is None:
@@ -235,6 +243,10 @@ class Receiver:
                     raise exceptions.OperationalError("waiting without a timeout, and there is no consumer to wait for")
                 self._wait(left)
         finally:
+            self._is_receiving = False
+            if self._is_over:
+                self._is_over = False
+                self._let_go()
             self._receiving.release()
 
     def _next_event(self) -> Event | None:
