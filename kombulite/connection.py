@@ -23,7 +23,7 @@ from kombulite.process import add_hook, enrol, remove_hook, watch_connections
 from kombulite.recovery import Lifecycle, State, Topology, restore_topology
 from kombulite.retry import Attempts, ChannelHolder, Reraising, RetryPolicy
 from kombulite.transport import resolve_transport
-from kombulite.transport.base import Event, Management, Transport
+from kombulite.transport.base import Event, Management, NothingCame, Transport
 from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
 from kombulite.utils.functional import retry_over_time
 
@@ -500,7 +500,7 @@ class Connection(Address):
                 return
         elif inbox.drain_batch(self._receive, timeout):
             return
-        raise TimeoutError("timed out")
+        raise NothingCame("timed out")
 
     def _receive(self, timeout: float | None) -> Sequence[Event]:
         """What came in; nothing if nothing did in time. Connects if needed, and notices when the connection is lost."""

@@ -134,6 +134,10 @@ class ChannelClosed(NamedTuple):
 Event = Delivery | Returned | Cancelled | ChannelClosed
 
 
+class NothingCame(TimeoutError):
+    """There was no event in time. What a lost connection or a callback raises is another ``TimeoutError``."""
+
+
 class Management:
     """Administers a broker, as far as its transport can."""
 
@@ -304,11 +308,9 @@ class Transport:
             return
         try:
             client.drain_events(timeout=0)
-        except TimeoutError as error:
-            if error.errno is not None:  # the network's, not ours
-                raise
-        else:
-            loop.call_soon(self._turn)
+        except NothingCame:
+            return  # any other time-out is of the network or of a callback, and somebody has to know it
+        loop.call_soon(self._turn)
 
     def get_manager(self) -> Management:
         """What administers the broker."""

@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, uuid
+from kombulite.asynchronous import Hub
 from kombulite.mixins import ConsumerMixin
 from kombulite.recovery import State
 from tests.faults.scenarios import (
@@ -140,6 +141,29 @@ def test_server_that_falls_silent_is_suspect_before_it_is_lost(server):
         finally:
             server.resume()
     assert seen == [State.OPEN, State.SUSPECT, State.OPEN]
+
+
+def test_event_loop_notices_that_the_server_fell_silent(server):
+    """There nobody waits inside the transport, as a worker of Celery does not: it would be deaf for ever."""
+    hub = Hub()
+    options = {"socket_timeout": 0.5, "health_check_interval": 0.2}
+    with Connection(server.url, transport_options=options) as connection:
+        messages = []
+        consume(connection, Queue(uuid()), messages)
+        connection.register_with_event_loop(hub)
+        hub.call_repeatedly(0.05, lambda: None)
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:  # one that answers is not lost
+            hub.run_once()
+        server.pause()
+        try:
+            deadline = time.monotonic() + 10
+            with pytest.raises(connection.connection_errors):
+                while time.monotonic() < deadline:
+                    hub.run_once()
+        finally:
+            server.resume()
+        hub.close()
 
 
 @needs_fork

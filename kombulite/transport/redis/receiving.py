@@ -37,6 +37,8 @@ POLLING_INTERVAL = 1.0
 #: Messages that are handed over between two looks for news, on other channels too.
 LISTEN_EVERY = 32
 
+PING = pack_command(("PING",))
+
 
 class Receiver:
     """The consuming half of a transport. ``open(on_push)`` opens a connection; ``link`` is the one for commands.
@@ -271,12 +273,19 @@ class Receiver:
         """Take what has arrived on both connections."""
         self._link.poll()
         if self._listener is not None:
+            self._ask_after(self._listener)
             self._listener.poll()
             if not self._tells_of_lists and monotonic() - self._polled_at >= self._polling_interval:
                 self._polled_at = monotonic()
                 for state in list(self._channels.values()):
                     for intake in state.intakes:
                         intake.stirred.update(intake.consumers)
+
+    def _ask_after(self, listener: Link) -> None:
+        # A server that has vanished tells nothing. In an event loop, where nobody waits here, each turn asks.
+        interval = self._options.health_check_interval
+        if interval and not listener.is_waiting and monotonic() - listener.used_at >= interval:
+            listener.post(PING, 1, lambda reply: None)
 
     @property
     def _polling_interval(self) -> float:
@@ -327,13 +336,13 @@ class Receiver:
 
     def _wait(self, left: float | None) -> None:
         """Sleep until there may be something new, at most so many seconds."""
-        seconds = left
-        for pause in self._pauses():
-            seconds = pause if seconds is None else min(seconds, pause)
         self._is_sleeping = True
         try:
             self._hear()
             if not self._has_something():
+                seconds = left
+                for pause in self._pauses():
+                    seconds = pause if seconds is None else min(seconds, pause)
                 self._awaited.select(seconds)
                 with suppress(BlockingIOError):
                     os.read(self._waker_out, 4096)
@@ -365,9 +374,6 @@ class Receiver:
             yield max(self._polled_at + self._polling_interval - monotonic(), 0)
         interval = self._options.health_check_interval
         if interval:
-            # A server that has vanished tells nothing.
-            if monotonic() - self._listener.used_at >= interval and not self._listener.is_waiting:
-                self._listener.post(pack_command(("PING",)), 1, lambda reply: None)
             yield interval
         if self._listener.is_waiting or self._link.is_waiting:
             yield 1.0
