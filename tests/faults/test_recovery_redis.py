@@ -115,6 +115,19 @@ def test_consumer_goes_on_after_a_restart_with_what_it_had_not_acknowledged(serv
         assert queue(other).get() is None
 
 
+def test_consumer_that_is_cancelled_while_the_connection_is_lost_does_not_come_back(server, connection):
+    queue, messages = Queue(uuid()), []
+    consumer = consume(connection, queue, messages)
+    server.restart()
+    lose(connection)
+    consumer.cancel()
+    Producer(connection).publish("after", routing_key=queue.name)
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.2)
+    assert messages == []
+    assert queue(connection).get().payload == "after"
+
+
 def test_server_that_falls_silent_is_suspect_before_it_is_lost(server):
     options = {"socket_timeout": 3, "health_check_interval": 0.2}
     with Connection(server.url, transport_options=options) as connection:
