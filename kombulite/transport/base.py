@@ -135,7 +135,17 @@ Event = Delivery | Returned | Cancelled | ChannelClosed
 
 
 class NothingCame(TimeoutError):
-    """There was no event in time. What a lost connection or a callback raises is another ``TimeoutError``."""
+    """There was no event in time. What a lost connection or a callback raises is another ``TimeoutError``.
+
+    Programs see Python's own: by its name too, as with kombu.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TimeoutError, self.args
+
+
+NothingCame.__name__ = NothingCame.__qualname__ = "TimeoutError"
+NothingCame.__module__ = "builtins"
 
 
 class Management:
@@ -180,6 +190,7 @@ class Transport:
 
     _client: ref[Any] | None = None
     _registered: tuple[Any, Any, int | None] | None = None  # with an event loop, by what, at which descriptor
+    _timed_turn: Any = None  # the timed turn of the loop that is to come
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -231,6 +242,11 @@ class Transport:
         """
         return None
 
+    @property
+    def look_interval(self) -> float | None:
+        """Seconds after which ``receive(0)`` is to be called again though the descriptor tells of nothing, if so."""
+        return None
+
     # --- what programs ask about it, and event loops
 
     @property
@@ -273,12 +289,20 @@ class Transport:
             self._registered = None
             hub.on_tick.discard(tick)
             self._unwatch(hub, fd)
+            if self._timed_turn is not None:
+                self._timed_turn.cancel()
+                self._timed_turn = None
 
     def _on_tick(self, connection: Any, loop: Any) -> None:
         # Something may have arrived while an answer to something else was read; and what is asked for may have made,
         # or changed, the descriptor to wait on.
         self.on_readable(connection, loop)
         self._watch()
+        if self._timed_turn is None and self._registered is not None and (interval := self.look_interval) is not None:
+            self._timed_turn = loop.call_later(interval, self._has_turned)
+
+    def _has_turned(self) -> None:
+        self._timed_turn = None
 
     def _watch(self) -> None:
         if self._registered is None:

@@ -114,6 +114,11 @@ class Receiver:
         fileno: Callable[[], int] | None = getattr(self._awaited, "fileno", None)
         return None if fileno is None else fileno()
 
+    @property
+    def look_interval(self) -> float | None:
+        """Seconds between two looks, where the server does not wake us."""
+        return None if self._listener is None or self._tells_of_lists else self._polling_interval
+
     def subscribe(self, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
         """Subscribe to what these queues are bound to, as (fanout exchange, routing key), and to nothing else."""
         if self._listener is not None:
