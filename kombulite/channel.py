@@ -363,8 +363,9 @@ class Channel(BaseChannel):
         return consumer_tag
 
     def basic_cancel(self, consumer_tag: str) -> None:
-        """End a consumer."""
-        self._ask(self._transport.cancel, consumer_tag)
+        """End a consumer. One that has gone with the channel, or whose connection is lost, does not come back."""
+        if self.is_open:
+            self._ask(self._transport.cancel, consumer_tag)
         self._end(consumer_tag)
 
     def _end(self, consumer_tag: str) -> Subscription | None:

@@ -488,19 +488,20 @@ class Connection(Address):
         connection is lost that is raised once; the next call connects again (one try, within ``connect_timeout``), and
         goes on with the consumers.
         """
+        if not self._inbox.dispatch_at_hand() and not self.drain(timeout):
+            raise TimeoutError("timed out")
+
+    def drain(self, timeout: float | None) -> bool:
+        """``drain_events`` that returns whether there was an event, so that no other time-out is taken for silence."""
         inbox = self._inbox
-        if inbox.dispatch_at_hand():
-            return
         if inbox.untold:
             inbox.tell_orphans()
-        if not inbox.gatherings:
-            events = self._receive(timeout)
-            if events:
-                inbox.dispatch(events)
-                return
-        elif inbox.drain_batch(self._receive, timeout):
-            return
-        raise TimeoutError("timed out")
+        if inbox.gatherings:
+            return inbox.drain_batch(self._receive, timeout)
+        events = self._receive(timeout)
+        if events:
+            inbox.dispatch(events)
+        return bool(events)
 
     def _receive(self, timeout: float | None) -> Sequence[Event]:
         """What came in; nothing if nothing did in time. Connects if needed, and notices when the connection is lost."""

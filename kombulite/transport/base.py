@@ -176,6 +176,7 @@ class Transport:
 
     _client: ref[Any] | None = None
     _registered: tuple[Any, Any, int | None] | None = None  # with an event loop, by what, at which descriptor
+    _timed_turn: Any = None  # the timed turn of the loop that is to come
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -227,6 +228,11 @@ class Transport:
         """
         return None
 
+    @property
+    def look_interval(self) -> float | None:
+        """Seconds after which ``receive(0)`` is to be called again though the descriptor tells of nothing, if so."""
+        return None
+
     # --- what programs ask about it, and event loops
 
     @property
@@ -269,12 +275,20 @@ class Transport:
             self._registered = None
             hub.on_tick.discard(tick)
             self._unwatch(hub, fd)
+            if self._timed_turn is not None:
+                self._timed_turn.cancel()
+                self._timed_turn = None
 
     def _on_tick(self, connection: Any, loop: Any) -> None:
         # Something may have arrived while an answer to something else was read; and what is asked for may have made,
         # or changed, the descriptor to wait on.
         self.on_readable(connection, loop)
         self._watch()
+        if self._timed_turn is None and self._registered is not None and (interval := self.look_interval) is not None:
+            self._timed_turn = loop.call_later(interval, self._has_turned)
+
+    def _has_turned(self) -> None:
+        self._timed_turn = None
 
     def _watch(self) -> None:
         if self._registered is None:
@@ -302,12 +316,7 @@ class Transport:
         client = self.client
         if client is None:
             return
-        try:
-            client.drain_events(timeout=0)
-        except TimeoutError as error:
-            if error.errno is not None:  # the network's, not ours
-                raise
-        else:
+        if client.drain(0):
             loop.call_soon(self._turn)
 
     def get_manager(self) -> Management:

@@ -232,6 +232,15 @@ def test_cancelled_consumer_gets_nothing_more(connection, channel, queue):
     assert queue.get().payload == 2
 
 
+@pytest.mark.parametrize("end", ["collect", "release"])
+def test_consumer_that_went_with_its_connection_may_be_cancelled(connection, channel, queue, end):
+    """As with kombu: Celery cancels its consumers after it has dropped the connection."""
+    inbox = Inbox(channel, queue)
+    getattr(connection, end)()
+    inbox.consumer.cancel()
+    inbox.consumer.cancel()
+
+
 def test_consumers_of_one_queue_on_one_connection_share_it(connection, channel, queue):
     Producer(channel).publish_many(range(10), routing_key=queue.name)
     first = Inbox(channel, queue, prefetch_count=1)

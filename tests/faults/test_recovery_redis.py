@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, uuid
+from kombulite.asynchronous import Hub
 from kombulite.mixins import ConsumerMixin
 from kombulite.recovery import State
 from tests.faults.scenarios import (
@@ -114,6 +115,19 @@ def test_consumer_goes_on_after_a_restart_with_what_it_had_not_acknowledged(serv
         assert queue(other).get() is None
 
 
+def test_consumer_that_is_cancelled_while_the_connection_is_lost_does_not_come_back(server, connection):
+    queue, messages = Queue(uuid()), []
+    consumer = consume(connection, queue, messages)
+    server.restart()
+    lose(connection)
+    consumer.cancel()
+    Producer(connection).publish("after", routing_key=queue.name)
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.2)
+    assert messages == []
+    assert queue(connection).get().payload == "after"
+
+
 def test_server_that_falls_silent_is_suspect_before_it_is_lost(server):
     options = {"socket_timeout": 3, "health_check_interval": 0.2}
     with Connection(server.url, transport_options=options) as connection:
@@ -140,6 +154,29 @@ def test_server_that_falls_silent_is_suspect_before_it_is_lost(server):
         finally:
             server.resume()
     assert seen == [State.OPEN, State.SUSPECT, State.OPEN]
+
+
+def test_event_loop_notices_that_the_server_fell_silent(server):
+    """There nobody waits inside the transport, as a worker of Celery does not: it would be deaf for ever."""
+    hub = Hub()
+    options = {"socket_timeout": 0.5, "health_check_interval": 0.2}
+    with Connection(server.url, transport_options=options) as connection:
+        messages = []
+        consume(connection, Queue(uuid()), messages)
+        connection.register_with_event_loop(hub)
+        hub.call_repeatedly(0.05, lambda: None)
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:  # one that answers is not lost
+            hub.run_once()
+        server.pause()
+        try:
+            deadline = time.monotonic() + 10
+            with pytest.raises(connection.connection_errors):
+                while time.monotonic() < deadline:
+                    hub.run_once()
+        finally:
+            server.resume()
+        hub.close()
 
 
 @needs_fork

@@ -6,12 +6,14 @@ import threading
 import time
 import tracemalloc
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
 import redis
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, binding, exceptions, uuid
+from kombulite.asynchronous import Hub
 from kombulite.transport.redis.consuming import Claim
 from kombulite.transport.redis.publishing import Publisher
 from kombulite.transport.redis.scripts import CLAIM
@@ -269,3 +271,22 @@ def test_user_without_rights_to_our_own_keys(server, client):
         producer.publish_many([2, 3], routing_key=queue.name)
         assert queue.get(no_ack=True).payload == 1
         assert queue.delete() == 2
+
+
+def test_event_loop_looks_as_often_as_is_said_where_the_server_tells_of_nothing(ours, name):
+    hub = Hub()
+    hub.call_later(600, lambda: None)  # it has no other reason to turn, but every two seconds
+    publisher = Producer(ours().channel())
+    connection = ours(transport_options={"protocol": 2, "polling_interval": 0.05})
+    got = []
+    with Consumer(connection.channel(), Queue(name), on_message=got.append, no_ack=True):
+        connection.register_with_event_loop(hub)
+        started = time.monotonic()
+        for i in range(5):
+            hub.call_later(0.01, partial(publisher.publish, i, routing_key=name))
+            while len(got) <= i:
+                hub.run_once()
+        assert time.monotonic() - started < 1.5
+        assert len(hub.timer) <= 2
+    connection.release()
+    hub.close()

@@ -410,6 +410,32 @@ def test_time_out_of_the_network_is_not_taken_for_silence(hub):
             hub.run_once()
 
 
+@pytest.mark.parametrize("error", [TimeoutError("the server did not answer in time"), TimeoutError()], ids=str)
+def test_time_out_of_the_transport_is_not_taken_for_silence(hub, error):
+    """It has no number, and the connection is lost: a loop that went on without a word would be deaf."""
+    with Connection("memory://localhost/unanswered", transport=WakingTransport) as connection:
+        connection.register_with_event_loop(hub)
+
+        def fail(timeout):
+            raise error
+
+        connection.transport.receive = fail
+        with pytest.raises(TimeoutError):
+            hub.run_once()
+
+
+def test_time_out_of_a_callback_is_not_taken_for_silence(hub):
+    def fail(message):
+        raise TimeoutError("another broker did not answer")
+
+    with Connection("memory://localhost/callback", transport=WakingTransport) as connection:
+        connection.Producer().publish("m", routing_key="q")
+        connection.Consumer(Queue("q"), on_message=fail).consume()
+        connection.register_with_event_loop(hub)
+        with pytest.raises(TimeoutError, match="another broker"):
+            turns(hub, lambda: False, most=5)
+
+
 def test_descriptor_may_come_late_and_change(hub):
     """As that of a transport that opens a connection for its consumers when there are some."""
     with Connection("memory://localhost/late", transport=WakingTransport) as connection:

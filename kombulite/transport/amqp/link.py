@@ -186,7 +186,7 @@ class Link:
         deadline = monotonic() + (self._write_timeout if timeout is None else timeout)
         while self._unsent:
             left = deadline - monotonic()
-            if left <= 0 or not self._select(self._writable, selectors.EVENT_WRITE, left):
+            if left <= 0 or not self._select(self._writable, EVENT_WRITE, left):
                 raise exceptions.RecoverableConnectionError("timed out: the broker does not read")
             try:
                 self._unsent = self._unsent[self._send(self._unsent) :]
@@ -296,13 +296,13 @@ class Link:
     def _has_data(self, timeout: float | None) -> bool:
         if self._pending is not None and self._pending():
             return True
-        return bool(self._select(self._readable, selectors.EVENT_READ, timeout))
+        return bool(self._select(self._readable, EVENT_READ, timeout))
 
     def _select(self, selector: Any, events: int, timeout: float | None) -> Any:
         try:
             return selector.select(timeout)
         except RuntimeError:  # a signal handler interrupted a wait of this thread, and waits: not with the same one
-            with self._selector(events) as another:
+            with selector_of(self._sock, events) as another:
                 return another.select(timeout)
 
     def _lose(self, error: Exception) -> NoReturn:

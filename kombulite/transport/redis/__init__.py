@@ -176,6 +176,10 @@ class Transport(BaseTransport):
     def fileno(self) -> int | None:
         return None if self._receiver is None else self._receiver.fileno()
 
+    @property
+    def look_interval(self) -> float | None:
+        return None if self._receiver is None else self._receiver.look_interval
+
     # --- channels
 
     def open_channel(self, above: int = 0) -> int:  # our tags are no numbers

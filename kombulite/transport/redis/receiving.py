@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from threading import RLock
+from threading import RLock, get_ident
 from time import monotonic, sleep
 from typing import Any
 
@@ -36,6 +36,8 @@ from kombulite.utils.json import codec
 POLLING_INTERVAL = 1.0
 #: Messages that are handed over between two looks for news, on other channels too.
 LISTEN_EVERY = 32
+
+PING = pack_command(("PING",))
 
 
 class Receiver:
@@ -68,7 +70,8 @@ class Receiver:
         self._tells_of_lists = False  # whether the server says when a list changes
         self._armed: dict[bytes, str] = {}  # lists of which it will -> their queue
         self._receiving = RLock()  # a signal handler may come back to it
-        self._is_receiving = self._is_over = False
+        self._thread: int | None = None  # the thread that receives
+        self._is_over = False
         self._pid = os.getpid()
         self._teaches = False  # whether the server has forgotten the script, and gets it with the next claim
         self._waker_out, self._waker_in = os.pipe()  # ends the sleep of the thread that receives
@@ -90,8 +93,8 @@ class Receiver:
             os.close(self._waker_in)
             return
         self.rouse()
-        if self._is_receiving and self._receiving._is_owned():  # type: ignore[attr-defined]
-            self._is_over = True  # this thread receives, and was interrupted by who closes: a signal handler, say
+        if self._thread == get_ident():
+            self._is_over = True  # it was interrupted by who closes: a signal handler, say
             return
         with self._receiving:
             self._let_go()
@@ -118,6 +121,11 @@ class Receiver:
         """What an event loop may wait for: a descriptor that is readable when one of ours is, where there is such."""
         fileno: Callable[[], int] | None = getattr(self._awaited, "fileno", None)
         return None if fileno is None else fileno()
+
+    @property
+    def look_interval(self) -> float | None:
+        """Seconds between two looks, where the server does not wake us."""
+        return None if self._listener is None or self._tells_of_lists else self._polling_interval
 
     def subscribe(self, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
         """Subscribe to what these queues are bound to, as (fanout exchange, routing key), and to nothing else."""
@@ -224,7 +232,7 @@ class Receiver:
         if not self._receiving.acquire(timeout=-1 if timeout is None else timeout):
             return ()
         try:
-            self._is_receiving = True
+            self._thread = get_ident()
             # The common case: the channel that was served last has more.
             state = self._current
             if state is not None and self._looks % LISTEN_EVERY and not self.events and state.error is None:
@@ -243,7 +251,7 @@ class Receiver:
                     raise exceptions.OperationalError("waiting without a timeout, and there is no consumer to wait for")
                 self._wait(left)
         finally:
-            self._is_receiving = False
+            self._thread = None
             if self._is_over:
                 self._is_over = False
                 self._let_go()
@@ -283,12 +291,19 @@ class Receiver:
         """Take what has arrived on both connections."""
         self._link.poll()
         if self._listener is not None:
+            self._ask_after(self._listener)
             self._listener.poll()
             if not self._tells_of_lists and monotonic() - self._polled_at >= self._polling_interval:
                 self._polled_at = monotonic()
                 for state in list(self._channels.values()):
                     for intake in state.intakes:
                         intake.stirred.update(intake.consumers)
+
+    def _ask_after(self, listener: Link) -> None:
+        # A server that has vanished tells nothing. In an event loop, where nobody waits here, each turn asks.
+        interval = self._options.health_check_interval
+        if interval and not listener.is_waiting and monotonic() - listener.used_at >= interval:
+            listener.post(PING, 1, lambda reply: None)
 
     @property
     def _polling_interval(self) -> float:
@@ -339,13 +354,13 @@ class Receiver:
 
     def _wait(self, left: float | None) -> None:
         """Sleep until there may be something new, at most so many seconds."""
-        seconds = left
-        for pause in self._pauses():
-            seconds = pause if seconds is None else min(seconds, pause)
         self._is_sleeping = True
         try:
             self._hear()
             if not self._has_something():
+                seconds = left
+                for pause in self._pauses():
+                    seconds = pause if seconds is None else min(seconds, pause)
                 # Read when there is something only: with green threads reading is waiting.
                 if any(key.fd == self._waker_out for key, _ in self._awaited.select(seconds)):
                     os.read(self._waker_out, 4096)
@@ -377,9 +392,6 @@ class Receiver:
             yield max(self._polled_at + self._polling_interval - monotonic(), 0)
         interval = self._options.health_check_interval
         if interval:
-            # A server that has vanished tells nothing.
-            if monotonic() - self._listener.used_at >= interval and not self._listener.is_waiting:
-                self._listener.post(pack_command(("PING",)), 1, lambda reply: None)
             yield interval
         if self._listener.is_waiting or self._link.is_waiting:
             yield 1.0
