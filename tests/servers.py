@@ -249,10 +249,17 @@ class RabbitMQServer(Server):
 
     def close(self) -> None:
         super().close()
-        # epmd, which the node starts for itself, has a session of its own.
-        subprocess.run(
-            ["epmd", "-kill"], env={**os.environ, **self.environment()}, capture_output=True, timeout=10, check=False
+        wait_until(self._epmd_is_gone, STOP_TIMEOUT, "epmd does not end")
+
+    def _epmd_is_gone(self) -> bool:
+        """Ends epmd, which the node starts in a session of its own, and which stays until it has noticed its end."""
+        _, names = (
+            subprocess.run(
+                ["epmd", what], env={**os.environ, **self.environment()}, capture_output=True, timeout=10, check=False
+            )
+            for what in ("-kill", "-names")
         )
+        return names.returncode != 0
 
     @property
     def url(self) -> str:
