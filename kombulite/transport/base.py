@@ -176,7 +176,7 @@ class Transport:
 
     _client: ref[Any] | None = None
     _registered: tuple[Any, Any, int | None] | None = None  # with an event loop, by what, at which descriptor
-    _timed_turn: Any = None  # the timed turn of the loop that is to come
+    _timed_turns: Any = None  # of that loop
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -275,20 +275,17 @@ class Transport:
             self._registered = None
             hub.on_tick.discard(tick)
             self._unwatch(hub, fd)
-            if self._timed_turn is not None:
-                self._timed_turn.cancel()
-                self._timed_turn = None
+            if self._timed_turns is not None:
+                self._timed_turns.cancel()
+                self._timed_turns = None
 
     def _on_tick(self, connection: Any, loop: Any) -> None:
         # Something may have arrived while an answer to something else was read; and what is asked for may have made,
         # or changed, the descriptor to wait on.
         self.on_readable(connection, loop)
         self._watch()
-        if self._timed_turn is None and self._registered is not None and (interval := self.look_interval) is not None:
-            self._timed_turn = loop.call_later(interval, self._has_turned)
-
-    def _has_turned(self) -> None:
-        self._timed_turn = None
+        if self._timed_turns is None and self._registered is not None and (interval := self.look_interval) is not None:
+            self._timed_turns = loop.call_repeatedly(interval, self._turn)
 
     def _watch(self) -> None:
         if self._registered is None:
