@@ -245,6 +245,28 @@ def test_consumer_of_a_deleted_queue_is_told(name, connection):
     assert not consumer.consuming_from(queue)
 
 
+def test_consumer_that_is_refused_is_told_at_once_and_nobody_else(name, connection, queue):
+    """Else a loop that serves other consumers got the same error, and started them all again."""
+    got = []
+    Consumer(connection.channel(), queue, on_message=lambda message: got.append(message.payload)).consume()
+    channel = connection.channel()
+    with pytest.raises(exceptions.NotFound):
+        channel.basic_consume(name("missing"), callback=lambda message: None)
+    assert not channel.is_open
+    Producer(connection).publish("x", routing_key=queue.name)
+    while not got:
+        connection.drain_events(timeout=30)
+    assert got == ["x"]
+
+
+def test_refused_consumer_leaves_others_of_its_channel_to_be_told(name, connection, channel, queue):
+    Consumer(channel, queue, on_message=lambda message: None).consume()
+    with pytest.raises(exceptions.NotFound):
+        channel.basic_consume(name("missing"), callback=lambda message: None)
+    with pytest.raises(exceptions.NotFound):
+        connection.drain_events(timeout=30)
+
+
 def test_on_cancel_is_called(name, connection):
     queue = make(connection.channel(), name("doomed"))
     channel = connection.channel()

@@ -397,6 +397,8 @@ class Transport(BaseTransport):
             talk.request(state, methods.BASIC_CONSUME, 0, queue, consumer_tag, *flags, arguments or {})
         except BaseException:
             state.consumers.pop(consumer_tag, None)
+            if state.error is not None:
+                talk.told(state)  # now that this one is not a consumer that learns it from the event
             raise
         return consumer_tag
 
