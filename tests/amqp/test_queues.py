@@ -267,6 +267,28 @@ def test_refused_consumer_leaves_others_of_its_channel_to_be_told(name, connecti
         connection.drain_events(timeout=30)
 
 
+def test_cancelled_consumer_without_acks_gets_what_was_under_way(name, connection):
+    """The broker has forgotten it when it is sent; as with kombu, all that has come before the cancel's answer."""
+    queue = make(connection.channel(), name("unacked"), exclusive=True)
+    Producer(connection).publish_many(range(100), routing_key=queue.name)
+    channel = connection.channel()
+    got = []
+
+    def take(message):
+        got.append(message.payload)
+        if len(got) in (1, 50):
+            raise LookupError(got[-1])
+
+    tag = channel.basic_consume(queue.name, no_ack=True, callback=take)
+    with pytest.raises(LookupError):
+        connection.drain_events(timeout=30)
+    soon(lambda: queue.queue_declare(passive=True).message_count == 0, timeout=30)
+    with pytest.raises(LookupError):
+        channel.basic_cancel(tag)
+    assert got == list(range(100))
+    assert not channel.consumes_from(queue.name)
+
+
 def test_on_cancel_is_called(name, connection):
     queue = make(connection.channel(), name("doomed"))
     channel = connection.channel()
