@@ -6,7 +6,7 @@ Longer than other modules: the verbs are as many as AMQP has, each a few lines, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kombulite import exceptions
@@ -363,10 +363,15 @@ class Channel(BaseChannel):
         return consumer_tag
 
     def basic_cancel(self, consumer_tag: str) -> None:
-        """End a consumer. One that has gone with the channel, or whose connection is lost, does not come back."""
-        if self.is_open:
-            self._ask(self._transport.cancel, consumer_tag)
-        self._end(consumer_tag)
+        """End a consumer. One that has gone with the channel, or whose connection is lost, does not come back.
+
+        Messages that need no ack and have come already are handed to it first: nobody else gets them.
+        """
+        rest = self._ask(self._transport.cancel, consumer_tag) if self.is_open else None
+        with ExitStack() as stack:  # if a callback raises, the others have their turn all the same
+            stack.callback(self._end, consumer_tag)
+            for delivery in reversed(rest or ()):
+                stack.callback(self.dispatch, delivery)
 
     def _end(self, consumer_tag: str) -> Subscription | None:
         """Forget a consumer."""

@@ -67,8 +67,11 @@ class Attempts:
     def _reconnect(self, error: BaseException, transport: Transport | None, retries: int) -> None:
         connection, policy = self._connection, self._policy
         connection.abandon(transport, error)
+        # The first new connection is made at once. If that one fails too, the broker is there and cannot do it yet.
+        pause = next(self._intervals) if retries else 0
         if policy.errback is not None:
-            policy.errback(error, 0)
+            policy.errback(error, pause)
+        sleep_in_slices(pause)
         left = None if policy.max_retries is None else max(policy.max_retries - retries, 1)
         connection.ensure_connection(policy.errback, left, *policy[2:5])
         channel = connection.default_channel

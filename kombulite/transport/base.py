@@ -450,8 +450,11 @@ class Transport:
         """Start a consumer and return its tag, chosen here for ``""``. Raises NotFound, AccessRefused, NotAllowed."""
         raise NotImplementedError
 
-    def cancel(self, channel: int, consumer_tag: str) -> None:
-        """End a consumer, if there is one. What was delivered to it stays to be settled."""
+    def cancel(self, channel: int, consumer_tag: str) -> Sequence[Delivery] | None:
+        """End a consumer, if there is one. What was delivered to it stays to be settled.
+
+        Returns what has come for it and cannot go back, since it needs no ack; None for nothing.
+        """
         raise NotImplementedError
 
     def get(self, channel: int, queue: str, no_ack: bool) -> Delivery | None:

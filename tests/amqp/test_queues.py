@@ -245,6 +245,50 @@ def test_consumer_of_a_deleted_queue_is_told(name, connection):
     assert not consumer.consuming_from(queue)
 
 
+def test_consumer_that_is_refused_is_told_at_once_and_nobody_else(name, connection, queue):
+    """Else a loop that serves other consumers got the same error, and started them all again."""
+    got = []
+    Consumer(connection.channel(), queue, on_message=lambda message: got.append(message.payload)).consume()
+    channel = connection.channel()
+    with pytest.raises(exceptions.NotFound):
+        channel.basic_consume(name("missing"), callback=lambda message: None)
+    assert not channel.is_open
+    Producer(connection).publish("x", routing_key=queue.name)
+    while not got:
+        connection.drain_events(timeout=30)
+    assert got == ["x"]
+
+
+def test_refused_consumer_leaves_others_of_its_channel_to_be_told(name, connection, channel, queue):
+    Consumer(channel, queue, on_message=lambda message: None).consume()
+    with pytest.raises(exceptions.NotFound):
+        channel.basic_consume(name("missing"), callback=lambda message: None)
+    with pytest.raises(exceptions.NotFound):
+        connection.drain_events(timeout=30)
+
+
+def test_cancelled_consumer_without_acks_gets_what_was_under_way(name, connection):
+    """The broker has forgotten it when it is sent; as with kombu, all that has come before the cancel's answer."""
+    queue = make(connection.channel(), name("unacked"), exclusive=True)
+    Producer(connection).publish_many(range(100), routing_key=queue.name)
+    channel = connection.channel()
+    got = []
+
+    def take(message):
+        got.append(message.payload)
+        if len(got) in (1, 50):
+            raise LookupError(got[-1])
+
+    tag = channel.basic_consume(queue.name, no_ack=True, callback=take)
+    with pytest.raises(LookupError):
+        connection.drain_events(timeout=30)
+    soon(lambda: queue.queue_declare(passive=True).message_count == 0, timeout=30)
+    with pytest.raises(LookupError):
+        channel.basic_cancel(tag)
+    assert got == list(range(100))
+    assert not channel.consumes_from(queue.name)
+
+
 def test_on_cancel_is_called(name, connection):
     queue = make(connection.channel(), name("doomed"))
     channel = connection.channel()

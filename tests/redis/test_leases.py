@@ -11,6 +11,7 @@ import kombu
 import pytest
 
 from kombulite import Consumer, Exchange, Producer, Queue
+from kombulite.transport import redis as transport
 from tests.redis.conftest import drain
 
 QUICK = {"visibility_timeout": 1, "unacked_restore_interval": 0.2, "unacked_restore_throttle": 1}
@@ -220,6 +221,26 @@ def test_old_and_new_generation_of_clients(ours, client, name):
     assert consume(ours(**QUICK), old, 1) == [1]
     producer.publish(2)
     assert consume(ours(), old, 1) == [2]
+
+
+def test_two_connections_that_put_back_the_same_at_once_both_open(ours, client, name, monkeypatch):
+    """Workers in threads connect at the same time when the server is back."""
+    lost, first, second = ours(), ours(), ours()
+    Producer(lost).publish(1, routing_key=name)
+    assert Queue(name)(lost.channel()).get().payload == 1
+    lost.collect()
+    put_back = transport.put_back
+
+    def put_back_meanwhile(*arguments):
+        monkeypatch.setattr(transport, "put_back", put_back)
+        second.connect()
+        put_back(*arguments)
+
+    monkeypatch.setattr(transport, "put_back", put_back_meanwhile)
+    first.connect()
+    assert second.connected
+    assert client.llen(name) == 1
+    assert Queue(name)(first.channel()).get(no_ack=True).payload == 1
 
 
 def test_forked_child_leaves_the_parents_connection_alone(ours, name):

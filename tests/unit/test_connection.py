@@ -276,6 +276,20 @@ def test_refused_publish_is_tried_again_after_a_while_on_the_same_connection(unr
     connection.release()
 
 
+def test_broker_that_can_be_reached_and_does_not_serve_is_tried_at_intervals(unreliable, no_sleep):
+    """A read-only replica, say: each new connection is made at once, and each publish fails."""
+    unreliable.fail_publishes = 4
+    connection = Connection("memory://a", transport=unreliable)
+    heard = []
+    policy = {"max_retries": 5, "interval_start": 1, "interval_step": 2, "interval_max": 4}
+    policy["errback"] = lambda error, interval: heard.append(interval)
+    Producer(connection).publish(1, routing_key="retry.again", retry=True, retry_policy=policy)
+    assert heard == [0, 1, 3, 4]
+    assert sum(no_sleep) == 8
+    assert Queue("retry.again")(connection).delete() == 1
+    connection.release()
+
+
 def test_unknown_retry_policy_is_refused():
     with Connection("memory://") as connection, pytest.raises(TypeError):
         Producer(connection).publish(1, routing_key="x", retry=True, retry_policy={"max_retry": 1})

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import cycle
-from logging import getLogger
 from threading import RLock
 from time import monotonic
 from typing import Any
@@ -37,8 +36,6 @@ from kombulite.transport.base import (
 )
 from kombulite.transport.base import Transport as BaseTransport
 from kombulite.utils.uuid import uuid
-
-logger = getLogger("kombulite.amqp")
 
 MOST_CHANNELS = 65535
 CLOSE_TIMEOUT = 5.0  # seconds to wait for the broker's farewell
@@ -397,23 +394,26 @@ class Transport(BaseTransport):
             talk.request(state, methods.BASIC_CONSUME, 0, queue, consumer_tag, *flags, arguments or {})
         except BaseException:
             state.consumers.pop(consumer_tag, None)
+            if state.error is not None:
+                talk.told(state)  # now that this one is not a consumer that learns it from the event
             raise
         return consumer_tag
 
-    def cancel(self, channel: int, consumer_tag: str) -> None:
+    def cancel(self, channel: int, consumer_tag: str) -> Sequence[Delivery]:
         talk = self._talk()
         state = talk.channel(channel)
         talk.request(state, methods.BASIC_CANCEL, consumer_tag, False)
         no_ack = state.consumers.pop(consumer_tag, True)
-        # What the broker sent before it heard of it goes back.
-        for event in talk.drop_events(
+        # What the broker sent before it heard of it.
+        events = talk.drop_events(
             lambda event: type(event) is Delivery and event.channel == channel and event.consumer_tag == consumer_tag
-        ):
-            assert isinstance(event, Delivery)
-            if no_ack:
-                logger.warning("a message of the cancelled consumer %s, which needs no ack, is lost", consumer_tag)
-            else:
-                self.settle(channel, event.delivery_tag, Outcome.REQUEUE)
+        )
+        deliveries = [event for event in events if isinstance(event, Delivery)]
+        if no_ack:
+            return deliveries
+        for delivery in deliveries:
+            self.settle(channel, delivery.delivery_tag, Outcome.REQUEUE)
+        return ()
 
     def get(self, channel: int, queue: str, no_ack: bool) -> Delivery | None:
         talk = self._talk()
