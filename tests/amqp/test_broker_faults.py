@@ -78,6 +78,7 @@ def test_publish_to_a_full_broker(connect, queue, name, alarm, confirms):
             "on_blocked": lambda reason: seen.append("blocked"),
             "on_unblocked": lambda: seen.append("unblocked"),
             "read_timeout": 2,
+            "write_timeout": 500,
         }
     )
     received = []
@@ -92,6 +93,9 @@ def test_publish_to_a_full_broker(connect, queue, name, alarm, confirms):
     blocked(producer, queue)
     with pytest.raises(exceptions.Blocked):
         producer.publish_many(range(3), routing_key=queue.name, timeout=0.1)
+    if confirms:
+        with pytest.raises(exceptions.Blocked):
+            producer.publish("x", routing_key=queue.name, confirm_timeout=0.1)
     assert received == []  # no consumer runs while publishing
     assert seen == ["blocked"]
     for _ in range(3):

@@ -245,6 +245,8 @@ class Transport(BaseTransport):
             state = talk.channels[channel]
         except KeyError:
             state = talk.publisher(channel)
+        if timeout is None and state.confirms is not None:
+            timeout = confirm_timeout
         link = talk.link
         if monotonic() > self._look_at or talk.blocked is not None:
             timeout = self._look(talk, state, timeout)
