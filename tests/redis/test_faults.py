@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
+from kombulite.transport import redis as transport
 from kombulite.transport.redis.scripts import CLAIM
 from tests.proxy import Cut, Direction, Proxy
 from tests.redis.conftest import drain
@@ -160,6 +161,29 @@ def test_connection_killed_by_the_server_is_noticed_and_replaced(ours, client, n
     drain(connection, lambda: len(got) == 6)
     assert [body for body, _ in got] == [0, 1, 2, 0, 1, 2]
     assert all(message.delivery_info["redelivered"] for _, message in got[3:])
+
+
+def test_connections_that_are_made_at_the_same_time_put_the_same_messages_back(ours, client, name, monkeypatch):
+    connection, other = ours(), ours()
+    channel = connection.channel()
+    Producer(channel).publish_many(range(3), routing_key=name)
+    got = []
+    with Consumer(channel, Queue(name), callbacks=[lambda body, message: got.append(body)]):
+        drain(connection, lambda: len(got) == 3)
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        with pytest.raises(connection.recoverable_connection_errors):
+            connection.drain_events(timeout=5)
+        put_back = transport.put_back
+
+        def put_back_while_the_other_connects(*arguments):
+            monkeypatch.setattr(transport, "put_back", put_back)
+            put_back(*arguments)
+            other.connect()
+
+        monkeypatch.setattr(transport, "put_back", put_back_while_the_other_connects)
+        drain(connection, lambda: len(got) == 6)
+        assert got == [0, 1, 2, 0, 1, 2]
+        assert client.llen(name) == 0
 
 
 def test_first_consumer_after_a_loss_that_a_publish_noticed_is_told_of_the_loss(ours, client, name):

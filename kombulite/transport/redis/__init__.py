@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from itertools import cycle
 from operator import itemgetter
@@ -109,11 +110,11 @@ class Transport(BaseTransport):
         options, keys = self._options, self._keys
         topology = self._topology = Topology(link, keys, tracked, self.settings.virtual_host)
         waiting = _abandoned.get(self._connector.identity, [])
-        while waiting:  # each is forgotten when it is back
-            leases, tags = waiting[0]
+        for leases, tags in list(waiting):  # each is forgotten when it is back
             put_back(link, keys, leases, True)
             put_back_tags(link, keys, tags)
-            waiting.remove((leases, tags))
+            with suppress(ValueError):  # a connection that was made at the same time has put it back too: no harm
+                waiting.remove((leases, tags))
         self._publisher = Publisher(link, keys, options, topology.router, topology.limits, self._now)
         self._receiver = Receiver(link, self._open, keys, options, self._channels, topology.limits, self._now)
 
