@@ -31,6 +31,7 @@ from kombulite.transport.redis.link import Link, OnReply
 from kombulite.transport.redis.options import Limits, Options
 from kombulite.transport.redis.pacing import Pace
 from kombulite.transport.redis.publishing import PUBLISHED_AT
+from kombulite.utils.compat import detect_environment
 from kombulite.utils.json import codec
 
 #: Seconds between two looks where the server cannot wake us.
@@ -81,8 +82,9 @@ class Receiver:
         self._waker_out.setblocking(False)
         self._waker_in.setblocking(False)
         self._awaited = selectors.DefaultSelector()  # both connections, and the waker
-        for descriptor in (link, self._waker_out):
-            self._awaited.register(descriptor, selectors.EVENT_READ)
+        self._twins: list[int] = []
+        self._awaited.register(self._waker_out, selectors.EVENT_READ)
+        self._await(link)
         self._is_sleeping = False
         self._looks = 0
         self._current: Channel | None = None  # the channel that was served last
@@ -92,8 +94,7 @@ class Receiver:
     def close(self) -> None:
         """Let go of what is the system's. The thread that receives, if there is one, ends with an error."""
         if os.getpid() != self._pid:
-            self._waker_out.close()  # a thread that held our lock is the parent's, and so is all else
-            self._waker_in.close()
+            self._close_descriptors()  # a thread that held our lock is the parent's, and so is all else
             return
         self.rouse()
         if self._thread == get_ident():
@@ -104,8 +105,23 @@ class Receiver:
 
     def _let_go(self) -> None:
         self._awaited.close()
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
         self._waker_out.close()
         self._waker_in.close()
+        while self._twins:
+            os.close(self._twins.pop())
+
+    def _await(self, link: Link) -> None:
+        """Wait for a connection too."""
+        if detect_environment() != "eventlet":
+            self._awaited.register(link, selectors.EVENT_READ)
+            return
+        # It lets no two green threads wait for one descriptor: another may wait for the reply to a command there.
+        twin = os.dup(link.fileno())
+        self._twins.append(twin)
+        self._awaited.register(twin, selectors.EVENT_READ)
 
     # --- consumers
 
@@ -116,7 +132,7 @@ class Receiver:
             if listener.protocol == 3:
                 reply = listener.exchange([pack_command(("CLIENT", "TRACKING", "ON"))], 1)[0]
                 self._tells_of_lists = not isinstance(reply, ReplyError)
-            self._awaited.register(listener, selectors.EVENT_READ)
+            self._await(listener)
             self._listener = listener
         return self._listener
 
