@@ -335,10 +335,20 @@ class Hub:
         self._ready = []
 
     def close(self, *args: Any) -> None:
-        """Forget all descriptors, and tell ``on_close``. What is used again opens again."""
+        """Forget all descriptors, tell ``on_close``, and make the calls that are due: acks of Celery's last tasks, say.
+
+        What is used again opens again.
+        """
         self._close()
         for callback in list(self.on_close):
             callback(self)
+        for ready in self._pop_ready():
+            try:
+                ready()
+            except Stop:
+                pass  # it has
+            except Exception as error:
+                self.on_callback_error(ready, error)
 
     def _close(self) -> None:
         self.readers.clear()

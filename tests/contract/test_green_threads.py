@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -49,13 +50,56 @@ with connect() as connection, connect() as other:
 print(json.dumps(got))
 """
 
+#: Tasks that are done side by side requeue and acknowledge at the same time, while the consumer waits for more.
+SETTLE = (
+    PROGRAM[: PROGRAM.index("got, turns")]
+    + """
+back, got, failed = set(), [], []
+
+def work(message):
+    time.sleep(0.1)
+    try:
+        if message.payload in back:
+            message.ack()
+            got.append(message.payload)
+        else:
+            back.add(message.payload)
+            message.requeue()
+    except Exception as error:
+        failed.append(repr(error))
+
+with Connection(url, transport=transport, transport_options=options) as connection:
+    queue = Queue(name, auto_delete=True)
+    with connection.Consumer(queue, callbacks=[lambda body, message: spawn(work, message)]):
+        connection.Producer().publish_many(range(5), routing_key=name)
+        deadline = time.monotonic() + 20
+        while len(got) + len(failed) < 5 and time.monotonic() < deadline:
+            try:
+                connection.drain_events(timeout=1)
+            except TimeoutError:
+                pass
+print(json.dumps([sorted(got), failed]))
+"""
+)
+
 
 @pytest.mark.parametrize("library", ["gevent", "eventlet"])
 def test_waiting_lets_others_work(broker, library):
-    pytest.importorskip(library)
+    assert run(PROGRAM, broker, library) == ["first", "second", 10]
+
+
+@pytest.mark.parametrize("library", ["gevent", "eventlet"])
+def test_several_settle_at_once(broker, library):
+    assert run(SETTLE, broker, library) == [[0, 1, 2, 3, 4], []]
+
+
+def run(program, broker, library):
+    """What the program prints."""
+    if find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")  # not imported here: eventlet warns of each fork that other tests do
     facts = json.dumps([broker.url, broker.transport, dict(broker.transport_options), broker.name("green")])
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, library, facts],
+        [sys.executable, "-c", program, library, facts],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -63,4 +107,4 @@ def test_waiting_lets_others_work(broker, library):
         check=False,
     )
     assert done.stderr == ""
-    assert json.loads(done.stdout) == ["first", "second", 10]
+    return json.loads(done.stdout)

@@ -483,3 +483,16 @@ def test_facts_about_transports():
     assert implements.exchange_type >= {"direct", "topic", "fanout"}
     with pytest.raises(AttributeError):
         implements.no_such  # noqa: B018
+
+
+def test_closing_a_hub_makes_the_calls_that_are_due(caplog):
+    hub, called = Hub(), []
+    hub.on_close.add(lambda hub: called.append("told"))
+    hub.call_soon(called.append, "due")
+    hub.call_soon(called.append, "cancelled").cancel()
+    hub.call_soon(lambda: 1 / 0)
+    hub.stop()
+    hub.call_soon(called.append, "last")
+    hub.close()
+    assert called == ["told", "due", "last"]
+    assert "ZeroDivisionError" in caplog.text

@@ -113,7 +113,7 @@ class Transport(BaseTransport):
         for leases, tags in list(waiting):  # each is forgotten when it is back
             put_back(link, keys, leases, True)
             put_back_tags(link, keys, tags)
-            with suppress(ValueError):  # another thread connects at the same time, and was faster
+            with suppress(ValueError):  # another thread connects at the same time, and was faster: no harm
                 waiting.remove((leases, tags))
         self._publisher = Publisher(link, keys, options, topology.router, topology.limits, self._now)
         self._receiver = Receiver(link, self._open, keys, options, self._channels, topology.limits, self._now)

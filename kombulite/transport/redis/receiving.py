@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from socket import socketpair
 from threading import RLock, get_ident
 from time import monotonic, sleep
 from typing import Any
@@ -30,6 +31,7 @@ from kombulite.transport.redis.link import Link, OnReply
 from kombulite.transport.redis.options import Limits, Options
 from kombulite.transport.redis.pacing import Pace
 from kombulite.transport.redis.publishing import PUBLISHED_AT
+from kombulite.utils.compat import detect_environment
 from kombulite.utils.json import codec
 
 #: Seconds between two looks where the server cannot wake us.
@@ -74,12 +76,15 @@ class Receiver:
         self._is_over = False
         self._pid = os.getpid()
         self._teaches = False  # whether the server has forgotten the script, and gets it with the next claim
-        self._waker_out, self._waker_in = os.pipe()  # ends the sleep of the thread that receives
-        os.set_blocking(self._waker_out, False)
-        os.set_blocking(self._waker_in, False)
+        # They end the sleep of the thread that receives. No pipe: eventlet would wait for each write, and let two green
+        # threads not wait at once; and who comes too late writes to what is closed, not to what has its number since.
+        self._waker_out, self._waker_in = socketpair()
+        self._waker_out.setblocking(False)
+        self._waker_in.setblocking(False)
         self._awaited = selectors.DefaultSelector()  # both connections, and the waker
-        for descriptor in (link, self._waker_out):
-            self._awaited.register(descriptor, selectors.EVENT_READ)
+        self._twins: list[int] = []
+        self._awaited.register(self._waker_out, selectors.EVENT_READ)
+        self._await(link)
         self._is_sleeping = False
         self._looks = 0
         self._current: Channel | None = None  # the channel that was served last
@@ -89,8 +94,7 @@ class Receiver:
     def close(self) -> None:
         """Let go of what is the system's. The thread that receives, if there is one, ends with an error."""
         if os.getpid() != self._pid:
-            os.close(self._waker_out)  # a thread that held our lock is the parent's, and so is all else
-            os.close(self._waker_in)
+            self._close_descriptors()  # a thread that held our lock is the parent's, and so is all else
             return
         self.rouse()
         if self._thread == get_ident():
@@ -101,8 +105,23 @@ class Receiver:
 
     def _let_go(self) -> None:
         self._awaited.close()
-        os.close(self._waker_out)
-        os.close(self._waker_in)
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        self._waker_out.close()
+        self._waker_in.close()
+        while self._twins:
+            os.close(self._twins.pop())
+
+    def _await(self, link: Link) -> None:
+        """Wait for a connection too."""
+        if detect_environment() != "eventlet":
+            self._awaited.register(link, selectors.EVENT_READ)
+            return
+        # It lets no two green threads wait for one descriptor: another may wait for the reply to a command there.
+        twin = os.dup(link.fileno())
+        self._twins.append(twin)
+        self._awaited.register(twin, selectors.EVENT_READ)
 
     # --- consumers
 
@@ -113,7 +132,7 @@ class Receiver:
             if listener.protocol == 3:
                 reply = listener.exchange([pack_command(("CLIENT", "TRACKING", "ON"))], 1)[0]
                 self._tells_of_lists = not isinstance(reply, ReplyError)
-            self._awaited.register(listener, selectors.EVENT_READ)
+            self._await(listener)
             self._listener = listener
         return self._listener
 
@@ -135,8 +154,8 @@ class Receiver:
     def rouse(self) -> None:
         """Let the thread that waits in ``receive`` look again: something changed here."""
         if self._is_sleeping:
-            with suppress(BlockingIOError):
-                os.write(self._waker_in, b"!")
+            with suppress(OSError):  # full, or closed
+                self._waker_in.send(b"!")
 
     # --- news
 
@@ -361,9 +380,9 @@ class Receiver:
                 seconds = left
                 for pause in self._pauses():
                     seconds = pause if seconds is None else min(seconds, pause)
-                # Read when there is something only: with green threads reading is waiting.
-                if any(key.fd == self._waker_out for key, _ in self._awaited.select(seconds)):
-                    os.read(self._waker_out, 4096)
+                if any(key.fileobj is self._waker_out for key, _ in self._awaited.select(seconds)):
+                    with suppress(BlockingIOError):
+                        self._waker_out.recv(4096)
                 self._hear()
         finally:
             self._is_sleeping = False
