@@ -10,11 +10,10 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kombulite import exceptions
+from kombulite._client.batching import Gathering
+from kombulite._client.topology import Binding
 from kombulite._core import BaseChannel, BaseSubscription, Delivery, Tally, make_properties
-from kombulite.batching import Gathering
-from kombulite.message import Message
-from kombulite.recovery import Binding
-from kombulite.transport.base import (
+from kombulite.brokers.base import (
     Cancelled,
     ChannelClosed,
     Event,
@@ -25,6 +24,7 @@ from kombulite.transport.base import (
     Returned,
     Transport,
 )
+from kombulite.message import Message
 from kombulite.utils.uuid import uuid
 
 if TYPE_CHECKING:

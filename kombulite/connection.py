@@ -12,18 +12,19 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kombulite import exceptions
+from kombulite._client.address import Address
+from kombulite._client.lifecycle import Lifecycle, State
+from kombulite._client.process import add_hook, enrol, remove_hook, watch_connections
+from kombulite._client.retry import Attempts, ChannelHolder, Reraising, RetryPolicy
+from kombulite._client.session import Inbox
+from kombulite._client.topology import Topology, restore_topology
 from kombulite._core import Tally, declaration_key
 from kombulite.abstract import maybe_channel
-from kombulite.address import Address
+from kombulite.brokers import resolve_transport
+from kombulite.brokers.base import Event, Management, Transport
 from kombulite.channel import Channel
 from kombulite.counters import Counters
-from kombulite.inbox import Inbox
 from kombulite.messaging import Consumer, Producer
-from kombulite.process import add_hook, enrol, remove_hook, watch_connections
-from kombulite.recovery import Lifecycle, State, Topology, restore_topology
-from kombulite.retry import Attempts, ChannelHolder, Reraising, RetryPolicy
-from kombulite.transport import resolve_transport
-from kombulite.transport.base import Event, Management, Transport
 from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
 from kombulite.utils.functional import retry_over_time
 

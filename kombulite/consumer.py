@@ -8,12 +8,12 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from kombulite import exceptions
+from kombulite._client.batching import Gathering, MessageBatch
+from kombulite._client.dead_letters import DeadLetterRule, dead_letter_rule
 from kombulite.abstract import maybe_channel
-from kombulite.batching import Gathering, MessageBatch
 from kombulite.channel import Channel
 from kombulite.entity import Exchange, Queue
 from kombulite.message import Message
-from kombulite.poison import DeadLetterRule, dead_letter_rule
 from kombulite.serialization import prepare_accept_content
 from kombulite.utils.functional import maybe_list
 

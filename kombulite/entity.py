@@ -13,8 +13,8 @@ from kombulite.abstract import MaybeChannelBound, Object
 from kombulite.serialization import prepare_accept_content
 
 if TYPE_CHECKING:
+    from kombulite.brokers.base import QueueInfo
     from kombulite.message import Message
-    from kombulite.transport.base import QueueInfo
 
 __all__ = ["PERSISTENT_DELIVERY_MODE", "TRANSIENT_DELIVERY_MODE", "Exchange", "Queue", "binding", "maybe_delivery_mode"]
 

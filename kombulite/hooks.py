@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from kombulite._core import Delivery
+from kombulite.brokers.base import Transport
 from kombulite.message import Message
-from kombulite.transport.base import Transport
 
 if TYPE_CHECKING:
     from kombulite.channel import Subscription

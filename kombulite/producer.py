@@ -9,13 +9,13 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from kombulite import exceptions, serialization
+from kombulite._client.lifecycle import State
+from kombulite._client.retry import RetryPolicy
 from kombulite._core import Delivery, PlainMessages, make_properties
 from kombulite.channel import SURELY_SHORT, Channel, check_short
 from kombulite.compression import compress
 from kombulite.entity import DELIVERY_MODES, PERSISTENT_DELIVERY_MODE, Exchange, Queue, is_declared
 from kombulite.message import Message
-from kombulite.recovery import State
-from kombulite.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from kombulite.connection import Connection

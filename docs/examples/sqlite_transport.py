@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from time import time
 from typing import Any
 
-from kombulite.transport import virtual
-from kombulite.transport.virtual import Claim, Store
+from kombulite.brokers import virtual
+from kombulite.brokers.virtual import Claim, Store
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS messages (

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from kombulite import Connection, Queue, exceptions
+from kombulite.brokers.base import QueueStatus
 from kombulite.cli.display import printable
 from kombulite.cli.messages import piped
 from kombulite.cli.options import FAILED, broker_options, connected
-from kombulite.transport.base import QueueStatus
 
 
 @click.command()

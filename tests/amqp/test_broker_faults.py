@@ -217,7 +217,7 @@ def test_drain_while_another_thread_cannot_write(connect, queue, pause, own_brok
 
 
 def test_close_of_a_paused_broker(connect, pause, monkeypatch):
-    monkeypatch.setattr("kombulite.transport.amqp.CLOSE_TIMEOUT", 0.3)
+    monkeypatch.setattr("kombulite.brokers.amqp.CLOSE_TIMEOUT", 0.3)
     connection = connect(transport_options=HASTE)
     connection.connect()
     pause()

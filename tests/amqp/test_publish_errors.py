@@ -9,7 +9,7 @@ import pytest
 
 from kombulite import Consumer, Exchange, Producer, Queue, exceptions
 from kombulite._core import Delivery
-from kombulite.transport.amqp import conversation
+from kombulite.brokers.amqp import conversation
 from tests.amqp.conftest import in_threads
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kombulite import Consumer, Producer, Queue, exceptions
-from kombulite.batching import MessageBatch
-from kombulite.transport.base import Outcome
+from kombulite._client.batching import MessageBatch
+from kombulite.brokers.base import Outcome
 from tests.contract.conftest import Broker, Inbox, drain, soon
 
 

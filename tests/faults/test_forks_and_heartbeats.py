@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, exceptions, uuid
-from kombulite.recovery import State
+from kombulite._client.lifecycle import State
 from tests.faults.scenarios import fork_while_another_thread_publishes, in_child, needs_fork
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, uuid
+from kombulite._client.lifecycle import State
+from kombulite.brokers.base import Outcome
 from kombulite.channel import Channel
 from kombulite.mixins import ConsumerMixin
-from kombulite.recovery import State
-from kombulite.transport.base import Outcome
 from tests.faults.scenarios import check_retry, go_over_and_back
 from tests.servers import RabbitMQServer, wait_until
 

@@ -13,9 +13,9 @@ import pytest
 import redis
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, uuid
+from kombulite._client.lifecycle import State
 from kombulite.asynchronous import Hub
 from kombulite.mixins import ConsumerMixin
-from kombulite.recovery import State
 from tests.faults.scenarios import (
     check_retry,
     fork_while_another_thread_publishes,
@@ -369,7 +369,7 @@ def test_server_that_falls_silent_after_the_login_is_given_up_in_time(server):
 
 
 def test_release_of_a_connection_to_a_server_that_hangs(server, monkeypatch):
-    monkeypatch.setattr("kombulite.transport.redis.CLOSE_TIMEOUT", 0.3)
+    monkeypatch.setattr("kombulite.brokers.redis.CLOSE_TIMEOUT", 0.3)
     queue, messages = Queue(uuid()), []
     connection = Connection(server.url)
     consume(connection, queue, messages)

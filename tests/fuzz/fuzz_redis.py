@@ -4,10 +4,10 @@ The input is a routing key, then the members of a binding set, each on a line; t
 """
 
 from kombulite._core import MalformedEnvelope, decode_envelope
-from kombulite.transport.redis.keys import Keys
-from kombulite.transport.redis.leases import mark_redelivered
-from kombulite.transport.redis.options import Options
-from kombulite.transport.redis.routes import Routes
+from kombulite.brokers.redis.keys import Keys
+from kombulite.brokers.redis.leases import mark_redelivered
+from kombulite.brokers.redis.options import Options
+from kombulite.brokers.redis.routes import Routes
 from kombulite.utils.json import codec
 from tests.fuzz import fuzz_envelope
 from tests.fuzz.engine import Target

@@ -13,11 +13,11 @@ import pytest
 
 import kombulite
 from kombulite import _core, exceptions
-from kombulite.transport.amqp import Transport as AMQPTransport
-from kombulite.transport.amqp.errors import CODEC_ERRORS, DRIVER_ERRORS, translated
-from kombulite.transport.base import Transport as BaseTransport
-from kombulite.transport.memory import Transport as MemoryTransport
-from kombulite.transport.redis import Transport as RedisTransport
+from kombulite.brokers.amqp import Transport as AMQPTransport
+from kombulite.brokers.amqp.errors import CODEC_ERRORS, DRIVER_ERRORS, translated
+from kombulite.brokers.base import Transport as BaseTransport
+from kombulite.brokers.memory import Transport as MemoryTransport
+from kombulite.brokers.redis import Transport as RedisTransport
 
 PACKAGE = Path(kombulite.__file__).parent
 
@@ -25,12 +25,12 @@ PACKAGE = Path(kombulite.__file__).parent
 FLOORS = [
     {"_core"},
     {"exceptions", "utils", "log", "clocks", "matcher", "compression", "serialization", "abstract", "entity"},
-    {"transport.base", "transport.store", "transport.virtual", "transport", "transport.native_delayed_delivery"},
-    {"transport.memory", "transport.filesystem", "transport.amqp", "transport.redis"},
-    {"message", "recovery", "retry", "batching", "hooks", "channel", "poison", "inbox"},
+    {"brokers.base", "brokers.store", "brokers.virtual", "brokers", "transport.native_delayed_delivery"},
+    {"brokers.memory", "brokers.filesystem", "brokers.amqp", "brokers.redis"},
+    {"message", "_client", "hooks", "channel"},
     {"consumer", "producer", "messaging"},
-    {"resource", "simple", "address", "counters", "process", "connection"},
-    {"pools", "common", "mixins", "pidbox", "compat", "asynchronous", "aliasing", "contrib"},
+    {"resource", "simple", "counters", "_client.process", "connection"},
+    {"transport", "pools", "common", "mixins", "pidbox", "compat", "asynchronous", "aliasing", "contrib"},
     {"__init__"},
     {"cli", "run", "__main__"},
 ]
@@ -84,11 +84,11 @@ def test_imports_go_downward(path):
 
 
 def test_no_transport_imports_another():
-    transports = [path.parent.name for path in (PACKAGE / "transport").glob("*/__init__.py")]
-    for path in (PACKAGE / "transport").rglob("*.py"):
-        own = path.relative_to(PACKAGE / "transport").parts[0].removesuffix(".py")
-        others = {name for name in imports_of(path) for other in transports if name.startswith(f"transport.{other}")}
-        assert all(name.startswith(f"transport.{own}") for name in others), path
+    transports = [path.parent.name for path in (PACKAGE / "brokers").glob("*/__init__.py")]
+    for path in (PACKAGE / "brokers").rglob("*.py"):
+        own = path.relative_to(PACKAGE / "brokers").parts[0].removesuffix(".py")
+        others = {name for name in imports_of(path) for other in transports if name.startswith(f"brokers.{other}")}
+        assert all(name.startswith(f"brokers.{own}") for name in others), path
 
 
 def test_core_is_compiled_and_has_one_door():

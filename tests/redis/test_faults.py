@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
-from kombulite.transport.redis.scripts import CLAIM
+from kombulite.brokers.redis.scripts import CLAIM
 from tests.proxy import Cut, Direction, Proxy
 from tests.redis.conftest import drain
 from tests.servers import RedisServer
@@ -28,8 +28,8 @@ QUICK = {"visibility_timeout": 1, "unacked_restore_interval": 0.2, "unacked_rest
 VICTIM = """
 import os, signal, sys
 from kombulite import Connection, Consumer, Queue
-from kombulite.transport.redis.consuming import Intake
-from kombulite.transport.redis.receiving import Receiver
+from kombulite.brokers.redis.consuming import Intake
+from kombulite.brokers.redis.receiving import Receiver
 
 url, name, step = sys.argv[1:]
 

@@ -11,7 +11,7 @@ import kombu
 import pytest
 
 from kombulite import Consumer, Exchange, Producer, Queue
-from kombulite.transport import redis as transport
+from kombulite.brokers import redis as transport
 from tests.redis.conftest import drain
 
 QUICK = {"visibility_timeout": 1, "unacked_restore_interval": 0.2, "unacked_restore_throttle": 1}

@@ -11,7 +11,7 @@ import pytest
 
 from kombulite import exceptions
 from kombulite._core import HEARTBEAT_FRAME, FrameEncoder
-from kombulite.transport.amqp.link import Link
+from kombulite.brokers.amqp.link import Link
 
 ENCODER = FrameEncoder()
 

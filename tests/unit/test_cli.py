@@ -15,12 +15,12 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from kombulite import exceptions
+from kombulite.brokers.memory.broker import Broker, broker_of
 from kombulite.cli import commands, load
 from kombulite.cli.display import LiveDisplay, PlainDisplay, closing_table, display_for
 from kombulite.cli.ledger import MOST_KEPT, Latencies, Ledger, balance, percentiles
 from kombulite.cli.load import Consuming, Gate, Plan, Producing, Run, Sample, Speedometer
 from kombulite.cli.orders import TYPES, Orders
-from kombulite.transport.memory.broker import Broker, broker_of
 
 VHOST = "cli"
 BROKER = f"memory://localhost/{VHOST}"

@@ -151,7 +151,7 @@ def test_queues(kombulite, connection):
 
 
 def test_queues_of_a_broker_that_cannot_list_them(kombulite, connection, monkeypatch):
-    from kombulite.transport import base, virtual
+    from kombulite.brokers import base, virtual
 
     Queue("one")(connection).declare()
     monkeypatch.setattr(virtual.Transport, "list_queues", base.Transport.list_queues)
@@ -221,7 +221,7 @@ def test_ping(kombulite):
 
 
 def test_passwords_are_never_shown(kombulite, tmp_path, monkeypatch):
-    from kombulite.transport.filesystem import folders
+    from kombulite.brokers.filesystem import folders
 
     def fail(self):
         raise OSError("refused")

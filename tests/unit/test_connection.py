@@ -10,9 +10,10 @@ from itertools import islice
 
 import pytest
 
-from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, retry
-from kombulite.transport import memory
-from kombulite.transport.base import Settings
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
+from kombulite._client import retry
+from kombulite.brokers import memory
+from kombulite.brokers.base import Settings
 from kombulite.utils import functional
 
 
@@ -119,9 +120,9 @@ def test_url_wins_over_keywords_but_transport_wins_over_url(unreliable):
     connection = Connection("memory://u:p@h:5/v", userid="other", port=9, transport=unreliable, heartbeat=3)
     assert (connection.userid, connection.port, connection.virtual_host, connection.heartbeat) == ("u", 5, "v", 3)
     assert connection.get_transport_cls() is unreliable
-    path = Connection("memory://", transport="kombulite.transport.memory:Transport")
+    path = Connection("memory://", transport="kombulite.brokers.memory:Transport")
     assert path.get_transport_cls() is memory.Transport
-    assert Connection("memory://", transport="kombulite.transport.memory.Transport").connect().connected
+    assert Connection("memory://", transport="kombulite.brokers.memory.Transport").connect().connected
 
 
 def test_password_is_shown_nowhere():

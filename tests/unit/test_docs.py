@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kombulite import pools
-from kombulite.transport.memory import broker
+from kombulite.brokers.memory import broker
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

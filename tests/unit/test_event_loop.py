@@ -14,8 +14,8 @@ import pytest
 from kombulite import Connection, Queue
 from kombulite.asynchronous import ERR, READ, WRITE, Hub
 from kombulite.asynchronous.timer import Entry, Timer, to_timestamp
-from kombulite.transport.base import Capabilities
-from kombulite.transport.memory import Transport as MemoryTransport
+from kombulite.brokers.base import Capabilities
+from kombulite.brokers.memory import Transport as MemoryTransport
 from kombulite.utils.eventio import poll
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
 from kombulite._core import Delivery, Properties
-from kombulite.transport.base import Cancelled, Outcome, QueueSpec, Settings
-from kombulite.transport.memory import Transport
+from kombulite.brokers.base import Cancelled, Outcome, QueueSpec, Settings
+from kombulite.brokers.memory import Transport
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import weakref
 import pytest
 
 from kombulite import Connection, exceptions, pools
+from kombulite.brokers.memory import Transport as MemoryTransport
 from kombulite.pools import ProducerPool
 from kombulite.resource import ConnectionPool, Resource
-from kombulite.transport.memory import Transport as MemoryTransport
 
 
 class Things(Resource):

@@ -11,15 +11,15 @@ from kombu.transport.virtual.exchange import TopicExchange
 from redis import exceptions as driver
 
 from kombulite import exceptions
-from kombulite.transport.base import QueueSpec, Settings
-from kombulite.transport.redis import Transport, get_redis_error_classes
-from kombulite.transport.redis.consuming import MOST_ASKED, Channel, Intake, _in_turns
-from kombulite.transport.redis.errors import BY_CLASS, driver_error, reply_error
-from kombulite.transport.redis.fanout import Subscriptions
-from kombulite.transport.redis.keys import Keys, topic_pattern
-from kombulite.transport.redis.leases import Lease, Tags, mark_redelivered
-from kombulite.transport.redis.options import Limits, Options, OrderStrategy, database_of
-from kombulite.transport.redis.routes import Routes
+from kombulite.brokers.base import QueueSpec, Settings
+from kombulite.brokers.redis import Transport, get_redis_error_classes
+from kombulite.brokers.redis.consuming import MOST_ASKED, Channel, Intake, _in_turns
+from kombulite.brokers.redis.errors import BY_CLASS, driver_error, reply_error
+from kombulite.brokers.redis.fanout import Subscriptions
+from kombulite.brokers.redis.keys import Keys, topic_pattern
+from kombulite.brokers.redis.leases import Lease, Tags, mark_redelivered
+from kombulite.brokers.redis.options import Limits, Options, OrderStrategy, database_of
+from kombulite.brokers.redis.routes import Routes
 
 SEP = "\x06\x16"
 
@@ -183,7 +183,7 @@ def test_limits_of_a_queue():
 
 
 def test_no_module_is_needed_before_a_redis_is():
-    assert importlib.import_module("kombulite.transport").SCHEMES["redis"].port == 6379
+    assert importlib.import_module("kombulite.brokers").SCHEMES["redis"].port == 6379
     assert "pw" not in repr(Transport(Settings(hostname="h", password="pw")).settings)
 
 

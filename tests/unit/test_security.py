@@ -19,7 +19,7 @@ SECRET = "s3cr3t"
 
 
 @pytest.mark.parametrize(
-    "url", ["os.system://", "os:system://h", "subprocess.Popen://h/", "kombulite.transport.memory://"]
+    "url", ["os.system://", "os:system://h", "subprocess.Popen://h/", "kombulite.brokers.memory://"]
 )
 def test_a_url_names_no_class_to_import(url):
     with pytest.raises((KeyError, ValueError)):

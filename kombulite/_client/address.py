@@ -1,0 +1,221 @@
+"""Where a broker is, and how to reach it: what URLs and keywords say together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import cycle
+from typing import Any
+
+from kombulite.brokers import scheme_of
+from kombulite.brokers.base import Settings
+from kombulite.utils.collections import HashedSeq
+from kombulite.utils.imports import symbol_by_name
+from kombulite.utils.url import as_url, maybe_sanitize_url, parse_url, url_to_parts
+
+DEFAULT_SCHEME = "amqp"
+
+#: What a URL may say in its query, besides ``ssl_*``.
+URL_OPTIONS = frozenset(["connect_timeout", "heartbeat", "login_method", "ssl", "credential_provider", "insist"])
+URL_PARTS = frozenset(["hostname", "port", "userid", "password", "virtual_host"])
+
+
+def _shuffled(urls: Iterable[str]) -> Iterator[str]:
+    from random import shuffle  # few ask for it, and it costs as much as all of this module
+
+    choices = list(urls)
+    while True:
+        shuffle(choices)
+        yield from choices
+
+
+FAILOVER_STRATEGIES: dict[str, Callable[[Iterable[str]], Iterator[str]]] = {"round-robin": cycle, "shuffle": _shuffled}
+
+
+def _seconds(name: str, value: Any) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is a number of seconds, not {value!r:.80}") from None
+
+
+class Address:
+    """One broker, or several that stand in for one another: the settings of a connection, without the connection.
+
+    ``hostname``: a URL, several (a list, or separated by ``;``), or a host. What a URL says wins over the keywords, but
+    for ``transport``. At any time the attributes are those of one URL; ``take`` takes over another.
+
+    Raises KeyError for an unknown transport, ValueError for a URL that cannot be or has options that are not known.
+    """
+
+    def __init__(
+        self,
+        hostname: str | Iterable[str] | None,
+        alternates: Iterable[str] | None,
+        failover_strategy: str | Callable[[Iterable[str]], Iterator[str]],
+        transport_options: Mapping[str, Any] | None,
+        given: dict[str, Any],
+    ) -> None:
+        if isinstance(hostname, str) and ";" in hostname:
+            hostname = hostname.split(";")
+        if isinstance(hostname, str) or hostname is None:
+            first, others = hostname, list(alternates or ())
+        else:
+            others = [*hostname, *(alternates or ())]
+            first = others[0] if others else None
+        self.alt = others
+        self.failover_strategy = failover_strategy
+        self.cycle: Iterator[str] | None = None
+        for url in self.alt:  # a misspelt one shall fail here, not at the first failover
+            if "://" in url:
+                scheme_of(url.partition("://")[0].partition("+")[0])
+        if self.alt:
+            if isinstance(failover_strategy, str):
+                failover_strategy = FAILOVER_STRATEGIES[failover_strategy]
+            self.cycle = failover_strategy(self.alt)
+            next(self.cycle)  # the first is where we start
+        self.transport_options: dict[str, Any] = dict(transport_options or {})
+        self._given = given
+        self.take(first)
+
+    def take(self, url: str | None) -> None:
+        """Take the settings from one URL, over those of the constructor."""
+        settings = dict(self._given)
+        transport, prefix = settings["transport"], settings["uri_prefix"]
+        url_options: dict[str, Any] = {}
+        if url is None or "://" not in url:
+            settings["hostname"] = url
+        else:
+            scheme, _, rest = url.partition("://")
+            if "+" in scheme:
+                scheme, _, prefix = scheme.partition("+")
+            scheme_of(scheme)  # a misspelt one shall fail here, not at the first message
+            transport = transport or scheme
+            parsed = parse_url(f"{scheme}://{rest}")
+            del parsed["transport"]
+            if prefix == "socket" and not parsed["hostname"]:
+                # The path is that of a socket; everything else stands in the query.
+                parts = url_to_parts(f"{scheme}://{rest}")
+                parsed.update(hostname=f"/{parts.path}", virtual_host=parts.query.get("virtual_host"))
+                url_options = {name: parsed.pop(name) for name in parsed.keys() - URL_OPTIONS - URL_PARTS}
+            for name in parsed.keys() - URL_OPTIONS - URL_PARTS:
+                raise ValueError(
+                    f"unknown option {name!r} in {maybe_sanitize_url(url)!r}; "
+                    f"known ones: {', '.join(sorted(URL_OPTIONS))}, ssl_*"
+                )
+            settings.update((name, value) for name, value in parsed.items() if value is not None)
+        self._url_options = url_options
+        self.transport_cls: Any = transport or DEFAULT_SCHEME
+        if self._scheme is not None:
+            scheme_of(self._scheme)
+        self.uri_prefix: str | None = prefix
+        self.hostname: str | None = settings.get("hostname")
+        self.userid: str | None = settings["userid"]
+        self.password: str | Callable[[], str] | None = settings["password"]
+        self.virtual_host: str = settings["virtual_host"] or "/"
+        self.port: int | None = settings["port"]
+        self.insist: bool = settings["insist"]
+        self.ssl: Any = settings["ssl"] or (self._scheme is not None and scheme_of(self._scheme).ssl)
+        self.login_method: str | None = settings["login_method"]
+        self.connect_timeout: float | None = _seconds("connect_timeout", settings["connect_timeout"])
+        self.heartbeat: float = _seconds("heartbeat", settings["heartbeat"]) or 0
+        provider = settings["credential_provider"]
+        self.credential_provider: Any = symbol_by_name(provider)() if isinstance(provider, str) else provider
+
+    @property
+    def _scheme(self) -> str | None:
+        """The name of the transport, if it has one: it may be a class, or the path of one."""
+        transport = self.transport_cls
+        return transport if isinstance(transport, str) and "." not in transport and ":" not in transport else None
+
+    def _defaults(self) -> tuple[str, int | None, str | None, Any, str | None]:
+        """Host, port, user, password and login method, with what the scheme stands for filled in."""
+        facts = scheme_of(self._scheme) if self._scheme is not None else None
+        port = (facts.tls_port if self.ssl and facts.tls_port else facts.port) if facts else None
+        return (
+            self.hostname or "localhost",
+            self.port or port,
+            self.userid or (facts.userid if facts else None),
+            self.password or (facts.password if facts else None),
+            self.login_method or (facts.login_method if facts else None),
+        )
+
+    def settings(self) -> Settings:
+        """What a transport needs to connect; a password that is a callable is called."""
+        host, port, userid, password, login_method = self._defaults()
+        return Settings(
+            hostname=host,
+            port=port,
+            userid=userid,
+            password=password() if callable(password) else password,
+            virtual_host=self.virtual_host,
+            ssl=self.ssl,
+            connect_timeout=self.connect_timeout,
+            heartbeat=self.heartbeat,
+            login_method=login_method,
+            uri_prefix=self.uri_prefix,
+            options={**self._url_options, **self.transport_options} if self._url_options else self.transport_options,
+            scheme=self._scheme,
+            alternates=tuple(self.alt),
+            credential_provider=self.credential_provider,
+        )
+
+    def info(self) -> dict[str, Any]:
+        """The constructor's arguments, with defaults filled in. The password is in it."""
+        host, port, userid, password, login_method = self._defaults()
+        transport = self.transport_cls
+        return {
+            "hostname": host,
+            "userid": userid,
+            "password": password,
+            "virtual_host": self.virtual_host,
+            "port": port,
+            "insist": self.insist,
+            "ssl": self.ssl,
+            "transport": "amqp" if transport == "pyamqp" else transport,
+            "connect_timeout": self.connect_timeout,
+            "transport_options": self.transport_options,
+            "login_method": login_method,
+            "uri_prefix": self.uri_prefix,
+            "heartbeat": self.heartbeat,
+            "failover_strategy": self.failover_strategy,
+            "alternates": self.alt,
+            "credential_provider": self.credential_provider,
+        }
+
+    def as_uri(self, include_password: bool = False, mask: str = "**", getfields: Any = None) -> str:
+        """The URL, its password masked unless it is asked for."""
+        host, port, userid, password, _ = self._defaults()
+        scheme = self.transport_cls if isinstance(self.transport_cls, str) else self.transport_cls.__name__.lower()
+        if scheme == "pyamqp":
+            scheme = "amqp"
+        secret = (password() if callable(password) else password) if include_password else ""
+        url = as_url(
+            scheme,
+            host,
+            port,
+            userid,
+            secret if include_password else mask,
+            self.virtual_host,
+            sanitize=not include_password,
+            mask=mask,
+        )
+        return f"{scheme}+{self.uri_prefix}{url[len(scheme) :]}" if self.uri_prefix else url
+
+    def __eqhash__(self) -> HashedSeq:
+        """What two addresses of one broker have in common: a key of pools."""
+        return HashedSeq(
+            self.transport_cls,
+            *self._defaults(),
+            self.virtual_host,
+            repr(self.transport_options),
+        )
+
+    @property
+    def host(self) -> str:
+        """``hostname:port``."""
+        host, port, *_ = self._defaults()
+        return f"{host}:{port}"
+
+    def completes_cycle(self, retries: int) -> bool:
+        """Whether that many retries have tried all URLs once."""
+        return not (retries + 1) % len(self.alt) if self.alt else True

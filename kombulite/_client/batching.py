@@ -1,0 +1,132 @@
+"""Messages many at a time: what a consumer with ``on_batch`` gathers, and what its callback gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from math import inf
+from threading import Lock
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from kombulite import exceptions
+from kombulite._core import GATHERED
+from kombulite.brokers.base import Outcome
+
+if TYPE_CHECKING:
+    from kombulite.message import Message
+
+
+class MessageBatch(list["Message"]):
+    """Received messages of one channel: a list. Settling leaves out those that are settled already."""
+
+    @property
+    def payloads(self) -> list[Any]:
+        """The decoded bodies."""
+        return [message.payload for message in self]
+
+    def ack(self) -> None:
+        """Acknowledge all, at once where the transport can. Raises PreconditionFailed as ``Message.ack`` does."""
+        self._settle(Outcome.ACK, "ACK")
+
+    def reject(self, requeue: bool = False) -> None:
+        """Give all up, to the dead letter exchanges of their queues; or with ``requeue`` back to their queues."""
+        self._settle(Outcome.REQUEUE if requeue else Outcome.REJECT, "REJECTED")
+
+    def requeue(self) -> None:
+        """Put all back into their queues."""
+        self._settle(Outcome.REQUEUE, "REQUEUED")
+
+    def _settle(self, outcome: Outcome, state: str) -> None:
+        messages = [message for message in self if not message.acknowledged]
+        outstanding = [message.delivery_tag for message in messages if not message.no_ack]
+        if outstanding:
+            channel = messages[0].channel
+            if channel is None:
+                raise exceptions.MessageStateError("the messages have no channel, and cannot be settled")
+            channel.settle_many(outstanding, outcome)
+        for message in messages:
+            message._state = state
+
+
+class Gathering:
+    """The messages that a consumer has for its next batch.
+
+    ``on_batch(messages)`` is called with at most ``size`` of them, when there are as many (or as many as the prefetch
+    limit lets be out), or when the first has waited for ``timeout`` seconds. Threads may share it: each batch is one
+    thread's.
+    """
+
+    def __init__(self, on_batch: Callable[[MessageBatch], Any], size: int, timeout: float) -> None:
+        if size < 1:
+            raise ValueError(f"a batch has at least one message, not {size}")
+        if not timeout >= 0:
+            raise ValueError(f"a batch waits for a number of seconds from 0 on, not {timeout}")
+        self.on_batch = on_batch
+        self.deadline = inf  # when what is there goes, on the monotonic clock; infinite where there is nothing
+        self._size = size
+        self._timeout = timeout
+        self._lock = Lock()
+        self._messages = MessageBatch()
+        self._full = size
+        self._opening = 0  # which of the channel's connections the messages came on
+
+    def add(self, message: Message) -> object:
+        """Keep a message (returns GATHERED), or hand the batch over that it completes."""
+        with self._lock:
+            if not self._messages or message.channel.openings != self._opening:
+                self._begin(message.channel)
+            messages = self._messages
+            messages.append(message)
+            if len(messages) < self._full:
+                return GATHERED
+            self._take()
+        self.on_batch(messages)
+        return None
+
+    def _begin(self, channel: Any) -> None:
+        self._drop_lost()
+        if not self._messages:
+            self._opening = channel.openings
+            self._full = min(self._size, channel.prefetch_limit or self._size)
+            self.deadline = monotonic() + self._timeout
+            channel.connection.turn_loop_in(self._timeout)
+
+    def hand_over(self) -> bool:
+        """Hand over what there is. Returns whether there was anything that is not lost with its connection."""
+        with self._lock:
+            self._drop_lost()
+            batch = self._take()
+        if batch:
+            self.on_batch(batch)
+        return bool(batch)
+
+    def give_back(self, consumer_tags: set[str]) -> None:
+        """Put the messages of consumers that end back into their queues. Those that need no ack are handed over."""
+        with self._lock:
+            self._drop_lost()
+            deadline, batch = self.deadline, self._take()
+            ended, kept = MessageBatch(), MessageBatch()
+            for message in batch:
+                (ended if message.delivery_info["consumer_tag"] in consumer_tags else kept).append(message)
+            if kept:
+                self.deadline, self._messages = deadline, kept
+        with suppress(exceptions.RecoverableConnectionError):  # they went back with the channel
+            MessageBatch(each for each in ended if not each.no_ack).requeue()
+        unreturnable = MessageBatch(each for each in ended if each.no_ack)
+        if unreturnable:
+            self.on_batch(unreturnable)
+
+    def _drop_lost(self) -> None:
+        """What came on a connection or a channel that is gone comes again, but for what needs no ack."""
+        channel = self._messages[0].channel if self._messages else None
+        if channel is not None and (channel.openings != self._opening or not channel.is_open):
+            self._opening = channel.openings
+            self._messages = MessageBatch(each for each in self._messages if each.no_ack)
+            if not self._messages:
+                self.deadline = inf
+
+    def _take(self) -> MessageBatch:
+        taken, self._messages = self._messages, MessageBatch()
+        self.deadline = inf
+        return taken

@@ -1,0 +1,124 @@
+"""Calling something again when the connection fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kombulite import exceptions
+from kombulite.utils.functional import retry_intervals, sleep_in_slices
+
+if TYPE_CHECKING:
+    from kombulite.brokers.base import Transport
+    from kombulite.channel import Channel
+    from kombulite.connection import Connection
+
+
+class RetryPolicy(NamedTuple):
+    """How to try again; the fields are explained at ``Connection.ensure``."""
+
+    errback: Callable[[Any, float], Any] | None = None
+    max_retries: int | None = None
+    interval_start: float = 1
+    interval_step: float = 1
+    interval_max: float = 1
+    on_revive: Callable[[Channel], Any] | None = None
+    retry_errors: tuple[type[BaseException], ...] | None = None
+
+
+class Attempts:
+    """The calls of one function so far, all of which have failed. Made after the first: most calls have no second."""
+
+    def __init__(self, connection: Connection, obj: Any, policy: RetryPolicy) -> None:
+        self._connection = connection
+        self._obj = obj
+        self._policy = policy
+        self._count = 0
+        self._intervals = retry_intervals(policy.interval_start, policy.interval_step, policy.interval_max)
+
+    def failed(self, error: BaseException, transport: Transport | None) -> None:
+        """Make ready for another call after one that failed with ``error``, begun on ``transport``.
+
+        Raises what ends the attempts: ``error`` itself, or an OperationalError.
+        """
+        retries, self._count = self._count, self._count + 1
+        connection, policy = self._connection, self._policy
+        is_last = policy.max_retries is not None and retries >= policy.max_retries
+        if isinstance(error, tuple(policy.retry_errors or ())):
+            if is_last:
+                raise error
+        elif isinstance(error, (exceptions.MessageNacked, *connection.recoverable_channel_errors)):
+            # The connection is fine. What a broker refuses now, as a queue is full, it may take in a while.
+            if is_last:
+                raise exceptions.OperationalError(str(error)) from error
+            pause = next(self._intervals) if isinstance(error, exceptions.MessageNacked) else 0
+            if policy.errback is not None:
+                policy.errback(error, pause)
+            sleep_in_slices(pause)
+        elif isinstance(error, exceptions.Blocked):
+            raise error  # the connection is fine, and the message may be with the broker already
+        elif isinstance(error, connection.recoverable_connection_errors):
+            if is_last:
+                raise exceptions.OperationalError(str(error)) from error
+            self._reconnect(error, transport, retries)
+        else:
+            raise error
+
+    def _reconnect(self, error: BaseException, transport: Transport | None, retries: int) -> None:
+        connection, policy = self._connection, self._policy
+        connection.abandon(transport, error)
+        # The first new connection is made at once. If that one fails too, the broker is there and cannot do it yet.
+        pause = next(self._intervals) if retries else 0
+        if policy.errback is not None:
+            policy.errback(error, pause)
+        sleep_in_slices(pause)
+        left = None if policy.max_retries is None else max(policy.max_retries - retries, 1)
+        connection.ensure_connection(policy.errback, left, *policy[2:5])
+        channel = connection.default_channel
+        self._obj.revive(channel)
+        if policy.on_revive is not None:
+            policy.on_revive(channel)
+
+
+class Reraising:
+    """A context that raises the transport's errors as the library's own."""
+
+    __slots__ = ("_channel_error", "_connection", "_connection_error")
+
+    def __init__(
+        self, connection: Connection, connection_error: type[Exception], channel_error: type[Exception]
+    ) -> None:
+        self._connection = connection
+        self._connection_error = connection_error
+        self._channel_error = channel_error
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if error is None or isinstance(error, (self._connection_error, self._channel_error)):
+            return
+        if isinstance(error, self._connection.recoverable_connection_errors):
+            raise self._connection_error(str(error)) from error
+        if isinstance(error, self._connection.recoverable_channel_errors):
+            raise self._channel_error(str(error)) from error
+
+
+class ChannelHolder:
+    """What ``autoretry`` revives: the channel that the function is called with."""
+
+    def __init__(self, channel: Any, on_revive: Callable[[Channel], Any] | None) -> None:
+        self.channel = channel
+        self._on_revive = on_revive
+
+    def get(self, connection: Connection) -> Any:
+        """The channel, or the connection's default one."""
+        if self.channel is None:
+            self.channel = connection.default_channel
+        return self.channel
+
+    def revive(self, channel: Any) -> None:
+        """Go on with another channel."""
+        self.channel = channel
+        if self._on_revive is not None:
+            self._on_revive(channel)

@@ -1,0 +1,456 @@
+"""Redis, on kombu's keys and envelopes: a kombulite process and a kombu process share a database, in both directions.
+
+A transport has two connections. One carries commands and their replies; the server tells on it which binding sets have
+changed (client-side caching). The other, made for the first consumer, only listens: it carries fanout messages, and
+the news that something was put into a list that was found empty. docs/redis.md says what is promised.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from itertools import cycle
+from operator import itemgetter
+from time import monotonic
+from typing import Any
+
+from hiredis import ReplyError
+
+from kombulite import exceptions
+from kombulite._core import Delivery, pack_command
+from kombulite.brokers.base import (
+    Cancelled,
+    Capabilities,
+    Event,
+    ExchangeSpec,
+    Outcome,
+    QueueInfo,
+    QueueSpec,
+    Settings,
+)
+from kombulite.brokers.base import Transport as BaseTransport
+from kombulite.brokers.redis.connecting import Connector
+from kombulite.brokers.redis.consuming import Channel, Claim, Consumer
+from kombulite.brokers.redis.errors import get_redis_error_classes
+from kombulite.brokers.redis.keeping import Keeper
+from kombulite.brokers.redis.keys import Keys
+from kombulite.brokers.redis.leases import Lease, put_back, put_back_tags
+from kombulite.brokers.redis.link import Link, OnReply
+from kombulite.brokers.redis.options import Options, OrderStrategy, database_of
+from kombulite.brokers.redis.publishing import Publisher
+from kombulite.brokers.redis.receiving import Receiver, consumers_of
+from kombulite.brokers.redis.topology import Topology
+from kombulite.utils.uuid import uuid
+
+__all__ = ["Transport", "get_redis_error_classes"]
+
+MOST_CHANNELS = 65535
+CLOSE_TIMEOUT = 5.0  # seconds for a reply while the connection is closed
+REQUEUE = Outcome.REQUEUE  # as a global: looking the member up costs as much as the call
+
+#: What connections that broke had claimed, by database: the next one to it puts it back.
+_abandoned: dict[tuple[Any, ...], list[tuple[list[Lease], list[str]]]] = {}
+
+
+class Transport(BaseTransport):
+    """A connection to a Redis database. May be shared between threads, of which one at a time receives.
+
+    Raises ValueError for settings that cannot be.
+    """
+
+    driver_type = "redis"
+    driver_name = "redis"
+    capabilities = Capabilities(exchange_types=frozenset(["direct", "topic", "fanout"]), asynchronous=True)
+
+    _link: Link
+    _publisher: Publisher
+    _topology: Topology
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._options = options = Options.of(settings.options)
+        self._connector = Connector(settings, options)
+        self._keys = Keys(options, database_of(settings.virtual_host))
+        self._order = OrderStrategy(options.queue_order_strategy)
+        self._links: list[Link] = []
+        self._channels: dict[int, Channel] = {}
+        # A number comes again only after all others: what is still under way for a closed channel finds nobody.
+        self._numbers = cycle(range(1, MOST_CHANNELS + 1))
+        self._receiver: Receiver | None = None
+        self._keeper: Keeper | None = None
+        self._clock = 0.0  # the server's time, less our monotonic one
+        self._pid = os.getpid()
+
+    # --- the connection
+
+    def connect(self) -> None:
+        try:
+            self._connect()
+        except exceptions.ChannelError as error:
+            self.collect()
+            raise exceptions.NotAllowed(str(error)) from error
+        except BaseException:
+            self.collect()
+            raise
+
+    def _connect(self) -> None:
+        link, timeout = self._open(self._on_push), self.settings.connect_timeout
+        self._link = link
+        tracked = False
+        if link.protocol == 3:
+            track = pack_command(("CLIENT", "TRACKING", "ON", "OPTIN"))
+            tracked = not isinstance(link.exchange([track], 1, timeout)[0], ReplyError)
+        try:
+            seconds, microseconds = link.call("TIME", timeout=timeout)
+            self._clock = int(seconds) + int(microseconds) / 1e6 - monotonic()
+        except (TypeError, ValueError) as error:
+            raise exceptions.RecoverableConnectionError(f"a server that tells no time: {error}") from error
+        options, keys = self._options, self._keys
+        topology = self._topology = Topology(link, keys, tracked, self.settings.virtual_host)
+        waiting = _abandoned.get(self._connector.identity, [])
+        for leases, tags in list(waiting):  # each is forgotten when it is back
+            put_back(link, keys, leases, True)
+            put_back_tags(link, keys, tags)
+            with suppress(ValueError):  # another thread connects at the same time, and was faster: no harm
+                waiting.remove((leases, tags))
+        self._publisher = Publisher(link, keys, options, topology.router, topology.limits, self._now)
+        self._receiver = Receiver(link, self._open, keys, options, self._channels, topology.limits, self._now)
+
+    def _open(self, on_push: OnReply) -> Link:
+        link = self._connector.open(on_push)
+        self._links.append(link)
+        return link
+
+    def _on_push(self, message: list[Any]) -> None:
+        if message[:1] == [b"invalidate"] and len(message) == 2:
+            self._topology.router.forget(message[1])
+
+    def _now(self) -> float:
+        return self._clock + monotonic()
+
+    def close(self) -> None:
+        try:
+            if self.connected and self._pid == os.getpid():
+                for link in self._links:
+                    link.hurry(CLOSE_TIMEOUT)
+                for number in list(self._channels):
+                    self.close_channel(number)
+                for queue in self._topology.exclusive_queues():
+                    self._topology.delete_queue(queue, False)
+        finally:
+            self.collect()
+
+    def collect(self) -> None:
+        if self._pid == os.getpid():
+            if self._keeper is not None:
+                self._keeper.stop()
+            self._abandon()
+        self._channels.clear()
+        for link in self._links:
+            link.drop()
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.close()
+
+    def _abandon(self) -> None:
+        """Leave what the server has noted for us to the next connection of this process."""
+        states = list(self._channels.values())
+        claims = [intake.claiming for state in states for intake in state.intakes]
+        leases = [lease for state in states for lease in state.unsettled()]
+        tags = [tag for claim in claims if claim is not None for tag in claim.possible_tags()]
+        if self._options.ack_emulation and (leases or tags):
+            _abandoned.setdefault(self._connector.identity, []).append((leases, tags))
+
+    @property
+    def connected(self) -> bool:
+        return self._receiver is not None and all(link.is_open for link in self._links)
+
+    @property
+    def is_suspect(self) -> bool:
+        return any(link.is_suspect for link in list(self._links))
+
+    def driver_version(self) -> str:
+        return version("redis")
+
+    def fileno(self) -> int | None:
+        return None if self._receiver is None else self._receiver.fileno()
+
+    @property
+    def look_interval(self) -> float | None:
+        return None if self._receiver is None else self._receiver.look_interval
+
+    # --- channels
+
+    def open_channel(self, above: int = 0) -> int:  # our tags are no numbers
+        if not self.connected:
+            raise exceptions.RecoverableConnectionError("connection already closed")
+        if len(self._channels) >= MOST_CHANNELS:
+            raise exceptions.ResourceError(f"all {MOST_CHANNELS} channels of this connection are open")
+        number = next(number for number in self._numbers if number not in self._channels)
+        self._channels[number] = Channel(number, self._order, self._options.ack_emulation)
+        return number
+
+    def close_channel(self, channel: int) -> None:
+        state = self._channels.get(channel)
+        if state is None:
+            return
+        with self._link.lock:
+            consumers = list(state.consumers.values())
+            for consumer in consumers:
+                self._end_consumer(state, consumer)
+            self._put_back(state.unsettled())
+            del self._channels[channel]
+            for queue in {consumer.queue for consumer in consumers}:
+                if not any(consumers_of(self._channels, queue)):
+                    self._topology.drop_fanout(queue)
+
+    def _channel(self, number: int) -> Channel:
+        try:
+            state = self._channels[number]
+        except KeyError:
+            raise exceptions.RecoverableConnectionError("channel already closed") from None
+        if state.error is not None:
+            error, state.error = state.error, None
+            raise error
+        return state
+
+    def qos(self, channel: int, prefetch_size: int, prefetch_count: int, apply_global: bool) -> None:
+        self._channel(channel).prefetch_count = prefetch_count
+        self._receiving.rouse()
+
+    def flow(self, channel: int, active: bool) -> None:
+        self._channel(channel).active = active
+        self._receiving.rouse()
+
+    # --- exchanges, queues, bindings
+
+    def declare_exchange(self, channel: int, spec: ExchangeSpec, passive: bool) -> None:
+        self._channel(channel)
+        if passive:
+            self._topology.check_exchange(spec.name)
+        else:
+            self._topology.declare_exchange(spec)
+            self._publisher.forget_places()
+
+    def delete_exchange(self, channel: int, name: str, if_unused: bool) -> None:
+        self._channel(channel)
+        self._topology.delete_exchange(name, if_unused)
+        self._publisher.forget_places()
+        self._subscribe()
+
+    def declare_queue(self, channel: int, spec: QueueSpec, passive: bool) -> QueueInfo:
+        self._channel(channel)
+        info = self._topology.assert_queue(spec.name) if passive else self._topology.declare_queue(spec)
+        self._publisher.forget_places()
+        return info._replace(consumer_count=len(list(consumers_of(self._channels, info.queue))))
+
+    def delete_queue(self, channel: int, name: str, if_unused: bool, if_empty: bool) -> int:
+        self._channel(channel)
+        consumers = list(consumers_of(self._channels, name))
+        if if_unused and consumers:
+            raise exceptions.PreconditionFailed(f"queue '{name}' is in use")
+        if if_empty and consumers and self._topology.assert_queue(name).message_count:
+            raise exceptions.PreconditionFailed(f"queue '{name}' is not empty")
+        for state, consumer in consumers:  # first: what was claimed for them goes with the queue
+            self._end_consumer(state, consumer)
+            self._receiving.events.append(Cancelled(state.number, consumer.tag))
+        count = self._topology.delete_queue(name, if_empty and not consumers)
+        self._publisher.forget_places()
+        return count
+
+    def purge(self, channel: int, queue: str) -> int:
+        self._channel(channel)
+        return self._topology.purge(queue)
+
+    def bind(
+        self,
+        channel: int,
+        source: str,
+        destination: str,
+        routing_key: str,
+        arguments: Mapping[str, Any] | None,
+        to_exchange: bool = False,
+    ) -> None:
+        self._channel(channel)
+        if to_exchange:
+            raise exceptions.AMQPNotImplementedError("Redis has no bindings between exchanges")
+        self._topology.bind(source, destination, routing_key)
+        self._subscribe()
+
+    def unbind(
+        self,
+        channel: int,
+        source: str,
+        destination: str,
+        routing_key: str,
+        arguments: Mapping[str, Any] | None,
+        to_exchange: bool = False,
+    ) -> None:
+        self._channel(channel)
+        if to_exchange:
+            raise exceptions.AMQPNotImplementedError("Redis has no bindings between exchanges")
+        self._topology.unbind(source, destination, routing_key)
+        self._subscribe()
+
+    # --- publishing
+
+    def publish(
+        self,
+        channel: int,
+        delivery: Delivery,
+        mandatory: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
+        if channel not in self._channels:
+            raise exceptions.RecoverableConnectionError("channel already closed")
+        if not self._publisher.publish(delivery, timeout):
+            if mandatory:
+                raise exceptions.MessageReturned.no_route()
+            self.unroutable += 1
+
+    def publish_many(
+        self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
+    ) -> list[tuple[int, Exception]]:
+        self._channel(channel)
+        refused, unroutable = self._publisher.publish_many(deliveries, timeout)
+        if mandatory:
+            returned = [(index, exceptions.MessageReturned.no_route()) for index in unroutable]
+            return sorted([*refused, *returned], key=itemgetter(0))
+        self.unroutable += len(unroutable)
+        return refused
+
+    # --- consuming
+
+    def consume(
+        self,
+        channel: int,
+        queue: str,
+        consumer_tag: str,
+        no_ack: bool,
+        exclusive: bool,
+        arguments: Mapping[str, Any] | None,
+    ) -> str:
+        state = self._channel(channel)
+        consumer_tag = consumer_tag or f"ctag-{uuid()}"
+        if consumer_tag in state.consumers:
+            raise exceptions.NotAllowed(f"consumer tag '{consumer_tag}' is in use")
+        others = [other for _, other in consumers_of(self._channels, queue)]
+        if (exclusive and others) or any(other.exclusive for other in others):
+            raise exceptions.AccessRefused(f"queue '{queue}' has an exclusive consumer, or consumers already")
+        consumer = Consumer(consumer_tag, queue, no_ack, exclusive)
+        receiver = self._receiving
+        with self._link.lock:
+            if not self.connected:  # the system would give the descriptor of the broken connection to the new one
+                raise exceptions.RecoverableConnectionError("connection already closed")
+            receiver.listen()
+            state.consumers[consumer_tag] = consumer
+            state.intake_of(consumer).add(consumer)
+            self._subscribe()
+        self._keep()
+        receiver.rouse()
+        return consumer_tag
+
+    def _keep(self) -> None:
+        """See to it that leases are renewed."""
+        if self._keeper is None:
+            self._keeper = Keeper(self._connector, self._keys, self._options, self._channels, self._topology)
+            self._keeper.start()
+
+    @property
+    def _receiving(self) -> Receiver:
+        if self._receiver is None:
+            raise exceptions.RecoverableConnectionError("connection already closed")
+        return self._receiver
+
+    def _subscribe(self) -> None:
+        """Subscribe to what the queues that are consumed are bound to."""
+        states = list(self._channels.values())
+        consumed = {consumer.queue for state in states for consumer in list(state.consumers.values())}
+        self._receiving.subscribe({queue: self._topology.fanout_bindings(queue) for queue in consumed})
+
+    def cancel(self, channel: int, consumer_tag: str) -> None:
+        state = self._channel(channel)
+        consumer = state.consumers.get(consumer_tag)
+        if consumer is not None:
+            self._end_consumer(state, consumer)
+
+    def _end_consumer(self, state: Channel, consumer: Consumer) -> None:
+        with self._link.lock:
+            self._link.settle()  # what is claimed for it shall be here
+            intake = state.intake_of(consumer)
+            del state.consumers[consumer.tag]
+            self._put_back(intake.remove(consumer), intake.lease)
+            state.remove_fanout(consumer)
+            self._subscribe()
+        self._receiving.rouse()
+
+    def _put_back(self, leases: Sequence[Lease], are_noted: bool | None = None) -> None:
+        if are_noted is None:
+            are_noted = self._options.ack_emulation
+        put_back(self._link, self._keys, [lease for lease in leases if not lease.is_fanout], are_noted)
+
+    def get(self, channel: int, queue: str, no_ack: bool) -> Delivery | None:
+        state = self._channel(channel)
+        lease = self._options.ack_emulation and not no_ack
+        lengths = [("LLEN", key) for key in self._keys.lists(queue)]
+        while True:
+            claim = Claim(self._keys, self._receiving.tags, (queue,), 1, lease)
+            reply, *left = claim.run(self._link, *lengths)
+            found = claim.leases(reply)
+            if not found:
+                return None
+            if lease:
+                self._keep()
+            delivery = self._receiving.hand_over(state, found[0][1][0], no_ack)
+            self._topology.refresh_queue(queue)
+            if delivery is not None:
+                delivery.message_count = sum(left)
+                return delivery
+
+    def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
+        state = self._channel(channel)
+        if multiple:
+            settled = state.take_up_to(delivery_tag)
+        else:
+            lease = state.outstanding.pop(delivery_tag, None)
+            settled = () if lease is None else (lease,)
+        if not settled and (not multiple or delivery_tag):
+            raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r:.80}")
+        self._strike(state, settled, outcome)
+
+    def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
+        state = self._channel(channel)
+        outstanding = state.outstanding
+        for tag in delivery_tags:
+            if tag not in outstanding:
+                raise exceptions.PreconditionFailed(f"unknown delivery tag {tag!r:.80}")
+        self._strike(state, [outstanding.pop(tag) for tag in delivery_tags], outcome)
+
+    def _strike(self, state: Channel, settled: Sequence[Lease], outcome: Outcome) -> None:
+        receiver = self._receiving
+        try:
+            if outcome is REQUEUE:
+                self._requeue(state, settled)
+            else:
+                receiver.settle(state, settled)
+        except Exception:
+            state.outstanding.update((lease.tag, lease) for lease in settled)  # the server does not know
+            raise
+        receiver.rouse()
+
+    def _requeue(self, state: Channel, leases: Sequence[Lease]) -> None:
+        self._put_back(leases)
+        for lease in reversed(leases):
+            if lease.is_fanout:
+                state.put_back_fanout(lease)
+
+    def recover(self, channel: int) -> None:
+        state = self._channel(channel)
+        self._requeue(state, state.take_up_to(0))
+        self._receiving.rouse()
+
+    def receive(self, timeout: float | None) -> Sequence[Event]:
+        return self._receiving.receive(timeout)

@@ -1,0 +1,303 @@
+"""Consumers of a connection: whose turn it is, how much may be claimed, what waits to be handed over."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, groupby, islice, zip_longest
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple
+
+from hiredis import ReplyError
+
+from kombulite.brokers.redis.errors import reply_error
+from kombulite.brokers.redis.keys import Keys
+from kombulite.brokers.redis.leases import Lease, Tags, mark_redelivered
+from kombulite.brokers.redis.link import Command, Link
+from kombulite.brokers.redis.options import OrderStrategy
+from kombulite.brokers.redis.scripts import CLAIM
+
+#: Messages that are claimed at a time where no prefetch count says how many, and where there is nothing to give back.
+MOST_UNBOUNDED = 100
+#: Messages that are claimed at a time, and bytes, by the average of those before.
+MOST_CLAIMED, MOST_BYTES = 250, 4 << 20
+#: Queues that are asked at a time: with thousands of lists a claim costs more than the messages that it brings.
+MOST_ASKED = 100
+#: As long as there are messages to hand over, no fewer are asked for.
+AHEAD = 50
+#: Fanout messages that wait for a consumer without credit; beyond, the oldest are dropped: nobody stores them.
+MOST_FANOUT = 10_000
+
+
+class Consumer(NamedTuple):
+    """A consumer of a queue."""
+
+    tag: str
+    queue: str
+    no_ack: bool
+    exclusive: bool
+
+
+class Claim:
+    """A request for messages of some queues, and what the answer means."""
+
+    def __init__(self, keys: Keys, tags: Tags, queues: Sequence[str], count: int, lease: bool) -> None:
+        self.count = count
+        self.queues = queues
+        self._keys = keys
+        self._tags = tags
+        self._lease = lease
+        names = [keys.lists(queue) for queue in queues]
+        self._lists = [name[step] for step in range(len(names[0])) for name in names]
+        self._first = tags.reserve(count)
+
+    def post(self, link: Link, in_turns: bool, on_reply: Callable[[Any], None], teach: bool) -> None:
+        """Send it now; the answer comes later. ``teach``: send the script along."""
+        link.post_script(on_reply, CLAIM, teach, *self._command(in_turns))
+
+    def run(self, link: Link, *others: Command) -> list[Any]:
+        """Send it, and other commands after it, and wait for the answers."""
+        return link.run_with(others, CLAIM, *self._command(False))
+
+    def _command(self, in_turns: bool) -> tuple[Any, ...]:
+        keys, queues = self._keys, self.queues
+        return (
+            [keys.unacked, keys.unacked_index, *self._lists],
+            "1" if self._lease else "0",
+            self.count,
+            "1" if in_turns else "0",
+            len(queues),
+            self._tags.prefix,
+            self._first,
+            *[keys.lease_ending(queue) for queue in queues],
+        )
+
+    def leases(self, reply: list[Any]) -> list[tuple[int, list[Lease]]]:
+        """What the answer brought: (index of the priority step, messages of one list)."""
+        found = []
+        number = self._first
+        for place, envelopes in zip(reply[::2], reply[1::2], strict=True):
+            step, which = divmod(place - 1, len(self.queues))
+            queue, key = self.queues[which], self._lists[place - 1]
+            leases = [Lease(self._tags.tag(number + i), queue, key, each) for i, each in enumerate(envelopes)]
+            number += len(leases)
+            found.append((step, leases))
+        return found
+
+    def possible_tags(self) -> list[str]:
+        """The tags that its leases have, if there are any."""
+        return [self._tags.tag(self._first + i) for i in range(self.count)]
+
+
+class Intake:
+    """What one channel takes from queues, to be acknowledged or not. ``lease``: whether the server notes it."""
+
+    def __init__(self, no_ack: bool, order: OrderStrategy, lease: bool) -> None:
+        self.no_ack = no_ack
+        self.lease = lease
+        self.ready: deque[Lease] = deque()
+        self.stirred: set[str] = set()  # queues to which something may have come since they were asked
+        self.claiming: Claim | None = None  # the request under way
+        self.consumers: dict[str, deque[Consumer]] = {}
+        self._order: list[str] = []
+        self._strategy = order
+        self._custom = order.custom() if order.custom is not None else None
+        self._average = 0
+
+    @property
+    def queues(self) -> Sequence[str]:
+        """The queues, in the order in which they are served."""
+        return list(self._custom.consume(len(self._order))) if self._custom is not None else self._order
+
+    def add(self, consumer: Consumer) -> None:
+        """Add a consumer."""
+        self.consumers.setdefault(consumer.queue, deque()).append(consumer)
+        if consumer.queue not in self._order:
+            self._order.append(consumer.queue)
+            self._reorder()
+        self.stirred.add(consumer.queue)
+
+    def remove(self, consumer: Consumer) -> list[Lease]:
+        """Remove a consumer; returns what was claimed for it and has no other to go to."""
+        others = self.consumers[consumer.queue]
+        others.remove(consumer)
+        if others:
+            return []
+        del self.consumers[consumer.queue]
+        self._order.remove(consumer.queue)
+        self.stirred.discard(consumer.queue)
+        self._reorder()
+        orphans = [lease for lease in self.ready if lease.queue == consumer.queue]
+        self.ready = deque(lease for lease in self.ready if lease.queue != consumer.queue)
+        return orphans
+
+    def _reorder(self) -> None:
+        if self._strategy.sorts:
+            self._order.sort()
+        if self._custom is not None:
+            self._custom.update(list(self._order))
+
+    def claim(
+        self, link: Link, keys: Keys, tags: Tags, credit: int, on_claimed: Callable[[Any], None], teach: bool
+    ) -> Iterable[str]:
+        """Ask for as many messages as there is credit for. The answer goes to ``on_claimed``, then to ``claimed``.
+
+        Returns queues that were not asked, since the order leaves them out, and are not stirred any more.
+        """
+        asked = list(islice((queue for queue in self.queues if queue in self.stirred), MOST_ASKED))
+        if not asked:
+            ignored, self.stirred = self.stirred, set()
+            return ignored & self.consumers.keys()
+        self.stirred.difference_update(asked)  # until something is heard; what comes now is heard of or found
+        most = min(MOST_CLAIMED, max(1, MOST_BYTES // self._average)) if self._average else MOST_UNBOUNDED
+        self.claiming = Claim(keys, tags, asked, min(credit, most), self.lease)
+        self.claiming.post(link, self._strategy.rotates, on_claimed, teach)
+        return ()
+
+    def failed(self) -> None:
+        """The claim was refused."""
+        self.stirred.update(self._answered().queues)
+
+    def _answered(self) -> Claim:
+        claim, self.claiming = self.claiming, None
+        assert claim is not None
+        return claim
+
+    def claimed(self, reply: list[Any]) -> tuple[Sequence[str], int]:
+        """Take the answer to a claim: which queues it has emptied, and how many messages it found."""
+        claim = self._answered()
+        found = claim.leases(reply)
+        came: list[Lease] = []
+        for _, lists in groupby(found, itemgetter(0)):
+            leases = [leases for _, leases in lists]
+            came.extend(_in_turns(leases) if self._strategy.rotates else chain.from_iterable(leases))
+        if came:
+            self._average = max(sum(len(lease.envelope) for lease in came) // len(came), 1)
+            self.ready.extend(came)
+            self._turn(came)
+        if len(came) < claim.count:
+            return claim.queues, len(came)
+        self.stirred.update(claim.queues)
+        return (), len(came)
+
+    def _turn(self, served: list[Lease]) -> None:
+        """Each queue that was served goes to the end of the line, the last one last."""
+        if self._custom is not None:
+            self._custom.rotate(served[-1].queue)
+        elif self._strategy.rotates and len(self._order) > 1:
+            latest = {lease.queue: place for place, lease in enumerate(served)}
+            waiting = [queue for queue in self._order if queue not in latest]
+            self._order = waiting + sorted(latest.keys() & self._order, key=latest.__getitem__)
+
+
+def _in_turns(lists: list[list[Lease]]) -> Iterable[Lease]:
+    if len(lists) == 1:
+        return lists[0]
+    turns = zip_longest(*lists)
+    return (lease for turn in turns for lease in turn if lease is not None)
+
+
+class Channel:
+    """A channel: its consumers, and what is out. A message is in ``ready`` of an intake or in ``fanout``, then
+    ``outstanding``, then settled."""
+
+    def __init__(self, number: int, order: OrderStrategy, lease: bool) -> None:
+        self.number = number
+        self.prefetch_count = 0
+        self.active = True
+        self.consumers: dict[str, Consumer] = {}
+        self.outstanding: dict[Any, Lease] = {}
+        self.leased, self.taken = Intake(False, order, lease), Intake(True, order, False)
+        self.fanout: deque[tuple[Consumer, Lease]] = deque(maxlen=MOST_FANOUT)
+        self.error: Exception | None = None  # of an ack that the server refused
+        self._fanout_first = False
+
+    @property
+    def intakes(self) -> tuple[Intake, Intake]:
+        """Both ways of taking messages."""
+        return self.leased, self.taken
+
+    def credit(self, intake: Intake) -> int:
+        """How many messages to ask for now."""
+        if not (intake.stirred and self.active and intake.consumers) or intake.claiming is not None:
+            return 0
+        ready = len(intake.ready)
+        if intake.no_ack:
+            credit = MOST_UNBOUNDED
+        elif self.prefetch_count == 0:
+            credit = MOST_CLAIMED
+        else:
+            credit = self.prefetch_count - len(self.outstanding) - ready
+        # The next messages are asked for while the last are being worked on, but not one by one.
+        return 0 if ready and credit < max(ready, AHEAD) else credit
+
+    def intake_of(self, consumer: Consumer) -> Intake:
+        """How a consumer's messages are taken."""
+        return self.taken if consumer.no_ack else self.leased
+
+    def on_settled(self, reply: Any) -> None:
+        """Note the error if the server refused an ack."""
+        if isinstance(reply, ReplyError):
+            self.error = reply_error(str(reply))
+
+    def has_ready(self) -> bool:
+        """Whether a message waits to be handed over, and may be."""
+        if not self.active:
+            return False
+        if self.taken.ready or (self.fanout and self.fanout[0][0].no_ack):
+            return True
+        return bool(self.leased.ready or self.fanout) and self.may_deliver()
+
+    def may_deliver(self) -> bool:
+        """Whether another message may be handed over that will be acknowledged."""
+        return self.prefetch_count == 0 or len(self.outstanding) < self.prefetch_count
+
+    def next(self) -> tuple[Consumer, Lease] | None:
+        """The next message that waits here, and whose it is."""
+        if not self.active:
+            return None
+        if self.fanout:
+            self._fanout_first = not self._fanout_first
+            if self._fanout_first and (found := self._next_fanout()) is not None:
+                return found
+        for intake in self.intakes:
+            if intake.ready and (intake.no_ack or self.may_deliver()):
+                lease = intake.ready.popleft()
+                consumers = intake.consumers[lease.queue]
+                consumers.rotate(-1)
+                return consumers[-1], lease
+        return self._next_fanout()
+
+    def _next_fanout(self) -> tuple[Consumer, Lease] | None:
+        if self.fanout and (self.fanout[0][0].no_ack or self.may_deliver()):
+            return self.fanout.popleft()
+        return None
+
+    def unsettled(self) -> list[Lease]:
+        """All that the server has noted for this channel, in the order of claims."""
+        outstanding = [lease for lease in list(self.outstanding.values()) if not lease.is_fanout]
+        return sorted([*outstanding, *self.leased.ready], key=attrgetter("tag"))
+
+    def take_up_to(self, delivery_tag: Any) -> Sequence[Lease]:
+        """Strike all that is outstanding up to a delivery tag, 0 for all; returns it in the order of delivery."""
+        if delivery_tag and delivery_tag not in self.outstanding:
+            return []
+        taken = []
+        for tag in list(self.outstanding):
+            taken.append(self.outstanding.pop(tag))
+            if tag == delivery_tag:
+                break
+        return taken
+
+    def put_back_fanout(self, lease: Lease) -> None:
+        """Deliver a fanout message again: it is stored nowhere but here."""
+        consumers = [consumer for consumer in self.consumers.values() if consumer.queue == lease.queue]
+        if consumers:
+            lease.envelope = mark_redelivered(lease.envelope)
+            self.fanout.appendleft((consumers[0], lease))
+
+    def remove_fanout(self, consumer: Consumer) -> None:
+        """Drop the fanout messages that wait for a consumer which has ended."""
+        kept = [each for each in self.fanout if each[0] is not consumer]
+        self.fanout.clear()
+        self.fanout.extend(kept)

@@ -1,0 +1,62 @@
+"""Fanout exchanges: publish and subscribe. Nothing is stored: who does not listen gets nothing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+from kombulite._core import pack_command
+from kombulite.brokers.redis.keys import Keys
+from kombulite.brokers.redis.link import Link
+
+#: Messages remembered of each queue to which one message can come twice.
+REMEMBERED = 1000
+
+
+class Subscriptions:
+    """What the server was asked for, and for which queues. ``compatible``: also what old Sentinel clients publish."""
+
+    def __init__(self, keys: Keys, compatible: bool) -> None:
+        self._keys = keys
+        self._compatible = compatible
+        self._queues_of: dict[bytes, dict[str, str]] = {}  # pattern -> queue -> exchange
+        self._seen: dict[str, deque[str]] = {}
+
+    def update(self, link: Link, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+        """Subscribe to what queues are bound to, as (exchange, routing key), and to nothing else."""
+        wanted: dict[bytes, dict[str, str]] = {}
+        for queue, bound in bindings.items():
+            patterns = [
+                (pattern, exchange)
+                for exchange, routing_key in bound
+                for pattern in self._patterns(exchange, routing_key)
+            ]
+            for pattern, exchange in patterns:
+                wanted.setdefault(pattern.encode(), {})[queue] = exchange
+            if len(patterns) > 1:
+                self._seen.setdefault(queue, deque(maxlen=REMEMBERED))
+        new, old = wanted.keys() - self._queues_of.keys(), self._queues_of.keys() - wanted.keys()
+        self._queues_of = wanted
+        # The answers come as pushes.
+        if new:
+            link.send(pack_command(("PSUBSCRIBE", *sorted(new))))
+        if old:
+            link.send(pack_command(("PUNSUBSCRIBE", *sorted(old))))
+
+    def _patterns(self, exchange: str, routing_key: str) -> tuple[str, ...]:
+        patterns = self._keys.topic_patterns(exchange, routing_key)
+        return (*patterns, self._keys.compatible_topic(exchange)) if self._compatible else patterns
+
+    def queues(self, pattern: bytes, exchange: str, delivery_tag: str) -> list[str]:
+        """The queues that a message goes to which came under a pattern, but not those that have it already."""
+        found = []
+        for queue, wanted in self._queues_of.get(pattern, {}).items():
+            if wanted != exchange:
+                continue  # an exchange named "a/b" and a key "b" of exchange "a" share a channel
+            seen = self._seen.get(queue)
+            if seen is not None:
+                if delivery_tag in seen:
+                    continue
+                seen.append(delivery_tag)
+            found.append(queue)
+        return found

@@ -1,0 +1,131 @@
+"""What has to be done in time, whatever the application is doing: a thread with a connection of its own.
+
+A live consumer renews its leases, so that a long task is not delivered twice; keeps queues that expire without use in
+use; and puts back what consumers left that are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from threading import Event, Thread
+from time import monotonic
+from weakref import WeakMethod
+
+from kombulite._core import pack_command
+from kombulite.brokers.redis.connecting import Connector
+from kombulite.brokers.redis.consuming import Channel
+from kombulite.brokers.redis.keys import Keys
+from kombulite.brokers.redis.leases import logger, renew, restore_overdue
+from kombulite.brokers.redis.link import Link
+from kombulite.brokers.redis.options import Options
+from kombulite.brokers.redis.topology import LEAST_BINDING_LIFE, Topology
+from kombulite.exceptions import ChannelError
+
+#: Seconds until the next try when one failed.
+RETRY_INTERVAL = 1.0
+#: Where the next chore is due within so many seconds the connection waits for it: opening one costs more than a chore.
+LINGER = 15.0
+
+
+class Keeper:
+    """The keeper of one transport, whose ``channels`` and ``topology`` it reads.
+
+    ``start`` it, then ``stop`` it; it ends also when it is forgotten.
+    """
+
+    def __init__(
+        self, connector: Connector, keys: Keys, options: Options, channels: dict[int, Channel], topology: Topology
+    ) -> None:
+        self._connector = connector
+        self._keys = keys
+        self._options = options
+        self._channels = channels
+        self._topology = topology
+        self._stopped = Event()
+        self._links: list[Link] = []  # one, or none; the thread closes it when it ends
+        first_renewal = monotonic() + options.visibility_timeout / 3
+        self._due = {self._renew: first_renewal, self._refresh: 0.0, self._rebind: 0.0, self._restore: 0.0}
+
+    def start(self) -> None:
+        """Start the thread."""
+        arguments = WeakMethod(self._work), self._stopped, self._links
+        Thread(target=_run, args=arguments, name="kombulite-redis", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the thread soon; it is not waited for."""
+        self._stopped.set()
+
+    def _work(self) -> float:
+        """Do what is due; returns the seconds until the next time."""
+        due = [chore for chore, at in self._due.items() if at <= monotonic()]
+        if due:
+            if not self._links:
+                self._links.append(self._connector.open(lambda message: None))
+            for chore in due:
+                try:
+                    pause = chore(self._links[0])
+                except ChannelError as error:  # the others shall be done all the same
+                    pause = RETRY_INTERVAL
+                    logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
+                self._due[chore] = monotonic() + pause
+        left = max(min(self._due.values()) - monotonic(), 0.0)
+        if left > LINGER:
+            _drop(self._links)
+        return left
+
+    # Each returns the seconds until it is due again.
+
+    def _renew(self, link: Link) -> float:
+        leases = [lease for state in list(self._channels.values()) for lease in state.unsettled()]
+        if self._options.ack_emulation:
+            renew(link, self._keys, [lease.tag for lease in leases])
+        return self._options.visibility_timeout / 3
+
+    def _refresh(self, link: Link) -> float:
+        """Queues with ``x-expires`` that are consumed."""
+        limits = self._topology.limits
+        states = list(self._channels.values())
+        consumed = {consumer.queue for state in states for consumer in list(state.consumers.values())}
+        lives = {queue: limits[queue].expires for queue in consumed if queue in limits}
+        expiring = {queue: life for queue, life in lives.items() if life is not None}
+        for queue, life in expiring.items():
+            link.call_all(*(("PEXPIRE", key, life) for key in self._keys.lists(queue)))
+            ours = pack_command(("PEXPIRE", self._keys.record(queue), life))
+            link.exchange([ours], 1)  # the user may have no right to it
+        return min((life / 3000 for life in expiring.values()), default=self._options.restore_interval)
+
+    def _rebind(self, link: Link) -> float:
+        """Bindings of queues with ``x-expires``, which kombu's peers sweep away when they are old."""
+        for queue, exchange, routing_key in list(self._topology.expiring_bindings):
+            self._topology.bind_expiring(link, exchange, queue, routing_key)
+        return LEAST_BINDING_LIFE / 3000
+
+    def _restore(self, link: Link) -> float:
+        if any(state.consumers for state in list(self._channels.values())):
+            restore_overdue(link, self._keys, self._options, self._queues_of)
+        return self._options.restore_interval
+
+    def _queues_of(self, exchange: str, routing_key: str) -> Iterable[str] | None:
+        routes = self._topology.router.routes(exchange)
+        return None if routes.kind == "fanout" else routes.route(routing_key)
+
+
+def _run(work_of: Callable[[], Callable[[], float] | None], stopped: Event, links: list[Link]) -> None:
+    pause = 0.0
+    while not stopped.wait(pause):
+        work = work_of()
+        if work is None:
+            break
+        try:
+            pause = work()
+        except Exception as error:  # whatever it is: a thread that ends loses leases
+            _drop(links)
+            pause = RETRY_INTERVAL
+            logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
+        del work
+    _drop(links)
+
+
+def _drop(links: list[Link]) -> None:
+    while links:
+        links.pop().drop()

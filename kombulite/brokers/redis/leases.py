@@ -1,0 +1,241 @@
+"""Leases: who has a message, for how long, and how it comes back.
+
+A lease is an entry of the ``unacked`` hash, dated in ``unacked_index`` by the server's clock. Its tag is made for each
+claim, so that a late ack of an earlier holder touches nobody else's. It begins with the holder's timeout: that tells
+others of us when it runs out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from logging import getLogger
+from typing import Any, NamedTuple
+
+from kombulite.brokers.redis.keys import Keys
+from kombulite.brokers.redis.link import Link
+from kombulite.brokers.redis.options import Options
+from kombulite.brokers.redis.scripts import BURY, OVERDUE, RENEW, RESTORE, UNLOCK
+from kombulite.utils.uuid import uuid
+
+logger = getLogger("kombulite.brokers.redis")
+
+#: Seconds that a restorer may take before others go ahead; kombu's allowance of 300 s blocks all when one dies.
+MUTEX_LIFE = 10
+
+#: Leases that are read or renewed in one step: Lua passes on at most some 8,000 arguments.
+CHUNK = 1000
+#: Messages that are put back in one step, so that nobody gets between them.
+MOST_RESTORED = 10_000
+
+#: Of a tag; all numbers have as many digits.
+FIRST_NUMBER = 10_000_000_001
+
+_OWN_TAG = re.compile(rb"kl([0-9.]+)-")
+
+
+class Lease:
+    """A message that was taken from a list: its envelope, and where it came from. ``tag``: None where none is noted."""
+
+    __slots__ = ("envelope", "is_fanout", "key", "queue", "tag", "was_seen")
+
+    def __init__(self, tag: str, queue: str, key: str, envelope: bytes, is_fanout: bool = False) -> None:
+        self.tag = tag
+        self.queue = queue
+        self.key = key
+        self.envelope = envelope
+        self.is_fanout = is_fanout
+        self.was_seen = False
+
+
+class Tags:
+    """The tags of one connection's leases, in the order of claims."""
+
+    def __init__(self, timeout: float) -> None:
+        self.prefix = f"kl{timeout:.3f}-{os.urandom(10).hex()}-"
+        self._next = FIRST_NUMBER
+
+    def reserve(self, count: int) -> int:
+        """The number of the first of so many tags."""
+        first = self._next
+        self._next += count
+        return first
+
+    def tag(self, number: int) -> str:
+        """The tag of that number; its text sorts as the number does."""
+        return f"{self.prefix}{number}"
+
+
+def mark_redelivered(envelope: bytes) -> bytes:
+    """The envelope with both redelivered flags set, and counted. One that is no envelope stays as it is."""
+    try:
+        message = json.loads(envelope)
+        _set_flags(message)
+    except (ValueError, RecursionError, TypeError, AttributeError):
+        return envelope
+    return json.dumps(message).encode()
+
+
+def _set_flags(message: dict[str, Any]) -> None:
+    message["headers"] = {**(message.get("headers") or {}), "redelivered": True}
+    properties = message["properties"] = dict(message.get("properties") or {})
+    info = properties["delivery_info"] = {**(properties.get("delivery_info") or {}), "redelivered": True}
+    count = info.get("delivery_count")  # ours; kombu leaves it as it is
+    info["delivery_count"] = count + 1 if isinstance(count, int) else 1
+
+
+def put_back(link: Link, keys: Keys, leases: Sequence[Lease], are_noted: bool) -> None:
+    """Return messages to the heads of their lists, in the order given. ``are_noted``: whether the server knows of them;
+    those that are not its holders' any more stay where they are."""
+    latest = "" if are_noted else "-"
+    for end in range(len(leases), 0, -MOST_RESTORED):
+        # The last first: each then goes to the very front.
+        chunk = leases[max(end - MOST_RESTORED, 0) : end][::-1]
+        _restore(
+            link,
+            keys,
+            latest,
+            [
+                (lease.key, lease.tag, mark_redelivered(lease.envelope) if lease.was_seen else lease.envelope)
+                for lease in chunk
+            ],
+        )
+
+
+def _restore(link: Link, keys: Keys, latest: str | bytes, rows: Sequence[tuple[str, Any, bytes]]) -> int:
+    if not rows:
+        return 0
+    arguments = [argument for _, tag, envelope in rows for argument in (tag, envelope)]
+    lists = [key for key, _, _ in rows]
+    return int(link.run(RESTORE, [keys.unacked, keys.unacked_index, *lists], latest, *arguments))
+
+
+def bury(link: Link, keys: Keys, tag: Any, queue: str, element: Any, reason: object) -> None:
+    """Move an element that is no message to the dead letters of its queue. ``tag``: None if it is not leased."""
+    logger.error("An element of queue %r is no message and goes to %r: %s", queue, keys.dead_letters(queue), reason)
+    if tag is None:
+        link.call("LPUSH", keys.dead_letters(queue), element)
+        return
+    link.run(BURY, [keys.unacked, keys.unacked_index, keys.dead_letters(queue)], tag, element)
+
+
+def put_back_tags(link: Link, keys: Keys, tags: Sequence[str]) -> None:
+    """Return messages that a claim may have taken whose answer never came."""
+    for start in range(0, len(tags), CHUNK):
+        chunk = tags[start : start + CHUNK]
+        values = link.call("HMGET", keys.unacked, *chunk)
+        found = [
+            _read(link, keys, tag.encode(), value, lambda exchange, routing_key: ())
+            for tag, value in zip(chunk, values, strict=True)
+            if value is not None
+        ]
+        back = [each for each in reversed(found) if each is not None]
+        _restore(link, keys, "", [(key, each.tag, each.envelope) for each in back for key in each.lists])
+
+
+def renew(link: Link, keys: Keys, tags: Sequence[str]) -> None:
+    """Give leases their full time again."""
+    for start in range(0, len(tags), CHUNK):
+        link.run(RENEW, [keys.unacked_index], *tags[start : start + CHUNK])
+
+
+# --- the leases of the dead -------------------------------------------------------------------------------------
+
+
+#: (exchange, routing key) -> the queues that a message goes to; None if nobody stores it.
+Route = Callable[[str, str], "Iterable[str] | None"]
+
+
+class Abandoned(NamedTuple):
+    """A lease that ran out: its message and where it goes. ``lists``: empty where nobody knows."""
+
+    tag: bytes
+    envelope: bytes
+    lists: tuple[str, ...]
+
+
+def restore_overdue(link: Link, keys: Keys, options: Options, route: Route) -> int:
+    """Put messages back whose leases ran out, the oldest to the very front; returns how many.
+
+    Those of anybody in the database: kombu's are judged by our timeout, ours by that of their holder.
+    ``route(exchange, routing_key)``: the queues that kombu's holders of a message leave us to find.
+    """
+    token, mutex = uuid(), [keys.unacked_mutex]
+    try:
+        latest, overdue = _overdue(link, keys, options, route, token)
+        if overdue:
+            logger.warning("Restoring %d messages whose consumers are gone", len(overdue))
+        return _restore(
+            link, keys, latest, [(key, each.tag, each.envelope) for each in reversed(overdue) for key in each.lists]
+        )
+    finally:
+        link.run(UNLOCK, mutex, token)
+
+
+def _overdue(link: Link, keys: Keys, options: Options, route: Route, token: str) -> tuple[bytes, list[Abandoned]]:
+    """The leases that ran out, the oldest first, and the latest score of those; none if somebody else is at it."""
+    limit = min(options.unacked_restore_limit or MOST_RESTORED, MOST_RESTORED)
+    life = int(min(options.unacked_mutex_expire, MUTEX_LIFE) * 1000)
+    overdue: list[Abandoned] = []
+    latest, others = b"0", 0
+    while len(overdue) < limit:
+        most = min(CHUNK, limit - len(overdue))
+        found = link.run(
+            OVERDUE,
+            [keys.unacked, keys.unacked_index, keys.unacked_mutex],
+            token,
+            life,
+            options.visibility_timeout,
+            len(overdue) + others,
+            most,
+        )
+        if found is None:
+            break
+        latest, rows = found[0], list(zip(found[1::3], found[2::3], found[3::3], strict=True))
+        due = [row for row in rows if _has_run_out(row[0], float(row[1]), float(latest), options)]
+        others += len(rows) - len(due)
+        overdue += [each for tag, _, value in due if (each := _read(link, keys, tag, value, route)) is not None]
+        if len(rows) < most:
+            break
+    return latest, overdue
+
+
+def _has_run_out(tag: bytes, score: float, latest: float, options: Options) -> bool:
+    """Whether its holder's own timeout is over, where its tag tells."""
+    own = _OWN_TAG.match(tag)
+    if own is None:
+        return True
+    try:
+        return score + float(own.group(1)) <= latest + options.visibility_timeout
+    except ValueError:
+        return True
+
+
+def _read(link: Link, keys: Keys, tag: bytes, value: bytes | None, route: Route) -> Abandoned | None:
+    """What a lease says; None for one that is dealt with here."""
+    if value is None:
+        link.call("ZREM", keys.unacked_index, tag)  # settled by somebody who died halfway
+        return None
+    queue = ""
+    try:
+        message, exchange, routing_key = json.loads(value)
+        queue = str(routing_key or exchange)
+        if isinstance(message, str):
+            value = message.encode("utf-8", "surrogateescape")
+        _set_flags(message)
+        priority = message["properties"].get("priority")
+        envelope = json.dumps(message).encode()
+        queues = (routing_key,) if exchange == "" else route(exchange, routing_key)
+        lists = tuple(keys.list_for(name, priority) for name in queues or ())
+    except (ValueError, RecursionError, TypeError, AttributeError) as error:
+        bury(link, keys, tag, queue or "unacked", value, error)
+        return None
+    if queues is None:
+        link.call_all(("ZREM", keys.unacked_index, tag), ("HDEL", keys.unacked, tag))
+        return None
+    if not lists:
+        bury(link, keys, tag, queue, envelope, f"no queue is bound to exchange {exchange!r} with {routing_key!r}")
+        return None
+    return Abandoned(tag, envelope, lists)

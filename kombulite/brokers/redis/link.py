@@ -1,0 +1,359 @@
+"""One connection to a Redis server: commands out, replies and pushes in.
+
+redis-py opens it (TLS, authentication, RESP3, Sentinel); after that commands are packed by the core and replies parsed
+by hiredis, straight on its socket.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
+from socket import AF_UNIX, IPPROTO_TCP, SHUT_RDWR
+from threading import RLock
+from time import monotonic
+from typing import Any, NoReturn
+
+from hiredis import ProtocolError, PushNotification, Reader, ReplyError
+
+from kombulite import exceptions
+from kombulite._core import pack_command
+from kombulite.brokers.redis.errors import reply_error
+from kombulite.brokers.redis.scripts import Script
+from kombulite.utils.eventio import selector_of
+
+TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
+INCOMPLETE = object()
+RESP2_PUSHES = (b"message", b"pmessage", b"psubscribe", b"punsubscribe")
+READ_SIZE = MOST_JOINED = 1 << 16  # bytes
+MOST_READS = 64  # in one look at what has arrived: a server may talk faster than we listen
+MOST_UNREAD = 512 << 20  # bytes of a string that is not there as a whole: the longest that Redis has, unless told else
+
+#: Replies to posted commands that may be outstanding before we stop to read them.
+MOST_POSTED = 5000
+
+Command = Sequence[Any]
+OnReply = Callable[[Any], None]
+
+
+def pack_all(commands: Iterable[Command]) -> list[bytes]:
+    """Several commands, each as it travels."""
+    return [pack_command(command) for command in commands]
+
+
+def gathered(commands: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces that are worth a call each: what is small is joined, what is large is not copied."""
+    waiting: list[bytes] = []
+    size = 0
+    for command in commands:
+        if waiting and size + len(command) > MOST_JOINED:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+        waiting.append(command)
+        size += len(command)
+    yield b"".join(waiting)
+
+
+class Link:
+    """A connection to a server. May be shared between threads: a command and its reply are one step.
+
+    ``on_push(message)`` gets what the server sends unasked (RESP3), within whichever call reads it. Calls raise what
+    ``errors`` makes of error replies; OSError or RecoverableConnectionError where the connection breaks, which ends it:
+    nobody knows what became of the commands under way.
+    """
+
+    def __init__(self, connection: Any, protocol: int, timeout: float | None, on_push: OnReply) -> None:
+        self.protocol = protocol
+        self.lock = RLock()
+        self._connection = connection  # redis-py's, which owns the socket
+        self._sock = connection._sock
+        self._is_tls = isinstance(self._sock, ssl.SSLSocket)
+        self._timeout = timeout
+        self._sock.setblocking(False)
+        self._may_cork = TCP_CORK is not None and self._sock.family != AF_UNIX
+        self._is_corked = False
+        self._readable = selector_of(self._sock, EVENT_READ)
+        self._writable = selector_of(self._sock, EVENT_WRITE)
+        self._reader = Reader(notEnoughData=INCOMPLETE)
+        self._on_push = on_push
+        self._converses = False  # whether a command waits for its reply, or is being sent
+        self._posted: deque[OnReply] = deque()  # one for each reply that is to come
+        self._waiting_since = 0.0  # when the last bytes came, or the first command was posted
+        self._pid = os.getpid()
+        self.is_open = True
+        self.used_at = monotonic()
+
+    def fileno(self) -> int:
+        """The descriptor of its socket."""
+        return int(self._sock.fileno())
+
+    # --- commands
+
+    def call(self, *command: Any, timeout: float | None = None) -> Any:
+        """Send a command and return the reply."""
+        return self.ask(pack_command(command), timeout)
+
+    def ask(self, data: bytes, timeout: float | None = None) -> Any:
+        """Send a packed command and return the reply."""
+        (reply,) = self._converse((data,), 1, timeout)
+        if reply.__class__ is ReplyError:
+            raise reply_error(str(reply))
+        return reply
+
+    def call_all(self, *commands: Command, timeout: float | None = None) -> list[Any]:
+        """Send commands together and return their replies. Raises the first error."""
+        replies = self.exchange(pack_all(commands), len(commands), timeout)
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                raise reply_error(str(reply))
+        return replies
+
+    def transact(self, *commands: Command, timeout: float | None = None) -> list[Any]:
+        """Send commands as one transaction (MULTI, EXEC) and return their replies. Raises the first error."""
+        replies = self.call_all(("MULTI",), *commands, ("EXEC",), timeout=timeout)[-1]
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                raise reply_error(str(reply))
+        return list(replies)
+
+    def run(self, script: Script, keys: Sequence[str | bytes], *arguments: Any) -> Any:
+        """Run a script on the server."""
+        return self.run_with((), script, keys, *arguments)[0]
+
+    def run_with(
+        self, others: Sequence[Command], script: Script, keys: Sequence[str | bytes], *arguments: Any
+    ) -> list[Any]:
+        """Run a script and other commands after it; a server that does not know the script is taught it."""
+        command = (len(keys), *keys, *arguments)
+        replies = self.exchange(pack_all([("EVALSHA", script.sha, *command), *others]), 1 + len(others))
+        if isinstance(replies[0], ReplyError) and str(replies[0]).startswith("NOSCRIPT"):
+            replies = self.exchange(pack_all([("EVAL", script.source, *command), *others]), 1 + len(others))
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                raise reply_error(str(reply))
+        return replies
+
+    def exchange(self, commands: Iterable[bytes], replies: int, timeout: float | None = None) -> list[Any]:
+        """Send packed commands and return their replies, error replies (hiredis.ReplyError) among them.
+
+        They are taken one by one: while the server works on the first, the next may still have to be made.
+        """
+        return self._converse(gathered(commands), replies, timeout)
+
+    def _converse(self, pieces: Iterable[bytes], replies: int, timeout: float | None) -> list[Any]:
+        timeout = timeout or self._timeout
+        self._check()  # before the lock: in a forked child somebody else may hold it
+        with self.lock:
+            if self._converses:
+                self._refuse()
+            self._converses = True
+            try:
+                try:
+                    for data in pieces:
+                        self._send(data, timeout)
+                except BaseException:
+                    self.drop()  # what was sent cannot be taken back
+                    raise
+                if self._is_corked:
+                    self._cork(False)
+                return self._read(replies, None if timeout is None else self.used_at + timeout)
+            finally:
+                self._converses = False
+
+    def post(self, data: bytes, replies: int, on_reply: OnReply, more: bool = False) -> None:
+        """Send packed commands now. Their replies come later, each to ``on_reply``: a ReplyError if it is one.
+
+        ``more``: others will follow very soon, and may share a packet with these.
+        """
+        self._check()
+        with self.lock:
+            if self._converses:
+                self._refuse()
+            if len(self._posted) >= MOST_POSTED:
+                self.settle()
+            if more and not self._is_corked and self._may_cork:
+                self._cork(True)
+            self._send(data, self._timeout)
+            if self._is_corked and not more:
+                self._cork(False)
+            if not self._posted:
+                self._waiting_since = self.used_at
+            self._posted.extend([on_reply] * replies)
+
+    def post_script(
+        self, on_reply: OnReply, script: Script, teach: bool, keys: Sequence[str | bytes], *arguments: Any
+    ) -> None:
+        """Run a script on the server; the reply comes later.
+
+        ``teach``: send the script, not its digest; after the reply to that was NOSCRIPT.
+        """
+        head = ("EVAL", script.source) if teach else ("EVALSHA", script.sha)
+        self.post(pack_command((*head, len(keys), *keys, *arguments)), 1, on_reply)
+
+    def send(self, data: bytes) -> None:
+        """Send packed commands that are answered by pushes, such as PSUBSCRIBE."""
+        self._check()
+        with self.lock:
+            self._send(data, self._timeout)
+
+    def settle(self) -> None:
+        """Wait for the replies to all posted commands."""
+        self._check()
+        with self.lock:
+            if self._converses:
+                self._refuse()
+            if self._posted:
+                self._read(0, None if self._timeout is None else monotonic() + self._timeout, posted=True)
+
+    def hurry(self, seconds: float) -> None:
+        """From now on no reply is waited for longer."""
+        self._timeout = seconds if self._timeout is None else min(self._timeout, seconds)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether posted commands have no reply yet."""
+        return bool(self._posted)
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether half of the time is gone that the server has for the reply to a posted command."""
+        return bool(self._posted and self._timeout and monotonic() - self._waiting_since > self._timeout / 2)
+
+    def poll(self) -> None:
+        """Read what has arrived, without waiting. Raises TimeoutError if posted commands wait too long for a reply."""
+        self._check()
+        with self.lock:
+            if self._converses:
+                self._refuse()
+            if self._is_corked:
+                self._cork(False)
+            if not (self._posted or self._is_tls or self._readable.select(0)):
+                return
+            try:
+                for _ in range(MOST_READS):
+                    if not self._receive():
+                        break
+                self._take(0, [])
+                if self._posted and self._timeout and monotonic() - self._waiting_since > self._timeout:
+                    raise TimeoutError("the server did not answer in time")
+            except BaseException:
+                self.drop()
+                raise
+
+    # --- the socket
+
+    def _check(self) -> None:
+        if not self.is_open:
+            raise exceptions.RecoverableConnectionError("connection already closed")
+        if self._pid != os.getpid():
+            raise exceptions.RecoverableConnectionError("this connection belongs to the parent process")
+
+    def _refuse(self) -> NoReturn:
+        # The lock lets this thread in: a signal handler interrupted it, and would get the reply to the other's command.
+        raise exceptions.RecoverableConnectionError("this thread was interrupted in the middle of another command")
+
+    def _cork(self, corked: bool) -> None:
+        """Whether the kernel may collect small packets (Linux: TCP_CORK): for 200 ms, or until the process ends."""
+        self._is_corked = corked
+        self._sock.setsockopt(IPPROTO_TCP, TCP_CORK, corked)
+
+    def _wait(self, selector: BaseSelector, deadline: float | None) -> None:
+        """Wait until the socket may be read or written."""
+        left = None if deadline is None else deadline - monotonic()
+        if left is not None and left <= 0:
+            raise TimeoutError("the server did not answer in time")
+        selector.select(left)
+
+    def _send(self, data: bytes, timeout: float | None) -> None:
+        if not self.is_open:
+            self._check()  # it was closed while we waited for the lock
+        self.used_at = monotonic()
+        deadline = None if timeout is None else self.used_at + timeout
+        try:
+            sent = self._sock.send(data) if data else 0
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            sent = 0
+        except BaseException:
+            self.drop()
+            raise
+        if sent < len(data):
+            self._send_rest(memoryview(data)[sent:], deadline)
+
+    def _send_rest(self, data: memoryview, deadline: float | None) -> None:
+        """Send what the socket's buffer had no room for."""
+        try:
+            while data:
+                try:
+                    data = data[self._sock.send(data) :]
+                except (BlockingIOError, ssl.SSLWantWriteError):
+                    self._wait(self._writable, deadline)
+                except ssl.SSLWantReadError:
+                    self._wait(self._readable, deadline)
+        except BaseException:
+            self.drop()
+            raise
+
+    def _read(self, count: int, deadline: float | None, posted: bool = False) -> list[Any]:
+        """The next replies; those to posted commands come before and go where they belong."""
+        replies: list[Any] = []
+        try:
+            while len(replies) < count or (posted and self._posted):
+                self._wait(self._readable, deadline)
+                self._receive()
+                self._take(count, replies)
+            return replies
+        except BaseException:
+            self.drop()
+            raise
+
+    def _take(self, count: int, replies: list[Any]) -> None:
+        """Take all that has arrived whole: replies, up to so many, and what goes elsewhere."""
+        gets, posted = self._reader.gets, self._posted
+        try:
+            while (reply := gets()) is not INCOMPLETE:
+                if reply.__class__ is PushNotification or (self.protocol == 2 and _is_resp2_push(reply)):
+                    self._on_push(reply)
+                elif posted:
+                    posted.popleft()(reply)
+                elif len(replies) < count:
+                    replies.append(reply)
+                elif isinstance(reply, ReplyError):
+                    raise reply_error(str(reply))  # the answer to something that was sent
+                else:
+                    raise exceptions.RecoverableConnectionError(f"an answer to no question: {reply!r:.80}")
+        except ProtocolError as error:
+            raise exceptions.RecoverableConnectionError(f"the server does not speak RESP: {error}") from error
+
+    def _receive(self) -> bool:
+        """Read more bytes if there are any; whether there may be still more."""
+        try:
+            data = self._sock.recv(READ_SIZE)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return False
+        if not data:
+            raise exceptions.RecoverableConnectionError("the server closed the connection")
+        self._reader.feed(data)
+        if self._reader.len() > MOST_UNREAD:
+            raise exceptions.RecoverableConnectionError("the server sends a string that is too long")
+        self._waiting_since = self.used_at = monotonic()
+        return self._is_tls or len(data) == READ_SIZE
+
+    # --- its end
+
+    def drop(self) -> None:
+        """Close the socket. May be repeated, also in a forked child: the parent's connection goes on."""
+        self.is_open = False
+        if self._pid == os.getpid():
+            with suppress(OSError):
+                self._sock.shutdown(SHUT_RDWR)
+        self._sock.close()
+        self._connection._sock = None
+
+
+def _is_resp2_push(reply: Any) -> bool:
+    """RESP2 has no pushes: what a subscriber gets are arrays like others."""
+    return isinstance(reply, list) and bool(reply) and reply[0] in RESP2_PUSHES

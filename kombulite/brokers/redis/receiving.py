@@ -1,0 +1,434 @@
+"""Receiving: from lists and channels of the server to one event after the other.
+
+A consumer that finds its lists empty reads them (EXISTS) on a connection with client-side caching: the server then says
+when one of them changes, whoever changes it, and nothing is asked until it does.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from socket import socketpair
+from threading import RLock, get_ident
+from time import monotonic, sleep
+from typing import Any
+
+from hiredis import ReplyError
+
+from kombulite import exceptions
+from kombulite._core import Delivery, MalformedEnvelope, decode_envelope, pack_command
+from kombulite.brokers.base import Event
+from kombulite.brokers.redis.consuming import Channel, Consumer, Intake
+from kombulite.brokers.redis.errors import reply_error
+from kombulite.brokers.redis.fanout import Subscriptions
+from kombulite.brokers.redis.keys import Keys
+from kombulite.brokers.redis.leases import Lease, Tags, bury, logger
+from kombulite.brokers.redis.link import Link, OnReply
+from kombulite.brokers.redis.options import Limits, Options
+from kombulite.brokers.redis.pacing import Pace
+from kombulite.brokers.redis.publishing import PUBLISHED_AT
+from kombulite.utils.compat import detect_environment
+from kombulite.utils.json import codec
+
+#: Seconds between two looks where the server cannot wake us.
+POLLING_INTERVAL = 1.0
+#: Messages that are handed over between two looks for news, on other channels too.
+LISTEN_EVERY = 32
+
+PING = pack_command(("PING",))
+
+
+class Receiver:
+    """The consuming half of a transport. ``open(on_push)`` opens a connection; ``link`` is the one for commands.
+
+    ``channels`` and ``limits`` are the transport's. ``now()``: the server's time in seconds.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        open: Callable[[OnReply], Link],
+        keys: Keys,
+        options: Options,
+        channels: dict[int, Channel],
+        limits: dict[str, Limits],
+        now: Callable[[], float],
+    ) -> None:
+        self.events: deque[Event] = deque()
+        self._subscriptions = Subscriptions(keys, options.sentinel_fanout_compat)
+        self.tags = Tags(options.visibility_timeout)
+        self._link = link
+        self._open = open
+        self._keys = keys
+        self._options = options
+        self._channels = channels
+        self._limits = limits
+        self._now = now
+        self._listener: Link | None = None
+        self._tells_of_lists = False  # whether the server says when a list changes
+        self._armed: dict[bytes, str] = {}  # lists of which it will -> their queue
+        self._receiving = RLock()  # a signal handler may come back to it
+        self._thread: int | None = None  # the thread that receives
+        self._is_over = False
+        self._pid = os.getpid()
+        self._teaches = False  # whether the server has forgotten the script, and gets it with the next claim
+        # They end the sleep of the thread that receives. No pipe: eventlet would wait for each write, and let two green
+        # threads not wait at once; and who comes too late writes to what is closed, not to what has its number since.
+        self._waker_out, self._waker_in = socketpair()
+        self._waker_out.setblocking(False)
+        self._waker_in.setblocking(False)
+        self._awaited = selectors.DefaultSelector()  # both connections, and the waker
+        self._twins: list[int] = []
+        self._awaited.register(self._waker_out, selectors.EVENT_READ)
+        self._await(link)
+        self._is_sleeping = False
+        self._looks = 0
+        self._current: Channel | None = None  # the channel that was served last
+        self._pace = Pace()
+        self._polled_at = 0.0
+
+    def close(self) -> None:
+        """Let go of what is the system's. The thread that receives, if there is one, ends with an error."""
+        if os.getpid() != self._pid:
+            self._close_descriptors()  # a thread that held our lock is the parent's, and so is all else
+            return
+        self.rouse()
+        if self._thread == get_ident():
+            self._is_over = True  # it was interrupted by who closes: a signal handler, say
+            return
+        with self._receiving:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._awaited.close()
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        self._waker_out.close()
+        self._waker_in.close()
+        while self._twins:
+            os.close(self._twins.pop())
+
+    def _await(self, link: Link) -> None:
+        """Wait for a connection too."""
+        if detect_environment() != "eventlet":
+            self._awaited.register(link, selectors.EVENT_READ)
+            return
+        # It lets no two green threads wait for one descriptor: another may wait for the reply to a command there.
+        twin = os.dup(link.fileno())
+        self._twins.append(twin)
+        self._awaited.register(twin, selectors.EVENT_READ)
+
+    # --- consumers
+
+    def listen(self) -> Link:
+        """The connection that listens, opened for the first consumer."""
+        if self._listener is None:
+            listener = self._open(self._on_push)
+            if listener.protocol == 3:
+                reply = listener.exchange([pack_command(("CLIENT", "TRACKING", "ON"))], 1)[0]
+                self._tells_of_lists = not isinstance(reply, ReplyError)
+            self._await(listener)
+            self._listener = listener
+        return self._listener
+
+    def fileno(self) -> int | None:
+        """What an event loop may wait for: a descriptor that is readable when one of ours is, where there is such."""
+        fileno: Callable[[], int] | None = getattr(self._awaited, "fileno", None)
+        return None if fileno is None else fileno()
+
+    @property
+    def look_interval(self) -> float | None:
+        """Seconds between two looks, where the server does not wake us."""
+        return None if self._listener is None or self._tells_of_lists else self._polling_interval
+
+    def subscribe(self, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+        """Subscribe to what these queues are bound to, as (fanout exchange, routing key), and to nothing else."""
+        if self._listener is not None:
+            self._subscriptions.update(self._listener, bindings)
+
+    def rouse(self) -> None:
+        """Let the thread that waits in ``receive`` look again: something changed here."""
+        if self._is_sleeping:
+            with suppress(OSError):  # full, or closed
+                self._waker_in.send(b"!")
+
+    # --- news
+
+    def _on_push(self, message: list[Any]) -> None:
+        kind = message[0]
+        if kind == b"invalidate":
+            changed = list(self._armed) if message[1] is None else message[1]
+            for key in changed:
+                queue = self._armed.pop(key, None)
+                if queue is not None:
+                    self._stir(queue)
+        elif kind == b"pmessage":
+            self._on_fanout(message[1], message[3])
+
+    def _stir(self, queue: str) -> None:
+        for state in list(self._channels.values()):
+            for intake in state.intakes:
+                if queue in intake.consumers:
+                    intake.stirred.add(queue)
+
+    def _on_fanout(self, pattern: bytes, envelope: bytes) -> None:
+        try:
+            delivery = decode_envelope(codec, envelope)
+        except MalformedEnvelope as error:
+            logger.error("What was published to %r is no message: %s", pattern, error)
+            return
+        for queue in self._subscriptions.queues(pattern, delivery.exchange, delivery.delivery_tag):
+            consumers = list(consumers_of(self._channels, queue))
+            if consumers:
+                # The one with the least to do.
+                state, consumer = min(consumers, key=lambda each: len(each[0].fanout) + len(each[0].outstanding))
+                lease = Lease(self.tags.tag(self.tags.reserve(1)), queue, "", envelope, is_fanout=True)
+                if len(state.fanout) == state.fanout.maxlen:
+                    logger.warning("Consumer %s is too slow: a fanout message is dropped", consumer.tag)
+                state.fanout.append((consumer, lease))
+
+    def _arm(self, intake: Intake, queues: Iterable[str]) -> None:
+        """Have the server say when a list of these queues changes; look once more if one has something already."""
+        if not self._tells_of_lists or self._listener is None:
+            return
+        missing = {
+            key: queue
+            for queue in queues
+            for name in self._keys.lists(queue)
+            if (key := name.encode()) not in self._armed
+        }
+        if missing:
+            self._armed.update(missing)
+            self._listener.post(pack_command(("EXISTS", *missing)), 1, partial(self._on_armed, intake, queues))
+
+    def _on_armed(self, intake: Intake, queues: Iterable[str], reply: Any) -> None:
+        if isinstance(reply, ReplyError):
+            logger.warning("The server does not tell of changes, so it is asked now and then: %s", reply)
+            self._tells_of_lists = False
+        elif reply:
+            intake.stirred.update(queues)
+
+    # --- claiming
+
+    def _claim(self, state: Channel) -> None:
+        for intake in state.intakes:
+            if state.credit(intake) <= 0:
+                continue
+            with self._link.lock:  # no consumer ends between the look at what is consumed and the question
+                credit = state.credit(intake)
+                if credit > 0:
+                    on_claimed = partial(self._on_claimed, state, intake)
+                    ignored = intake.claim(self._link, self._keys, self.tags, credit, on_claimed, self._teaches)
+                    self._teaches = False
+                    self._arm(intake, ignored)
+
+    def _on_claimed(self, state: Channel, intake: Intake, reply: Any) -> None:
+        if isinstance(reply, ReplyError):
+            intake.failed()
+            # Nothing is sent from here: it would come between a command that waits for its reply, and that.
+            self._teaches = str(reply).startswith("NOSCRIPT")
+            if not self._teaches:
+                state.error = reply_error(str(reply))
+            return
+        emptied, found = intake.claimed(reply)
+        if found or not intake.stirred:
+            self._pace.claimed(found, monotonic())
+        self._arm(intake, emptied)
+
+    # --- events
+
+    def receive(self, timeout: float | None) -> tuple[Event, ...]:
+        """The next event, waited for so many seconds (None: until there is one); empty if there was none.
+
+        Raises OperationalError where no event can ever come.
+        """
+        deadline = None if timeout is None else monotonic() + timeout
+        if not self._receiving.acquire(timeout=-1 if timeout is None else timeout):
+            return ()
+        try:
+            self._thread = get_ident()
+            # The common case: the channel that was served last has more.
+            state = self._current
+            if state is not None and self._looks % LISTEN_EVERY and not self.events and state.error is None:
+                self._looks += 1
+                delivery = self._next_delivery(state)
+                if delivery is not None:
+                    return (delivery,)
+            while True:
+                event = self._next_event()
+                if event is not None:
+                    return (event,)
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    return ()
+                if left is None and not any(state.consumers for state in list(self._channels.values())):
+                    raise exceptions.OperationalError("waiting without a timeout, and there is no consumer to wait for")
+                self._wait(left)
+        finally:
+            self._thread = None
+            if self._is_over:
+                self._is_over = False
+                self._let_go()
+            self._receiving.release()
+
+    def _next_event(self) -> Event | None:
+        if self.events:
+            return self.events.popleft()
+        self._looks += 1
+        channels = list(self._channels.values())
+        if self._looks % LISTEN_EVERY == 0 or not any(state.has_ready() for state in channels):
+            self._hear()
+        for i in range(len(channels)):
+            state = channels[(self._looks + i) % len(channels)]
+            if state.error is not None:
+                error, state.error = state.error, None
+                raise error
+            self._claim(state)
+            delivery = self._next_delivery(state)
+            if delivery is not None:
+                self._current = state
+                return delivery
+        self._current = None
+        return None
+
+    def _next_delivery(self, state: Channel) -> Delivery | None:
+        with self._link.lock:  # what is taken is noted before a consumer or the channel ends
+            while (found := state.next()) is not None:
+                consumer, lease = found
+                delivery = self.hand_over(state, lease, consumer.no_ack)
+                if delivery is not None:
+                    delivery.consumer_tag = consumer.tag
+                    return delivery
+        return None
+
+    def _hear(self) -> None:
+        """Take what has arrived on both connections."""
+        self._link.poll()
+        if self._listener is not None:
+            self._ask_after(self._listener)
+            self._listener.poll()
+            if not self._tells_of_lists and monotonic() - self._polled_at >= self._polling_interval:
+                self._polled_at = monotonic()
+                for state in list(self._channels.values()):
+                    for intake in state.intakes:
+                        intake.stirred.update(intake.consumers)
+
+    def _ask_after(self, listener: Link) -> None:
+        # A server that has vanished tells nothing. In an event loop, where nobody waits here, each turn asks.
+        interval = self._options.health_check_interval
+        if interval and not listener.is_waiting and monotonic() - listener.used_at >= interval:
+            listener.post(PING, 1, lambda reply: None)
+
+    @property
+    def _polling_interval(self) -> float:
+        return self._options.polling_interval or POLLING_INTERVAL
+
+    def hand_over(self, state: Channel, lease: Lease, no_ack: bool) -> Delivery | None:
+        """A message as it goes to its consumer; None for what is none, or is too old."""
+        try:
+            delivery = decode_envelope(codec, lease.envelope)
+        except MalformedEnvelope as error:
+            is_noted = not no_ack and self._options.ack_emulation
+            bury(self._link, self._keys, lease.tag if is_noted else None, lease.queue, lease.envelope, error)
+            return None
+        if delivery.properties.extra is not None and self._has_expired(delivery, lease.queue):
+            if not no_ack:
+                self.settle(state, [lease])
+            return None
+        if delivery.redelivered:
+            delivery = without_flag(delivery)
+        delivery.channel = state.number
+        delivery.delivery_tag = lease.tag
+        if not no_ack:
+            lease.was_seen = True
+            state.outstanding[lease.tag] = lease
+        return delivery
+
+    def _has_expired(self, delivery: Delivery, queue: str) -> bool:
+        properties, limits = delivery.properties, self._limits.get(queue)
+        published_at = (properties.extra or {}).get(PUBLISHED_AT)
+        if type(published_at) is not int:
+            return False  # nobody knows how old it is
+        lives = [] if limits is None or limits.message_ttl is None else [limits.message_ttl]
+        if properties.expiration is not None:
+            with suppress(ValueError):
+                lives.append(int(str(properties.expiration)))
+        return bool(lives) and published_at + min(lives) <= self._now() * 1000
+
+    def settle(self, state: Channel, leases: Sequence[Lease]) -> None:
+        """Strike messages from the server's notes, at once; an error shows at the channel's next operation."""
+        tags = [lease.tag for lease in leases if not lease.is_fanout]
+        if tags and self._options.ack_emulation:
+            date, note = ("ZREM", self._keys.unacked_index, *tags), ("HDEL", self._keys.unacked, *tags)
+            data = pack_command(date) + pack_command(note)
+            # While the application is fed without a pause, the kernel may join what belongs together.
+            self._link.post(data, 2, state.on_settled, more=bool(state.leased.ready))
+
+    # --- waiting
+
+    def _wait(self, left: float | None) -> None:
+        """Sleep until there may be something new, at most so many seconds."""
+        self._is_sleeping = True
+        try:
+            self._hear()
+            if not self._has_something():
+                seconds = left
+                for pause in self._pauses():
+                    seconds = pause if seconds is None else min(seconds, pause)
+                if any(key.fileobj is self._waker_out for key, _ in self._awaited.select(seconds)):
+                    with suppress(BlockingIOError):
+                        self._waker_out.recv(4096)
+                self._hear()
+        finally:
+            self._is_sleeping = False
+        if self._has_something() and not self._has_ready():
+            pause = self._pace.pause(monotonic())
+            if pause:
+                sleep(pause if left is None else min(pause, left))
+
+    def _has_ready(self) -> bool:
+        """Whether there is an event, or an error, to hand over."""
+        return bool(self.events) or any(
+            state.error is not None or state.has_ready() for state in list(self._channels.values())
+        )
+
+    def _has_something(self) -> bool:
+        """Whether there is, or there may be something to claim."""
+        return self._has_ready() or any(
+            state.credit(intake) > 0 for state in list(self._channels.values()) for intake in state.intakes
+        )
+
+    def _pauses(self) -> Iterator[float]:
+        """Seconds until something else is due."""
+        if self._listener is None:
+            return
+        if not self._tells_of_lists:
+            yield max(self._polled_at + self._polling_interval - monotonic(), 0)
+        interval = self._options.health_check_interval
+        if interval:
+            yield interval
+        if self._listener.is_waiting or self._link.is_waiting:
+            yield 1.0
+
+
+def consumers_of(channels: dict[int, Channel], queue: str) -> Iterator[tuple[Channel, Consumer]]:
+    """All consumers of a queue, with their channels."""
+    for state in list(channels.values()):
+        for consumer in list(state.consumers.values()):
+            if consumer.queue == queue:
+                yield state, consumer
+
+
+def without_flag(delivery: Delivery) -> Delivery:
+    """The delivery without the header that says on the wire what ``redelivered`` says here."""
+    headers = {name: value for name, value in (delivery.properties.headers or {}).items() if name != "redelivered"}
+    properties = delivery.properties.replace(headers=headers or None)
+    again = Delivery(delivery.exchange, delivery.routing_key, properties, delivery.body)
+    again.redelivered = True
+    again.delivery_count = delivery.delivery_count
+    return again

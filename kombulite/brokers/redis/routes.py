@@ -1,0 +1,106 @@
+"""Where messages go: the binding sets of the server, and what this process remembers of them."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any
+
+from hiredis import ReplyError
+
+from kombulite._core import RoutingTable
+from kombulite.brokers.redis.errors import reply_error
+from kombulite.brokers.redis.keys import Keys
+from kombulite.brokers.redis.link import Link, pack_all
+
+#: Seconds that a table may be old where the server does not tell of changes.
+MOST_AGE = 1.0
+
+#: Types as they are stored.
+KINDS = (b"direct", b"topic", b"fanout")
+
+
+class Routes:
+    """The bindings of one exchange, as they were read. ``kind``: None for an exchange that nobody knows."""
+
+    def __init__(self, keys: Keys, exchange: str, kind: str | None, members: set[bytes]) -> None:
+        found = [member for member in map(keys.parse_member, members) if member is not None]
+        if kind is None and found:
+            # kombu stores no types. A pattern is what only topic exchanges have.
+            kind = "topic" if any(member.pattern for member in found) else "direct"
+        self.kind = kind
+        self.has_bindings = bool(members)
+        self.read_at = monotonic()
+        self._exchange = exchange
+        self._table = RoutingTable()
+        self._table.declare(exchange, kind or "direct")
+        for member in sorted(found):
+            self._table.bind(exchange, member.queue, member.routing_key)
+
+    def route(self, routing_key: str) -> tuple[str, ...]:
+        """The queues that a message goes to."""
+        queues: tuple[str, ...] = self._table.route(self._exchange, routing_key)
+        return queues
+
+
+class Router:
+    """Tables of exchanges, read when they are first asked for.
+
+    With client-side caching (CLIENT TRACKING in OPTIN mode) the server says when one changes, on the connection that
+    carries the publishes: a change that precedes a publish on the server is known when the publish returns. Without,
+    a table is read again when it is ``MOST_AGE`` old.
+    """
+
+    def __init__(self, link: Link, keys: Keys, declared: dict[str, str], tracked: bool) -> None:
+        self._link = link
+        self._keys = keys
+        self._declared = declared  # exchange -> type, as far as this connection knows
+        self._tracked = tracked
+        self._routes: dict[str, Routes] = {}
+        self._exchange_of: dict[bytes, str] = {}
+
+    def routes(self, exchange: str) -> Routes:
+        """The table of an exchange."""
+        if self._tracked:
+            self._link.poll()  # what the server has said of changes so far
+        routes = self._routes.get(exchange)
+        if routes is None or not (self._tracked or monotonic() - routes.read_at < MOST_AGE):
+            routes = self._read(exchange)
+        return routes
+
+    def is_current(self, exchange: str, routes: Routes) -> bool:
+        """Whether nothing was heard of a change."""
+        return self._routes.get(exchange) is routes
+
+    def _read(self, exchange: str) -> Routes:
+        key = self._keys.bindings(exchange)
+        commands: list[tuple[Any, ...]] = [("SMEMBERS", key), ("HGET", self._keys.exchanges, exchange)]
+        if self._tracked:
+            commands.insert(0, ("CLIENT", "CACHING", "YES"))
+        # Remembered before it is read: a change that the server tells of together with the answer discards it.
+        with self._link.lock:
+            placeholder = self._routes[exchange] = Routes(self._keys, exchange, None, set())
+            self._exchange_of[key.encode()] = exchange
+            members, kind = self._link.exchange(pack_all(commands), len(commands))[-2:]
+            if isinstance(members, ReplyError):
+                self.discard(exchange)
+                raise reply_error(str(members))
+            # Where our own key cannot be read the bindings have to tell.
+            kind = self._declared.get(exchange) or (kind.decode() if kind in KINDS else None)
+            routes = Routes(self._keys, exchange, kind, set(members))
+            if self._routes.get(exchange) is placeholder:
+                self._routes[exchange] = routes
+        return routes
+
+    def forget(self, keys: list[bytes] | None) -> None:
+        """The server says that these keys changed (None: all)."""
+        if keys is None:
+            self._routes.clear()
+        else:
+            for key in keys:
+                exchange = self._exchange_of.get(key)
+                if exchange is not None:
+                    self._routes.pop(exchange, None)
+
+    def discard(self, exchange: str) -> None:
+        """Read the table of an exchange anew: this connection has changed something."""
+        self._routes.pop(exchange, None)

@@ -1,0 +1,280 @@
+"""What a store is to the virtual transport: bytes by queue, and a catalogue of exchanges, queues and bindings."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
+from typing import Any, NamedTuple
+
+from kombulite import exceptions
+from kombulite._core import Delivery, RoutingTable
+from kombulite.brokers.base import ExchangeSpec, QueueSpec, Settings
+
+PREDECLARED = {f"amq.{kind}": kind for kind in ("direct", "fanout", "topic")}
+
+
+class Claim(NamedTuple):
+    """A message that was taken out of a queue and is not settled; ``token`` is what the store knows it by.
+
+    ``delivery_count``: how often it was claimed before, and came back.
+    """
+
+    token: Any
+    data: bytes
+    delivery_count: int = 0
+
+
+class Store:
+    """Keeps messages and the catalogue, for one connection.
+
+    To be implemented: the methods that raise NotImplementedError. They are called by one thread at a time, and raise
+    OSError where the store is at fault. ``identity`` tells the connection from others, also of other processes.
+    """
+
+    def __init__(self, settings: Settings, identity: str) -> None:
+        self.settings = settings
+        self.identity = identity
+
+    def open(self) -> None:
+        """Open the store."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close the store."""
+        raise NotImplementedError
+
+    # --- messages
+
+    def put(self, queue: str, data: bytes) -> None:
+        """Add a message at the end of a queue, whether the queue was declared or not. When it returns, it is kept."""
+        raise NotImplementedError
+
+    def claim(self, queue: str) -> Claim | None:
+        """Take the first message of a queue that nobody has claimed; nobody else gets it, until it is put back.
+
+        A claim of somebody who died comes back by itself; that counts.
+        """
+        raise NotImplementedError
+
+    def finish(self, token: Any) -> None:
+        """Delete a message that was claimed."""
+        raise NotImplementedError
+
+    def put_back(self, token: Any) -> None:
+        """Undo a claim: the message is in its place again, with one more in its count."""
+        raise NotImplementedError
+
+    def set_aside(self, token: Any) -> None:
+        """Take away a message that was claimed and cannot be read."""
+        self.finish(token)
+
+    def size(self, queue: str) -> int:
+        """How many messages wait in a queue, without those that are claimed."""
+        raise NotImplementedError
+
+    def claimed(self, queue: str) -> int | None:
+        """How many messages of a queue are claimed, by anybody; None if that is not known."""
+        return None
+
+    def clear(self, queue: str) -> int:
+        """Delete the messages that wait in a queue; returns how many."""
+        raise NotImplementedError
+
+    # --- the catalogue: entries of the kinds "exchange", "queue", "bindings" (by exchange)
+
+    def read(self, kind: str, name: str) -> bytes | None:
+        """An entry, or None."""
+        raise NotImplementedError
+
+    def write(self, kind: str, name: str, data: bytes) -> None:
+        """Make or replace an entry."""
+        raise NotImplementedError
+
+    def remove(self, kind: str, name: str) -> None:
+        """Delete an entry, if it is there."""
+        raise NotImplementedError
+
+    def names(self, kind: str) -> Iterable[str]:
+        """The names of the entries of a kind."""
+        raise NotImplementedError
+
+    def lock(self) -> AbstractContextManager[Any]:
+        """Keep others, also other processes, from changing the catalogue. It may be entered again by who has it."""
+        raise NotImplementedError
+
+    # --- other connections, where they can know of each other
+
+    def is_alive(self, identity: str) -> bool:
+        """Whether the connection of an identity is still there; the queues of one that is not are deleted."""
+        return True
+
+    def consumed_elsewhere(self, queue: str) -> int:
+        """How many consumers of a queue other connections have, as far as is known."""
+        return 0
+
+    def on_consumers_changed(self, queues: Sequence[str]) -> None:
+        """Called with the names of the queues that this connection consumes from, when they change."""
+
+
+class Catalogue:
+    """Exchanges, queues and bindings, as a store keeps them. What changes them wants the store's lock held."""
+
+    def __init__(self, store: Store, exchange_types: Iterable[str]) -> None:
+        self._store = store
+        self._exchange_types = exchange_types
+        self._routes: dict[str, tuple[Any, RoutingTable]] = {}
+        self._seen: set[str] = set()  # queues that were there, though nobody declared them
+
+    def _record(self, kind: str, name: str) -> dict[str, Any]:
+        """An entry as a dict, empty for one that is not there."""
+        data = self._store.read(kind, name)
+        record = _loads(data, kind, name) if data else {}
+        if not isinstance(record, dict):
+            raise exceptions.ChannelError(f"the record of {kind} {name!r} is none")
+        return record
+
+    def _create(self, kind: str, spec: ExchangeSpec | QueueSpec, **extra: Any) -> None:
+        wanted = {**spec._asdict(), "arguments": dict(spec.arguments or {}), **extra}
+        known = self._record(kind, spec.name)
+        if not known:
+            self._store.write(kind, spec.name, json.dumps(wanted).encode())
+        elif known != wanted:
+            raise exceptions.NotEquivalentError(f"{kind} '{spec.name}' is declared as {known}, not as {wanted}")
+
+    # --- exchanges
+
+    def exchange_type(self, name: str) -> str:
+        """The type of an exchange; direct if there are bindings and nobody told it. Raises NotFound."""
+        kind: str | None = PREDECLARED.get(name) or self._record("exchange", name).get("type")
+        if kind is None and self._store.read("bindings", name) is None:
+            raise exceptions.NotFound(f"no exchange '{name}'")
+        return kind or "direct"
+
+    def declare_exchange(self, spec: ExchangeSpec) -> None:
+        """Create an exchange. Raises NotEquivalentError, InvalidCommand."""
+        if spec.type not in self._exchange_types:
+            raise exceptions.InvalidCommand(f"unknown exchange type '{spec.type}'")
+        if PREDECLARED.get(spec.name) != spec.type:
+            self._create("exchange", spec)
+
+    def delete_exchange(self, name: str, if_unused: bool) -> None:
+        """Delete an exchange with its bindings. Raises AccessRefused, PreconditionFailed."""
+        if name in PREDECLARED or not name:
+            raise exceptions.AccessRefused(f"exchange '{name}' is the broker's own")
+        if if_unused and self.bindings(name):
+            raise exceptions.PreconditionFailed(f"exchange '{name}' is in use")
+        self._store.remove("exchange", name)
+        self._store.remove("bindings", name)
+
+    # --- queues
+
+    def queue(self, name: str) -> dict[str, Any]:
+        """The record of a queue that this connection may use; empty for one that has messages or bindings, and no more.
+
+        Raises NotFound, ResourceLocked.
+        """
+        record = self._record("queue", name)
+        if record.get("owner") and not self._store.is_alive(record["owner"]):
+            self.delete_queue(name)
+            record = {}
+        if not record and name not in self._seen:
+            if not self._store.size(name) and not self._is_bound(name):
+                raise exceptions.NotFound(f"no queue '{name}'")
+            self._seen.add(name)
+        if record.get("owner") not in (None, self._store.identity):
+            raise exceptions.ResourceLocked(f"queue '{name}' is another connection's own")
+        return record
+
+    def declare_queue(self, spec: QueueSpec) -> None:
+        """Create a queue. Raises NotEquivalentError, ResourceLocked."""
+        if self._record("queue", spec.name):
+            with suppress(exceptions.NotFound):  # its owner died
+                self.queue(spec.name)
+        self._create("queue", spec, owner=self._store.identity if spec.exclusive else None)
+
+    def delete_queue(self, name: str) -> int:
+        """Delete a queue with its bindings; returns the messages gone with it."""
+        self._store.remove("queue", name)
+        self._seen.discard(name)
+        for exchange in list(self._store.names("bindings")):
+            self._rebind(exchange, [each for each in self.bindings(exchange) if each[2] != name])
+        return self._store.clear(name)
+
+    def is_auto_delete(self, queue: str) -> bool:
+        """Whether a queue goes with its last consumer."""
+        return bool(self._record("queue", queue).get("auto_delete"))
+
+    def own_queues(self) -> list[str]:
+        """The queues that go with this connection."""
+        names = list(self._store.names("queue"))
+        return [name for name in names if self._record("queue", name).get("owner") == self._store.identity]
+
+    # --- bindings
+
+    def bindings(self, exchange: str) -> list[list[str]]:
+        """The bindings of an exchange as kombu writes them, the newest first: [routing key, pattern, queue]."""
+        return _bindings(self._store.read("bindings", exchange), exchange)
+
+    def bind(self, exchange: str, queue: str, routing_key: str) -> None:
+        """Bind a queue. Raises NotFound, ResourceLocked."""
+        self.queue(queue)
+        pattern = _pattern(routing_key) if self.exchange_type(exchange) == "topic" else ""
+        bindings = self.bindings(exchange)
+        if not any(key == routing_key and bound == queue for key, _, bound in bindings):
+            self._rebind(exchange, [[routing_key, pattern, queue], *bindings])
+
+    def unbind(self, exchange: str, queue: str, routing_key: str) -> None:
+        """Take a binding away, if there is one."""
+        bindings = self.bindings(exchange)
+        self._rebind(exchange, [each for each in bindings if each[0] != routing_key or each[2] != queue])
+
+    def _is_bound(self, queue: str) -> bool:
+        return any(
+            bound == queue for exchange in self._store.names("bindings") for *_, bound in self.bindings(exchange)
+        )
+
+    def _rebind(self, exchange: str, bindings: list[list[str]]) -> None:
+        if bindings == self.bindings(exchange):
+            return
+        self._store.write("bindings", exchange, json.dumps(bindings).encode())
+        if not bindings and self._record("exchange", exchange).get("auto_delete"):
+            self.delete_exchange(exchange, if_unused=False)
+
+    def route(self, delivery: Delivery) -> Sequence[str]:
+        """The queues that a message goes to. Raises NotFound."""
+        if not delivery.exchange:
+            return (delivery.routing_key,)  # whether it was declared or not
+        state = self.exchange_type(delivery.exchange), self._store.read("bindings", delivery.exchange)
+        known, table = self._routes.get(delivery.exchange, (None, RoutingTable()))
+        if known != state:
+            table = RoutingTable()
+            table.declare(delivery.exchange, state[0])
+            for key, _, queue in _bindings(state[1], delivery.exchange):
+                table.bind(delivery.exchange, queue, key)
+            self._routes[delivery.exchange] = state, table
+        return table.route(delivery.exchange, delivery.routing_key)
+
+
+def _loads(data: bytes, kind: str, name: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise exceptions.ChannelError(f"the record of {kind} {name!r} is broken: {error}") from error
+
+
+def _bindings(data: bytes | None, exchange: str) -> list[list[str]]:
+    bindings = _loads(data, "bindings", exchange) if data else []
+    if not isinstance(bindings, list) or not all(
+        isinstance(each, list) and len(each) == 3 and all(isinstance(part, str) for part in each) for each in bindings
+    ):
+        raise exceptions.ChannelError(f"the bindings of exchange {exchange!r} are none")
+    return bindings
+
+
+def _pattern(routing_key: str) -> str:
+    """A topic's binding key as the regular expression that kombu keeps beside it."""
+    wildcards = {"*": r"[^\.]+", "#": ".*?"}
+    words = (wildcards.get(word) or re.sub(r"([^a-zA-Z0-9*#])", r"\\\1", word) for word in routing_key.split("."))
+    return "^" + r"\.".join(words) + "$"
