@@ -7,19 +7,20 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import cpuinfo
 
+from tests.servers import Unavailable
+from tests.servers import version as broker_version
+
 LIBRARIES = (
     "kombulite", "kombu", "amqp", "pika", "amqpstorm", "aio-pika", "redis", "hiredis", "celery", "pytest-benchmark",
 )  # fmt: skip
-PROGRAMS = {
-    "redis-server": ("redis-server", "--version"),
-    "RabbitMQ": ("dpkg-query", "-W", "-f", "${Version}", "rabbitmq-server"),
-    "RabbitMQ C client": ("dpkg-query", "-W", "-f", "${Version}", "librabbitmq-dev"),
-}
+BROKERS = {"redis-server": "redis-server", "RabbitMQ": "rabbitmqctl"}
+C_CLIENT = ("dpkg-query", "-W", "-f", "${Version}", "librabbitmq-dev")
 
 
 def about() -> list[str]:
@@ -43,9 +44,11 @@ def _packages(names: Iterable[str]) -> Iterable[str]:
 
 
 def _programs() -> Iterable[str]:
-    for name, command in PROGRAMS.items():
-        if found := re.search(r"\d+(\.\d+)+", _output(*command)):
-            yield f"{name} {found[0]}"
+    for name, program in BROKERS.items():
+        with suppress(Unavailable):
+            yield f"{name} {broker_version(program)}"
+    if found := re.search(r"\d+(\.\d+)+", _output(*C_CLIENT)):
+        yield f"RabbitMQ C client {found[0]}"
 
 
 def _commit() -> str:

@@ -2,12 +2,16 @@
 
 A broker that runs already may be named by ``KOMBULITE_TEST_REDIS`` or ``KOMBULITE_TEST_AMQP`` (a URL). Only tests that
 leave it running use it; the others start one of their own.
+
+``KOMBULITE_TEST_PROGRAMS`` names a folder of programs (``redis-server``, ``rabbitmq-server``, ``rabbitmqctl``) that
+are used instead of those on the PATH, so that the same tests run on another version of a broker.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +25,7 @@ from typing import Any, ClassVar
 
 START_TIMEOUT = 60.0  # seconds
 STOP_TIMEOUT = 20.0
+DEBIAN_SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 
 
 class Unavailable(Exception):
@@ -35,14 +40,39 @@ def free_port() -> int:
         return port
 
 
+def program(name: str) -> str:
+    """Return the path of a broker's program.
+
+    If ``KOMBULITE_TEST_PROGRAMS`` names a folder, the program has to be in it: another version would pass for that one.
+
+    Raises:
+        Unavailable: The program is not there.
+    """
+    folder = os.environ.get("KOMBULITE_TEST_PROGRAMS")
+    # What Debian puts on the PATH only works for root and the user rabbitmq; the script behind it for everybody.
+    path = shutil.which(name, path=folder) if folder else shutil.which(name, path=DEBIAN_SCRIPTS) or shutil.which(name)
+    if path is None:
+        raise Unavailable(f"{name} is not {f'in {folder}' if folder else 'on the PATH'}")
+    return str(Path(path).absolute())
+
+
+def version(name: str) -> str:
+    """Return the version of a broker's program, such as ``8.0.6``. Raises Unavailable."""
+    question = {"rabbitmqctl": "version"}.get(name, "--version")
+    answer = subprocess.run([program(name), question], capture_output=True, text=True, timeout=60, check=False).stdout
+    found = re.search(r"\d+(\.\d+)+", answer)
+    if found is None:
+        raise Unavailable(f"{name} does not tell its version, but {answer!r:.80}")
+    return found[0]
+
+
 class Server:
     """A broker of our own: a process and a folder. ``start`` it, then ``kill``, ``pause``, ``restart`` it at will."""
 
     program: ClassVar[str]
 
     def __init__(self) -> None:
-        if shutil.which(self.program) is None:
-            raise Unavailable(f"{self.program} is not on the PATH")
+        self._path = program(self.program)
         self.folder = Path(tempfile.mkdtemp(prefix="kombulite-"))
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
@@ -164,7 +194,7 @@ class RedisServer(Server):
         lines = [f'{name} "{value}"' for name, value in self.options.items()]
         path = self.folder / "redis.conf"
         path.write_text("\n".join(lines) + "\n")
-        return [self.program, str(path)]
+        return [self._path, str(path)]
 
     def is_ready(self) -> bool:
         # Asked without a client library; one that wants a password or is loading answers too, but not with PONG.
@@ -191,21 +221,16 @@ class RabbitMQServer(Server):
         self._plugins = plugins
         self._epmd_port, self._dist_port = free_port(), free_port()
 
-    @staticmethod
-    def _script(name: str) -> str:
-        # What Debian puts on the PATH only works for root and the user rabbitmq; the script behind it for everybody.
-        behind = Path("/usr/lib/rabbitmq/bin") / name
-        return str(behind) if behind.exists() else name
-
     def command(self) -> list[str]:
         lines = {"loopback_users.guest": "false", "log.file.level": "warning", **self._options}
         (self.folder / "rabbitmq.conf").write_text("".join(f"{name} = {value}\n" for name, value in lines.items()))
         (self.folder / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
-        return [self._script("rabbitmq-server")]
+        return [self._path]
 
     def environment(self) -> Mapping[str, str]:
         folder = str(self.folder)
         return {
+            "PATH": f"{Path(self._path).parent}:{os.environ['PATH']}",  # where RabbitMQ looks for Erlang
             "HOME": folder,  # for Erlang's cookie
             "RABBITMQ_NODENAME": f"test{self.port}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
@@ -235,7 +260,7 @@ class RabbitMQServer(Server):
     def control(self, *arguments: str, timeout: float = 60) -> str:
         """What rabbitmqctl answers."""
         result = subprocess.run(
-            [self._script("rabbitmqctl"), "-q", *arguments],
+            [program("rabbitmqctl"), "-q", *arguments],
             env={**os.environ, **self.environment()},
             cwd=self.folder,
             capture_output=True,
@@ -253,10 +278,11 @@ class RabbitMQServer(Server):
 
     def _epmd_is_gone(self) -> bool:
         """Ends epmd, which the node starts in a session of its own, and which stays until it has noticed its end."""
+        environment = {**os.environ, **self.environment()}
+        epmd = shutil.which("epmd", path=environment["PATH"])
+        assert epmd is not None
         _, names = (
-            subprocess.run(
-                ["epmd", what], env={**os.environ, **self.environment()}, capture_output=True, timeout=10, check=False
-            )
+            subprocess.run([epmd, what], env=environment, capture_output=True, timeout=10, check=False)
             for what in ("-kill", "-names")
         )
         return names.returncode != 0

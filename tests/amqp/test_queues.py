@@ -7,7 +7,7 @@ import time
 import pytest
 
 from kombulite import Consumer, Exchange, Producer, Queue, exceptions
-from kombulite.brokers import native_delayed_delivery as delayed
+from kombulite.transport import native_delayed_delivery as delayed
 from tests.contract.conftest import Inbox, soon
 
 QUORUM = {"x-queue-type": "quorum"}

@@ -146,7 +146,7 @@ class Sentinel(RedisServer):
             f"sentinel monitor it 127.0.0.1 {self.master.port} 1\n"
             "sentinel down-after-milliseconds it 500\nsentinel failover-timeout it 2000\n"
         )
-        return [self.program, str(path), "--sentinel"]
+        return [super().command()[0], str(path), "--sentinel"]
 
 
 def test_sentinel_finds_the_master_and_the_next_one(start_server, name):
