@@ -67,7 +67,7 @@ class MaybeChannelBound(Object):
 
     def bind(self: Self, channel: Any) -> Self:
         """A copy bound to a channel, or to a connection's default channel."""
-        return _bind(self, channel)
+        return self.__copy__().maybe_bind(channel)
 
     def maybe_bind(self: Self, channel: Any) -> Self:
         """Bind this very entity, unless it is bound already or there is nothing to bind it to."""
@@ -104,12 +104,6 @@ class MaybeChannelBound(Object):
         if self._channel is not None:
             return f"<{text} bound to chan:{self._channel.channel_id}>"
         return f"<unbound {text}>"
-
-
-def _bind(entity: Self, channel: Any) -> Self:
-    bound = entity.__copy__()
-    bound._attach(channel)
-    return bound
 
 
 def maybe_channel(channel: Any) -> Any:

@@ -331,6 +331,7 @@ class Channel(BaseChannel):
 
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, a_global: bool = False) -> None:
         """Bound the messages that are delivered and not acknowledged (0: no bound)."""
+        prefetch_size, prefetch_count = prefetch_size or 0, prefetch_count or 0  # kombu's users pass None for no bound
         self._ask(self._transport.qos, prefetch_size, prefetch_count, a_global)
         self._limits[a_global] = prefetch_size, prefetch_count
 

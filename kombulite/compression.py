@@ -45,26 +45,26 @@ def encoders() -> list[str]:
     return [content_type for content_type in _encoders if _is_available(content_type)]
 
 
-def get_encoder(name: str) -> tuple[Callable[[bytes], bytes], str]:
+def get_encoder(t: str) -> tuple[Callable[[bytes], bytes], str]:
     """The encoder of a method, and its content type. Raises KeyError."""
-    content_type = _aliases.get(name, name)
+    content_type = _aliases.get(t, t)
     return _encoders[content_type], content_type
 
 
-def get_decoder(name: str) -> Callable[[bytes], bytes]:
+def get_decoder(t: str) -> Callable[[bytes], bytes]:
     """The decoder of a method. Raises KeyError."""
-    return _decoders[_aliases.get(name, name)]
+    return _decoders[_aliases.get(t, t)]
 
 
-def compress(body: str | bytes, name: str) -> tuple[bytes, str]:
+def compress(body: str | bytes, content_type: str) -> tuple[bytes, str]:
     """The compressed body, and the content type to send along. Raises KeyError for an unknown method."""
-    encoder, content_type = get_encoder(name)
+    encoder, content_type = get_encoder(content_type)
     return encoder(body.encode("utf-8") if isinstance(body, str) else body), content_type
 
 
-def decompress(data: bytes, name: str) -> bytes:
+def decompress(body: bytes, content_type: str) -> bytes:
     """The body behind compressed data. Raises KeyError for an unknown method, InflateError for bad data."""
-    return get_decoder(name)(data)
+    return get_decoder(content_type)(body)
 
 
 def _is_available(content_type: str) -> bool:

@@ -12,7 +12,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kombulite import exceptions
-from kombulite._client.address import Address
+from kombulite._client.address import DEFAULT_FAILOVER_STRATEGY, Address
 from kombulite._client.lifecycle import Lifecycle, State
 from kombulite._client.process import add_hook, enrol, remove_hook, watch_connections
 from kombulite._client.retry import Attempts, ChannelHolder, Reraising, RetryPolicy
@@ -81,7 +81,7 @@ class Connection(Address):
         login_method: str | None = None,
         uri_prefix: str | None = None,
         heartbeat: float | None = 0,
-        failover_strategy: str | Callable[[Iterable[str]], Iterator[str]] = "round-robin",
+        failover_strategy: str | Callable[[Iterable[str]], Iterator[str]] | None = DEFAULT_FAILOVER_STRATEGY,
         alternates: Iterable[str] | None = None,
         credential_provider: Any = None,
         **ignored: Any,

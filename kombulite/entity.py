@@ -26,14 +26,14 @@ INTERNAL_EXCHANGE_PREFIX = ("amq.",)
 
 
 def maybe_delivery_mode(
-    value: int | str | None, modes: dict[str, int] | None = None, default: int = PERSISTENT_DELIVERY_MODE
+    v: int | str | None, modes: dict[str, int] | None = None, default: int = PERSISTENT_DELIVERY_MODE
 ) -> int:
     """The delivery mode behind its number or name."""
-    if not value:
+    if not v:
         return default
-    if isinstance(value, str):
-        return (modes or DELIVERY_MODES)[value]
-    return value
+    if isinstance(v, str):
+        return (modes or DELIVERY_MODES)[v]
+    return v
 
 
 class Exchange(MaybeChannelBound):

@@ -162,9 +162,9 @@ def prepare_accept_content(
         raise SerializerNotInstalled(f"no serializer {error} is installed") from None
 
 
-def enable_insecure_serializers(choices: Iterable[str] = ("pickle", "yaml", "msgpack")) -> None:
-    """Accept these by default. Whoever can publish to you can then run code in you (pickle)."""
-    for choice in choices:
+def enable_insecure_serializers(choices: Iterable[str] | None = ("pickle", "yaml", "msgpack")) -> None:
+    """Accept these by default (None: no others). A publisher can then run code in the consumer (pickle)."""
+    for choice in choices or ():
         if choice in registry.name_to_type:
             registry.enable(choice)
 

@@ -30,6 +30,8 @@ def _shuffled(urls: Iterable[str]) -> Iterator[str]:
 
 FAILOVER_STRATEGIES: dict[str, Callable[[Iterable[str]], Iterator[str]]] = {"round-robin": cycle, "shuffle": _shuffled}
 
+DEFAULT_FAILOVER_STRATEGY = "round-robin"
+
 
 def _seconds(name: str, value: Any) -> float | None:
     try:
@@ -51,7 +53,7 @@ class Address:
         self,
         hostname: str | Iterable[str] | None,
         alternates: Iterable[str] | None,
-        failover_strategy: str | Callable[[Iterable[str]], Iterator[str]],
+        failover_strategy: str | Callable[[Iterable[str]], Iterator[str]] | None,
         transport_options: Mapping[str, Any] | None,
         given: dict[str, Any],
     ) -> None:
@@ -63,7 +65,7 @@ class Address:
             others = [*hostname, *(alternates or ())]
             first = others[0] if others else None
         self.alt = others
-        self.failover_strategy = failover_strategy
+        self.failover_strategy = failover_strategy = failover_strategy or DEFAULT_FAILOVER_STRATEGY
         self.cycle: Iterator[str] | None = None
         for url in self.alt:  # a misspelt one shall fail here, not at the first failover
             if "://" in url:
