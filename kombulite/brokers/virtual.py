@@ -40,6 +40,7 @@ __all__ = ["Claim", "Store", "Transport"]
 
 MOST_CHANNELS = 65535
 SHORTEST_POLL = 0.005  # seconds
+DEFAULT_POLLING_INTERVAL = 0.1  # seconds
 
 logger = get_logger(__name__)
 
@@ -80,7 +81,8 @@ class Transport(base.Transport):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.polling_interval = float(settings.options.get("polling_interval", 0.1))
+        interval = settings.options.get("polling_interval")
+        self.polling_interval = DEFAULT_POLLING_INTERVAL if interval is None else float(interval)
         self._store = self.Store(settings, uuid())
         self._catalogue = Catalogue(self._store, self.capabilities.exchange_types)
         self._lock = RLock()

@@ -10,16 +10,25 @@ import importlib
 import inspect
 import io
 import logging
+import pkgutil
+import re
 import uuid
 
 import pytest
 
+import kombulite
 from tests.oracle.test_programs_against_kombu import outcome
 
-MODULES = """abstract asynchronous.hub asynchronous.semaphore asynchronous.timer clocks common compat compression connection
-entity exceptions log matcher message messaging mixins pidbox pools resource serialization simple utils.collections
-utils.compat utils.encoding utils.functional utils.imports utils.json utils.limits utils.objects utils.scheduling
-utils.time utils.url utils.uuid""".split()
+#: Modules of other kinds, or with suites of their own.
+OTHERS = re.compile(r"_|brokers|cli|contrib|transport|asynchronous\.(aws|http|debug)")
+
+MODULES = [
+    name
+    for name in (
+        each.name.removeprefix("kombulite.") for each in pkgutil.walk_packages(kombulite.__path__, "kombulite.")
+    )
+    if not OTHERS.match(name) and importlib.util.find_spec(f"kombu.{name}") is not None
+]
 
 
 class Bench:
@@ -330,8 +339,6 @@ def found(label, bench):
 def labels():
     bench = Bench("kombu")
     for module in MODULES:
-        if importlib.util.find_spec(f"kombulite.{module}") is None:
-            continue
         for name, thing in vars(bench.of(module)).items():
             if name.startswith("_") or getattr(thing, "__module__", None) != f"kombu.{module}":
                 continue
@@ -346,7 +353,8 @@ def labels():
 
 def parameters(label):
     signature = inspect.signature(found(label, Bench("kombu")))
-    return [each for each in signature.parameters.values() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    by_name = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    return [each for each in signature.parameters.values() if each.kind in by_name]
 
 
 def call(label, library, **changed):

@@ -16,6 +16,9 @@ ROUND_ROBIN, SORTED, PRIORITY = "round_robin", "sorted", "priority"
 #: Options that are text, even where they look like numbers.
 TEXTS = frozenset(["client_name", "master_name", "deadletter_queue"])
 
+#: Options whose None is not the default, as it is for all others: no timeout, no encoding.
+NULLABLE = frozenset(["socket_timeout", "body_encoding"])
+
 
 class Options(NamedTuple):
     """The transport options, times in seconds. Options of other names are left to others."""
@@ -53,7 +56,13 @@ class Options(NamedTuple):
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
         """The options among those given. Raises ValueError for one that cannot be."""
-        options = cls(**{name: _number(name, value) for name, value in given.items() if name in cls._fields})
+        options = cls(
+            **{
+                name: _number(name, value)
+                for name, value in given.items()
+                if name in cls._fields and (value is not None or name in NULLABLE)
+            }
+        )
         for name in ("visibility_timeout", "socket_timeout", "socket_connect_timeout", "polling_interval"):
             value = getattr(options, name)
             if value is not None and not _is_positive(value):
