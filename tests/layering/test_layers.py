@@ -25,7 +25,14 @@ PACKAGE = Path(kombulite.__file__).parent
 FLOORS = [
     {"_core"},
     {"exceptions", "utils", "log", "clocks", "matcher", "compression", "serialization", "abstract", "entity"},
-    {"brokers.base", "brokers.store", "brokers.virtual", "brokers", "transport.native_delayed_delivery"},
+    {
+        "brokers.base",
+        "brokers.channels",
+        "brokers.store",
+        "brokers.virtual",
+        "brokers",
+        "transport.native_delayed_delivery",
+    },
     {"brokers.memory", "brokers.filesystem", "brokers.amqp", "brokers.redis"},
     {"message", "_client", "hooks", "channel"},
     {"consumer", "producer", "messaging"},

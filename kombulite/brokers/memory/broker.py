@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections import deque
 from threading import RLock
-from time import monotonic, time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from time import monotonic
+from typing import TYPE_CHECKING
 
 from kombulite import exceptions
 from kombulite._core import Claimant, Delivery, Ledger, MessageQueue, RoutingTable, UnknownExchange
 from kombulite.brokers.base import Cancelled, ExchangeSpec, QueueSpec
+from kombulite.brokers.limits import Limits, dead_letter, describe, expiration_of
 
 if TYPE_CHECKING:
     from kombulite.brokers.memory import Transport
@@ -19,55 +20,6 @@ PREDECLARED = {"direct": "direct", "fanout": "fanout", "topic": "topic", "header
 
 
 # --- queues -----------------------------------------------------------------------------------------------------
-
-
-class Limits(NamedTuple):
-    """What a queue's arguments ask for; times in seconds."""
-
-    message_ttl: float | None
-    expires: float | None
-    max_length: int | None
-    max_length_bytes: int | None
-    max_priority: int
-    reject_publish: bool
-    dead_letter_exchange: str | None
-    dead_letter_routing_key: str | None
-
-    @classmethod
-    def of(cls, spec: QueueSpec) -> Limits:
-        """Read and check the arguments of a queue. Raises PreconditionFailed."""
-        arguments = spec.arguments or {}
-
-        def number(name: str, least: int = 0, most: int | None = None) -> Any:
-            value = arguments.get(name)
-            if value is None:
-                return None
-            if isinstance(value, bool) or not isinstance(value, int) or value < least or (most and value > most):
-                raise exceptions.PreconditionFailed(f"invalid arg '{name}' for queue '{spec.name}': {value!r}")
-            return value
-
-        def name(name: str) -> Any:
-            value = arguments.get(name)
-            if value is not None and not isinstance(value, str):
-                raise exceptions.PreconditionFailed(f"invalid arg '{name}' for queue '{spec.name}': {value!r}")
-            return value
-
-        if name("x-dead-letter-routing-key") is not None and name("x-dead-letter-exchange") is None:
-            raise exceptions.PreconditionFailed(f"queue '{spec.name}' has a dead letter key, and no exchange for it")
-        overflow = arguments.get("x-overflow", "drop-head")
-        if overflow not in ("drop-head", "reject-publish", "reject-publish-dlx"):
-            raise exceptions.PreconditionFailed(f"invalid arg 'x-overflow' for queue '{spec.name}': {overflow!r}")
-        message_ttl, expires = number("x-message-ttl"), number("x-expires", least=1)
-        return cls(
-            message_ttl=None if message_ttl is None else message_ttl / 1000,
-            expires=None if expires is None else expires / 1000,
-            max_length=number("x-max-length"),
-            max_length_bytes=number("x-max-length-bytes"),
-            max_priority=number("x-max-priority", most=255) or 0,
-            reject_publish=overflow != "drop-head",
-            dead_letter_exchange=name("x-dead-letter-exchange"),
-            dead_letter_routing_key=name("x-dead-letter-routing-key"),
-        )
 
 
 class Queue:
@@ -107,17 +59,6 @@ class Queue:
         return deadline
 
 
-def expiration_of(delivery: Delivery) -> float:
-    """Seconds that a message may wait. Raises PreconditionFailed where its property is no number."""
-    try:
-        milliseconds = int(str(delivery.properties.expiration))
-    except (TypeError, ValueError):
-        milliseconds = -1
-    if milliseconds < 0:
-        raise exceptions.PreconditionFailed(f"invalid expiration {delivery.properties.expiration!r:.80}")
-    return milliseconds / 1000
-
-
 class Consumer(Claimant):
     """A consumer of a queue, on a channel."""
 
@@ -136,61 +77,6 @@ class Channel:
         self.transport = transport
         self.ledger = Ledger()
         self.consumers: dict[str, Consumer] = {}
-
-
-# --- dead letters -----------------------------------------------------------------------------------------------
-
-
-def dead_letter(queue: Queue, delivery: Delivery, reason: str) -> Delivery | None:
-    """The message as it goes to the queue's dead letter exchange, or None where it went in a circle.
-
-    Header ``x-death`` as RabbitMQ writes it: a table for each (queue, reason), the newest first.
-    """
-    headers = dict(delivery.properties.headers or {})
-    deaths = [dict(death) for death in _as_list(headers.get("x-death")) if _is_death(death)]
-    was_here = any(death["queue"] == queue.spec.name for death in deaths)
-    if was_here and reason != "rejected" and not any(death["reason"] == "rejected" for death in deaths):
-        return None
-    death: dict[str, Any] = {
-        "count": 0,
-        "reason": reason,
-        "queue": queue.spec.name,
-        "time": int(time()),
-        "exchange": delivery.exchange,
-        "routing-keys": [delivery.routing_key],
-    }
-    if reason == "expired" and delivery.properties.expiration is not None:
-        death["original-expiration"] = delivery.properties.expiration
-    for known in deaths:
-        if known["queue"] == queue.spec.name and known["reason"] == reason:
-            deaths.remove(known)
-            death = known
-            break
-    death["count"] += 1
-    headers["x-death"] = [death, *deaths]
-    headers.setdefault("x-first-death-exchange", delivery.exchange)
-    headers.setdefault("x-first-death-queue", queue.spec.name)
-    headers.setdefault("x-first-death-reason", reason)
-    return Delivery(
-        queue.limits.dead_letter_exchange or "",
-        delivery.routing_key if queue.limits.dead_letter_routing_key is None else queue.limits.dead_letter_routing_key,
-        delivery.properties.replace(headers=headers, expiration=None),
-        delivery.body,
-    )
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _is_death(value: Any) -> bool:
-    """Whether a publisher's header is what a broker would have written; anybody can send anything."""
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("queue"), str)
-        and isinstance(value.get("reason"), str)
-        and isinstance(value.get("count"), int)
-    )
 
 
 # --- the broker -------------------------------------------------------------------------------------------------
@@ -354,7 +240,8 @@ class Broker:
         self._burying = True
         try:
             while self._dead:
-                dead = dead_letter(*self._dead.popleft())
+                queue, dropped, why = self._dead.popleft()
+                dead = dead_letter(queue.spec.name, queue.limits, dropped, why)
                 if dead is not None and (not dead.exchange or dead.exchange in self.exchanges):
                     self.enqueue(self.route(dead), dead)
         finally:
@@ -405,11 +292,6 @@ class Broker:
         """When something expires next."""
         deadlines = [queue.next_deadline() for queue in list(self.expiring)]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
-
-
-def describe(spec: ExchangeSpec | QueueSpec) -> dict[str, Any]:
-    """Settings for an error message."""
-    return {name: value for name, value in spec._asdict().items() if name != "name"}
 
 
 _brokers: dict[str, Broker] = {}
