@@ -260,24 +260,25 @@ class Connection(Address):
 
     def _restore(self, transport: Transport) -> None:
         """Go on with the channels of the connection before."""
-        channels = list(self._inbox.channels.values())
-        if not channels and not self.topology:
+        channels, topology = list(self._inbox.channels.values()), self.topology
+        everything = not transport.capabilities.keeps_durable
+        if not channels and not topology.needs_restoring(everything):
             return
         self._life.to(State.RESTORING)
         try:
-            restore_topology(transport, self.topology)
+            restore_topology(transport, topology, everything)
             for channel in channels:
                 channel.reopen(transport)
             self._inbox.replace_channels(channels)
             for channel in channels:
-                channel.resume(self.topology.renamed)
+                channel.resume(topology.renamed)
         except exceptions.ResourceLocked as error:
             # The broker has not noticed yet that the old connection is gone: it holds its exclusive queues.
             self._suspend(error)
             raise exceptions.RecoverableConnectionError(str(error)) from error
         except exceptions.NotFound as error:
             self._suspend(error)
-            if not self.topology or self._missed:
+            if self._missed or not topology.needs_restoring(everything):
                 raise
             # It may have been there when it was declared, and gone since: with the old connection, which the broker
             # had not noticed to be gone. That happens once.
@@ -287,7 +288,7 @@ class Connection(Address):
             self._suspend(error)
             raise
         self._missed = False
-        self.topology.renamed = {}
+        topology.renamed = {}
 
     def _drop_finalizer(self) -> None:
         if self._finalizer is not None:

@@ -10,8 +10,9 @@ The states of a ``Connection``, each change a log record of the logger ``kombuli
 A connection is SUSPECT when the broker owes a sign of life and half of the time is gone after which the connection is
 given up: it works, or is about to be lost. It is LOST when it broke and its owner has not let it go (``release``,
 ``collect``). It is connected again by ``ensure_connection``, by ``drain_events``, or by whatever else needs it. Its
-channels are then opened again, the same objects, with their prefetch limits and consumers, after what may be gone with
-the connection was declared and bound again: what is exclusive, auto-delete or not durable. A connection that cannot be
+channels are then opened again, the same objects, with their prefetch limits and consumers, after what may be gone was
+declared and bound again (``topology``): what is exclusive, auto-delete, not durable or expires; everything where the
+broker may forget durable entities too. A connection that cannot be
 restored as it was raises.
 """
 

@@ -17,9 +17,19 @@ class Binding(NamedTuple):
     arguments: Mapping[str, Any] | None
     to_exchange: bool
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from others; the order of arguments does not."""
+        arguments = tuple(sorted((name, repr(value)) for name, value in (self.arguments or {}).items()))
+        return self.source, self.destination, self.routing_key, self.to_exchange, arguments
+
 
 class Topology:
-    """What was declared on a connection and may be gone with it: exclusive, auto-delete, or not durable.
+    """What was declared on a connection.
+
+    A broker keeps durable entities, so after a loss only the others are declared again: those that are exclusive,
+    auto-delete, not durable, or that expire. A broker that may forget durable ones too
+    (``Capabilities.keeps_durable``), or another broker, needs all of them.
 
     A queue that the broker named has another name after ``restore``; ``renamed`` tells.
     """
@@ -28,45 +38,43 @@ class Topology:
         self._exchanges: dict[str, ExchangeSpec] = {}
         self._queues: dict[str, QueueSpec] = {}
         self._named_by_broker: set[str] = set()
-        self._bindings: list[Binding] = []
+        self._bindings: dict[tuple[Any, ...], Binding] = {}
         self.renamed: dict[str, str] = {}
 
     def declared_exchange(self, spec: ExchangeSpec) -> None:
-        """Note an exchange, if it has to be declared again."""
-        if spec.auto_delete or not spec.durable:
-            self._exchanges[spec.name] = spec
+        """Note an exchange."""
+        self._exchanges[spec.name] = spec
 
     def declared_queue(self, spec: QueueSpec, name: str) -> None:
-        """Note a queue under the name that it has now, if it has to be declared again."""
-        if spec.exclusive or spec.auto_delete or not spec.durable or not spec.name:
-            self._queues[name] = spec._replace(name=name)
-            if not spec.name:
-                self._named_by_broker.add(name)
+        """Note a queue under the name that it has now."""
+        self._queues[name] = spec._replace(name=name)
+        if not spec.name:
+            self._named_by_broker.add(name)
 
     def bound(self, binding: Binding) -> None:
-        """Note a binding of something that is noted."""
-        ends = self._exchanges.keys() | ({} if binding.to_exchange else self._queues.keys())
-        if (binding.source in self._exchanges or binding.destination in ends) and binding not in self._bindings:
-            self._bindings.append(binding)
+        """Note a binding."""
+        self._bindings[binding.key] = binding
 
     def unbound(self, binding: Binding) -> None:
         """Forget a binding."""
-        if binding in self._bindings:
-            self._bindings.remove(binding)
+        self._bindings.pop(binding.key, None)
 
     def deleted_exchange(self, name: str) -> None:
         """Forget an exchange and its bindings."""
         self._exchanges.pop(name, None)
-        self._bindings = [
-            each
-            for each in self._bindings
+        self._bindings = {
+            key: each
+            for key, each in self._bindings.items()
             if each.source != name and not (each.to_exchange and each.destination == name)
-        ]
+        }
 
     def deleted_queue(self, name: str) -> None:
         """Forget a queue and its bindings."""
         self._queues.pop(name, None)
-        self._bindings = [each for each in self._bindings if each.to_exchange or each.destination != name]
+        self._named_by_broker.discard(name)
+        self._bindings = {
+            key: each for key, each in self._bindings.items() if each.to_exchange or each.destination != name
+        }
 
     def last_consumer_gone(self, queue: str) -> None:
         """An auto-delete queue is gone with its last consumer."""
@@ -74,20 +82,39 @@ class Topology:
         if spec is not None and spec.auto_delete:
             self.deleted_queue(queue)
 
-    def __bool__(self) -> bool:
-        return bool(self._exchanges or self._queues or self._bindings)
+    def needs_restoring(self, everything: bool) -> bool:
+        """Whether something has to be declared again: ``everything``, or what may be gone with a connection."""
+        if everything:
+            return bool(self._exchanges or self._queues or self._bindings)
+        return any(map(_may_be_gone, self._exchanges.values())) or any(map(self._may_queue_be_gone, self._queues))
 
-    def restore(self, transport: Transport, channel: int) -> None:
-        """Declare all of it again."""
-        for exchange in self._exchanges.values():
+    def _may_queue_be_gone(self, name: str) -> bool:
+        spec = self._queues[name]
+        expires = "x-expires" in (spec.arguments or {})
+        return spec.exclusive or expires or name in self._named_by_broker or _may_be_gone(spec)
+
+    def restore(self, transport: Transport, channel: int, everything: bool) -> None:
+        """Declare again what may be gone with a connection, or ``everything``."""
+        exchanges = [spec for spec in self._exchanges.values() if everything or _may_be_gone(spec)]
+        for exchange in exchanges:
             transport.declare_exchange(channel, exchange, False)
-        for name, spec in list(self._queues.items()):
-            if name in self._named_by_broker:
-                self._take_new_name(name, transport.declare_queue(channel, spec._replace(name=""), False).queue)
-            else:
-                transport.declare_queue(channel, spec, False)
-        for source, destination, routing_key, arguments, to_exchange in self._bindings:
-            transport.bind(channel, source, destination, routing_key, arguments, to_exchange)
+        queues = [name for name in self._queues if everything or self._may_queue_be_gone(name)]
+        restored = {self._declare_again(transport, channel, name) for name in queues}
+        sources = {spec.name for spec in exchanges}
+        for binding in list(self._bindings.values()):
+            destinations = sources if binding.to_exchange else restored
+            if everything or binding.source in sources or binding.destination in destinations:
+                transport.bind(channel, *binding)
+
+    def _declare_again(self, transport: Transport, channel: int, name: str) -> str:
+        """Declare a queue, and return the name that it has now."""
+        spec = self._queues[name]
+        if name not in self._named_by_broker:
+            transport.declare_queue(channel, spec, False)
+            return name
+        now = transport.declare_queue(channel, spec._replace(name=""), False).queue
+        self._take_new_name(name, now)
+        return now
 
     def _take_new_name(self, before: str, now: str) -> None:
         for name, known in self.renamed.items():
@@ -97,15 +124,20 @@ class Topology:
         self._queues[now] = self._queues.pop(before)._replace(name=now)
         self._named_by_broker.discard(before)
         self._named_by_broker.add(now)
-        self._bindings = [
+        bindings = [
             each if each.to_exchange or each.destination != before else each._replace(destination=now)
-            for each in self._bindings
+            for each in self._bindings.values()
         ]
+        self._bindings = {each.key: each for each in bindings}
 
 
-def restore_topology(transport: Transport, topology: Topology) -> None:
-    """Declare again what may be gone, on a channel of its own."""
-    if topology:
+def _may_be_gone(spec: ExchangeSpec | QueueSpec) -> bool:
+    return spec.auto_delete or not spec.durable
+
+
+def restore_topology(transport: Transport, topology: Topology, everything: bool) -> None:
+    """Declare again what may be gone with a connection, or ``everything``, on a channel of its own."""
+    if topology.needs_restoring(everything):
         number = transport.open_channel()
-        topology.restore(transport, number)
+        topology.restore(transport, number, everything)
         transport.close_channel(number)

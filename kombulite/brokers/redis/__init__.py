@@ -62,7 +62,9 @@ class Transport(BaseTransport):
 
     driver_type = "redis"
     driver_name = "redis"
-    capabilities = Capabilities(exchange_types=frozenset(["direct", "topic", "fanout"]), asynchronous=True)
+    capabilities = Capabilities(
+        exchange_types=frozenset(["direct", "topic", "fanout"]), asynchronous=True, keeps_durable=False
+    )
 
     _link: Link
     _publisher: Publisher
@@ -116,7 +118,7 @@ class Transport(BaseTransport):
             with suppress(ValueError):  # another thread connects at the same time, and was faster: no harm
                 waiting.remove((leases, tags))
         self._publisher = Publisher(link, keys, options, topology.router, topology.limits, self._now)
-        self._receiver = Receiver(link, self._open, keys, options, self._channels, topology.limits, self._now)
+        self._receiver = Receiver(link, self._open, keys, options, self._channels, topology, self._now)
 
     def _open(self, on_push: OnReply) -> Link:
         link = self._connector.open(on_push)

@@ -96,8 +96,7 @@ class Keeper:
 
     def _rebind(self, link: Link) -> float:
         """Bindings of queues with ``x-expires``, which kombu's peers sweep away when they are old."""
-        for queue, exchange, routing_key in list(self._topology.expiring_bindings):
-            self._topology.bind_expiring(link, exchange, queue, routing_key)
+        self._topology.refresh_bindings(link)
         return LEAST_BINDING_LIFE / 3000
 
     def _restore(self, link: Link) -> float:

@@ -28,9 +28,10 @@ from kombulite.brokers.redis.fanout import Subscriptions
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, Tags, bury, logger
 from kombulite.brokers.redis.link import Link, OnReply
-from kombulite.brokers.redis.options import Limits, Options
+from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.pacing import Pace
 from kombulite.brokers.redis.publishing import PUBLISHED_AT
+from kombulite.brokers.redis.topology import Topology
 from kombulite.utils.compat import detect_environment
 from kombulite.utils.json import codec
 
@@ -45,7 +46,7 @@ PING = pack_command(("PING",))
 class Receiver:
     """The consuming half of a transport. ``open(on_push)`` opens a connection; ``link`` is the one for commands.
 
-    ``channels`` and ``limits`` are the transport's. ``now()``: the server's time in seconds.
+    ``channels`` and ``topology`` are the transport's. ``now()``: the server's time in seconds.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Receiver:
         keys: Keys,
         options: Options,
         channels: dict[int, Channel],
-        limits: dict[str, Limits],
+        topology: Topology,
         now: Callable[[], float],
     ) -> None:
         self.events: deque[Event] = deque()
@@ -66,7 +67,8 @@ class Receiver:
         self._keys = keys
         self._options = options
         self._channels = channels
-        self._limits = limits
+        self._topology = topology
+        self._limits = topology.limits
         self._now = now
         self._listener: Link | None = None
         self._tells_of_lists = False  # whether the server says when a list changes
@@ -309,6 +311,7 @@ class Receiver:
     def _hear(self) -> None:
         """Take what has arrived on both connections."""
         self._link.poll()
+        self._topology.router.catch_up()
         if self._listener is not None:
             self._ask_after(self._listener)
             self._listener.poll()

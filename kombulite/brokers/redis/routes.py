@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -48,13 +49,19 @@ class Router:
     With client-side caching (CLIENT TRACKING in OPTIN mode) the server says when one changes, on the connection that
     carries the publishes: a change that precedes a publish on the server is known when the publish returns. Without,
     a table is read again when it is ``MOST_AGE`` old.
+
+    The server also says when a database was emptied: ``redeclare()`` is then called before the next table is read.
     """
 
-    def __init__(self, link: Link, keys: Keys, declared: dict[str, str], tracked: bool) -> None:
+    def __init__(
+        self, link: Link, keys: Keys, declared: dict[str, str], tracked: bool, redeclare: Callable[[], None]
+    ) -> None:
         self._link = link
         self._keys = keys
         self._declared = declared  # exchange -> type, as far as this connection knows
         self._tracked = tracked
+        self._redeclare = redeclare
+        self._was_emptied = False
         self._routes: dict[str, Routes] = {}
         self._exchange_of: dict[bytes, str] = {}
 
@@ -62,10 +69,17 @@ class Router:
         """The table of an exchange."""
         if self._tracked:
             self._link.poll()  # what the server has said of changes so far
+            self.catch_up()
         routes = self._routes.get(exchange)
         if routes is None or not (self._tracked or monotonic() - routes.read_at < MOST_AGE):
             routes = self._read(exchange)
         return routes
+
+    def catch_up(self) -> None:
+        """Declare again what is gone with all else, if the server has said so."""
+        if self._was_emptied:
+            self._was_emptied = False
+            self._redeclare()
 
     def is_current(self, exchange: str, routes: Routes) -> bool:
         """Whether nothing was heard of a change."""
@@ -95,6 +109,7 @@ class Router:
         """The server says that these keys changed (None: all)."""
         if keys is None:
             self._routes.clear()
+            self._was_emptied = True
         else:
             for key in keys:
                 exchange = self._exchange_of.get(key)

@@ -47,10 +47,8 @@ class Topology:
         self._exchanges: dict[str, ExchangeSpec] = {}
         self._queues: dict[str, QueueSpec] = {}
         self.limits: dict[str, Limits] = {}
-        self.router = Router(link, keys, self.types, tracked)
-        self._fanout_bindings: set[tuple[str, str, str]] = set()
-        #: (queue, exchange, routing key) of the bindings that have to be refreshed.
-        self.expiring_bindings: set[tuple[str, str, str]] = set()
+        self.router = Router(link, keys, self.types, tracked, self.redeclare)
+        self._bindings: dict[str, dict[tuple[str, str], str]] = {}  # queue -> (exchange, routing key) -> type
 
     # --- exchanges
 
@@ -94,8 +92,9 @@ class Topology:
         if name not in PREDECLARED:
             self.types.pop(name, None)
         self.router.discard(name)
-        self.expiring_bindings = {binding for binding in self.expiring_bindings if binding[1] != name}
-        self._fanout_bindings = {binding for binding in self._fanout_bindings if binding[1] != name}
+        for bound in list(self._bindings.values()):
+            for binding in [binding for binding in bound if binding[0] == name]:
+                del bound[binding]
 
     # --- queues
 
@@ -159,8 +158,7 @@ class Topology:
         self._note(("DEL", keys.record(queue)))
         self._queues.pop(queue, None)
         self.limits.pop(queue, None)
-        self.expiring_bindings = {binding for binding in self.expiring_bindings if binding[0] != queue}
-        self._fanout_bindings = {binding for binding in self._fanout_bindings if binding[0] != queue}
+        self._bindings.pop(queue, None)
         return int(count)
 
     def _bindings_of(self, queue: str) -> Iterator[tuple[bytes, bytes]]:
@@ -190,7 +188,7 @@ class Topology:
 
     def fanout_bindings(self, queue: str) -> list[tuple[str, str]]:
         """(exchange, routing key) of what this connection bound a queue to that stores nothing."""
-        return [(exchange, key) for name, exchange, key in self._fanout_bindings if name == queue]
+        return [binding for binding, kind in self._bindings.get(queue, {}).items() if kind == "fanout"]
 
     def drop_fanout(self, queue: str) -> None:
         """Nobody consumes a queue any more: if it is auto-delete, what it heard of fanout exchanges ends with that."""
@@ -201,29 +199,39 @@ class Topology:
     def bind(self, exchange: str, queue: str, routing_key: str) -> None:
         """Bind a queue to an exchange. Raises NotFound, AccessRefused."""
         kind = self._check_source(exchange)
+        self._bind(self._link, exchange, queue, routing_key, kind)
+        self.router.discard(exchange)
+        self._bindings.setdefault(queue, {})[exchange, routing_key] = kind
+
+    def _bind(self, link: Link, exchange: str, queue: str, routing_key: str, kind: str) -> None:
         keys = self._keys
         member = keys.member(kind, routing_key, queue)
         limits = self.limits.get(queue)
         if limits is not None and limits.expires:
-            self.bind_expiring(self._link, exchange, queue, routing_key)
-            self.expiring_bindings.add((queue, exchange, routing_key))
+            life = max(2 * limits.expires, LEAST_BINDING_LIFE)
+            link.run(BIND_EXPIRING, [keys.bindings(exchange), keys.deadlines], member, exchange, life)
         else:
-            self._link.transact(
+            link.transact(
                 ("SADD", keys.bindings(exchange), member), ("SADD", keys.permanent_bindings(exchange), member)
             )
-        self.router.discard(exchange)
-        if kind == "fanout":
-            self._fanout_bindings.add((queue, exchange, routing_key))
 
-    def bind_expiring(self, link: Link, exchange: str, queue: str, routing_key: str) -> None:
-        """Bind a queue that expires, or say that it is still bound."""
-        keys = self._keys
-        member = keys.member(self.types.get(exchange, "direct"), routing_key, queue)
-        limits = self.limits.get(queue)
-        if limits is None:
-            return  # it was deleted meanwhile
-        life = max(2 * (limits.expires or 0), LEAST_BINDING_LIFE)
-        link.run(BIND_EXPIRING, [keys.bindings(exchange), keys.deadlines], member, exchange, life)
+    def refresh_bindings(self, link: Link) -> None:
+        """Say of the queues that expire that they are still bound."""
+        for queue, bound in list(self._bindings.items()):
+            limits = self.limits.get(queue)
+            if limits is not None and limits.expires:
+                for (exchange, routing_key), kind in list(bound.items()):
+                    self._bind(link, exchange, queue, routing_key, kind)
+
+    def redeclare(self) -> None:
+        """Declare again all that this connection has declared: the database was emptied."""
+        for spec in list(self._exchanges.values()):
+            self._note(("HSET", self._keys.exchanges, spec.name, spec.type))
+        for name, queue in list(self._queues.items()):
+            self._refresh(queue, self.limits[name])
+        for name, bound in list(self._bindings.items()):
+            for (exchange, routing_key), kind in list(bound.items()):
+                self._bind(self._link, exchange, name, routing_key, kind)
 
     def unbind(self, exchange: str, queue: str, routing_key: str) -> None:
         """Take a binding away, whoever made it. Raises NotFound, AccessRefused."""
@@ -233,9 +241,8 @@ class Topology:
         self._link.transact(
             ("SREM", keys.bindings(exchange), *members), ("SREM", keys.permanent_bindings(exchange), *members)
         )
-        self.expiring_bindings.discard((queue, exchange, routing_key))
         self.router.discard(exchange)
-        self._fanout_bindings.discard((queue, exchange, routing_key))
+        self._bindings.get(queue, {}).pop((exchange, routing_key), None)
 
     def _check_source(self, exchange: str) -> str:
         if not exchange:
