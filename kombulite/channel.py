@@ -118,7 +118,7 @@ class Channel(BaseChannel):
         self._limits: dict[bool, tuple[int, int]] = {}  # by a_global: prefetch size and count
         self._confirms = False  # whether it was asked for on this channel
         self._gatherings: set[Gathering] = set()
-        #: How often it was opened again: what came before is not to be settled any more.
+        #: How often it was opened again or recovered: what came before is not to be settled any more.
         self.openings = 0
         self._highest_tag = 0
         self._gone: set[str] = set()  # tags of consumers without acks that have ended
@@ -410,6 +410,7 @@ class Channel(BaseChannel):
     def basic_recover(self, requeue: bool = False) -> None:
         """Put all that is not acknowledged back into its queues."""
         self._ask(self._transport.recover)
+        self.openings += 1  # the batches have messages that went back
 
     def flow(self, active: bool = True) -> None:
         """Pause deliveries, or let them go on."""

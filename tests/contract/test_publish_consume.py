@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 
 import pytest
 
@@ -364,6 +365,47 @@ def test_recover_delivers_again(connection, channel, queue):
     inbox.consumer.recover(requeue=True)
     assert inbox.wait(connection, 6) == [0, 1, 2, 0, 1, 2]
     assert [message.delivery_info["redelivered"] for message in inbox.messages] == [False] * 3 + [True] * 3
+
+
+def test_recover_takes_back_what_was_sent_ahead(broker, connection, channel, queue):
+    Producer(channel).publish_many(range(20), routing_key=queue.name)
+    inbox = Inbox(channel, queue)
+    inbox.wait(connection, 1)
+    inbox.consumer.recover(requeue=True)  # with others at hand
+    inbox.wait(connection, 20)
+    assert sorted(inbox.bodies) == list(range(20))
+    assert soon(lambda: queue.queue_declare(passive=True).message_count, lambda count: count == 0) == 0
+    channel.close()
+    with broker.connect() as other:
+        assert queue(other.channel()).get() is None
+
+
+def test_a_message_that_went_back_by_recover_cannot_be_settled(connection, channel, queue):
+    Producer(channel).publish(1, routing_key=queue.name)
+    inbox = Inbox(channel, queue, ack=False)
+    inbox.wait(connection, 1)
+    inbox.consumer.recover(requeue=True)
+    with pytest.raises(exceptions.PreconditionFailed):
+        inbox.messages[0].ack()
+    inbox.wait(connection, 2)
+    inbox.messages[1].ack()
+    assert queue.get() is None
+
+
+def test_recover_takes_back_what_a_batch_has_gathered(connection, channel, queue):
+    Producer(channel).publish_many(range(5), routing_key=queue.name)
+    batches = []
+    consumer = Consumer(channel, queue, on_batch=batches.append, batch_size=6, batch_timeout=0.5)
+    with consumer:
+        with suppress(TimeoutError):
+            connection.drain_events(timeout=0.1)
+        consumer.recover(requeue=True)
+        while sum(map(len, batches)) < 5:
+            connection.drain_events(timeout=5)
+    for batch in batches:
+        batch.ack()
+    assert sorted(body for batch in batches for body in batch.payloads) == list(range(5))
+    assert queue.get() is None
 
 
 def test_batch_is_sent_together(channel, queue):

@@ -788,13 +788,24 @@ def test_events_before_the_error_are_given():
         made.next_event()
 
 
-def test_a_closed_channel_takes_no_messages():
+def test_messages_for_a_closed_channel_are_discarded_until_it_is_opened_again():
     made = decoder(1, 2)
     made.close(1)
-    made.close(9)
-    made.receive_data(message(b"x", channel=2))
+    made.receive_data(message(b"late") + message(b"x", channel=2) + deliver() + header(10))
     assert made.next_event().body == b"x"
-    made.receive_data(message(b"x"))
+    assert made.next_event() is None
+    assert [made.is_closed(channel) for channel in (1, 2, 3)] == [True, False, False]
+    made.receive_data(body(b"0123456789"))
+    assert made.next_event() is None
+    made.open(1)
+    made.receive_data(message(b"whole"))
+    assert made.next_event().body == b"whole"
+
+
+def test_a_channel_that_was_never_open_takes_no_messages():
+    made = decoder(1)
+    made.close(9)
+    made.receive_data(message(b"x", channel=9))
     with pytest.raises(UnexpectedFrame, match="not open"):
         made.next_event()
 

@@ -462,8 +462,8 @@ cdef class FrameDecoder:
 
     Bytes come by ``receive_data``; or they are read straight into the decoder, which is a writable buffer (its free
     room), and ``received`` tells it how many. Take the buffer anew for each read. What it holds is bounded: a frame by
-    ``frame_max``, a body by LARGEST_BODY, messages in the making by the channels that were ``open``\\ ed. After an
-    error it gives no more events.
+    ``frame_max``, a body by LARGEST_BODY, messages in the making by the channels that were ``open``\\ ed. What comes
+    for a channel that was closed is discarded. After an error it gives no more events.
 
     A body is text where its content encoding is a character set, as kombu has it on AMQP, unless it is compressed. A
     message whose properties cannot be read is delivered all the same, and its ``error`` says why.
@@ -475,7 +475,8 @@ cdef class FrameDecoder:
     cdef Py_ssize_t _end
     cdef Py_ssize_t _exported  # readers at work
     cdef Py_ssize_t _limit  # bytes in a payload
-    cdef dict _contents
+    cdef dict _contents  # by channel that is open
+    cdef set _closed  # channels that were open
     cdef _Content _content  # of the channel that had a message last
     cdef unsigned int _content_channel
     cdef object _error
@@ -490,6 +491,7 @@ cdef class FrameDecoder:
 
     def __cinit__(self):
         self._contents = {}
+        self._closed = set()
         self._capacity = 2 * ROOM
         self._data = <char*> PyMem_Malloc(self._capacity)
         if self._data == NULL:
@@ -515,12 +517,18 @@ cdef class FrameDecoder:
         cdef _Content content = _Content()
         content.first_tag = content.last_tag = above
         self._contents[channel] = content
+        self._closed.discard(channel)
         self._content = None
 
     def close(self, uint16_t channel):
-        """Expect none any more."""
-        self._contents.pop(channel, None)
+        """Discard the messages that are still in flight on a channel, until it is opened again."""
+        if self._contents.pop(channel, None) is not None:
+            self._closed.add(channel)
         self._content = None
+
+    def is_closed(self, uint16_t channel):
+        """Return whether a channel was open, and is not any more: the broker may not know that yet."""
+        return channel in self._closed
 
     def last_tag(self, uint16_t channel):
         """The highest delivery tag given out on a channel, 0 if there was none."""
@@ -655,6 +663,8 @@ cdef class FrameDecoder:
         if class_id == BASIC:
             if method_id == DELIVER or method_id == GET_OK or method_id == RETURN:
                 if content is None:
+                    if channel in self._closed:
+                        return None
                     raise UnexpectedFrame(f"a message on channel {channel}, which is not open")
                 self._begin(content, channel, method_id, cursor)
                 return None
@@ -721,6 +731,8 @@ cdef class FrameDecoder:
         cdef _Content content = self._content_of(channel)
         cdef Delivery delivery
         if content is None or content.delivery is None or content.delivery.properties is not None:
+            if channel in self._closed:
+                return None
             raise UnexpectedFrame(f"a content header on channel {channel}, where none is due")
         delivery = content.delivery
         if read16(cursor) != BASIC:
@@ -756,6 +768,8 @@ cdef class FrameDecoder:
         cdef _Content content = self._content_of(channel)
         cdef uint64_t size = cursor.end - cursor.at
         if content is None or content.delivery is None or content.delivery.properties is None:
+            if channel in self._closed:
+                return None
             raise UnexpectedFrame(f"a body on channel {channel}, where none is due")
         if size > content.size - content.filled:
             raise MalformedFrame(f"a body of more than the {content.size} bytes that were announced")

@@ -431,9 +431,9 @@ class Transport(BaseTransport):
         if delivery_tag > link.decoder.last_tag(channel) or (delivery_tag == 0 and not multiple):
             # The broker would close the channel.
             raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r}")
-        if state.above and delivery_tag:
-            if delivery_tag <= state.above:
-                raise exceptions.RecoverableConnectionError("the message came on a connection that was lost")
+        if state.stale and delivery_tag:
+            if delivery_tag <= state.stale:
+                raise state.stale_error()
             delivery_tag -= state.above
         if outcome is ACK:
             frame = link.encoder.ack(channel, delivery_tag, multiple)
@@ -449,8 +449,8 @@ class Transport(BaseTransport):
         link = talk.link
         state = talk.channels.get(channel) or talk.channel(channel)
         tags = sorted({tag - state.above for tag in delivery_tags})
-        if tags[0] <= 0 and state.above:
-            raise exceptions.RecoverableConnectionError("messages came on a connection that was lost")
+        if tags[0] <= state.stale - state.above and state.stale:
+            raise state.stale_error()
         if tags[0] <= 0 or tags[-1] > link.decoder.last_tag(channel) - state.above:
             raise exceptions.PreconditionFailed(f"unknown delivery tag among {delivery_tags!r:.80}")
         encoder, requeue, last = link.encoder, outcome is not REJECT, tags[-1]

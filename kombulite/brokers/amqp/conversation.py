@@ -31,6 +31,7 @@ class Channel:
     def __init__(self, number: int, above: int = 0) -> None:
         self.number = number
         self.above = above  # what our delivery tags have more than the broker's
+        self.stale = above  # tags up to this one are not to be settled any more
         self.lock = RLock()  # held from a request to its answer
         self.awaited: tuple[methods.Signature, ...] = ()  # what may answer the request that is under way
         self.answer: Any = None
@@ -61,6 +62,17 @@ class Channel:
         """This frame, which asks the broker to close the channel, is the last one."""
         self.check()
         self.left = True
+
+    def recovered(self, last_tag: int) -> None:
+        """Note that all deliveries went back to their queues, up to this one."""
+        self.stale = last_tag
+        self.settled.add(last_tag - self.above, True)
+
+    def stale_error(self) -> exceptions.AMQPError:
+        """Return the error for a delivery that is not to be settled any more."""
+        if self.stale > self.above:
+            return exceptions.PreconditionFailed("the message went back to its queue when the channel recovered")
+        return exceptions.RecoverableConnectionError("the message came on a connection that was lost")
 
     def ask_flow(self) -> None:
         """Expect one more answer to channel.flow."""
@@ -101,7 +113,6 @@ class Conversation:
         """The state of a channel that is about to be opened."""
         channel = self.channels[number] = Channel(number, above)
         self._failed.pop(number, None)
-        self.link.decoder.open(number, above)
         return channel
 
     def highest_tag(self, number: int) -> int:
@@ -243,6 +254,8 @@ class Conversation:
 
     def _handle_method(self, event: MethodReceived) -> None:
         signature = event.signature
+        if self.link.decoder.is_closed(event.channel) and signature != methods.CHANNEL_OPEN.reply:
+            return  # sent before the broker knew, or a repeated channel.close, for which one answer is enough
         if signature == methods.CONNECTION_CLOSE.signature:
             self._connection_closed(event.arguments)
         elif signature == methods.CHANNEL_CLOSE.signature:
@@ -289,11 +302,25 @@ class Conversation:
     def _answer(self, number: int, signature: methods.Signature, answer: Any) -> None:
         channel = self.channels.get(number)
         if channel is not None and signature in channel.awaited:
+            if signature == methods.CHANNEL_OPEN.reply:
+                self.link.decoder.open(number, channel.above)  # what came before was for its predecessor
+            elif signature == methods.BASIC_RECOVER.reply:
+                self._recovered(channel)
             channel.answer = answer
         elif channel is not None and channel.flows and signature == methods.CHANNEL_FLOW.reply:
             channel.flows -= 1
-        elif channel is not None or signature != methods.CHANNEL_CLOSE.reply:  # both sides may close at the same time
+        else:
             raise exceptions.UnexpectedFrame(f"method {signature} on channel {number}, which nobody asked for")
+
+    def _recovered(self, channel: Channel) -> None:
+        """Drop the deliveries that wait to be received: the broker has taken them back, and sends them again."""
+        channel.recovered(self.link.decoder.last_tag(channel.number))
+        no_ack = channel.consumers
+        self.drop_events(
+            lambda event: (
+                type(event) is Delivery and event.channel == channel.number and not no_ack.get(event.consumer_tag or "")
+            )
+        )
 
     def _connection_closed(self, arguments: bytes) -> None:
         code, text, class_id, method_id = methods.decode(methods.CLOSE_ARGUMENTS, arguments)
