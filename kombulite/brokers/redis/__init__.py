@@ -14,7 +14,7 @@ from importlib.metadata import version
 from itertools import cycle
 from operator import itemgetter
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from hiredis import ReplyError
 
@@ -37,7 +37,7 @@ from kombulite.brokers.redis.errors import get_redis_error_classes
 from kombulite.brokers.redis.keeping import Keeper
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, put_back, put_back_tags
-from kombulite.brokers.redis.link import Link, OnReply
+from kombulite.brokers.redis.link import Link, OnReply, Posted
 from kombulite.brokers.redis.options import Options, OrderStrategy, database_of
 from kombulite.brokers.redis.publishing import Publisher
 from kombulite.brokers.redis.receiving import Receiver, consumers_of
@@ -50,8 +50,18 @@ MOST_CHANNELS = 65535
 CLOSE_TIMEOUT = 5.0  # seconds for a reply while the connection is closed
 REQUEUE = Outcome.REQUEUE  # as a global: looking the member up costs as much as the call
 
-#: What connections that broke had claimed, by database: the next one to it puts it back.
-_abandoned: dict[tuple[Any, ...], list[tuple[list[Lease], list[str]]]] = {}
+
+class Abandoned(NamedTuple):
+    """What a connection that broke leaves to the next: what it had claimed, the tags of what it may have claimed, and
+    what it said of messages without an answer."""
+
+    leases: list[Lease]
+    tags: list[str]
+    settled: list[Posted]
+
+
+#: By database.
+_abandoned: dict[tuple[Any, ...], list[Abandoned]] = {}
 
 
 class Transport(BaseTransport):
@@ -98,8 +108,25 @@ class Transport(BaseTransport):
             raise
 
     def _connect(self) -> None:
-        link, timeout = self._open(self._on_push), self.settings.connect_timeout
-        self._link = link
+        link = self._link = self._open(self._on_push)
+        tracked = self._track()
+        options, keys = self._options, self._keys
+        topology = self._topology = Topology(link, keys, tracked, self.settings.virtual_host)
+        waiting = _abandoned.get(self._connector.identity, [])
+        for each in list(waiting):  # each is forgotten when it is back
+            if each.settled:
+                again = [posted.again or b"" for posted in each.settled]
+                link.exchange(again, sum(posted.replies for posted in each.settled))
+            put_back(link, keys, each.leases, True)
+            put_back_tags(link, keys, each.tags)
+            with suppress(ValueError):  # another thread connects at the same time, and was faster: no harm
+                waiting.remove(each)
+        self._publisher = Publisher(link, keys, options, topology.router, topology.limits, self._now)
+        self._receiver = Receiver(link, self._open, keys, options, self._channels, topology, self._now)
+
+    def _track(self) -> bool:
+        """Have the server tell of changes to binding sets, and its time; whether it does tell of them."""
+        link, timeout = self._link, self.settings.connect_timeout
         tracked = False
         if link.protocol == 3:
             track = pack_command(("CLIENT", "TRACKING", "ON", "OPTIN"))
@@ -109,21 +136,22 @@ class Transport(BaseTransport):
             self._clock = int(seconds) + int(microseconds) / 1e6 - monotonic()
         except (TypeError, ValueError) as error:
             raise exceptions.RecoverableConnectionError(f"a server that tells no time: {error}") from error
-        options, keys = self._options, self._keys
-        topology = self._topology = Topology(link, keys, tracked, self.settings.virtual_host)
-        waiting = _abandoned.get(self._connector.identity, [])
-        for leases, tags in list(waiting):  # each is forgotten when it is back
-            put_back(link, keys, leases, True)
-            put_back_tags(link, keys, tags)
-            with suppress(ValueError):  # another thread connects at the same time, and was faster: no harm
-                waiting.remove((leases, tags))
-        self._publisher = Publisher(link, keys, options, topology.router, topology.limits, self._now)
-        self._receiver = Receiver(link, self._open, keys, options, self._channels, topology, self._now)
+        return tracked
 
     def _open(self, on_push: OnReply) -> Link:
         link = self._connector.open(on_push)
         self._links.append(link)
+        link.renew = self._renew
         return link
+
+    def _renew(self, link: Link) -> None:
+        """Open a connection anew that the server closed because it was idle. Raises what keeps it from that."""
+        self._connector.reopen(link)
+        if link is self._link:
+            self._topology.router.renewed(self._track())
+            self._topology.redeclare()  # the server may have started again without what it had
+        if self._receiver is not None:
+            self._receiver.renewed(link)
 
     def _on_push(self, message: list[Any]) -> None:
         if message[:1] == [b"invalidate"] and len(message) == 2:
@@ -162,8 +190,10 @@ class Transport(BaseTransport):
         claims = [intake.claiming for state in states for intake in state.intakes]
         leases = [lease for state in states for lease in state.unsettled()]
         tags = [tag for claim in claims if claim is not None for tag in claim.possible_tags()]
-        if self._options.ack_emulation and (leases or tags):
-            _abandoned.setdefault(self._connector.identity, []).append((leases, tags))
+        settled = self._links[0].unanswered if self._links else []
+        if self._options.ack_emulation and (leases or tags or settled):
+            abandoned = Abandoned(leases, tags, settled)
+            _abandoned.setdefault(self._connector.identity, []).append(abandoned)
 
     @property
     def connected(self) -> bool:
@@ -358,7 +388,9 @@ class Transport(BaseTransport):
     def _keep(self) -> None:
         """See to it that leases are renewed."""
         if self._keeper is None:
-            self._keeper = Keeper(self._connector, self._keys, self._options, self._channels, self._topology)
+            self._keeper = Keeper(
+                self._connector, self._keys, self._options, self._channels, self._topology, self._links
+            )
             self._keeper.start()
 
     @property

@@ -67,6 +67,14 @@ class Connector:
 
         A server that does not know RESP3 is spoken to in RESP2.
         """
+        options = self._options
+        return Link(self._open(), self.protocol, options.socket_timeout, on_push, options.health_check_interval)
+
+    def reopen(self, link: Link) -> None:
+        """Open the connection of a link anew, which the server has closed. Raises ConnectionError or OSError."""
+        link.attach(self._open(), self.protocol)
+
+    def _open(self) -> AbstractConnection:
         if self._is_sentinel:
             self._arguments["host"], self._arguments["port"] = self._discover()
         connection, error = self._connect()
@@ -76,7 +84,8 @@ class Connector:
         if error is not None:
             # Not from it: where the server quotes what it was sent, its words have the password.
             raise _connect_error(error)
-        return Link(connection, self.protocol, self._options.socket_timeout, on_push)
+        assert connection is not None
+        return connection
 
     def _connect(self) -> tuple[AbstractConnection | None, driver.RedisError | None]:
         """A connection, or why there is none."""

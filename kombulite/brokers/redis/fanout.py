@@ -43,6 +43,11 @@ class Subscriptions:
         if old:
             link.send(pack_command(("PUNSUBSCRIBE", *sorted(old))))
 
+    def renew(self, link: Link) -> None:
+        """Subscribe to the same over a connection that knows nothing of it yet."""
+        if self._queues_of:
+            link.send(pack_command(("PSUBSCRIBE", *sorted(self._queues_of))))
+
     def _patterns(self, exchange: str, routing_key: str) -> tuple[str, ...]:
         patterns = self._keys.topic_patterns(exchange, routing_key)
         return (*patterns, self._keys.compatible_topic(exchange)) if self._compatible else patterns

@@ -1,12 +1,14 @@
 """What has to be done in time, whatever the application is doing: a thread with a connection of its own.
 
 A live consumer renews its leases, so that a long task is not delivered twice; keeps queues that expire without use in
-use; and puts back what consumers left that are gone.
+use; puts back what consumers left that are gone; and keeps the transport's connections alive: servers and proxies close
+idle ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import inf
 from threading import Event, Thread
 from time import monotonic
 from weakref import WeakMethod
@@ -28,19 +30,26 @@ LINGER = 15.0
 
 
 class Keeper:
-    """The keeper of one transport, whose ``channels`` and ``topology`` it reads.
+    """The keeper of one transport, whose ``channels``, ``topology`` and ``links`` it reads.
 
     ``start`` it, then ``stop`` it; it ends also when it is forgotten.
     """
 
     def __init__(
-        self, connector: Connector, keys: Keys, options: Options, channels: dict[int, Channel], topology: Topology
+        self,
+        connector: Connector,
+        keys: Keys,
+        options: Options,
+        channels: dict[int, Channel],
+        topology: Topology,
+        links: list[Link],
     ) -> None:
         self._connector = connector
         self._keys = keys
         self._options = options
         self._channels = channels
         self._topology = topology
+        self._kept_alive = links
         self._stopped = Event()
         self._links: list[Link] = []  # one, or none; the thread closes it when it ends
         first_renewal = monotonic() + options.visibility_timeout / 3
@@ -57,10 +66,13 @@ class Keeper:
 
     def _work(self) -> float:
         """Do what is due; returns the seconds until the next time."""
+        next_ping = min((left for link in self._kept_alive if (left := link.keep_alive()) is not None), default=inf)
         due = [chore for chore, at in self._due.items() if at <= monotonic()]
         if due:
             if not self._links:
-                self._links.append(self._connector.open(lambda message: None))
+                link = self._connector.open(lambda message: None)
+                link.renew = self._connector.reopen
+                self._links.append(link)
             for chore in due:
                 try:
                     pause = chore(self._links[0])
@@ -71,7 +83,7 @@ class Keeper:
         left = max(min(self._due.values()) - monotonic(), 0.0)
         if left > LINGER:
             _drop(self._links)
-        return left
+        return min(left, next_ping)
 
     # Each returns the seconds until it is due again.
 

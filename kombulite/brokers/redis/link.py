@@ -2,6 +2,9 @@
 
 redis-py opens it (TLS, authentication, RESP3, Sentinel); after that commands are packed by the core and replies parsed
 by hiredis, straight on its socket.
+
+Longer than other modules: what is under way on a connection, and what becomes of it when the connection ends, are one
+matter.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from logging import getLogger
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
-from socket import AF_UNIX, IPPROTO_TCP, SHUT_RDWR
+from socket import AF_UNIX, IPPROTO_TCP, MSG_PEEK, SHUT_RDWR
 from threading import RLock
 from time import monotonic
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from hiredis import ProtocolError, PushNotification, Reader, ReplyError
 
@@ -25,6 +29,8 @@ from kombulite._core import pack_command
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.scripts import Script
 from kombulite.utils.eventio import selector_of
+
+logger = getLogger("kombulite.brokers.redis")
 
 TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
 INCOMPLETE = object()
@@ -36,8 +42,31 @@ MOST_UNREAD = 512 << 20  # bytes of a string that is not there as a whole: the l
 #: Replies to posted commands that may be outstanding before we stop to read them.
 MOST_POSTED = 5000
 
+#: Seconds without use after which a connection that the server closes was closed for that: what a server or a proxy
+#: does to idle clients, in whole seconds. One that ends sooner is lost.
+IDLE = 1.0
+#: Seconds between two PINGs at least, where the server closes connections sooner than it is asked.
+LEAST_PING_INTERVAL = 0.5
+#: Seconds that the server has to answer the PING that precedes a command after a long pause.
+PING_TIMEOUT = 5.0
+
+PING = pack_command(("PING",))
+
 Command = Sequence[Any]
 OnReply = Callable[[Any], None]
+
+
+class Posted(NamedTuple):
+    """A reply that is to come. ``again``: the commands it belongs to, with the last of their replies, where they may be
+    sent once more over another connection; ``replies``: how many these commands have."""
+
+    on_reply: OnReply
+    again: bytes | None
+    replies: int
+
+
+class ServerClosed(exceptions.RecoverableConnectionError):
+    """The server has closed the connection."""
 
 
 def pack_all(commands: Iterable[Command]) -> list[bytes]:
@@ -64,26 +93,39 @@ class Link:
     ``on_push(message)`` gets what the server sends unasked (RESP3), within whichever call reads it. Calls raise what
     ``errors`` makes of error replies; OSError or RecoverableConnectionError where the connection breaks, which ends it:
     nobody knows what became of the commands under way.
+
+    If the server closes an idle connection, nothing is lost: with ``renew`` it is opened anew before the next command.
+    ``renew(link)`` calls ``attach``, and makes ready what a new connection needs; it raises what keeps it from that.
+    ``ping_interval``: seconds without use after which the server is asked for a sign of life (0: never).
     """
 
-    def __init__(self, connection: Any, protocol: int, timeout: float | None, on_push: OnReply) -> None:
-        self.protocol = protocol
+    def __init__(
+        self, connection: Any, protocol: int, timeout: float | None, on_push: OnReply, ping_interval: float = 0
+    ) -> None:
         self.lock = RLock()
-        self._connection = connection  # redis-py's, which owns the socket
+        self.ping_interval = ping_interval
+        self.renew: Callable[[Link], None] | None = None
+        self._timeout = timeout
+        self._on_push = on_push
+        self._converses = False  # whether a command waits for its reply, or is being sent
+        self._posted: deque[Posted] = deque()  # one for each reply that is to come
+        self._waiting_since = 0.0  # when the last bytes came, or the first command was posted
+        self._pinged_at = 0.0  # by keep_alive
+        self._pid = os.getpid()
+        self.attach(connection, protocol)
+
+    def attach(self, connection: Any, protocol: int) -> None:
+        """Go on with this connection of redis-py's, which owns the socket."""
+        self.protocol = protocol
+        self._connection = connection
         self._sock = connection._sock
         self._is_tls = isinstance(self._sock, ssl.SSLSocket)
-        self._timeout = timeout
         self._sock.setblocking(False)
         self._may_cork = TCP_CORK is not None and self._sock.family != AF_UNIX
         self._is_corked = False
         self._readable = selector_of(self._sock, EVENT_READ)
         self._writable = selector_of(self._sock, EVENT_WRITE)
         self._reader = Reader(notEnoughData=INCOMPLETE)
-        self._on_push = on_push
-        self._converses = False  # whether a command waits for its reply, or is being sent
-        self._posted: deque[OnReply] = deque()  # one for each reply that is to come
-        self._waiting_since = 0.0  # when the last bytes came, or the first command was posted
-        self._pid = os.getpid()
         self.is_open = True
         self.used_at = monotonic()
 
@@ -150,6 +192,8 @@ class Link:
         with self.lock:
             if self._converses:
                 self._refuse()
+            if monotonic() - self.used_at > IDLE:
+                self._look()
             self._converses = True
             try:
                 try:
@@ -164,25 +208,33 @@ class Link:
             finally:
                 self._converses = False
 
-    def post(self, data: bytes, replies: int, on_reply: OnReply, more: bool = False) -> None:
+    def post(self, data: bytes, replies: int, on_reply: OnReply, more: bool = False, may_repeat: bool = False) -> None:
         """Send packed commands now. Their replies come later, each to ``on_reply``: a ReplyError if it is one.
 
-        ``more``: others will follow very soon, and may share a packet with these.
+        ``more``: others will follow very soon, and may share a packet with these. ``may_repeat``: the commands do no
+        harm when they are sent again, over another connection, after this one ended before it had the replies.
         """
         self._check()
         with self.lock:
             if self._converses:
                 self._refuse()
+            if monotonic() - self.used_at > IDLE:
+                self._look()
             if len(self._posted) >= MOST_POSTED:
                 self.settle()
             if more and not self._is_corked and self._may_cork:
                 self._cork(True)
-            self._send(data, self._timeout)
+            self._post(data, replies, on_reply, may_repeat)
             if self._is_corked and not more:
                 self._cork(False)
-            if not self._posted:
-                self._waiting_since = self.used_at
-            self._posted.extend([on_reply] * replies)
+
+    def _post(self, data: bytes, replies: int, on_reply: OnReply, may_repeat: bool) -> None:
+        self._send(data, self._timeout)
+        if not self._posted:
+            self._waiting_since = self.used_at
+        if replies > 1:
+            self._posted.extend([Posted(on_reply, b"", 0)] * (replies - 1))
+        self._posted.append(Posted(on_reply, data if may_repeat else None, replies))
 
     def post_script(
         self, on_reply: OnReply, script: Script, teach: bool, keys: Sequence[str | bytes], *arguments: Any
@@ -198,6 +250,8 @@ class Link:
         """Send packed commands that are answered by pushes, such as PSUBSCRIBE."""
         self._check()
         with self.lock:
+            if not self._converses and monotonic() - self.used_at > IDLE:
+                self._look()
             self._send(data, self._timeout)
 
     def settle(self) -> None:
@@ -221,7 +275,14 @@ class Link:
     @property
     def is_suspect(self) -> bool:
         """Whether half of the time is gone that the server has for the reply to a posted command."""
-        return bool(self._posted and self._timeout and monotonic() - self._waiting_since > self._timeout / 2)
+        if not (self._posted and self._timeout and monotonic() - self._waiting_since > self._timeout / 2):
+            return False
+        return not (self.is_open and self._readable.select(0))  # the reply may be here, not read yet
+
+    @property
+    def unanswered(self) -> list[Posted]:
+        """The posted commands that have not all of their replies, and may be sent again."""
+        return [posted for posted in list(self._posted) if posted.again]
 
     def poll(self) -> None:
         """Read what has arrived, without waiting. Raises TimeoutError if posted commands wait too long for a reply."""
@@ -233,16 +294,91 @@ class Link:
                 self._cork(False)
             if not (self._posted or self._is_tls or self._readable.select(0)):
                 return
+            idle = monotonic() - self.used_at
             try:
-                for _ in range(MOST_READS):
-                    if not self._receive():
-                        break
-                self._take(0, [])
-                if self._posted and self._timeout and monotonic() - self._waiting_since > self._timeout:
-                    raise TimeoutError("the server did not answer in time")
+                self._receive_all()
+            except (ServerClosed, OSError) as error:
+                self.drop()
+                self._renew(error, idle)
             except BaseException:
                 self.drop()
                 raise
+            if self._posted and self._timeout and monotonic() - self._waiting_since > self._timeout:
+                self.drop()
+                raise TimeoutError("the server did not answer in time")
+
+    def _receive_all(self) -> None:
+        """Take what has arrived."""
+        try:
+            for _ in range(MOST_READS):
+                if not self._receive():
+                    break
+        finally:
+            self._take(0, [])  # also what came before the end
+
+    # --- idleness
+
+    def _look(self) -> None:
+        """See whether the connection is still there, before something is sent over it that must not be sent twice."""
+        if self.renew is None:
+            return
+        idle = monotonic() - self.used_at
+        try:
+            if self._readable.select(0):
+                self._receive_all()
+            if self.ping_interval and idle > self.ping_interval and not self._posted:
+                self._send(PING, self._timeout)
+                self._read(1, monotonic() + min(PING_TIMEOUT, self._timeout or PING_TIMEOUT))
+        except (ServerClosed, OSError) as error:
+            self.drop()
+            self._renew(error, idle)
+        except BaseException:
+            self.drop()
+            raise
+
+    def _renew(self, error: Exception, idle: float) -> None:
+        """Open the connection anew, if the server closed it for being idle so many seconds; else raise the error."""
+        if self.renew is None or idle <= IDLE or any(posted.again is None for posted in self._posted):
+            raise error
+        again = self.unanswered
+        self._posted.clear()
+        try:
+            self.renew(self)
+        except Exception as failure:
+            self.drop()
+            raise exceptions.RecoverableConnectionError(f"{error}, and cannot be reached anew: {failure}") from failure
+        logger.info("The server closed a connection that had been idle for %.1f s; it is open again", idle)
+        if self.ping_interval:
+            self.ping_interval = min(self.ping_interval, max(idle / 2, LEAST_PING_INTERVAL))
+        for posted in again:
+            self.post(posted.again or b"", posted.replies, posted.on_reply, may_repeat=True)
+
+    def keep_alive(self) -> float | None:
+        """Send a PING if one is due. May be called from any thread: the reply is left to the next that reads.
+
+        Returns the seconds until the next is due, None for never.
+        """
+        if not self.ping_interval:
+            return None
+        left = max(self.used_at, self._pinged_at) + self.ping_interval - monotonic()
+        if left > 0:
+            return left
+        if self.lock.acquire(blocking=False):  # else it is in use
+            try:
+                if self.is_open and not self._converses and len(self._posted) < MOST_POSTED and not self._has_ended():
+                    used_at, self._pinged_at = self.used_at, monotonic()
+                    self._post(PING, 1, _ignore, may_repeat=True)
+                    self.used_at = used_at
+            finally:
+                self.lock.release()
+        return self.ping_interval
+
+    def _has_ended(self) -> bool:
+        """Whether the end of the connection has come next, as far as that can be seen without reading."""
+        try:
+            return not self._is_tls and bool(self._readable.select(0)) and not self._sock.recv(1, MSG_PEEK)
+        except OSError:
+            return True
 
     # --- the socket
 
@@ -318,7 +454,7 @@ class Link:
                 if reply.__class__ is PushNotification or (self.protocol == 2 and _is_resp2_push(reply)):
                     self._on_push(reply)
                 elif posted:
-                    posted.popleft()(reply)
+                    posted.popleft().on_reply(reply)
                 elif len(replies) < count:
                     replies.append(reply)
                 elif isinstance(reply, ReplyError):
@@ -335,7 +471,7 @@ class Link:
         except (BlockingIOError, ssl.SSLWantReadError):
             return False
         if not data:
-            raise exceptions.RecoverableConnectionError("the server closed the connection")
+            raise ServerClosed("the server closed the connection")
         self._reader.feed(data)
         if self._reader.len() > MOST_UNREAD:
             raise exceptions.RecoverableConnectionError("the server sends a string that is too long")
@@ -352,6 +488,10 @@ class Link:
                 self._sock.shutdown(SHUT_RDWR)
         self._sock.close()
         self._connection._sock = None
+
+
+def _ignore(reply: Any) -> None:
+    """Do nothing with the reply to a PING."""
 
 
 def _is_resp2_push(reply: Any) -> bool:

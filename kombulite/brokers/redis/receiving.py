@@ -40,8 +40,6 @@ POLLING_INTERVAL = 1.0
 #: Messages that are handed over between two looks for news, on other channels too.
 LISTEN_EVERY = 32
 
-PING = pack_command(("PING",))
-
 
 class Receiver:
     """The consuming half of a transport. ``open(on_push)`` opens a connection; ``link`` is the one for commands.
@@ -84,8 +82,9 @@ class Receiver:
         self._waker_out.setblocking(False)
         self._waker_in.setblocking(False)
         self._awaited = selectors.DefaultSelector()  # both connections, and the waker
-        self._twins: list[int] = []
+        self._descriptors: dict[Link, int] = {}  # by which it waits for them
         self._awaited.register(self._waker_out, selectors.EVENT_READ)
+        self._has_twins = detect_environment() == "eventlet"
         self._await(link)
         self._is_sleeping = False
         self._looks = 0
@@ -112,18 +111,30 @@ class Receiver:
     def _close_descriptors(self) -> None:
         self._waker_out.close()
         self._waker_in.close()
-        while self._twins:
-            os.close(self._twins.pop())
+        if self._has_twins:
+            for twin in self._descriptors.values():
+                os.close(twin)
+        self._descriptors.clear()
 
     def _await(self, link: Link) -> None:
         """Wait for a connection too."""
-        if detect_environment() != "eventlet":
-            self._awaited.register(link, selectors.EVENT_READ)
-            return
-        # It lets no two green threads wait for one descriptor: another may wait for the reply to a command there.
-        twin = os.dup(link.fileno())
-        self._twins.append(twin)
-        self._awaited.register(twin, selectors.EVENT_READ)
+        # eventlet lets no two green threads wait for one descriptor: another may wait for the reply to a command there.
+        descriptor = self._descriptors[link] = os.dup(link.fileno()) if self._has_twins else link.fileno()
+        self._awaited.register(descriptor, selectors.EVENT_READ)
+
+    def renewed(self, link: Link) -> None:
+        """A connection was opened anew: the server knows nothing of what it had been asked for over the old one."""
+        descriptor = self._descriptors.pop(link)
+        with suppress(KeyError, ValueError, OSError):  # the system may have forgotten it when it was closed
+            self._awaited.unregister(descriptor)
+        if self._has_twins:
+            os.close(descriptor)
+        self._await(link)
+        if link is self._listener:
+            self._track(link)
+            self._subscriptions.renew(link)
+            self._look_everywhere()
+        self.rouse()
 
     # --- consumers
 
@@ -131,12 +142,17 @@ class Receiver:
         """The connection that listens, opened for the first consumer."""
         if self._listener is None:
             listener = self._open(self._on_push)
-            if listener.protocol == 3:
-                reply = listener.exchange([pack_command(("CLIENT", "TRACKING", "ON"))], 1)[0]
-                self._tells_of_lists = not isinstance(reply, ReplyError)
+            self._track(listener)
             self._await(listener)
             self._listener = listener
         return self._listener
+
+    def _track(self, listener: Link) -> None:
+        """Have the server tell of changes, if it does."""
+        self._armed.clear()
+        if listener.protocol == 3:
+            reply = listener.exchange([pack_command(("CLIENT", "TRACKING", "ON"))], 1)[0]
+            self._tells_of_lists = not isinstance(reply, ReplyError)
 
     def fileno(self) -> int | None:
         """What an event loop may wait for: a descriptor that is readable when one of ours is, where there is such."""
@@ -206,7 +222,8 @@ class Receiver:
         }
         if missing:
             self._armed.update(missing)
-            self._listener.post(pack_command(("EXISTS", *missing)), 1, partial(self._on_armed, intake, queues))
+            looked = partial(self._on_armed, intake, queues)
+            self._listener.post(pack_command(("EXISTS", *missing)), 1, looked, may_repeat=True)
 
     def _on_armed(self, intake: Intake, queues: Iterable[str], reply: Any) -> None:
         if isinstance(reply, ReplyError):
@@ -310,22 +327,22 @@ class Receiver:
 
     def _hear(self) -> None:
         """Take what has arrived on both connections."""
+        # A server that has vanished tells nothing. In an event loop, where nobody waits here, each turn asks.
+        self._link.keep_alive()
         self._link.poll()
         self._topology.router.catch_up()
         if self._listener is not None:
-            self._ask_after(self._listener)
+            self._listener.keep_alive()
             self._listener.poll()
             if not self._tells_of_lists and monotonic() - self._polled_at >= self._polling_interval:
                 self._polled_at = monotonic()
-                for state in list(self._channels.values()):
-                    for intake in state.intakes:
-                        intake.stirred.update(intake.consumers)
+                self._look_everywhere()
 
-    def _ask_after(self, listener: Link) -> None:
-        # A server that has vanished tells nothing. In an event loop, where nobody waits here, each turn asks.
-        interval = self._options.health_check_interval
-        if interval and not listener.is_waiting and monotonic() - listener.used_at >= interval:
-            listener.post(PING, 1, lambda reply: None)
+    def _look_everywhere(self) -> None:
+        """Ask all queues once more."""
+        for state in list(self._channels.values()):
+            for intake in state.intakes:
+                intake.stirred.update(intake.consumers)
 
     @property
     def _polling_interval(self) -> float:
@@ -370,7 +387,7 @@ class Receiver:
             date, note = ("ZREM", self._keys.unacked_index, *tags), ("HDEL", self._keys.unacked, *tags)
             data = pack_command(date) + pack_command(note)
             # While the application is fed without a pause, the kernel may join what belongs together.
-            self._link.post(data, 2, state.on_settled, more=bool(state.leased.ready))
+            self._link.post(data, 2, state.on_settled, more=bool(state.leased.ready), may_repeat=True)
 
     # --- waiting
 
@@ -412,9 +429,9 @@ class Receiver:
             return
         if not self._tells_of_lists:
             yield max(self._polled_at + self._polling_interval - monotonic(), 0)
-        interval = self._options.health_check_interval
-        if interval:
-            yield interval
+        for link in (self._link, self._listener):
+            if link.ping_interval:
+                yield link.ping_interval
         if self._listener.is_waiting or self._link.is_waiting:
             yield 1.0
 

@@ -105,6 +105,11 @@ class Router:
                 self._routes[exchange] = routes
         return routes
 
+    def renewed(self, tracked: bool) -> None:
+        """The connection is another one, on which the server tells of nothing that was read before."""
+        self._tracked = tracked
+        self._routes.clear()
+
     def forget(self, keys: list[bytes] | None) -> None:
         """The server says that these keys changed (None: all)."""
         if keys is None:

@@ -1,0 +1,268 @@
+"""Connections that nobody uses: servers and proxies close them, and nobody notices."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, pools
+from kombulite.asynchronous import Hub
+from tests.proxy import Proxy
+from tests.redis.conftest import drain
+from tests.servers import RedisServer, wait_until
+
+#: Nothing is asked of the server before it closes a connection.
+UNASKED = {"health_check_interval": 0}
+
+
+@pytest.fixture
+def server(start_server: Callable[..., Any]) -> RedisServer:
+    """One that closes idle connections after a second, or two: it looks now and then."""
+    server: RedisServer = start_server(lambda: RedisServer(timeout=1))
+    return server
+
+
+def port_of(url: str) -> int:
+    port = urlsplit(url).port
+    assert port is not None
+    return port
+
+
+def clients(server: RedisServer) -> set[str]:
+    """The connections that the server has, except the one that asks."""
+    with redis.Redis(port=server.port) as client:
+        return {each["addr"] for each in client.client_list() if each["cmd"] != "client|list"}
+
+
+def let_close(server: RedisServer) -> None:
+    """Wait until the server has closed all connections."""
+    wait_until(lambda: not clients(server), 30, "the server keeps idle connections")
+
+
+def let_idle(server: RedisServer) -> None:
+    """Wait until the server has closed a connection that was idle all that time."""
+    with socket.create_connection(("127.0.0.1", server.port)) as idle:
+        idle.settimeout(30)
+        assert idle.recv(1) == b""
+
+
+def delivered(connection: Connection, queue: Queue, got: list[Any]) -> None:
+    """Publish over another connection, and see it come."""
+    before = len(got)
+    with Connection(connection.as_uri(include_password=True)) as other:
+        Producer(other).publish("more", routing_key=queue.name)
+    drain(connection, lambda: len(got) > before)
+
+
+def test_publishers_and_getters_do_not_notice(server, name):
+    with Connection(server.url, transport_options=UNASKED) as connection, connection.clone() as second:
+        bound = Queue(name, Exchange(name), "k")
+        producer = Producer(connection, Exchange(name), "k")
+        producer.publish(1, declare=[bound])
+        simple = second.SimpleQueue(f"{name}.simple")
+        simple.put(1)
+        pool = pools.ProducerPool(connection.Pool(limit=1), limit=1)
+        with pool.acquire() as pooled:
+            pooled.publish(1, routing_key=name)
+        let_close(server)
+        producer.publish(2)
+        let_close(server)
+        with producer.batch():
+            producer.publish(3)
+        let_close(server)
+        simple.put(2)
+        with pool.acquire() as pooled:
+            pooled.publish(4, routing_key=name)
+        let_close(server)
+        queue = bound(connection.default_channel)
+        assert [queue.get().payload for _ in range(5)] == [1, 1, 2, 3, 4]
+        let_close(server)
+        assert [simple.get(timeout=5).payload for _ in range(2)] == [1, 2]
+        assert connection.counters.reconnects == 0
+        pool.force_close_all()
+
+
+def test_idle_consumer_goes_on(server, name):
+    with Connection(server.url, transport_options=UNASKED) as connection:
+        got: list[Any] = []
+        queue = Queue(name)
+        with Consumer(connection.channel(), queue, callbacks=[lambda body, message: got.append(body)]):
+            before = clients(server)
+            deadline = time.monotonic() + 30
+            while before & clients(server):
+                assert time.monotonic() < deadline
+                with pytest.raises(TimeoutError):
+                    connection.drain_events(timeout=0.2)
+            delivered(connection, queue, got)
+        assert connection.counters.reconnects == 0
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_idle_subscriber_goes_on(redis_url, client, name, protocol):
+    """Redis does not close those, but proxies do."""
+    with Proxy(port_of(redis_url)) as proxy:
+        options = {**UNASKED, "protocol": protocol, "polling_interval": 5}
+        with Connection(proxy.url(redis_url), transport_options=options) as connection:
+            got: list[Any] = []
+            exchange = Exchange(name, "fanout")
+            queue = Queue(name, exchange, auto_delete=True)
+            with Consumer(connection.channel(), queue, callbacks=[lambda body, message: got.append(body)]):
+                with pytest.raises(TimeoutError):
+                    connection.drain_events(timeout=0.2)
+                for link in connection.transport._links:
+                    link.used_at -= 10
+                proxy.finish()
+                with pytest.raises(TimeoutError):
+                    connection.drain_events(timeout=0.5)
+                with Connection(redis_url) as other:
+                    Producer(other, exchange).publish("heard")
+                drain(connection, lambda: got == ["heard"])
+            assert connection.counters.reconnects == 0
+
+
+def test_consumer_in_an_event_loop_goes_on(server, name):
+    hub = Hub()
+    with Connection(server.url, transport_options=UNASKED) as connection:
+        got: list[Any] = []
+        consumer = Consumer(connection.channel(), Queue(name), callbacks=[lambda body, message: got.append(body)])
+        consumer.consume()
+        connection.register_with_event_loop(hub)
+        hub.call_repeatedly(0.05, lambda: None)
+        before = clients(server)
+        deadline = time.monotonic() + 30
+        while before & clients(server):
+            assert time.monotonic() < deadline
+            hub.run_once()
+        with Connection(server.url) as other:
+            Producer(other).publish("more", routing_key=name)
+        while not got:
+            assert time.monotonic() < deadline
+            hub.run_once()
+        assert connection.counters.reconnects == 0
+        hub.close()
+
+
+def test_task_that_takes_longer_than_the_server_waits_is_done_once(server, name):
+    with Connection(server.url, transport_options=UNASKED) as connection:
+        got: list[Any] = []
+
+        def work(body: Any, message: Any) -> None:
+            got.append(body)
+            if len(got) == 1:
+                before = clients(server)
+                wait_until(lambda: not before & clients(server), 30, "the server keeps idle connections")
+            message.ack()
+
+        Producer(connection).publish_many(["long", "short"], routing_key=name)
+        with Consumer(connection.channel(), Queue(name), callbacks=[work], prefetch_count=1):
+            drain(connection, lambda: len(got) == 2)
+            delivered(connection, Queue(name), got)
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.2)
+        assert got == ["long", "short", "more"]
+    with redis.Redis(port=server.port) as client:
+        assert client.keys("*") in ([], [f"_kombulite.queue.{name}".encode()])
+
+
+def test_connections_are_kept_open_while_a_callback_runs(server, name):
+    with Connection(server.url, transport_options={"health_check_interval": 0.3}) as connection:
+        seen: list[Any] = []
+
+        def work(body: Any, message: Any) -> None:
+            if not seen:
+                let_idle(server)
+            seen.append(clients(server))
+            message.ack()
+
+        Producer(connection).publish(1, routing_key=name)
+        with Consumer(connection.channel(), Queue(name), callbacks=[work]):
+            ours = {"{}:{}".format(*link._sock.getsockname()) for link in connection.transport._links}
+            assert len(ours) == 2  # for commands, and for news
+            drain(connection, lambda: seen)
+            assert ours <= seen[0]
+            delivered(connection, Queue(name), seen)
+
+
+def test_server_that_closes_sooner_than_it_is_asked_is_asked_sooner(server, name):
+    with Connection(server.url, transport_options={"health_check_interval": 25}) as connection:
+        got: list[Any] = []
+        with Consumer(connection.channel(), Queue(name), callbacks=[lambda body, message: got.append(body)]):
+            before = clients(server)
+            deadline = time.monotonic() + 30
+            while before & clients(server):
+                assert time.monotonic() < deadline
+                with pytest.raises(TimeoutError):
+                    connection.drain_events(timeout=0.1)
+            link, listener = connection.transport._links
+            assert link.ping_interval < 2
+            assert listener.ping_interval < 2
+
+
+def test_server_that_forgot_all_meanwhile_is_told_again(start_server, name):
+    server = start_server(RedisServer)
+    with Connection(server.url, transport_options=UNASKED) as connection:
+        producer = Producer(connection, Exchange(name), "k")
+        queue = Queue(name, Exchange(name), "k")
+        producer.publish(1, declare=[queue])
+        server.kill()
+        server.start()
+        (link,) = connection.transport._links
+        link.used_at -= 10
+        producer.publish(2, declare=[queue])
+        assert queue(connection.default_channel).get().payload == 2
+        assert connection.counters.reconnects == 0
+
+
+def test_server_that_is_away_when_it_is_needed_is_lost(start_server, name):
+    server = start_server(RedisServer)
+    with Connection(server.url, transport_options=UNASKED, connect_timeout=1) as connection:
+        producer = Producer(connection)
+        producer.publish(1, routing_key=name)
+        server.kill()
+        (link,) = connection.transport._links
+        link.used_at -= 10
+        with pytest.raises(connection.recoverable_connection_errors, match="cannot be reached anew"):
+            producer.publish(2, routing_key=name)
+        server.start()
+        producer.publish(3, routing_key=name)
+        assert Queue(name)(connection.default_channel).get().payload == 3
+        assert connection.counters.reconnects == 1
+
+
+def test_proxy_that_forgets_an_idle_connection_is_found_out_by_a_ping(redis_url, client, name, monkeypatch):
+    """It passes nothing on, and says nothing."""
+    monkeypatch.setattr("kombulite.brokers.redis.link.PING_TIMEOUT", 0.5)
+    with Proxy(port_of(redis_url)) as proxy:
+        options = {"health_check_interval": 5}
+        with Connection(proxy.url(redis_url), transport_options=options) as connection:
+            producer = Producer(connection)
+            producer.publish(1, routing_key=name)
+            proxy.silence()
+            (link,) = connection.transport._links
+            link.used_at -= 6
+            producer.publish(2, routing_key=name)
+            assert client.llen(name) == 2
+            assert connection.counters.reconnects == 0
+
+
+def test_ack_without_an_answer_is_said_again_over_the_next_connection(redis_url, client, name):
+    with Proxy(port_of(redis_url)) as proxy:
+        with Connection(proxy.url(redis_url)) as connection:
+            Producer(connection).publish_many(range(2), routing_key=name)
+            queue = Queue(name)(connection)
+            first, second = queue.get(), queue.get()
+            proxy.silence()
+            first.ack()
+            proxy.reset()
+            with pytest.raises(connection.connection_errors):
+                Producer(connection).publish(2, routing_key=name)
+            connection.ensure_connection()
+            assert client.hlen("unacked") == 0
+            assert client.llen(name) == 1  # the second
+            assert queue(connection).get().payload == second.payload
