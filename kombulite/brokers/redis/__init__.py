@@ -52,10 +52,11 @@ REQUEUE = Outcome.REQUEUE  # as a global: looking the member up costs as much as
 
 
 class Abandoned(NamedTuple):
-    """What a connection that broke leaves to the next: what it had claimed, the tags of what it may have claimed, and
-    what it said of messages without an answer."""
+    """What a connection that broke leaves to the next: leases, messages that it had taken ahead for good, the tags of
+    what it may have claimed, and acks and rejects without an answer."""
 
     leases: list[Lease]
+    taken: list[Lease]
     tags: list[str]
     settled: list[Posted]
 
@@ -118,6 +119,7 @@ class Transport(BaseTransport):
                 again = [posted.again or b"" for posted in each.settled]
                 link.exchange(again, sum(posted.replies for posted in each.settled))
             put_back(link, keys, each.leases, True)
+            put_back(link, keys, each.taken, False)
             put_back_tags(link, keys, each.tags)
             with suppress(ValueError):  # another thread connects at the same time, and was faster: no harm
                 waiting.remove(each)
@@ -187,12 +189,16 @@ class Transport(BaseTransport):
     def _abandon(self) -> None:
         """Leave what the server has noted for us to the next connection of this process."""
         states = list(self._channels.values())
-        claims = [intake.claiming for state in states for intake in state.intakes]
-        leases = [lease for state in states for lease in state.unsettled()]
-        tags = [tag for claim in claims if claim is not None for tag in claim.possible_tags()]
-        settled = self._links[0].unanswered if self._links else []
-        if self._options.ack_emulation and (leases or tags or settled):
-            abandoned = Abandoned(leases, tags, settled)
+        intakes = [intake for state in states for intake in state.intakes]
+        claims = [intake.claiming for intake in intakes if intake.claiming is not None]
+        is_noted = self._options.ack_emulation
+        abandoned = Abandoned(
+            [lease for state in states for lease in state.unsettled()] if is_noted else [],
+            [lease for intake in intakes if not intake.lease for lease in intake.ready],
+            [tag for claim in claims for tag in claim.possible_tags()] if is_noted else [],
+            self._links[0].unanswered if self._links and is_noted else [],
+        )
+        if any(abandoned):
             _abandoned.setdefault(self._connector.identity, []).append(abandoned)
 
     @property

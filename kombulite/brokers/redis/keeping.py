@@ -21,7 +21,7 @@ from kombulite.brokers.redis.leases import logger, renew, restore_overdue
 from kombulite.brokers.redis.link import Link
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.topology import LEAST_BINDING_LIFE, Topology
-from kombulite.exceptions import ChannelError
+from kombulite.exceptions import ChannelError, MessageNacked
 
 #: Seconds until the next try when one failed.
 RETRY_INTERVAL = 1.0
@@ -76,7 +76,7 @@ class Keeper:
             for chore in due:
                 try:
                     pause = chore(self._links[0])
-                except ChannelError as error:  # the others shall be done all the same
+                except (ChannelError, MessageNacked) as error:  # the others shall be done all the same
                     pause = RETRY_INTERVAL
                     logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
                 self._due[chore] = monotonic() + pause

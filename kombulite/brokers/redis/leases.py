@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from logging import getLogger
 from typing import Any, NamedTuple
 
+from kombulite import exceptions
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.link import Link
 from kombulite.brokers.redis.options import Options
@@ -116,8 +117,11 @@ def bury(link: Link, keys: Keys, tag: Any, queue: str, element: Any, reason: obj
     """Move an element that is no message to the dead letters of its queue. ``tag``: None if it is not leased."""
     logger.error("An element of queue %r is no message and goes to %r: %s", queue, keys.dead_letters(queue), reason)
     if tag is None:
-        link.call("LPUSH", keys.dead_letters(queue), element)
-        return
+        try:
+            link.call("LPUSH", keys.dead_letters(queue), element)
+            return
+        except exceptions.MessageNacked:  # memory is full: it is taken from its list already, so it must be kept
+            tag = ""
     link.run(BURY, [keys.unacked, keys.unacked_index, keys.dead_letters(queue)], tag, element)
 
 

@@ -1,6 +1,10 @@
 """What the server does in one step: scripts in Lua (Redis: EVALSHA, and EVAL for a server that has forgotten them).
 
 All keys come as KEYS, with the key prefix in place. Times are the server's own (TIME), in seconds.
+
+If memory is full, a server refuses a command that may need more, unless the script has written before. Scripts that
+keep or free what is there must not be refused, so they begin with a write that is always allowed, and changes nothing:
+they remove the member '' from a set that has none.
 """
 
 from __future__ import annotations
@@ -116,6 +120,7 @@ return reply
 RESTORE = Script("""
 local latest, restored = ARGV[1], 0
 local mine, previous
+redis.pcall('ZREM', KEYS[2], '')
 for i = 3, #KEYS do
     local tag, envelope = ARGV[2 * i - 4], ARGV[2 * i - 3]
     if latest == '-' then
@@ -136,17 +141,19 @@ end
 return restored
 """)
 
-#: Moves one leased element that is no message to the dead letters.
-#: KEYS: unacked hash, its index, the list of dead letters. ARGV: tag, element. Returns 1 if it was leased.
+#: Moves one element that is no message to the dead letters.
+#: KEYS: unacked hash, its index, the list of dead letters. ARGV: tag ('' where it is not leased), element.
+#: Returns 1 unless it was leased and is not any more.
 BURY = Script("""
-redis.call('ZREM', KEYS[2], ARGV[1])
-local mine = redis.call('HDEL', KEYS[1], ARGV[1])
+redis.pcall('ZREM', KEYS[2], ARGV[1])
+local mine = ARGV[1] == '' and 1 or redis.call('HDEL', KEYS[1], ARGV[1])
 if mine == 1 then redis.call('LPUSH', KEYS[3], ARGV[2]) end
 return mine
 """)
 
 #: Gives leases their full time again, those that are still there. KEYS: index. ARGV: tags.
 RENEW = Script("""
+redis.call('ZREM', KEYS[1], '')
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 local scores = {}
@@ -161,6 +168,7 @@ return redis.call('ZADD', KEYS[1], 'XX', unpack(scores))
 #: KEYS: unacked hash, its index, mutex. ARGV: token, its life in ms, timeout in s, how many to skip, how many at most.
 #: Returns the latest score that has run out, then for each lease its tag, score and value; nil where somebody is.
 OVERDUE = Script("""
+redis.pcall('ZREM', KEYS[2], '')
 if redis.call('GET', KEYS[3]) ~= ARGV[1] and not redis.call('SET', KEYS[3], ARGV[1], 'NX', 'PX', ARGV[2]) then
     return false
 end
@@ -194,8 +202,16 @@ for i = lists + 1, #KEYS do redis.call('SREM', KEYS[i], ARGV[i - lists + 2]) end
 return count
 """)
 
+#: Binds a queue for good. KEYS: binding table, the one of permanent bindings. ARGV: member.
+BIND = Script("""
+redis.call('SREM', KEYS[1], '')
+redis.call('SADD', KEYS[1], ARGV[1])
+return redis.call('SADD', KEYS[2], ARGV[1])
+""")
+
 #: Binds a queue that expires. KEYS: binding table, deadlines. ARGV: member, exchange, lifetime in ms.
 BIND_EXPIRING = Script("""
+redis.call('ZREM', KEYS[2], '')
 local time = redis.call('TIME')
 redis.call('SADD', KEYS[1], ARGV[1])
 return redis.call('ZADD', KEYS[2], 'GT', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3], ARGV[2])

@@ -21,7 +21,7 @@ from kombulite.brokers.redis.leases import logger
 from kombulite.brokers.redis.link import Command, Link, pack_all
 from kombulite.brokers.redis.options import Limits
 from kombulite.brokers.redis.routes import Router
-from kombulite.brokers.redis.scripts import BIND_EXPIRING, DELETE_QUEUE
+from kombulite.brokers.redis.scripts import BIND, BIND_EXPIRING, DELETE_QUEUE
 from kombulite.utils.uuid import uuid
 
 TYPES = frozenset(["direct", "topic", "fanout"])
@@ -86,7 +86,7 @@ class Topology:
             if self.router.routes(name).has_bindings:
                 raise exceptions.PreconditionFailed(f"exchange '{name}' is in use")
         keys = self._keys
-        self._link.transact(("DEL", keys.bindings(name), keys.permanent_bindings(name)), ("ZREM", keys.deadlines, name))
+        self._free(("DEL", keys.bindings(name), keys.permanent_bindings(name)), ("ZREM", keys.deadlines, name))
         self._note(("HDEL", keys.exchanges, name))
         self._exchanges.pop(name, None)
         if name not in PREDECLARED:
@@ -178,7 +178,17 @@ class Topology:
     def purge(self, queue: str) -> int:
         """Remove the messages that wait in a queue; returns how many."""
         commands = [(name, key) for key in self._keys.lists(queue) for name in ("LLEN", "DEL")]
-        return sum(self._link.transact(*commands)[::2])
+        return sum(self._free(*commands)[::2])
+
+    def _free(self, *commands: Command) -> list[Any]:
+        """Send commands that free memory, as one transaction, and return their replies.
+
+        If memory is full, a server takes no transactions at all, whatever they do: then one after the other.
+        """
+        try:
+            return self._link.transact(*commands)
+        except exceptions.MessageNacked:
+            return self._link.call_all(*commands)
 
     def exclusive_queues(self) -> list[str]:
         """Those that this connection declared for itself alone."""
@@ -210,10 +220,12 @@ class Topology:
         if limits is not None and limits.expires:
             life = max(2 * limits.expires, LEAST_BINDING_LIFE)
             link.run(BIND_EXPIRING, [keys.bindings(exchange), keys.deadlines], member, exchange, life)
-        else:
-            link.transact(
-                ("SADD", keys.bindings(exchange), member), ("SADD", keys.permanent_bindings(exchange), member)
-            )
+            return
+        tables = keys.bindings(exchange), keys.permanent_bindings(exchange)
+        try:
+            link.transact(*(("SADD", table, member) for table in tables))
+        except exceptions.MessageNacked:  # memory is full: a consumer that frees some may need the binding
+            link.run(BIND, tables, member)
 
     def refresh_bindings(self, link: Link) -> None:
         """Say of the queues that expire that they are still bound."""
@@ -238,9 +250,7 @@ class Topology:
         self._check_source(exchange)
         keys = self._keys
         members = {keys.member(kind, routing_key, queue) for kind in ("direct", "topic")}
-        self._link.transact(
-            ("SREM", keys.bindings(exchange), *members), ("SREM", keys.permanent_bindings(exchange), *members)
-        )
+        self._free(("SREM", keys.bindings(exchange), *members), ("SREM", keys.permanent_bindings(exchange), *members))
         self.router.discard(exchange)
         self._bindings.get(queue, {}).pop((exchange, routing_key), None)
 
