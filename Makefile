@@ -29,7 +29,7 @@ bench-full: $(BENCH)/venv/.installed brokers c-client  ## all of them, with ever
 	$(BENCH)/venv/bin/python -m bench lab --full
 
 brokers:  ## install the brokers that tests and benchmarks start for themselves, where that is allowed
-	tests/install_tools.sh redis-server rabbitmq-server
+	tests/install_tools.sh redis-server rabbitmq-server postgresql
 
 c-client:  ## the same for the RabbitMQ C client, a rival
 	tests/install_tools.sh librabbitmq-dev

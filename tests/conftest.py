@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.servers import RabbitMQServer, RedisServer, Server, Unavailable
+from tests.servers import PostgreSQLServer, RabbitMQServer, RedisServer, Server, Unavailable
 
 MISSING = pytest.StashKey[set[str]]()
 
@@ -66,3 +66,10 @@ def amqp_url(request: pytest.FixtureRequest) -> str:
 def start_server(request: pytest.FixtureRequest) -> Callable[[Callable[[], Server]], Server]:
     """Starts a broker for one test alone, which may kill or pause it: ``start_server(RedisServer)``."""
     return lambda make: started(request, make)
+
+
+@pytest.fixture(scope="session")
+def postgresql_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a PostgreSQL."""
+    url: str = started(request, PostgreSQLServer).url
+    return url

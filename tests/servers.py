@@ -23,6 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
+import psycopg
+
 START_TIMEOUT = 60.0  # seconds
 STOP_TIMEOUT = 20.0
 DEBIAN_SCRIPTS = Path("/usr/lib/rabbitmq/bin")
@@ -70,6 +72,7 @@ class Server:
     """A broker of our own: a process and a folder. ``start`` it, then ``kill``, ``pause``, ``restart`` it at will."""
 
     program: ClassVar[str]
+    user: str | None = None  # who runs it, if not the user of the tests
 
     def __init__(self) -> None:
         self._path = program(self.program)
@@ -108,6 +111,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                user=self.user,
                 start_new_session=True,  # so that signals reach all of its processes, and Ctrl-C none of them
             )
         wait_until(self._is_up, START_TIMEOUT, f"{self.program} does not answer; its log ends:\n{{}}", self.log)
@@ -290,6 +294,50 @@ class RabbitMQServer(Server):
     @property
     def url(self) -> str:
         return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+
+class PostgreSQLServer(Server):
+    """A PostgreSQL, run by an ordinary user: it refuses root. Always that of the machine."""
+
+    program = "postgres"
+
+    def __init__(self) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+        path = str(found[-1]) if found else shutil.which(self.program)
+        if path is None:
+            raise Unavailable("postgres is not installed")
+        self._path = path
+        self.folder = Path(tempfile.mkdtemp(prefix="kombulite-"))
+        self.port = free_port()
+        self.process = None
+        self.user = "nobody" if os.geteuid() == 0 else None
+        if self.user is not None:
+            shutil.chown(self.folder, self.user)
+        subprocess.run(
+            [Path(self._path).with_name("initdb"), "-D", "data", "-U", "kombulite", "-A", "trust", "-E", "UTF8"],
+            cwd=self.folder, user=self.user, check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+
+    def command(self) -> list[str]:
+        return [self._path, "-D", "data", "-p", str(self.port), "-h", "127.0.0.1", "-k", str(self.folder)]
+
+    def is_ready(self) -> bool:
+        try:
+            with psycopg.connect(self.conninfo, connect_timeout=2):
+                return True
+        except psycopg.OperationalError:
+            return False
+
+    def stop(self) -> None:
+        self._end(signal.SIGINT)  # without waiting for its clients
+
+    @property
+    def conninfo(self) -> str:
+        return f"host=127.0.0.1 port={self.port} user=kombulite dbname=postgres"
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://kombulite@127.0.0.1:{self.port}/postgres"
 
 
 def tail(path: Path, size: int = 3000) -> str:

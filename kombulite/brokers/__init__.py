@@ -38,6 +38,8 @@ SCHEMES = {
     "redis": Scheme("kombulite.brokers.redis:Transport", 6379),
     "rediss": Scheme("kombulite.brokers.redis:Transport", 6379, ssl=True),
     "sentinel": Scheme("kombulite.brokers.redis:Transport", 26379),
+    "sqlite": Scheme("kombulite.brokers.sql:SQLiteTransport"),
+    "postgresql": Scheme("kombulite.brokers.sql:PostgreSQLTransport", 5432),
 }
 
 

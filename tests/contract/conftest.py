@@ -58,6 +58,8 @@ BROKERS = {
     "redis": Kind("redis_url", REDIS_LACKS),
     "filesystem": Kind("filesystem://", VIRTUAL, "folders"),
     "example": Kind("localhost", VIRTUAL, "database", "docs.examples.sqlite_transport:Transport"),
+    "sqlite": Kind("sqlite_url"),
+    "postgresql": Kind("postgresql_url"),
     "amqp": Kind("amqp_url", frozenset(["nacks", "flow", "channel prefetch"])),
     "amqp-confirms": Kind("amqp_url", frozenset(["flow", "channel prefetch"]), {"confirm_publish": True}),
 }
@@ -121,6 +123,11 @@ def folders(tmp_path: Path) -> dict[str, Any]:
 def database(tmp_path: Path) -> dict[str, Any]:
     """The options of the transport that docs/writing-a-transport.md walks through."""
     return {"database": str(tmp_path / "messages.db")}
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/messages.db"
 
 
 @pytest.fixture

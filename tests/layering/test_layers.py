@@ -33,7 +33,7 @@ FLOORS = [
         "brokers",
         "transport.native_delayed_delivery",
     },
-    {"brokers.memory", "brokers.filesystem", "brokers.amqp", "brokers.redis"},
+    {"brokers.memory", "brokers.filesystem", "brokers.amqp", "brokers.redis", "brokers.sql"},
     {"message", "_client", "hooks", "channel"},
     {"consumer", "producer", "messaging"},
     {"resource", "simple", "counters", "_client.process", "connection"},

@@ -1,0 +1,146 @@
+"""What the SQL brokers ask of a database: statements, transactions, errors of ours. One connection to it.
+
+Statements are written once for all databases: ``?`` for a parameter, ``{p}`` before the name of a table, ``{now}`` for
+the server's time in seconds since 1970, ``{skip}`` behind a SELECT that locks its rows and skips those others locked,
+``{lock}`` behind one that waits for them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from kombulite import exceptions
+from kombulite.brokers.sql import schema
+
+__all__ = ["Database"]
+
+Row = tuple[Any, ...]
+
+
+class Database(ABC):
+    """A connection to a database. Used by one thread at a time."""
+
+    #: What ``{now}``, ``{skip}`` and ``{lock}`` stand for.
+    now: str
+    skip: str
+    lock: str
+    is_postgresql: bool
+
+    def __init__(self, prefix: str) -> None:
+        if not prefix.replace("_", "a").isalnum() or not prefix.isascii():
+            raise ValueError(f"table_prefix must consist of ASCII letters, digits and '_', got {prefix!r:.80}")
+        self.prefix = prefix
+        self._statements: dict[str, str] = {}
+        self._depth = 0
+
+    # --- what a database implements
+
+    @abstractmethod
+    def open(self) -> None:
+        """Connect. Raises RecoverableConnectionError, AccessRefused."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Disconnect. May be repeated."""
+
+    @abstractmethod
+    def prepare(self, statement: str) -> str:
+        """Return the statement in the database's own dialect."""
+
+    @abstractmethod
+    def fetch(self, statement: str, values: Sequence[Any]) -> list[Row]:
+        """Run a prepared statement and return its rows. Raises this library's errors."""
+
+    @abstractmethod
+    def run_many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Run a statement once for each row of values."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Start a transaction that will write."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Commit it."""
+
+    @abstractmethod
+    def roll_back(self) -> None:
+        """Roll it back; a connection that is lost has done so."""
+
+    @abstractmethod
+    def notify(self, queues: Sequence[int]) -> None:
+        """Wake the consumers of these queues when the transaction commits; of the topology's changes, if empty."""
+
+    @property
+    @abstractmethod
+    def is_lost(self) -> bool:
+        """Whether the connection to the database is gone."""
+
+    # --- what is the same for all
+
+    def rows(self, statement: str, *values: Any) -> list[Row]:
+        """Run a statement and return its rows."""
+        prepared = self._statements.get(statement)
+        if prepared is None:
+            prepared = self._statements[statement] = self.prepare(self.filled(statement))
+        return self.fetch(prepared, values)
+
+    def value(self, statement: str, *values: Any) -> Any:
+        """Run a statement and return the first column of its first row, None if there is none."""
+        rows = self.rows(statement, *values)
+        return rows[0][0] if rows else None
+
+    def filled(self, statement: str) -> str:
+        """Return a statement with its placeholders filled in."""
+        for name, meaning in (("p", self.prefix), ("now", self.now), ("skip", self.skip), ("lock", self.lock)):
+            statement = statement.replace("{" + name + "}", meaning)
+        return statement
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Run what is inside as one transaction. May be nested; the outermost one commits."""
+        if self._depth:
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+            return
+        self.begin()
+        self._depth = 1
+        try:
+            yield
+        except BaseException:
+            self._depth = 0
+            self.roll_back()
+            raise
+        self._depth = 0
+        try:
+            self.commit()
+        except BaseException:
+            self.roll_back()
+            raise
+
+    def create_tables(self) -> None:
+        """Create the tables unless they are there. Raises OperationalError for those of another version."""
+        with self.transaction():
+            self.lock_schema()
+            if not self.has_tables():
+                for statement in schema.statements(self.prefix, self.is_postgresql):
+                    self.rows(statement)
+        version = self.value("SELECT version FROM {p}meta")
+        if version != schema.VERSION:
+            raise exceptions.OperationalError(
+                f"the tables {self.prefix}* are of version {version}, this kombulite needs version {schema.VERSION}"
+            )
+
+    @abstractmethod
+    def lock_schema(self) -> None:
+        """Keep others from creating the tables at the same time, until the transaction ends."""
+
+    @abstractmethod
+    def has_tables(self) -> bool:
+        """Return whether the tables are there."""

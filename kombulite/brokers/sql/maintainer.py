@@ -1,0 +1,125 @@
+"""The thread beside a SQL connection: it renews the lease, and hears the database's notifications."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Event, Thread
+from time import monotonic
+from typing import Any
+from weakref import WeakMethod
+
+from kombulite import exceptions
+from kombulite.log import get_logger
+
+__all__ = ["Bell", "LeaseMaintainer"]
+
+logger = get_logger(__name__)
+
+
+class Bell:
+    """A condition of a lock that may be rung without holding it."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._rung = Event()
+
+    def notify_all(self) -> None:
+        """Wake those who wait, or the next who does."""
+        self._rung.set()
+
+    def wait(self, seconds: float | None) -> bool:
+        """Wait without the lock; returns whether the bell was rung."""
+        self._lock.release()
+        try:
+            return self._rung.wait(seconds)
+        finally:
+            self._lock.acquire()
+            self._rung.clear()
+
+
+class LeaseMaintainer:
+    """Calls ``renew`` (a bound method, held weakly) every ``interval`` seconds; ends with its object, or by ``stop``.
+
+    ``listen(listener, ring)``: call ``ring`` for each notification that a psycopg connection of its own receives.
+    """
+
+    def __init__(self, renew: Callable[[], None], interval: float) -> None:
+        self._renew = WeakMethod(renew)
+        self._interval = interval
+        self._wake, self._waker = socket.socketpair()
+        self._listener: Any = None
+        self._ring: Callable[[], None] | None = None
+        self._is_stopped = False
+        self._thread = Thread(target=self._run, name="kombulite-sql-lease", daemon=True)
+        self._thread.start()
+
+    def listen(self, listener: Any, ring: Callable[[], None]) -> None:
+        """Hear the notifications that a connection receives, from now on."""
+        self._listener, self._ring = listener, ring
+        self._waker.send(b"x")
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether notifications are heard."""
+        return self._listener is not None
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._is_stopped = True
+        with suppress(OSError):  # it has ended
+            self._waker.send(b"x")
+
+    def _run(self) -> None:
+        next_renewal = monotonic() + self._interval
+        try:
+            while not self._is_stopped:
+                self._hear(max(next_renewal - monotonic(), 0))
+                if self._is_stopped or monotonic() < next_renewal:
+                    continue
+                renew = self._renew()
+                if renew is None:
+                    return
+                try:
+                    renew()
+                except (exceptions.AMQPError, OSError) as error:
+                    logger.warning("The lease of a SQL connection was not renewed: %s", error)
+                del renew
+                next_renewal = monotonic() + self._interval
+        finally:
+            self._drop_listener()
+            self._wake.close()
+            self._waker.close()
+
+    def _hear(self, seconds: float) -> None:
+        """Wait for a notification, for a call from another thread, or for ``seconds``."""
+        listener = self._listener
+        sources = [self._wake] if listener is None else [self._wake, listener]
+        try:
+            ready, _, _ = select.select(sources, [], [], seconds)
+            if listener in ready:
+                for _ in listener.notifies(timeout=0):
+                    pass
+                if self._ring is not None:
+                    self._ring()
+        except (OSError, ValueError, listener_errors()) as error:
+            logger.warning("Notifications are not heard any more, messages are polled for: %s", error)
+            self._drop_listener()
+            return
+        if self._wake in ready:
+            self._wake.recv(4096)
+
+    def _drop_listener(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+
+
+def listener_errors() -> type[Exception]:
+    """Return what psycopg raises, or an error that nothing raises where it is not there."""
+    import sys
+
+    psycopg = sys.modules.get("psycopg")
+    return psycopg.Error if psycopg is not None else OSError

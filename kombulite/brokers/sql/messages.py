@@ -1,0 +1,297 @@
+"""Messages of a SQL broker: put, claim, settle, expire, return to their queues."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from math import isfinite
+from typing import Any, NamedTuple
+
+from kombulite import exceptions
+from kombulite._core import Delivery, Properties, make_properties
+from kombulite.brokers.limits import dead_letter, expiration_of
+from kombulite.brokers.sql.database import Database
+from kombulite.brokers.sql.topology import QueueRecord, Topology
+from kombulite.utils.json import codec
+
+__all__ = ["Messages", "Token"]
+
+NAMED_PROPERTIES = ("content_type", "content_encoding", "headers", "delivery_mode", "priority")
+
+COLUMNS = "id, rank, deliveries, exchange, routing_key, properties, body"
+
+INSERT = (
+    "INSERT INTO {p}messages (queue, rank, due, expires, exchange, routing_key, properties, body)"
+    " VALUES (?, ?, ?, {now} + ?, ?, ?, ?, ?)"
+)
+
+CLAIM_SQLITE = (
+    "UPDATE {p}messages SET owner = ?, deliveries = deliveries + 1 WHERE id IN ("
+    "SELECT id FROM {p}messages WHERE queue = ? AND owner IS NULL AND due IS NULL"
+    " AND (expires IS NULL OR expires > {now}) ORDER BY rank, id LIMIT ?) RETURNING " + COLUMNS
+)
+
+# A sub-select in IN () may run again within the plan, and lock more rows than its limit: hence the materialized table.
+CLAIM_POSTGRESQL = (
+    "WITH claimed AS MATERIALIZED (SELECT id FROM {p}messages WHERE queue = ? AND owner IS NULL AND due IS NULL"
+    " AND (expires IS NULL OR expires > {now}) ORDER BY rank, id LIMIT ? {skip})"
+    " UPDATE {p}messages AS m SET owner = ?, deliveries = m.deliveries + 1 FROM claimed WHERE m.id = claimed.id"
+    " RETURNING m.id, m.rank, m.deliveries, m.exchange, m.routing_key, m.properties, m.body"
+)
+
+
+class Token(NamedTuple):
+    """What a claimed message is known by."""
+
+    id: int
+    queue: QueueRecord
+    delivery: Delivery
+
+
+class Messages:
+    """The messages of all queues. Methods run in a transaction of the caller's, or are one statement."""
+
+    def __init__(self, database: Database, topology: Topology) -> None:
+        self._database = database
+        self._topology = topology
+        self._encoded: tuple[Properties | None, str] = (None, "")  # the last properties: a producer's are one object
+        self._decoded: tuple[str, Properties | None] = ("", None)
+
+    # --- putting
+
+    def check(self, delivery: Delivery) -> None:
+        """Raise PreconditionFailed for an expiration or eta that is none."""
+        if delivery.properties.expiration is not None:
+            expiration_of(delivery)
+        _due(delivery)
+
+    def put(self, queues: Iterable[QueueRecord], delivery: Delivery) -> None:
+        """Put a message into queues. Raises MessageNacked if one is full and refuses it."""
+        queues = list(queues)
+        for queue in queues:
+            if queue.limits.reject_publish and self._excess(queue, 1, len(delivery.body)):
+                raise exceptions.MessageNacked(f"queue '{queue.spec.name}' is full")
+        self.put_many([(queue, delivery) for queue in queues])
+
+    def put_many(self, placed: Sequence[tuple[QueueRecord, Delivery]]) -> None:
+        """Put messages into queues, without a look at who refuses some, and drop what is above a queue's limits."""
+        self._database.run_many(INSERT, [self._row(queue, delivery) for queue, delivery in placed])
+        limited = {queue.id: queue for queue, _ in placed if not queue.is_plain}
+        for queue in limited.values():
+            while excess := self._excess(queue):
+                self.bury([Token(*each) for each in self._pop(queue, excess)], "maxlen")
+        self._database.notify(sorted({queue.id for queue, _ in placed}))
+
+    def _row(self, queue: QueueRecord, delivery: Delivery) -> tuple[Any, ...]:
+        properties, limits = delivery.properties, queue.limits
+        ttl = limits.message_ttl
+        if properties.expiration is not None:
+            own = expiration_of(delivery)
+            ttl = own if ttl is None else min(ttl, own)
+        known, text = self._encoded
+        if known is not properties:
+            text = codec.dumps(properties.as_dict())
+            self._encoded = properties, text
+        body = delivery.body.encode() if isinstance(delivery.body, str) else bytes(delivery.body)
+        priority = properties.priority
+        rank = -min(max(priority if isinstance(priority, int) else 0, 0), limits.max_priority)
+        due = _due(delivery)
+        if due is not None and ttl is not None:
+            ttl += max(due - datetime.now(timezone.utc).timestamp(), 0)
+        return queue.id, rank, due, ttl, delivery.exchange, delivery.routing_key, text, body
+
+    def _excess(self, queue: QueueRecord, extra_messages: int = 0, extra_bytes: int = 0) -> int:
+        """Return how many waiting messages are too many (or 1 where it is their size)."""
+        limits = queue.limits
+        if queue.is_plain:
+            return 0
+        count, size = self._database.rows(
+            "SELECT count(*), coalesce(sum(length(body)), 0) FROM {p}messages"
+            " WHERE queue = ? AND owner IS NULL AND due IS NULL",
+            queue.id,
+        )[0]
+        if limits.max_length is not None and count + extra_messages > limits.max_length:
+            return int(count + extra_messages - limits.max_length)
+        return int(limits.max_length_bytes is not None and size + extra_bytes > limits.max_length_bytes and count > 0)
+
+    def _pop(self, queue: QueueRecord, count: int) -> list[Token]:
+        return self._tokens(
+            queue,
+            self._database.rows(
+                "DELETE FROM {p}messages WHERE id IN (SELECT id FROM {p}messages WHERE queue = ? AND owner IS NULL"
+                " AND due IS NULL ORDER BY rank, id LIMIT ? {skip}) RETURNING " + COLUMNS,
+                queue.id,
+                count,
+            ),
+        )
+
+    def bury(self, tokens: Sequence[Token], reason: str) -> None:
+        """Send messages that are out of their queues to the dead letter exchanges; a dead letter is never refused."""
+        pending = deque((token, reason) for token in tokens)
+        while pending:
+            (_, queue, delivery), why = pending.popleft()
+            if queue.limits.dead_letter_exchange is None:
+                continue
+            dead = dead_letter(queue.spec.name, queue.limits, delivery, why)
+            if dead is None:
+                continue
+            try:
+                queues = self._topology.route(dead)
+            except exceptions.NotFound:
+                continue
+            if queues:
+                self.put_many([(each, dead) for each in queues])
+
+    # --- claiming
+
+    def claim(self, queue: QueueRecord, count: int) -> list[Token]:
+        """Claim the next messages of a queue for this connection, at most ``count``."""
+        owner = self._topology.connection
+        if self._database.is_postgresql:
+            rows = self._database.rows(CLAIM_POSTGRESQL, queue.id, count, owner)
+        else:
+            rows = self._database.rows(CLAIM_SQLITE, owner, queue.id, count)
+        return self._tokens(queue, rows)
+
+    def _tokens(self, queue: QueueRecord, rows: list[tuple[Any, ...]]) -> list[Token]:
+        tokens = []
+        for number, _, deliveries, exchange, routing_key, text, body in sorted(rows, key=lambda row: (row[1], row[0])):
+            known, properties = self._decoded
+            if properties is None or known != text:
+                properties = _properties(codec.loads(text))
+                self._decoded = text, properties
+            delivery = Delivery(exchange, routing_key, properties, body)
+            delivery.delivery_count = max(deliveries - 1, 0)
+            delivery.redelivered = deliveries > 1
+            tokens.append(Token(number, queue, delivery))
+        return tokens
+
+    # --- settling
+
+    def delete(self, tokens: Sequence[Token]) -> list[Token]:
+        """Delete claimed messages; returns those that were still this connection's."""
+        owner = self._topology.connection
+        ours = {
+            number
+            for (number,) in self._database.rows(
+                "DELETE FROM {p}messages WHERE owner = ? AND " + self._among(tokens) + " RETURNING id",
+                owner,
+                *self._ids(tokens),
+            )
+        }
+        return [token for token in tokens if token.id in ours]
+
+    def put_back(self, tokens: Sequence[Token], is_unseen: bool = False) -> None:
+        """Return claimed messages to their places; ``is_unseen``: the consumer has not seen them, it does not count."""
+        self._database.rows(
+            "UPDATE {p}messages SET owner = NULL, deliveries = deliveries - ? WHERE owner = ? AND "
+            + self._among(tokens),
+            int(is_unseen),
+            self._topology.connection,
+            *self._ids(tokens),
+        )
+        self._database.notify(sorted({token.queue.id for token in tokens}))
+
+    def _among(self, tokens: Sequence[Token]) -> str:
+        if self._database.is_postgresql:
+            return "id = ANY(?)"
+        return "id IN (SELECT value FROM json_each(?))"
+
+    def _ids(self, tokens: Sequence[Token]) -> tuple[Any]:
+        ids = [token.id for token in tokens]
+        return (ids,) if self._database.is_postgresql else (str(ids),)
+
+    # --- what is there
+
+    def size(self, queue: QueueRecord) -> int:
+        """Return how many messages wait in a queue."""
+        return int(
+            self._database.value(
+                "SELECT count(*) FROM {p}messages WHERE queue = ? AND owner IS NULL AND due IS NULL"
+                " AND (expires IS NULL OR expires > {now})",
+                queue.id,
+            )
+        )
+
+    def claimed(self, queue: QueueRecord) -> int:
+        """Return how many messages of a queue are claimed."""
+        return int(
+            self._database.value("SELECT count(*) FROM {p}messages WHERE queue = ? AND owner IS NOT NULL", queue.id)
+        )
+
+    def purge(self, queue: QueueRecord) -> int:
+        """Delete the messages that wait in a queue; returns how many."""
+        return len(
+            self._database.rows(
+                "DELETE FROM {p}messages WHERE queue = ? AND owner IS NULL AND due IS NULL RETURNING 1", queue.id
+            )
+        )
+
+    # --- what time brings
+
+    def seconds_to_next(self) -> float | None:
+        """Return the seconds until something expires or becomes due: a message, or an unused queue; None for never."""
+        seconds = self._database.value(
+            "SELECT min(at) - {now} FROM (SELECT min(due) AS at FROM {p}messages WHERE due IS NOT NULL"
+            " UNION ALL SELECT min(expires) FROM {p}messages WHERE expires IS NOT NULL AND owner IS NULL"
+            " UNION ALL SELECT min(expires) FROM {p}queues WHERE expires IS NOT NULL) AS times"
+        )
+        return None if seconds is None else float(seconds)
+
+    def pass_time(self) -> None:
+        """Release the messages that are due, and drop those that have expired."""
+        rows, queues = self._database.rows, {queue.id: queue for queue in self._topology.queues.values()}
+        due = rows("UPDATE {p}messages SET due = NULL WHERE due <= {now} RETURNING queue")
+        expired = rows(
+            "DELETE FROM {p}messages WHERE id IN (SELECT id FROM {p}messages WHERE expires <= {now} AND owner IS NULL"
+            " AND due IS NULL {skip}) RETURNING queue, " + COLUMNS
+        )
+        for number in sorted({row[0] for row in expired}):
+            if number in queues:
+                dropped = self._tokens(queues[number], [row[1:] for row in expired if row[0] == number])
+                self.bury(dropped, "expired")
+        if due:
+            self._database.notify(sorted({number for (number,) in due}))
+
+    def return_from_the_dead(self) -> tuple[set[int], set[int]]:
+        """Give back the messages of connections whose leases have run out.
+
+        Returns the ids of these connections, and of the queues that they consumed from.
+        """
+        gone = [
+            number
+            for (number,) in self._database.rows("DELETE FROM {p}connections WHERE alive_until < {now} RETURNING id")
+        ]
+        consumed = set()
+        for number in gone:
+            queues = self._database.rows("UPDATE {p}messages SET owner = NULL WHERE owner = ? RETURNING queue", number)
+            consumers = self._database.rows("DELETE FROM {p}consumers WHERE connection = ? RETURNING queue", number)
+            consumed |= {queue for (queue,) in consumers}
+            if queues:
+                self._database.notify(sorted({queue for (queue,) in queues}))
+        return set(gone), consumed
+
+
+def _properties(stored: dict[str, Any]) -> Properties:
+    content_type, content_encoding, headers, delivery_mode, priority = (
+        stored.pop(name, None) for name in NAMED_PROPERTIES
+    )
+    return make_properties(content_type, content_encoding, headers, delivery_mode, priority, stored)
+
+
+def _due(delivery: Delivery) -> float | None:
+    """Return when a message may be delivered (seconds since 1970), from its property ``eta``; None for at once."""
+    eta = (delivery.properties.extra or {}).get("eta")
+    if eta is None:
+        return None
+    if isinstance(eta, str):
+        try:
+            eta = datetime.fromisoformat(eta.replace("Z", "+00:00"))
+        except ValueError:
+            raise exceptions.PreconditionFailed(f"invalid eta {eta!r:.80}") from None
+    if isinstance(eta, datetime):
+        return (eta if eta.tzinfo else eta.replace(tzinfo=timezone.utc)).timestamp()
+    if isinstance(eta, (int, float)) and not isinstance(eta, bool) and isfinite(eta):
+        return float(eta)
+    raise exceptions.PreconditionFailed(f"invalid eta {eta!r:.80}")

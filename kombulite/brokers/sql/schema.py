@@ -1,0 +1,47 @@
+"""The tables of the SQL brokers: one versioned schema for SQLite and PostgreSQL, readable with plain SQL.
+
+All times are seconds since 1970 by the database server's clock. A message waits if it has no ``owner`` and is not
+``due`` at a later time; an owner is a connection with a lease (``alive_until``). A queue's messages are claimed in the
+order of ``rank`` (the priority, negated) and ``id``. ``topology`` counts the changes of exchanges, queues and bindings,
+so that a publisher notices that what it has cached is stale.
+"""
+
+from __future__ import annotations
+
+VERSION = 1
+
+#: What a column type is called: (SQLite, PostgreSQL).
+TYPES = {
+    "serial": ("INTEGER PRIMARY KEY AUTOINCREMENT", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"),
+    "blob": ("BLOB", "BYTEA"),
+    "time": ("REAL", "DOUBLE PRECISION"),
+}
+
+STATEMENTS = (
+    "CREATE TABLE {p}meta (version INTEGER NOT NULL, topology BIGINT NOT NULL)",
+    "CREATE TABLE {p}connections (id {serial}, alive_until {time} NOT NULL)",
+    "CREATE TABLE {p}exchanges (name TEXT PRIMARY KEY, type TEXT NOT NULL, durable BOOLEAN NOT NULL,"
+    " auto_delete BOOLEAN NOT NULL, arguments TEXT NOT NULL)",
+    "CREATE TABLE {p}queues (id {serial}, name TEXT NOT NULL UNIQUE, durable BOOLEAN NOT NULL,"
+    " exclusive BOOLEAN NOT NULL, auto_delete BOOLEAN NOT NULL, arguments TEXT NOT NULL, owner BIGINT, expires {time})",
+    "CREATE TABLE {p}bindings (source TEXT NOT NULL, destination TEXT NOT NULL, to_exchange BOOLEAN NOT NULL,"
+    " routing_key TEXT NOT NULL, arguments TEXT NOT NULL,"
+    " PRIMARY KEY (source, destination, to_exchange, routing_key, arguments))",
+    "CREATE TABLE {p}consumers (connection BIGINT NOT NULL, channel INTEGER NOT NULL, tag TEXT NOT NULL,"
+    " queue BIGINT NOT NULL, exclusive BOOLEAN NOT NULL, PRIMARY KEY (connection, channel, tag))",
+    "CREATE INDEX {p}consumers_queue ON {p}consumers (queue)",
+    "CREATE TABLE {p}messages (id {serial}, queue BIGINT NOT NULL, rank INTEGER NOT NULL, due {time}, expires {time},"
+    " owner BIGINT, deliveries INTEGER NOT NULL DEFAULT 0, exchange TEXT NOT NULL, routing_key TEXT NOT NULL,"
+    " properties TEXT NOT NULL, body {blob} NOT NULL)",
+    "CREATE INDEX {p}messages_waiting ON {p}messages (queue, rank, id) WHERE owner IS NULL AND due IS NULL",
+    "CREATE INDEX {p}messages_owned ON {p}messages (owner, queue) WHERE owner IS NOT NULL",
+    "CREATE INDEX {p}messages_due ON {p}messages (due) WHERE due IS NOT NULL",
+    "CREATE INDEX {p}messages_expires ON {p}messages (expires) WHERE expires IS NOT NULL",
+    "INSERT INTO {p}meta (version, topology) VALUES (" + str(VERSION) + ", 1)",
+)
+
+
+def statements(prefix: str, is_postgresql: bool) -> list[str]:
+    """Return the statements that create the tables, with ``prefix`` before each table's name."""
+    types = {name: both[is_postgresql] for name, both in TYPES.items()}
+    return [statement.format(p=prefix, **types) for statement in STATEMENTS]

@@ -1,0 +1,190 @@
+"""Tables, settings, errors and delays of the SQL brokers."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from datetime import datetime, timedelta, timezone
+
+import psycopg
+import pytest
+
+from kombulite import Connection, Consumer, Producer, Queue, exceptions
+
+
+def test_messages_are_readable_with_plain_sql(tmp_path):
+    path = tmp_path / "messages.db"
+    with Connection(f"sqlite:///{path}") as connection:
+        Producer(connection).publish(
+            {"id": 7}, routing_key="orders", declare=[Queue("orders")], headers={"a": 1}, correlation_id="c"
+        )
+        rows = sqlite3.connect(path).execute(
+            "SELECT q.name, m.body, json_extract(m.properties, '$.correlation_id'),"
+            " json_extract(m.properties, '$.headers.a')"
+            " FROM kombulite_messages m JOIN kombulite_queues q ON q.id = m.queue"
+        ).fetchall()  # fmt: skip
+    assert rows == [("orders", b'{"id": 7}', "c", 1)]
+
+
+def test_tables_of_another_version_are_refused(database):
+    connection = database.connect()
+    connection.connect()
+    connection.transport._database.rows("UPDATE {p}meta SET version = 99")
+    with pytest.raises(exceptions.OperationalError, match="are of version 99, this kombulite needs version 1"):
+        database.connect().connect()
+
+
+def test_what_was_published_is_there_after_all_connections_are_gone(database):
+    first = database.connect()
+    Producer(first).publish(1, routing_key="kept", declare=[Queue("kept")])
+    first.release()
+    assert Queue("kept")(database.connect()).get().payload == 1
+
+
+@pytest.mark.parametrize("form", ["seconds", "text", "datetime"])
+def test_message_with_an_eta_is_delivered_then_and_in_its_place(database, form):
+    connection = database.connect()
+    queue = Queue("later")(connection)
+    queue.declare()
+    at = datetime.now(timezone.utc) + timedelta(seconds=0.7)
+    eta = {"seconds": at.timestamp(), "text": at.isoformat(), "datetime": at}[form]
+    producer = Producer(connection, routing_key="later")
+    producer.publish("late", eta=eta)
+    producer.publish("early")
+    assert queue.queue_declare(passive=True).message_count == 1
+    got = []
+    with Consumer(connection, [queue], callbacks=[lambda body, message: (got.append(body), message.ack())]):
+        while len(got) < 2:
+            connection.drain_events(timeout=10)
+            assert got != ["late"]
+    assert got == ["early", "late"]
+    assert datetime.now(timezone.utc) >= at
+
+
+def test_eta_that_is_none_is_refused_by_name(database):
+    with pytest.raises(exceptions.PreconditionFailed, match="invalid eta 'soon'"):
+        Producer(database.connect()).publish(1, routing_key="q", eta="soon")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"table_prefix": "a; DROP TABLE b"}, "table_prefix must consist of ASCII letters"),
+        ({"lease": -1}, "lease must be above 0 seconds, got -1"),
+        ({"synchronous": "maybe"}, "synchronous must be one of OFF, NORMAL, FULL, EXTRA, got 'MAYBE'"),
+    ],
+)
+def test_options_that_cannot_be_are_named(tmp_path, options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Connection(f"sqlite:///{tmp_path}/m.db", transport_options=options).connect()
+
+
+def test_url_without_a_file_is_refused():
+    with pytest.raises(ValueError, match="must name a file"):
+        Connection("sqlite://").connect()
+
+
+def test_file_that_cannot_be_opened_is_a_connection_error(tmp_path):
+    connection = Connection(f"sqlite:///{tmp_path}/missing/m.db")
+    with pytest.raises(exceptions.RecoverableConnectionError, match="cannot open"):
+        connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+
+
+def test_server_that_is_not_there_and_password_that_is_not_shown(postgresql_url):
+    url = "postgresql://kombulite:sesame@127.0.0.1:1/postgres"
+    with pytest.raises(exceptions.OperationalError) as caught:
+        Connection(url).ensure_connection(max_retries=0)
+    assert "sesame" not in str(caught.value)
+    assert caught.value.__cause__ is not None
+    assert "sesame" not in str(caught.value.__cause__)
+
+
+def test_database_that_is_read_only_is_told(postgresql_url):
+    with Connection(postgresql_url, transport_options={"table_prefix": "ro_"}) as connection:
+        Queue("q")(connection).declare()
+        connection.transport._database.rows("SET default_transaction_read_only = on")
+        with pytest.raises(exceptions.ResourceError, match="read-only"):
+            Producer(connection).publish(1, routing_key="q")
+
+
+def test_busy_file_is_a_recoverable_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("kombulite.brokers.sql.sqlite.BUSY_TIMEOUT", 0.05)
+    path = tmp_path / "m.db"
+    with Connection(f"sqlite:///{path}") as connection:
+        Queue("q")(connection).declare()
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(exceptions.RecoverableChannelError, match="database is locked"):
+            Producer(connection).publish(1, routing_key="q")
+        other.execute("ROLLBACK")
+        other.close()
+        Producer(connection).publish(2, routing_key="q")
+        assert Queue("q")(connection).get().payload == 2
+
+
+def test_acks_that_meet_a_busy_file_are_kept_and_made_good(tmp_path, monkeypatch):
+    monkeypatch.setattr("kombulite.brokers.sql.sqlite.BUSY_TIMEOUT", 0.05)
+    path = tmp_path / "m.db"
+    with Connection(f"sqlite:///{path}") as connection:
+        queue = Queue("q")(connection)
+        queue.declare()
+        Producer(connection).publish(1, routing_key="q")
+        message = queue.get()
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(exceptions.RecoverableChannelError):
+            message.ack()
+        other.execute("ROLLBACK")
+        other.close()
+    with Connection(f"sqlite:///{path}") as connection:
+        assert Queue("q")(connection).get() is None
+
+
+def test_notification_wakes_a_consumer_of_another_connection(database):
+    receiver, sender = database.connect(), database.connect()
+    got = []
+    with Consumer(receiver, [Queue("q")], callbacks=[lambda body, message: (got.append(body), message.ack())]):
+        with pytest.raises(TimeoutError):
+            receiver.drain_events(timeout=0.05)
+        looks = []
+        claim = receiver.transport._claim
+        receiver.transport._claim = lambda *args: (looks.append(1), claim(*args))[1]
+        Producer(sender).publish(1, routing_key="q")
+        receiver.drain_events(timeout=30)
+        assert got == [1]
+        assert len(looks) <= 3, "it polled"
+
+
+def test_listener_that_is_lost_is_replaced_by_polling(postgresql_url, monkeypatch):
+    monkeypatch.setattr("kombulite.brokers.sql.LOOK_AGAIN", 0.1)
+    with (
+        Connection(postgresql_url, transport_options={"table_prefix": "ll_"}) as receiver,
+        Connection(postgresql_url, transport_options={"table_prefix": "ll_"}) as sender,
+    ):
+        got = []
+        with Consumer(receiver, [Queue("q")], callbacks=[lambda body, message: (got.append(body), message.ack())]):
+            with psycopg.connect(postgresql_url, autocommit=True) as admin:
+                admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN \"ll_%'")
+            Producer(sender).publish(1, routing_key="q")
+            receiver.drain_events(timeout=30)
+        assert got == [1]
+
+
+def test_forked_child_leaves_the_connection_to_its_parent(database):
+    connection = database.connect()
+    queue = Queue("q")(connection)
+    queue.declare()
+    Producer(connection).publish(1, routing_key="q")
+    message = queue.get()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            Producer(connection).publish(2, routing_key="q")  # over a connection of its own
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    message.ack()
+    assert queue.get(no_ack=True).payload == 2
+    assert queue.get() is None
