@@ -1,7 +1,100 @@
-"""Transports under kombu's names."""
+"""Names of transports, and the classes behind them, as kombu has them.
+
+Programs register transports by changing ``TRANSPORT_ALIASES``. kombulite's own transports are used directly as long as
+their entries are unchanged; every other class runs through ``kombulite.transport.adapter``.
+"""
 
 from __future__ import annotations
 
-from kombulite.brokers import resolve_transport
+from difflib import SequenceMatcher
+from typing import Any
 
-__all__ = ["resolve_transport"]
+from kombulite.transport.distribution import install
+from kombulite.utils.compat import _detect_environment
+from kombulite.utils.imports import symbol_by_name
+
+#: The least similarity of a name that is proposed for an unknown one.
+MIN_SIMILARITY = 0.6
+
+TRANSPORT_ALIASES: dict[str, Any] = {
+    "amqp": "kombulite.transport.pyamqp:Transport",
+    "amqps": "kombulite.transport.pyamqp:SSLTransport",
+    "pyamqp": "kombulite.transport.pyamqp:Transport",
+    "librabbitmq": "kombulite.transport.librabbitmq:Transport",
+    "confluentkafka": "kombulite.transport.confluentkafka:Transport",
+    "kafka": "kombulite.transport.confluentkafka:Transport",
+    "memory": "kombulite.transport.memory:Transport",
+    "redis": "kombulite.transport.redis:Transport",
+    "rediss": "kombulite.transport.redis:Transport",
+    "sentinel": "kombulite.transport.redis:SentinelTransport",
+    "SQS": "kombulite.transport.SQS:Transport",
+    "sqs": "kombulite.transport.SQS:Transport",
+    "mongodb": "kombulite.transport.mongodb:Transport",
+    "zookeeper": "kombulite.transport.zookeeper:Transport",
+    "sqlalchemy": "kombulite.transport.sqlalchemy:Transport",
+    "sqla": "kombulite.transport.sqlalchemy:Transport",
+    "SLMQ": "kombulite.transport.SLMQ.Transport",
+    "slmq": "kombulite.transport.SLMQ.Transport",
+    "filesystem": "kombulite.transport.filesystem:Transport",
+    "qpid": "kombulite.transport.qpid:Transport",
+    "consul": "kombulite.transport.consul:Transport",
+    "etcd": "kombulite.transport.etcd:Transport",
+    "azurestoragequeues": "kombulite.transport.azurestoragequeues:Transport",
+    "azureservicebus": "kombulite.transport.azureservicebus:Transport",
+    "pyro": "kombulite.transport.pyro:Transport",
+    "gcpubsub": "kombulite.transport.gcpubsub:Transport",
+    "pgmq": "kombulite.transport.pgmq:Transport",
+}
+
+_ORIGINAL_ALIASES = dict(TRANSPORT_ALIASES)
+
+_transport_cache: dict[Any, Any] = {}
+
+
+def supports_librabbitmq() -> bool | None:
+    """Return True if librabbitmq can be imported and no library of green threads is at work, else None."""
+    if _detect_environment() == "default":
+        try:
+            import librabbitmq  # type: ignore[import-not-found]  # noqa: F401
+        except ImportError:
+            return None
+        return True
+    return None
+
+
+def is_replaced(alias: str) -> bool:
+    """Return whether a program has registered another transport under one of the names that kombulite provides."""
+    return TRANSPORT_ALIASES.get(alias) is not _ORIGINAL_ALIASES.get(alias)
+
+
+def closest_name(name: str, known: Any) -> str | None:
+    """Return the most similar of the known names, or None if none is similar."""
+    ratios = ((SequenceMatcher(None, name, each).ratio(), each) for each in known)
+    return max((found for found in ratios if found[0] >= MIN_SIMILARITY), default=(0, None))[1]
+
+
+def resolve_transport(transport: Any = None) -> Any:
+    """Return the class behind an alias or a dotted path (``module:Class``); anything else is returned as it is.
+
+    Raises:
+        KeyError: No transport has that name.
+    """
+    if not isinstance(transport, str):
+        return transport
+    if transport in TRANSPORT_ALIASES:
+        target = TRANSPORT_ALIASES[transport]
+        return symbol_by_name(target() if callable(target) else target)
+    if "." in transport or ":" in transport:
+        return symbol_by_name(transport)
+    close = closest_name(transport, TRANSPORT_ALIASES)
+    raise KeyError(f"No such transport: {transport}" + (f".  Did you mean {close}?" if close else ""))
+
+
+def get_transport_cls(transport: Any = None) -> Any:
+    """Return the same as ``resolve_transport``, remembered from the first call for that argument."""
+    if transport not in _transport_cache:
+        _transport_cache[transport] = resolve_transport(transport)
+    return _transport_cache[transport]
+
+
+install()

@@ -1,7 +1,235 @@
-"""What transports are made of, under kombu's name."""
+"""The interface of kombu's transports: what others subclass and mock. ``kombulite.transport.adapter`` runs them."""
 
 from __future__ import annotations
 
-from kombulite.brokers.base import Implements, Management, Transport
+import errno
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
 
-__all__ = ["Implements", "Management", "Transport"]
+from kombulite.exceptions import ChannelError, ConnectionError, RecoverableConnectionError
+from kombulite.message import Message
+from kombulite.utils.objects import cached_property
+from kombulite.utils.time import maybe_s_to_ms
+
+__all__ = ["Management", "Message", "StdChannel", "Transport"]
+
+#: Keyword of ``Queue`` -> RabbitMQ's argument, and what makes its value.
+RABBITMQ_QUEUE_ARGUMENTS: dict[str, tuple[str, Callable[[Any], int | None]]] = {
+    "expires": ("x-expires", maybe_s_to_ms),
+    "message_ttl": ("x-message-ttl", maybe_s_to_ms),
+    "max_length": ("x-max-length", int),
+    "max_length_bytes": ("x-max-length-bytes", int),
+    "max_priority": ("x-max-priority", int),
+}
+
+UNAVAILABLE = (errno.EAGAIN, errno.EINTR)
+
+
+def to_rabbitmq_queue_arguments(arguments: Mapping[str, Any], **options: Any) -> Any:
+    """Return a queue's arguments with RabbitMQ's names for ``expires``, ``message_ttl`` (seconds), and so on.
+
+    ``arguments`` itself is returned where no option has a value. Raises KeyError for an unknown option.
+    """
+    named = {name: (RABBITMQ_QUEUE_ARGUMENTS[name], value) for name, value in options.items()}
+    prepared = {target: convert(value) for (target, convert), value in named.values() if value is not None}
+    return {**arguments, **prepared} if prepared else arguments
+
+
+def _not_implemented(obj: object, method: str) -> NotImplementedError:
+    cls = type(obj)
+    return NotImplementedError(f"Transport {cls.__module__}.{cls.__name__} does not implement {method}")
+
+
+class StdChannel:
+    """A channel of such a transport: subclasses add the verbs."""
+
+    #: Tags of consumers whose messages are not acknowledged; None where the channel does not keep them.
+    no_ack_consumers: Any = None
+
+    def Consumer(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a consumer on this channel."""
+        from kombulite.messaging import Consumer  # importing a transport need not import the facade
+
+        return Consumer(self, *args, **kwargs)
+
+    def Producer(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a producer on this channel."""
+        from kombulite.messaging import Producer
+
+        return Producer(self, *args, **kwargs)
+
+    def get_bindings(self) -> Any:
+        """Return all bindings. Raises NotImplementedError where the transport cannot list them."""
+        raise _not_implemented(self, "get_bindings")
+
+    def after_reply_message_received(self, queue: str) -> None:
+        """Clean up a reply queue; called after each collection of replies. Nothing by default."""
+
+    def prepare_queue_arguments(self, arguments: Any, **kwargs: Any) -> Any:
+        """Return the arguments of a queue, as the transport takes them."""
+        return arguments
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        self.close()  # type: ignore[attr-defined]
+
+
+class Management:
+    """Administers a broker, as far as its transport can."""
+
+    def __init__(self, transport: Any) -> None:
+        self.transport = transport
+
+    def get_bindings(self) -> Any:
+        """Return all bindings. Raises NotImplementedError where the transport cannot list them."""
+        raise _not_implemented(self, "get_bindings")
+
+
+class Implements(dict[str, Any]):
+    """Capabilities, as keys and as attributes."""
+
+    def __getattr__(self, key: str) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(key) from None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        self[key] = value
+
+    def extend(self, **kwargs: Any) -> Any:
+        """Return a copy with changes."""
+        return type(self)(self, **kwargs)
+
+
+default_transport_capabilities = Implements(
+    asynchronous=False,
+    batch_publish=False,
+    exchange_type=frozenset(["direct", "topic", "fanout", "headers"]),
+    heartbeats=False,
+)
+
+
+class Transport:
+    """A way to a broker, made for one ``Connection`` (``client``): one instance each time that it connects."""
+
+    Management = Management
+
+    client: Any = None
+
+    #: Whether the connection leaves a URL as it is, in ``client.hostname``.
+    can_parse_url = False
+    default_port: int | None = None
+
+    connection_errors: Any = (ConnectionError,)
+    channel_errors: Any = (ChannelError,)
+
+    driver_type = "N/A"
+    driver_name = "N/A"
+
+    implements: Any = default_transport_capabilities.extend()
+
+    _reader: Any = None
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        self.client = client
+
+    def establish_connection(self) -> Any:
+        """Connect, and return what the other methods get as ``connection``."""
+        raise _not_implemented(self, "establish_connection")
+
+    def close_connection(self, connection: Any) -> None:
+        """Close a connection."""
+        raise _not_implemented(self, "close_connection")
+
+    def create_channel(self, connection: Any) -> Any:
+        """Return a new channel."""
+        raise _not_implemented(self, "create_channel")
+
+    def close_channel(self, connection: Any) -> None:
+        """Close a channel."""
+        raise _not_implemented(self, "close_channel")
+
+    def drain_events(self, connection: Any, **kwargs: Any) -> Any:
+        """Wait for one event and run its callbacks. Raises socket.timeout after ``timeout`` seconds, if given."""
+        raise _not_implemented(self, "drain_events")
+
+    def heartbeat_check(self, connection: Any, rate: int = 2) -> Any:
+        """Send a heartbeat if one is due. Nothing by default."""
+
+    def driver_version(self) -> str:
+        """Return the version of the library that talks to the broker."""
+        return "N/A"
+
+    def get_heartbeat_interval(self, connection: Any) -> Any:
+        """Return the seconds between heartbeats, 0 for none."""
+        return 0
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> Any:
+        """Let a hub run the callbacks of what arrives. Nothing by default."""
+
+    def unregister_from_event_loop(self, connection: Any, loop: Any) -> Any:
+        """Undo that. Nothing by default."""
+
+    def verify_connection(self, connection: Any) -> bool:
+        """Return whether a connection is open. Called often."""
+        return True
+
+    def _make_reader(
+        self, connection: Any, timeout: Any = socket.timeout, error: Any = OSError, _unavail: Any = UNAVAILABLE
+    ) -> Callable[[Any], None]:
+        def read(loop: Any) -> None:
+            if not connection.connected:
+                raise RecoverableConnectionError("Socket was disconnected")
+            try:
+                connection.drain_events(timeout=0)
+            except timeout:
+                return
+            except error as problem:
+                if problem.errno in _unavail:
+                    return
+                raise
+            loop.call_soon(read, loop)
+
+        return read
+
+    def qos_semantics_matches_spec(self, connection: Any) -> bool:
+        """Return whether a prefetch count without ``apply_global`` bounds the channel, not a consumer."""
+        return True
+
+    def on_readable(self, connection: Any, loop: Any) -> Any:
+        """Run the callbacks of what has arrived, an event at each turn of the loop."""
+        if self._reader is None:
+            self._reader = self._make_reader(connection)
+        self._reader(loop)
+
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
+        """Return a URL that the transport understands, made safe to show."""
+        raise NotImplementedError
+
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        """Values for what a URL leaves out, by the names of ``Connection``'s parameters."""
+        return {}
+
+    def get_manager(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what administers the broker."""
+        return self.Management(self)
+
+    @cached_property  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
+    def manager(self) -> Any:
+        """What administers the broker, made once."""
+        return self.get_manager()
+
+    @property
+    def supports_heartbeats(self) -> bool:
+        """Whether it has heartbeats."""
+        return bool(self.implements.heartbeats)
+
+    @property
+    def supports_ev(self) -> bool:
+        """Whether an event loop can wait for its events."""
+        return bool(self.implements.asynchronous)
