@@ -108,5 +108,10 @@ class MaybeChannelBound(Object):
 
 def maybe_channel(channel: Any) -> Any:
     """The channel itself, or the default channel of a connection."""
+    return channel.default_channel if is_connection(channel) else channel
+
+
+def is_connection(channel: Any) -> bool:
+    """Return whether something is a connection; all else passes for a channel."""
     # Asked of the class: an AttributeError amid connecting is no sign of a channel.
-    return channel.default_channel if hasattr(type(channel), "default_channel") else channel
+    return hasattr(type(channel), "default_channel")

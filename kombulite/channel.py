@@ -125,6 +125,11 @@ class Channel(BaseChannel):
         #: Tags of consumers that the broker ended with the channel, and that do not know it yet.
         self.orphans: set[str] = set()
 
+    @property
+    def public(self) -> Any:
+        """What programs see as the channel."""
+        return self
+
     # --- exchanges
 
     def exchange_declare(
@@ -297,6 +302,10 @@ class Channel(BaseChannel):
         if isinstance(error, exceptions.ChannelError):
             self._notice(error)
         raise error
+
+    def listen_for_returned(self, listener: Callable[[Exception, str, str, ReceivedMessage], Any]) -> None:
+        """Call a listener for each message that comes back."""
+        self.return_listeners.append(listener)
 
     def tell_returned(self) -> None:
         """Pass on what has come back."""
@@ -618,6 +627,13 @@ class Channel(BaseChannel):
     def tell_renames(self, consumer_tag: str, on_renamed: Callable[[str, str], Any]) -> None:
         """Call ``on_renamed(before, now)`` when a consumer's queue, which the broker named, has another name."""
         self._subscriptions[consumer_tag].on_renamed = on_renamed
+
+    def receiver(self, consumer: Any, consumer_tag: str, queue: str, no_ack: bool, receive: MessageCallback) -> Any:
+        """Return the callback of a ``Consumer``'s queue for ``basic_consume``."""
+        return receive
+
+    def forget(self, consumer_tag: str) -> None:
+        """Forget a ``Consumer``'s queue that was cancelled: ``basic_cancel`` has done it."""
 
     def is_consuming(self, consumer_tag: str) -> bool:
         """Whether there is a consumer of that tag."""

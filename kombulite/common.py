@@ -19,6 +19,7 @@ from kombulite.entity import Exchange, Queue
 from kombulite.log import get_logger
 from kombulite.message import Message
 from kombulite.serialization import registry
+from kombulite.transport.adapter import facade_channel
 from kombulite.utils.uuid import uuid
 
 __all__ = [
@@ -109,7 +110,7 @@ def maybe_declare(entity: Any, channel: Any = None, retry: bool = False, **retry
         if not entity.is_bound:
             raise exceptions.ChannelError(f"Cannot bind channel {channel} to entity {entity}")
         channel = entity.channel
-    return bool(channel.connection.maybe_declare(entity, channel, retry, **retry_policy))
+    return facade_channel(channel).connection.maybe_declare(entity, channel, retry, **retry_policy)
 
 
 # --- draining ---------------------------------------------------------------------------------------------------

@@ -134,7 +134,8 @@ class Consumer(messaging.Consumer):
         message = self.queues[0].get(self.no_ack if no_ack is None else no_ack)
         if message is not None and enable_callbacks:
             self.receive(message.payload, message)
-        return message
+        found: Message | None = message
+        return found
 
     def process_next(self) -> None:
         """Not there any more: it raises NotImplementedError."""

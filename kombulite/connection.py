@@ -9,7 +9,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from threading import RLock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from kombulite import exceptions
 from kombulite._client.address import DEFAULT_FAILOVER_STRATEGY, Address
@@ -20,13 +20,16 @@ from kombulite._client.session import Inbox
 from kombulite._client.topology import Topology, restore_topology
 from kombulite._core import Tally, declaration_key
 from kombulite.abstract import maybe_channel
-from kombulite.brokers import resolve_transport
-from kombulite.brokers.base import Event, Management, Transport
+from kombulite.brokers import is_native, resolve_transport
+from kombulite.brokers.base import Capabilities, Event, Transport
 from kombulite.channel import Channel
 from kombulite.counters import Counters
 from kombulite.messaging import Consumer, Producer
+from kombulite.transport.adapter import AdaptedChannel, AdaptedTransport, attach, facade_channel
 from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
 from kombulite.utils.functional import retry_over_time
+from kombulite.utils.objects import cached_property
+from kombulite.utils.url import maybe_sanitize_url
 
 if TYPE_CHECKING:
     from kombulite.hooks import Hook, Hooks
@@ -51,6 +54,24 @@ Errback = Callable[[Any, float], Any]
 CONNECT_RETRY_OPTIONS = ("max_retries", "interval_start", "interval_step", "interval_max", "errback", "callback")
 
 
+class ErrorClasses:
+    """A tuple of error classes, that of the connection's transport. It can be set on a connection."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, connection: None, owner: type) -> ErrorClasses: ...
+
+    @overload
+    def __get__(self, connection: Connection, owner: type) -> tuple[type[BaseException], ...]: ...
+
+    def __get__(self, connection: Connection | None, owner: type) -> ErrorClasses | tuple[type[BaseException], ...]:
+        if connection is None:
+            return self
+        return error_classes(connection.get_transport_cls(), self._name)
+
+
 class Connection(Address):
     """A connection to a broker. Nothing is opened until it is needed.
 
@@ -64,7 +85,13 @@ class Connection(Address):
     """
 
     # Not in its dict: CPython looks attributes up fast as long as there are no more than 30, and there are 30.
-    __slots__ = ("_missed", "hooks", "tally")
+    __slots__ = ("_closed", "_missed", "hooks", "kept_state", "tally")
+
+    #: What a broken connection raises, and a failed request; and those of them after which trying again may do.
+    connection_errors: ErrorClasses = ErrorClasses()
+    channel_errors: ErrorClasses = ErrorClasses()
+    recoverable_connection_errors: ErrorClasses = ErrorClasses()
+    recoverable_channel_errors: ErrorClasses = ErrorClasses()
 
     def __init__(
         self,
@@ -112,7 +139,7 @@ class Connection(Address):
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._inbox = Inbox()
         self._loop: Any = None  # the event loop that the lost connection was registered with
-        self._default_channel: Channel | None = None
+        self._default_channel: Any = None
         self._missed = False  # whether the last try to restore found something missing that may be declared again
         #: What has to be declared again when the connection was lost.
         self.topology = Topology()
@@ -120,6 +147,9 @@ class Connection(Address):
         self.tally = Tally()
         #: What is around its publishing and consuming, if anything.
         self.hooks: Hooks | None = None
+        #: The exchanges and bindings that a virtual transport of others knew, kept for the next one.
+        self.kept_state: Any = None
+        self._closed: bool | None = None
         self._life = Lifecycle(self.as_uri)
         enrol(self)
 
@@ -145,32 +175,53 @@ class Connection(Address):
 
     # --- the transport
 
-    def get_transport_cls(self) -> type[Transport]:
-        """The class of the transport."""
-        if not isinstance(self.transport_cls, type):
-            return resolve_transport(self.transport_cls)
-        return self.transport_cls
+    def get_transport_cls(self) -> Any:
+        """The class of the transport: one of kombulite's own (``brokers.base``), or of kombu's interface."""
+        return resolve_transport(self.transport_cls)
 
-    def create_transport(self) -> Transport:
+    def create_transport(self) -> Any:
         """A transport of its own, not connected."""
-        transport = self.get_transport_cls()(self.settings())
+        cls = self.get_transport_cls()
+        if not is_native(cls):
+            return cls(client=self)
+        transport = cls(self.settings())
         transport.client = self
         if LOG_CONNECTION:
             log_calls(transport, "kombu.connection", "Kombu connection")
         return transport
 
-    @property
-    def transport(self) -> Transport:
-        """The transport, made when it is first asked for."""
+    def _make_transport(self) -> Transport:
+        """The same, as this class uses it."""
+        made = self.create_transport()
+        return made if isinstance(made, Transport) else AdaptedTransport(self, made)
+
+    def _own_transport(self) -> Transport:
+        """The transport as this class uses it, made when it is first asked for."""
         with self._lock:
             if self._transport is None:
-                self._transport = self.create_transport()
+                self._transport = self._make_transport()
             return self._transport
 
     @property
-    def manager(self) -> Management:
+    def transport(self) -> Any:
+        """The transport, made when it is first asked for."""
+        return self._own_transport().public
+
+    def _transport_defaults(self) -> Mapping[str, Any]:
+        # Only a transport that is made for this connection knows, and whoever asks for a URL has made it.
+        if is_native(self.get_transport_cls()):
+            return {}
+        params: Mapping[str, Any] = self.transport.default_connection_params or {}
+        return params
+
+    def get_manager(self, *args: Any, **kwargs: Any) -> Any:
         """What administers the broker, where the transport has such."""
-        return self.transport.get_manager()
+        return self.transport.get_manager(*args, **kwargs)
+
+    @cached_property
+    def manager(self) -> Any:
+        """The same, made once."""
+        return self.get_manager()
 
     @property
     def connected(self) -> bool:
@@ -178,23 +229,33 @@ class Connection(Address):
         return self._transport is not None and self._transport.connected
 
     @property
-    def connection(self) -> Transport | None:
-        """The transport, connected now if it was not yet."""
-        return self._connected_transport()
+    def connection(self) -> Any:
+        """The transport, or what it has for a connection; connected now if it was not yet."""
+        return self._connected_transport().public_connection
+
+    @property
+    def _connection(self) -> Any:
+        """The same if it is connected, else None."""
+        transport = self._transport
+        return None if transport is None or not transport.connected else transport.public_connection
 
     @property
     def client(self) -> Connection:
         """The connection itself: channels of kombu lead here by ``channel.connection.client``."""
         return self
 
-    def connect(self) -> Transport:
-        """Connect now, with one more try if it fails. Returns the transport; raises its errors unchanged."""
-        return self._connected_transport()
+    def connect(self) -> Any:
+        """Connect now, trying twice. Returns ``connection``; raises the transport's errors as they are."""
+        return self._connected_transport().public_connection
 
     def _connected_transport(self) -> Transport:
         if not self.connected:
             self.ensure_connection(max_retries=1, reraise_as_library_errors=False)
-        return self.transport
+        return self._own_transport()
+
+    def _establish_connection(self) -> Any:
+        """Have a transport of others connect."""
+        return self.transport.establish_connection()
 
     @property
     def state(self) -> State:
@@ -220,20 +281,28 @@ class Connection(Address):
     def _connect_once(self) -> Transport:
         with self._lock:
             if self.connected:
-                return self.transport
-            self._suspend()
+                return self._own_transport()
+            if self._is_unused(self._transport):
+                transport = self._transport  # a program that looked at it may have changed it
+            else:
+                self._suspend()
+                transport = self._make_transport()
+            assert transport is not None
             before = self._life.state
             self._life.to(State.CONNECTING)
-            transport = self.create_transport()
+            self._closed = False
+            self._transport = transport if transport.adapted is not None else None
             try:
                 transport.connect()
             except BaseException as error:
                 self._life.to(before, error)
+                self._transport = None
                 raise
             self._transport = transport
-            # Whoever drops a connection without closing it loses nothing: its messages go back.
-            self._finalizer = weakref.finalize(self, _close_in, os.getpid(), transport)
-            self._finalizer.atexit = False
+            if transport.adapted is None:  # those of others hold the connection
+                # Whoever drops a connection without closing it loses nothing: its messages go back.
+                self._finalizer = weakref.finalize(self, _close_in, os.getpid(), transport)
+                self._finalizer.atexit = False
             self._restore(transport)
             self._inbox.connect(transport.at_hand)
             self._life.to(State.OPEN)
@@ -242,6 +311,11 @@ class Connection(Address):
             if self._loop is not None:
                 transport.register_with_event_loop(transport, self._loop)
             return transport
+
+    @staticmethod
+    def _is_unused(transport: Transport | None) -> bool:
+        """Whether it is one of others that has not been connected yet."""
+        return transport is not None and transport.adapted is not None and transport.adapted.is_unused
 
     def _suspend(self, reason: object = None) -> None:
         """The transport's connection is lost, or given up: keep the channels for the next."""
@@ -350,12 +424,31 @@ class Connection(Address):
     ) -> Reraising:
         return Reraising(self, ConnectionError, ChannelError)
 
+    def as_uri(self, include_password: bool = False, mask: str = "**", getfields: Any = None) -> str:
+        """The URL, its password masked unless it is asked for; for some transports of others as they show it."""
+        if self._facts is None and not is_native(self.get_transport_cls()):
+            hostname = self.hostname or "localhost"
+            if self.transport.can_parse_url is True:
+                try:
+                    shown: str = self.transport.as_uri(self.hostname, include_password, mask)
+                    return shown
+                except NotImplementedError:
+                    pass
+            if self.uri_prefix or self.transport.can_parse_url is True:
+                url = f"{self.uri_prefix}+{hostname}" if self.uri_prefix else hostname
+                return url if include_password else str(maybe_sanitize_url(url, mask))
+        return super().as_uri(include_password, mask, getfields)
+
     # --- channels and entities
 
-    def channel(self) -> Channel:
-        """A new channel, connecting if needed."""
+    def channel(self) -> Any:
+        """A new channel, connecting if needed: a ``Channel``, or that of a transport of others."""
         transport = self._connected_transport()
         with self._lock:
+            if transport.adapted is not None:
+                raw = transport.adapted.create_channel()
+                attach(raw, AdaptedChannel(self, transport.adapted, transport.open_channel(), raw))
+                return raw
             channel = Channel(self, transport, transport.open_channel())
             self._inbox.add(channel)
             if LOG_CHANNEL:
@@ -363,17 +456,17 @@ class Connection(Address):
             return channel
 
     @property
-    def default_channel(self) -> Channel:
+    def default_channel(self) -> Any:
         """One channel for all who do not want their own, opened (after reconnecting) when it is asked for."""
         channel = self._default_channel
-        if channel is not None and channel.is_open and self.connected:
+        if channel is not None and facade_channel(channel).is_open and self.connected:
             return channel
         given = self.transport_options
         options = {name: given[name] for name in CONNECT_RETRY_OPTIONS if name in given}
         timeout = self.transport_options.get("connect_retries_timeout", self.connect_timeout)
         self.ensure_connection(timeout=timeout, **options)
         with self._lock:
-            if self._default_channel is None or not self._default_channel.is_open:
+            if self._default_channel is None or not facade_channel(self._default_channel).is_open:
                 self._default_channel = self.channel()
             return self._default_channel
 
@@ -382,6 +475,13 @@ class Connection(Address):
         self._inbox.remove(channel)
         if self._default_channel is channel:
             self._default_channel = None
+
+    def watch_channel(self, channel: AdaptedChannel) -> None:
+        """Called when a channel of others gets a consumer: what arrives for it is dispatched by its number."""
+        for other in list(self._inbox.channels.values()):
+            if isinstance(other, AdaptedChannel) and not other.is_open:
+                self._inbox.remove(other)
+        self._inbox.add(channel)
 
     def watch_gatherings(self) -> None:
         """Called when a channel has more or fewer consumers that want batches."""
@@ -412,7 +512,7 @@ class Connection(Address):
     def maybe_declare(self, entity: Any, channel: Any = None, retry: bool = False, **retry_policy: Any) -> bool:
         """Declare an entity unless that was done on this connection; True if it was done now."""
         channel = maybe_channel(channel) or self.default_channel
-        if not channel.is_open:
+        if not facade_channel(channel).is_open:
             raise exceptions.RecoverableConnectionError("channel disconnected")
         key = declaration_key(entity) if entity.can_cache_declaration else None
         if key is not None and key in self.declared_entities:
@@ -482,16 +582,22 @@ class Connection(Address):
 
     # --- events
 
-    def drain_events(self, timeout: float | None = None) -> None:
+    def drain_events(self, timeout: float | None = None, **kwargs: Any) -> Any:
         """Wait for one event and run the callback it is for. A batch of messages is one event.
 
         ``timeout`` in seconds, None to wait until there is one. Raises TimeoutError (``socket.timeout``) when there was
         none in time, OperationalError for a wait that could never end, and what the callback raises. When the
         connection is lost that is raised once; the next call connects again (one try, within ``connect_timeout``), and
-        goes on with the consumers.
+        goes on with the consumers. Other keywords are for transports of others, and so is what they return.
         """
-        if not self._inbox.dispatch_at_hand() and not self.drain(timeout):
+        if self._inbox.dispatch_at_hand():
+            return None
+        if kwargs:
+            return self._connected_transport().public.drain_events(self.connection, timeout=timeout, **kwargs)
+        if not self.drain(timeout):
             raise TimeoutError("timed out")
+        transport = self._transport
+        return None if transport is None else transport.drained
 
     def drain(self, timeout: float | None) -> bool:
         """``drain_events`` that returns whether there was an event, so that no other time-out is taken for silence."""
@@ -513,7 +619,7 @@ class Connection(Address):
                 self.ensure_connection(max_retries=0, reraise_as_library_errors=False)
             except TimeoutError as error:  # it must not be taken for "no message"
                 raise exceptions.RecoverableConnectionError(f"cannot connect: {error}") from error
-            transport = self.transport
+            transport = self._own_transport()
         try:
             events = transport.receive(timeout)
         except self.connection_errors as error:
@@ -527,30 +633,10 @@ class Connection(Address):
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Let a ``Hub`` run the callbacks of what arrives; connects if needed."""
-        transport = self.connect()
+        transport = self._connected_transport()
         transport.register_with_event_loop(transport, loop)
 
     # --- failures
-
-    @property
-    def connection_errors(self) -> tuple[type[BaseException], ...]:
-        """What a broken connection raises."""
-        return self.get_transport_cls().connection_errors
-
-    @property
-    def channel_errors(self) -> tuple[type[BaseException], ...]:
-        """What a failed request raises."""
-        return self.get_transport_cls().channel_errors
-
-    @property
-    def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]:
-        """Connection errors after which a new connection may do better."""
-        return self.get_transport_cls().recoverable_connection_errors
-
-    @property
-    def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]:
-        """Channel errors after which trying again may do."""
-        return self.get_transport_cls().recoverable_channel_errors
 
     def ensure(
         self,
@@ -654,9 +740,13 @@ class Connection(Address):
         """Close the channels and the connection. It opens again when it is used again."""
         with self._lock:
             transport, self._transport = self._transport, None
+            channel = self._default_channel
             self._forget()
+            self._closed = True
         if transport is not None:
             transport.unregister_from_event_loop(transport, None)
+            if transport.adapted is not None and channel is not None:
+                self.maybe_close_channel(channel)
             try:
                 transport.close()
             except (*transport.connection_errors, *transport.channel_errors):
@@ -721,30 +811,50 @@ class Connection(Address):
 
     def heartbeat_check(self, rate: float = 2) -> None:
         """Send a heartbeat if one is due; raise if the broker's are missing. To be called about once a second."""
-        self.transport.heartbeat_check(rate)
+        self._own_transport().heartbeat_check(rate)
 
     def get_heartbeat_interval(self) -> float:
         """Seconds between heartbeats, 0 for none."""
-        return self.transport.heartbeat_interval
+        return self._own_transport().heartbeat_interval
 
     @property
     def supports_heartbeats(self) -> bool:
         """Whether the transport has heartbeats."""
-        return self.get_transport_cls().capabilities.heartbeats
+        return self._capabilities.heartbeats
 
     @property
     def is_evented(self) -> bool:
         """Whether an event loop can wait for its events."""
-        return self.get_transport_cls().capabilities.asynchronous
+        return self._capabilities.asynchronous
 
     def supports_exchange_type(self, exchange_type: str) -> bool:
         """Whether the transport has exchanges of that type."""
-        return exchange_type in self.get_transport_cls().capabilities.exchange_types
+        return exchange_type in self._capabilities.exchange_types
+
+    @property
+    def _capabilities(self) -> Capabilities:
+        cls = self.get_transport_cls()
+        found: Capabilities = cls.capabilities if is_native(cls) else self._own_transport().capabilities
+        return found
 
     @property
     def qos_semantics_matches_spec(self) -> bool:
         """Whether a prefetch count without ``apply_global`` bounds the channel (AMQP), not a consumer (RabbitMQ)."""
-        return self.transport.qos_semantics_matches_spec()
+        return self._own_transport().qos_semantics_matches_spec()
+
+
+def error_classes(cls: Any, name: str) -> tuple[type[BaseException], ...]:
+    """Return a tuple of error classes of a transport's class, as kombu has it where there is none."""
+    found = getattr(cls, name, None)
+    if isinstance(found, tuple):
+        return found
+    if name == "recoverable_connection_errors":
+        return (*error_classes(cls, "connection_errors"), *error_classes(cls, "channel_errors"))
+    defaults: dict[str, tuple[type[BaseException], ...]] = {
+        "connection_errors": Transport.connection_errors,
+        "channel_errors": Transport.channel_errors,
+    }
+    return defaults.get(name, ())
 
 
 BrokerConnection = Connection

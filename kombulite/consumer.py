@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kombulite import exceptions
 from kombulite._client.batching import Gathering, MessageBatch
 from kombulite._client.dead_letters import DeadLetterRule, dead_letter_rule
-from kombulite.abstract import maybe_channel
+from kombulite.abstract import is_connection, maybe_channel
 from kombulite.channel import Channel
 from kombulite.entity import Exchange, Queue
 from kombulite.message import Message
 from kombulite.serialization import prepare_accept_content
+from kombulite.transport.adapter import facade_channel
 from kombulite.utils.functional import maybe_list
-
-if TYPE_CHECKING:
-    from kombulite.connection import Connection
 
 _tags = count(1)
 
@@ -43,7 +41,7 @@ class Consumer:
 
     no_ack: bool | None = None
     auto_declare = True
-    callbacks: list[Callable[[Any, Message], Any]]
+    callbacks: Any = None
     on_message: Callable[[Message], Any] | None = None
     on_decode_error: Callable[[Message, Exception], Any] | None = None
     accept: set[str | None] | None = None
@@ -67,14 +65,17 @@ class Consumer:
         batch_size: int = 100,
         batch_timeout: float = 1.0,
     ) -> None:
-        self.channel: Channel = channel
+        self.channel: Any = channel
         self._queues: dict[str, Queue] = {}
         self._unnamed = maybe_list(queues) or []
         self._active_tags: dict[str, str] = {}
         self._no_ack_of: dict[str, bool | None] = {}
         self.no_ack = self.no_ack if no_ack is None else no_ack
         self.auto_declare = self.auto_declare if auto_declare is None else auto_declare
-        self.callbacks = list(callbacks or ())
+        if callbacks is not None:
+            self.callbacks = list(callbacks)
+        elif self.callbacks is None:
+            self.callbacks = []
         self.on_message = on_message or self.on_message
         self.on_decode_error = on_decode_error or self.on_decode_error
         self.accept = prepare_accept_content(accept)
@@ -124,12 +125,13 @@ class Consumer:
 
     def revive(self, channel: Any) -> None:
         """Go on with another channel after the old one was lost: declare, set the prefetch count, consume again."""
-        if isinstance(self.channel, Channel):
-            self.channel.disown(self._active_tags.values())
+        facade = None if is_connection(self.channel) else self._facade
+        if facade is not None:
+            facade.disown(self._active_tags.values())
         resumed = {name: self._no_ack_of.get(name) for name in self._active_tags}
         for tag in self._active_tags.values():
-            if self.channel.is_consuming(tag):  # it was not lost, or came back with its connection
-                self.channel.basic_cancel(tag)
+            if facade is not None and facade.is_consuming(tag):  # it was not lost, or came back with its connection
+                self._end(tag)
         tags = list(self._active_tags.values())
         self._active_tags.clear()
         self._stop_gathering(tags)
@@ -158,13 +160,33 @@ class Consumer:
         tag = f"{self.tag_prefix}{next(_tags)}"
         self._no_ack_of[queue.name] = no_ack
         receive: Callable[[Message], Any] = self._receive
+        facade = self._facade
+        if not isinstance(self.channel, Channel):
+            receive = self._receive_callback
         if self._gathering is not None:
-            receive = self._gather
-            self.channel.add_gathering(self._gathering)
+            receive = partial(self._gather, tag)
         if self._rule is not None:
             receive = partial(self._receive_or_bury, self._rule, queue, receive)
-        self._active_tags[queue.name] = queue.consume(tag, receive, no_ack=no_ack, on_cancel=self._on_cancelled)
-        self.channel.tell_renames(tag, self._on_renamed)
+        receive = facade.receiver(self, tag, queue.name, bool(queue.no_ack if no_ack is None else no_ack), receive)
+        if self._gathering is not None:
+            facade.add_gathering(self._gathering)
+        self._active_tags[queue.name] = tag
+        try:
+            queue.consume(tag, receive, no_ack=no_ack, on_cancel=self._on_cancelled)
+        except BaseException:
+            self._active_tags.pop(queue.name, None)
+            facade.forget(tag)
+            raise
+        facade.tell_renames(tag, self._on_renamed)
+
+    @property
+    def _facade(self) -> Channel:
+        return facade_channel(self.channel)
+
+    def _end(self, consumer_tag: str) -> None:
+        facade = self._facade
+        facade.public.basic_cancel(consumer_tag)
+        facade.forget(consumer_tag)
 
     def _on_cancelled(self, consumer_tag: str) -> None:
         """The broker ended a consumer; ``consume`` may start it again."""
@@ -184,7 +206,7 @@ class Consumer:
         """Stop consuming. Messages delivered stay to be acknowledged; those of a batch that is not complete go back."""
         tags = list(self._active_tags.values())
         for name in list(self._active_tags):
-            self.channel.basic_cancel(self._active_tags.pop(name))
+            self._end(self._active_tags.pop(name))
         self._stop_gathering(tags)
 
     close = cancel
@@ -195,21 +217,21 @@ class Consumer:
         self._queues.pop(name, None)
         tag = self._active_tags.pop(name, None)
         if tag is not None:
-            self.channel.basic_cancel(tag)
+            self._end(tag)
             self._stop_gathering([tag])
 
     def _stop_gathering(self, consumer_tags: list[str]) -> None:
         if self._gathering is not None and consumer_tags:
             self._gathering.give_back(set(consumer_tags))
             if not self._active_tags:
-                self.channel.remove_gathering(self._gathering)
+                self._facade.remove_gathering(self._gathering)
 
     def __enter__(self) -> Consumer:
         self.consume()
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, exc_val: Any, exc_tb: Any) -> None:
-        if exc_type is not None and issubclass(exc_type, self.channel.connection.connection_errors):
+        if exc_type is not None and issubclass(exc_type, self.channel.connection.client.connection_errors):
             return  # the consumers went with the connection
         self.cancel()
 
@@ -217,7 +239,7 @@ class Consumer:
 
     def qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
         """Bound the messages that are delivered and not acknowledged (0: no bound)."""
-        self.channel.basic_qos(prefetch_size, prefetch_count, apply_global)
+        self._facade.basic_qos(prefetch_size, prefetch_count, apply_global)
 
     def flow(self, active: bool) -> None:
         """Pause deliveries, or let them go on."""
@@ -259,8 +281,29 @@ class Consumer:
             for callback in self.callbacks:
                 callback(body, message)
 
-    def _gather(self, message: Message) -> object:
+    def _receive_callback(self, message: Any) -> Any:
+        """Receive a message of a transport of others, or what its channel makes one of."""
+        if not isinstance(message, Message):
+            convert = getattr(self.channel, "message_to_python", None)
+            message = message if convert is None else convert(message)
+        on_message = self.on_message
+        try:
+            if self.accept is not None:
+                message.accept = self.accept
+            if message.errors:
+                message._reraise_error(self.on_decode_error)
+                return None
+            body = None if on_message is not None else message.decode()
+        except Exception as error:
+            self._decoding_failed(message, error)
+            return None
+        return on_message(message) if on_message is not None else self.receive(body, message)
+
+    def _gather(self, consumer_tag: str, message: Message) -> object:
         assert self._gathering is not None
+        if not isinstance(message.channel, Channel):  # batches are the facade's, not the transport's
+            message.channel = facade_channel(message.channel)
+            message.delivery_info = {**message.delivery_info, "consumer_tag": consumer_tag}
         try:
             message.unpack(self.accept)
         except Exception as error:
@@ -282,9 +325,9 @@ class Consumer:
         return None
 
     @property
-    def connection(self) -> Connection | None:
+    def connection(self) -> Any:
         """The connection of its channel."""
-        return self.channel.connection if self.channel is not None else None
+        return self.channel.connection.client if self.channel is not None else None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.queues}>"

@@ -402,7 +402,7 @@ class Queue(MaybeChannelBound):
         )
         if info is not None:
             if not self.name:
-                self.name = info.queue
+                self.name = info[0]
             if self.on_declared is not None:
                 self.on_declared(*info)
         return info
@@ -441,14 +441,18 @@ class Queue(MaybeChannelBound):
             queue=self.name, exchange=_name_of(exchange), routing_key=routing_key, arguments=arguments
         )
 
-    def get(self, no_ack: bool | None = None, accept: Iterable[str] | None = None) -> Message | None:
+    def get(self, no_ack: bool | None = None, accept: Iterable[str] | None = None) -> Any:
         """The next message, or None. ``accept``: as for a consumer."""
         no_ack = self.no_ack if no_ack is None else no_ack
         accepted = prepare_accept_content(accept)
-        message: Message | None = self.channel.basic_get(queue=self.name, no_ack=bool(no_ack))
+        message: Any = self.channel.basic_get(queue=self.name, no_ack=bool(no_ack))
         if message is not None:
+            convert = getattr(self.channel, "message_to_python", None)
+            if convert is not None:
+                message = convert(message)
+            if message.errors:
+                message._reraise_error()
             message.accept = accepted
-            message.raise_errors()
         return message
 
     def purge(self, nowait: bool = False) -> int:

@@ -70,6 +70,13 @@ class Message(Received):
         """Note in ``errors`` that the transport could not understand all of the message."""
         self.errors.append((DecodeError, DecodeError(str(error)), None))
 
+    def _reraise_error(self, callback: Any = None) -> None:
+        """Raise the first of ``errors``, or hand it to ``callback(message, exception)``."""
+        error = self.errors[0][1]
+        if callback is None:
+            raise error
+        callback(self, error)
+
     @property
     def state(self) -> str:
         """What became of it: RECEIVED, ACK, REJECTED or REQUEUED."""

@@ -12,10 +12,12 @@ from kombulite import exceptions, serialization
 from kombulite._client.lifecycle import State
 from kombulite._client.retry import RetryPolicy
 from kombulite._core import Delivery, PlainMessages, make_properties
+from kombulite.abstract import is_connection
 from kombulite.channel import SURELY_SHORT, Channel, check_short
 from kombulite.compression import compress
 from kombulite.entity import DELIVERY_MODES, PERSISTENT_DELIVERY_MODE, Exchange, Queue, is_declared
 from kombulite.message import Message
+from kombulite.transport.adapter import facade_channel
 
 if TYPE_CHECKING:
     from kombulite.connection import Connection
@@ -148,7 +150,6 @@ class Producer:
     compression: str | None = None
     auto_declare = True
     on_return: Callable[[Exception, str, str, Message], Any] | None = None
-    supports_batch_publish = True
 
     def __init__(
         self,
@@ -175,16 +176,21 @@ class Producer:
         self.on_return = on_return or self.on_return
         if auto_declare is not None:
             self.auto_declare = auto_declare
-        if isinstance(channel, Channel):
+        if channel is not None:
             self.revive(channel)
-        elif channel is not None:
-            self.__connection__ = channel
 
     # --- the channel
 
     @property
-    def channel(self) -> Channel:
+    def channel(self) -> Any:
         """The channel. One that comes from a connection is opened now if it was not yet, or is not any more."""
+        return self._open_channel().public
+
+    @channel.setter
+    def channel(self, channel: Any) -> None:
+        self._channel = None if channel is None else facade_channel(channel)
+
+    def _open_channel(self) -> Channel:
         channel = self._channel
         if channel is not None and channel.connection.state is State.LOST:
             # That was raised already, to whoever noticed it. Now it comes back, with its channels; one try.
@@ -197,34 +203,38 @@ class Producer:
                 # What was published since may be lost: each producer on that channel is told, once.
                 assert channel.failure is not None
                 raise channel.failure
-            channel = self.__connection__.default_channel
+            channel = facade_channel(self.__connection__.default_channel)
             self._attach(channel)
         return channel
 
-    @channel.setter
-    def channel(self, channel: Channel) -> None:
-        self._channel = channel
+    @property
+    def connection(self) -> Any:
+        """The connection, if there is one yet."""
+        return self.__connection__ or (self._channel.connection.client if self._channel is not None else None)
 
     @property
-    def connection(self) -> Connection | None:
-        """The connection, if there is one yet."""
-        return self.__connection__ or (self._channel.connection if self._channel is not None else None)
+    def supports_batch_publish(self) -> bool:
+        """Whether the transport sends the messages of a batch together."""
+        connection = self.connection
+        implements = None if connection is None else getattr(connection.transport, "implements", None)
+        return bool(getattr(implements, "batch_publish", False))
 
     def revive(self, channel: Any) -> None:
         """Go on with another channel, or a connection's, after the old one was lost."""
-        if isinstance(channel, Channel):
-            self._attach(channel)
-        else:
+        if channel is None or is_connection(channel):
             self.__connection__ = channel
             self._channel = None
+        else:
+            self._attach(facade_channel(channel))
 
     def _attach(self, channel: Channel) -> None:
         self._channel = channel
-        if not (self.exchange.is_bound and self.exchange.channel is channel):
-            self.exchange = self.exchange(channel)
+        public = channel.public
+        if not (self.exchange.is_bound and self.exchange.channel is public):
+            self.exchange = self.exchange(public)
         self._declared = None
         if self.on_return is not None and self.on_return not in channel.return_listeners:
-            channel.return_listeners.append(self.on_return)  # once, however many producers have it
+            channel.listen_for_returned(self.on_return)  # once, however many producers have it
 
     # --- declaring
 
@@ -237,8 +247,8 @@ class Producer:
         """Declare an entity, unless the connection remembers that it was."""
         if not entity:
             return False
-        channel = self.channel
-        return channel.connection.maybe_declare(entity, channel, retry, **retry_policy)
+        channel = self._open_channel()
+        return channel.connection.maybe_declare(entity, channel.public, retry, **retry_policy)
 
     # --- publishing
 
@@ -263,8 +273,8 @@ class Producer:
         timeout: float | None = None,
         confirm_timeout: float | None = None,
         **properties: Any,
-    ) -> None:
-        """Publish a message.
+    ) -> Any:
+        """Publish a message. Returns what a transport of others returns; None for kombulite's own.
 
         ``body`` is serialised (``serializer``), or sent as it is when ``content_type`` says what it is; then compressed
         (``compression``). ``exchange``: an Exchange or a name, ``""`` for the default exchange. ``mandatory``: give it
@@ -296,23 +306,25 @@ class Producer:
         batch = self._batch
         if batch is not None and not batch.is_full and self._ready_channel(declare) is not None:
             batch.add(delivery, mandatory)  # nothing is asked of the broker: there is nothing to retry
+            result = None
         elif retry:
-            self._insured(retry_policy, self._publish, delivery, mandatory, declare, timeout, confirm_timeout)
+            result = self._insured(retry_policy, self._publish, delivery, mandatory, declare, timeout, confirm_timeout)
         else:
-            self._publish(delivery, mandatory, declare, timeout, confirm_timeout)
+            result = self._publish(delivery, mandatory, declare, timeout, confirm_timeout)
         if batch is not None and batch.is_full:
             if retry:
                 self._insured(retry_policy, batch.flush)
             else:
                 batch.flush()
+        return result
 
-    def _insured(self, retry_policy: Mapping[str, Any] | None, fun: Callable[..., Any], *args: Any) -> None:
+    def _insured(self, retry_policy: Mapping[str, Any] | None, fun: Callable[..., Any], *args: Any) -> Any:
         """Call, and call again as the policy says."""
-        connection = self.connection
+        connection = self.__connection__ or (self._channel.connection if self._channel is not None else None)
         if connection is None:
             raise exceptions.NotBoundError("the producer has no channel and no connection")
         policy = RetryPolicy(**retry_policy) if retry_policy else RetryPolicy()
-        connection.call_insured(self, policy, fun, *args)
+        return connection.call_insured(self, policy, fun, *args)
 
     def publish_many(
         self,
@@ -458,16 +470,16 @@ class Producer:
         declare: Iterable[Any] | None,
         timeout: float | None,
         confirm_timeout: float | None,
-    ) -> None:
+    ) -> Any:
         channel = self._ready_channel(declare)
         if channel is None:
             self._declare_all(declare)
-            channel = self.channel
+            channel = self._open_channel()
         if self._batch is not None:
             self._batch.add(delivery, mandatory)
-            return
+            return None
         try:
-            channel.publish(delivery, mandatory, timeout, confirm_timeout)
+            return channel.publish(delivery, mandatory, timeout, confirm_timeout)
         except exceptions.ChannelError:
             self._leave_closed(channel)
             raise
@@ -479,7 +491,7 @@ class Producer:
         self, deliveries: list[Delivery], mandatory: bool, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
         """Publish what is prepared already; returns those refused, as (index, exception)."""
-        channel = self.channel
+        channel = self._open_channel()
         try:
             return channel.publish_many(deliveries, mandatory, timeout)
         finally:
@@ -511,7 +523,7 @@ class Producer:
             self.maybe_declare(entity)
         if self.exchange.can_cache_declaration:
             # Until the connection forgets its declarations there is nothing to look up.
-            self._declared = self.channel.connection.declared_entities
+            self._declared = self._open_channel().connection.declared_entities
             self._exchange = self.exchange
 
     # --- lifetime
@@ -541,4 +553,5 @@ class Producer:
         )
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self._channel or self.__connection__!r}>"
+        channel = None if self._channel is None else self._channel.public
+        return f"<{type(self).__name__}: {channel or self.__connection__!r}>"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet, ref
 
 from kombulite import exceptions
+from kombulite.transport.adapter import facade_channel
 
 if TYPE_CHECKING:
     from kombulite.channel import Channel
@@ -265,15 +266,15 @@ class ChannelPool(Resource):
         self.connection = connection
         super().__init__(limit, **kwargs)
 
-    def new(self) -> Channel:
+    def new(self) -> Any:
         """A channel, connecting if needed."""
         return self.connection.channel()
 
-    def prepare(self, resource: Channel) -> Channel:
+    def prepare(self, resource: Any) -> Any:
         """Replace a channel that was closed while it was kept, if it does not come back with its connection."""
-        if not resource.is_open:
+        if not facade_channel(resource).is_open:
             self.connection.ensure_connection()
-        return resource if resource.is_open else self.new()
+        return resource if facade_channel(resource).is_open else self.new()
 
 
 def _give_back(pool: ref[Resource], resource: ref[Any]) -> None:

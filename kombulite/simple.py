@@ -59,7 +59,7 @@ class SimpleBase:
                 self.channel.connection.client.drain_events(timeout=0)
         if self.buffer:
             return self.buffer.popleft()
-        message = self.queue.get(no_ack=self.no_ack, accept=self.consumer.accept)  # type: ignore[arg-type]
+        message: Message | None = self.queue.get(no_ack=self.no_ack, accept=self.consumer.accept)
         if message is None:
             raise self.Empty
         return message
@@ -90,7 +90,7 @@ class SimpleBase:
     def qsize(self) -> int:
         """How many messages wait in the queue."""
         info = self.queue.queue_declare(passive=True)
-        return info.message_count if info is not None else 0
+        return 0 if info is None else info[1]
 
     def close(self) -> None:
         """End the consumer. What it got and nobody took goes back when the channel closes."""

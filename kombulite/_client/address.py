@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import cycle
 from typing import Any
 
-from kombulite.brokers import scheme_of
+from kombulite.brokers import Scheme, check_scheme, is_native, native_scheme, resolve_transport
 from kombulite.brokers.base import Settings
+from kombulite.transport import TRANSPORT_ALIASES
 from kombulite.utils.collections import HashedSeq
 from kombulite.utils.imports import symbol_by_name
 from kombulite.utils.url import as_url, maybe_sanitize_url, parse_url, url_to_parts
@@ -40,6 +41,23 @@ def _seconds(name: str, value: Any) -> float | None:
         raise ValueError(f"{name} is a number of seconds, not {value!r:.80}") from None
 
 
+def _alias_and_rest(url: str) -> tuple[str, str | None]:
+    """Return the name of a URL's transport, and what is behind the ``+`` of ``name+rest``, if it has one."""
+    scheme, _, rest = url.partition("://")
+    name, plus, inner = scheme.partition("+")
+    if not plus or scheme in TRANSPORT_ALIASES:
+        return scheme, None
+    return name, f"{inner}://{rest}"
+
+
+def _takes_whole_url(transport: Any) -> bool:
+    """Return whether a transport wants URLs as they are."""
+    if isinstance(transport, str) and "." not in transport and ":" not in transport and native_scheme(transport):
+        return False
+    cls = resolve_transport(transport)
+    return not is_native(cls) and bool(getattr(cls, "can_parse_url", False))
+
+
 class Address:
     """One broker, or several that stand in for one another: the settings of a connection, without the connection.
 
@@ -69,7 +87,7 @@ class Address:
         self.cycle: Iterator[str] | None = None
         for url in self.alt:  # a misspelt one shall fail here, not at the first failover
             if "://" in url:
-                scheme_of(url.partition("://")[0].partition("+")[0])
+                check_scheme(_alias_and_rest(url)[0])
         if self.alt:
             if isinstance(failover_strategy, str):
                 failover_strategy = FAILOVER_STRATEGIES[failover_strategy]
@@ -87,28 +105,33 @@ class Address:
         if url is None or "://" not in url:
             settings["hostname"] = url
         else:
-            scheme, _, rest = url.partition("://")
-            if "+" in scheme:
-                scheme, _, prefix = scheme.partition("+")
-            scheme_of(scheme)  # a misspelt one shall fail here, not at the first message
-            transport = transport or scheme
-            parsed = parse_url(f"{scheme}://{rest}")
-            del parsed["transport"]
-            if prefix == "socket" and not parsed["hostname"]:
-                # The path is that of a socket; everything else stands in the query.
-                parts = url_to_parts(f"{scheme}://{rest}")
-                parsed.update(hostname=f"/{parts.path}", virtual_host=parts.query.get("virtual_host"))
-                url_options = {name: parsed.pop(name) for name in parsed.keys() - URL_OPTIONS - URL_PARTS}
-            for name in parsed.keys() - URL_OPTIONS - URL_PARTS:
-                raise ValueError(
-                    f"unknown option {name!r} in {maybe_sanitize_url(url)!r}; "
-                    f"known ones: {', '.join(sorted(URL_OPTIONS))}, ssl_*"
-                )
-            settings.update((name, value) for name, value in parsed.items() if value is not None)
+            scheme, inner = _alias_and_rest(url)
+            is_ours = check_scheme(scheme) is not None  # a misspelt one shall fail here, not at the first message
+            if inner is not None:
+                prefix = inner.partition("://")[0] if is_ours else scheme
+            if inner is not None and not is_ours:
+                transport, settings["hostname"] = scheme, inner
+            elif _takes_whole_url(transport or scheme):
+                transport, settings["hostname"] = transport or scheme, url
+            else:
+                transport = transport or scheme
+                rest = url.partition("://")[2]
+                parsed = parse_url(f"{scheme}://{rest}")
+                del parsed["transport"]
+                if prefix == "socket" and not parsed["hostname"]:
+                    # The path is that of a socket; everything else stands in the query.
+                    parts = url_to_parts(f"{scheme}://{rest}")
+                    parsed.update(hostname=f"/{parts.path}", virtual_host=parts.query.get("virtual_host"))
+                    url_options = {name: parsed.pop(name) for name in parsed.keys() - URL_OPTIONS - URL_PARTS}
+                for name in parsed.keys() - URL_OPTIONS - URL_PARTS:
+                    raise ValueError(
+                        f"unknown option {name!r} in {maybe_sanitize_url(url)!r}; "
+                        f"known ones: {', '.join(sorted(URL_OPTIONS))}, ssl_*"
+                    )
+                settings.update((name, value) for name, value in parsed.items() if value is not None)
         self._url_options = url_options
         self.transport_cls: Any = transport or DEFAULT_SCHEME
-        if self._scheme is not None:
-            scheme_of(self._scheme)
+        facts = check_scheme(self._scheme) if self._scheme is not None else None
         self.uri_prefix: str | None = prefix
         self.hostname: str | None = settings.get("hostname")
         self.userid: str | None = settings["userid"]
@@ -116,7 +139,7 @@ class Address:
         self.virtual_host: str = settings["virtual_host"] or "/"
         self.port: int | None = settings["port"]
         self.insist: bool = settings["insist"]
-        self.ssl: Any = settings["ssl"] or (self._scheme is not None and scheme_of(self._scheme).ssl)
+        self.ssl: Any = settings["ssl"] or (facts is not None and facts.ssl)
         self.login_method: str | None = settings["login_method"]
         self.connect_timeout: float | None = _seconds("connect_timeout", settings["connect_timeout"])
         self.heartbeat: float = _seconds("heartbeat", settings["heartbeat"]) or 0
@@ -129,16 +152,34 @@ class Address:
         transport = self.transport_cls
         return transport if isinstance(transport, str) and "." not in transport and ":" not in transport else None
 
+    @property
+    def _facts(self) -> Scheme | None:
+        """What the scheme stands for, if it is one of kombulite's own transports."""
+        return native_scheme(self._scheme) if self._scheme is not None else None
+
+    def _transport_defaults(self) -> Mapping[str, Any]:
+        """Return what a transport written for kombu's interface has for what is left out."""
+        return {}
+
     def _defaults(self) -> tuple[str, int | None, str | None, Any, str | None]:
         """Host, port, user, password and login method, with what the scheme stands for filled in."""
-        facts = scheme_of(self._scheme) if self._scheme is not None else None
-        port = (facts.tls_port if self.ssl and facts.tls_port else facts.port) if facts else None
+        facts = self._facts
+        if facts is None:
+            given = self._transport_defaults().get
+            return (
+                self.hostname or given("hostname") or "localhost",
+                self.port or given("port"),
+                self.userid or given("userid"),
+                self.password or given("password"),
+                self.login_method or given("login_method"),
+            )
+        port = facts.tls_port if self.ssl and facts.tls_port else facts.port
         return (
             self.hostname or "localhost",
             self.port or port,
-            self.userid or (facts.userid if facts else None),
-            self.password or (facts.password if facts else None),
-            self.login_method or (facts.login_method if facts else None),
+            self.userid or facts.userid,
+            self.password or facts.password,
+            self.login_method or facts.login_method,
         )
 
     def settings(self) -> Settings:
@@ -165,6 +206,8 @@ class Address:
         """The constructor's arguments, with defaults filled in. The password is in it."""
         host, port, userid, password, login_method = self._defaults()
         transport = self.transport_cls
+        if self.uri_prefix and self._facts is None:
+            host = f"{self.uri_prefix}+{host}"
         return {
             "hostname": host,
             "userid": userid,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kombulite._core import Delivery
 from kombulite.entity import Exchange, Queue
 from kombulite.message import Message
+from kombulite.transport.adapter import delivery_of, facade_channel
 
 if TYPE_CHECKING:
     from kombulite.channel import Channel
@@ -36,9 +37,8 @@ class DeadLetterRule:
         Raises MessageReturned where nothing takes dead letters, MessageNacked, and errors of connection and channel.
         The message is not acknowledged then.
         """
-        channel = self._confirming(message.channel)
-        delivery = message.delivery
-        assert delivery is not None  # it was redelivered
+        channel = self._confirming(facade_channel(message.channel))
+        delivery = delivery_of(message)
         headers = {**(delivery.properties.headers or {}), **self._certificate(message, queue)}
         # Its time to live is over, and a broker checks that the user is the one who publishes.
         properties = delivery.properties.replace(headers=headers, expiration=None, user_id=None)
@@ -74,9 +74,9 @@ class DeadLetterRule:
         """A channel for dead letters, on the connection of another."""
         channel = self._channel
         if channel is None or not channel.is_open or channel.connection is not other.connection:
-            channel = other.connection.channel()
+            channel = facade_channel(other.connection.client.channel())
             channel.confirm_select()
-            self.destination(channel).declare()
+            self.destination(channel.public).declare()
             self._channel = channel
         return channel
 

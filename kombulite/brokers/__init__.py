@@ -6,10 +6,10 @@ subclass of ``kombulite.brokers.base.Transport`` as the object.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from kombulite.brokers.base import Transport
+from kombulite.transport import TRANSPORT_ALIASES, closest_name, get_transport_cls, is_replaced
 from kombulite.utils.imports import symbol_by_name
 
 ENTRY_POINT_GROUP = "kombulite.transports"
@@ -43,15 +43,32 @@ SCHEMES = {
 }
 
 
-def scheme_of(name: str) -> Scheme:
-    """The facts of a scheme. Raises KeyError (with the closest name) or ValueError for one that cannot be."""
+def native_scheme(name: str) -> Scheme | None:
+    """Return the facts of a scheme that one of kombulite's own transports serves, or one of an entry point; or None.
+
+    A program that registers another transport under the name (``TRANSPORT_ALIASES``) wins.
+    """
+    found = SCHEMES.get(name)
+    if found is not None:
+        return None if is_replaced(name) else found
+    return None if name in TRANSPORT_ALIASES else _entry_points().get(name)
+
+
+def check_scheme(name: str) -> Scheme | None:
+    """Return the facts of a scheme; None if its transport is written for kombu's interface.
+
+    Raises:
+        KeyError: There is no such transport; the message names the closest one.
+        ValueError: The name is a path: a URL must not choose what is imported.
+    """
     if "." in name or ":" in name:
         raise ValueError(f"Invalid transport scheme: {name!r}")
-    found = SCHEMES.get(name) or _entry_points().get(name)
-    if found is None:
-        close = get_close_matches(name, [*SCHEMES, *_entry_points()], n=1)
-        hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join([*SCHEMES, *_entry_points()])}."
-        raise KeyError(f"No such transport: {name}. {hint}")
+    found = native_scheme(name)
+    if found is None and name not in TRANSPORT_ALIASES:
+        known = [*TRANSPORT_ALIASES, *_entry_points()]
+        close = closest_name(name, known)
+        hint = f"Did you mean {close}?" if close else f"There are: {', '.join(known)}."
+        raise KeyError(f"No such transport: {name}.  {hint}")
     return found
 
 
@@ -61,11 +78,20 @@ def _entry_points() -> dict[str, Scheme]:
     return {found.name: Scheme(found.value) for found in entry_points(group=ENTRY_POINT_GROUP)}
 
 
-def resolve_transport(transport: Any) -> type[Transport]:
-    """The class behind a scheme, a dotted path (``module:Class``) or a class."""
+def resolve_transport(transport: Any) -> Any:
+    """Return the class behind a scheme, a dotted path (``module:Class``) or a class.
+
+    A subclass of ``kombulite.brokers.base.Transport`` is one of kombulite's own interface; the others are kombu's.
+    """
     if isinstance(transport, str):
-        if "." not in transport and ":" not in transport:
-            transport = scheme_of(transport).target
-        transport = symbol_by_name(transport)
-    resolved: type[Transport] = transport
-    return resolved
+        native = native_scheme(transport) if "." not in transport and ":" not in transport else None
+        transport = symbol_by_name(native.target) if native is not None else get_transport_cls(transport)
+    if isinstance(transport, type):
+        # The class that kombu's users know may stand for one of ours. A subclass stands for itself.
+        return symbol_by_name(vars(transport).get("native", transport))
+    return transport
+
+
+def is_native(cls: Any) -> bool:
+    """Return whether a transport's class is of kombulite's own interface."""
+    return isinstance(cls, type) and issubclass(cls, Transport)

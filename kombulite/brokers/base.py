@@ -184,6 +184,24 @@ class Transport:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
+    # --- what a program sees
+
+    #: What ``drain_events`` returns.
+    drained: Any = None
+
+    #: The transport of others that this one runs.
+    adapted: Any = None
+
+    @property
+    def public(self) -> Any:
+        """What ``Connection.transport`` is."""
+        return self
+
+    @property
+    def public_connection(self) -> Any:
+        """What ``Connection.connection`` is."""
+        return self
+
     # --- the connection
 
     def connect(self) -> None:

@@ -83,7 +83,8 @@ def resolve_transport(transport: Any = None) -> Any:
         return transport
     if transport in TRANSPORT_ALIASES:
         target = TRANSPORT_ALIASES[transport]
-        return symbol_by_name(target() if callable(target) else target)
+        is_factory = callable(target) and not isinstance(target, type)
+        return symbol_by_name(target() if is_factory else target)
     if "." in transport or ":" in transport:
         return symbol_by_name(transport)
     close = closest_name(transport, TRANSPORT_ALIASES)

@@ -1,7 +1,7 @@
 """Transports written for kombu's interface, under kombulite's facade.
 
-``Connection`` uses kombulite's own transports directly, and every other class through ``AdaptedTransport``. Programs see
-the transport's own objects: ``connection.channel()`` returns the channel that the transport made, and
+``Connection`` uses kombulite's own transports directly, and every other class through ``AdaptedTransport``. Programs
+see the transport's own objects: ``connection.channel()`` returns the channel that the transport made, and
 ``connection.transport`` is an instance of its class. What the facade needs of a channel (publishing with hooks and
 counters, batches, consumers that come back with the connection) is kept beside it, in an ``AdaptedChannel``.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from threading import get_ident
@@ -191,6 +192,12 @@ class AdaptedChannel(Channel):
     def _verbs(self) -> ChannelVerbs:
         return ChannelVerbs(self.raw, None if self._adapted is None else self._adapted.note_error)
 
+    def __getattr__(self, name: str) -> Any:
+        # A message of a batch has this for its channel, and its class may need more of the transport's.
+        if name == "raw":
+            raise AttributeError(name)
+        return getattr(self.raw, name)
+
     @property
     def public(self) -> Any:
         """The channel that programs see."""
@@ -204,6 +211,12 @@ class AdaptedChannel(Channel):
     @is_open.setter
     def is_open(self, value: bool) -> None:
         self._is_attached = value
+
+    def listen_for_returned(self, listener: Callable[..., Any]) -> None:
+        """Call a listener for each message that comes back, by the channel's own events too."""
+        super().listen_for_returned(listener)
+        with suppress(AttributeError, KeyError, TypeError):  # it may have no such events
+            self.raw.events["basic_return"].add(listener)
 
     # --- consuming
 
@@ -253,7 +266,7 @@ class AdaptedChannel(Channel):
     def reopen(self, transport: Any) -> None:
         """Go on with a new channel of the transport."""
         self._adapted = transport.adapted
-        self.raw = self._adapted.create_channel()  # type: ignore[union-attr]
+        self.raw = self._adapted.create_channel()
         attach(self.raw, self)
         self._is_attached = True
         self._join(self._verbs())  # type: ignore[arg-type]
@@ -400,7 +413,7 @@ class AdaptedTransport(base.Transport):
         #: What ``establish_connection`` returned.
         self.link: Any = None
         self.drained: Any = None
-        self._is_lost = False
+        self._was_connected = self._is_lost = False
         self._verified_until = 0.0
         self._numbers = count(1)
         self._arrivals: deque[Arrived] = deque()
@@ -417,6 +430,11 @@ class AdaptedTransport(base.Transport):
                 self._connection.kept_state = state
             else:
                 self.raw.state = self._connection.kept_state
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether it was not connected yet."""
+        return self.link is None and not self._was_connected
 
     @property
     def adapted(self) -> AdaptedTransport:
@@ -437,6 +455,7 @@ class AdaptedTransport(base.Transport):
 
     def connect(self) -> None:
         """Open the connection."""
+        self._was_connected = True
         self.link = self._connection._establish_connection()
         self._is_lost = False
         self._process = os.getpid()

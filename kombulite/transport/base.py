@@ -7,7 +7,8 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kombulite.exceptions import ChannelError, ConnectionError, RecoverableConnectionError
+from amqp.exceptions import ChannelError, ConnectionError, RecoverableConnectionError  # noqa: A004 - kombu's names
+
 from kombulite.message import Message
 from kombulite.utils.objects import cached_property
 from kombulite.utils.time import maybe_s_to_ms

@@ -115,7 +115,7 @@ def install() -> None:
     """Have these modules found. May be repeated."""
     # First, because the path finder would find submodules of such a package, and load them as they are.
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, Finder())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, Finder())
 
 
 def execute(name: str, namespace: dict[str, Any]) -> bool:

@@ -25,6 +25,7 @@ PACKAGE = Path(kombulite.__file__).parent
 FLOORS = [
     {"_core"},
     {"exceptions", "utils", "log", "clocks", "matcher", "compression", "serialization", "abstract", "entity"},
+    {"transport", "transport.distribution"},
     {
         "brokers.base",
         "brokers.channels",
@@ -34,10 +35,11 @@ FLOORS = [
         "transport.native_delayed_delivery",
     },
     {"brokers.memory", "brokers.filesystem", "brokers.amqp", "brokers.redis", "brokers.sql"},
-    {"message", "_client", "hooks", "channel"},
+    {"message", "_client", "hooks", "channel", "transport.adapter"},
     {"consumer", "producer", "messaging"},
     {"resource", "simple", "counters", "_client.process", "connection"},
-    {"transport", "pools", "common", "mixins", "pidbox", "compat", "asynchronous", "aliasing", "contrib"},
+    {f"transport.{name}" for name in ("base", "virtual", "memory", "redis", "pyamqp", "filesystem")},
+    {"pools", "common", "mixins", "pidbox", "compat", "asynchronous", "aliasing", "contrib"},
     {"__init__"},
     {"cli", "run", "__main__"},
 ]

@@ -74,21 +74,25 @@ cdef class BaseChannel:
     # --- out
 
     def publish(self, Delivery delivery not None, bint mandatory=False, timeout=None, confirm_timeout=None):
-        """Hand a message, whose routing key is a short string, to the broker. Raises NotFound, MessageNacked.
+        """Hand a message, whose routing key is a short string, to the broker; returns what the transport returns.
+
+        Raises NotFound, MessageNacked.
 
         After a mandatory one what has come back goes to the listeners; without any, MessageReturned is raised.
         """
         cdef bint confirmed
         with cython.critical_section(self):
             number, publish, confirmed = self.channel_id, self._publish, self._confirmed
+        result = None
         try:
-            publish(number, delivery, mandatory, timeout, confirm_timeout)
+            result = publish(number, delivery, mandatory, timeout, confirm_timeout)
         except Exception as error:
             self.publish_raised(error, delivery)
         else:
             self._tally._publish(delivery, confirmed)
         if mandatory:
             self.tell_returned()
+        return result
 
     def publish_raised(self, error, Delivery delivery):
         """Deal with an error of publishing: raise it, but for a message that came back to somebody who listens."""

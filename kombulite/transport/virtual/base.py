@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import os
-import socket
 import warnings
 from array import array
 from collections import OrderedDict, defaultdict
@@ -23,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 from weakref import ref
 
 from kombulite import exceptions
+from kombulite.brokers.base import QueueInfo
 from kombulite.exceptions import (
     ChannelError,
     DecodeError,
@@ -58,8 +58,8 @@ __all__ = [
 
 ARRAY_TYPE_H = "H"
 
-UNDELIVERABLE_FMT = "Message could not be delivered: No queues bound to exchange {exchange!r} using binding key {routing_key!r}."
-NOT_EQUIVALENT_FMT = "Cannot redeclare exchange {0!r} in vhost {1!r} with different type, durable, autodelete or arguments value."
+UNDELIVERABLE_FMT = "no queue is bound to exchange {exchange!r} for the routing key {routing_key!r}"
+NOT_EQUIVALENT_FMT = "exchange {0!r} in vhost {1!r} cannot be declared again with other settings"
 W_NO_CONSUMERS = "Requeuing undeliverable message for queue %r: No consumers."
 RESTORING_FMT = "Restoring {0!r} unacknowledged message(s)"
 RESTORE_PANIC_FMT = "UNABLE TO RESTORE {0} MESSAGES: {1}"
@@ -323,7 +323,7 @@ class Message(base.Message):
         properties = self.properties
         if self.errors and isinstance(self._raw, dict):  # what could not be read goes back as it was
             return {**self._raw, "properties": properties}
-        body, _ = self.channel.encode_body(self.body, properties.get("body_encoding"))  # type: ignore[union-attr]
+        body, _ = self.channel.encode_body(self.body, properties.get("body_encoding"))
         headers = dict(self.headers)
         headers.pop("compression", None)
         return {
@@ -412,7 +412,7 @@ class Channel(AbstractChannel, base.StdChannel):
 
     #: Whether messages that are not acknowledged are put back when the channel closes.
     do_restore = True
-    exchange_types: Any = dict(STANDARD_EXCHANGE_TYPES)
+    exchange_types: Any = dict(STANDARD_EXCHANGE_TYPES)  # noqa: RUF012 - subclasses replace it
 
     #: Whether the store has fanout: then it is told of all bindings.
     supports_fanout: Any = False
@@ -511,10 +511,11 @@ class Channel(AbstractChannel, base.StdChannel):
     # --- queues
 
     def queue_declare(self, queue: str | None = None, passive: bool = False, **kwargs: Any) -> Any:
-        """Create a queue, or with ``passive`` assert it: (queue, message_count, consumer_count). Raises ChannelError."""
-        self._check_open()
-        from kombulite.brokers.base import QueueInfo
+        """Create a queue, or with ``passive`` assert it: (queue, message_count, consumer_count).
 
+        Raises ChannelError.
+        """
+        self._check_open()
         queue = queue or f"amq.gen-{uuid()}"
         if not passive:
             self._new_queue(queue, **kwargs)
@@ -689,7 +690,7 @@ class Channel(AbstractChannel, base.StdChannel):
             self._consumers.remove(consumer_tag)
             queue = self._tag_to_queue.pop(consumer_tag, None)
             if queue in self._active_queues:
-                self._active_queues.remove(queue)  # type: ignore[arg-type]
+                self._active_queues.remove(queue)
             self._reset_cycle()
             callbacks = self.connection._callbacks
             recipients = callbacks.get(queue)
@@ -705,6 +706,11 @@ class Channel(AbstractChannel, base.StdChannel):
             raw_message = self._get(queue)
         except Empty:
             return None
+        if no_ack and type(self).basic_ack is not Channel.basic_ack:
+            # A store that leases its messages would deliver it again.
+            message = self._received(raw_message, queue, False)
+            self.basic_ack(message.delivery_tag)
+            return message
         return self._received(raw_message, queue, no_ack)
 
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> Any:
@@ -970,7 +976,7 @@ class Transport(base.Transport):
             while channels:
                 channels.pop().close()
 
-    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:  # type: ignore[override]
         """Deliver one message, or one batch of the store.
 
         Raises:
@@ -990,7 +996,7 @@ class Transport(base.Transport):
             except Empty:
                 now = monotonic()
                 if timeout is not None and now - start >= timeout:
-                    raise socket.timeout from None
+                    raise TimeoutError from None
                 if timeout is None and not self._callbacks and self.channels and not self._consumes():
                     text = "waiting without a timeout, and there is no consumer to wait for"
                     raise OperationalError(text) from None
