@@ -59,7 +59,7 @@ class SimpleBase:
                 self.channel.connection.client.drain_events(timeout=0)
         if self.buffer:
             return self.buffer.popleft()
-        message: Message | None = self.queue.get(no_ack=self.no_ack, accept=self.consumer.accept)
+        message: Message | None = self.queue.get(self.no_ack, self.consumer.accept)  # type: ignore[arg-type]
         if message is None:
             raise self.Empty
         return message
