@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from kombulite import exceptions
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.link import Link
+from kombulite.brokers.redis.link import Command, Link
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.scripts import BURY, OVERDUE, RENEW, RESTORE, UNLOCK
 from kombulite.utils.uuid import uuid
@@ -105,12 +105,15 @@ def put_back(link: Link, keys: Keys, leases: Sequence[Lease], are_noted: bool) -
         )
 
 
-def _restore(link: Link, keys: Keys, latest: str | bytes, rows: Sequence[tuple[str, Any, bytes]]) -> int:
+def _restore(
+    link: Link, keys: Keys, latest: str | bytes, rows: Sequence[tuple[str, Any, bytes]], *others: Command
+) -> int:
+    """Put messages back, and send other commands together with that; returns how many are back."""
     if not rows:
         return 0
     arguments = [argument for _, tag, envelope in rows for argument in (tag, envelope)]
     lists = [key for key, _, _ in rows]
-    return int(link.run(RESTORE, [keys.unacked, keys.unacked_index, *lists], latest, *arguments))
+    return int(link.run_with(others, RESTORE, [keys.unacked, keys.unacked_index, *lists], latest, *arguments)[0])
 
 
 def bury(link: Link, keys: Keys, tag: Any, queue: str, element: Any, reason: object) -> None:
@@ -171,9 +174,9 @@ def restore_overdue(link: Link, keys: Keys, options: Options, route: Route) -> i
         latest, overdue = _overdue(link, keys, options, route, token)
         if overdue:
             logger.warning("Restoring %d messages whose consumers are gone", len(overdue))
-        return _restore(
-            link, keys, latest, [(key, each.tag, each.envelope) for each in reversed(overdue) for key in each.lists]
-        )
+        rows = [(key, each.tag, each.envelope) for each in reversed(overdue) for key in each.lists]
+        # A message may end the process as soon as it is back, and with it all looking, as long as the mutex lives.
+        return _restore(link, keys, latest, rows, ("EVAL", UNLOCK.source, 1, keys.unacked_mutex, token))
     finally:
         link.run(UNLOCK, mutex, token)
 

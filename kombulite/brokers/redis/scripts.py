@@ -164,7 +164,8 @@ end
 return redis.call('ZADD', KEYS[1], 'XX', unpack(scores))
 """)
 
-#: Finds leases that ran out, the oldest first, if nobody else is at it.
+#: Finds leases that ran out, the oldest first, if nobody else is at it. If there are none, the mutex is free again: a
+#: process that dies right afterwards keeps no other from looking.
 #: KEYS: unacked hash, its index, mutex. ARGV: token, its life in ms, timeout in s, how many to skip, how many at most.
 #: Returns the latest score that has run out, then for each lease its tag, score and value; nil where somebody is.
 OVERDUE = Script("""
@@ -175,6 +176,7 @@ end
 local time = redis.call('TIME')
 local latest = string.format('%.6f', time[1] + time[2] / 1000000 - ARGV[3])
 local found = redis.call('ZRANGE', KEYS[2], '-inf', latest, 'BYSCORE', 'LIMIT', ARGV[4], ARGV[5], 'WITHSCORES')
+if #found == 0 and ARGV[4] == '0' then redis.call('DEL', KEYS[3]) end
 local reply = {latest}
 for i = 1, #found, 2 do
     reply[#reply + 1] = found[i]
