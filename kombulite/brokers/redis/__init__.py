@@ -112,7 +112,9 @@ class Transport(BaseTransport):
         link = self._link = self._open(self._on_push)
         tracked = self._track()
         options, keys = self._options, self._keys
-        topology = self._topology = Topology(link, keys, tracked, self.settings.virtual_host)
+        topology = self._topology = Topology(
+            link, keys, tracked, options.health_check_interval, self.settings.virtual_host
+        )
         waiting = _abandoned.get(self._connector.identity, [])
         for each in list(waiting):  # each is forgotten when it is back
             if each.settled:

@@ -12,6 +12,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.004
 STREAM, GAP = 8, 0.01
 #: So many claims pass after a pause that brought nothing, until the next try.
 FRUITLESS = 64
+#: News is false if so many claims in a row found nothing after news of so many lists, within so many seconds.
+MOST_FALSE, FALSE_LISTS, FALSE_WINDOW = 40, 20, 4.0
+#: Seconds for which it is not listened to then.
+DEAF = 60.0
 
 
 class Pace:
@@ -55,3 +59,37 @@ class Pace:
         if self._lost > PATIENCE:
             rest = max(rest, uniform(0, min(MOST_BACKOFF, 0.001 * 2 ** min(self._lost - PATIENCE, 10))))  # noqa: S311
         return max(rest, 0.0)
+
+
+class News:
+    """Whether it is worth while to listen to what the server says of changes.
+
+    A server that is to watch more than its table has room for (``tracking-table-max-keys``) announces changes that are
+    none, time and again: each list that is watched anew makes it forget another. The consumer then looks now and then
+    instead, for a while, or until it finds something. Many lists tell this from one that other consumers empty first.
+    """
+
+    def __init__(self) -> None:
+        self._false = 0
+        self._since = 0.0
+        self._lists: set[bytes] = set()
+        self._deaf_until = 0.0
+
+    def is_on(self, now: float) -> bool:
+        """Whether to listen, at a time in seconds."""
+        return now >= self._deaf_until
+
+    def came(self, changed: bytes) -> None:
+        """Note the news that a list has changed."""
+        self._lists.add(changed)
+
+    def led_to(self, found: int, now: float) -> None:
+        """Note how many messages a claim found."""
+        if found:
+            self._deaf_until = 0.0
+        if found or not self._false or now - self._since > FALSE_WINDOW:
+            self._false, self._since = 0, now
+            self._lists.clear()
+        self._false += not found
+        if self._false >= MOST_FALSE and len(self._lists) >= FALSE_LISTS:
+            self._false, self._deaf_until = 0, now + DEAF

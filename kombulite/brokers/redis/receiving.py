@@ -29,7 +29,7 @@ from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, Tags, bury, logger
 from kombulite.brokers.redis.link import Link, OnReply
 from kombulite.brokers.redis.options import Options
-from kombulite.brokers.redis.pacing import Pace
+from kombulite.brokers.redis.pacing import News, Pace
 from kombulite.brokers.redis.publishing import PUBLISHED_AT
 from kombulite.brokers.redis.topology import Topology
 from kombulite.utils.compat import detect_environment
@@ -90,7 +90,10 @@ class Receiver:
         self._looks = 0
         self._current: Channel | None = None  # the channel that was served last
         self._pace = Pace()
+        self._news = News()
         self._polled_at = 0.0
+        self._listened = False
+        self._checked_at = monotonic()
 
     def close(self) -> None:
         """Let go of what is the system's. The thread that receives, if there is one, ends with an error."""
@@ -162,7 +165,12 @@ class Receiver:
     @property
     def look_interval(self) -> float | None:
         """Seconds between two looks, where the server does not wake us."""
-        return None if self._listener is None or self._tells_of_lists else self._polling_interval
+        return None if self._listener is None or self._listens else self._polling_interval
+
+    @property
+    def _listens(self) -> bool:
+        """Whether the server says when a list changes, and that is worth while."""
+        return self._tells_of_lists and self._news.is_on(monotonic())
 
     def subscribe(self, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
         """Subscribe to what these queues are bound to, as (fanout exchange, routing key), and to nothing else."""
@@ -183,7 +191,8 @@ class Receiver:
             changed = list(self._armed) if message[1] is None else message[1]
             for key in changed:
                 queue = self._armed.pop(key, None)
-                if queue is not None:
+                if queue is not None and self._listens:
+                    self._news.came(key)
                     self._stir(queue)
         elif kind == b"pmessage":
             self._on_fanout(message[1], message[3])
@@ -212,7 +221,7 @@ class Receiver:
 
     def _arm(self, intake: Intake, queues: Iterable[str]) -> None:
         """Have the server say when a list of these queues changes; look once more if one has something already."""
-        if not self._tells_of_lists or self._listener is None:
+        if self._listener is None or not self._listens:
             return
         missing = {
             key: queue
@@ -257,6 +266,8 @@ class Receiver:
         emptied, found = intake.claimed(reply)
         if found or not intake.stirred:
             self._pace.claimed(found, monotonic())
+        if self._listens or found:
+            self._news.led_to(found, monotonic())
         self._arm(intake, emptied)
 
     # --- events
@@ -332,11 +343,27 @@ class Receiver:
         self._link.poll()
         self._topology.router.catch_up()
         if self._listener is not None:
+            self._check(self._listener)
             self._listener.keep_alive()
             self._listener.poll()
-            if not self._tells_of_lists and monotonic() - self._polled_at >= self._polling_interval:
+            listened, self._listened = self._listened, self._listens
+            if not listened and monotonic() - self._polled_at >= self._polling_interval:
                 self._polled_at = monotonic()
                 self._look_everywhere()
+
+    def _check(self, listener: Link) -> None:
+        """See now and then whether the lists that the server watches are empty still.
+
+        Of some changes it says nothing: two databases change places, or a slot moves.
+        """
+        interval = self._options.health_check_interval
+        if interval and self._armed and monotonic() - self._checked_at >= interval:
+            self._checked_at = monotonic()
+            listener.post(pack_command(("EXISTS", *self._armed)), 1, self._on_checked, may_repeat=True)
+
+    def _on_checked(self, reply: Any) -> None:
+        if reply:  # an error too
+            self._look_everywhere()
 
     def _look_everywhere(self) -> None:
         """Ask all queues once more."""
@@ -427,7 +454,7 @@ class Receiver:
         """Seconds until something else is due."""
         if self._listener is None:
             return
-        if not self._tells_of_lists:
+        if not self._listens:
             yield max(self._polled_at + self._polling_interval - monotonic(), 0)
         for link in (self._link, self._listener):
             if link.ping_interval:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -48,18 +49,26 @@ class Router:
 
     With client-side caching (CLIENT TRACKING in OPTIN mode) the server says when one changes, on the connection that
     carries the publishes: a change that precedes a publish on the server is known when the publish returns. Without,
-    a table is read again when it is ``MOST_AGE`` old.
+    a table is read again when it is ``MOST_AGE`` old; with it after ``check_interval`` seconds (0: never), because of
+    some changes, as SWAPDB, the server says nothing.
 
     The server also says when a database was emptied: ``redeclare()`` is then called before the next table is read.
     """
 
     def __init__(
-        self, link: Link, keys: Keys, declared: dict[str, str], tracked: bool, redeclare: Callable[[], None]
+        self,
+        link: Link,
+        keys: Keys,
+        declared: dict[str, str],
+        tracked: bool,
+        check_interval: float,
+        redeclare: Callable[[], None],
     ) -> None:
         self._link = link
         self._keys = keys
         self._declared = declared  # exchange -> type, as far as this connection knows
         self._tracked = tracked
+        self._check_interval = check_interval or inf
         self._redeclare = redeclare
         self._was_emptied = False
         self._routes: dict[str, Routes] = {}
@@ -71,7 +80,8 @@ class Router:
             self._link.poll()  # what the server has said of changes so far
             self.catch_up()
         routes = self._routes.get(exchange)
-        if routes is None or not (self._tracked or monotonic() - routes.read_at < MOST_AGE):
+        most_age = self._check_interval if self._tracked else MOST_AGE
+        if routes is None or monotonic() - routes.read_at >= most_age:
             routes = self._read(exchange)
         return routes
 

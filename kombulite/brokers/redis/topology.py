@@ -39,7 +39,7 @@ LEAST_BINDING_LIFE = 3_600_000
 class Topology:
     """What one connection declared, and the verbs that change the database."""
 
-    def __init__(self, link: Link, keys: Keys, tracked: bool, vhost: str) -> None:
+    def __init__(self, link: Link, keys: Keys, tracked: bool, check_interval: float, vhost: str) -> None:
         self._link = link
         self._keys = keys
         self._vhost = vhost
@@ -47,7 +47,7 @@ class Topology:
         self._exchanges: dict[str, ExchangeSpec] = {}
         self._queues: dict[str, QueueSpec] = {}
         self.limits: dict[str, Limits] = {}
-        self.router = Router(link, keys, self.types, tracked, self.redeclare)
+        self.router = Router(link, keys, self.types, tracked, check_interval, self.redeclare)
         self._bindings: dict[str, dict[tuple[str, str], str]] = {}  # queue -> (exchange, routing key) -> type
 
     # --- exchanges
