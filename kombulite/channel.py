@@ -416,6 +416,17 @@ class Channel(BaseChannel):
         else:
             self._tally.count_rejected()
 
+    def basic_nack(self, delivery_tag: Any, multiple: bool = False, requeue: bool = True) -> None:
+        """Put a delivery, and with ``multiple`` all before it, back into its queue, without counting it as failed.
+
+        Without ``requeue`` it is rejected.
+        """
+        self._ask(self._transport.settle, delivery_tag, self._return if requeue else Outcome.REJECT, multiple)
+        if requeue:
+            self._tally.count_requeued()
+        else:
+            self._tally.count_rejected()
+
     def basic_recover(self, requeue: bool = False) -> None:
         """Put all that is not acknowledged back into its queues."""
         self._ask(self._transport.recover)
@@ -430,14 +441,24 @@ class Channel(BaseChannel):
         if not delivery_tags:
             return
         delivery_tags = list(dict.fromkeys(delivery_tags))
-        self._ask(self._transport.settle_many, delivery_tags, outcome)
+        self._ask(self._transport.settle_many, delivery_tags, self._return if outcome is Outcome.RETURN else outcome)
         tally = self._tally
         counts = {
             Outcome.ACK: tally.count_acked,
             Outcome.REQUEUE: tally.count_requeued,
+            Outcome.RETURN: tally.count_requeued,
             Outcome.REJECT: tally.count_rejected,
         }
         counts[outcome](len(delivery_tags))
+
+    @property
+    def _return(self) -> Outcome:
+        return Outcome.RETURN if self._bare_transport.counts_failures else Outcome.REQUEUE
+
+    def note_failure(self, message: ReceivedMessage) -> None:
+        """Note that the callback of a message raised: if it is not settled, it goes back as a failed delivery."""
+        if self.is_open and not message.no_ack and not message.acknowledged:
+            self._transport.note_failure(self.channel_id, message.delivery_tag)
 
     def ack_raised(self, error: Exception) -> None:
         """Called when an acknowledgement failed."""
@@ -487,9 +508,10 @@ class Channel(BaseChannel):
         """Deal with an event that is not a message for one of the consumers. Returns False: it is not kept."""
         if isinstance(event, Delivery):
             # On its way when the consumer was cancelled. Where another thread closes the channel it goes back too.
-            if event.consumer_tag not in self._gone:  # those counted as acknowledged when they were sent
+            # Those of a consumer without acks were acknowledged when they were sent, and a stream takes none back.
+            if event.consumer_tag not in self._gone and event.stream_offset is None:
                 with suppress(exceptions.RecoverableConnectionError):
-                    self._transport.settle(self.channel_id, event.delivery_tag, Outcome.REQUEUE)
+                    self._transport.settle(self.channel_id, event.delivery_tag, self._return)
         elif isinstance(event, Returned):
             error = exceptions.MessageReturned(event.reply_text, (60, 50), "Basic.return", event.reply_code)
             self._on_returned(error, event.delivery)

@@ -8,6 +8,7 @@ from queue import Empty
 from time import monotonic
 from typing import Any, ClassVar
 
+from kombulite._client.batching import return_unseen
 from kombulite.abstract import maybe_channel
 from kombulite.consumer import Consumer
 from kombulite.entity import Exchange, Queue
@@ -93,9 +94,13 @@ class SimpleBase:
         return 0 if info is None else info[1]
 
     def close(self) -> None:
-        """End the consumer. What it got and nobody took goes back when the channel closes."""
+        """End the consumer. The messages that it got and that were not taken go back, but for those without acks."""
         self.consumer.cancel()
         self._consuming = False
+        if not self.no_ack:
+            unseen = list(self.buffer)
+            self.buffer.clear()
+            return_unseen(unseen)
 
     def _consume(self) -> None:
         if not self._consuming:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from math import inf
 from threading import Lock
@@ -30,12 +30,12 @@ class MessageBatch(list["Message"]):
         self._settle(Outcome.ACK, "ACK")
 
     def reject(self, requeue: bool = False) -> None:
-        """Give all up, to the dead letter exchanges of their queues; or with ``requeue`` back to their queues."""
+        """Reject all: to the dead letter exchanges of their queues, or with ``requeue`` back to their queues."""
         self._settle(Outcome.REQUEUE if requeue else Outcome.REJECT, "REJECTED")
 
-    def requeue(self) -> None:
-        """Put all back into their queues."""
-        self._settle(Outcome.REQUEUE, "REQUEUED")
+    def requeue(self, failed: bool = True) -> None:
+        """Put all back into their queues; ``failed`` as for ``Message.requeue``."""
+        self._settle(Outcome.REQUEUE if failed else Outcome.RETURN, "REQUEUED")
 
     def _settle(self, outcome: Outcome, state: str) -> None:
         messages = [message for message in self if not message.acknowledged]
@@ -47,6 +47,16 @@ class MessageBatch(list["Message"]):
             channel.settle_many(outstanding, outcome)
         for message in messages:
             message._state = state
+
+
+def return_unseen(messages: Iterable[Message]) -> None:
+    """Put messages of one channel, which the application has not seen, back into their queues.
+
+    Those that need no ack stay; a stream keeps its messages anyway.
+    """
+    batch = MessageBatch(each for each in messages if not each.no_ack and each.stream_offset is None)
+    with suppress(exceptions.RecoverableConnectionError):  # they went back with the channel
+        batch.requeue(failed=False)
 
 
 class Gathering:
@@ -81,8 +91,16 @@ class Gathering:
             if len(messages) < self._full:
                 return GATHERED
             self._take()
-        self.on_batch(messages)
+        self._run(messages)
         return None
+
+    def _run(self, batch: MessageBatch) -> None:
+        try:
+            self.on_batch(batch)
+        except Exception:
+            for message in batch:
+                message.channel.note_failure(message)
+            raise
 
     def _begin(self, channel: Any) -> None:
         self._drop_lost()
@@ -98,7 +116,7 @@ class Gathering:
             self._drop_lost()
             batch = self._take()
         if batch:
-            self.on_batch(batch)
+            self._run(batch)
         return bool(batch)
 
     def give_back(self, consumer_tags: set[str]) -> None:
@@ -111,8 +129,7 @@ class Gathering:
                 (ended if message.delivery_info["consumer_tag"] in consumer_tags else kept).append(message)
             if kept:
                 self.deadline, self._messages = deadline, kept
-        with suppress(exceptions.RecoverableConnectionError):  # they went back with the channel
-            MessageBatch(each for each in ended if not each.no_ack).requeue()
+        return_unseen(ended)
         unreturnable = MessageBatch(each for each in ended if each.no_ack)
         if unreturnable:
             self.on_batch(unreturnable)

@@ -104,11 +104,12 @@ class QueueStatus(NamedTuple):
 
 
 class Outcome(Enum):
-    """What becomes of a delivery."""
+    """What becomes of a delivery. REQUEUE and RETURN put it back: after a failure, or without one."""
 
     ACK = "ack"
     REJECT = "reject"
     REQUEUE = "requeue"
+    RETURN = "return"
 
 
 class Returned(NamedTuple):
@@ -173,6 +174,9 @@ class Transport:
 
     #: Whether ``publish`` returns only when the broker has said that it has the message.
     confirms = True
+
+    #: Whether the broker may count failed deliveries: ``settle`` and ``settle_many`` get RETURN, else REQUEUE for it.
+    counts_failures: ClassVar[bool] = False
 
     #: Messages that no queue took and that were not mandatory.
     unroutable = 0
@@ -504,6 +508,9 @@ class Transport:
         """
         for tag in delivery_tags:
             self.settle(channel, tag, outcome)
+
+    def note_failure(self, channel: int, delivery_tag: Any) -> None:
+        """Note that a delivery has failed: if it is not settled, it counts as failed when the channel is closed."""
 
     def recover(self, channel: int) -> None:
         """Put all that is outstanding on the channel back into its queues."""

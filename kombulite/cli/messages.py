@@ -192,7 +192,7 @@ def _consume(connection: Connection, queue: str, count: int | None, timeout: flo
     def show(message: Message) -> None:
         nonlocal left
         if left == 0:
-            message.requeue()
+            message.requeue(failed=False)
             return
         click.echo(_json_line(message) if as_json else _line(message))
         sys.stdout.flush()

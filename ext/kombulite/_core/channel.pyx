@@ -36,7 +36,11 @@ cdef class BaseSubscription:
         cdef Received message = received(self._cls, delivery, self._channel)
         message.no_ack = self.no_ack
         self._tally._consume(delivery)
-        return self.run(message)
+        try:
+            return self.run(message)
+        except Exception:
+            self._channel.note_failure(message)
+            raise
 
 
 cdef class BaseChannel:
@@ -132,6 +136,9 @@ cdef class BaseChannel:
                 self.ack_raised(error)
                 raise
         self._tally._ack()
+
+    def note_failure(self, message):
+        """Note that the callback of a message raised an exception, which is raised then: nothing to do here."""
 
     def ack_raised(self, error):
         """Note an error of acknowledging, which is raised then."""

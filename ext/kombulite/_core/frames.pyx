@@ -55,6 +55,8 @@ cdef enum:
     LARGEST_BODY = 536870912  # bytes, 512 MiB; RabbitMQ allows no larger ones
     ROOM = 131072  # free bytes that the decoder offers to its reader, at least
 
+cdef uint64_t LARGEST_OFFSET = 1 << 63  # of a stream
+
 #: A heartbeat frame (section 4.2.7).
 HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
@@ -359,6 +361,14 @@ cdef int put_octet(Buffer* out, object value, str name, int flag) except -1:
     return flag
 
 
+cdef uint64_t following_offset(dict headers) except? 0:
+    """Return the offset behind a message in its stream (RabbitMQ), 0 for one that is not from a stream."""
+    offset = headers.get("x-stream-offset")
+    if type(offset) is int and 0 <= offset < LARGEST_OFFSET:
+        return <uint64_t> offset + 1
+    return 0
+
+
 cdef Properties decode_properties(Cursor* cursor):
     cdef Properties properties = Properties.__new__(Properties)
     cdef uint16_t flags = read16(cursor)
@@ -371,6 +381,8 @@ cdef Properties decode_properties(Cursor* cursor):
         properties.content_encoding = read_short(cursor)
     if flags & 0x2000:
         properties.headers = read_table(cursor, 0) or None
+        if properties.headers is not None:
+            properties.following_offset = following_offset(properties.headers)
     if flags & 0x1000:
         properties.delivery_mode = read8(cursor)
     if flags & 0x0800:
@@ -453,6 +465,8 @@ cdef class _Content:
     cdef bytes body  # where the frames of a long one are put together
     cdef uint64_t first_tag  # what is added to the broker's delivery tags
     cdef uint64_t last_tag  # the highest one given out
+    cdef bint from_queues  # whether there were messages of queues
+    cdef bint from_streams  # whether there were messages of streams
 
 
 @cython.final
@@ -534,6 +548,11 @@ cdef class FrameDecoder:
         """The highest delivery tag given out on a channel, 0 if there was none."""
         cdef _Content content = self._content_of(channel)
         return 0 if content is None else content.last_tag
+
+    def sources(self, uint16_t channel):
+        """Return whether messages of queues, and whether messages of streams came on a channel: a pair."""
+        cdef _Content content = self._content_of(channel)
+        return (False, False) if content is None else (content.from_queues, content.from_streams)
 
     # --- bytes in
 
@@ -746,6 +765,10 @@ cdef class FrameDecoder:
             self._read_properties(delivery, cursor)
         else:
             delivery.properties = self._properties
+        if delivery.properties.following_offset:
+            content.from_streams = True
+        else:
+            content.from_queues = True
         if content.size == 0:
             return self._complete(content, cursor.end, 0)
         return None

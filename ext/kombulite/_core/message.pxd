@@ -21,6 +21,7 @@ cdef class Properties:
     cdef readonly object extra
     cdef bytes encoded
     cdef bint from_header
+    cdef unsigned long long following_offset  # in the stream that the message came from; 0 for none
 
     cdef tuple _values(self)
 

@@ -143,6 +143,12 @@ cdef class Delivery:
         self.properties = properties
         self.body = body
 
+    @property
+    def stream_offset(self):
+        """The offset in the stream that it came from (RabbitMQ); None for a message of a queue."""
+        following = self.properties.following_offset
+        return following - 1 if following else None
+
     def copy(self):
         """The same message with none of what a broker added, as it goes to another queue."""
         return Delivery(self.exchange, self.routing_key, self.properties, self.body)
@@ -253,20 +259,27 @@ cdef class Received:
         self._state = "ACK"
 
     def reject(self, bint requeue=False):
-        """Give it up, to the queue's dead letter exchange if it has one; or with ``requeue`` back to the queue.
+        """Reject it: it goes to the queue's dead letter exchange if it has one, or with ``requeue`` back to the queue.
 
-        Raises MessageStateError as ``ack`` does.
+        A broker that counts failed deliveries counts this one. Raises MessageStateError as ``ack`` does.
         """
         self._check("REJECTED")
         if not self.no_ack:
             self.channel.basic_reject(self.delivery_tag, requeue=requeue)
         self._state = "REJECTED"
 
-    def requeue(self):
-        """Put it back into its queue. Raises MessageStateError as ``ack`` does."""
+    def requeue(self, bint failed=True):
+        """Put it back into its queue.
+
+        ``failed``: whether the delivery counts as failed, where the broker tells that apart (quorum queues of RabbitMQ
+        4: ``delivery_limit``, delayed retry). Raises MessageStateError as ``ack`` does.
+        """
         self._check("REQUEUED")
         if not self.no_ack:
-            self.channel.basic_reject(self.delivery_tag, requeue=True)
+            if failed:
+                self.channel.basic_reject(self.delivery_tag, requeue=True)
+            else:
+                self.channel.basic_nack(self.delivery_tag)
         self._state = "REQUEUED"
 
     cdef int _check(self, str state) except -1:
@@ -294,6 +307,11 @@ cdef class Received:
             if isinstance(counted, int):
                 count = counted
         return max(count, 1)
+
+    @property
+    def stream_offset(self):
+        """Its offset in the stream that it came from (RabbitMQ); None for a message of a queue."""
+        return None if self._delivery is None else self._delivery.stream_offset
 
     # --- made on demand
 

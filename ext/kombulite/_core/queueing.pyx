@@ -259,6 +259,11 @@ cdef class Settled:
         with cython.critical_section(self):
             return self._highest <= last and self._count + <unsigned long long> len(delivery_tags) == last
 
+    def is_all(self, unsigned long long last):
+        """Return whether all are settled up to the last one."""
+        with cython.critical_section(self):
+            return self._count >= last
+
 
 cdef class Claimant:
     """A consumer as far as claiming goes: the queue it takes from, the ledger of its channel. To be subclassed.

@@ -42,9 +42,11 @@ CLOSE_TIMEOUT = 5.0  # seconds to wait for the broker's farewell
 LOOK_INTERVAL = 0.01  # seconds after which a publisher looks whether the broker has said something
 MOST_AHEAD = 100  # events that a publisher reads for others, at the most
 CHUNK = 65536  # bytes, about what is sent at once of many messages
+STREAMS_TAKE_NACKS = (4, 3)  # version of RabbitMQ since which a nack on a stream does no harm
 WINDOW = 4096  # messages of publish_many that may be unconfirmed
 
-ACK, REJECT = Outcome.ACK, Outcome.REJECT  # as globals: looking a member up costs as much as the call
+# As globals: looking a member up costs as much as the call.
+ACK, REJECT, REQUEUE, RETURN = Outcome.ACK, Outcome.REJECT, Outcome.REQUEUE, Outcome.RETURN
 GET_REPLIES = (methods.BASIC_GET_EMPTY,)
 
 
@@ -53,6 +55,7 @@ class Transport(BaseTransport):
 
     driver_type = "amqp"
     driver_name = "py-amqp"
+    counts_failures = True
     capabilities = Capabilities(heartbeats=True, asynchronous=True)
 
     def __init__(self, settings: Settings) -> None:
@@ -78,6 +81,7 @@ class Transport(BaseTransport):
         self.server_properties = dict(handshake.server_properties)
         name = self.client.as_uri() if self.client is not None else repr(self.settings)
         self._conversation = Conversation(link, self._reply_timeout, self.settings.options, name)
+        self._conversation.streams_take_nacks = self._is_rabbitmq_since(STREAMS_TAKE_NACKS)
         if link.heartbeat and self.settings.options.get("heartbeat_thread", True):
             pulse.add(link)
 
@@ -85,6 +89,7 @@ class Transport(BaseTransport):
         talk = self._conversation
         try:
             if talk is not None and talk.link.failure is None:
+                talk.return_all(CLOSE_TIMEOUT)
                 talk.request(talk.root, methods.CONNECTION_CLOSE, 0, "", 0, 0, timeout=CLOSE_TIMEOUT)
         except (exceptions.ConnectionError, OSError):
             pass  # it is gone either way
@@ -119,13 +124,17 @@ class Transport(BaseTransport):
 
     def qos_semantics_matches_spec(self) -> bool:
         # RabbitMQ 3.3 to 3.x: the limit is for each consumer.
+        return not self._is_rabbitmq_since((3, 3)) or self._is_rabbitmq_since((4, 0))
+
+    def _is_rabbitmq_since(self, version: tuple[int, int]) -> bool:
+        """Return whether the broker is a RabbitMQ of this version (major, minor) or a later one."""
         if self.server_properties.get("product") != "RabbitMQ":
-            return True
+            return False
         try:
             major, minor = (int(part) for part in str(self.server_properties.get("version")).split(".")[:2])
         except ValueError:
-            return True
-        return not (3, 3) <= (major, minor) < (4, 0)
+            return False
+        return (major, minor) >= version
 
     def fileno(self) -> int | None:
         return self._talk().link.fileno()
@@ -391,6 +400,7 @@ class Transport(BaseTransport):
         state = talk.channel(channel)
         consumer_tag = consumer_tag or f"ctag-{uuid()}"
         state.consumers[consumer_tag] = no_ack
+        state.takes_acks = state.takes_acks or not no_ack
         flags = (False, no_ack, exclusive, False)
         try:
             talk.request(state, methods.BASIC_CONSUME, 0, queue, consumer_tag, *flags, arguments or {})
@@ -413,13 +423,15 @@ class Transport(BaseTransport):
         deliveries = [event for event in events if isinstance(event, Delivery)]
         if no_ack:
             return deliveries
-        for delivery in deliveries:
-            self.settle(channel, delivery.delivery_tag, Outcome.REQUEUE)
+        tags = [delivery.delivery_tag for delivery in deliveries if delivery.stream_offset is None]
+        if tags:
+            self.settle_many(channel, tags, RETURN)
         return ()
 
     def get(self, channel: int, queue: str, no_ack: bool) -> Delivery | None:
         talk = self._talk()
         state = talk.channel(channel)
+        state.takes_acks = state.takes_acks or not no_ack
         frame = talk.link.encoder.get(channel, queue, no_ack)
         answer = talk.exchange(state, "Basic.get", frame, GET_REPLIES, None, state.check)
         return answer if type(answer) is Delivery else None
@@ -437,12 +449,14 @@ class Transport(BaseTransport):
             delivery_tag -= state.above
         if outcome is ACK:
             frame = link.encoder.ack(channel, delivery_tag, multiple)
-        elif multiple:
-            frame = link.encoder.nack(channel, delivery_tag, True, outcome is not REJECT)
+        elif multiple or outcome is RETURN:
+            frame = link.encoder.nack(channel, delivery_tag, multiple, outcome is not REJECT)
         else:
             frame = link.encoder.reject(channel, delivery_tag, outcome is not REJECT)
         link.send(frame, None, True, state.check)
         state.settled.add(delivery_tag, multiple)
+        if state.failed:
+            state.forget_failures(delivery_tag, multiple)
 
     def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
         talk = self._talk()
@@ -459,15 +473,24 @@ class Transport(BaseTransport):
             is_all = state.settled.completes(tags)
             if is_all and outcome is ACK:
                 frames = encoder.ack(channel, last, True)
-            elif is_all:
+            elif is_all and outcome is not REQUEUE:  # which counts as a failure of each
                 frames = encoder.nack(channel, last, True, requeue)
             elif outcome is ACK:
                 frames = b"".join([encoder.ack(channel, tag) for tag in tags])
+            elif outcome is RETURN:
+                frames = b"".join([encoder.nack(channel, tag, False, True) for tag in tags])
             else:
                 frames = b"".join([encoder.reject(channel, tag, requeue) for tag in tags])
             link.send(frames, None, True, state.check)
             for tag in tags:
                 state.settled.add(tag)
+            state.failed.difference_update(tags)
+
+    def note_failure(self, channel: int, delivery_tag: Any) -> None:
+        talk = self._conversation
+        state = None if talk is None else talk.channels.get(channel)
+        if state is not None and delivery_tag > state.stale:
+            state.failed.add(delivery_tag - state.above)
 
     def recover(self, channel: int) -> None:
         self._talk().call(channel, methods.BASIC_RECOVER, True)

@@ -38,6 +38,8 @@ class Channel:
         self.error: exceptions.ChannelError | None = None  # why the broker closed it
         self.left = False  # one side has closed it: whatever is sent on it now would end the connection
         self.consumers: dict[str, bool] = {}  # tag -> no_ack
+        self.takes_acks = False  # whether there may be deliveries to settle
+        self.failed: set[int] = set()  # the broker's tags of deliveries that failed and are not settled
         self.confirms: Confirms | None = None
         self.settled = Settled()  # the broker's tags
         self.flows = 0  # answers to channel.flow that are to come
@@ -63,10 +65,18 @@ class Channel:
         self.check()
         self.left = True
 
+    def forget_failures(self, delivery_tag: int, multiple: bool) -> None:
+        """Note that failed deliveries are settled."""
+        if multiple:
+            self.failed = {tag for tag in self.failed if 0 < delivery_tag < tag}
+        else:
+            self.failed.discard(delivery_tag)
+
     def recovered(self, last_tag: int) -> None:
         """Note that all deliveries went back to their queues, up to this one."""
         self.stale = last_tag
         self.settled.add(last_tag - self.above, True)
+        self.failed.clear()
 
     def stale_error(self) -> exceptions.AMQPError:
         """Return the error for a delivery that is not to be settled any more."""
@@ -101,6 +111,7 @@ class Conversation:
         self.channels: dict[int, Channel] = {0: self.root}
         self.events: deque[Event] = deque()
         self.blocked: str | None = None  # why the broker does not take messages
+        self.streams_take_nacks = False  # whether a nack for all may go to a channel that had messages of streams
         self._drops_returns = False
         self._failed: dict[int, Channel] = {}  # closed by the broker, and nobody knows it yet
         self._on_blocked, self._on_unblocked = options.get("on_blocked"), options.get("on_unblocked")
@@ -125,11 +136,42 @@ class Conversation:
         channel = self.channels.get(number)
         if channel is not None:
             try:
+                self.return_unsettled(channel, self.reply_timeout)
                 self.request(channel, methods.CHANNEL_CLOSE, 0, "", 0, 0)
             except exceptions.ChannelError:
                 return  # the broker was first
             self._drop_channel(channel)
         self._failed.pop(number, None)
+
+    def return_all(self, timeout: float) -> None:
+        """Do what ``return_unsettled`` does for all channels, within ``timeout`` seconds."""
+        deadline = monotonic() + timeout
+        for channel in list(self.channels.values()):
+            left = deadline - monotonic()
+            if left > 0 and channel is not self.root:
+                with suppress(exceptions.ChannelError):
+                    self.return_unsettled(channel, left)
+
+    def return_unsettled(self, channel: Channel, timeout: float) -> None:
+        """Put what a channel, which is about to be closed, has not settled back into its queues.
+
+        If the broker did that, each delivery would count as failed, as those count whose callback has raised. The
+        consumers end first: what is in flight to them counts too.
+        """
+        number, link = channel.number, self.link
+        if not channel.takes_acks or channel.left:
+            return
+        tags = [tag for tag, no_ack in channel.consumers.items() if not no_ack]
+        for tag in tags[:-1]:
+            frame = link.encoder.method(number, *methods.BASIC_CANCEL.signature, methods.BASIC_CANCEL.encode(tag, True))
+            link.send(frame, timeout, True, channel.check)
+        if tags:
+            self.request(channel, methods.BASIC_CANCEL, tags[-1], False, timeout=timeout)
+        from_queues, from_streams = link.decoder.sources(number)
+        may_nack = from_queues and (self.streams_take_nacks or not from_streams)
+        if may_nack and not channel.settled.is_all(link.decoder.last_tag(number) - channel.above):
+            failed = [link.encoder.reject(number, tag, True) for tag in sorted(channel.failed)]
+            link.send(b"".join([*failed, link.encoder.nack(number, 0, True, True)]), timeout, True, channel.check)
 
     def channel(self, number: int) -> Channel:
         """The state of a channel. Raises the error that the broker closed it with, once."""

@@ -1,0 +1,273 @@
+"""What nobody failed at goes back without being counted as a failed delivery; what failed is counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from kombulite import Connection, Consumer, Queue
+from kombulite.simple import SimpleQueue
+from tests.amqp import peer as p
+
+ROUNDS = 25  # more than RabbitMQ 4's delivery limit of 20
+MESSAGES = 10
+TIMEOUT = 20.0  # seconds
+
+QUORUM = {"x-queue-type": "quorum"}
+
+
+@pytest.fixture
+def quorum(name: Callable[[str], str], channel: Any, connection: Connection) -> Any:
+    queue = Queue(name("quorum"), queue_arguments=QUORUM)(channel)
+    queue.declare()
+    connection.Producer().publish_many(range(MESSAGES), routing_key=queue.name)
+    yield queue
+    with suppress(Exception):
+        Queue(queue.name)(connection.channel()).delete()
+
+
+def ready(connection: Connection, queue: Queue, count: int = MESSAGES) -> None:
+    """Wait until so many messages wait in a queue."""
+    deadline = time.monotonic() + TIMEOUT
+    channel = connection.channel()
+    while (info := channel.queue_declare(queue.name, passive=True)).message_count != count:
+        assert time.monotonic() < deadline, f"{info.message_count} messages instead of {count}"
+        time.sleep(0.02)
+    channel.close()
+
+
+def failures(connection: Connection, queue: Queue) -> dict[int, int]:
+    """How often each message was given back as failed, by its body; takes all of them."""
+    channel = connection.channel()
+    found = {}
+    while (message := queue(channel).get()) is not None:
+        found[message.payload] = message.headers.get("x-delivery-count", 0)
+        message.ack()
+    channel.close()
+    return found
+
+
+def counts_failures(connection: Connection) -> bool:
+    return bool(connection.connection.server_properties["version"] >= "4")
+
+
+def start(connection: Connection, channel: Any, queue: Queue, **options: Any) -> tuple[Consumer, list[Any]]:
+    seen: list[Any] = []
+    consumer = Consumer(channel, queue, on_message=seen.append, prefetch_count=MESSAGES, **options)
+    consumer.consume()
+    connection.drain_events(timeout=TIMEOUT)  # the others have come, or are in flight
+    return consumer, seen
+
+
+def cancel(connect: Callable[..., Connection], queue: Queue) -> None:
+    with connect() as connection:
+        consumer, seen = start(connection, connection.channel(), queue)
+        consumer.cancel()
+        for message in seen:
+            message.requeue(failed=False)
+        ready(connection, queue)
+
+
+def close_channel(connect: Callable[..., Connection], queue: Queue) -> None:
+    with connect() as connection:
+        channel = connection.channel()
+        start(connection, channel, queue)
+        channel.close()
+        ready(connection, queue)
+
+
+def release(connect: Callable[..., Connection], queue: Queue) -> None:
+    connection = connect()
+    start(connection, connection.channel(), queue)
+    connection.release()
+
+
+def leave_the_context(connect: Callable[..., Connection], queue: Queue) -> None:
+    with connect() as connection, Consumer(connection, queue, on_message=lambda message: None, prefetch_count=5):
+        connection.drain_events(timeout=TIMEOUT)
+
+
+def close_a_simple_queue(connect: Callable[..., Connection], queue: Queue) -> None:
+    with connect() as connection:
+        simple = SimpleQueue(connection, queue)
+        simple.get(timeout=TIMEOUT).requeue(failed=False)
+        simple.close()
+        ready(connection, queue)
+
+
+def stop_gathering(connect: Callable[..., Connection], queue: Queue) -> None:
+    with connect() as connection:
+        batches: list[Any] = []
+        consumer = Consumer(connection, queue, on_batch=batches.append, batch_size=2 * MESSAGES, batch_timeout=60)
+        with consumer, suppress(TimeoutError):
+            connection.drain_events(timeout=0.02)
+        assert not batches
+        ready(connection, queue)
+
+
+def recover(connect: Callable[..., Connection], queue: Queue) -> None:
+    with connect() as connection:
+        consumer, _ = start(connection, connection.channel(), queue)
+        consumer.recover(requeue=True)
+        consumer.cancel()
+
+
+def settle_a_batch(connect: Callable[..., Connection], queue: Queue) -> None:
+    with connect() as connection:
+        batches: list[Any] = []
+        consumer = Consumer(connection, queue, on_batch=batches.append, batch_size=3, prefetch_count=3)
+        consumer.consume()
+        while not batches:
+            connection.drain_events(timeout=TIMEOUT)
+        consumer.cancel()
+        for batch in batches:
+            batch.requeue(failed=False)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        cancel,
+        close_channel,
+        release,
+        leave_the_context,
+        close_a_simple_queue,
+        stop_gathering,
+        recover,
+        settle_a_batch,
+    ],
+)
+def test_an_orderly_end_is_no_failed_delivery(
+    connection: Connection, connect: Callable[..., Connection], quorum: Queue, end: Callable[..., None]
+) -> None:
+    for _ in range(ROUNDS):
+        end(connect, quorum)
+        ready(connection, quorum)
+    found = failures(connection, quorum)
+    assert sorted(found) == list(range(MESSAGES))
+    if counts_failures(connection):
+        assert set(found.values()) == {0}
+
+
+def test_the_message_whose_callback_raised_counts_as_failed_and_the_others_do_not(
+    connection: Connection, connect: Callable[..., Connection], quorum: Queue
+) -> None:
+    def fail_at_three(body: int, message: Any) -> None:
+        if body == 3:
+            raise LookupError("no such order")
+
+    with connect() as other:
+        consumer = Consumer(other.channel(), quorum, callbacks=[fail_at_three], prefetch_count=MESSAGES)
+        consumer.consume()
+        with pytest.raises(LookupError):
+            while True:
+                other.drain_events(timeout=TIMEOUT)
+    ready(connection, quorum)
+    found = failures(connection, quorum)
+    assert sorted(found) == list(range(MESSAGES))
+    if counts_failures(connection):
+        assert [body for body, count in found.items() if count] == [3]
+
+
+def test_a_batch_that_failed_counts_as_failed(
+    connection: Connection, connect: Callable[..., Connection], quorum: Queue
+) -> None:
+    def fail(batch: Any) -> None:
+        batch[0].ack()
+        raise LookupError("no such order")
+
+    with connect() as other:
+        consumer = Consumer(other.channel(), quorum, on_batch=fail, batch_size=3, prefetch_count=6)
+        consumer.consume()
+        with pytest.raises(LookupError):
+            while True:
+                other.drain_events(timeout=TIMEOUT)
+    ready(connection, quorum, MESSAGES - 1)
+    found = failures(connection, quorum)
+    assert sorted(found) == list(range(1, MESSAGES))
+    if counts_failures(connection):
+        assert [body for body, count in found.items() if count] == [1, 2]
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_one_message_and_a_batch_are_requeued_alike(
+    connection: Connection, connect: Callable[..., Connection], quorum: Queue, failed: bool
+) -> None:
+    with connect() as other:
+        batches: list[Any] = []
+        consumer = Consumer(other, quorum, on_batch=batches.append, batch_size=MESSAGES)
+        with consumer:
+            while not batches:
+                other.drain_events(timeout=TIMEOUT)
+        (batch,) = batches
+        batch.pop().requeue(failed=failed)
+        batch.requeue(failed=failed)
+        ready(connection, quorum)
+    found = failures(connection, quorum)
+    if counts_failures(connection):
+        assert set(found.values()) == {int(failed)}
+
+
+# --- on the wire
+
+
+def frames_of(peer: p.Peer, use: Callable[[Connection], Any], no_ack: bool = False, deliveries: int = 3) -> list[Any]:
+    """What a client sends to a broker that delivers three messages, from the consumer's start to its goodbye."""
+    sent: list[Any] = []
+
+    def script(session: p.Session) -> None:
+        session.handshake()
+        session.open_channel()
+        tag = session.consume()
+        for number in range(1, deliveries + 1):
+            session.deliver(number, b"%d" % number, tag)
+        while True:
+            method = session.method()
+            if method.signature == p.CLOSE:
+                session.send(0, p.CLOSE_OK)
+                return
+            if method.signature == p.CANCEL:
+                session.send(1, p.CANCEL_OK, "s", tag)
+            elif method.signature == p.CHANNEL_CLOSE:
+                session.send(1, p.CHANNEL_CLOSE_OK)
+            sent.append(method)
+
+    peer.play(script)
+    connection = peer.connection()
+    received: list[Any] = []
+    connection.channel().basic_consume("q", no_ack=no_ack, callback=received.append)
+    while len(received) < deliveries:
+        connection.drain_events(timeout=p.PATIENCE)
+    use(connection, *received) if received else use(connection)
+    connection.release()
+    peer.close()
+    return sent
+
+
+NACK_ALL = p.Method(1, p.NACK, b"\0" * 8 + b"\x03")
+REJECT = (60, 90)
+
+
+def test_what_is_left_goes_back_with_one_nack_after_the_consumers_end(peer: p.Peer) -> None:
+    cancel, nack = frames_of(peer, lambda connection, first, *others: first.ack())[1:]
+    assert cancel.signature == p.CANCEL
+    assert nack == NACK_ALL
+
+
+def test_what_failed_is_rejected_before(peer: p.Peer) -> None:
+    sent = frames_of(peer, lambda connection, first, *others: first.channel.note_failure(first))
+    assert [method.signature for method in sent] == [p.CANCEL, REJECT, p.NACK]
+    assert sent[1].read("Lb") == [1, True]
+
+
+def test_where_all_is_settled_nothing_is_given_back(peer: p.Peer) -> None:
+    sent = frames_of(peer, lambda connection, *messages: messages[-1].ack(multiple=True))
+    assert [method.signature for method in sent] == [p.ACK, p.CANCEL]
+
+
+def test_nothing_is_given_back_for_a_consumer_without_acks(peer: p.Peer) -> None:
+    assert frames_of(peer, lambda connection, *messages: None, no_ack=True) == []
