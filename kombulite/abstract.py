@@ -45,11 +45,12 @@ class Object:
         return type(self)(**Object.as_dict(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (type(self), Object.as_dict(self))
+        return unpickle_dict, (type(self), Object.as_dict(self))
 
 
-def _unpickle(cls: type[Object], attributes: dict[str, Any]) -> Object:
-    return cls(**attributes)
+def unpickle_dict(cls: type[Object], kwargs: dict[str, Any]) -> Object:
+    """Return an entity of its attributes: what pickled entities, kombu's too, name as their constructor."""
+    return cls(**kwargs)
 
 
 class MaybeChannelBound(Object):

@@ -93,3 +93,7 @@ class LamportClock:
 
     def __repr__(self) -> str:
         return f"<LamportClock: {self.value}>"
+
+
+#: How a ``timetuple`` is shown.
+R_CLOCK = "_lamport(clock={0}, timestamp={1}, id={2} {3!r})"

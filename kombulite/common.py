@@ -15,7 +15,7 @@ from uuid import NAMESPACE_OID, UUID, uuid3
 from kombulite import exceptions
 from kombulite.abstract import maybe_channel
 from kombulite.consumer import Consumer
-from kombulite.entity import Exchange, Queue
+from kombulite.entity import Exchange, Queue, is_declared
 from kombulite.log import get_logger
 from kombulite.message import Message
 from kombulite.serialization import registry
@@ -307,3 +307,15 @@ class QoS:
         """Send the value, if it changed. Returns it."""
         with self._mutex:
             return self.set(self.value)
+
+
+def declaration_cached(entity: Any, channel: Any) -> bool:
+    """Return whether a channel's connection remembers that an entity was declared."""
+    return is_declared(entity, channel.connection.client.declared_entities)
+
+
+def revive_connection(connection: Any, channel: Any, on_revive: Callable[[Any], Any] | None = None) -> None:
+    """Let a connection go on with a channel, after it was lost."""
+    if on_revive is not None:
+        on_revive(channel)
+    connection.revive(channel)

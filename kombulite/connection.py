@@ -9,17 +9,17 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from threading import RLock
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from kombulite import exceptions
-from kombulite._client.address import DEFAULT_FAILOVER_STRATEGY, Address
+from kombulite._client.address import DEFAULT_FAILOVER_STRATEGY, FAILOVER_STRATEGIES, Address
 from kombulite._client.lifecycle import Lifecycle, State
 from kombulite._client.process import add_hook, enrol, remove_hook, watch_connections
 from kombulite._client.retry import Attempts, ChannelHolder, Reraising, RetryPolicy
 from kombulite._client.session import Inbox
 from kombulite._client.topology import Topology, restore_topology
 from kombulite._core import Tally, declaration_key
-from kombulite.abstract import maybe_channel
+from kombulite.abstract import is_connection, maybe_channel
 from kombulite.brokers import is_native, resolve_transport
 from kombulite.brokers.base import Capabilities, Event, Transport
 from kombulite.channel import Channel
@@ -42,6 +42,7 @@ __all__ = [
     "Connection",
     "ConnectionPool",
     "add_hook",
+    "is_connection",
     "maybe_channel",
     "remove_hook",
     "watch_connections",
@@ -83,6 +84,24 @@ class Connection(Address):
 
     Raises KeyError for an unknown transport, ValueError for a URL that cannot be or has options that are not known.
     """
+
+    # What programs read from the class.
+    hostname: Any = None
+    userid: Any = None
+    password: Any = None
+    port: Any = None
+    ssl: Any = None
+    login_method: Any = None
+    virtual_host: Any = "/"
+    connect_timeout: Any = 5
+    heartbeat: Any = None
+    uri_prefix: Any = None
+    transport_options: Any = None
+    declared_entities: Any = None
+    cycle: Any = None
+    failover_strategy: Any = DEFAULT_FAILOVER_STRATEGY
+    resolve_aliases: ClassVar[dict[str, str]]
+    failover_strategies: ClassVar[dict[str, Any]]
 
     # Not in its dict: CPython looks attributes up fast as long as there are no more than 30, and there are 30.
     __slots__ = ("_closed", "_missed", "hooks", "kept_state", "tally")
@@ -133,7 +152,7 @@ class Connection(Address):
                 "credential_provider": credential_provider,
             },
         )
-        self.declared_entities: set[Any] = set()
+        self.declared_entities = set()
         self._lock = RLock()
         self._transport: Transport | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
@@ -859,9 +878,21 @@ def error_classes(cls: Any, name: str) -> tuple[type[BaseException], ...]:
 
 BrokerConnection = Connection
 
+#: Other names of transports, under which pools and ``info()`` show them.
+resolve_aliases = {"pyamqp": "amqp", "librabbitmq": "amqp"}
+roundrobin_failover = FAILOVER_STRATEGIES["round-robin"]
+failover_strategies = FAILOVER_STRATEGIES
+Connection.resolve_aliases = resolve_aliases
+Connection.failover_strategies = failover_strategies
+ssl_available = True
+
 
 def __getattr__(name: str) -> Any:
     # kombu's users find the pools here too.
+    if name == "logger":
+        from kombulite.log import get_logger  # slow to import
+
+        return get_logger(__name__)
     if name not in ("ConnectionPool", "ChannelPool"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from kombulite import resource

@@ -41,6 +41,7 @@ class Consumer:
 
     no_ack: bool | None = None
     auto_declare = True
+    channel: Any = None
     callbacks: Any = None
     on_message: Callable[[Message], Any] | None = None
     on_decode_error: Callable[[Message, Exception], Any] | None = None

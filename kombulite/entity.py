@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kombulite._core import declaration_key
 from kombulite.abstract import MaybeChannelBound, Object
+from kombulite.exceptions import ContentDisallowed
 from kombulite.serialization import prepare_accept_content
 
 if TYPE_CHECKING:
@@ -291,6 +292,8 @@ class Queue(MaybeChannelBound):
         ("max_priority", int),
     )
 
+    ContentDisallowed = ContentDisallowed
+
     name: str = ""
     exchange: Exchange | None = Exchange("")
     routing_key: str = ""
@@ -558,3 +561,8 @@ class Queue(MaybeChannelBound):
 def is_declared(entity: Any, declared: set[Any]) -> bool:
     """Whether an entity, as it is now, is among the declarations that a connection remembers."""
     return entity.can_cache_declaration and declaration_key(entity) in declared
+
+
+def pretty_bindings(bindings: Iterable[Any]) -> str:
+    """Return bindings as text: ``[exchange->key, ...]``."""
+    return f"[{', '.join(map(str, bindings))}]"

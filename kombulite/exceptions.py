@@ -54,9 +54,17 @@ Exception
 from __future__ import annotations
 
 import builtins
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 TimeoutError = builtins.TimeoutError
+BaseExceptionType = TypeVar("BaseExceptionType", bound=BaseException)
+
+
+def reraise(tp: type[BaseExceptionType], value: BaseExceptionType, tb: Any = None) -> NoReturn:
+    """Raise an exception with a traceback."""
+    if value.__traceback__ is not tb:
+        raise value.with_traceback(tb)
+    raise value
 
 
 class KombuError(Exception):
@@ -149,6 +157,11 @@ class AMQPError(Exception):
         self.method_sig = method_sig
         self.method_name = method_name or ""
         super().__init__(reply_code, reply_text, method_sig, self.method_name)
+
+    @property
+    def method(self) -> str:
+        """``method_name``."""
+        return self.method_name
 
     def __str__(self) -> str:
         text = self.reply_text or f"<{type(self).__name__}>"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from kombulite.utils.encoding import safe_str
+from kombulite.utils.encoding import safe_repr, safe_str
 from kombulite.utils.functional import maybe_evaluate
 from kombulite.utils.objects import cached_property
 
@@ -134,3 +135,18 @@ def setup_logging(loglevel: str | int | None = None, logfile: Any = None) -> log
         logger.addHandler(handler)
         logger.setLevel(level)
     return logger
+
+
+def naive_format_parts(fmt: str) -> Iterator[str | None]:
+    """Give the conversion letter of each part of a ``%`` format; None where a part has none."""
+    for part in fmt.split("%")[1:]:
+        yield part[0] if part else None
+
+
+def safeify_format(
+    fmt: str, args: Iterable[Any], filters: Mapping[str, Callable[[Any], Any]] | None = None
+) -> Iterator[Any]:
+    """Give the arguments of a ``%`` format, made safe to print by the filter of their letter (``s`` and ``r``)."""
+    chosen = filters or {"s": safe_str, "r": safe_repr}
+    for letter, value in zip(naive_format_parts(fmt), args, strict=False):
+        yield chosen.get(letter or "", lambda value: value)(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, ClassVar
 
 __all__ = ["MatcherNotInstalled", "MatcherRegistry", "match", "register", "registry", "unregister"]
 
@@ -20,7 +20,7 @@ class MatcherRegistry:
     """Matchers by name: ``matcher(data, pattern)``, or (pattern, data) for those in ``matcher_pattern_first``."""
 
     MatcherNotInstalled = MatcherNotInstalled
-    matcher_pattern_first = ("pcre",)
+    matcher_pattern_first: ClassVar[list[str]] = ["pcre"]
 
     def __init__(self) -> None:
         self._matchers: dict[str, Callable[..., Any]] = {}
@@ -72,6 +72,19 @@ match = registry.match
 register = registry.register
 unregister = registry.unregister
 
-register("glob", fnmatch)
-register("pcre", re.match)
+MatcherFunction = Callable[..., Any]
+
+
+def register_glob() -> None:
+    """Put the matcher of shell patterns (back) into the registry."""
+    registry.register("glob", fnmatch)
+
+
+def register_pcre() -> None:
+    """Put the matcher of regular expressions (back) into the registry."""
+    registry.register("pcre", re.match)
+
+
+register_glob()
+register_pcre()
 registry._set_default_matcher("glob")

@@ -154,3 +154,8 @@ def _restore(
     self.headers = headers
     self._state = state
     return self
+
+
+#: States of a message that nothing can be done with any more.
+ACK_STATES = {"ACK", "REJECTED", "REQUEUED"}
+IS_PYPY = hasattr(sys, "pypy_version_info")

@@ -20,6 +20,10 @@ from kombulite.utils.objects import cached_property
 __all__ = ["ConsumerMixin", "ConsumerProducerMixin"]
 
 logger = get_logger(__name__)
+debug, info, warn, error = logger.debug, logger.info, logger.warning, logger.error
+
+W_CONN_LOST = "Connection to broker lost, trying to re-establish connection..."
+W_CONN_ERROR = "Broker connection error, trying again in %s seconds: %r."
 
 Context = tuple[Connection, Any, Sequence[MessageConsumer]]
 
@@ -64,7 +68,7 @@ class ConsumerMixin:
 
     def on_connection_error(self, exc: Exception, interval: float) -> None:
         """Called when connecting failed and will be tried again in ``interval`` seconds: it is logged."""
-        logger.warning("Broker connection error, trying again in %s seconds: %r.", interval, exc, exc_info=exc)
+        logger.warning(W_CONN_ERROR, interval, exc, exc_info=exc)
 
     def extra_context(self, connection: Connection, channel: Any) -> AbstractContextManager[Any]:
         """A context to consume in."""
@@ -81,7 +85,7 @@ class ConsumerMixin:
                 else:
                     sleep(limit.expected_time(_tokens))
             except (*self.connection_errors, *self.channel_errors):
-                logger.warning("Connection to broker lost, trying to re-establish connection...", exc_info=True)
+                logger.warning(W_CONN_LOST, exc_info=True)
 
     def consume(
         self, limit: int | None = None, timeout: float | None = None, safety_interval: float = 1, **kwargs: Any

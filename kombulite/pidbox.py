@@ -31,11 +31,20 @@ REPLY_QUEUE_EXPIRES = 10.0  # seconds
 #: A command is worth little when it is late.
 RETRY_POLICY = {"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 1}
 
+W_PIDBOX_IN_USE = "another process takes commands as {node.hostname}: each command reaches one of the two only"
+
 logger = get_logger(__name__)
+debug, error = logger.debug, logger.error
 
 
 class Node:
     """A process that takes commands: its name, what its handlers get (``state``), and the handlers by command."""
+
+    hostname: Any = None
+    state: Any = None
+    channel: Any = None
+    handlers: Any = None
+    mailbox: Any = None
 
     def __init__(
         self,
@@ -49,7 +58,11 @@ class Node:
         self.state = state
         self.channel = channel
         self.handlers = {} if handlers is None else handlers
-        self.mailbox: Mailbox = mailbox
+        self.mailbox = mailbox
+
+    def adjust_clock(self, clock: int) -> None:
+        """Take over the time of a message."""
+        self.mailbox.clock.adjust(clock)
 
     def Consumer(self, channel: Any = None, no_ack: bool = True, accept: Any = None, **options: Any) -> MessageConsumer:
         """A consumer of the node's queue, not started; further arguments are those of ``Consumer``."""
@@ -58,7 +71,7 @@ class Node:
         def verify_alone(name: str, messages: int, consumers: int) -> None:
             if consumers:
                 warnings.warn(
-                    f"another process takes commands as {self.hostname}: each command reaches one of the two only",
+                    W_PIDBOX_IN_USE.format(node=self),
                     stacklevel=2,
                 )
 
@@ -149,6 +162,16 @@ class Mailbox:
     exchange_fmt = "%s.pidbox"
     reply_exchange_fmt = "reply.%s.pidbox"
 
+    namespace: Any = None
+    type: Any = "direct"
+    connection: Any = None
+    exchange: Any = None
+    reply_exchange: Any = None
+
+    #: Content types of replies and commands, and the serializer, where a subclass chooses.
+    accept: Any = ("json",)
+    serializer: Any = None
+
     #: Seconds that replies are waited for where no timeout is given.
     call_timeout = 10.0
 
@@ -174,8 +197,8 @@ class Mailbox:
         self.type = type
         self.connection = connection
         self.clock = LamportClock() if clock is None else clock
-        self.accept = ["json"] if accept is None else accept
-        self.serializer = serializer
+        self.accept = list(self.accept or ()) if accept is None else accept
+        self.serializer = self.serializer if serializer is None else serializer
         self.queue_ttl = queue_ttl
         self.queue_expires = queue_expires
         self.queue_durable = queue_durable

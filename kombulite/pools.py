@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from time import monotonic
 from typing import Any
 
@@ -46,11 +47,18 @@ class ProducerPool(Resource):
         """A producer without a connection."""
         return self.Producer(None)
 
-    def prepare(self, resource: messaging.Producer) -> messaging.Producer:
+    def create_producer(self) -> messaging.Producer:
+        """Make a producer with a connection of the pool's."""
+        return self.Producer(self._acquire_connection())
+
+    def _acquire_connection(self) -> Any:
+        return self.connections.acquire(block=True)
+
+    def prepare(self, p: messaging.Producer) -> messaging.Producer:
         """Give it a connection."""
-        if resource.connection is None:
-            resource.revive(self.connections.acquire(block=True))
-        return resource
+        if p.connection is None:
+            p.revive(self._acquire_connection())
+        return p
 
     def prepare_in_time(self, resource: messaging.Producer, block: bool, deadline: float | None) -> messaging.Producer:
         """Give it a connection, within what is left of the time."""
@@ -149,3 +157,7 @@ def reset(*args: Any, **kwargs: Any) -> None:
 def _all_pools() -> list[Resource]:
     # Producers first: their connections go back before those are closed.
     return [pool for group in reversed(_groups) for pool in list(group.values())]
+
+
+#: Whether the environment asks for it. It has no effect.
+disable_limit_protection = os.environ.get("KOMBU_DISABLE_LIMIT_PROTECTION")

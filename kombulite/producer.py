@@ -144,7 +144,7 @@ class Producer:
     no queue took.
     """
 
-    exchange: Exchange
+    exchange: Any = None
     routing_key = ""
     serializer: str | None = None
     compression: str | None = None
@@ -167,6 +167,7 @@ class Producer:
         self._exchange: Exchange | None = None  # of this exchange
         self._batch: Batch | None = None
         self._plain = PlainMessages(serialization.registry)
+        exchange = self.exchange if exchange is None else exchange
         if exchange is None or isinstance(exchange, str):
             exchange = Exchange(exchange or "")
         self.exchange = exchange

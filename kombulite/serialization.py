@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from io import BytesIO
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from kombulite._core import Codecs
 from kombulite.exceptions import ContentDisallowed, DecodeError, EncodeError, SerializerNotInstalled
-from kombulite.utils.json import codec
+from kombulite.utils.json import codec as json
 
 __all__ = [
     "disable_insecure_serializers",
@@ -24,6 +24,22 @@ __all__ = [
 ]
 
 ENTRY_POINT_GROUP = "kombu.serializers"
+
+#: What is not decoded, and what is trusted, whatever a consumer accepts.
+SKIP_DECODE = frozenset(["binary", "ascii-8bit"])
+TRUSTED_CONTENT = frozenset(["application/data", "application/text"])
+
+#: An argument that was not given, where None means something.
+NOTSET: Any = object()
+
+
+class codec(NamedTuple):  # noqa: N801 - kombu's name
+    """A serializer, for the side that encodes."""
+
+    content_type: str | None
+    content_encoding: str
+    encoder: Callable[[Any], Any]
+
 
 Codec = tuple[str | None, str, Callable[[Any], Any]]  # content type, content encoding, encoder
 
@@ -54,7 +70,7 @@ class SerializerRegistry(Codecs):
     ) -> None:
         """Add or replace a serializer. ``encoder(value)`` gives text or bytes; ``decoder`` undoes it."""
         if encoder is not None:
-            self.encoders[name] = (content_type, content_encoding, encoder)
+            self.encoders[name] = codec(content_type, content_encoding, encoder)
         if decoder is not None:
             self.decoders[content_type] = decoder
         self.type_to_name[content_type] = name
@@ -93,6 +109,26 @@ class SerializerRegistry(Codecs):
     def _encoders(self) -> dict[str, Codec]:
         # Celery looks here for (content type, content encoding, encoder).
         return self.encoders
+
+    @property
+    def _decoders(self) -> dict[str | None, Callable[[Any], Any]]:
+        return self.decoders
+
+    @property
+    def _disabled_content_types(self) -> set[str | None]:
+        return self.disabled
+
+    @property
+    def _default_content_type(self) -> str | None:
+        return self.default[0]
+
+    @property
+    def _default_content_encoding(self) -> str:
+        return self.default[1]
+
+    @property
+    def _default_encode(self) -> Callable[[Any], Any]:
+        return self.default[2]
 
     def _set_default_serializer(self, name: str) -> None:
         self.default = self.encoders.get(name) or self.find_encoder(name)
@@ -186,11 +222,11 @@ def _needs(package: str, error: ImportError) -> SerializerNotInstalled:
 
 def __getattr__(name: str) -> Any:
     # ``serialization.pickle`` is part of the API; most users never need the module itself.
-    if name != "pickle":
+    if name not in ("pickle", "pickle_load"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import pickle
 
-    return pickle
+    return pickle if name == "pickle" else pickle.load
 
 
 def _pickle_dumps(value: Any) -> bytes:
@@ -199,10 +235,16 @@ def _pickle_dumps(value: Any) -> bytes:
     return pickle.dumps(value, protocol=pickle_protocol)
 
 
-def _pickle_loads(data: Any) -> Any:
+def pickle_loads(s: Any, load: Callable[[BytesIO], Any] | None = None) -> Any:
+    """Return the value that a pickle stands for. ``load``: what reads it from a file, ``pickle.load`` by default."""
     import pickle
 
-    return pickle.load(BytesIO(data))  # noqa: S301 - only for consumers that accept it by name
+    return (load or pickle.load)(BytesIO(s))
+
+
+def unpickle(s: Any) -> Any:
+    """Return the value that a pickle, of bytes or text, stands for."""
+    return pickle_loads(s.encode() if isinstance(s, str) else s)
 
 
 def _yaml_dumps(value: Any) -> Any:
@@ -237,9 +279,34 @@ def _msgpack_loads(data: Any) -> Any:
     return msgpack.unpackb(data, raw=False)
 
 
-register("json", codec.dumps, codec.loads, "application/json")
-register("yaml", _yaml_dumps, _yaml_loads, "application/x-yaml")
-register("pickle", _pickle_dumps, _pickle_loads, "application/x-python-serialize", "binary")
-register("msgpack", _msgpack_dumps, _msgpack_loads, "application/x-msgpack", "binary")
+def register_json() -> None:
+    """Put the serializer (back) into the registry; so do the others."""
+    registry.register("json", json.dumps, json.loads, "application/json")
+
+
+def register_yaml() -> None:
+    """Register YAML. Without PyYAML its use raises SerializerNotInstalled."""
+    registry.register("yaml", _yaml_dumps, _yaml_loads, "application/x-yaml")
+
+
+def register_pickle() -> None:
+    """Register pickle, which consumers have to accept by name."""
+    registry.register("pickle", _pickle_dumps, unpickle, "application/x-python-serialize", "binary")
+
+
+def register_msgpack() -> None:
+    """Register MessagePack. Without msgpack its use raises SerializerNotInstalled."""
+    registry.register("msgpack", _msgpack_dumps, _msgpack_loads, "application/x-msgpack", "binary")
+
+
+def parenthesize_alias(first: str, second: str) -> str:
+    """Return ``first (second)``, or ``first`` alone."""
+    return f"{first} ({second})" if second else first
+
+
+register_json()
+register_yaml()
+register_pickle()
+register_msgpack()
 registry._set_default_serializer("json")
 disable_insecure_serializers()

@@ -24,6 +24,8 @@ __all__ = ["Hub", "Stop", "get_event_loop", "set_event_loop"]
 
 logger = get_logger(__name__)
 
+W_UNKNOWN_EVENT = "Received unknown event %r for fd %r"
+
 _current: Hub | None = None
 
 

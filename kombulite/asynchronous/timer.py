@@ -15,6 +15,8 @@ from weakref import proxy
 from kombulite.log import get_logger
 from kombulite.utils.functional import reprcall
 
+IS_PYPY = hasattr(sys, "pypy_version_info")
+
 __all__ = ["Entry", "Timer", "to_timestamp"]
 
 DEFAULT_MAX_INTERVAL = 2.0  # seconds

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import cache, partial, wraps
 from io import UnsupportedOperation
 from typing import Any
 from weakref import ref
@@ -52,6 +52,8 @@ def nested(*managers: Any) -> Iterator[list[Any]]:
 
 def fileno(f: Any) -> int:
     """The descriptor of a file, or the number itself. Raises AttributeError or ValueError where there is none."""
+    if f is None:
+        raise ValueError("there is no descriptor of None")
     return f if isinstance(f, int) else f.fileno()
 
 
@@ -61,3 +63,27 @@ def maybe_fileno(f: Any) -> int | None:
         return fileno(f)
     except FILENO_ERRORS:
         return None
+
+
+def coro(gen: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function whose generators stand at their first ``yield`` when they are returned. A decorator."""
+
+    @wraps(gen)
+    def started(*args: Any, **kwargs: Any) -> Any:
+        generator = gen(*args, **kwargs)
+        next(generator)
+        return generator
+
+    return started
+
+
+def entrypoints(namespace: str) -> Iterator[tuple[Any, Any]]:
+    """Give (entry point, loaded object) for the entry points of a group."""
+    from importlib.metadata import entry_points
+
+    return ((each, each.load()) for each in entry_points(group=namespace))
+
+
+def get_gevent_concurrent_error() -> Any:
+    """Return gevent's error for two that wait for one socket, or None if gevent is not imported."""
+    return getattr(sys.modules.get("gevent.exceptions"), "ConcurrentObjectUseError", None)

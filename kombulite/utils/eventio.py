@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import selectors
 from contextlib import suppress
 from typing import Any
@@ -72,3 +73,19 @@ def selector_of(file: Any, events: int) -> selectors.BaseSelector:
     selector = selectors.PollSelector() if hasattr(selectors, "PollSelector") else selectors.SelectSelector()
     selector.register(file, events)
     return selector
+
+
+# --- names that kombu's users know: those of the system's interfaces, None where it lacks them
+
+xpoll, epoll = getattr(select, "poll", None), getattr(select, "epoll", None)
+kqueue, kevent = getattr(select, "kqueue", None), getattr(select, "kevent", None)
+
+POLL_READ, POLL_WRITE, POLL_ERR = READ, WRITE, ERR
+POLLIN, POLLOUT, POLLERR, POLLHUP, POLLNVAL = 0x001, 0x004, 0x008, 0x010, 0x020
+
+# From BSD's <sys/event.h>.
+KQ_FILTER_READ, KQ_FILTER_WRITE, KQ_FILTER_AIO, KQ_FILTER_VNODE = -1, -2, -3, -4
+KQ_FILTER_PROC, KQ_FILTER_SIGNAL, KQ_FILTER_TIMER = -5, -6, -7
+KQ_EV_ADD, KQ_EV_DELETE, KQ_EV_ENABLE, KQ_EV_CLEAR, KQ_EV_ERROR, KQ_EV_EOF = 1, 2, 4, 32, 0x4000, 0x8000
+KQ_NOTE_DELETE, KQ_NOTE_WRITE, KQ_NOTE_EXTEND, KQ_NOTE_ATTRIB = 1, 2, 4, 8
+KQ_NOTE_LINK, KQ_NOTE_RENAME, KQ_NOTE_REVOKE, KQ_NOTE_LOWAT = 16, 32, 64, 1

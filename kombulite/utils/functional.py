@@ -286,3 +286,40 @@ def sleep_in_slices(seconds: float, callback: Callable[[], Any] | None = None) -
         if callback is not None:
             callback()
         sleep(min(left, 1.0))
+
+
+KEYWORD_MARK = object()
+
+promise, maybe_promise = lazy, maybe_evaluate
+
+
+class ChannelPromise:
+    """A channel that is opened when it is first asked for, by calling the promise."""
+
+    def __init__(self, contract: Callable[[], Any]) -> None:
+        self.__contract__ = contract
+        self.__value__: Any
+
+    def __call__(self) -> Any:
+        """Return the channel."""
+        try:
+            return self.__value__
+        except AttributeError:
+            self.__value__ = value = self.__contract__()
+            return value
+
+    def __repr__(self) -> str:
+        try:
+            return repr(self.__value__)
+        except AttributeError:
+            return f"<promise: {id(self.__contract__):#x}>"
+
+
+def shufflecycle(it: Iterable[T]) -> Iterator[T]:
+    """Give items of a collection for ever, one of them at random each time."""
+    from random import shuffle
+
+    items = list(it)
+    while True:
+        shuffle(items)
+        yield items[0]

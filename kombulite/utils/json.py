@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from kombulite._core import JSON
 
@@ -88,3 +88,12 @@ def register_type(
     With ``marker`` None the stand-in is written untyped, and nothing is decoded.
     """
     codec.register(t, marker, encoder, decoder)
+
+
+#: What is text though it is no ``str``.
+textual_types: tuple[type, ...] = ()
+
+T = TypeVar("T")
+EncodedT = TypeVar("EncodedT")
+EncoderT = Callable[[Any], Any]
+DecoderT = Callable[[Any], Any]

@@ -13,6 +13,10 @@ class TokenBucket:
     ``contents`` is a queue for what waits for a token.
     """
 
+    capacity: float = 1
+    fill_rate: float = 0
+    timestamp: float = 0
+
     def __init__(self, fill_rate: float, capacity: float = 1) -> None:
         self.capacity = float(capacity)
         self._tokens = self.capacity

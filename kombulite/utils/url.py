@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlparse
 __all__ = ["as_url", "maybe_sanitize_url", "parse_url", "safequote", "sanitize_url", "url_to_parts", "urlparse"]
 
 
-class URLParts(NamedTuple):
+class urlparts(NamedTuple):  # noqa: N801 - kombu's name
     """A URL in parts, percent-decoded; None for what is absent. ``path`` is without its first slash."""
 
     scheme: str
@@ -25,7 +25,7 @@ def safequote(text: str) -> str:
     return quote(text, safe="")
 
 
-def url_to_parts(url: str) -> URLParts:
+def url_to_parts(url: str) -> urlparts:
     """Take a URL apart. Raises ValueError for a host or port that cannot be."""
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -37,7 +37,7 @@ def url_to_parts(url: str) -> URLParts:
         # The parser's own words would quote what it took for the port, which may be the password.
         raise ValueError(f"cannot read host and port of a URL with the scheme {scheme!r}") from None
     path = parts.path.removeprefix("/")
-    return URLParts(
+    return urlparts(
         scheme,
         unquote(parts.hostname) if parts.hostname else None,
         port,
@@ -125,3 +125,14 @@ def maybe_sanitize_url(url: Any, mask: str | None = "**") -> Any:
     if isinstance(url, str) and "://" in url:
         return sanitize_url(url, mask)
     return url
+
+
+ssl_available = True
+
+
+def parse_ssl_cert_reqs(query_value: str) -> Any:
+    """Return ``ssl.CERT_REQUIRED`` and the like for ``required``, ``CERT_REQUIRED`` and so on. Raises KeyError."""
+    import ssl
+
+    values = {name: ssl.VerifyMode[f"CERT_{name.upper()}"] for name in ("required", "optional", "none")}
+    return values[query_value] if query_value in values else ssl.VerifyMode[query_value]

@@ -115,10 +115,14 @@ class queue_binding_t(NamedTuple):  # noqa: N801 - kombu's name
 class BrokerState:
     """The exchanges and bindings that a connection, or a process, knows."""
 
+    exchanges: Any = None
+    bindings: Any = None
+    queue_index: Any = None
+
     def __init__(self, exchanges: dict[str, Any] | None = None) -> None:
         self.exchanges = {} if exchanges is None else exchanges
-        self.bindings: dict[Any, Any] = {}
-        self.queue_index: defaultdict[str, set[Any]] = defaultdict(set)
+        self.bindings = {}
+        self.queue_index = defaultdict(set)
 
     def clear(self) -> None:
         """Forget all."""
