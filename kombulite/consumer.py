@@ -71,6 +71,7 @@ class Consumer:
         self._unnamed = maybe_list(queues) or []
         self._active_tags: dict[str, str] = {}
         self._no_ack_of: dict[str, bool | None] = {}
+        self._cancelled: set[str] = set()  # queues whose consumers the broker ended
         self.no_ack = self.no_ack if no_ack is None else no_ack
         self.auto_declare = self.auto_declare if auto_declare is None else auto_declare
         if callbacks is not None:
@@ -129,7 +130,8 @@ class Consumer:
         facade = None if is_connection(self.channel) else self._facade
         if facade is not None:
             facade.disown(self._active_tags.values())
-        resumed = {name: self._no_ack_of.get(name) for name in self._active_tags}
+        resumed = {name: self._no_ack_of.get(name) for name in (*self._active_tags, *self._cancelled)}
+        self._cancelled.clear()
         for tag in self._active_tags.values():
             if facade is not None and facade.is_consuming(tag):  # it was not lost, or came back with its connection
                 self._end(tag)
@@ -160,6 +162,7 @@ class Consumer:
     def _consume(self, queue: Queue, no_ack: bool | None) -> None:
         tag = f"{self.tag_prefix}{next(_tags)}"
         self._no_ack_of[queue.name] = no_ack
+        self._cancelled.discard(queue.name)
         receive: Callable[[Message], Any] = self._receive
         facade = self._facade
         if not isinstance(self.channel, Channel):
@@ -190,10 +193,11 @@ class Consumer:
         facade.forget(consumer_tag)
 
     def _on_cancelled(self, consumer_tag: str) -> None:
-        """The broker ended a consumer; ``consume`` may start it again."""
+        """Note that the broker ended a consumer; ``consume`` and ``revive`` start it again."""
         for name, tag in list(self._active_tags.items()):
             if tag == consumer_tag:
                 del self._active_tags[name]
+                self._cancelled.add(name)
         raise exceptions.ConsumerCancelled(f"the broker cancelled consumer {consumer_tag}")
 
     def _on_renamed(self, before: str, now: str) -> None:
@@ -206,6 +210,7 @@ class Consumer:
     def cancel(self) -> None:
         """Stop consuming. Messages delivered stay to be acknowledged; those of a batch that is not complete go back."""
         tags = list(self._active_tags.values())
+        self._cancelled.clear()
         for name in list(self._active_tags):
             self._end(self._active_tags.pop(name))
         self._stop_gathering(tags)
@@ -216,6 +221,7 @@ class Consumer:
         """Stop consuming from one queue, and forget it."""
         name = queue.name if isinstance(queue, Queue) else queue
         self._queues.pop(name, None)
+        self._cancelled.discard(name)
         tag = self._active_tags.pop(name, None)
         if tag is not None:
             self._end(tag)

@@ -81,6 +81,8 @@ class Transport(BaseTransport):
         self.server_properties = dict(handshake.server_properties)
         name = self.client.as_uri() if self.client is not None else repr(self.settings)
         self._conversation = Conversation(link, self._reply_timeout, self.settings.options, name)
+        able = self.server_properties.get("capabilities")
+        self._conversation.accepts_cancel_ok = isinstance(able, dict) and bool(able.get("accept_consumer_cancel_ok"))
         self._conversation.streams_take_nacks = self._is_rabbitmq_since(STREAMS_TAKE_NACKS)
         if link.heartbeat and self.settings.options.get("heartbeat_thread", True):
             pulse.add(link)

@@ -111,6 +111,7 @@ class Conversation:
         self.channels: dict[int, Channel] = {0: self.root}
         self.events: deque[Event] = deque()
         self.blocked: str | None = None  # why the broker does not take messages
+        self.accepts_cancel_ok = False  # whether the broker expects an answer to its basic.cancel
         self.streams_take_nacks = False  # whether a nack for all may go to a channel that had messages of streams
         self._drops_returns = False
         self._failed: dict[int, Channel] = {}  # closed by the broker, and nobody knows it yet
@@ -318,12 +319,29 @@ class Conversation:
             link = self.link
             link.send(link.encoder.method(event.channel, *methods.CHANNEL_FLOW.reply, event.arguments))
         elif signature == methods.BASIC_CANCEL.signature:
-            (consumer_tag, _) = methods.decode("sb", event.arguments)
+            (consumer_tag, nowait) = methods.decode("sb", event.arguments)
             channel = self.channels.get(event.channel)
             if channel is not None and channel.consumers.pop(consumer_tag, None) is not None:
+                self._answer_cancel(channel, consumer_tag, nowait)
                 self.events.append(Cancelled(event.channel, consumer_tag))
         else:
             self._answer(event.channel, signature, event.arguments)
+
+    def _answer_cancel(self, channel: Channel, consumer_tag: str, nowait: bool) -> None:
+        """Tell the broker that a consumer, which it has cancelled, has ended here too.
+
+        Else an ack for a message of that consumer would start it again (RabbitMQ 4.3, after its consumer timeout).
+        """
+        link = self.link
+        if self.accepts_cancel_ok or not nowait:
+            frame = link.encoder.method(
+                channel.number, *methods.BASIC_CANCEL.reply, methods.BASIC_CANCEL_OK.encode(consumer_tag)
+            )
+        else:
+            arguments = methods.BASIC_CANCEL.encode(consumer_tag, True)
+            frame = link.encoder.method(channel.number, *methods.BASIC_CANCEL.signature, arguments)
+        with suppress(exceptions.RecoverableConnectionError):  # closed in the meantime
+            link.send(frame, on_turn=channel.check)
 
     def _handle_return(self, event: ReturnReceived) -> None:
         channel = self.channels.get(event.channel)

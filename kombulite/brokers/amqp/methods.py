@@ -65,6 +65,7 @@ QUEUE_UNBIND = Method("Queue.unbind", (50, 50), "BsssF", (50, 51))
 BASIC_QOS = Method("Basic.qos", (60, 10), "lBb", (60, 11))
 BASIC_CONSUME = Method("Basic.consume", (60, 20), "BssbbbbF", (60, 21), "s")
 BASIC_CANCEL = Method("Basic.cancel", (60, 30), "sb", (60, 31), "s")
+BASIC_CANCEL_OK = Method("Basic.cancel-ok", (60, 31), "s", (60, 31))
 BASIC_RECOVER = Method("Basic.recover", (60, 110), "b", (60, 111))
 CONFIRM_SELECT = Method("Confirm.select", (85, 10), "b", (85, 11))
 
