@@ -169,6 +169,9 @@ class Transport:
     )
     recoverable_channel_errors: ClassVar[tuple[type[BaseException], ...]] = (exceptions.RecoverableChannelError,)
 
+    #: The ``brokers.aio.AsyncTransport`` for event loops (``module:Class``); without one a thread runs this transport.
+    async_transport: ClassVar[str | None] = None
+
     #: Whether a forked child may go on with a connection of its parent's.
     survives_fork: ClassVar[bool] = False
 

@@ -27,6 +27,7 @@ class Kind(NamedTuple):
     lacks: frozenset[str] = frozenset()
     transport_options: Mapping[str, Any] | str = {}
     transport: str | None = None
+    like: str | None = None  # the kind of broker that it is, where that is not its name
 
 
 #: What a transport over a store leaves out.
@@ -61,6 +62,9 @@ BROKERS = {
     "sqlite": Kind("sqlite_url"),
     "postgresql": Kind("postgresql_url"),
     "amqp": Kind("amqp_url", frozenset(["nacks", "flow", "channel prefetch"])),
+    "memory-aio": Kind("localhost", transport="tests.contract.blocking:MemoryTransport", like="memory"),
+    "memory-thread": Kind("localhost", transport="tests.contract.blocking:ThreadedMemoryTransport", like="memory"),
+    "redis-thread": Kind("redis_url", REDIS_LACKS, transport="tests.contract.blocking:RedisTransport", like="redis"),
     "amqp-confirms": Kind("amqp_url", frozenset(["flow", "channel prefetch"]), {"confirm_publish": True}),
 }
 
@@ -98,10 +102,10 @@ def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     for mark in request.node.iter_markers("needs"):
         if missing := kind.lacks.intersection(mark.args):
             pytest.skip(f"{request.param} has no {', '.join(sorted(missing))}")
-    url = kind.url if "://" in kind.url or kind.transport else request.getfixturevalue(kind.url)
+    url = kind.url if "://" in kind.url or kind.url == "localhost" else request.getfixturevalue(kind.url)
     options = kind.transport_options
     options = request.getfixturevalue(options) if isinstance(options, str) else options
-    broker = Broker(request.param, url, options, kind.transport)
+    broker = Broker(kind.like or request.param, url, options, kind.transport)
     yield broker
     broker.close()
 

@@ -41,6 +41,7 @@ class Transport(BaseTransport):
     driver_type = "memory"
     driver_name = "memory"
     capabilities = Capabilities()
+    async_transport = "kombulite.brokers.memory.aio:AsyncTransport"
     survives_fork = True  # it is a copy of all, the broker too
 
     def __init__(self, settings: Settings) -> None:
@@ -112,12 +113,14 @@ class Transport(BaseTransport):
             state = self._channel(channel)
             state.ledger.prefetch_count = prefetch_count
             self._relist(state)
+            self._wake.notify_all()  # consumers that found nothing before are not on any list
 
     def flow(self, channel: int, active: bool) -> None:
         with self._lock:
             state = self._channel(channel)
             state.ledger.active = active
             self._relist(state)
+            self._wake.notify_all()
 
     # --- exchanges, queues, bindings
 
@@ -411,6 +414,35 @@ class Transport(BaseTransport):
         self._tidy_rota()
         return delivery
 
+    # --- on an event loop
+
+    def wake_with(self, wake: Callable[[], object]) -> None:
+        """Have ``wake()`` called, by whatever thread, when there may be an event and the last ``poll`` found none."""
+        with self._lock:
+            self._wake = LoopWake(self, wake)  # type: ignore[assignment]
+            self.waiting = 1
+            self._broker.pollers.add(self)
+
+    def poll(self) -> Event | None:
+        """Return the next event, or None."""
+        delivery: Delivery | None = self.at_hand()
+        if delivery is not None:
+            return delivery
+        with self._lock:
+            self._look_around()
+            event = self._next_event()
+            self.waiting = int(event is None and self._connected)
+            return event
+
+    def reset_alarm(self) -> None:
+        """Poll again: something may expire sooner than was known."""
+        self._wake.notify()
+
+    def next_expiry(self) -> float | None:
+        """Return when something expires next, on the monotonic clock."""
+        with self._lock:
+            return self._broker.next_deadline() if self._broker.expiring else None
+
     def _tidy_rota(self) -> None:
         """Do what is due for those that left the rota without a message."""
         with self._lock:
@@ -450,6 +482,22 @@ class Transport(BaseTransport):
             raise
         finally:
             self.waiting -= 1
+
+
+class LoopWake:
+    """Stands for the condition that threads sleep on, where an event loop waits instead."""
+
+    def __init__(self, transport: Transport, wake: Callable[[], object]) -> None:
+        self._transport = transport
+        self._call = wake
+
+    def notify(self) -> None:
+        """Wake the loop, once until it has polled again."""
+        if self._transport.waiting:
+            self._transport.waiting = 0
+            self._call()
+
+    notify_all = notify
 
 
 def _nothing() -> None:

@@ -7,6 +7,7 @@ from collections import deque
 from threading import RLock
 from time import monotonic
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from kombulite import exceptions
 from kombulite._core import Claimant, Delivery, Ledger, MessageQueue, RoutingTable, UnknownExchange
@@ -96,6 +97,7 @@ class Broker:
         self.queues: dict[str, Queue] = {}
         self.queue_of: dict[MessageQueue, Queue] = {}
         self.expiring: set[Queue] = set()
+        self.pollers: WeakSet[Transport] = WeakSet()  # connections on event loops, which wait with an alarm
         self._dead: deque[tuple[Queue, Delivery, str]] = deque()
         self._burying = False
         for name, kind in PREDECLARED.items():
@@ -222,8 +224,10 @@ class Broker:
         if queue.messages.may_expire:
             self.expire_messages(queue, now)
         queue.messages.add(delivery, queue.expiry_of(delivery, now))
-        if queue.messages.may_expire:
+        if queue.messages.may_expire and queue not in self.expiring:
             self.expiring.add(queue)
+            for transport in list(self.pollers):
+                transport.reset_alarm()
         while queue.is_over():
             dropped = queue.messages.pop()
             if dropped is None:

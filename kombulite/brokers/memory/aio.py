@@ -1,0 +1,93 @@
+"""Connections to the embedded broker on an event loop: its verbs never wait, and a publish wakes the loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from threading import get_ident
+from time import monotonic
+from typing import Any, TypeVar
+
+from kombulite._core import Delivery
+from kombulite.brokers.aio import DelegatingTransport, OnEvent, OnLost, Pending
+from kombulite.brokers.base import Outcome, Settings
+from kombulite.brokers.memory import Transport
+
+T = TypeVar("T")
+
+BURST = 512  # events that are handed over before the loop has its turn
+
+
+class AsyncTransport(DelegatingTransport):
+    """A connection to the embedded broker of its virtual host, on an event loop."""
+
+    sync: Transport
+
+    def __init__(self, settings: Settings, on_event: OnEvent, on_lost: OnLost) -> None:
+        super().__init__(Transport(settings), on_event, on_lost)
+        self._loop = asyncio.get_running_loop()
+        self._thread = get_ident()
+        self._alarm: asyncio.TimerHandle | None = None
+
+    async def connect(self) -> None:
+        """Open the connection."""
+        self.sync.connect()
+        self.sync.wake_with(self._wake)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Close the connection: there is nobody to leave it to."""
+        self.sync.close()
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def perform(self, verb: Callable[..., T], *arguments: Any) -> Pending[T]:
+        """Call a verb now."""
+        pending: Pending[T] = self._loop.create_future()
+        pending.set_result(verb(*arguments))
+        return pending
+
+    def publish(self, channel: int, delivery: Delivery, mandatory: bool = False) -> None:
+        """Put a message into its queues."""
+        self.sync.publish(channel, delivery, mandatory)
+
+    def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
+        """Say what becomes of a delivery."""
+        self.sync.settle(channel, delivery_tag, outcome, multiple)
+
+    # --- receiving
+
+    def _wake(self) -> None:
+        """Have the loop look for what has come. May be called by any thread."""
+        if get_ident() == self._thread:
+            self._loop.call_soon(self._receive)
+        else:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._receive)
+
+    def _receive(self) -> None:
+        sync, on_event = self.sync, self.on_event
+        if not sync.connected:
+            return
+        for _ in range(BURST):
+            event = sync.poll()
+            if event is None:
+                self._set_alarm()
+                return
+            on_event(event)
+            if not sync.connected:
+                return
+        self._loop.call_soon(self._receive)
+
+    def _set_alarm(self) -> None:
+        """Look again when something expires: dead letters arrive in time where a consumer waits for them."""
+        deadline = self.sync.next_expiry()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if deadline is not None:
+            self._alarm = self._loop.call_later(max(deadline - monotonic(), 0), self._receive)
