@@ -312,6 +312,11 @@ class Channel(BaseChannel):
         for event in self._transport.take_returned(self.channel_id):
             self.dispatch(event)
 
+    def publish_via(self, via: Any, delivery: Delivery, mandatory: bool = False) -> None:
+        """Publish within a transaction of the caller's. Raises AMQPNotImplementedError where the broker has none."""
+        self._ask(self._transport.publish_via, via, delivery, mandatory)
+        self._tally.count_published(delivery, True)
+
     def publish_many(
         self, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:

@@ -273,6 +273,7 @@ class Producer:
         expiration: float | None = None,
         timeout: float | None = None,
         confirm_timeout: float | None = None,
+        via: Any = None,
         **properties: Any,
     ) -> Any:
         """Publish a message. Returns what a transport of others returns; None for kombulite's own.
@@ -282,8 +283,10 @@ class Producer:
         back if no queue takes it (``on_return``). ``declare``: entities to declare first. ``expiration``, ``timeout``
         for the broker to take it and ``confirm_timeout`` for it to say so, in seconds. ``retry``: reconnect and try
         again as ``retry_policy`` says (errback, max_retries, interval_start, interval_step, interval_max, on_revive,
-        retry_errors). Other keywords are message properties (``correlation_id``, ``reply_to``, …; ``reply_to`` may be a
-        Queue).
+        retry_errors). ``via``: a transaction of the caller's on the database that is the broker (SQL brokers only): a
+        connection of psycopg or sqlite3, a session or connection of SQLAlchemy, a connection of Django; the message
+        exists if that commits, and not before. Other keywords are message properties (``correlation_id``, ``reply_to``,
+        …; ``reply_to`` may be a Queue).
 
         Raises EncodeError, SerializerNotInstalled, NotFound, MessageNacked, PreconditionFailed; with ``retry``
         OperationalError for a connection that cannot be had.
@@ -304,6 +307,10 @@ class Producer:
         )
         if declare is not None:
             declare = tuple(declare)
+        if via is not None:
+            self._ready_channel(declare)
+            self.channel.publish_via(via, delivery, mandatory)
+            return
         batch = self._batch
         if batch is not None and not batch.is_full and self._ready_channel(declare) is not None:
             batch.add(delivery, mandatory)  # nothing is asked of the broker: there is nothing to retry

@@ -460,6 +460,10 @@ class Transport:
                 refused.append((index, error))
         return refused
 
+    def publish_via(self, channel: int, via: Any, delivery: Delivery, mandatory: bool = False) -> None:
+        """Publish within a transaction of the caller's, on the database that is the broker."""
+        raise exceptions.AMQPNotImplementedError(f"the {self.driver_type} transport cannot publish via a transaction")
+
     def take_returned(self, channel: int) -> Sequence[Returned]:
         """Take the messages that came back on a channel out of what ``receive`` would give."""
         return ()

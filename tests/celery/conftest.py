@@ -16,6 +16,7 @@ BROKERS = {
     "redis": "redis_url",
     "redis-rpc": "rpc://",
     "amqp": "redis_url",
+    "postgresql": "redis_url",
     "amqp-rpc": "rpc://",
 }
 

@@ -148,20 +148,29 @@ class SQLTransport(ChannelTransport):
         self._wake.notify_all()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Run a transaction that sees what is declared, and notice when the connection is lost."""
+    def _use(self) -> Iterator[None]:
+        """Use the database, and notice when the connection to it is lost."""
         with self._lock:
             self._check_connected()
+            try:
+                yield
+            except exceptions.ConnectionError:
+                if self._database.is_lost:
+                    self._drop()
+                raise
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Run a transaction that sees what is declared."""
+        with self._use():
             before = self._topology.version
             try:
                 with self._database.transaction():
                     self._topology.refresh()
                     yield
-            except BaseException as error:
+            except BaseException:
                 if self._topology.version != before:
                     self._topology.forget()
-                if isinstance(error, exceptions.ConnectionError) and self._database.is_lost:
-                    self._drop()
                 raise
 
     def _renew(self) -> None:
@@ -348,11 +357,31 @@ class SQLTransport(ChannelTransport):
                 self._messages.put_many(placed)
         return refused
 
+    def publish_via(self, channel: int, via: Any, delivery: Delivery, mandatory: bool = False) -> None:
+        """Publish within a transaction of the caller's: nothing is written over this connection."""
+        with self._lock:
+            self._check_connected()
+            self._channel(channel)
+            self._topology.refresh()
+            self._messages.check(delivery)
+            queues = self._topology.route(delivery)
+            if queues:
+                Messages(self._database.borrow(driver_connection(via)), self._topology).put(queues, delivery)
+            elif mandatory:
+                raise exceptions.MessageReturned.no_route()
+            elif delivery.exchange == "":
+                raise exceptions.NotFound(f"no queue '{delivery.routing_key}': declare it before the transaction")
+            else:
+                self.unroutable += 1
+
     # --- consuming
 
     def check_queue(self, queue: str) -> None:
-        with self._transaction():
-            self._pass_time()
+        with self._use():  # SQLite has one writer: what only reads must not wait for a transaction of somebody else
+            self._topology.refresh()
+            if self._messages.is_something_due():
+                with self._transaction():
+                    self._pass_time()
             self._topology.queue(queue)
 
     def consumed_elsewhere(self, queue: str) -> int:
@@ -403,8 +432,7 @@ class SQLTransport(ChannelTransport):
         ahead = self._ahead.get(record.id)
         if not ahead:
             self._flush()
-            count = min(credit or MAX_CLAIMED_AHEAD, MAX_CLAIMED_AHEAD)
-            claimed = self._claim(record, count)
+            claimed = self._claim(record, min(credit or MAX_CLAIMED_AHEAD, MAX_CLAIMED_AHEAD))
             if not claimed:
                 return None
             ahead = self._ahead[record.id] = deque(claimed)
@@ -412,12 +440,8 @@ class SQLTransport(ChannelTransport):
         return Taken(token.delivery, token)
 
     def _claim(self, record: QueueRecord, count: int) -> list[Token]:
-        try:
+        with self._use():
             return self._messages.claim(record, count)
-        except exceptions.ConnectionError:
-            if self._database.is_lost:
-                self._drop()
-            raise
 
     def settle_taken(self, tokens: Sequence[Any], outcome: Outcome) -> None:
         if outcome is Outcome.ACK:
@@ -447,27 +471,24 @@ class SQLTransport(ChannelTransport):
 
     def wait_for_messages(self, seconds: float | None, attempt: int) -> None:
         self._flush()
-        self._look_at_queues()
-        if self._events:
-            return
         pause = LOOK_AGAIN if seconds is None else min(seconds, LOOK_AGAIN)
-        next_change = self._messages.seconds_to_next()
-        if next_change is not None:
-            if next_change <= 0:
+        with self._use():
+            self._look_at_queues()
+            next_change = self._messages.seconds_to_next()
+            if next_change is not None and next_change <= 0:
                 with self._transaction():
                     self._pass_time()
                 return
-            pause = min(pause, next_change)
-        self.wait_for_news(pause)
+        if not self._events:
+            self.wait_for_news(pause if next_change is None else min(pause, next_change))
 
     def _look_at_queues(self) -> None:
         """End the consumers whose queues others have deleted."""
-        with self._lock:
-            if self._topology.refresh():
-                for record in {known.id: known for known in self._queue_of.values()}.values():
-                    found = self._topology.queues.get(record.spec.name)
-                    if found is None or found.id != record.id:
-                        self._forget_queue(record)
+        if self._topology.refresh():
+            for record in {known.id: known for known in self._queue_of.values()}.values():
+                found = self._topology.queues.get(record.spec.name)
+                if found is None or found.id != record.id:
+                    self._forget_queue(record)
 
     def wait_for_news(self, seconds: float) -> None:
         """Wait until the database has news, for at most ``seconds``."""
@@ -475,8 +496,7 @@ class SQLTransport(ChannelTransport):
 
     def _pass_time(self) -> bool:
         """Do what is due by now, within a transaction; returns whether there was something to do."""
-        seconds = self._messages.seconds_to_next()
-        if seconds is None or seconds > 0:
+        if not self._messages.is_something_due():
             return False
         self._messages.pass_time()
         for (name,) in self._database.rows("SELECT name FROM {p}queues WHERE expires <= {now}"):
@@ -485,6 +505,16 @@ class SQLTransport(ChannelTransport):
                 self._topology.delete_queue(record)
                 self._forget_queue(record)
         return True
+
+
+def driver_connection(via: Any) -> Any:
+    """Return the driver's connection behind a session or connection of SQLAlchemy, or a connection of Django."""
+    if hasattr(via, "ensure_connection"):  # Django
+        via.ensure_connection()
+        return via.connection
+    if callable(connection := getattr(via, "connection", None)):  # SQLAlchemy's Session
+        via = connection()
+    return getattr(getattr(via, "connection", None), "driver_connection", via)
 
 
 class SQLiteTransport(SQLTransport):

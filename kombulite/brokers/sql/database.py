@@ -79,6 +79,13 @@ class Database(ABC):
     def is_lost(self) -> bool:
         """Whether the connection to the database is gone."""
 
+    @abstractmethod
+    def borrow(self, connection: Any) -> Database:
+        """Return the same tables over a connection of the caller's, whose transaction is the caller's too.
+
+        Raises TypeError for what is no connection of this database's driver.
+        """
+
     # --- what is the same for all
 
     def rows(self, statement: str, *values: Any) -> list[Row]:

@@ -26,6 +26,8 @@ INSERT = (
     " VALUES (?, ?, ?, {now} + ?, ?, ?, ?, ?)"
 )
 
+LOOK = "SELECT 1 FROM {p}messages WHERE queue = ? AND owner IS NULL AND due IS NULL LIMIT 1"
+
 CLAIM_SQLITE = (
     "UPDATE {p}messages SET owner = ?, deliveries = deliveries + 1 WHERE id IN ("
     "SELECT id FROM {p}messages WHERE queue = ? AND owner IS NULL AND due IS NULL"
@@ -150,6 +152,8 @@ class Messages:
         owner = self._topology.connection
         if self._database.is_postgresql:
             rows = self._database.rows(CLAIM_POSTGRESQL, queue.id, count, owner)
+        elif self._database.value(LOOK, queue.id) is None:
+            return []  # the claim would wait for the file's only writer
         else:
             rows = self._database.rows(CLAIM_SQLITE, owner, queue.id, count)
         return self._tokens(queue, rows)
@@ -238,6 +242,11 @@ class Messages:
             " UNION ALL SELECT min(expires) FROM {p}queues WHERE expires IS NOT NULL) AS times"
         )
         return None if seconds is None else float(seconds)
+
+    def is_something_due(self) -> bool:
+        """Return whether something has expired or become due by now."""
+        seconds = self.seconds_to_next()
+        return seconds is not None and seconds <= 0
 
     def pass_time(self) -> None:
         """Release the messages that are due, and drop those that have expired."""

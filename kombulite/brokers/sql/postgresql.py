@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import psycopg
@@ -38,6 +39,8 @@ class PostgreSQL(Database):
         super().__init__(prefix)
         self._settings = settings
         self._schema = settings.options.get("schema")
+        if self._schema is not None and not (self._schema.replace("_", "a").isalnum() and self._schema.isascii()):
+            raise ValueError(f"schema must consist of ASCII letters, digits and '_', got {self._schema!r:.80}")
         self._connection: psycopg.Connection[Any] | None = None
         self.channel = f"{prefix}{self._schema or ''}"[:63]
 
@@ -63,6 +66,16 @@ class PostgreSQL(Database):
     def open(self) -> None:
         """Connect to the server."""
         self._connection = self._connect()
+
+    def borrow(self, connection: Any) -> Database:
+        """Return the tables over the caller's connection, which may have another search path."""
+        if not isinstance(connection, psycopg.Connection):
+            raise TypeError(f"via must be a connection of psycopg 3, got {type(connection).__name__}")
+        borrowed = copy(self)
+        borrowed._connection, borrowed._statements = connection, {}
+        if self._schema:
+            borrowed.prefix = f"{self._schema}.{self.prefix}"
+        return borrowed
 
     def close(self) -> None:
         """Disconnect."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from copy import copy
 from threading import Lock
 from time import monotonic, sleep
 from typing import Any
@@ -69,6 +70,14 @@ class SQLite(Database):
                 if monotonic() > deadline:
                     raise
                 sleep(0.01)
+
+    def borrow(self, connection: Any) -> Database:
+        """Return the tables over the caller's connection."""
+        if not isinstance(connection, sqlite3.Connection):
+            raise TypeError(f"via must be a connection of sqlite3, got {type(connection).__name__}")
+        borrowed = copy(self)
+        borrowed._connection, borrowed.ring = connection, None
+        return borrowed
 
     def close(self) -> None:
         """Close the file."""
