@@ -17,8 +17,14 @@ BROKERS = {
     "redis-rpc": "rpc://",
     "amqp": "redis_url",
     "postgresql": "redis_url",
+    "sqlite": "redis_url",
     "amqp-rpc": "rpc://",
 }
+
+
+@pytest.fixture(scope="module")
+def sqlite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('broker')}/messages.db"
 
 
 @pytest.fixture(scope="module")

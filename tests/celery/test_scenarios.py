@@ -31,7 +31,12 @@ LACKS = {
     "eventlet": {"terminate", "time_limits", "worker_lost"},
 }
 #: Those of `make test`; the others are soaked.
-SHORT = {("memory", "solo", "kombulite"), ("redis", "prefork", "kombulite"), ("amqp", "prefork", "kombulite")}
+SHORT = {
+    ("memory", "solo", "kombulite"),
+    ("redis", "prefork", "kombulite"),
+    ("amqp", "prefork", "kombulite"),
+    ("postgresql", "prefork", "kombulite"),
+}
 
 FLEETS = [
     pytest.param(
@@ -39,10 +44,11 @@ FLEETS = [
         id=f"{broker}-{pool}-{library}",
         marks=() if (broker, pool, library) in SHORT else pytest.mark.soak,
     )
-    for broker in ("memory", "redis", "redis-rpc", "amqp", "amqp-rpc")
+    for broker in ("memory", "redis", "redis-rpc", "amqp", "amqp-rpc", "sqlite", "postgresql")
     for pool in ("prefork", "solo", "threads", "gevent", "eventlet")
     for library in LIBRARIES
     if not (broker == "memory" and pool not in ("solo", "threads"))  # where all is in one process
+    if not (broker in ("sqlite", "postgresql") and (library == "kombu" or pool in ("gevent", "eventlet")))
 ]
 
 
