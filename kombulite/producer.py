@@ -310,7 +310,7 @@ class Producer:
         if via is not None:
             self._ready_channel(declare)
             self.channel.publish_via(via, delivery, mandatory)
-            return
+            return None
         batch = self._batch
         if batch is not None and not batch.is_full and self._ready_channel(declare) is not None:
             batch.add(delivery, mandatory)  # nothing is asked of the broker: there is nothing to retry
