@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
 from redis import exceptions as driver
-from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
-from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
 from kombulite.brokers.redis.errors import driver_error
 from kombulite.brokers.redis.link import Link, OnReply
 from kombulite.brokers.redis.options import Options, credentials_of, database_of
+from kombulite.brokers.redis.sentinels import NoMaster, Sentinels, retry_until, watch_of
 
 DEFAULT_SENTINEL_PORT = 26379
+#: Seconds between two tries to find the new master.
+FAILOVER_PAUSE = 0.2
 
 
 class Connector:
@@ -26,7 +27,7 @@ class Connector:
 
     def __init__(self, settings: Settings, options: Options) -> None:
         self._options = options
-        self._is_sentinel = settings.scheme == "sentinel"
+        self._sentinels: Sentinels | None = None
         self.protocol = options.protocol or 3
         self.address = settings.hostname or "localhost", settings.port or 6379
         self._arguments: dict[str, Any] = {
@@ -49,17 +50,22 @@ class Connector:
             if settings.ssl:
                 self._kind = SSLConnection
                 self._arguments.update(settings.ssl if isinstance(settings.ssl, dict) else {})
-        if self._is_sentinel:
+        if settings.scheme == "sentinel":
             if not options.master_name:
                 raise ValueError("a sentinel URL needs the transport option master_name")
-            self._sentinels = [self.address, *_sentinel_addresses(settings.alternates)]
-            if settings.port is None:
-                self._sentinels[0] = self.address[0], DEFAULT_SENTINEL_PORT
+            first = self.address[0], settings.port or DEFAULT_SENTINEL_PORT
+            self._sentinels = Sentinels(
+                list(dict.fromkeys([first, *_sentinel_addresses(settings.alternates)])),
+                options.master_name,
+                options.min_other_sentinels,
+                self._arguments["socket_connect_timeout"],
+                options.sentinel_kwargs or {},
+            )
 
     @property
     def identity(self) -> tuple[Any, ...]:
         """What tells one database from another, for this process."""
-        place = tuple(self._sentinels) if self._is_sentinel else self.address
+        place = self.address if self._sentinels is None else frozenset(self._sentinels.addresses)
         return place, self._options.master_name, self._arguments["db"], self._options.global_keyprefix
 
     def open(self, on_push: OnReply) -> Link:
@@ -68,15 +74,43 @@ class Connector:
         A server that does not know RESP3 is spoken to in RESP2.
         """
         options = self._options
-        return Link(self._open(), self.protocol, options.socket_timeout, on_push, options.health_check_interval)
+        link = Link(self._open(), self.protocol, options.socket_timeout, on_push, options.health_check_interval)
+        self._watch(link)
+        return link
 
     def reopen(self, link: Link) -> None:
         """Open the connection of a link anew, which the server has closed. Raises ConnectionError or OSError."""
         link.attach(self._open(), self.protocol)
+        self._watch(link)
+
+    def _watch(self, link: Link) -> None:
+        """End the connection when its server is no master any more."""
+        link.address = self._arguments.get("host", ""), self._arguments.get("port", 0)
+        if self._sentinels is not None:
+            watch_of(self._sentinels).add(link)
 
     def _open(self) -> AbstractConnection:
-        if self._is_sentinel:
-            self._arguments["host"], self._arguments["port"] = self._discover()
+        if self._sentinels is None:
+            return self._open_once()
+        sentinels = self._sentinels
+        # While a new master is being chosen there is none. It is there sooner than the caller would try again.
+        deadline = monotonic() + (self._arguments["socket_connect_timeout"] or 0)
+        connection: AbstractConnection = retry_until(lambda: self._open_master(sentinels), deadline, FAILOVER_PAUSE)
+        return connection
+
+    def _open_master(self, sentinels: Sentinels) -> AbstractConnection:
+        """Connect to whom the sentinels name. Raises NoMaster if that is none, or is not to be reached."""
+        address = self._arguments["host"], self._arguments["port"] = watch_of(sentinels).correct(sentinels.find())
+        try:
+            connection = self._open_once()
+        except (exceptions.RecoverableConnectionError, OSError) as error:
+            raise NoMaster(f"the master at {address[0]}:{address[1]} cannot be reached: {error}") from error
+        if _is_replica(connection):
+            connection.disconnect()  # type: ignore[no-untyped-call]
+            raise NoMaster(f"the server at {address[0]}:{address[1]} is not the master yet")
+        return connection
+
+    def _open_once(self) -> AbstractConnection:
         connection, error = self._connect()
         if isinstance(error, driver.ResponseError) and self._options.protocol is None and _knows_no_resp3(error):
             self.protocol = 2
@@ -103,29 +137,6 @@ class Connector:
             return None, driver.InvalidResponse(f"the server does not speak Redis: {error}")
         return connection, None
 
-    def _discover(self) -> tuple[str, int]:
-        """Where the sentinels say the master is."""
-        timeout = self._arguments["socket_connect_timeout"]
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]
-            self._sentinels,
-            min_other_sentinels=self._options.min_other_sentinels,
-            sentinel_kwargs={
-                "socket_timeout": timeout,
-                "socket_connect_timeout": timeout,
-                "retry": Retry(NoBackoff(), 0),  # there are others; by default it would ask a dead one ten times
-                **(self._options.sentinel_kwargs or {}),
-            },
-        )
-        try:
-            host, port = sentinel.discover_master(self._options.master_name)  # type: ignore[no-untyped-call]
-            return host, port
-        except driver.RedisError as error:
-            failure = driver_error(error, _unquoted(error))
-        finally:
-            for each in sentinel.sentinels:
-                each.close()
-        raise failure
-
 
 def _connect_error(error: driver.RedisError) -> Exception:
     """What keeps us from connecting is of the connection, whatever the server calls it."""
@@ -140,11 +151,23 @@ def _unquoted(error: driver.RedisError) -> str:
     return str(error).partition(", with args")[0]
 
 
+def _is_replica(connection: AbstractConnection) -> bool:
+    """Whether the server is a replica, where it says."""
+    greeting = getattr(connection, "handshake_metadata", None)
+    if isinstance(greeting, dict):
+        return greeting.get(b"role", greeting.get("role")) in (b"replica", "replica")
+    try:  # RESP2
+        connection.send_command("ROLE")  # type: ignore[no-untyped-call]
+        return connection.read_response()[0] in (b"slave", "slave")
+    except driver.ResponseError:
+        return False  # its user may not ask
+
+
 def _knows_no_resp3(error: driver.ResponseError) -> bool:
     return "NOPROTO" in str(error) or "unknown command" in str(error)
 
 
 def _sentinel_addresses(urls: tuple[str, ...]) -> list[tuple[str, int]]:
-    """The other sentinels among the alternate URLs."""
-    parts = [urlsplit(url) for url in urls[1:] if url.startswith("sentinel://")]
+    """The sentinels among all URLs: one fails over to the next, and none is to be forgotten."""
+    parts = [urlsplit(url) for url in urls if url.startswith("sentinel://")]
     return [(part.hostname or "localhost", part.port or DEFAULT_SENTINEL_PORT) for part in parts]

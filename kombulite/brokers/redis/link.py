@@ -112,6 +112,8 @@ class Link:
         self._waiting_since = 0.0  # when the last bytes came, or the first command was posted
         self._pinged_at = 0.0  # by keep_alive
         self._pid = os.getpid()
+        #: Host and port of the server.
+        self.address = ("", 0)
         self.attach(connection, protocol)
 
     def attach(self, connection: Any, protocol: int) -> None:
@@ -126,6 +128,7 @@ class Link:
         self._readable = selector_of(self._sock, EVENT_READ)
         self._writable = selector_of(self._sock, EVENT_WRITE)
         self._reader = Reader(notEnoughData=INCOMPLETE)
+        self._end_reason = "the server closed the connection"
         self.is_open = True
         self.used_at = monotonic()
 
@@ -471,7 +474,7 @@ class Link:
         except (BlockingIOError, ssl.SSLWantReadError):
             return False
         if not data:
-            raise ServerClosed("the server closed the connection")
+            raise ServerClosed(self._end_reason)
         self._reader.feed(data)
         if self._reader.len() > MOST_UNREAD:
             raise exceptions.RecoverableConnectionError("the server sends a string that is too long")
@@ -479,6 +482,12 @@ class Link:
         return self._is_tls or len(data) == READ_SIZE
 
     # --- its end
+
+    def leave(self, reason: str) -> None:
+        """End the connection, from any thread: whoever uses it, or waits for a reply, finds it closed."""
+        self._end_reason = reason
+        with suppress(OSError):
+            socket.socket.shutdown(self._sock, SHUT_RDWR)  # not TLS's, which another thread may be using
 
     def drop(self) -> None:
         """Close the socket. May be repeated, also in a forked child: the parent's connection goes on."""

@@ -1,0 +1,213 @@
+"""A master that is replaced: as planned, because it hangs, because it died. It is left as soon as Sentinel knows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from time import monotonic
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+
+from kombulite import Connection, Consumer, Producer, Queue
+from kombulite.brokers.redis.sentinels import ABORTED, PROMOTED, SWITCHED, MasterWatch, Sentinels
+from tests.redis.conftest import drain
+from tests.redis.test_connecting import Sentinel
+from tests.servers import RedisServer, wait_until
+
+#: So long that a test which waits for it fails by its own time limit.
+OPTIONS = {"master_name": "it", "socket_timeout": 600, "health_check_interval": 0}
+
+
+class Cluster(NamedTuple):
+    """A master, its replica and what watches them."""
+
+    master: RedisServer
+    replica: RedisServer
+    sentinels: list[Sentinel]
+
+    @property
+    def url(self) -> str:
+        return ";".join(f"sentinel://127.0.0.1:{sentinel.port}/0" for sentinel in self.sentinels)
+
+    def fail_over(self) -> None:
+        """As an operator does."""
+        with redis.Redis(port=self.sentinels[0].port) as client:
+            client.execute_command("SENTINEL FAILOVER", "it")
+
+    def role(self, server: RedisServer) -> str:
+        with redis.Redis(port=server.port) as client:
+            return str(client.info("replication")["role"])
+
+
+@pytest.fixture
+def cluster(start_server: Callable[..., Any]) -> Cluster:
+    master = start_server(lambda: RedisServer(repl_diskless_sync_delay=0))
+    replica = start_server(lambda: RedisServer(replicaof=f"127.0.0.1 {master.port}"))
+    with redis.Redis(port=replica.port) as second:
+        wait_until(lambda: second.info("replication")["master_link_status"] == "up", 15, "no replication")
+    sentinels = [start_server(lambda: Sentinel(master)) for _ in range(3)]  # most of them choose who acts
+    for sentinel in sentinels:
+        with redis.Redis(port=sentinel.port) as client:
+            wait_until(lambda: client.sentinel_slaves("it"), 15, "a sentinel sees no replica")
+    return Cluster(master, replica, sentinels)
+
+
+def port_of(connection: Connection) -> int:
+    """Where a connection leads."""
+    return int(connection.transport._links[0].address[1])
+
+
+def publish_until(producer: Producer, queue: str, done: Callable[[], bool]) -> None:
+    """Publish, and try again as a patient program does, until something holds."""
+    policy = {"max_retries": 50, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.2}
+    deadline = monotonic() + 30
+    while not done():
+        assert monotonic() < deadline, "it did not happen in time"
+        producer.publish("x", routing_key=queue, retry=True, retry_policy=policy)
+
+
+def test_old_master_is_left_while_it_still_acknowledges(cluster, name):
+    got: list[Any] = []
+    with Connection(cluster.url, transport_options=OPTIONS) as connection, connection.clone() as consuming:
+        producer = Producer(connection)
+        producer.publish("first", routing_key=name)
+        with Consumer(consuming.channel(), Queue(f"{name}.c"), callbacks=[lambda body, message: got.append(body)]):
+            with pytest.raises(TimeoutError):
+                consuming.drain_events(timeout=0.2)
+            cluster.fail_over()
+            publish_until(producer, name, lambda: port_of(connection) == cluster.replica.port)
+            producer.publish("heard", routing_key=f"{name}.c")
+            while not got:
+                try:
+                    drain(consuming, lambda: got)
+                except consuming.recoverable_connection_errors:
+                    consuming.ensure_connection(max_retries=0)
+        assert port_of(consuming) == cluster.replica.port
+        assert cluster.role(cluster.master) == "master"  # as far as it knows
+        with redis.Redis(port=cluster.master.port) as old, redis.Redis(port=cluster.replica.port) as new:
+            before, here = old.llen(name), new.llen(name)
+            producer.publish("more", routing_key=name)
+            assert old.llen(name) == before
+            assert new.llen(name) == here + 1
+
+
+def test_master_that_hangs_is_left_in_the_middle_of_a_command(cluster, name):
+    got: list[Any] = []
+    with Connection(cluster.url, transport_options=OPTIONS) as connection, connection.clone() as consuming:
+        producer = Producer(connection)
+        producer.publish("first", routing_key=name)
+        consumer = Consumer(consuming.channel(), Queue(f"{name}.c"), callbacks=[lambda body, message: got.append(body)])
+        consumer.consume()
+        with pytest.raises(TimeoutError):
+            consuming.drain_events(timeout=0.2)
+        cluster.master.pause()
+        try:
+            publish_until(producer, name, lambda: port_of(connection) == cluster.replica.port)
+            producer.publish("heard", routing_key=f"{name}.c")
+            while not got:
+                try:
+                    drain(consuming, lambda: got)
+                except consuming.recoverable_connection_errors:
+                    consuming.ensure_connection(max_retries=0)
+        finally:
+            cluster.master.resume()
+
+
+def test_first_try_to_connect_waits_for_the_new_master(cluster, name):
+    with Connection(cluster.url, transport_options=OPTIONS, connect_timeout=20) as connection:
+        Producer(connection).publish("kept", routing_key=name)
+        with redis.Redis(port=cluster.replica.port) as client:
+            wait_until(lambda: client.llen(name), 10, "no replication")
+        cluster.master.kill()
+        connection.collect()
+        connection.ensure_connection(max_retries=0)
+        assert port_of(connection) == cluster.replica.port
+        assert Queue(name)(connection.default_channel).get().payload == "kept"
+
+
+def test_news_come_from_whichever_sentinel_is_left(cluster, name):
+    with Connection(cluster.url, transport_options=OPTIONS) as connection:
+        producer = Producer(connection)
+        producer.publish("first", routing_key=name)
+        cluster.sentinels[0].kill()
+        cluster.master.pause()
+        try:
+            publish_until(producer, name, lambda: port_of(connection) == cluster.replica.port)
+        finally:
+            cluster.master.resume()
+
+
+def test_threads_end_with_the_last_connection(cluster, name):
+    def threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name == "kombulite-sentinel"]
+
+    wait_until(lambda: not threads(), 10, "threads are left of other tests")
+    with Connection(cluster.url, transport_options=OPTIONS) as connection, connection.clone() as second:
+        connection.connect()
+        second.connect()
+        assert len(threads()) == len(cluster.sentinels)  # for both
+    wait_until(lambda: not threads(), 10, "threads are left")
+    with Connection(cluster.url, transport_options=OPTIONS) as connection:
+        connection.connect()
+        assert len(threads()) == len(cluster.sentinels)
+    wait_until(lambda: not threads(), 10, "threads are left")
+
+
+# --- what sentinels say
+
+OLD, NEW, OTHER = ("10.0.0.1", 6379), ("10.0.0.2", 6379), ("10.0.0.3", 6379)
+PROMOTION = "slave 10.0.0.2:6379 10.0.0.2 6379 @ it 10.0.0.1 6379"
+SWITCH = "it 10.0.0.1 6379 10.0.0.2 6379"
+
+
+class FakeLink:
+    """A connection to a server."""
+
+    is_open = True
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address = address
+        self.reasons: list[str] = []
+
+    def leave(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> MasterWatch:
+    monkeypatch.setattr("kombulite.brokers.redis.sentinels.Thread", lambda **_: SimpleNamespace(start=lambda: None))
+    return MasterWatch(Sentinels([("s", 1)], "it", 0, 1, {}))
+
+
+@pytest.mark.parametrize(
+    ("news", "is_left"),
+    [
+        ([(SWITCHED, SWITCH)], True),
+        ([(PROMOTED, PROMOTION)], True),
+        ([(PROMOTED, PROMOTION), (SWITCHED, SWITCH)], True),
+        ([(SWITCHED, SWITCH.replace("it", "another"))], False),
+        ([(PROMOTED, PROMOTION.replace("@ it", "@ another"))], False),
+        ([(SWITCHED, "it"), (SWITCHED, ""), (PROMOTED, "x" * 1000), (PROMOTED, "a b c d e it f g")], False),
+    ],
+)
+def test_news_of_our_master_end_the_connections_to_the_old_one(watch, news, is_left):
+    links = [FakeLink(address) for address in (OLD, OLD, NEW, OTHER)]
+    for link in links:
+        watch.add(link)
+    for channel, data in news:
+        watch._hear(channel, data.split(" "))
+    assert [bool(link.reasons) for link in links] == [is_left, is_left, False, False]
+    assert watch.correct(OLD) == (NEW if is_left else OLD)  # where a sentinel has not heard of it
+    assert watch.correct(OTHER) == OTHER
+
+
+def test_failover_that_is_broken_off_leaves_the_master_what_it_is(watch):
+    watch._hear(PROMOTED, PROMOTION.split(" "))
+    watch._hear(ABORTED.replace("*", "slave-timeout"), ["master", "it", *map(str, OLD)])
+    assert watch.correct(OLD) == OLD
+    watch._hear(SWITCHED, SWITCH.split(" "))
+    watch._hear(ABORTED.replace("*", "slave-timeout"), ["master", "it", *map(str, NEW)])
+    assert watch.correct(OLD) == NEW
