@@ -134,6 +134,20 @@ def test_worker_in_the_background(fleet, library, command):
             os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
+@BOTH_LIBRARIES
+def test_task_that_takes_longer_than_redis_keeps_idle_connections_is_done_once(make_fleet, start_server, library):
+    server = start_server(lambda: RedisServer(timeout=1))
+    fleet = make_fleet("redis", server.url)
+    # Celery's heartbeats and gossip go over connections of their own, which are not idle.
+    worker = fleet.worker(library, "prefork", "-c", "1", "--without-gossip", "--without-mingle", "--without-heartbeat")
+    fleet.run(library, SEND.format(count=1, seconds=6))
+    fleet.wait_for_log(worker, "succeeded")
+    assert int(fleet.run(library, COLLECT.format(count=1))) == 0  # it was not begun again
+    fleet.run(library, "from shop import add; assert add.delay(1, 2).get(timeout=20) == 3")
+    assert "onnection to broker lost" not in worker.log.read_text()
+    assert fleet.noted("done.begun") == 1
+
+
 @pytest.mark.soak
 @BOTH_LIBRARIES
 @pytest.mark.parametrize("make", [RabbitMQServer, lambda: RedisServer(appendonly="yes")], ids=["amqp", "redis"])

@@ -63,7 +63,7 @@ def port_of(connection: Connection) -> int:
 def publish_until(producer: Producer, queue: str, done: Callable[[], bool]) -> None:
     """Publish, and try again as a patient program does, until something holds."""
     policy = {"max_retries": 50, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.2}
-    deadline = monotonic() + 30
+    deadline = monotonic() + 60  # sentinels may not agree at once
     while not done():
         assert monotonic() < deadline, "it did not happen in time"
         producer.publish("x", routing_key=queue, retry=True, retry_policy=policy)
