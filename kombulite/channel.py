@@ -507,7 +507,10 @@ class Channel(BaseChannel):
     # --- events
 
     def after_reply_message_received(self, queue: str) -> None:
-        """Called when the replies in a queue were collected: nothing to do, brokers delete such queues themselves."""
+        """Called when the replies in a queue were collected: delete it, if the broker does not do that itself."""
+        if self.is_open and not self._bare_transport.capabilities.deletes_unused:
+            with suppress(*self.connection.connection_errors):  # it ends by its deadline, then
+                self.queue_delete(queue)
 
     def handle(self, event: Event) -> bool:
         """Deal with an event that is not a message for one of the consumers. Returns False: it is not kept."""

@@ -54,6 +54,8 @@ class Capabilities(NamedTuple):
     #: Whether durable exchanges, queues and bindings outlive a connection in any case. If not, all that a connection
     #: has declared is declared again when it was lost.
     keeps_durable: bool = True
+    #: Whether the broker itself deletes queues that nobody uses any more: auto-delete, exclusive and expiring ones.
+    deletes_unused: bool = True
 
 
 class Implements(dict[str, Any]):

@@ -107,8 +107,9 @@ def test_user_with_the_rights_of_a_kombu_client(start_server, name):
         with pytest.raises(exceptions.AccessRefused):
             Producer(connection.channel()).publish(1, routing_key="elsewhere")
     with Connection(f"redis://guest:pw@127.0.0.1:{server.port}") as connection:
-        with pytest.raises(exceptions.NotAllowed, match=r"(?i)permission"):
-            connection.transport.connect()
+        connection.connect()  # which needs no more
+        with pytest.raises(exceptions.AccessRefused, match=r"(?i)permission"):
+            Producer(connection.channel()).publish(1, routing_key=name)
 
 
 class Credentials(redis.CredentialProvider):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from itertools import cycle
 from operator import itemgetter
-from time import monotonic
+from time import monotonic, time
 from typing import Any, NamedTuple
 
 from hiredis import ReplyError
@@ -33,6 +33,7 @@ from kombulite.brokers.base import (
 from kombulite.brokers.base import Transport as BaseTransport
 from kombulite.brokers.redis.connecting import Connector
 from kombulite.brokers.redis.consuming import Channel, Claim, Consumer
+from kombulite.brokers.redis.deadlines import Deadlines
 from kombulite.brokers.redis.errors import get_redis_error_classes
 from kombulite.brokers.redis.keeping import Keeper
 from kombulite.brokers.redis.keys import Keys
@@ -74,7 +75,10 @@ class Transport(BaseTransport):
     driver_type = "redis"
     driver_name = "redis"
     capabilities = Capabilities(
-        exchange_types=frozenset(["direct", "topic", "fanout"]), asynchronous=True, keeps_durable=False
+        exchange_types=frozenset(["direct", "topic", "fanout"]),
+        asynchronous=True,
+        keeps_durable=False,
+        deletes_unused=False,
     )
 
     _link: Link
@@ -113,7 +117,12 @@ class Transport(BaseTransport):
         tracked = self._track()
         options, keys = self._options, self._keys
         topology = self._topology = Topology(
-            link, keys, tracked, options.health_check_interval, self.settings.virtual_host
+            link,
+            keys,
+            tracked,
+            options.health_check_interval,
+            self.settings.virtual_host,
+            Deadlines(keys, self._now),
         )
         waiting = _abandoned.get(self._connector.identity, [])
         for each in list(waiting):  # each is forgotten when it is back
@@ -136,9 +145,11 @@ class Transport(BaseTransport):
             track = pack_command(("CLIENT", "TRACKING", "ON", "OPTIN"))
             tracked = not isinstance(link.exchange([track], 1, timeout)[0], ReplyError)
         try:
-            seconds, microseconds = link.call("TIME", timeout=timeout)
-            self._clock = int(seconds) + int(microseconds) / 1e6 - monotonic()
-        except (TypeError, ValueError) as error:
+            (reply,) = link.exchange([pack_command(("TIME",))], 1, timeout)
+            # A user without the right to TIME goes by the clock of this machine.
+            seconds = time() if isinstance(reply, ReplyError) else int(reply[0]) + int(reply[1]) / 1e6
+            self._clock = seconds - monotonic()
+        except (TypeError, ValueError, LookupError) as error:
             raise exceptions.RecoverableConnectionError(f"a server that tells no time: {error}") from error
         return tracked
 
@@ -284,6 +295,8 @@ class Transport(BaseTransport):
         self._channel(channel)
         info = self._topology.assert_queue(spec.name) if passive else self._topology.declare_queue(spec)
         self._publisher.forget_places()
+        if spec.exclusive:
+            self._keep(info.queue)
         return info._replace(consumer_count=len(list(consumers_of(self._channels, info.queue))))
 
     def delete_queue(self, channel: int, name: str, if_unused: bool, if_empty: bool) -> int:
@@ -389,17 +402,19 @@ class Transport(BaseTransport):
             state.consumers[consumer_tag] = consumer
             state.intake_of(consumer).add(consumer)
             self._subscribe()
-        self._keep()
+        self._keep(queue)
         receiver.rouse()
         return consumer_tag
 
-    def _keep(self) -> None:
-        """See to it that leases are renewed."""
+    def _keep(self, queue: str | None = None) -> None:
+        """See to it that leases are renewed, and that a queue stays that ends without use."""
         if self._keeper is None:
             self._keeper = Keeper(
                 self._connector, self._keys, self._options, self._channels, self._topology, self._links
             )
             self._keeper.start()
+        elif queue is not None and self._topology.ends(queue):
+            self._keeper.extend_now()
 
     @property
     def _receiving(self) -> Receiver:

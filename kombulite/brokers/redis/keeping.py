@@ -1,8 +1,8 @@
 """What has to be done in time, whatever the application is doing: a thread with a connection of its own.
 
-A live consumer renews its leases, so that a long task is not delivered twice; keeps queues that expire without use in
-use; puts back what consumers left that are gone; and keeps the transport's connections alive: servers and proxies close
-idle ones.
+A live consumer renews its leases, so that a long task is not delivered twice; keeps queues that end without use in
+use; puts back what consumers left that are gone, and deletes what nobody uses any more; and keeps the transport's
+connections alive: servers and proxies close idle ones.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from threading import Event, Thread
 from time import monotonic
 from weakref import WeakMethod
 
-from kombulite._core import pack_command
 from kombulite.brokers.redis.connecting import Connector
 from kombulite.brokers.redis.consuming import Channel
+from kombulite.brokers.redis.deadlines import MIN_BINDING_LIFE, MIN_OWN_LIFE
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import logger, renew, restore_overdue
 from kombulite.brokers.redis.link import Link
 from kombulite.brokers.redis.options import Options
-from kombulite.brokers.redis.topology import LEAST_BINDING_LIFE, Topology
+from kombulite.brokers.redis.topology import Topology
 from kombulite.exceptions import ChannelError, MessageNacked
 
 #: Seconds until the next try when one failed.
@@ -50,19 +50,27 @@ class Keeper:
         self._channels = channels
         self._topology = topology
         self._kept_alive = links
-        self._stopped = Event()
+        self._stopped, self._news = Event(), Event()
         self._links: list[Link] = []  # one, or none; the thread closes it when it ends
+        self._extended_at = self._rebound_at = monotonic()
+        self._pause = options.restore_interval  # between two extensions
         first_renewal = monotonic() + options.visibility_timeout / 3
-        self._due = {self._renew: first_renewal, self._refresh: 0.0, self._rebind: 0.0, self._restore: 0.0}
+        self._due = {self._renew: first_renewal, self._extend: 0.0, self._sweep: 0.0, self._restore: 0.0}
 
     def start(self) -> None:
         """Start the thread."""
-        arguments = WeakMethod(self._work), self._stopped, self._links
+        arguments = WeakMethod(self._work), self._stopped, self._news, self._links
         Thread(target=_run, args=arguments, name="kombulite-redis", daemon=True).start()
 
     def stop(self) -> None:
         """End the thread soon; it is not waited for."""
         self._stopped.set()
+        self._news.set()
+
+    def extend_now(self) -> None:
+        """Look at once for what has to be kept in use: there is more of it."""
+        self._due[self._extend] = 0.0
+        self._news.set()
 
     def _work(self) -> float:
         """Do what is due; returns the seconds until the next time."""
@@ -74,12 +82,13 @@ class Keeper:
                 link.renew = self._connector.reopen
                 self._links.append(link)
             for chore in due:
+                self._due[chore] = inf  # until it is done, unless it is asked for meanwhile
                 try:
                     pause = chore(self._links[0])
                 except (ChannelError, MessageNacked) as error:  # the others shall be done all the same
                     pause = RETRY_INTERVAL
                     logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
-                self._due[chore] = monotonic() + pause
+                self._due[chore] = min(self._due[chore], monotonic() + pause)
         left = max(min(self._due.values()) - monotonic(), 0.0)
         if left > LINGER:
             _drop(self._links)
@@ -93,23 +102,22 @@ class Keeper:
             renew(link, self._keys, [lease.tag for lease in leases])
         return self._options.visibility_timeout / 3
 
-    def _refresh(self, link: Link) -> float:
-        """Queues with ``x-expires`` that are consumed."""
-        limits = self._topology.limits
+    def _extend(self, link: Link) -> float:
+        """Queues that end when they are not used, and their bindings."""
         states = list(self._channels.values())
         consumed = {consumer.queue for state in states for consumer in list(state.consumers.values())}
-        lives = {queue: limits[queue].expires for queue in consumed if queue in limits}
-        expiring = {queue: life for queue, life in lives.items() if life is not None}
-        for queue, life in expiring.items():
-            link.call_all(*(("PEXPIRE", key, life) for key in self._keys.lists(queue)))
-            ours = pack_command(("PEXPIRE", self._keys.record(queue), life))
-            link.exchange([ours], 1)  # the user may have no right to it
-        return min((life / 3000 for life in expiring.values()), default=self._options.restore_interval)
+        now = monotonic()
+        # After a pause of the whole process they may be gone already. kombu says them again as often, too.
+        rebind = now - self._rebound_at > MIN_BINDING_LIFE / 3000 or now - self._extended_at > 3 * self._pause
+        pause = self._topology.extend(link, consumed, rebind)
+        self._extended_at = now
+        self._rebound_at = now if rebind else self._rebound_at
+        self._pause = self._options.restore_interval if pause is None else min(pause, self._options.restore_interval)
+        return self._pause
 
-    def _rebind(self, link: Link) -> float:
-        """Bindings of queues with ``x-expires``, which kombu's peers sweep away when they are old."""
-        self._topology.refresh_bindings(link)
-        return LEAST_BINDING_LIFE / 3000
+    def _sweep(self, link: Link) -> float:
+        self._topology.deadlines.sweep(link)
+        return min(self._options.restore_interval, MIN_OWN_LIFE / 1000)
 
     def _restore(self, link: Link) -> float:
         if any(state.consumers for state in list(self._channels.values())):
@@ -121,9 +129,10 @@ class Keeper:
         return None if routes.kind == "fanout" else routes.route(routing_key)
 
 
-def _run(work_of: Callable[[], Callable[[], float] | None], stopped: Event, links: list[Link]) -> None:
+def _run(work_of: Callable[[], Callable[[], float] | None], stopped: Event, news: Event, links: list[Link]) -> None:
     pause = 0.0
-    while not stopped.wait(pause):
+    while not (news.wait(pause) and stopped.is_set()):
+        news.clear()
         work = work_of()
         if work is None:
             break

@@ -51,6 +51,8 @@ class Keys:
         self.deadlines = f"{self.prefix}_kombu.binding_deadlines"
         #: A hash of our own that kombu ignores: exchange -> type.
         self.exchanges = f"{self.prefix}_kombulite.exchanges"
+        #: A sorted set of our own: what ends when it is not used -> when (``deadlines``).
+        self.own_deadlines = f"{self.prefix}_kombulite.deadlines"
         if options.fanout_prefix is True:
             self._fanout = f"/{database}."
         else:

@@ -7,7 +7,7 @@ which may be missing: the type of an exchange, the settings of a queue.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hiredis import ReplyError
@@ -15,6 +15,14 @@ from hiredis import ReplyError
 from kombulite import exceptions
 from kombulite._core import pack_command
 from kombulite.brokers.base import ExchangeSpec, QueueInfo, QueueSpec
+from kombulite.brokers.redis.deadlines import (
+    EXCLUSIVE_LIFE,
+    LATE_LIFE,
+    MIN_BINDING_LIFE,
+    Deadlines,
+    is_shared,
+    life_of,
+)
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys, glob_escaped
 from kombulite.brokers.redis.leases import logger
@@ -32,16 +40,16 @@ PREDECLARED = {"amq.direct": "direct", "amq.topic": "topic", "amq.fanout": "fano
 #: Keys that SCAN looks at in one step.
 SCANNED = 1000
 
-#: A binding of a queue that expires lives this long at least (ms), and twice as long as its queue.
-LEAST_BINDING_LIFE = 3_600_000
-
 
 class Topology:
     """What one connection declared, and the verbs that change the database."""
 
-    def __init__(self, link: Link, keys: Keys, tracked: bool, check_interval: float, vhost: str) -> None:
+    def __init__(
+        self, link: Link, keys: Keys, tracked: bool, check_interval: float, vhost: str, deadlines: Deadlines
+    ) -> None:
         self._link = link
         self._keys = keys
+        self.deadlines = deadlines
         self._vhost = vhost
         self.types: dict[str, str] = dict(PREDECLARED)
         self._exchanges: dict[str, ExchangeSpec] = {}
@@ -64,13 +72,18 @@ class Topology:
         self._exchanges[spec.name] = spec
         self.types[spec.name] = spec.type
         self.router.discard(spec.name)
-        self._note(("HSET", self._keys.exchanges, spec.name, spec.type))
+        self._note_exchange(spec)
 
-    def _note(self, command: Command) -> None:
+    def _note_exchange(self, spec: ExchangeSpec) -> None:
+        entry = self.deadlines.exchange(spec.name)
+        change = self.deadlines.extend(MIN_BINDING_LIFE, entry) if spec.auto_delete else self.deadlines.forget(entry)
+        self._note(("HSET", self._keys.exchanges, spec.name, spec.type), change)
+
+    def _note(self, *commands: Command) -> None:
         """Keep what we know beyond kombu, if the server lets us: it may be full, or the user's rights may end here."""
-        (reply,) = self._link.exchange([pack_command(command)], 1)
-        if isinstance(reply, ReplyError):
-            logger.debug("%s was not noted: %s", command[0], reply)
+        for reply in self._link.exchange(pack_all(commands), len(commands)):
+            if isinstance(reply, ReplyError):
+                logger.debug("%s was not noted: %s", commands[0][0], reply)
 
     def check_exchange(self, name: str) -> str:
         """The type of an exchange. Raises NotFound."""
@@ -114,16 +127,27 @@ class Topology:
         lists = self._keys.lists(spec.name)
         record: tuple[Any, ...] = ("SET", self._keys.record(spec.name), json.dumps(spec._asdict(), default=repr))
         commands: list[Command] = [("LLEN", key) for key in lists]
+        life = limits.expires or life_of(spec, limits) or (MIN_BINDING_LIFE if spec.auto_delete else None)
+        if life:
+            record += ("PX", life)
         if limits.expires:
-            record += ("PX", limits.expires)
             commands += [("PEXPIRE", key, limits.expires) for key in lists]
-        noted, *replies = self._link.exchange(pack_all([record, *commands]), 1 + len(commands))
-        for reply in replies:
+        notes = [record, self._mark(spec, limits)]
+        replies = self._link.exchange(pack_all([*notes, *commands]), len(notes) + len(commands))
+        for reply in replies[len(notes) :]:
             if isinstance(reply, ReplyError):
                 raise reply_error(str(reply))
-        if isinstance(noted, ReplyError):
-            logger.debug("the declaration of queue %r was not noted: %s", spec.name, noted)
-        return sum(replies[: len(lists)])
+        for reply in replies[: len(notes)]:
+            if isinstance(reply, ReplyError):
+                logger.debug("the declaration of queue %r was not noted: %s", spec.name, reply)
+        return sum(replies[len(notes) :][: len(lists)])
+
+    def _mark(self, spec: QueueSpec, limits: Limits) -> Command:
+        """What says when a queue ends with its messages; the lists of one that others may use end by themselves."""
+        entry, life = self.deadlines.queue(spec.name), life_of(spec, limits)
+        if life is None or is_shared(spec):
+            return self.deadlines.forget(entry)
+        return self.deadlines.extend(life, entry)
 
     def refresh_queue(self, queue: str) -> None:
         """A queue that expires when it is not used is used."""
@@ -143,9 +167,10 @@ class Topology:
 
     def delete_queue(self, queue: str, if_empty: bool) -> int:
         """Delete a queue and its bindings, whoever made them; returns the messages gone. Raises PreconditionFailed."""
-        keys = self._keys
+        keys, is_ours = self._keys, self._is_ours(queue)
         lists = keys.lists(queue)
-        bindings = list(self._bindings_of(queue))
+        bindings: list[tuple[str | bytes, str | bytes]] = []
+        bindings += self._own_bindings_of(queue) if is_ours else self._bindings_of(queue)
         count = self._link.run(
             DELETE_QUEUE,
             [*lists, *(table for table, _ in bindings)],
@@ -155,11 +180,38 @@ class Topology:
         )
         if count < 0:
             raise exceptions.PreconditionFailed(f"queue '{queue}' is not empty")
-        self._note(("DEL", keys.record(queue)))
+        entries = [self._entry(exchange, queue, key, kind) for (exchange, key), kind in self._bound(queue)]
+        notes: list[Command] = [("DEL", keys.record(queue))]
+        if entries:
+            notes.append(self.deadlines.forget(*entries))
+        if is_ours:
+            # Publishers may not know yet that it is gone; nobody would ever take what they bring.
+            notes.append(self.deadlines.end(LATE_LIFE, self.deadlines.queue(queue)))
+        self._note(*notes)
         self._queues.pop(queue, None)
         self.limits.pop(queue, None)
         self._bindings.pop(queue, None)
         return int(count)
+
+    def ends(self, queue: str) -> bool:
+        """Whether a queue, or its record, ends unless it is kept in use."""
+        spec, limits = self._queues.get(queue), self.limits.get(queue)
+        return spec is not None and limits is not None and (spec.auto_delete or life_of(spec, limits) is not None)
+
+    def _is_ours(self, queue: str) -> bool:
+        """Whether nobody else uses a queue, as that for the replies to one process."""
+        spec, limits = self._queues.get(queue), self.limits.get(queue)
+        return spec is not None and limits is not None and not is_shared(spec) and life_of(spec, limits) is not None
+
+    def _bound(self, queue: str) -> list[tuple[tuple[str, str], str]]:
+        return list(self._bindings.get(queue, {}).items())
+
+    def _own_bindings_of(self, queue: str) -> Iterator[tuple[str, str]]:
+        """(binding set, member) for each binding that this connection has made."""
+        for (exchange, routing_key), kind in self._bound(queue):
+            member = self._keys.member(kind, routing_key, queue)
+            yield self._keys.bindings(exchange), member
+            yield self._keys.permanent_bindings(exchange), member
 
     def _bindings_of(self, queue: str) -> Iterator[tuple[bytes, bytes]]:
         """(binding set, member) for each binding of a queue: nothing else says where it is bound."""
@@ -214,12 +266,14 @@ class Topology:
         self._bindings.setdefault(queue, {})[exchange, routing_key] = kind
 
     def _bind(self, link: Link, exchange: str, queue: str, routing_key: str, kind: str) -> None:
-        keys = self._keys
+        keys, limits = self._keys, self.limits.get(queue)
         member = keys.member(kind, routing_key, queue)
-        limits = self.limits.get(queue)
+        entry, life = self._entry(exchange, queue, routing_key, kind), self._binding_life(queue, kind)
+        note = self.deadlines.forget(entry) if life is None else self.deadlines.extend(life, entry)
+        link.post(pack_command(note), 1, _ignore)  # before: who dies between the two leaves an entry, not a binding
         if limits is not None and limits.expires:
-            life = max(2 * limits.expires, LEAST_BINDING_LIFE)
-            link.run(BIND_EXPIRING, [keys.bindings(exchange), keys.deadlines], member, exchange, life)
+            kombus = max(2 * limits.expires, MIN_BINDING_LIFE)
+            link.run(BIND_EXPIRING, [keys.bindings(exchange), keys.deadlines], member, exchange, kombus)
             return
         tables = keys.bindings(exchange), keys.permanent_bindings(exchange)
         try:
@@ -227,22 +281,64 @@ class Topology:
         except exceptions.MessageNacked:  # memory is full: a consumer that frees some may need the binding
             link.run(BIND, tables, member)
 
-    def refresh_bindings(self, link: Link) -> None:
-        """Say of the queues that expire that they are still bound."""
-        for queue, bound in list(self._bindings.items()):
-            limits = self.limits.get(queue)
-            if limits is not None and limits.expires:
-                for (exchange, routing_key), kind in list(bound.items()):
-                    self._bind(link, exchange, queue, routing_key, kind)
+    def _binding_life(self, queue: str, kind: str) -> int | None:
+        """Milliseconds that a binding outlives its last use; None for one that stays."""
+        spec, limits = self._queues.get(queue), self.limits.get(queue)
+        if spec is None or limits is None:
+            return None
+        life = life_of(spec, limits)
+        # A binding to a fanout exchange is a note, no route: a process that was killed does not need it any more.
+        return EXCLUSIVE_LIFE if life is None and kind == "fanout" and spec.auto_delete else life
+
+    def _entry(self, exchange: str, queue: str, routing_key: str, kind: str) -> str:
+        """The entry of a binding that ends."""
+        spec, limits = self._queues.get(queue), self.limits.get(queue)
+        member = self._keys.member(kind, routing_key, queue)
+        if spec is not None and limits is not None and limits.expires and is_shared(spec) and kind != "fanout":
+            return self.deadlines.expiring_binding(exchange, member, queue, limits.expires)
+        return self.deadlines.binding(exchange, member)
+
+    def extend(self, link: Link, consumed: Iterable[str], rebind: bool) -> float | None:
+        """Say that queues are in use that are consumed, or exclusive; ``rebind``: their bindings may be gone.
+
+        Returns the seconds until that is to be said again; None for never.
+        """
+        pauses = []
+        own = {name for name, spec in list(self._queues.items()) if spec.exclusive}
+        for queue in own.union(consumed):
+            spec, limits = self._queues.get(queue), self.limits.get(queue)
+            if spec is None or limits is None:
+                continue  # it is not ours, or was deleted meanwhile
+            lives = [life for _, kind in self._bound(queue) if (life := self._binding_life(queue, kind)) is not None]
+            if (life := life_of(spec, limits)) is not None:
+                lives.append(life)
+            if not lives and not spec.auto_delete:
+                continue
+            self._extend(link, spec, limits)
+            pauses.append((limits.expires or min(lives, default=MIN_BINDING_LIFE)) / 3000)
+            for (exchange, routing_key), kind in self._bound(queue) if rebind else ():
+                self._bind(link, exchange, queue, routing_key, kind)
+        return min(pauses, default=None)
+
+    def _extend(self, link: Link, spec: QueueSpec, limits: Limits) -> None:
+        queue = spec.name
+        if limits.expires:
+            link.call_all(*(("PEXPIRE", key, limits.expires) for key in self._keys.lists(queue)))
+        life = limits.expires or life_of(spec, limits) or MIN_BINDING_LIFE
+        commands: list[Command] = [("PEXPIRE", self._keys.record(queue), life), self._mark(spec, limits)]
+        for (exchange, routing_key), kind in self._bound(queue):
+            if (left := self._binding_life(queue, kind)) is not None:
+                commands.append(self.deadlines.extend(left, self._entry(exchange, queue, routing_key, kind)))
+        link.exchange(pack_all(commands), len(commands))  # the user may have no right to our keys
 
     def redeclare(self) -> None:
         """Declare again all that this connection has declared: the database was emptied."""
         for spec in list(self._exchanges.values()):
-            self._note(("HSET", self._keys.exchanges, spec.name, spec.type))
+            self._note_exchange(spec)
         for name, queue in list(self._queues.items()):
             self._refresh(queue, self.limits[name])
-        for name, bound in list(self._bindings.items()):
-            for (exchange, routing_key), kind in list(bound.items()):
+        for name in list(self._bindings):
+            for (exchange, routing_key), kind in self._bound(name):
                 self._bind(self._link, exchange, name, routing_key, kind)
 
     def unbind(self, exchange: str, queue: str, routing_key: str) -> None:
@@ -250,6 +346,9 @@ class Topology:
         self._check_source(exchange)
         keys = self._keys
         members = {keys.member(kind, routing_key, queue) for kind in ("direct", "topic")}
+        kind = self._bindings.get(queue, {}).get((exchange, routing_key))
+        if kind is not None:
+            self._note(self.deadlines.forget(self._entry(exchange, queue, routing_key, kind)))
         self._free(("SREM", keys.bindings(exchange), *members), ("SREM", keys.permanent_bindings(exchange), *members))
         self.router.discard(exchange)
         self._bindings.get(queue, {}).pop((exchange, routing_key), None)
@@ -258,3 +357,7 @@ class Topology:
         if not exchange:
             raise exceptions.AccessRefused("nothing can be bound to the default exchange")
         return self.check_exchange(exchange)
+
+
+def _ignore(reply: Any) -> None:
+    """For a note that need not be kept: the user may have no right to our keys."""
