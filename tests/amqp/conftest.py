@@ -51,6 +51,12 @@ def connection(connect: Callable[..., Connection]) -> Connection:
 
 
 @pytest.fixture
+def broker_version(connection: Connection) -> tuple[int, ...]:
+    """The version of the session's RabbitMQ, such as (4, 3, 6)."""
+    return tuple(int(part) for part in connection.connect().server_properties["version"].split("."))
+
+
+@pytest.fixture
 def confirming(connect: Callable[..., Connection]) -> Connection:
     """A connection with publisher confirms."""
     return connect(transport_options={"confirm_publish": True})

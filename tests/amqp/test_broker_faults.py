@@ -13,6 +13,7 @@ from tests.amqp.conftest import in_threads
 from tests.servers import wait_until
 
 HASTE = {"read_timeout": 0.5, "write_timeout": 0.5}
+LARGE = b"x" * 15_000_000  # bytes: more than the kernel holds for a paused broker, less than RabbitMQ 4 refuses (16 MiB)
 PATIENT = {"interval_start": 0.2, "interval_step": 0.2, "max_retries": 100}
 
 
@@ -161,7 +162,7 @@ def test_write_to_a_paused_broker(connect, queue, pause, own_broker):
     producer.publish("x", routing_key=queue.name)
     pause()
     with pytest.raises(exceptions.RecoverableConnectionError, match="timed out"):
-        producer.publish(b"x" * 30_000_000, routing_key=queue.name, timeout=0.3)
+        producer.publish(LARGE, routing_key=queue.name, timeout=0.3)
     own_broker.resume()
     producer.publish("whole", routing_key=queue.name)  # after the rest of the large one
     wait_until(lambda: ready(queue) == 3, 30, "messages are missing")
@@ -174,7 +175,7 @@ def test_broker_that_does_not_read_for_a_while_is_waited_for(connect, queue, pau
     pause()
     resume = threading.Timer(4, own_broker.resume)
     resume.start()
-    producer.publish(b"x" * 30_000_000, routing_key=queue.name, timeout=60)
+    producer.publish(LARGE, routing_key=queue.name, timeout=60)
     resume.join()
     wait_until(lambda: ready(queue) == 2, 30, "messages are missing")
 
@@ -199,7 +200,7 @@ def test_drain_while_another_thread_cannot_write(connect, queue, pause, own_brok
     def write():
         writing.set()
         with pytest.raises((exceptions.ConnectionError, OSError)):
-            Producer(channel).publish(b"x" * 30_000_000, routing_key=queue.name, timeout=8)
+            Producer(channel).publish(LARGE, routing_key=queue.name, timeout=8)
 
     def drain():
         writing.wait(10)

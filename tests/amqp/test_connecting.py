@@ -320,14 +320,14 @@ def test_callbacks_of_the_handshake(dial):
     assert called == ["open"]
 
 
-def test_what_the_transport_is(dial):
+def test_what_the_transport_is(dial, broker_version):
     connection = dial()
     transport = connection.connect()
     assert transport.driver_type == "amqp"
     assert transport.driver_name == "py-amqp"
     assert transport.driver_version() == amqp.__version__
     assert transport.server_properties["product"] == "RabbitMQ"
-    assert connection.qos_semantics_matches_spec is False
+    assert connection.qos_semantics_matches_spec is (broker_version >= (4,))
     assert connection.supports_exchange_type("headers")
     assert connection.is_evented
     assert transport.fileno() >= 0

@@ -34,6 +34,14 @@ def typed(name, connection):
         connection.channel().queue_delete(queue.name)
 
 
+def receive_all(connection, inboxes):
+    """Receive until nothing more comes; returns the bodies of all."""
+    with pytest.raises(TimeoutError):
+        while True:
+            connection.drain_events(timeout=2 if any(inbox.bodies for inbox in inboxes) else 30)
+    return [body for inbox in inboxes for body in inbox.bodies]
+
+
 # --- arguments
 
 
@@ -113,20 +121,25 @@ def test_quorum_queue_counts_deliveries(typed, connection):
 
 def test_prefetch_of_a_quorum_queue_is_for_each_consumer(typed, connection):
     queue = typed("quorum", queue_arguments=QUORUM)
-    assert connection.qos_semantics_matches_spec is False
     channel = connection.channel()
     inboxes = [Inbox(channel, queue, ack=False, prefetch_count=2) for _ in range(2)]
     Producer(connection).publish_many(range(10), routing_key=queue.name)
-    while sum(len(inbox.bodies) for inbox in inboxes) < 4:
-        connection.drain_events(timeout=30)
-    with pytest.raises(TimeoutError):
-        connection.drain_events(timeout=0.2)
+    receive_all(connection, inboxes)
     assert [len(inbox.bodies) for inbox in inboxes] == [2, 2]
 
 
-def test_prefetch_of_the_channel_is_refused_by_a_quorum_queue(typed, connect):
+def test_prefetch_of_the_channel_with_a_quorum_queue(typed, connect, broker_version):
+    """RabbitMQ 3 refuses it; RabbitMQ 4 takes it for each consumer."""
     queue = typed("quorum", queue_arguments=QUORUM)
     connection = connect()
+    if broker_version >= (4,):
+        channel = connection.channel()
+        channel.basic_qos(0, 2, a_global=True)
+        inboxes = [Inbox(channel, queue, ack=False) for _ in range(2)]
+        Producer(connection).publish_many(range(10), routing_key=queue.name)
+        assert sorted(receive_all(connection, inboxes)) == list(range(4))
+        assert [len(inbox.bodies) for inbox in inboxes] == [2, 2]
+        return
     consumer = Consumer(connection, Queue(queue.name, no_declare=True), on_message=lambda message: None)
     consumer.qos(prefetch_count=1, apply_global=True)
     with pytest.raises(exceptions.AMQPNotImplementedError, match="does not support global qos") as caught:
