@@ -13,7 +13,7 @@ from tests.amqp.conftest import in_threads
 from tests.servers import wait_until
 
 HASTE = {"read_timeout": 0.5, "write_timeout": 0.5}
-LARGE = b"x" * 15_000_000  # bytes: more than the kernel holds for a paused broker, less than RabbitMQ 4 refuses (16 MiB)
+LARGE = b"x" * 15_000_000  # more than the kernel buffers for a paused broker; RabbitMQ 4 refuses more than 16 MiB
 PATIENT = {"interval_start": 0.2, "interval_step": 0.2, "max_retries": 100}
 
 

@@ -1,0 +1,80 @@
+#!/bin/sh
+# Bring brokers and a Python newer than this machine's own, from Debian's unstable suite, in a tree of their own:
+#     newest_brokers.sh FOLDER
+# Needs root, Debian, and some minutes; takes 1.2 GB. FOLDER gets
+#     tree        the file system that they run in
+#     run         runs a command in the tree: run python3.14 -m venv ...
+#     rabbitmq    programs for KOMBULITE_TEST_PROGRAMS: RabbitMQ and Redis
+#     valkey      the same with Valkey in the place of Redis, and no RabbitMQ
+# Nothing is installed on the machine but debootstrap. What a command finds mounted in the tree (/tmp, /dev, /proc, this
+# repository, the home folder, how the machine reaches the network) is mounted for that command alone.
+set -eu
+mkdir -p "$1"
+folder=$(cd "$1" && pwd)
+tree=$folder/tree
+repository=$(cd "$(dirname "$0")/.." && pwd)
+
+if [ ! -e "$tree/.made" ]; then
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "the newest brokers are brought by debootstrap, for root on Debian only" >&2
+        exit 1
+    fi
+    "$repository/tests/install_tools.sh" debootstrap
+    mirror=$(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/*.sources 2>/dev/null | head -n 1)
+    [ -n "$mirror" ] || mirror=$(sed -n 's/^deb \(\[.*\] \)\?\(http[^ ]*\).*/\2/p' /etc/apt/sources.list | head -n 1)
+    rm -rf "$tree"
+    packages=rabbitmq-server,redis-server,redis-sentinel,valkey-server
+    packages=$packages,python3.14,python3.14-venv,python3.14-dev,gcc,g++,libc6-dev,make,git,ca-certificates,procps
+    # In a name space of its own, so that no mount of it is left behind.
+    unshare --mount debootstrap --variant=minbase --include=$packages sid "$tree" "$mirror" >"$folder/log" 2>&1 || {
+        tail -n 5 "$folder/log" >&2
+        exit 1
+    }
+    touch "$tree/.made"
+fi
+
+cat >"$folder/run" <<END
+#!/bin/sh
+# Run a command in the tree, in the current folder if that is there too.
+export RUN_IN="\$PWD"
+exec unshare --mount "$folder/mount" "\$@"
+END
+cat >"$folder/mount" <<END
+#!/bin/sh
+set -eu
+for path in /tmp /dev /proc /etc/resolv.conf /etc/hosts /etc/ssl /etc/pip.conf /etc/xdg/pip "\${TMPDIR:-/tmp}" "\${HOME:-/root}" \\
+    "$repository"; do
+    if [ "\$path" = / ]; then
+        continue
+    elif [ -d "\$path" ]; then
+        mkdir -p "$tree\$path"
+    elif [ -e "\$path" ]; then
+        mkdir -p "$tree\$(dirname "\$path")"
+        [ -e "$tree\$path" ] || touch "$tree\$path"
+    else
+        continue
+    fi
+    mount --rbind "\$path" "$tree\$path"
+done
+exec chroot "$tree" sh -c 'cd "\$RUN_IN" 2>/dev/null || cd /; exec "\$@"' sh "\$@"
+END
+chmod +x "$folder/run" "$folder/mount"
+
+wrap() { # FOLDER NAME PROGRAM
+    mkdir -p "$folder/$1"
+    printf '#!/bin/sh\nexec "%s" %s "$@"\n' "$folder/run" "$3" >"$folder/$1/$2"
+    chmod +x "$folder/$1/$2"
+}
+for name in redis-server redis-cli redis-sentinel; do
+    wrap rabbitmq $name /usr/bin/$name
+    wrap valkey $name /usr/bin/$(echo $name | sed s/redis/valkey/)
+done
+for name in server ctl -plugins -queues -streams -upgrade; do
+    name=rabbitmq$(echo "$name" | sed 's/^server/-server/')
+    wrap rabbitmq "$name" "/usr/lib/rabbitmq/bin/$name"
+done
+wrap rabbitmq epmd /usr/bin/epmd
+# The same choice for programs that are run in the tree themselves.
+mkdir -p "$tree/opt/valkey"
+ln -sf /usr/bin/valkey-server "$tree/opt/valkey/redis-server"
+ln -sf /usr/bin/valkey-cli "$tree/opt/valkey/redis-cli"
