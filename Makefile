@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 BENCH := build/bench
+NEWEST := build/newest
 SOURCES := setup.py pyproject.toml $(wildcard ext/kombulite/_core/*)
 
-.PHONY: run test soak faults bench bench-full brokers c-client instructions lint docs debug sanitize coverage-core fuzz \
+.PHONY: run test soak faults newest bench bench-full brokers c-client instructions lint docs debug sanitize coverage-core fuzz \
         clean
 
 run: $(VENV)/.installed  ## the main job: a stream of events over the embedded broker
@@ -27,6 +28,10 @@ bench: $(BENCH)/venv/.installed brokers c-client  ## the benchmarks in short: JS
 
 bench-full: $(BENCH)/venv/.installed brokers c-client  ## all of them, with every round and setting: takes an hour, by estimate
 	$(BENCH)/venv/bin/python -m bench lab --full
+
+# What is on Debian's unstable suite: root on Debian only, some 2 GB in build/newest.
+newest: $(VENV)/.installed $(NEWEST)/venv/.installed  ## the tests of brokers on the newest ones, and on the newest Python
+	$(BIN)/python -m tests.newest $(NEWEST)
 
 brokers:  ## install the brokers that tests and benchmarks start for themselves, where that is allowed
 	tests/install_tools.sh redis-server rabbitmq-server postgresql
@@ -57,6 +62,15 @@ $(BENCH)/venv/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(BENCH)/venv
 	$(BENCH)/venv/bin/python -m pip install --quiet --upgrade pip
 	$(BENCH)/venv/bin/python -m pip install --quiet --editable '.[bench]'
+	touch $@
+
+$(NEWEST)/tree/.made: tests/newest_brokers.sh
+	tests/newest_brokers.sh $(NEWEST)
+	touch $@
+
+$(NEWEST)/venv/.installed: $(NEWEST)/tree/.made $(SOURCES)
+	$(NEWEST)/run python3.14 -m venv $(NEWEST)/venv
+	$(NEWEST)/run $(NEWEST)/venv/bin/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
 debug: $(VENV)/.installed  ## the core in place without optimisation; annotated sources in build/debug/c
