@@ -6,8 +6,8 @@ BENCH := build/bench
 NEWEST := build/newest
 SOURCES := setup.py pyproject.toml $(wildcard ext/kombulite/_core/*)
 
-.PHONY: run test soak faults newest bench bench-full brokers c-client instructions lint docs debug sanitize coverage-core fuzz \
-        clean
+.PHONY: run test soak faults newest bench bench-full brokers c-client instructions lint docs debug \
+        sanitize coverage-core fuzz clean
 
 run: $(VENV)/.installed  ## the main job: a stream of events over the embedded broker
 	$(BIN)/python -m kombulite run
