@@ -6,6 +6,7 @@ from kombulite.connection import BrokerConnection, Connection
 from kombulite.entity import Exchange, Queue, binding
 from kombulite.message import Message
 from kombulite.messaging import Consumer, Producer
+from kombulite.queue_kinds import Quorum, Stream
 from kombulite.serialization import disable_insecure_serializers, enable_insecure_serializers
 from kombulite.utils.url import parse_url
 from kombulite.utils.uuid import uuid
@@ -40,6 +41,8 @@ __all__ = [
     "Message",
     "Producer",
     "Queue",
+    "Quorum",
+    "Stream",
     "as_kombu",
     "binding",
     "connections",

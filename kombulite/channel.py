@@ -30,6 +30,7 @@ from kombulite.utils.uuid import uuid
 if TYPE_CHECKING:
     from kombulite.connection import Connection
     from kombulite.hooks import Hooks
+    from kombulite.queue_kinds import QueueKind
 
 T = TypeVar("T")
 
@@ -180,14 +181,30 @@ class Channel(BaseChannel):
 
     # --- queues
 
-    def prepare_queue_arguments(self, arguments: Mapping[str, Any] | None, **kwargs: Any) -> dict[str, Any]:
-        """AMQP's arguments for the keywords of ``Queue`` (``expires`` in seconds, …), over those given."""
+    def prepare_queue_arguments(
+        self, arguments: Mapping[str, Any] | None, kind: QueueKind | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Return AMQP's arguments for the keywords of ``Queue`` (``expires`` in seconds, …), over those given.
+
+        Raises AMQPNotImplementedError for a kind of queue that the broker does not have.
+        """
         prepared = dict(arguments or {})
+        if kind is not None:
+            self._require_kind(kind)
+            prepared = {**kind.queue_arguments(), **prepared}
         for keyword, value in kwargs.items():
             if value is not None:
                 name, convert = QUEUE_ARGUMENTS[keyword]
                 prepared[name] = convert(value)
         return prepared
+
+    def _require_kind(self, kind: QueueKind) -> None:
+        transport = self._bare_transport
+        refusal = kind.refusal()
+        if refusal is not None and not transport.capabilities.queue_kinds:
+            raise exceptions.AMQPNotImplementedError(
+                f"kind={refusal} needs RabbitMQ: the {transport.driver_type} transport has no such queues"
+            )
 
     def queue_declare(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kombulite._core import declaration_key
 from kombulite.abstract import MaybeChannelBound, Object
 from kombulite.exceptions import ContentDisallowed
+from kombulite.queue_kinds import QueueKind, with_kind
 from kombulite.serialization import prepare_accept_content
 
 if TYPE_CHECKING:
@@ -269,6 +270,9 @@ class Queue(MaybeChannelBound):
     ``expires`` and ``message_ttl`` in seconds; ``max_length`` in messages, ``max_length_bytes``; ``max_priority``:
     priorities 0 to that, the highest first; ``queue_arguments``, ``binding_arguments``, ``consumer_arguments``:
     the broker's own; ``on_declared(name, messages, consumers)``; ``no_ack``: messages count as acknowledged when sent.
+
+    ``kind``: ``Quorum(...)`` or ``Stream(...)`` for RabbitMQ's other queues, with their options. Arguments under the
+    broker's names go over those of the kind. Raises ValueError for an attribute that such a queue cannot have.
     """
 
     attrs: ClassVar[tuple[tuple[str, Any], ...]] = (
@@ -290,6 +294,7 @@ class Queue(MaybeChannelBound):
         ("max_length", int),
         ("max_length_bytes", int),
         ("max_priority", int),
+        ("kind", None),
     )
 
     ContentDisallowed = ContentDisallowed
@@ -309,6 +314,7 @@ class Queue(MaybeChannelBound):
     max_length: int | None
     max_length_bytes: int | None
     max_priority: int | None
+    kind: QueueKind | None
     no_declare: bool | None
     alias: str | None
 
@@ -339,6 +345,8 @@ class Queue(MaybeChannelBound):
             self.exchange = None
         if self.exclusive:
             self.auto_delete = True
+        if self.kind is not None:
+            self.kind.check(self)
         self.maybe_bind(channel)
 
     def bind(self, channel: Any) -> Queue:
@@ -387,6 +395,7 @@ class Queue(MaybeChannelBound):
         ``passive`` only asserts that it is there. Raises NotFound, NotEquivalentError, ResourceLocked.
         """
         channel = channel or self.channel
+        of_kind = {} if self.kind is None else {"kind": self.kind}  # channels of kombu's know no such keyword
         info: QueueInfo | None = channel.queue_declare(
             queue=self.name,
             passive=passive,
@@ -400,6 +409,7 @@ class Queue(MaybeChannelBound):
                 max_length=self.max_length,
                 max_length_bytes=self.max_length_bytes,
                 max_priority=self.max_priority,
+                **of_kind,
             ),
             nowait=nowait,
         )
@@ -475,13 +485,16 @@ class Queue(MaybeChannelBound):
         ``on_cancel(tag)`` is called when the broker ends it.
         """
         no_ack = self.no_ack if no_ack is None else no_ack
+        arguments = self.consumer_arguments
+        if self.kind is not None:
+            arguments = with_kind(arguments, self.kind.consumer_arguments())
         return self.channel.basic_consume(
             queue=self.name,
             no_ack=bool(no_ack),
             consumer_tag=consumer_tag,
             callback=callback,
             nowait=nowait,
-            arguments=self.consumer_arguments,
+            arguments=arguments,
             on_cancel=on_cancel,
         )
 
@@ -531,6 +544,7 @@ class Queue(MaybeChannelBound):
             max_length=options.get("max_length"),
             max_length_bytes=options.get("max_length_bytes"),
             max_priority=options.get("max_priority"),
+            kind=options.get("kind"),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -546,6 +560,7 @@ class Queue(MaybeChannelBound):
             and self.durable == other.durable
             and self.exclusive == other.exclusive
             and self.auto_delete == other.auto_delete
+            and self.kind == other.kind
         )
 
     def __hash__(self) -> int:

@@ -51,6 +51,7 @@ class Capabilities(NamedTuple):
     heartbeats: bool = False
     asynchronous: bool = False  # has a file descriptor that an event loop can wait for
     batch_publish: bool = True
+    queue_kinds: bool = False  # has quorum queues and streams
     #: Whether durable exchanges, queues and bindings outlive a connection in any case. If not, all that a connection
     #: has declared is declared again when it was lost.
     keeps_durable: bool = True

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime, timedelta
 
 import pytest
 
-from kombulite import Consumer, Exchange, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, Quorum, Stream, exceptions
 from kombulite.transport import native_delayed_delivery as delayed
 from tests.contract.conftest import Inbox, soon
 
@@ -148,7 +149,100 @@ def test_prefetch_of_the_channel_with_a_quorum_queue(typed, connect, broker_vers
     assert not connection.connected
 
 
+def test_delivery_limit_of_a_quorum_queue(typed, connection):
+    queue = typed("limited", kind=Quorum(delivery_limit=1))
+    Producer(connection).publish("x", routing_key=queue.name)
+    for _ in range(2):
+        channel = connection.channel()
+        message = soon(Queue(queue.name)(channel).get, timeout=30)
+        assert message.payload == "x"
+        message.reject(requeue=True)
+    Producer(connection).publish("next", routing_key=queue.name)
+    assert soon(queue.get, timeout=30).payload == "next"  # the broker has dropped the other one
+
+
+def test_options_of_a_quorum_queue_reach_the_broker(typed, connect):
+    """The broker compares them, so another declaration shows what they were."""
+    kind = Quorum(delivery_limit=7, consumer_timeout=60, retry_delay=(1, 5), retry_for="returned")
+    queue = typed("options", kind=kind)
+    make(connect().channel(), queue.name, kind=kind)
+    for other in (Quorum(delivery_limit=8), Quorum(delivery_limit=7, single_active_consumer=True)):
+        with pytest.raises(exceptions.NotEquivalentError):
+            make(connect().channel(), queue.name, kind=other)
+
+
+def test_rejected_message_is_delayed(typed, connection, broker_version):
+    """A message that nobody rejected overtakes it. RabbitMQ 3 ignores the option, and keeps the order."""
+    queue = typed("delayed", kind=Quorum(retry_delay=(2, 4)))
+    producer = Producer(connection)
+    producer.publish("rejected", routing_key=queue.name)
+    soon(queue.get, timeout=30).reject(requeue=True)
+    producer.publish("other", routing_key=queue.name)
+    bodies = [soon(lambda: queue.get(no_ack=True), timeout=30).payload for _ in range(2)]
+    assert bodies == (["other", "rejected"] if broker_version >= (4, 3) else ["rejected", "other"])
+
+
+def test_single_active_consumer(typed, connection):
+    queue = typed("single", kind=Quorum(single_active_consumer=True))
+    first, second = (Inbox(connection.channel(), queue) for _ in range(2))
+    Producer(connection).publish_many(range(5), routing_key=queue.name)
+    assert first.wait(connection, 5, timeout=30) == list(range(5))
+    assert second.bodies == []
+    first.consumer.cancel()
+    Producer(connection).publish("after", routing_key=queue.name)
+    assert second.wait(connection, 1, timeout=30) == ["after"]
+
+
 # --- streams
+
+
+@pytest.mark.parametrize(
+    ("offset", "expected"),
+    [("first", range(20)), (15, range(15, 20)), (timedelta(hours=1), range(20)), (datetime(2026, 1, 1), range(20))],
+)
+def test_offset_of_a_stream(typed, connection, offset, expected):
+    queue = typed("offsets", kind=Stream())
+    Producer(connection).publish_many(range(20), routing_key=queue.name)
+    reader = Queue(queue.name, no_declare=True, kind=Stream(offset=offset))
+    inbox = Inbox(connection.channel(), reader, prefetch_count=50)
+    assert inbox.wait(connection, len(expected), timeout=30) == list(expected)
+
+
+def test_filter_of_a_stream(typed, connection, broker_version):
+    """RabbitMQ leaves out chunks in which no message has the value; 3.10 has no filters, and ignores them."""
+    queue = typed("filtered", kind=Stream(filter_bytes=16, max_age=3600, segment_bytes=1_000_000))
+    with Connection(
+        connection.as_uri(include_password=True), transport_options={"confirm_publish": True}
+    ) as confirming:
+        producer = Producer(confirming)
+        for value in ("a", "b", "a"):  # each is confirmed before the next, so each has a chunk of its own
+            producer.publish(value, routing_key=queue.name, headers={"x-stream-filter-value": value})
+    reader = Queue(queue.name, no_declare=True, kind=Stream(offset="first", filters=("b",)))
+    inbox = Inbox(connection.channel(), reader, prefetch_count=50)
+    expected = ["b"] if broker_version >= (3, 13) else ["a", "b", "a"]
+    assert inbox.wait(connection, len(expected), timeout=30) == expected
+
+
+def test_super_stream_partition_by_partition(typed, connection, name):
+    """Published to its exchange with the partition as routing key, as RabbitMQ's own clients lay it out."""
+    exchange = Exchange(name("super"), "direct", arguments={"x-super-stream": True})
+    partitions = [
+        typed(
+            f"super-{number}",
+            exchange=exchange,
+            routing_key=str(number),
+            binding_arguments={"x-stream-partition-order": number},
+            kind=Stream(offset="first"),
+        )
+        for number in range(3)
+    ]
+    producer = Producer(connection, exchange)
+    for number in range(12):
+        producer.publish(number, routing_key=str(number % 3))
+    inboxes = [Inbox(connection.channel(), queue, prefetch_count=5) for queue in partitions]
+    for number, inbox in enumerate(inboxes):
+        assert inbox.wait(connection, 4, timeout=30) == list(range(number, 12, 3))
+    exchange(connection.channel()).delete()
 
 
 def test_stream_from_its_first_message(typed, connection):

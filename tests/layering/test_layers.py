@@ -24,7 +24,18 @@ PACKAGE = Path(kombulite.__file__).parent
 #: Floors from the bottom up; a module imports from its own floor and those below.
 FLOORS = [
     {"_core"},
-    {"exceptions", "utils", "log", "clocks", "matcher", "compression", "serialization", "abstract", "entity"},
+    {
+        "exceptions",
+        "utils",
+        "log",
+        "clocks",
+        "matcher",
+        "compression",
+        "serialization",
+        "abstract",
+        "entity",
+        "queue_kinds",
+    },
     {"transport", "transport.distribution"},
     {
         "brokers.base",

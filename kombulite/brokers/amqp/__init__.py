@@ -56,7 +56,7 @@ class Transport(BaseTransport):
     driver_type = "amqp"
     driver_name = "py-amqp"
     counts_failures = True
-    capabilities = Capabilities(heartbeats=True, asynchronous=True)
+    capabilities = Capabilities(heartbeats=True, asynchronous=True, queue_kinds=True)
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
