@@ -6,7 +6,7 @@ BENCH := build/bench
 NEWEST := build/newest
 SOURCES := setup.py pyproject.toml $(wildcard ext/kombulite/_core/*)
 
-.PHONY: run test soak faults newest bench bench-full brokers c-client instructions lint docs debug \
+.PHONY: run test soak faults newest outages bench bench-full brokers c-client instructions lint docs debug \
         sanitize coverage-core fuzz clean
 
 run: $(VENV)/.installed  ## the main job: a stream of events over the embedded broker
@@ -28,6 +28,10 @@ bench: $(BENCH)/venv/.installed brokers c-client  ## the benchmarks in short: JS
 
 bench-full: $(BENCH)/venv/.installed brokers c-client  ## all of them, with every round and setting: takes an hour, by estimate
 	$(BENCH)/venv/bin/python -m bench lab --full
+
+# A cluster's nodes are RabbitMQ 4: make newest brings them.
+outages: $(VENV)/.installed $(NEWEST)/tree/.made  ## time without service after a leader's death, beside pika
+	KOMBULITE_TEST_PROGRAMS=$(CURDIR)/$(NEWEST)/rabbitmq $(BIN)/python -m tests.cluster --kills 20
 
 # What is on Debian's unstable suite: root on Debian only, some 2 GB in build/newest.
 newest: $(VENV)/.installed $(NEWEST)/venv/.installed  ## the tests of brokers on the newest ones, and on the newest Python

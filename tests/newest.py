@@ -18,7 +18,7 @@ from typing import NamedTuple
 from tests.servers import version
 
 ROOT = Path(__file__).resolve().parent.parent
-BROKER_TESTS = ("contract", "amqp", "redis", "faults", "celery")
+BROKER_TESTS = ("contract", "amqp", "redis", "faults", "cluster", "celery")
 REPORT_TIMEOUT = 3600  # seconds that the tests on one set of programs may take
 
 

@@ -17,14 +17,21 @@ from tests.faults.stage import BROKERS, Outcome, Stage
 from tests.servers import Server
 
 LIBRARIES = ("kombu", "kombulite")
+QUEUE_TYPES = ("classic", "quorum", "stream")
 HEAD = ["fault", "broker", "library", *Outcome._fields]
 
 
 def run(
-    server: Server, library: str, fault: Fault, times: int, random: Random, programs: int = 2
+    server: Server,
+    library: str,
+    fault: Fault,
+    times: int,
+    random: Random,
+    programs: int = 2,
+    queue_type: str = "classic",
 ) -> tuple[Outcome, str]:
     """Put a fault on. Returns the outcome, and what the programs had to say."""
-    with Stage(server, library, fault.moves_clock) as stage:
+    with Stage(server, library, fault.moves_clock, queue_type) as stage:
         for _ in range(programs):
             stage.produce()
             stage.consume()
@@ -35,14 +42,17 @@ def run(
         return stage.outcome(), stage.logs()
 
 
-def lane(broker: str, library: str, names: list[str], seed: int, verbose: bool) -> list[list[str]]:
+def lane(
+    broker: str, library: str, names: list[str], seed: int, verbose: bool, queue_type: str = "classic"
+) -> list[list[str]]:
     """All faults on one library with one broker; the rows of the table."""
+    title = broker if queue_type == "classic" else f"{broker}, {queue_type}"
     rows = []
     with BROKERS[broker]() as server:
         for name in names:
             fault = FAULTS[name]
-            outcome, logs = run(server, library, fault, fault.few, Random(seed))
-            rows.append([f"{fault.title}, {fault.few}x", broker, library, *map(str, outcome)])
+            outcome, logs = run(server, library, fault, fault.few, Random(seed), queue_type=queue_type)
+            rows.append([f"{fault.title}, {fault.few}x", title, library, *map(str, outcome)])
             print(" ".join(rows[-1]), file=sys.stderr, flush=True)
             if verbose and not outcome.is_good:
                 print(logs, file=sys.stderr, flush=True)
@@ -63,13 +73,21 @@ def main() -> None:
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--brokers", nargs="+", choices=BROKERS, default=list(BROKERS))
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
+    parser.add_argument(
+        "--queue-type", choices=QUEUE_TYPES, default="classic", help="default: %(default)s; others: RabbitMQ only"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--verbose", action="store_true", help="print what the programs said when it did not end well")
     options = parser.parse_args()
+    if options.queue_type != "classic":
+        options.brokers = ["RabbitMQ"]
     pairs = [(broker, library) for broker in options.brokers for library in options.libraries]
     with ThreadPoolExecutor(options.jobs) as pool:
-        made = [pool.submit(lane, *pair, options.faults, options.seed, options.verbose) for pair in pairs]
+        made = [
+            pool.submit(lane, *pair, options.faults, options.seed, options.verbose, options.queue_type)
+            for pair in pairs
+        ]
         lanes = [each.result() for each in made]
     print("\n".join(table(lanes)))
 

@@ -1,8 +1,9 @@
 """A producer and a consumer as a careful user of kombu's API writes them, on the library that is named.
 
 ``python programs.py LIBRARY produce|consume URL QUEUE OPTIONS``; the options are JSON: ``connection`` (arguments of
-``Connection``), ``first`` (a producer's first number), ``pause`` (seconds between messages), ``prefetch``. They write
-the numbers that were confirmed, or consumed, to standard output, each as a line of its own and before anything else
+``Connection``), ``first`` (a producer's first number), ``pause`` (seconds between messages), ``prefetch``,
+``queue_type`` (one of RabbitMQ's: classic, quorum, or stream, which is read from its first message). They write the
+numbers that were confirmed, or consumed, to standard output, each as a line of its own and before anything else
 happens. SIGTERM asks them to end.
 """
 
@@ -84,7 +85,12 @@ def main(name: str, role: str, url: str, queue: str, options: str) -> None:
     library = importlib.import_module(name)
     settings = json.loads(options)
     work = {"produce": produce, "consume": consume}[role]
-    work(library, library.Connection(url, **settings["connection"]), library.Queue(queue), settings)
+    arguments: dict[str, Any] = {}
+    if settings["queue_type"] != "classic":
+        arguments["queue_arguments"] = {"x-queue-type": settings["queue_type"]}
+    if settings["queue_type"] == "stream":
+        arguments["consumer_arguments"] = {"x-stream-offset": "first"}
+    work(library, library.Connection(url, **settings["connection"]), library.Queue(queue, **arguments), settings)
 
 
 if __name__ == "__main__":

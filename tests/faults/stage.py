@@ -147,8 +147,9 @@ class Outcome(NamedTuple):
 class Stage:
     """The programs, the broker, the proxy between them."""
 
-    def __init__(self, server: Server, library: str, own_clock: bool = False) -> None:
+    def __init__(self, server: Server, library: str, own_clock: bool = False, queue_type: str = "classic") -> None:
         self.server = server
+        self._queue_type = queue_type
         self.folder = Path(tempfile.mkdtemp(prefix="kombulite-faults-"))
         self.proxy = Proxy(urlsplit(server.url).port or 0)
         self.producers: list[Program] = []
@@ -162,7 +163,8 @@ class Stage:
     # --- the programs
 
     def _start(self, role: str, url: str, **options: Any) -> Program:
-        settings = {"connection": SETTINGS[type(self.server)], **options}
+        connection = next(settings for kind, settings in SETTINGS.items() if isinstance(self.server, kind))
+        settings = {"connection": connection, "queue_type": self._queue_type, **options}
         arguments = [self.library, role, url, self.queue, json.dumps(settings)]
         program = Program(role, arguments, self.folder, self.clock.environment if self.clock else {})
         self._all.append(program)
@@ -171,13 +173,17 @@ class Stage:
     def produce(self, pause: float = 0.005) -> Program:
         """Start a producer that pauses so long after each message."""
         first = NUMBERS * sum(program.role == "produce" for program in self._all)
-        self.producers.append(self._start("produce", self.proxy.url(self.server.url), first=first, pause=pause))
+        self.producers.append(self._start("produce", self._address(), first=first, pause=pause))
         return self.producers[-1]
 
     def consume(self) -> Program:
         """Start a consumer."""
-        self.consumers.append(self._start("consume", self.proxy.url(self.server.url), prefetch=20))
+        self.consumers.append(self._start("consume", self._address(), prefetch=20))
         return self.consumers[-1]
+
+    def _address(self) -> str:
+        """Where programs find the broker: behind the proxy."""
+        return self.proxy.url(self.server.url)
 
     def kill(self, program: Program) -> None:
         """SIGKILL."""

@@ -1,0 +1,108 @@
+"""A RabbitMQ cluster of three nodes on the loopback interface."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+
+from tests.servers import RabbitMQServer, free_port, wait_until
+
+SIZE = 3
+FORM_TIMEOUT = 120.0  # seconds
+COOKIE = "kombulite"
+
+
+class Node(RabbitMQServer):
+    """A node: a broker that shares its Erlang cookie and port mapper with the other nodes."""
+
+    def __init__(self, epmd_port: int) -> None:
+        super().__init__()
+        self._epmd_port = epmd_port
+
+    @property
+    def name(self) -> str:
+        """The name of the node in the cluster."""
+        return self.environment()["RABBITMQ_NODENAME"]
+
+    def join(self, names: list[str]) -> None:
+        """Set the node up to form a cluster of these names."""
+        self._options["cluster_formation.peer_discovery_backend"] = "classic_config"
+        self._options["net_ticktime"] = 8  # seconds until a silent node counts as down; 60 by default
+        self._options |= {
+            f"cluster_formation.classic_config.nodes.{number}": name for number, name in enumerate(names, 1)
+        }
+        cookie = self.folder / ".erlang.cookie"
+        cookie.write_text(COOKIE)
+        cookie.chmod(0o400)
+
+
+class Cluster:
+    """Three nodes, of which each may be killed, paused, stopped and started."""
+
+    def __init__(self) -> None:
+        epmd_port = free_port()
+        self.nodes = [Node(epmd_port) for _ in range(SIZE)]
+        for node in self.nodes:
+            node.join([each.name for each in self.nodes])
+
+    @property
+    def url(self) -> str:
+        """The nodes' URLs as a failover list."""
+        return ";".join(node.url for node in self.nodes)
+
+    def start(self) -> None:
+        """Start all nodes, and wait until they are a cluster."""
+        with ThreadPoolExecutor(SIZE) as pool:
+            list(pool.map(Node.start, self.nodes))
+        wait_until(lambda: self.running() == SIZE, FORM_TIMEOUT, "the nodes do not form a cluster")
+
+    def running(self) -> int:
+        """Return how many nodes an arbitrary live one sees running."""
+        status = json.loads(self.alive().control("cluster_status", "--formatter=json"))
+        return len(status["running_nodes"])
+
+    def alive(self) -> Node:
+        """Return a node that was not stopped."""
+        return next(node for node in self.nodes if node.process is not None)
+
+    def leader(self, queue: str) -> Node:
+        """Return the node that leads a quorum queue or a stream."""
+        found: list[Node] = []
+
+        def ask() -> bool:
+            answer = json.loads(self.alive().control("list_queues", "name", "leader", "--formatter=json"))
+            leaders = {each["name"]: each.get("leader") for each in answer}
+            found[:] = [node for node in self.nodes if node.name == leaders.get(queue) and node.process is not None]
+            return bool(found)
+
+        wait_until(ask, FORM_TIMEOUT, f"{queue} has no leader")
+        return found[0]
+
+    def for_each_in_turn(self, act: Callable[[Node], None]) -> None:
+        """Do something to one node after the other, each time to a whole cluster."""
+        for node in self.nodes:
+            act(node)
+            wait_until(lambda: self.running() == SIZE, FORM_TIMEOUT, "the node does not come back")
+
+    def close(self) -> None:
+        """End all nodes, and remove their folders."""
+        for node in self.nodes:
+            node.resume()
+            node.kill()
+        for node in self.nodes:  # the port mapper ends when the last node has
+            node.close()
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,116 @@
+"""A cluster that loses nodes under load: what was confirmed is consumed, and every consumer goes on.
+
+Programs have the nodes' URLs as a failover list. A partition is made with SIGSTOP: the node keeps its connections and
+answers nobody, as behind a network that drops everything.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.cluster.cluster import SIZE, Cluster, Node
+from tests.conftest import missing
+from tests.faults.stage import Stage
+from tests.servers import RabbitMQServer, Unavailable, program, version, wait_until
+
+
+@pytest.fixture(scope="module")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    try:
+        is_old = int(version("rabbitmqctl").split(".")[0]) < 4
+    except Unavailable as error:
+        missing(request, str(error))
+    if is_old:
+        pytest.skip("clusters are tried with RabbitMQ 4")
+    with Cluster() as cluster:
+        yield cluster
+
+
+class ClusterStage(Stage):
+    """Programs that know all nodes."""
+
+    def __init__(self, cluster: Cluster, queue_type: str) -> None:
+        super().__init__(cluster.nodes[0], "kombulite", queue_type=queue_type)
+        self.cluster = cluster
+
+    def _address(self) -> str:
+        return self.cluster.url
+
+
+@pytest.fixture(params=["quorum", "stream"])
+def stage(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[ClusterStage]:
+    with ClusterStage(cluster, request.param) as stage:
+        for _ in range(2):
+            stage.produce()
+            stage.consume()
+        assert stage.goes_on(), stage.logs()
+        yield stage
+        for node in cluster.nodes:
+            node.resume()
+            if node.process is None:
+                node.start()
+        wait_until(lambda: cluster.running() == SIZE, 120, "the cluster is not whole")
+
+
+def check(stage: ClusterStage, record_property: Callable[[str, object], None]) -> None:
+    assert stage.goes_on(), stage.logs()
+    outcome = stage.outcome()
+    for name, number in outcome._asdict().items():
+        record_property(name, number)
+    assert outcome.is_good, f"{outcome}\n{stage.logs()}"
+
+
+def kill_and_start(cluster: Cluster, stage: ClusterStage, node: Node) -> None:
+    node.kill()
+    assert stage.goes_on(), stage.logs()
+    node.start()
+    wait_until(lambda: cluster.running() == SIZE, 120, "the node does not come back")
+
+
+def drain(node: Node, *arguments: str) -> None:
+    subprocess.run(
+        [program("rabbitmq-upgrade"), *arguments],
+        env={**os.environ, **node.environment()},
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
+def test_leader_killed(cluster, stage, record_property, times):
+    for _ in range(times):
+        kill_and_start(cluster, stage, cluster.leader(stage.queue))
+    check(stage, record_property)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_rolling_restart(cluster, stage, record_property):
+    cluster.for_each_in_turn(RabbitMQServer.restart)
+    check(stage, record_property)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_leader_silent(cluster, stage, record_property):
+    leader = cluster.leader(stage.queue)
+    leader.pause()
+    assert stage.goes_on(), stage.logs()
+    leader.resume()
+    check(stage, record_property)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_node_drained_for_maintenance(cluster, stage, record_property):
+    node = cluster.leader(stage.queue)
+    drain(node, "drain")
+    assert stage.goes_on(), stage.logs()
+    drain(node, "revive")
+    check(stage, record_property)
