@@ -25,6 +25,7 @@ from kombulite.brokers.base import (
     Transport,
 )
 from kombulite.message import Message
+from kombulite.utils.logs import log
 from kombulite.utils.uuid import uuid
 
 if TYPE_CHECKING:
@@ -593,10 +594,8 @@ class Channel(BaseChannel):
         # An error of a publish is for the producer, which gets it when it publishes again.
 
     def _log(self, level: str, text: str, **facts: object) -> None:
-        import logging  # seldom needed, and slow to import
-
         facts = {"connection": self.connection.as_uri(), "channel": self.channel_id, **facts}
-        logging.getLogger("kombulite.channel").log(getattr(logging, level), "%s", text, extra=facts)
+        log("kombulite.channel", level, "%s", text, extra=facts)
 
     # --- lifetime
 

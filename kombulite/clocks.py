@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from operator import itemgetter
-from threading import Lock as _Lock
 from typing import Any
+
+from kombulite.utils.locks import Lock as _Lock
 
 __all__ = ["LamportClock", "timetuple"]
 

@@ -20,6 +20,7 @@ from kombulite.log import get_logger
 from kombulite.message import Message
 from kombulite.serialization import registry
 from kombulite.transport.adapter import facade_channel
+from kombulite.utils.locks import Lock
 from kombulite.utils.uuid import uuid
 
 __all__ = [
@@ -272,7 +273,7 @@ class QoS:
 
     def __init__(self, callback: Callable[..., Any], initial_value: int, max_prefetch: int | None = None) -> None:
         self.callback = callback
-        self._mutex: AbstractContextManager[Any] = threading.RLock()
+        self._mutex: AbstractContextManager[Any] = Lock()
         self.value = initial_value or 0
         self.max_prefetch = max_prefetch
 

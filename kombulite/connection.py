@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from threading import RLock
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from kombulite import exceptions
@@ -28,6 +27,7 @@ from kombulite.messaging import Consumer, Producer
 from kombulite.transport.adapter import AdaptedChannel, AdaptedTransport, attach, facade_channel
 from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
 from kombulite.utils.functional import retry_over_time
+from kombulite.utils.locks import Lock
 from kombulite.utils.objects import cached_property
 from kombulite.utils.url import maybe_sanitize_url
 
@@ -153,7 +153,7 @@ class Connection(Address):
             },
         )
         self.declared_entities = set()
-        self._lock = RLock()
+        self._lock = Lock()
         self._transport: Transport | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._inbox = Inbox()
@@ -784,7 +784,7 @@ class Connection(Address):
 
     def after_fork(self) -> None:
         """Called in a forked child: forget the connection, which is the parent's."""
-        self._lock = RLock()
+        self._lock = Lock()
         self.tally.clear()
         if self._transport is not None and not self._transport.survives_fork:
             self.collect()

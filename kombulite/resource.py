@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from threading import Condition, RLock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet, ref
 
 from kombulite import exceptions
 from kombulite.transport.adapter import facade_channel
+from kombulite.utils.locks import Condition, Lock
 
 if TYPE_CHECKING:
     from kombulite.channel import Channel
@@ -55,7 +55,7 @@ class Resource:
         self._free: list[Any] = []
         self._dirty: dict[int, Any] = {}  # those that are out, by identity
         self._out = 0  # with those that are just being made or taken back
-        self._lock = RLock()  # garbage that is collected meanwhile may come back
+        self._lock = Lock()  # garbage that is collected meanwhile may come back
         self._changed = Condition(self._lock)
         self._waiting = 0  # threads that wait for a change
 

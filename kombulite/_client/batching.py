@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from math import inf
-from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from kombulite import exceptions
 from kombulite._core import GATHERED
 from kombulite.brokers.base import Outcome
+from kombulite.utils.locks import Lock
 
 if TYPE_CHECKING:
     from kombulite.message import Message

@@ -8,6 +8,7 @@ from kombulite._core import Delivery
 from kombulite.entity import Exchange, Queue
 from kombulite.message import Message
 from kombulite.transport.adapter import delivery_of, facade_channel
+from kombulite.utils.logs import log
 
 if TYPE_CHECKING:
     from kombulite.channel import Channel
@@ -48,9 +49,9 @@ class DeadLetterRule:
         place = ("", destination.name) if isinstance(destination, Queue) else (destination.name, delivery.routing_key)
         channel.publish(Delivery(*place, properties, body), mandatory=True)
         message.ack()
-        from logging import getLogger  # seldom needed, and slow to import
-
-        getLogger("kombulite.consumer").error(
+        log(
+            "kombulite.consumer",
+            "ERROR",
             "a message of queue %r was delivered %d times, and is in %r now (message id %r)",
             queue,
             message.delivery_count,

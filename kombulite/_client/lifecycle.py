@@ -21,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
+from kombulite.utils.logs import log
+
 
 class State(Enum):
     """Where a connection stands."""
@@ -52,16 +54,13 @@ class Lifecycle:
 
     def to(self, state: State, reason: object = None) -> None:
         """Change the state, and log it. To where it is already: nothing."""
-        from logging import INFO, WARNING, getLogger  # slow to import, and whoever only imports us need not have it
-
         before = self.state
         if state is before:
             return
         if state not in NEXT[before]:
             raise AssertionError(f"a connection does not go from {before.value} to {state.value}")
         self.state = state
-        logger, level = getLogger("kombulite.connection"), WARNING if state in (State.SUSPECT, State.LOST) else INFO
-        if logger.isEnabledFor(level):
-            name, because = self._name(), "" if reason is None else f" ({reason})"
-            facts = {"connection": name, "before": before.value, "state": state.value, "reason": reason}
-            logger.log(level, "%s: %s%s", name, state.value, because, extra=facts)
+        name, because = self._name(), "" if reason is None else f" ({reason})"
+        facts = {"connection": name, "before": before.value, "state": state.value, "reason": reason}
+        level = "WARNING" if state in (State.SUSPECT, State.LOST) else "INFO"
+        log("kombulite.connection", level, "%s: %s%s", name, state.value, because, extra=facts)

@@ -23,9 +23,11 @@ from kombulite._core.frames import (
     MethodReceived,
     ReturnReceived,
 )
+from kombulite._core.locks import NOT_ACQUIRED, BaseLock, Condition
 from kombulite._core.message import NOT_DECODED, Delivery, Properties, Received, Tally, declaration_key
 from kombulite._core.outgoing import KEYWORD_PROPERTIES, PlainMessages, make_properties
 from kombulite._core.priority import PriorityNaming
+from kombulite._core.publishing import BaseQueue, PublishPath
 from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota, Settled, Tap
 from kombulite._core.resp import ListPush, end_of_run, pack_command
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
@@ -36,13 +38,17 @@ __all__ = [
     "HEARTBEAT_FRAME",
     "JSON",
     "KEYWORD_PROPERTIES",
+    "NOT_ACQUIRED",
     "NOT_DECODED",
     "BaseChannel",
     "BaseInbox",
+    "BaseLock",
+    "BaseQueue",
     "BaseSubscription",
     "Binding",
     "Claimant",
     "Codecs",
+    "Condition",
     "ConfirmReceived",
     "Delivery",
     "EnvelopeTemplate",
@@ -61,6 +67,7 @@ __all__ = [
     "PriorityNaming",
     "Properties",
     "ProtocolError",
+    "PublishPath",
     "Received",
     "ReturnReceived",
     "Rota",

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from queue import Empty
-from threading import Lock, get_ident
+from threading import get_ident
 from types import GeneratorType
 from typing import Any
 
@@ -18,6 +18,7 @@ from kombulite.asynchronous.timer import Entry, Timer
 from kombulite.log import get_logger
 from kombulite.utils.compat import fileno
 from kombulite.utils.eventio import ERR, READ, WRITE, poll
+from kombulite.utils.locks import Lock
 from kombulite.utils.objects import cached_property
 
 __all__ = ["Hub", "Stop", "get_event_loop", "set_event_loop"]

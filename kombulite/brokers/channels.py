@@ -16,8 +16,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import cycle
-from threading import Condition, RLock
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from kombulite import exceptions
 from kombulite._core import Delivery, Ledger
 from kombulite.brokers import base
 from kombulite.brokers.base import Cancelled, Event, Outcome, Settings
+from kombulite.utils.locks import Condition, Lock
 from kombulite.utils.uuid import uuid
 
 __all__ = ["Channel", "ChannelTransport", "Consumer", "Taken"]
@@ -67,7 +68,7 @@ class ChannelTransport(base.Transport):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._lock = RLock()
+        self._lock = Lock()
         self._wake = Condition(self._lock)
         self._channels: dict[int, Channel] = {}
         # A number is used again only after all others, so that a late ack for a closed channel meets no other channel.
@@ -243,11 +244,19 @@ class ChannelTransport(base.Transport):
         if taken is None:
             return None
         delivery = taken.delivery
-        state.ledger.hand_over(delivery, None, state.number, consumer_tag, no_ack)
-        if no_ack:
-            self.settle_taken((taken.token,), Outcome.ACK)
-        else:
-            state.tokens[delivery.delivery_tag] = taken.token
+        try:
+            state.ledger.hand_over(delivery, None, state.number, consumer_tag, no_ack)
+            if no_ack:
+                self.settle_taken((taken.token,), Outcome.ACK)
+            else:
+                state.tokens[delivery.delivery_tag] = taken.token
+        except BaseException:
+            if not no_ack:  # a signal handler's: noted is the message with its token, or not at all
+                with suppress(KeyError):
+                    state.ledger.settle(delivery.delivery_tag)
+                state.tokens.pop(delivery.delivery_tag, None)
+                self.settle_taken((taken.token,), Outcome.REQUEUE)
+            raise
         return delivery
 
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from threading import RLock
 from time import perf_counter
 from weakref import ref
 
@@ -22,6 +21,7 @@ from kombulite.connection import Connection, watch_connections
 from kombulite.counters import Counters
 from kombulite.hooks import Hook, Outgoing
 from kombulite.message import Message
+from kombulite.utils.locks import Lock
 
 #: What each of the counters is, as the scraper is told.
 HELP = {
@@ -50,7 +50,7 @@ class CountersCollector(Collector):
     """
 
     def __init__(self, registry: CollectorRegistry | None = REGISTRY) -> None:
-        self._lock = RLock()
+        self._lock = Lock()
         self._watched: list[tuple[ref[Connection], Tally, Labels]] = []
         self._gone: dict[Labels, Counters] = {}  # of connections that were collected
         self._pid = os.getpid()

@@ -6,11 +6,11 @@ from collections import OrderedDict, UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from itertools import count
-from threading import RLock
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
 from kombulite.utils.encoding import safe_repr
+from kombulite.utils.locks import Lock
 
 T = TypeVar("T")
 _NO_MARK: Any = object()
@@ -84,7 +84,7 @@ class LRUCache(UserDict[Any, Any]):
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
-        self.mutex = RLock()
+        self.mutex = Lock()
         self.data = OrderedDict()
 
     def __getitem__(self, key: Any) -> Any:
@@ -145,7 +145,7 @@ class LRUCache(UserDict[Any, Any]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.mutex = RLock()
+        self.mutex = Lock()
 
 
 def memoize(
@@ -158,7 +158,7 @@ def memoize(
     """
 
     def decorate(fun: Callable[..., Any]) -> Any:
-        mutex = RLock()
+        mutex = Lock()
         cache = Cache(limit=maxsize)
 
         @wraps(fun)

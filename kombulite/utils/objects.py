@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import RLock
 from typing import Any, Generic, TypeVar, overload
+
+from kombulite.utils.locks import Lock
 
 T = TypeVar("T")
 _MISSING: Any = object()
@@ -26,7 +27,7 @@ class cached_property(Generic[T]):  # noqa: N801 - kombu's name
         self.fget, self.fset, self.fdel = fget, fset, fdel
         self.__name__ = fget.__name__
         self.__doc__ = fget.__doc__
-        self.lock = RLock()
+        self.lock = Lock()
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.__name__ = name

@@ -573,6 +573,15 @@ cdef class FrameDecoder:
             raise ValueError(f"{size} bytes were not offered")
         self._end += size
 
+    def read(self, recv_into, Py_ssize_t size=0):
+        """Have ``recv_into(decoder, size)`` read, and take what it says it has read: one step. Returns how many bytes.
+
+        ``size``: how many it may read, 0 for as many as there is room for.
+        """
+        cdef Py_ssize_t read = recv_into(self, size)
+        self.received(read)
+        return read
+
     def __getbuffer__(self, Py_buffer* view, int flags):
         self._make_room(ROOM)
         PyBuffer_FillInfo(view, self, self._data + self._end, self._capacity - self._end, 0, flags | PyBUF_WRITABLE)

@@ -20,14 +20,6 @@ cdef class MessageQueue:
     those behind it.
     """
 
-    cdef list _levels
-    cdef object _level  # the only one, where there are no priorities; and its methods, looked up once
-    cdef object _append
-    cdef object _popleft
-    cdef unsigned long long _position
-    cdef readonly Py_ssize_t size  # bytes in the bodies
-    cdef readonly bint may_expire  # whether any message ever had a time to live
-
     def __init__(self, int max_priority=0):
         if max_priority < 0:
             raise ValueError(f"the highest priority is 0 or more, not {max_priority}")

@@ -10,10 +10,9 @@ Of the threads that wait, one reads for all; an event goes to one of those that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import cycle
-from threading import RLock
 from time import monotonic
 from typing import Any
 
@@ -23,6 +22,7 @@ from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed, all_done
 from kombulite.brokers.amqp.conversation import Channel, Conversation
 from kombulite.brokers.amqp.handshake import DEFAULT_TIMEOUT, open_link
+from kombulite.brokers.amqp.link import Link
 from kombulite.brokers.amqp.pulse import pulse
 from kombulite.brokers.base import (
     Capabilities,
@@ -35,6 +35,7 @@ from kombulite.brokers.base import (
     Settings,
 )
 from kombulite.brokers.base import Transport as BaseTransport
+from kombulite.utils.locks import Lock
 from kombulite.utils.uuid import uuid
 
 MOST_CHANNELS = 65535
@@ -65,7 +66,7 @@ class Transport(BaseTransport):
         self._write_timeout = float(options.get("write_timeout") or DEFAULT_TIMEOUT)
         self.confirms = bool(options.get("confirm_publish"))
         self._conversation: Conversation | None = None
-        self._lock = RLock()
+        self._lock = Lock()
         self._numbers = cycle(range(1, MOST_CHANNELS + 1))
         self._channel_max = MOST_CHANNELS
         self._known_exchanges: set[str] = set()  # published to without an error
@@ -501,16 +502,20 @@ class Transport(BaseTransport):
         talk = self._conversation or self._talk()
         link, events = talk.link, talk.events
         link.check()  # what is left of a lost connection comes again on the next
-        if not events and link.reading.acquire(False):
+        if not events:
             # The common case: the next of many messages that were read at once.
-            try:
-                event = link.next_event() if not events else None  # the thread that read until now may have left some
-                if type(event) is Delivery and event.consumer_tag is not None:
-                    return (event,)
-                if event is not None:
-                    link.dispatch(event)
-            finally:
-                link.reading.release()
-                if link.waiters:
-                    link.wake()
+            delivery = link.reading.call(0, _next_delivery, link, events)
+            link.hand_on()
+            if type(delivery) is Delivery:
+                return (delivery,)
         return talk.wait_for_event(timeout)
+
+
+def _next_delivery(link: Link, events: Collection[Event]) -> Delivery | None:
+    """The next message of what was read, if it comes next. For the reader."""
+    event = link.next_event() if not events else None  # the thread that read until now may have left some
+    if type(event) is Delivery and event.consumer_tag is not None:
+        return event
+    if event is not None:
+        link.dispatch(event)
+    return None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from threading import Lock
 
 from kombulite import exceptions
 from kombulite._core import ConfirmReceived, Delivery, ReturnReceived
+from kombulite.utils.locks import Lock
 
 
 class Unconfirmed:

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from logging import getLogger
-from threading import RLock
 from time import monotonic
 from typing import Any, NoReturn
 
@@ -17,6 +16,7 @@ from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed
 from kombulite.brokers.amqp.link import Link
 from kombulite.brokers.amqp.methods import Method
 from kombulite.brokers.base import Cancelled, ChannelClosed, Event, Returned
+from kombulite.utils.locks import Lock
 
 logger = getLogger("kombulite.amqp")
 
@@ -32,7 +32,7 @@ class Channel:
         self.number = number
         self.above = above  # what our delivery tags have more than the broker's
         self.stale = above  # tags up to this one are not to be settled any more
-        self.lock = RLock()  # held from a request to its answer
+        self.lock = Lock()  # held from a request to its answer
         self.awaited: tuple[methods.Signature, ...] = ()  # what may answer the request that is under way
         self.answer: Any = None
         self.error: exceptions.ChannelError | None = None  # why the broker closed it

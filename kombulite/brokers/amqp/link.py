@@ -17,8 +17,8 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
+from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE
-from threading import Condition, RLock
 from time import monotonic
 from typing import Any, NoReturn
 from weakref import WeakSet
@@ -27,8 +27,14 @@ from kombulite import exceptions
 from kombulite._core import HEARTBEAT_FRAME, FrameDecoder, FrameEncoder, ProtocolError
 from kombulite.brokers.amqp.errors import codec_error
 from kombulite.utils.eventio import selector_of
+from kombulite.utils.locks import NOT_ACQUIRED, Condition, Lock
 
 ROOM = 131072  # bytes to read at once
+
+INTERRUPTED = exceptions.RecoverableConnectionError("a thread was interrupted while it was writing")
+
+#: Seconds: a signal handler's exception may keep a thread that gives the reader's role up from waking the others.
+MAX_SLEEP = 1.0
 
 #: Tells the kernel that more follows, so that small frames travel together. It waits 0.2 s at the most.
 MORE: int = getattr(socket, "MSG_MORE", 0)
@@ -48,10 +54,10 @@ class Link:
         self.encoder = FrameEncoder()
         self.failure: Exception | None = None  # why the link is of no use any more
         self.heartbeat = 0.0
-        self.writing = RLock()
-        self.reading = RLock()  # the reader's role
+        self.writing = Lock()
+        self.reading = Lock()  # the reader's role
         self.waiters = 0  # threads that sleep until the reader has done something
-        self._changed = Condition()
+        self._changed = Condition(Lock())
         self._write_timeout = write_timeout
         self._unsent: bytes | memoryview = b""
         self._corked = False
@@ -79,7 +85,7 @@ class Link:
             # The socket's below TLS, whose own would have a thread that reads take what is encrypted for plain.
             self._shutdown = super(ssl.SSLSocket, sock).shutdown  # type: ignore[misc]
             # TLS is not to be read and written at the same time. Neither waits with the lock held.
-            lock = RLock()
+            lock = Lock()
             self._send, self._recv_into = _locked(lock, self._send), _locked(lock, self._recv_into)
         self._readable = selector_of(self._sock, EVENT_READ)
         self._writable = selector_of(self._sock, EVENT_WRITE)
@@ -104,7 +110,7 @@ class Link:
     def disown(self) -> None:
         """In a forked child: the connection is the parent's. Close our copy of its descriptor, and say no word."""
         self.failure = exceptions.RecoverableConnectionError("the connection is the parent process's")
-        self.writing, self.reading, self._changed = RLock(), RLock(), Condition()  # others may have held them
+        self.writing, self.reading, self._changed = Lock(), Lock(), Condition(Lock())  # others may have held them
         self._abandon()
 
     def _abandon(self) -> None:
@@ -149,12 +155,24 @@ class Link:
         they will be sent, and nothing comes between. Raises RecoverableConnectionError after the timeout (frames whose
         turn it was may still be sent later), OSError.
         """
-        if not self.writing.acquire(False):  # by keyword it takes 0.1 us, of the 2 of a publish
-            self._acquire_writing(timeout)
+        wait = self._write_timeout if timeout is None else max(timeout, 0)
+        if self.writing.call(wait, self._write, data, timeout, more, on_turn) is NOT_ACQUIRED:
+            raise exceptions.RecoverableConnectionError("timed out: another thread is writing, and the broker is slow")
+
+    def _write(self, data: bytes, timeout: float | None, more: bool, on_turn: Callable[[], object] | None) -> None:
         try:
             if self.failure is not None or self._unsent:
                 self.check()
                 self._finish(timeout)
+            self._begin(data, more, on_turn)
+            if self._unsent:
+                self._finish(timeout)
+        except OSError as error:
+            self._lose(error)
+
+    def _begin(self, data: bytes, more: bool, on_turn: Callable[[], object] | None) -> None:
+        """Write what the kernel takes at once, and keep the rest."""
+        try:
             if on_turn is not None:
                 on_turn()
             try:
@@ -166,20 +184,16 @@ class Link:
             self._writes += 1
             if sent != len(data):
                 self._unsent = memoryview(data)[sent:]
-                self._finish(timeout)
-        except OSError as error:
-            self._lose(error)
-        finally:
-            self.writing.release()
+        except (OSError, exceptions.AMQPError):
+            raise
+        except BaseException:
+            self.fail(INTERRUPTED)  # it is not known how much was sent
+            raise
 
     def farewell(self, data: bytes) -> None:
         """Send frames if that can be done at once, after the link has failed."""
         with suppress(OSError):
             self._send(data)
-
-    def _acquire_writing(self, timeout: float | None) -> None:
-        if not self.writing.acquire(timeout=self._write_timeout if timeout is None else max(timeout, 0)):
-            raise exceptions.RecoverableConnectionError("timed out: another thread is writing, and the broker is slow")
 
     def _finish(self, timeout: float | None) -> None:
         """Write what is left over of a send."""
@@ -192,6 +206,11 @@ class Link:
                 self._unsent = self._unsent[self._send(self._unsent) :]
             except self._blocking_errors:
                 continue
+            except OSError:
+                raise
+            except BaseException:
+                self.fail(INTERRUPTED)
+                raise
 
     def uncork(self) -> None:
         """Have the kernel send what it holds back."""
@@ -238,28 +257,39 @@ class Link:
         self._step(_never, 0)
 
     def _step(self, done: Callable[[], object], timeout: float | None) -> None:
-        with self._changed:
-            self.waiters += 1  # before the try: who gives the role up after it sees that somebody waits
+        try:
+            read = self.reading.call(0, self._read_until, done, timeout)
+        except BaseException:
+            self.hand_on()
+            raise
+        if read is not NOT_ACQUIRED:
+            self.hand_on()
+        elif timeout is None or timeout > 0:
+            self._await_reader(MAX_SLEEP if timeout is None else min(timeout, MAX_SLEEP))
+
+    def _read_until(self, done: Callable[[], object], timeout: float | None) -> None:
+        # If done() already, it is by the thread that had the role until now.
+        if not done() and not self._decode(done) and self._read(timeout):
+            self._decode(done)
+
+    def hand_on(self) -> None:
+        """Let others take the role that this thread has given up."""
+        if self.waiters:
+            self.wake()
+
+    def _await_reader(self, seconds: float) -> None:
+        """Sleep until the reader has done something, or gives the role up."""
+        with self._changed.lock:
+            self.waiters += 1  # before the look: who gives the role up after it sees that somebody waits
             try:
-                if not self.reading.acquire(blocking=False):
-                    if timeout is None or timeout > 0:
-                        self._changed.wait(timeout)
-                    return
+                if self.reading.call(0, _never) is NOT_ACQUIRED:
+                    self._changed.wait(seconds)
             finally:
                 self.waiters -= 1
-        try:
-            if done():
-                return  # by the thread that had the role until now
-            if not self._decode(done) and self._read(timeout):
-                self._decode(done)
-        finally:
-            self.reading.release()
-            if self.waiters:
-                self.wake()
 
     def wake(self) -> None:
         """Let all who wait look again."""
-        with self._changed:
+        with self._changed.lock:
             self._changed.notify_all()
 
     def _decode(self, done: Callable[[], object]) -> bool:
@@ -282,14 +312,13 @@ class Link:
         if not self._has_data(timeout):
             return False
         try:
-            size = self._recv_into(self.decoder) if self._pending is None else self._recv_into(self.decoder, ROOM)
+            size = self.decoder.read(self._recv_into, 0 if self._pending is None else ROOM)
         except self._blocking_errors:
             return False
         except OSError as error:
             self._lose(error)
         if not size:
             self._lose(exceptions.RecoverableConnectionError("the broker closed the connection without a word"))
-        self.decoder.received(size)
         self._reads += 1
         return True
 
@@ -307,16 +336,13 @@ class Link:
 
     def _lose(self, error: Exception) -> NoReturn:
         """The stream has ended; if the broker said why before that, it shall be known."""
-        if self.reading.acquire(blocking=False):
-            try:
-                while self.failure is None and (size := self._recv_into(self.decoder, ROOM)):
-                    self.decoder.received(size)
-                    self._decode(_never)
-            except (OSError, exceptions.ConnectionError):
-                pass
-            finally:
-                self.reading.release()
+        self.reading.call(0, self._read_last)
         self.give_up(error)
+
+    def _read_last(self) -> None:
+        with suppress(OSError, exceptions.ConnectionError):
+            while self.failure is None and self.decoder.read(self._recv_into, ROOM):
+                self._decode(_never)
 
     # --- heartbeats (section 4.2.7)
 
@@ -357,26 +383,22 @@ class Link:
 
     def _send_heartbeat(self) -> None:
         """Without waiting: what another thread is sending, or cannot send, does as well."""
-        if self.writing.acquire(blocking=False):
-            try:
-                if not self._unsent:
-                    self.send(HEARTBEAT_FRAME, 0)
-            except exceptions.RecoverableConnectionError:
-                self.check()
-            finally:
-                self.writing.release()
+        self.writing.call(0, self._write_heartbeat)
+
+    def _write_heartbeat(self) -> None:
+        try:
+            if not self._unsent:
+                self.send(HEARTBEAT_FRAME, 0)
+        except exceptions.RecoverableConnectionError:
+            self.check()
 
 
 def _never() -> bool:
     return False
 
 
-def _locked(lock: RLock, call: Callable[..., int]) -> Callable[..., int]:
-    def locked(*arguments: Any) -> int:
-        with lock:
-            return call(*arguments)
-
-    return locked
+def _locked(lock: Lock, call: Callable[..., int]) -> Callable[..., int]:
+    return partial(lock.call, None, call)
 
 
 _links: WeakSet[Link] = WeakSet()

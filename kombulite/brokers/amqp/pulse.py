@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from logging import getLogger
-from threading import Condition, Thread
+from threading import Thread
 from weakref import WeakSet
 
 from kombulite.brokers.amqp.link import Link
+from kombulite.utils.locks import Condition, Lock
 
 logger = getLogger("kombulite.amqp")
 
@@ -20,12 +21,12 @@ class Pulse:
 
     def __init__(self) -> None:
         self._links: WeakSet[Link] = WeakSet()
-        self._changed = Condition()
+        self._changed = Condition(Lock())
         self._thread: Thread | None = None
 
     def add(self, link: Link) -> None:
         """Let a link beat until it fails."""
-        with self._changed:
+        with self._changed.lock:
             self._links.add(link)
             if self._thread is None:
                 self._thread = Thread(target=self._run, name="kombulite heartbeats", daemon=True)
@@ -34,7 +35,7 @@ class Pulse:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
+            with self._changed.lock:
                 links = [link for link in self._links if link.failure is None]
                 self._links = WeakSet(links)
                 if not links:
@@ -47,7 +48,7 @@ class Pulse:
                 except Exception as error:  # whatever ails one, the others' heartbeats go on
                     logger.warning("a connection is lost: %s", error)
             del links, link  # or one that nobody needs would be kept for an interval
-            with self._changed:
+            with self._changed.lock:
                 self._changed.wait(interval)
 
 

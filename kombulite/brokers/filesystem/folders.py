@@ -26,8 +26,8 @@ import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from threading import Lock, RLock
 from time import monotonic, time, time_ns
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote, unquote
@@ -36,6 +36,7 @@ from weakref import WeakSet
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
 from kombulite.brokers.store import Claim, Store
+from kombulite.utils.locks import Lock
 from kombulite.utils.uuid import uuid
 
 MESSAGE, CLAIMED, LIVE, UNNAMED = ".msg", ".claimed", ".live", ".tmp"
@@ -321,33 +322,29 @@ class FolderStore(Store):
         return _lock_of(self._control)
 
 
-class _FolderLock:
+class _FolderLock(Lock):
     """A lock between processes and threads; who has it may take it again, as a garbage collection may have to."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(self._close)
         self._path = folder / ".lock"
-        self._threads = RLock()
-        self._depth = 0
-        self._file = -1
+        self._file: FileIO | None = None
 
     def __enter__(self) -> None:
-        self._threads.acquire()
-        self._depth += 1
-        if self._depth == 1:
-            try:
-                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        depth = self.depth()
+        try:
+            super().__enter__()
+            if depth == 0:
+                self._file = FileIO(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
                 fcntl.flock(self._file, fcntl.LOCK_EX)
-            except BaseException:
-                self._depth -= 1
-                self._threads.release()
-                raise
+        except BaseException:
+            self.release_to(depth)
+            raise
 
-    def __exit__(self, *exc_info: object) -> None:
-        if self._depth == 1:
+    def _close(self) -> None:
+        if self._file is not None and not self._file.closed:
             fcntl.flock(self._file, fcntl.LOCK_UN)  # also of a child that was forked meanwhile
-            os.close(self._file)
-        self._depth -= 1
-        self._threads.release()
+            self._file.close()
 
 
 _locks: dict[Path, _FolderLock] = {}

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
-from threading import TIMEOUT_MAX, Condition
+from threading import TIMEOUT_MAX
 from time import monotonic
 from typing import Any
 
 from kombulite import exceptions
-from kombulite._core import Delivery, Rota, Tap, UnknownExchange
+from kombulite._core import Delivery, PublishPath, Rota, Tap
 from kombulite.brokers.base import (
     Capabilities,
     Event,
@@ -28,6 +28,7 @@ from kombulite.brokers.base import (
 )
 from kombulite.brokers.base import Transport as BaseTransport
 from kombulite.brokers.memory.broker import Channel, Consumer, Queue, broker_of
+from kombulite.utils.locks import Condition
 from kombulite.utils.uuid import uuid
 
 MOST_CHANNELS = 65535
@@ -63,6 +64,16 @@ class Transport(BaseTransport):
         self._connected = True
         # The common case takes no lock: claiming is atomic.
         self.at_hand = Tap(self._rota, self._events, self._expiring, self._tidy_rota).next
+        broker = self._broker
+        self.publish = PublishPath(  # type: ignore[method-assign]
+            self._lock,
+            broker.table.route_message,
+            broker.queues,
+            self._channels,
+            self._expiring,
+            broker.offer,
+            self._publish_slowly,
+        ).publish
 
     def close(self) -> None:
         with self._lock:
@@ -72,7 +83,8 @@ class Transport(BaseTransport):
                 if queue.owner is self:
                     self._broker.delete_queue(queue)
             self._connected = False
-            self.at_hand = _nothing  # the tap leads back here
+            self.at_hand = _nothing  # the tap leads back here, and so does the path
+            self.__dict__.pop("publish", None)
             self._events.clear()
             self._wake.notify_all()
 
@@ -223,28 +235,25 @@ class Transport(BaseTransport):
         timeout: float | None = None,
         confirm_timeout: float | None = None,
     ) -> None:
+        raise exceptions.RecoverableConnectionError("connection already closed")  # connect() puts the path here
+
+    def _publish_slowly(self, channel: int, delivery: Delivery, mandatory: bool) -> None:
+        """Publish a message that is not for one plain queue. The broker's lock is held."""
         broker = self._broker
-        try:
-            with self._lock:  # not acquire(): an interrupt right behind it would keep the lock for ever
-                if channel not in self._channels:
-                    raise exceptions.RecoverableConnectionError("channel already closed")
-                if self._expiring:
-                    broker.expire(monotonic())
-                queues = broker.table.route_message(delivery, broker.queues)
-                if len(queues) == 1 and (queue := queues[0]).is_plain and queue.messages.add_unless_expiring(delivery):
-                    if queue.idle:
-                        broker.offer(queue)
-                elif queues:
-                    broker.accept(queues, delivery)
-                elif mandatory:
-                    raise exceptions.MessageReturned.no_route()
-                elif delivery.exchange == "":
-                    # Declaring is optional here, as it is with kombu: what goes to a queue's name is kept for it.
-                    broker.accept((broker.declare_queue(QueueSpec(delivery.routing_key), self),), delivery)
-                else:
-                    self.unroutable += 1
-        except UnknownExchange:
-            raise broker.no_exchange(delivery.exchange) from None
+        if channel not in self._channels:
+            raise exceptions.RecoverableConnectionError("channel already closed")
+        if broker.expiring:
+            broker.expire(monotonic())
+        queues = broker.route(delivery)
+        if queues:
+            broker.accept(queues, delivery)
+        elif mandatory:
+            raise exceptions.MessageReturned.no_route()
+        elif delivery.exchange == "":
+            # Declaring is optional here, as it is with kombu: what goes to a queue's name is kept for it.
+            broker.accept((broker.declare_queue(QueueSpec(delivery.routing_key), self),), delivery)
+        else:
+            self.unroutable += 1
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
@@ -304,10 +313,11 @@ class Transport(BaseTransport):
 
     def list_consumer(self, consumer: Consumer) -> None:
         """Note that a consumer's queue may have something for it, and wake whoever waits."""
-        if consumer in consumer.queue.idle:
-            consumer.queue.idle.remove(consumer)
+        # In this order: where a signal handler's exception comes between, it can be done again.
         self._rota.add(consumer)
         self._rouse()
+        if consumer in consumer.queue.idle:
+            consumer.queue.idle.remove(consumer)
 
     def notify(self, event: Event) -> None:
         """Let the next ``receive`` report an event."""
@@ -462,8 +472,12 @@ class Transport(BaseTransport):
             self._broker.expire(monotonic())
         for state in self._channels.values():
             for consumer in state.consumers.values():
-                if not consumer.listed and len(consumer.messages) and consumer not in state.ledger.stalled:
+                if consumer.listed or consumer in state.ledger.stalled:
+                    continue
+                if len(consumer.messages):
                     self.list_consumer(consumer)
+                elif consumer not in consumer.queue.idle:
+                    consumer.queue.idle.append(consumer)  # a signal handler's exception had come before
 
     def _sleep(self, seconds: float | None) -> None:
         expiry = self._broker.next_deadline() if self._broker.expiring else None

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from threading import RLock
 from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from kombulite import exceptions
-from kombulite._core import Claimant, Delivery, Ledger, MessageQueue, RoutingTable, UnknownExchange
+from kombulite._core import BaseQueue, Claimant, Delivery, Ledger, MessageQueue, RoutingTable, UnknownExchange
 from kombulite.brokers.base import Cancelled, ExchangeSpec, QueueSpec
 from kombulite.brokers.limits import Limits, dead_letter, describe, expiration_of
+from kombulite.utils.locks import Lock
 
 if TYPE_CHECKING:
     from kombulite.brokers.memory import Transport
@@ -23,18 +23,17 @@ PREDECLARED = {"direct": "direct", "fanout": "fanout", "topic": "topic", "header
 # --- queues -----------------------------------------------------------------------------------------------------
 
 
-class Queue:
+class Queue(BaseQueue):
     """A queue: its messages, its limits, and who consumes from it."""
 
     def __init__(self, spec: QueueSpec, owner: Transport | None, now: float) -> None:
-        self.spec = spec
         self.limits = limits = Limits.of(spec)
+        is_plain = limits.message_ttl is limits.max_length is limits.max_length_bytes is None
+        super().__init__(MessageQueue(limits.max_priority), is_plain)
+        self.spec = spec
         self.owner = owner  # the connection of an exclusive queue
-        self.messages = MessageQueue(limits.max_priority)
         self.consumers: list[Consumer] = []
-        self.idle: list[Consumer] = []  # consumers that found nothing here when they looked last
         self.used_at = now
-        self.is_plain = limits.message_ttl is limits.max_length is limits.max_length_bytes is None
 
     def is_over(self, extra_messages: int = 0, extra_bytes: int = 0) -> bool:
         """Whether the limits on length are passed, or would be."""
@@ -91,7 +90,7 @@ class Broker:
     """
 
     def __init__(self) -> None:
-        self.lock = RLock()
+        self.lock = Lock()
         self.table = RoutingTable()
         self.exchanges: dict[str, ExchangeSpec] = {}
         self.queues: dict[str, Queue] = {}
@@ -299,7 +298,7 @@ class Broker:
 
 
 _brokers: dict[str, Broker] = {}
-_brokers_lock = RLock()
+_brokers_lock = Lock()
 
 
 def broker_of(virtual_host: str) -> Broker:

@@ -18,7 +18,6 @@ from contextlib import suppress
 from logging import getLogger
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from socket import AF_UNIX, IPPROTO_TCP, MSG_PEEK, SHUT_RDWR
-from threading import RLock
 from time import monotonic
 from typing import Any, NamedTuple, NoReturn
 
@@ -29,6 +28,7 @@ from kombulite._core import pack_command
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.scripts import Script
 from kombulite.utils.eventio import selector_of
+from kombulite.utils.locks import Lock
 
 logger = getLogger("kombulite.brokers.redis")
 
@@ -102,7 +102,7 @@ class Link:
     def __init__(
         self, connection: Any, protocol: int, timeout: float | None, on_push: OnReply, ping_interval: float = 0
     ) -> None:
-        self.lock = RLock()
+        self.lock = Lock()
         self.ping_interval = ping_interval
         self.renew: Callable[[Link], None] | None = None
         self._timeout = timeout
@@ -199,15 +199,14 @@ class Link:
                 self._look()
             self._converses = True
             try:
-                try:
-                    for data in pieces:
-                        self._send(data, timeout)
-                except BaseException:
-                    self.drop()  # what was sent cannot be taken back
-                    raise
+                for data in pieces:
+                    self._send(data, timeout)
                 if self._is_corked:
                     self._cork(False)
                 return self._read(replies, None if timeout is None else self.used_at + timeout)
+            except BaseException:
+                self.drop()  # what was sent cannot be taken back
+                raise
             finally:
                 self._converses = False
 
@@ -227,9 +226,13 @@ class Link:
                 self.settle()
             if more and not self._is_corked and self._may_cork:
                 self._cork(True)
-            self._post(data, replies, on_reply, may_repeat)
-            if self._is_corked and not more:
-                self._cork(False)
+            try:
+                self._post(data, replies, on_reply, may_repeat)
+                if self._is_corked and not more:
+                    self._cork(False)
+            except BaseException:
+                self.drop()  # or the reply would be taken for another command's
+                raise
 
     def _post(self, data: bytes, replies: int, on_reply: OnReply, may_repeat: bool) -> None:
         self._send(data, self._timeout)

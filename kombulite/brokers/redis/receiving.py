@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from socket import socketpair
-from threading import RLock, get_ident
+from threading import get_ident
 from time import monotonic, sleep
 from typing import Any
 
@@ -34,6 +34,7 @@ from kombulite.brokers.redis.publishing import PUBLISHED_AT
 from kombulite.brokers.redis.topology import Topology
 from kombulite.utils.compat import detect_environment
 from kombulite.utils.json import codec
+from kombulite.utils.locks import NOT_ACQUIRED, Lock
 
 #: Seconds between two looks where the server cannot wake us.
 POLLING_INTERVAL = 1.0
@@ -71,7 +72,7 @@ class Receiver:
         self._listener: Link | None = None
         self._tells_of_lists = False  # whether the server says when a list changes
         self._armed: dict[bytes, str] = {}  # lists of which it will -> their queue
-        self._receiving = RLock()  # a signal handler may come back to it
+        self._receiving = Lock()  # a signal handler may come back to it
         self._thread: int | None = None  # the thread that receives
         self._is_over = False
         self._pid = os.getpid()
@@ -278,8 +279,10 @@ class Receiver:
         Raises OperationalError where no event can ever come.
         """
         deadline = None if timeout is None else monotonic() + timeout
-        if not self._receiving.acquire(timeout=-1 if timeout is None else timeout):
-            return ()
+        events = self._receiving.call(timeout, self._receive, deadline)
+        return () if events is NOT_ACQUIRED else events
+
+    def _receive(self, deadline: float | None) -> tuple[Event, ...]:
         try:
             self._thread = get_ident()
             # The common case: the channel that was served last has more.
@@ -304,7 +307,6 @@ class Receiver:
             if self._is_over:
                 self._is_over = False
                 self._let_go()
-            self._receiving.release()
 
     def _next_event(self) -> Event | None:
         if self.events:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from copy import copy
-from threading import Lock
 from time import monotonic, sleep
 from typing import Any
 from weakref import WeakSet
@@ -13,6 +12,7 @@ from weakref import WeakSet
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
 from kombulite.brokers.sql.database import Database, Row
+from kombulite.utils.locks import Lock
 
 __all__ = ["SQLite"]
 

@@ -1,0 +1,91 @@
+"""Publishing to a broker in this process: lock, route and enqueue as one step."""
+
+cimport cython
+
+from kombulite._core.locks cimport BaseLock
+from kombulite._core.message cimport Delivery
+from kombulite._core.queueing cimport MessageQueue
+
+from kombulite._core.routing import UnknownExchange
+
+
+cdef class BaseQueue:
+    """A queue as far as publishing goes. The base of the facade's, which has the limits.
+
+    ``messages``: what waits in it; ``is_plain``: whether it takes any message that has no expiration; ``idle``: the
+    consumers that found nothing in it when they looked last.
+    """
+
+    cdef readonly MessageQueue messages
+    cdef readonly bint is_plain
+    cdef readonly list idle
+
+    def __cinit__(self, *args, **kwargs):
+        self.messages = MessageQueue()
+        self.idle = []
+
+    def __init__(self, MessageQueue messages not None, bint is_plain):
+        self.messages = messages
+        self.is_plain = is_plain
+
+
+@cython.final
+cdef class PublishPath:
+    """The step from a message to its queue, while the broker's lock is held.
+
+    Most messages go to one plain queue, whose consumers are busy: that is done here, where no signal handler runs. All
+    else is left to ``publish_slowly(channel, delivery, mandatory)``, which is called with the lock held.
+
+    ``route(delivery, queues)`` returns the queues of a message; ``queues``: all that there are, by name; ``channels``:
+    those that are open, by number; ``expiring``: empty unless something may have to expire first; ``offer(queue)``
+    wakes a consumer of a queue, and may be repeated.
+    """
+
+    cdef BaseLock _lock
+    cdef object _route
+    cdef dict _queues
+    cdef dict _channels
+    cdef object _expiring
+    cdef object _offer
+    cdef object _publish_slowly
+
+    def __cinit__(self, BaseLock lock not None, route, dict queues not None, dict channels not None, expiring, offer,
+                  publish_slowly):
+        self._lock = lock
+        self._route = route
+        self._queues = queues
+        self._channels = channels
+        self._expiring = expiring
+        self._offer = offer
+        self._publish_slowly = publish_slowly
+
+    def publish(self, channel, Delivery delivery not None, bint mandatory=False, timeout=None, confirm_timeout=None):
+        """Publish a message. Raises what ``publish_slowly`` raises; the timeouts have no effect."""
+        self._lock._acquire(None)
+        try:
+            if self._expiring or channel not in self._channels or not self._enqueue(delivery):
+                self._publish_slowly(channel, delivery, mandatory)
+        finally:
+            self._lock._release()
+
+    cdef bint _enqueue(self, Delivery delivery) except -1:
+        """Add a message to its queue, if it is one plain queue. Returns whether it was."""
+        cdef tuple queues
+        cdef BaseQueue queue
+        try:
+            queues = self._route(delivery, self._queues)
+        except UnknownExchange:
+            return False
+        if len(queues) != 1 or delivery.properties.expiration is not None:
+            return False
+        queue = <BaseQueue?> queues[0]
+        if not queue.is_plain:
+            return False
+        queue.messages._add(delivery, 0)
+        if queue.idle:
+            try:
+                self._offer(queue)
+            except BaseException:  # a signal handler's: the message is there, and a consumer has to know
+                self._offer(queue)
+                raise
+        return True
