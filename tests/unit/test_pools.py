@@ -103,7 +103,7 @@ def test_waiting_ends_as_soon_as_something_changes(give_back):
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while not pool._changed._waiters:
+    while not pool._waiting:
         pass
     if give_back == "resize":
         pool.resize(2)
@@ -404,7 +404,7 @@ kept, out = pool.acquire(), pool.acquire()
 kept.connect()
 out.connect()
 kept.release()
-pool._changed.acquire()  # as another thread might hold it
+pool._lock.acquire()  # as another thread might hold it
 child = os.fork()
 if child == 0:
     assert pool._free == [] and pool._out == 0
@@ -416,7 +416,7 @@ if child == 0:
     assert pool._free == [fresh]
     os._exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-pool._changed.release()
+pool._lock.release()
 assert kept.connected and out.connected
 assert pool.acquire() is kept
 """

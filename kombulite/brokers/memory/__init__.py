@@ -57,6 +57,7 @@ class Transport(BaseTransport):
         self._rota = Rota()
         self._events: deque[Event] = deque()
         self.at_hand: Callable[[], Delivery | None] = _nothing
+        self._publish: Callable[[int, Delivery, bool], None] = _closed
         self._connected = False
         self.waiting = 0  # threads that sleep in receive
 
@@ -65,7 +66,7 @@ class Transport(BaseTransport):
         # The common case takes no lock: claiming is atomic.
         self.at_hand = Tap(self._rota, self._events, self._expiring, self._tidy_rota).next
         broker = self._broker
-        self.publish = PublishPath(  # type: ignore[method-assign]
+        self._publish = PublishPath(
             self._lock,
             broker.table.route_message,
             broker.queues,
@@ -84,7 +85,7 @@ class Transport(BaseTransport):
                     self._broker.delete_queue(queue)
             self._connected = False
             self.at_hand = _nothing  # the tap leads back here, and so does the path
-            self.__dict__.pop("publish", None)
+            self._publish = _closed
             self._events.clear()
             self._wake.notify_all()
 
@@ -235,7 +236,7 @@ class Transport(BaseTransport):
         timeout: float | None = None,
         confirm_timeout: float | None = None,
     ) -> None:
-        raise exceptions.RecoverableConnectionError("connection already closed")  # connect() puts the path here
+        self._publish(channel, delivery, mandatory)
 
     def _publish_slowly(self, channel: int, delivery: Delivery, mandatory: bool) -> None:
         """Publish a message that is not for one plain queue. The broker's lock is held."""
@@ -516,3 +517,8 @@ class LoopWake:
 
 def _nothing() -> None:
     """What is at hand where there is no connection."""
+
+
+def _closed(channel: int, delivery: Delivery, mandatory: bool) -> None:
+    """Refuse to publish where there is no connection."""
+    raise exceptions.RecoverableConnectionError("connection already closed")
