@@ -269,6 +269,23 @@ LEFT_OUT = {
     "utils.url:urlparts": INSIDE,
 }
 LEFT_OUT |= {
+    "common:declaration_cached": INSIDE,
+    "common:revive_connection": INSIDE,
+    "connection:is_connection": "takes anything",
+    "entity:pretty_bindings": INSIDE,
+    "exceptions:reraise": "raises with any arguments",
+    "log:naive_format_parts": "takes text",
+    "log:safeify_format": "takes text",
+    "serialization:parenthesize_alias": "takes text",
+    "utils.amq_manager:get_manager": "needs a library that is not installed",
+    "utils.debug:Logwrapped": "has the methods of what it wraps",
+    "utils.div:emergency_dump_state": "leaves a file behind",
+    "utils.text:escape_regex": "takes text",
+    "utils.text:fmatch_best": "takes text",
+    "utils.text:fmatch_iter": "takes text",
+    "utils.text:version_string_as_tuple": "takes text",
+}
+LEFT_OUT |= {
     f"{pool}.{verb}": NEEDS_ONE_OUT
     for pool in ("connection:ChannelPool", "connection:ConnectionPool", "pools:ProducerPool", "resource:Resource")
     for verb in ("close_resource", "collect_resource", "prepare", "release", "release_resource", "replace")
