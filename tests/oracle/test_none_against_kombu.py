@@ -391,6 +391,21 @@ def call(label, library, **changed):
     bench.connection.release()
 
 
+@pytest.fixture(autouse=True)
+def serializers_stay():
+    """Put back what the calls change in the registries of both libraries, which other tests use too."""
+    tables = [
+        getattr(importlib.import_module(f"{library}.serialization").registry, name)
+        for library in ("kombu", "kombulite")
+        for name in ("type_to_name", "name_to_type", "_encoders", "_decoders", "_disabled_content_types")
+    ]
+    kept = [table.copy() for table in tables]
+    yield
+    for table, before in zip(tables, kept):
+        table.clear()
+        table.update(before)
+
+
 def tried():
     bench = Bench("kombulite")
     for label in labels():
