@@ -866,7 +866,7 @@ def error_classes(cls: Any, name: str) -> tuple[type[BaseException], ...]:
     """Return a tuple of error classes of a transport's class, as kombu has it where there is none."""
     found = getattr(cls, name, None)
     if isinstance(found, tuple):
-        return found
+        return exceptions.with_driver_classes(found)
     if name == "recoverable_connection_errors":
         return (*error_classes(cls, "connection_errors"), *error_classes(cls, "channel_errors"))
     defaults: dict[str, tuple[type[BaseException], ...]] = {

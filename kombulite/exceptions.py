@@ -16,36 +16,37 @@ Exception
 │   ├── VersionMismatch
 │   └── SerializerNotInstalled
 │       └── ContentDisallowed
-├── AMQPError                           a reply code of AMQP 0-9-1 (section 1.1), whatever the broker
-│   ├── ConnectionError
-│   │   ├── RecoverableConnectionError
-│   │   │   ├── ConnectionForced        320
-│   │   │   ├── ResourceError           506
-│   │   │   ├── ConsumerCancelled
-│   │   │   └── Blocked
-│   │   ├── IrrecoverableConnectionError
-│   │   │   ├── InvalidPath             402
-│   │   │   ├── FrameError              501
-│   │   │   ├── FrameSyntaxError        502
-│   │   │   ├── InvalidCommand          503
-│   │   │   ├── ChannelNotOpen          504
-│   │   │   ├── UnexpectedFrame         505
-│   │   │   ├── NotAllowed              530
-│   │   │   ├── AMQPNotImplementedError 540
-│   │   │   └── InternalError           541
-│   │   └── InconsistencyError          the broker lost what it was told
-│   └── ChannelError
-│       ├── RecoverableChannelError
-│       │   ├── ContentTooLarge         311
-│       │   ├── NoConsumers             313
-│       │   └── ResourceLocked          405
-│       ├── IrrecoverableChannelError
-│       │   ├── AccessRefused           403
-│       │   ├── NotFound                404
-│       │   └── PreconditionFailed      406
-│       │       └── NotEquivalentError  an entity is declared again, differently
-│       └── MessageReturned             312: nothing took a message that was published as mandatory
-├── MessageNacked                       the broker refused a publish
+├── BrokerError                     what a broker refuses, whatever it speaks
+│   ├── AMQPError                           a reply code of AMQP 0-9-1 (section 1.1), whatever the broker
+│   │   ├── ConnectionError
+│   │   │   ├── RecoverableConnectionError
+│   │   │   │   ├── ConnectionForced        320
+│   │   │   │   ├── ResourceError           506
+│   │   │   │   ├── ConsumerCancelled
+│   │   │   │   └── Blocked
+│   │   │   ├── IrrecoverableConnectionError
+│   │   │   │   ├── InvalidPath             402
+│   │   │   │   ├── FrameError              501
+│   │   │   │   ├── FrameSyntaxError        502
+│   │   │   │   ├── InvalidCommand          503
+│   │   │   │   ├── ChannelNotOpen          504
+│   │   │   │   ├── UnexpectedFrame         505
+│   │   │   │   ├── NotAllowed              530
+│   │   │   │   ├── AMQPNotImplementedError 540
+│   │   │   │   └── InternalError           541
+│   │   │   └── InconsistencyError          the broker lost what it was told
+│   │   └── ChannelError
+│   │       ├── RecoverableChannelError
+│   │       │   ├── ContentTooLarge         311
+│   │       │   ├── NoConsumers             313
+│   │       │   └── ResourceLocked          405
+│   │       ├── IrrecoverableChannelError
+│   │       │   ├── AccessRefused           403
+│   │       │   ├── NotFound                404
+│   │       │   └── PreconditionFailed      406
+│   │       │       └── NotEquivalentError  an entity is declared again, differently
+│   │       └── MessageReturned             312: nothing took a message that was published as mandatory
+│   └── MessageNacked                       the broker refused a publish
 ├── HttpError
 └── OSError
     └── TimeoutError                    the built-in one, which is also ``socket.timeout``
@@ -136,7 +137,11 @@ class ContentDisallowed(SerializerNotInstalled):
     """The content type is not one that the consumer accepts."""
 
 
-class AMQPError(Exception):
+class BrokerError(Exception):
+    """A broker refuses something, or cannot be reached."""
+
+
+class AMQPError(BrokerError):
     """An error with a reply code of AMQP 0-9-1.
 
     ``reply_code``, ``reply_text``; ``method_sig`` (class and method id) and ``method_name`` of what was refused.
@@ -156,7 +161,8 @@ class AMQPError(Exception):
         self.reply_text = reply_text
         self.method_sig = method_sig
         self.method_name = method_name or ""
-        super().__init__(reply_code, reply_text, method_sig, self.method_name)
+        # Not the next class's: that may be the driver's, which takes other arguments.
+        Exception.__init__(self, reply_code, reply_text, method_sig, self.method_name)
 
     @property
     def method(self) -> str:
@@ -326,8 +332,32 @@ class MessageReturned(ChannelError):
         return cls("NO_ROUTE", (60, 50), "Basic.return", cls.code)
 
 
-class MessageNacked(Exception):
+class MessageNacked(BrokerError):
     """The broker refused a message."""
+
+
+#: Our errors of AMQP and py-amqp's of the same names, once py-amqp is imported.
+DRIVER_CLASSES: dict[type[Exception], type[Exception]] = {}
+
+
+def adopt(driver: Any) -> None:
+    """Make our errors of AMQP subclasses of py-amqp's too, so that ``except amqp.exceptions.NotFound`` catches them.
+
+    Called once py-amqp's errors are imported, by whoever does that: importing kombulite needs them for nothing.
+    """
+    ours = [cls for cls in globals().values() if isinstance(cls, type) and issubclass(cls, (AMQPError, MessageNacked))]
+    for cls in sorted(ours, key=lambda cls: len(cls.__mro__)):
+        theirs = getattr(driver, cls.__name__, None)
+        if theirs is not None and theirs not in cls.__mro__:
+            DRIVER_CLASSES[cls] = theirs
+            cls.__bases__ = (*cls.__bases__, theirs)
+
+
+def with_driver_classes(errors: tuple[type[BaseException], ...]) -> tuple[type[BaseException], ...]:
+    """Return error classes, and those of py-amqp that mean the same: programs may raise them into us."""
+    if not DRIVER_CLASSES:
+        return errors
+    return (*errors, *(DRIVER_CLASSES[cls] for cls in errors if cls in DRIVER_CLASSES))
 
 
 def error_for_code(

@@ -85,11 +85,26 @@ def resolve_transport(transport: Any) -> Any:
     """
     if isinstance(transport, str):
         native = native_scheme(transport) if "." not in transport and ":" not in transport else None
-        transport = symbol_by_name(native.target) if native is not None else get_transport_cls(transport)
+        transport = _load(native.target) if native is not None else get_transport_cls(transport)
     if isinstance(transport, type):
         # The class that kombu's users know may stand for one of ours. A subclass stands for itself.
-        return symbol_by_name(vars(transport).get("native", transport))
+        return _load(vars(transport).get("native", transport))
     return transport
+
+
+def _load(target: Any) -> Any:
+    try:
+        return symbol_by_name(target)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        text = f"{target} needs the package {error.name}, which is not installed: pip install 'kombulite[{extra}]'"
+        raise ModuleNotFoundError(text, name=error.name) from error
+
+
+#: Packages that a transport needs, and the extra of kombulite's that brings them.
+EXTRAS = {"redis": "redis", "hiredis": "redis"}
 
 
 def is_native(cls: Any) -> bool:

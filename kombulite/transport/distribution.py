@@ -14,6 +14,8 @@ from importlib.util import spec_from_file_location
 from types import CodeType, ModuleType
 from typing import Any
 
+from kombulite.exceptions import adopt
+
 #: What is taken from the distribution: modules, with their submodules.
 TAKEN = (
     "transport.SQS",
@@ -36,6 +38,9 @@ TAKEN = (
 )
 
 ORIGIN, HERE = "kombu", "kombulite"
+
+#: Where py-amqp has its errors.
+DRIVER = "amqp.exceptions"
 
 
 def locate(name: str) -> str | None:
@@ -85,6 +90,29 @@ class _Loader:
         exec(compile_renamed(self._path), vars(module))  # noqa: S102 - an installed module, as imported
 
 
+class _Watched:
+    """Loads py-amqp's errors, and has ours become theirs too."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Leave it to the loader."""
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module."""
+        self._loader.exec_module(module)
+        adopt(module)
+
+
+def _watched(spec: ModuleSpec | None) -> ModuleSpec | None:
+    if spec is not None and spec.loader is not None:
+        spec.loader = _Watched(spec.loader)  # type: ignore[assignment]
+    return spec
+
+
 class Finder:
     """Finds ``kombulite.transport.SQS`` and the like in the distribution."""
 
@@ -92,6 +120,8 @@ class Finder:
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return the module's spec. Raises ModuleNotFoundError that says what to install, if it is one of those."""
+        if fullname == DRIVER:
+            return _watched(PathFinder.find_spec(fullname, path))
         head, _, name = fullname.partition(".")
         if head != HERE or not any(name == each or name.startswith(f"{each}.") for each in TAKEN):
             return None
@@ -115,6 +145,8 @@ def install() -> None:
     """Have these modules found. May be repeated."""
     # First, because the path finder would find submodules of such a package, and load them as they are.
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
+        if DRIVER in sys.modules:
+            adopt(sys.modules[DRIVER])
         sys.meta_path.insert(0, Finder())
 
 

@@ -59,6 +59,8 @@ def translated() -> Iterator[None]:
     try:
         yield
     except tuple(DRIVER_ERRORS) as error:
+        if type(error) not in DRIVER_ERRORS:
+            raise  # one of ours, which are py-amqp's too
         # All but MessageNacked have these four, and so have ours.
         facts = [getattr(error, name, None) for name in ("reply_text", "method_sig", "method_name", "reply_code")]
         raise DRIVER_ERRORS[type(error)](*facts) from error

@@ -34,7 +34,7 @@ from kombulite.brokers.base import Transport as BaseTransport
 from kombulite.brokers.redis.connecting import Connector
 from kombulite.brokers.redis.consuming import Channel, Claim, Consumer
 from kombulite.brokers.redis.deadlines import Deadlines
-from kombulite.brokers.redis.errors import get_redis_error_classes
+from kombulite.brokers.redis.errors import connection_lost, get_redis_error_classes
 from kombulite.brokers.redis.keeping import Keeper
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, put_back, put_back_tags
@@ -150,7 +150,7 @@ class Transport(BaseTransport):
             seconds = time() if isinstance(reply, ReplyError) else int(reply[0]) + int(reply[1]) / 1e6
             self._clock = seconds - monotonic()
         except (TypeError, ValueError, LookupError) as error:
-            raise exceptions.RecoverableConnectionError(f"a server that tells no time: {error}") from error
+            raise connection_lost(f"a server that tells no time: {error}") from error
         return tracked
 
     def _open(self, on_push: OnReply) -> Link:
@@ -236,7 +236,7 @@ class Transport(BaseTransport):
 
     def open_channel(self, above: int = 0) -> int:  # our tags are no numbers
         if not self.connected:
-            raise exceptions.RecoverableConnectionError("connection already closed")
+            raise connection_lost("connection already closed")
         if len(self._channels) >= MOST_CHANNELS:
             raise exceptions.ResourceError(f"all {MOST_CHANNELS} channels of this connection are open")
         number = next(number for number in self._numbers if number not in self._channels)
@@ -261,7 +261,7 @@ class Transport(BaseTransport):
         try:
             state = self._channels[number]
         except KeyError:
-            raise exceptions.RecoverableConnectionError("channel already closed") from None
+            raise connection_lost("channel already closed") from None
         if state.error is not None:
             error, state.error = state.error, None
             raise error
@@ -358,7 +358,7 @@ class Transport(BaseTransport):
         confirm_timeout: float | None = None,
     ) -> None:
         if channel not in self._channels:
-            raise exceptions.RecoverableConnectionError("channel already closed")
+            raise connection_lost("channel already closed")
         if not self._publisher.publish(delivery, timeout):
             if mandatory:
                 raise exceptions.MessageReturned.no_route()
@@ -397,7 +397,7 @@ class Transport(BaseTransport):
         receiver = self._receiving
         with self._link.lock:
             if not self.connected:  # the system would give the descriptor of the broken connection to the new one
-                raise exceptions.RecoverableConnectionError("connection already closed")
+                raise connection_lost("connection already closed")
             receiver.listen()
             state.consumers[consumer_tag] = consumer
             state.intake_of(consumer).add(consumer)
@@ -419,7 +419,7 @@ class Transport(BaseTransport):
     @property
     def _receiving(self) -> Receiver:
         if self._receiver is None:
-            raise exceptions.RecoverableConnectionError("connection already closed")
+            raise connection_lost("connection already closed")
         return self._receiver
 
     def _subscribe(self) -> None:

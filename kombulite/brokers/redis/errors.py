@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redis import exceptions as driver
 
@@ -97,7 +97,46 @@ IN_SCRIPT = re.compile(r"^(?:ERR Error running script \(call to f_[0-9a-f]+\): )
 def reply_error(text: str) -> Exception:
     """The error for an error reply of the server (RESP: ``-CODE words``)."""
     code = IN_SCRIPT.sub("", text, count=1).partition(" ")[0]
-    return BY_CODE.get(code, exceptions.IrrecoverableChannelError)(text)
+    kind = BY_CODE.get(code, exceptions.IrrecoverableChannelError)
+    return shared(kind, getattr(driver, DRIVER_CLASS_OF_CODE.get(code, "ResponseError")))(text)
+
+
+#: redis-py's class for an error reply, where it has one of its own.
+DRIVER_CLASS_OF_CODE = {
+    "LOADING": "BusyLoadingError",
+    "READONLY": "ReadOnlyError",
+    "MASTERDOWN": "MasterDownError",
+    "NOAUTH": "AuthenticationError",
+    "WRONGPASS": "AuthenticationError",
+    "NOPERM": "NoPermissionError",
+    "OOM": "OutOfMemoryError",
+    "NOSCRIPT": "NoScriptError",
+    "EXECABORT": "ExecAbortError",
+}
+
+
+_shared: dict[Any, type[Exception]] = {}
+
+
+def shared(kind: Any, theirs: Any) -> type[Exception]:
+    """Return a class that is one of our errors and one of redis-py's: programs catch either."""
+    found = _shared.get((kind, theirs))
+    if found is None:
+        # It cannot be found by its name, so what is pickled is our error.
+        def reduce(error: Any) -> tuple[Any, ...]:
+            if not isinstance(error, exceptions.AMQPError):
+                return kind, error.args
+            return kind, (error.reply_text, error.method_sig, error.method_name, error.reply_code)
+
+        facts = {"__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce__": reduce}
+        facts |= {"__repr__": Exception.__repr__, "error_type": theirs.__name__, "status_code": None}
+        found = _shared[kind, theirs] = type(kind.__name__, (kind, theirs), facts)
+    return found
+
+
+def connection_lost(text: str) -> Exception:
+    """Return the error for a connection that is lost or cannot be had."""
+    return shared(exceptions.RecoverableConnectionError, driver.ConnectionError)(text)
 
 
 def driver_error(error: driver.RedisError, text: str | None = None) -> Exception:
@@ -108,7 +147,7 @@ def driver_error(error: driver.RedisError, text: str | None = None) -> Exception
     name = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in BY_CLASS)
     code = str(error).partition(" ")[0]
     kind = BY_CODE.get(code, BY_CLASS[name]) if name in ("ResponseError", "ConnectionError") else BY_CLASS[name]
-    return kind(str(error) if text is None else text)
+    return shared(kind, type(error))(str(error) if text is None else text)
 
 
 class ErrorClasses(NamedTuple):

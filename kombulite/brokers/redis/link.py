@@ -25,7 +25,7 @@ from hiredis import ProtocolError, PushNotification, Reader, ReplyError
 
 from kombulite import exceptions
 from kombulite._core import pack_command
-from kombulite.brokers.redis.errors import reply_error
+from kombulite.brokers.redis.errors import connection_lost, reply_error
 from kombulite.brokers.redis.scripts import Script
 from kombulite.utils.eventio import selector_of
 from kombulite.utils.locks import Lock
@@ -352,7 +352,7 @@ class Link:
             self.renew(self)
         except Exception as failure:
             self.drop()
-            raise exceptions.RecoverableConnectionError(f"{error}, and cannot be reached anew: {failure}") from failure
+            raise connection_lost(f"{error}, and cannot be reached anew: {failure}") from failure
         logger.info("The server closed a connection that had been idle for %.1f s; it is open again", idle)
         if self.ping_interval:
             self.ping_interval = min(self.ping_interval, max(idle / 2, LEAST_PING_INTERVAL))
@@ -390,13 +390,13 @@ class Link:
 
     def _check(self) -> None:
         if not self.is_open:
-            raise exceptions.RecoverableConnectionError("connection already closed")
+            raise connection_lost("connection already closed")
         if self._pid != os.getpid():
-            raise exceptions.RecoverableConnectionError("this connection belongs to the parent process")
+            raise connection_lost("this connection belongs to the parent process")
 
     def _refuse(self) -> NoReturn:
         # The lock lets this thread in: a signal handler interrupted it, and would get the reply to the other's command.
-        raise exceptions.RecoverableConnectionError("this thread was interrupted in the middle of another command")
+        raise connection_lost("this thread was interrupted in the middle of another command")
 
     def _cork(self, corked: bool) -> None:
         """Whether the kernel may collect small packets (Linux: TCP_CORK): for 200 ms, or until the process ends."""
@@ -466,9 +466,9 @@ class Link:
                 elif isinstance(reply, ReplyError):
                     raise reply_error(str(reply))  # the answer to something that was sent
                 else:
-                    raise exceptions.RecoverableConnectionError(f"an answer to no question: {reply!r:.80}")
+                    raise connection_lost(f"an answer to no question: {reply!r:.80}")
         except ProtocolError as error:
-            raise exceptions.RecoverableConnectionError(f"the server does not speak RESP: {error}") from error
+            raise connection_lost(f"the server does not speak RESP: {error}") from error
 
     def _receive(self) -> bool:
         """Read more bytes if there are any; whether there may be still more."""
@@ -480,7 +480,7 @@ class Link:
             raise ServerClosed(self._end_reason)
         self._reader.feed(data)
         if self._reader.len() > MOST_UNREAD:
-            raise exceptions.RecoverableConnectionError("the server sends a string that is too long")
+            raise connection_lost("the server sends a string that is too long")
         self._waiting_since = self.used_at = monotonic()
         return self._is_tls or len(data) == READ_SIZE
 
