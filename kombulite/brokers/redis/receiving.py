@@ -404,7 +404,9 @@ class Receiver:
         if type(published_at) is not int:
             return False  # nobody knows how old it is
         lives = [] if limits is None or limits.message_ttl is None else [limits.message_ttl]
-        if properties.expiration is not None:
+        # A header says when it expires where the receiver wants to know of it: Celery's worker reports such a task as
+        # revoked, and whoever waits for its result would wait for ever if the message vanished.
+        if properties.expiration is not None and not (properties.headers or {}).get("expires"):
             with suppress(ValueError):
                 lives.append(int(str(properties.expiration)))
         return bool(lives) and published_at + min(lives) <= self._now() * 1000
