@@ -221,6 +221,19 @@ def test_expired_messages_are_dropped_by_the_consumer(ours, client, name):
     assert not client.exists("unacked")
 
 
+def test_what_says_in_a_header_when_it_expires_reaches_its_receiver(ours, name):
+    """As a late task of Celery's does, which its worker reports as revoked."""
+    connection = ours()
+    channel = connection.channel()
+    Queue(name)(channel).declare()
+    Producer(channel).publish("late", routing_key=name, expiration=0.01, headers={"expires": "2020-01-01T00:00:00"})
+    time.sleep(0.05)
+    got = []
+    with Consumer(channel, [Queue(name)], callbacks=[lambda body, message: (got.append(body), message.ack())]):
+        drain(connection, lambda: got)
+    assert got == ["late"]
+
+
 # --- elements that are no messages
 
 
