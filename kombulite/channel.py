@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kombulite import exceptions
 from kombulite._client.batching import Gathering
+from kombulite._client.streams import StreamPositions, now
 from kombulite._client.topology import Binding
 from kombulite._core import BaseChannel, BaseSubscription, Delivery, Tally, make_properties
 from kombulite.brokers.base import (
@@ -55,7 +56,7 @@ MessageCallback = Callable[[Message], Any]
 class Subscription(BaseSubscription):
     """A consumer of this channel, as the application sees it. ``run``: its callback, with the hooks around it."""
 
-    __slots__ = ("arguments", "callback", "exclusive", "on_cancel", "on_renamed", "queue")
+    __slots__ = ("arguments", "callback", "exclusive", "on_cancel", "on_renamed", "queue", "started")
 
     def __init__(
         self,
@@ -76,6 +77,7 @@ class Subscription(BaseSubscription):
         self.queue = queue
         self.exclusive = exclusive
         self.arguments = arguments
+        self.started = now()
 
 
 def _ignore(message: Message) -> None:
@@ -382,6 +384,8 @@ class Channel(BaseChannel):
         consumer_tag = consumer_tag or f"ctag-{uuid()}"
         if consumer_tag in self._subscriptions:
             raise exceptions.NotAllowed(f"consumer tag '{consumer_tag}' is in use")
+        if self.positions is not None:
+            arguments = self.positions.starting(queue, arguments)
         # Before the broker knows: another thread may drain the first message.
         subscription = Subscription(
             self.Message, self, self._tally, queue, no_ack, callback, on_cancel, exclusive, arguments
@@ -437,7 +441,7 @@ class Channel(BaseChannel):
         if requeue:
             self._tally.count_requeued()
         else:
-            self._tally.count_rejected()
+            self._note_rejected(delivery_tag)
 
     def basic_nack(self, delivery_tag: Any, multiple: bool = False, requeue: bool = True) -> None:
         """Put a delivery, and with ``multiple`` all before it, back into its queue, without counting it as failed.
@@ -448,7 +452,12 @@ class Channel(BaseChannel):
         if requeue:
             self._tally.count_requeued()
         else:
-            self._tally.count_rejected()
+            self._note_rejected(delivery_tag, multiple)
+
+    def _note_rejected(self, delivery_tag: Any, multiple: bool = False) -> None:
+        if self.positions is not None:
+            self.positions.settle((delivery_tag,), multiple)
+        self._tally.count_rejected()
 
     def basic_recover(self, requeue: bool = False) -> None:
         """Put all that is not acknowledged back into its queues."""
@@ -464,6 +473,8 @@ class Channel(BaseChannel):
         if not delivery_tags:
             return
         delivery_tags = list(dict.fromkeys(delivery_tags))
+        if self.positions is not None:
+            self.positions.settle(delivery_tags)
         self._ask(self._transport.settle_many, delivery_tags, self._return if outcome is Outcome.RETURN else outcome)
         tally = self._tally
         counts = {
@@ -477,6 +488,20 @@ class Channel(BaseChannel):
     @property
     def _return(self) -> Outcome:
         return Outcome.RETURN if self._bare_transport.counts_failures else Outcome.REQUEUE
+
+    @property
+    def stream_positions(self) -> StreamPositions:
+        """Where its consumers are in streams."""
+        if self.positions is None:
+            self.positions = StreamPositions()
+        positions: StreamPositions = self.positions
+        return positions
+
+    def note_offset(self, delivery: Delivery, no_ack: bool) -> None:
+        """Note that a message of a stream is handed over."""
+        tag, offset = delivery.consumer_tag, delivery.stream_offset
+        if tag is not None and offset is not None:
+            self.stream_positions.receive(tag, delivery.delivery_tag, offset, no_ack, delivery.redelivered)
 
     def note_failure(self, message: ReceivedMessage) -> None:
         """Note that the callback of a message raised: if it is not settled, it goes back as a failed delivery."""
@@ -668,7 +693,10 @@ class Channel(BaseChannel):
                 before, each.queue = each.queue, renamed[each.queue]
                 if each.on_renamed is not None:
                     each.on_renamed(before, each.queue)
-            self._transport.consume(self.channel_id, each.queue, tag, each.no_ack, each.exclusive, each.arguments)
+            arguments = each.arguments
+            if "x-stream-offset" in (arguments or ()) or self.positions is not None:
+                arguments = self.stream_positions.resuming(tag, arguments, each.started)
+            self._transport.consume(self.channel_id, each.queue, tag, each.no_ack, each.exclusive, arguments)
 
     def tell_renames(self, consumer_tag: str, on_renamed: Callable[[str, str], Any]) -> None:
         """Call ``on_renamed(before, now)`` when a consumer's queue, which the broker named, has another name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import count
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from kombulite import exceptions
 from kombulite._client.batching import Gathering, MessageBatch
 from kombulite._client.dead_letters import DeadLetterRule, dead_letter_rule
+from kombulite._client.streams import OffsetKeeper, OffsetStore
 from kombulite.abstract import is_connection, maybe_channel
 from kombulite.channel import Channel
 from kombulite.entity import Exchange, Queue
@@ -30,6 +31,8 @@ class Consumer:
     acknowledged at a time; ``no_ack``: they count as acknowledged when sent; ``tag_prefix``: starts the consumer tags;
     ``max_deliveries`` and ``dead_letter`` (a queue, its name, or an exchange): a message that was delivered so many
     times and came back goes there. Raises ValueError for one of the two alone.
+
+    ``offsets``: where it keeps its offsets in streams (RabbitMQ), such as ``contrib.stream_offsets.OffsetFile(path)``.
 
     ``on_batch(messages)``, instead of the other callbacks, gets a ``MessageBatch``: a list of messages that can be
     decoded, of all queues, with an ``ack()`` for all. It is called when there are ``batch_size`` of them, or as many as
@@ -65,12 +68,14 @@ class Consumer:
         on_batch: Callable[[MessageBatch], Any] | None = None,
         batch_size: int = 100,
         batch_timeout: float = 1.0,
+        offsets: OffsetStore | None = None,
     ) -> None:
         self.channel: Any = channel
         self._queues: dict[str, Queue] = {}
         self._unnamed = maybe_list(queues) or []
         self._active_tags: dict[str, str] = {}
         self._no_ack_of: dict[str, bool | None] = {}
+        self._offsets = None if offsets is None else OffsetKeeper(offsets)
         self._cancelled: set[str] = set()  # queues whose consumers the broker ended
         self.no_ack = self.no_ack if no_ack is None else no_ack
         self.auto_declare = self.auto_declare if auto_declare is None else auto_declare
@@ -131,6 +136,7 @@ class Consumer:
         if facade is not None:
             facade.disown(self._active_tags.values())
         resumed = {name: self._no_ack_of.get(name) for name in (*self._active_tags, *self._cancelled)}
+        positions = self.stream_offsets
         self._cancelled.clear()
         for tag in self._active_tags.values():
             if facade is not None and facade.is_consuming(tag):  # it was not lost, or came back with its connection
@@ -148,6 +154,7 @@ class Consumer:
             self._queues[bound.name] = bound
         if self.prefetch_count is not None:
             self.qos(prefetch_count=self.prefetch_count)
+        self.go_on(positions)
         for name, no_ack in resumed.items():
             if name in self._queues:
                 self._consume(self._queues[name], no_ack)
@@ -164,6 +171,10 @@ class Consumer:
         self._no_ack_of[queue.name] = no_ack
         self._cancelled.discard(queue.name)
         receive: Callable[[Message], Any] = self._receive
+        if self._offsets is not None:
+            kept = self._offsets.offsets.get(queue.name)
+            if kept is not None and queue.name not in self._facade.stream_positions.to_go_on:
+                self.go_on({queue.name: kept})
         facade = self._facade
         if not isinstance(self.channel, Channel):
             receive = self._receive_callback
@@ -171,6 +182,8 @@ class Consumer:
             receive = partial(self._gather, tag)
         if self._rule is not None:
             receive = partial(self._receive_or_bury, self._rule, queue, receive)
+        if self._offsets is not None:
+            receive = partial(self._receive_and_save, self._offsets, receive)
         receive = facade.receiver(self, tag, queue.name, bool(queue.no_ack if no_ack is None else no_ack), receive)
         if self._gathering is not None:
             facade.add_gathering(self._gathering)
@@ -196,6 +209,7 @@ class Consumer:
         """Note that the broker ended a consumer; ``consume`` and ``revive`` start it again."""
         for name, tag in list(self._active_tags.items()):
             if tag == consumer_tag:
+                self.go_on(self._offsets_of({name: tag}))
                 del self._active_tags[name]
                 self._cancelled.add(name)
         raise exceptions.ConsumerCancelled(f"the broker cancelled consumer {consumer_tag}")
@@ -207,9 +221,33 @@ class Consumer:
         self._active_tags[now] = self._active_tags.pop(before)
         self._no_ack_of[now] = self._no_ack_of.pop(before)
 
+    @property
+    def stream_offsets(self) -> dict[str, int]:
+        """The offsets at which it would go on, by stream: behind the last message up to which all are acknowledged."""
+        if self.channel is None or is_connection(self.channel):
+            return {}
+        positions = self._facade.positions
+        waiting = {} if positions is None else positions.to_go_on
+        cancelled = {name: waiting[name] for name in self._cancelled if name in waiting}
+        return {**cancelled, **self._offsets_of(self._active_tags)}
+
+    def _offsets_of(self, tags: Mapping[str, str]) -> dict[str, int]:
+        positions = self._facade.positions
+        if positions is None:
+            return {}
+        found = {name: positions.offset_of(tag) for name, tag in tags.items()}
+        return {name: offset for name, offset in found.items() if offset is not None}
+
+    def go_on(self, offsets: Mapping[str, int]) -> None:
+        """Have ``consume`` start at these offsets, by stream, whatever the arguments of the queues say."""
+        for name, offset in offsets.items():
+            self._facade.stream_positions.go_on(name, offset)
+
     def cancel(self) -> None:
         """Stop consuming. Messages delivered stay to be acknowledged; those of a batch that is not complete go back."""
         tags = list(self._active_tags.values())
+        if self._offsets is not None:
+            self._offsets.update(self.stream_offsets, at_once=True)
         self._cancelled.clear()
         for name in list(self._active_tags):
             self._end(self._active_tags.pop(name))
@@ -305,6 +343,12 @@ class Consumer:
             self._decoding_failed(message, error)
             return None
         return on_message(message) if on_message is not None else self.receive(body, message)
+
+    def _receive_and_save(self, keeper: OffsetKeeper, receive: Callable[[Message], Any], message: Message) -> object:
+        result = receive(message)
+        if keeper.is_due():
+            keeper.update(self.stream_offsets)
+        return result
 
     def _gather(self, consumer_tag: str, message: Message) -> object:
         assert self._gathering is not None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kombulite._core import declaration_key
 from kombulite.abstract import MaybeChannelBound, Object
 from kombulite.exceptions import ContentDisallowed
-from kombulite.queue_kinds import QueueKind, with_kind
+from kombulite.queue_kinds import QueueKind, Stream, with_kind
 from kombulite.serialization import prepare_accept_content
 
 if TYPE_CHECKING:
@@ -488,6 +488,9 @@ class Queue(MaybeChannelBound):
         arguments = self.consumer_arguments
         if self.kind is not None:
             arguments = with_kind(arguments, self.kind.consumer_arguments())
+        if isinstance(self.kind, Stream) or (self.queue_arguments or {}).get("x-queue-type") == "stream":
+            # RabbitMQ's default, in words: a consumer that comes back knows what it wanted.
+            arguments = {"x-stream-offset": "next", **(arguments or {})}
         return self.channel.basic_consume(
             queue=self.name,
             no_ack=bool(no_ack),

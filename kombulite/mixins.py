@@ -39,6 +39,10 @@ class ConsumerMixin:
     connect_max_retries: int | None = None
     should_stop = False
 
+    @cached_property
+    def _stream_offsets(self) -> dict[str, int]:
+        return {}  # where the consumers of streams go on, by stream
+
     def get_consumers(self, Consumer: Callable[..., MessageConsumer], channel: Any) -> Sequence[MessageConsumer]:
         """The consumers: ``[Consumer(queues, callbacks=[…])]``; here ``Consumer`` knows its channel."""
         raise NotImplementedError("Subclass responsibility")
@@ -149,8 +153,17 @@ class ConsumerMixin:
             logger.info("Connected to %s", connection.as_uri())
             channel = connection.default_channel
             made = partial(MessageConsumer, channel, on_decode_error=self.on_decode_error)
-            with self._consume_from(*self.get_consumers(made, channel)) as consumers:
-                yield connection, channel, consumers
+            made_now = self.get_consumers(made, channel)
+            for each in made_now:
+                if isinstance(each, MessageConsumer):
+                    each.go_on(self._stream_offsets)
+            with self._consume_from(*made_now) as consumers:
+                try:
+                    yield connection, channel, consumers
+                finally:
+                    for each in made_now:
+                        if isinstance(each, MessageConsumer):
+                            self._stream_offsets.update(each.stream_offsets)
             logger.debug("Consumers canceled")
             self.on_consume_end(connection, channel)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kombulite import Connection, Consumer, Queue
+from kombulite.contrib.stream_offsets import OffsetFile, OffsetQueue
+from kombulite.mixins import ConsumerMixin
 
 MESSAGES = 50
 TIMEOUT = 20.0  # seconds
@@ -91,3 +96,139 @@ def test_a_channel_with_a_stream_and_a_queue(
         while len(seen) < MESSAGES:
             connection.drain_events(timeout=TIMEOUT)
     queue.delete()
+
+
+# --- coming back
+
+
+def cut(connection: Connection) -> None:
+    """End the TCP connection, as a network does."""
+    connection.transport._talk().link._shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
+
+
+class Reader:
+    """A consumer that notes what it gets, and acknowledges it, or some of it."""
+
+    def __init__(self, acknowledges: Callable[[int], bool] = lambda body: True) -> None:
+        self.bodies: list[int] = []
+        self._acknowledges = acknowledges
+
+    def __call__(self, message: Any) -> None:
+        self.bodies.append(message.payload)
+        if self._acknowledges(message.payload):
+            message.ack()
+
+    def wait(self, connection: Connection, last: int) -> None:
+        """Drain until this body has come; a lost connection comes back, as the documentation's loop has it."""
+        deadline = time.monotonic() + TIMEOUT
+        while not self.bodies or self.bodies[-1] != last:
+            assert time.monotonic() < deadline, self.bodies
+            with suppress(TimeoutError, *connection.recoverable_connection_errors):
+                connection.drain_events(timeout=0.5)
+
+
+@pytest.mark.parametrize("offset", ["first", 0, 10, "next", None])
+def test_a_consumer_that_comes_back_goes_on_behind_what_it_acknowledged(
+    confirming: Connection, connect: Callable[..., Connection], stream: Queue, offset: Any
+) -> None:
+    connection, reader = connect(), Reader()
+    consumer_of(connection.channel(), stream, offset, reader).consume()
+    first = {"first": 0, 0: 0, 10: 10}.get(offset, MESSAGES)
+    if first == MESSAGES:
+        add(confirming, stream, MESSAGES)
+    reader.wait(connection, MESSAGES - 1 if first < MESSAGES else 2 * MESSAGES - 1)
+    for round in (2, 3):
+        cut(connection)
+        add(confirming, stream, round * MESSAGES)  # while it is away
+        reader.wait(connection, (round + 1) * MESSAGES - 1)
+    before = range(MESSAGES, 2 * MESSAGES) if first == MESSAGES else range(first, MESSAGES)
+    assert reader.bodies == [*before, *range(2 * MESSAGES, 4 * MESSAGES)]
+
+
+def test_what_was_not_acknowledged_comes_again(
+    confirming: Connection, connect: Callable[..., Connection], stream: Queue
+) -> None:
+    connection, reader = connect(), Reader(lambda body: body != MESSAGES - 5)
+    consumer_of(connection.channel(), stream, "first", reader).consume()
+    reader.wait(connection, MESSAGES - 1)
+    cut(connection)
+    add(confirming, stream, MESSAGES)
+    reader.wait(connection, 2 * MESSAGES - 1)
+    assert reader.bodies == [*range(MESSAGES), *range(MESSAGES - 5, 2 * MESSAGES)]
+
+
+def test_one_that_has_had_nothing_yet_gets_what_comes_meanwhile(
+    confirming: Connection, connect: Callable[..., Connection], stream: Queue
+) -> None:
+    connection, reader = connect(), Reader()
+    consumer_of(connection.channel(), stream, "next", reader).consume()
+    cut(connection)
+    add(confirming, stream, MESSAGES)
+    reader.wait(connection, 2 * MESSAGES - 1)
+    assert reader.bodies[-MESSAGES:] == list(range(MESSAGES, 2 * MESSAGES))
+
+
+def test_revive_goes_on_where_the_consumer_was(
+    confirming: Connection, connect: Callable[..., Connection], stream: Queue
+) -> None:
+    connection, reader = connect(), Reader()
+    consumer = consumer_of(connection.channel(), stream, "first", reader)
+    consumer.consume()
+    reader.wait(connection, MESSAGES - 1)
+    assert consumer.stream_offsets == {stream.name: MESSAGES}
+    add(confirming, stream, MESSAGES)
+    consumer.revive(connect().channel())
+    reader.wait(consumer.channel.connection, 2 * MESSAGES - 1)
+    assert reader.bodies == list(range(2 * MESSAGES))
+
+
+def test_a_consumer_mixin_goes_on_where_it_was(
+    confirming: Connection, connect: Callable[..., Connection], stream: Queue
+) -> None:
+    reader = Reader()
+
+    class Program(ConsumerMixin):
+        connection = connect()
+
+        def get_consumers(self, Consumer: Any, channel: Any) -> Any:
+            return [consumer_of(channel, stream, "first", self.receive)]
+
+        def receive(self, message: Any) -> None:
+            reader(message)
+            if reader.bodies[-1] == MESSAGES - 1:
+                add(confirming, stream, MESSAGES)
+                cut(message.channel.connection)
+            self.should_stop = reader.bodies[-1] == 2 * MESSAGES - 1
+
+    Program().run()
+    assert reader.bodies[:MESSAGES] == list(range(MESSAGES))
+    assert sorted(set(reader.bodies)) == list(range(2 * MESSAGES))  # one whose ack was cut off comes again
+
+
+@pytest.mark.parametrize("kind", ["file", "queue"])
+def test_offsets_are_kept_for_the_next_program(
+    confirming: Connection, connect: Callable[..., Connection], stream: Queue, tmp_path: Path, kind: str
+) -> None:
+    place = f"{stream.name}.offsets"
+
+    def store() -> Any:
+        return OffsetFile(tmp_path / "offsets") if kind == "file" else OffsetQueue(connect(), place)
+
+    reader = Reader()
+    for round in (1, 2, 3):
+        connection = connect()
+        with consumer_of(connection.channel(), stream, "first", reader, offsets=store()):
+            reader.wait(connection, round * MESSAGES - 1)
+        connection.release()
+        add(confirming, stream, round * MESSAGES)
+    assert reader.bodies == list(range(3 * MESSAGES))
+    assert store().load() == {stream.name: 3 * MESSAGES}
+    confirming.channel().queue_delete(place)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"s": -1}', '{"s": "1"}', "no JSON"])
+def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "offsets"
+    path.write_text(text)
+    with pytest.raises(ValueError):
+        OffsetFile(path).load()

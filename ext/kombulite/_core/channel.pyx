@@ -36,6 +36,8 @@ cdef class BaseSubscription:
         cdef Received message = received(self._cls, delivery, self._channel)
         message.no_ack = self.no_ack
         self._tally._consume(delivery)
+        if delivery.properties.following_offset:
+            self._channel.note_offset(delivery, self.no_ack)
         try:
             return self.run(message)
         except Exception:
@@ -55,6 +57,7 @@ cdef class BaseChannel:
     cdef object _acknowledge
     cdef bint _confirmed
     cdef object _acknowledged
+    cdef public object positions  # of its consumers in streams, once there are any
     cdef readonly Tally _tally
     cdef readonly dict _subscriptions  # by consumer tag
 
@@ -135,7 +138,12 @@ cdef class BaseChannel:
             except Exception as error:
                 self.ack_raised(error)
                 raise
+        if self.positions is not None:
+            self.positions.settle((delivery_tag,), multiple)
         self._tally._ack()
+
+    def note_offset(self, Delivery delivery, bint no_ack):
+        """Note that a message of a stream is handed over: nothing to do here."""
 
     def note_failure(self, message):
         """Note that the callback of a message raised an exception, which is raised then: nothing to do here."""
