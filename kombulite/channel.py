@@ -503,6 +503,16 @@ class Channel(BaseChannel):
         if tag is not None and offset is not None:
             self.stream_positions.receive(tag, delivery.delivery_tag, offset, no_ack, delivery.redelivered)
 
+    def check_delivery_limit(self, queue: str, arguments: Mapping[str, Any] | None, max_deliveries: int) -> None:
+        """Warn of a consumer's limit that is never reached, because the broker drops messages before."""
+        limit = self._bare_transport.delivery_limit(arguments or {})
+        if limit is not None and max_deliveries > limit:
+            text = (
+                f"queue {queue} has a delivery limit of {limit}: "
+                f"the broker drops messages before max_deliveries={max_deliveries} is reached"
+            )
+            self._log("WARNING", text, queue=queue, delivery_limit=limit, max_deliveries=max_deliveries)
+
     def note_failure(self, message: ReceivedMessage) -> None:
         """Note that the callback of a message raised: if it is not settled, it goes back as a failed delivery."""
         if self.is_open and not message.no_ack and not message.acknowledged:

@@ -9,12 +9,13 @@ from typing import Any
 
 from kombulite import exceptions
 from kombulite._client.batching import Gathering, MessageBatch
-from kombulite._client.dead_letters import DeadLetterRule, dead_letter_rule
+from kombulite._client.dead_letters import DeadLetterRule, Verdict, dead_letter_rule
 from kombulite._client.streams import OffsetKeeper, OffsetStore
 from kombulite.abstract import is_connection, maybe_channel
 from kombulite.channel import Channel
 from kombulite.entity import Exchange, Queue
 from kombulite.message import Message
+from kombulite.queue_kinds import with_kind
 from kombulite.serialization import prepare_accept_content
 from kombulite.transport.adapter import facade_channel
 from kombulite.utils.functional import maybe_list
@@ -181,6 +182,9 @@ class Consumer:
         if self._gathering is not None:
             receive = partial(self._gather, tag)
         if self._rule is not None:
+            kind = {} if queue.kind is None else queue.kind.queue_arguments()
+            arguments = with_kind(queue.queue_arguments, kind)
+            facade.check_delivery_limit(queue.name, arguments, self._rule.max_deliveries)
             receive = partial(self._receive_or_bury, self._rule, queue, receive)
         if self._offsets is not None:
             receive = partial(self._receive_and_save, self._offsets, receive)
@@ -370,9 +374,13 @@ class Consumer:
     def _receive_or_bury(
         self, rule: DeadLetterRule, queue: Queue, receive: Callable[[Message], Any], message: Message
     ) -> object:
-        if not rule.condemns(message):
+        verdict = rule.judge(message)
+        if verdict is Verdict.RECEIVE:
             return receive(message)
-        rule.bury(message, queue.name)
+        if verdict is Verdict.COUNT_AGAIN:
+            message.requeue(failed=False)
+        else:
+            rule.bury(message, queue.name)
         return None
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from kombulite._core import Delivery
@@ -12,6 +14,19 @@ from kombulite.utils.logs import log
 
 if TYPE_CHECKING:
     from kombulite.channel import Channel
+
+
+#: Headers that a broker adds to say how a message came from one queue or stream. A copy in another must not have them.
+DELIVERY_HEADERS = frozenset(["x-acquired-count", "x-delivery-count", "x-stream-offset"])
+MAX_DOUBTFUL = 1000  # messages whose count is looked at a second time
+
+
+class Verdict(Enum):
+    """What becomes of a message that has come."""
+
+    RECEIVE = "receive"
+    COUNT_AGAIN = "count again"
+    BURY = "bury"
 
 
 class DeadLetterRule:
@@ -26,11 +41,28 @@ class DeadLetterRule:
             raise ValueError(f"a message is delivered once or more, not {max_deliveries} times")
         self.max_deliveries = max_deliveries
         self.destination = Queue(dead_letter) if isinstance(dead_letter, str) else dead_letter
+        self._doubtful: dict[Any, int] = {}  # the count at which a message was given back, to see it counted on
         self._channel: Channel | None = None  # with confirms, and nothing else on it
 
-    def condemns(self, message: Message) -> bool:
-        """Whether a message has been delivered often enough."""
-        return message.delivery_count >= self.max_deliveries
+    def judge(self, message: Message) -> Verdict:
+        """Say what to do with a message.
+
+        RabbitMQ 4.3 leaves the count of the queue before in a dead-lettered message until its second delivery. A count
+        that may be that one is not believed before the message was given back once, and counted on.
+        """
+        count, headers = message.delivery_count, message.headers
+        if count < self.max_deliveries:
+            return Verdict.RECEIVE
+        if "x-death" not in headers or "x-acquired-count" not in headers:
+            return Verdict.BURY
+        key = (message.properties.get("message_id"), message.properties.get("correlation_id"), hash(message.body))
+        before = self._doubtful.pop(key, None)
+        if before is not None:
+            return Verdict.BURY if count > before else Verdict.RECEIVE
+        while len(self._doubtful) >= MAX_DOUBTFUL:
+            del self._doubtful[next(iter(self._doubtful))]
+        self._doubtful[key] = count
+        return Verdict.COUNT_AGAIN
 
     def bury(self, message: Message, queue: str) -> None:
         """Send a message of that queue to the dead letters, and acknowledge it once the broker has it there.
@@ -40,7 +72,7 @@ class DeadLetterRule:
         """
         channel = self._confirming(facade_channel(message.channel))
         delivery = delivery_of(message)
-        headers = {**(delivery.properties.headers or {}), **self._certificate(message, queue)}
+        headers = {**without_delivery_headers(delivery.properties.headers), **self._certificate(message, queue)}
         # Its time to live is over, and a broker checks that the user is the one who publishes.
         properties = delivery.properties.replace(headers=headers, expiration=None, user_id=None)
         destination, body = self.destination, delivery.body
@@ -80,6 +112,11 @@ class DeadLetterRule:
             self.destination(channel.public).declare()
             self._channel = channel
         return channel
+
+
+def without_delivery_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the headers for a copy of a message."""
+    return {name: value for name, value in (headers or {}).items() if name not in DELIVERY_HEADERS}
 
 
 def dead_letter_rule(max_deliveries: int | None, dead_letter: Queue | Exchange | str | None) -> DeadLetterRule | None:

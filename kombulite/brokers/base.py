@@ -519,6 +519,10 @@ class Transport:
         for tag in delivery_tags:
             self.settle(channel, tag, outcome)
 
+    def delivery_limit(self, arguments: Mapping[str, Any]) -> int | None:
+        """Return the failed deliveries after which the broker drops a message of a queue with these arguments."""
+        return None
+
     def note_failure(self, channel: int, delivery_tag: Any) -> None:
         """Note that a delivery has failed: if it is not settled, it counts as failed when the channel is closed."""
 

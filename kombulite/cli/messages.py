@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from kombulite import Connection, Queue
+from kombulite._client.dead_letters import without_delivery_headers
 from kombulite._core import KEYWORD_PROPERTIES
 from kombulite.cli.display import printable
 from kombulite.cli.options import BROKEN_PIPE, FAILED, INTERRUPTED, broker_options, connected, finite, pairs
@@ -315,7 +316,7 @@ def _messages(queue: Queue, count: int) -> Iterator[Message]:
 def _publish_copy(queue: Queue, message: Message) -> None:
     """Publish a message again as it was; its body came inflated, and goes so."""
     properties = {name: value for name, value in message.properties.items() if name in KEYWORD_PROPERTIES}
-    headers = dict(message.headers)
+    headers = without_delivery_headers(message.headers)
     if not message.errors:
         headers.pop("compression", None)
     channel = queue.channel

@@ -303,7 +303,10 @@ cdef class Received:
             return 0
         count = delivery.delivery_count
         if delivery.properties.from_header and delivery.properties.headers is not None:
-            counted = delivery.properties.headers.get("x-delivery-count")  # by RabbitMQ's quorum queues
+            # By RabbitMQ's quorum queues: all deliveries (since 4.3), or those before 4.3.
+            counted = delivery.properties.headers.get("x-acquired-count")
+            if not isinstance(counted, int):
+                counted = delivery.properties.headers.get("x-delivery-count")
             if isinstance(counted, int):
                 count = counted
         return max(count, 1)

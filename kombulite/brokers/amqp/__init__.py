@@ -43,6 +43,7 @@ CLOSE_TIMEOUT = 5.0  # seconds to wait for the broker's farewell
 LOOK_INTERVAL = 0.01  # seconds after which a publisher looks whether the broker has said something
 MOST_AHEAD = 100  # events that a publisher reads for others, at the most
 CHUNK = 65536  # bytes, about what is sent at once of many messages
+DELIVERY_LIMIT = 20  # of a quorum queue of RabbitMQ 4 that was declared without one
 STREAMS_TAKE_NACKS = (4, 3)  # version of RabbitMQ since which a nack on a stream does no harm
 WINDOW = 4096  # messages of publish_many that may be unconfirmed
 
@@ -488,6 +489,12 @@ class Transport(BaseTransport):
             for tag in tags:
                 state.settled.add(tag)
             state.failed.difference_update(tags)
+
+    def delivery_limit(self, arguments: Mapping[str, Any]) -> int | None:
+        if arguments.get("x-queue-type") != "quorum":
+            return None
+        limit = arguments.get("x-delivery-limit", DELIVERY_LIMIT if self._is_rabbitmq_since((4, 0)) else None)
+        return limit if isinstance(limit, int) and limit >= 0 else None
 
     def note_failure(self, channel: int, delivery_tag: Any) -> None:
         talk = self._conversation
