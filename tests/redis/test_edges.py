@@ -273,14 +273,17 @@ def test_user_without_rights_to_our_own_keys(server, client):
         assert queue.delete() == 2
 
 
-def test_event_loop_looks_as_often_as_is_said_where_the_server_tells_of_nothing(ours, name, monkeypatch):
+def test_event_loop_looks_as_often_as_is_said_where_the_server_tells_of_nothing(server, client, name, monkeypatch):
     hub, waits = Hub(), []
     poll = hub.poller.poll
     monkeypatch.setattr(hub.poller, "poll", lambda timeout: waits.append(timeout) or poll(timeout))
     hub.call_later(600, lambda: None)  # it has no other reason to turn, but every two seconds
-    publisher = Producer(ours().channel())
-    connection = ours(transport_options={"protocol": 2, "polling_interval": 0.05})
-    got = []
+    client.execute_command("ACL", "SETUSER", "deaf", "on", ">pw", "+@all", "-client", "~*", "&*")
+    publishing = Connection(server.url)
+    publisher = Producer(publishing)
+    url = server.url.replace("redis://", "redis://deaf:pw@")
+    connection = Connection(url, transport_options={"polling_interval": 0.05})
+    got: list[Any] = []
     with Consumer(connection.channel(), Queue(name), on_message=got.append, no_ack=True):
         connection.register_with_event_loop(hub)
         hub.call_soon(lambda: None)
@@ -292,4 +295,5 @@ def test_event_loop_looks_as_often_as_is_said_where_the_server_tells_of_nothing(
         assert max(waits) <= 0.05
         assert len(hub.timer) <= 2
     connection.release()
+    publishing.release()
     hub.close()

@@ -36,10 +36,13 @@ from kombulite.utils.compat import detect_environment
 from kombulite.utils.json import codec
 from kombulite.utils.locks import NOT_ACQUIRED, Lock
 
-#: Seconds between two looks where the server cannot wake us.
+#: Seconds between two looks where the server cannot wake us, at most.
 POLLING_INTERVAL = 1.0
 #: Messages that are handed over between two looks for news, on other channels too.
 LISTEN_EVERY = 32
+
+#: The channel on which a server tells RESP2 clients what has changed.
+INVALIDATED = b"__redis__:invalidate"
 
 
 class Receiver:
@@ -70,6 +73,8 @@ class Receiver:
         self._limits = topology.limits
         self._now = now
         self._listener: Link | None = None
+        self._watcher: Link | None = None  # over which lists are read to have their changes told
+        self._redirection: tuple[Any, ...] = ()
         self._tells_of_lists = False  # whether the server says when a list changes
         self._armed: dict[bytes, str] = {}  # lists of which it will -> their queue
         self._receiving = Lock()  # a signal handler may come back to it
@@ -138,6 +143,9 @@ class Receiver:
             self._track(link)
             self._subscriptions.renew(link)
             self._look_everywhere()
+        elif link is self._watcher:
+            self._watch(link)
+            self._look_everywhere()
         self.rouse()
 
     # --- consumers
@@ -152,11 +160,33 @@ class Receiver:
         return self._listener
 
     def _track(self, listener: Link) -> None:
-        """Have the server tell of changes, if it does."""
-        self._armed.clear()
+        """Have the server tell of changes, if it does.
+
+        RESP3 has them told to the connection that reads the lists. With RESP2 that is another one, the watcher, and
+        the server publishes its news to the listener.
+        """
+        self._tells_of_lists = False
         if listener.protocol == 3:
-            reply = listener.exchange([pack_command(("CLIENT", "TRACKING", "ON"))], 1)[0]
-            self._tells_of_lists = not isinstance(reply, ReplyError)
+            self._watcher = listener
+            self._watch(listener)
+        else:
+            identify, subscribe = pack_command(("CLIENT", "ID")), pack_command(("SUBSCRIBE", INVALIDATED))
+            client, subscribed = listener.exchange([identify, subscribe], 2)
+            if not isinstance(client, ReplyError) and not isinstance(subscribed, ReplyError):
+                self._redirection = ("REDIRECT", client)
+                if self._watcher is None:
+                    self._watcher = self._open(self._on_push)
+                    self._await(self._watcher)
+                self._watch(self._watcher)
+        if not self._tells_of_lists:
+            text = "The server does not tell %s of changes: a message for an idle consumer waits up to %g seconds"
+            logger.warning(text, self._options.client_name or "us", self._polling_interval)
+
+    def _watch(self, watcher: Link) -> None:
+        """Have the server remember what is read over a connection, and tell when that changes."""
+        self._armed.clear()
+        reply = watcher.exchange([pack_command(("CLIENT", "TRACKING", "ON", *self._redirection))], 1)[0]
+        self._tells_of_lists = not isinstance(reply, ReplyError)
 
     def fileno(self) -> int | None:
         """What an event loop may wait for: a descriptor that is readable when one of ours is, where there is such."""
@@ -188,6 +218,10 @@ class Receiver:
 
     def _on_push(self, message: list[Any]) -> None:
         kind = message[0]
+        if kind == b"message" and message[1] == INVALIDATED:  # as RESP2 has it
+            kind, message = b"invalidate", [b"invalidate", message[2]]
+            if message[1] is None:
+                self._topology.router.forget(None)
         if kind == b"invalidate":
             changed = list(self._armed) if message[1] is None else message[1]
             for key in changed:
@@ -222,7 +256,7 @@ class Receiver:
 
     def _arm(self, intake: Intake, queues: Iterable[str]) -> None:
         """Have the server say when a list of these queues changes; look once more if one has something already."""
-        if self._listener is None or not self._listens:
+        if self._watcher is None or not self._listens:
             return
         missing = {
             key: queue
@@ -233,7 +267,7 @@ class Receiver:
         if missing:
             self._armed.update(missing)
             looked = partial(self._on_armed, intake, queues)
-            self._listener.post(pack_command(("EXISTS", *missing)), 1, looked, may_repeat=True)
+            self._watcher.post(pack_command(("EXISTS", *missing)), 1, looked, may_repeat=True)
 
     def _on_armed(self, intake: Intake, queues: Iterable[str], reply: Any) -> None:
         if isinstance(reply, ReplyError):
@@ -345,23 +379,28 @@ class Receiver:
         self._link.poll()
         self._topology.router.catch_up()
         if self._listener is not None:
-            self._check(self._listener)
-            self._listener.keep_alive()
-            self._listener.poll()
+            for link in self._listeners:
+                link.keep_alive()
+                link.poll()
+            self._check()
             listened, self._listened = self._listened, self._listens
             if not listened and monotonic() - self._polled_at >= self._polling_interval:
                 self._polled_at = monotonic()
                 self._look_everywhere()
 
-    def _check(self, listener: Link) -> None:
+    @property
+    def _listeners(self) -> set[Link]:
+        return {link for link in (self._listener, self._watcher) if link is not None}
+
+    def _check(self) -> None:
         """See now and then whether the lists that the server watches are empty still.
 
         Of some changes it says nothing: two databases change places, or a slot moves.
         """
         interval = self._options.health_check_interval
-        if interval and self._armed and monotonic() - self._checked_at >= interval:
+        if interval and self._armed and self._watcher is not None and monotonic() - self._checked_at >= interval:
             self._checked_at = monotonic()
-            listener.post(pack_command(("EXISTS", *self._armed)), 1, self._on_checked, may_repeat=True)
+            self._watcher.post(pack_command(("EXISTS", *self._armed)), 1, self._on_checked, may_repeat=True)
 
     def _on_checked(self, reply: Any) -> None:
         if reply:  # an error too
@@ -375,7 +414,8 @@ class Receiver:
 
     @property
     def _polling_interval(self) -> float:
-        return self._options.polling_interval or POLLING_INTERVAL
+        # kombu's documentation has people set it high, for there the server wakes who waits.
+        return min(self._options.polling_interval or POLLING_INTERVAL, POLLING_INTERVAL)
 
     def hand_over(self, state: Channel, lease: Lease, no_ack: bool) -> Delivery | None:
         """A message as it goes to its consumer; None for what is none, or is too old."""
@@ -460,10 +500,10 @@ class Receiver:
             return
         if not self._listens:
             yield max(self._polled_at + self._polling_interval - monotonic(), 0)
-        for link in (self._link, self._listener):
+        for link in (self._link, *self._listeners):
             if link.ping_interval:
                 yield link.ping_interval
-        if self._listener.is_waiting or self._link.is_waiting:
+        if self._link.is_waiting or any(link.is_waiting for link in self._listeners):
             yield 1.0
 
 
