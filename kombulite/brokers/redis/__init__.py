@@ -127,8 +127,8 @@ class Transport(BaseTransport):
         waiting = _abandoned.get(self._connector.identity, [])
         for each in list(waiting):  # each is forgotten when it is back
             if each.settled:
-                again = [posted.again or b"" for posted in each.settled]
-                link.exchange(again, sum(posted.replies for posted in each.settled))
+                commands = [again or b"" for _, again, _ in each.settled]
+                link.exchange(commands, sum(replies for _, _, replies in each.settled))
             put_back(link, keys, each.leases, True)
             put_back(link, keys, each.taken, False)
             put_back_tags(link, keys, each.tags)

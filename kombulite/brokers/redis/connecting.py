@@ -12,7 +12,7 @@ from redis.connection import AbstractConnection, Connection, SSLConnection, Unix
 
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
-from kombulite.brokers.redis.errors import driver_error
+from kombulite.brokers.redis.errors import driver_error, unquoted
 from kombulite.brokers.redis.link import Link, OnReply
 from kombulite.brokers.redis.options import Options, credentials_of, database_of
 from kombulite.brokers.redis.sentinels import NoMaster, Sentinels, retry_until, watch_of
@@ -140,15 +140,10 @@ class Connector:
 
 def _connect_error(error: driver.RedisError) -> Exception:
     """What keeps us from connecting is of the connection, whatever the server calls it."""
-    mapped = driver_error(error, _unquoted(error))
+    mapped = driver_error(error, unquoted(error))
     if isinstance(mapped, (exceptions.ConnectionError, OSError)):
         return mapped
-    return exceptions.NotAllowed(_unquoted(error))
-
-
-def _unquoted(error: driver.RedisError) -> str:
-    """Its words without the arguments of a command that the server does not know, such as a password."""
-    return str(error).partition(", with args")[0]
+    return exceptions.NotAllowed(unquoted(error))
 
 
 def _is_replica(connection: AbstractConnection) -> bool:

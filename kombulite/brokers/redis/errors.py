@@ -150,6 +150,11 @@ def driver_error(error: driver.RedisError, text: str | None = None) -> Exception
     return shared(kind, type(error))(str(error) if text is None else text)
 
 
+def unquoted(error: driver.RedisError) -> str:
+    """Return its words without the arguments of a command that the server does not know, such as a password."""
+    return str(error).partition(", with args")[0]
+
+
 class ErrorClasses(NamedTuple):
     """redis-py's errors, sorted by what fails."""
 

@@ -19,7 +19,7 @@ from logging import getLogger
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from socket import AF_UNIX, IPPROTO_TCP, MSG_PEEK, SHUT_RDWR
 from time import monotonic
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from hiredis import ProtocolError, PushNotification, Reader, ReplyError
 
@@ -54,15 +54,9 @@ PING = pack_command(("PING",))
 
 Command = Sequence[Any]
 OnReply = Callable[[Any], None]
-
-
-class Posted(NamedTuple):
-    """A reply that is to come. ``again``: the commands it belongs to, with the last of their replies, where they may be
-    sent once more over another connection; ``replies``: how many these commands have."""
-
-    on_reply: OnReply
-    again: bytes | None
-    replies: int
+#: A reply that is to come: what it goes to; the commands it belongs to, with the last of their replies, where they may
+#: be sent once more over another connection; and how many replies these have. No class: one is made for each ack.
+Posted = tuple[OnReply, "bytes | None", int]
 
 
 class ServerClosed(exceptions.RecoverableConnectionError):
@@ -239,8 +233,8 @@ class Link:
         if not self._posted:
             self._waiting_since = self.used_at
         if replies > 1:
-            self._posted.extend([Posted(on_reply, b"", 0)] * (replies - 1))
-        self._posted.append(Posted(on_reply, data if may_repeat else None, replies))
+            self._posted.extend([(on_reply, b"", 0)] * (replies - 1))
+        self._posted.append((on_reply, data if may_repeat else None, replies))
 
     def post_script(
         self, on_reply: OnReply, script: Script, teach: bool, keys: Sequence[str | bytes], *arguments: Any
@@ -288,7 +282,7 @@ class Link:
     @property
     def unanswered(self) -> list[Posted]:
         """The posted commands that have not all of their replies, and may be sent again."""
-        return [posted for posted in list(self._posted) if posted.again]
+        return [posted for posted in list(self._posted) if posted[1]]
 
     def poll(self) -> None:
         """Read what has arrived, without waiting. Raises TimeoutError if posted commands wait too long for a reply."""
@@ -344,9 +338,9 @@ class Link:
 
     def _renew(self, error: Exception, idle: float) -> None:
         """Open the connection anew, if the server closed it for being idle so many seconds; else raise the error."""
-        if self.renew is None or idle <= IDLE or any(posted.again is None for posted in self._posted):
+        if self.renew is None or idle <= IDLE or any(again is None for _, again, _ in self._posted):
             raise error
-        again = self.unanswered
+        unanswered = self.unanswered
         self._posted.clear()
         try:
             self.renew(self)
@@ -356,8 +350,8 @@ class Link:
         logger.info("The server closed a connection that had been idle for %.1f s; it is open again", idle)
         if self.ping_interval:
             self.ping_interval = min(self.ping_interval, max(idle / 2, LEAST_PING_INTERVAL))
-        for posted in again:
-            self.post(posted.again or b"", posted.replies, posted.on_reply, may_repeat=True)
+        for on_reply, again, replies in unanswered:
+            self.post(again or b"", replies, on_reply, may_repeat=True)
 
     def keep_alive(self) -> float | None:
         """Send a PING if one is due. May be called from any thread: the reply is left to the next that reads.
@@ -460,7 +454,7 @@ class Link:
                 if reply.__class__ is PushNotification or (self.protocol == 2 and _is_resp2_push(reply)):
                     self._on_push(reply)
                 elif posted:
-                    posted.popleft().on_reply(reply)
+                    posted.popleft()[0](reply)
                 elif len(replies) < count:
                     replies.append(reply)
                 elif isinstance(reply, ReplyError):

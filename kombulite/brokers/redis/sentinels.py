@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from threading import Lock, Thread
 from time import monotonic, sleep
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from kombulite import exceptions
+from kombulite.brokers.redis.errors import driver_error, unquoted
 from kombulite.brokers.redis.link import Link, logger
 
 Address = tuple[str, int]
@@ -45,29 +47,39 @@ class Sentinels:
         self.addresses = addresses
         self.master = master
         self._min_others = min_others
-        # There are others; by default the driver would ask a dead one ten times.
-        self._options = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": Retry(NoBackoff(), 0)}
-        self._options |= options
+        self._options = {"socket_timeout": timeout, "socket_connect_timeout": timeout, **options}
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What tells one master, and a way to ask for it, from another."""
+        return frozenset(self.addresses), self.master, repr(sorted(self._options.items(), key=itemgetter(0)))
 
     def client(self, address: Address, **options: Any) -> Redis:
         """A client of one sentinel, not connected."""
-        return Redis(host=address[0], port=address[1], **{**self._options, **options})
+        # There are others; by default the driver would ask a dead one ten times.
+        retry = Retry(NoBackoff(), 0)
+        return Redis(host=address[0], port=address[1], **{"retry": retry, **self._options, **options})
 
     def find(self) -> Address:
         """Return where the master is, as the first sentinel says that knows. Raises ConnectionError or OSError."""
-        failures = []
+        failures: list[str] = []
+        refusals: list[Exception] = []
         has_answer = False
         for address in self.addresses:
             with self.client(address) as client:
                 try:
                     state = client.sentinel_masters().get(self.master)
                 except driver.RedisError as error:
-                    failures.append(error)
+                    failures.append(unquoted(error))
+                    if not isinstance(error, (driver.ConnectionError, driver.TimeoutError)):
+                        refusals.append(driver_error(error, failures[-1]))
                     continue
             has_answer = True
             if state and self._is_up(state):
                 return state["ip"], int(state["port"])
         told = "".join(f"; {error}" for error in failures)
+        if len(refusals) == len(self.addresses):
+            raise refusals[0]  # it would be the same the next time
         if has_answer:
             raise NoMaster(f"No master found for {self.master!r}{told}")
         raise exceptions.RecoverableConnectionError(f"No sentinel of {self.master!r} can be asked{told}")
@@ -131,7 +143,8 @@ class MasterWatch:
             try:
                 self._listen(address)
             except (driver.RedisError, OSError) as error:
-                logger.debug("sentinel %s:%s does not answer: %s", *address, error)
+                reason = unquoted(error) if isinstance(error, driver.RedisError) else error
+                logger.debug("sentinel %s:%s does not answer: %s", *address, reason)
                 sleep(ASK_INTERVAL)
 
     def _listen(self, address: Address) -> None:
@@ -175,16 +188,15 @@ class MasterWatch:
 
 
 _watches: dict[tuple[Any, ...], MasterWatch] = {}
-_watches_lock = Lock()
 
 
 def watch_of(sentinels: Sentinels) -> MasterWatch:
     """Return the watch of this process for a master: a forked child has its own."""
-    key = os.getpid(), frozenset(sentinels.addresses), sentinels.master
-    with _watches_lock:
-        for other in [other for other in _watches if other[0] != key[0]]:
-            del _watches[other]
-        return _watches.setdefault(key, MasterWatch(sentinels))
+    # Without a lock, which a child might find taken: each of these is one step.
+    key = os.getpid(), *sentinels.identity
+    for other in [other for other in list(_watches) if other[0] != key[0]]:
+        _watches.pop(other, None)
+    return _watches.setdefault(key, MasterWatch(sentinels))
 
 
 def retry_until(connect: Callable[[], Any], deadline: float, pause: float) -> Any:
