@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kombulite import exceptions
 from kombulite._client.batching import Gathering
+from kombulite._client.declarations import queue_arguments, require_kind
+from kombulite._client.outgoing import check_short
 from kombulite._client.streams import StreamPositions, now
 from kombulite._client.topology import Binding
 from kombulite._core import BaseChannel, BaseSubscription, Delivery, Tally, make_properties
@@ -36,17 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LONGEST_SHORT_STRING = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
 BASIC_PUBLISH = (60, 40)  # AMQP's class and method id
-
-QUEUE_ARGUMENTS: dict[str, tuple[str, Callable[[Any], int]]] = {
-    "expires": ("x-expires", lambda seconds: int(seconds * 1000)),
-    "message_ttl": ("x-message-ttl", lambda seconds: int(seconds * 1000)),
-    "max_length": ("x-max-length", int),
-    "max_length_bytes": ("x-max-length-bytes", int),
-    "max_priority": ("x-max-priority", int),
-}
-
 
 # Inside the class the name is that of its attribute.
 ReceivedMessage = Message
@@ -191,23 +183,9 @@ class Channel(BaseChannel):
 
         Raises AMQPNotImplementedError for a kind of queue that the broker does not have.
         """
-        prepared = dict(arguments or {})
         if kind is not None:
-            self._require_kind(kind)
-            prepared = {**kind.queue_arguments(), **prepared}
-        for keyword, value in kwargs.items():
-            if value is not None:
-                name, convert = QUEUE_ARGUMENTS[keyword]
-                prepared[name] = convert(value)
-        return prepared
-
-    def _require_kind(self, kind: QueueKind) -> None:
-        transport = self._bare_transport
-        refusal = kind.refusal()
-        if refusal is not None and not transport.capabilities.queue_kinds:
-            raise exceptions.AMQPNotImplementedError(
-                f"kind={refusal} needs RabbitMQ: the {transport.driver_type} transport has no such queues"
-            )
+            require_kind(kind, self._bare_transport)
+        return queue_arguments(arguments, kind, **kwargs)
 
     def queue_declare(
         self,
@@ -731,15 +709,3 @@ class Channel(BaseChannel):
             self.release()
         else:
             self.discard()
-
-
-# Names of at most this many characters need no look at their length in UTF-8.
-SURELY_SHORT = LONGEST_SHORT_STRING // 4
-
-
-def check_short(text: str, what: str) -> None:
-    """AMQP sends names and keys as short strings; no transport takes longer ones."""
-    if len(text) > SURELY_SHORT:
-        size = len(text.encode("utf-8", "surrogatepass"))
-        if size > LONGEST_SHORT_STRING:
-            raise exceptions.PreconditionFailed(f"a {what} has at most {LONGEST_SHORT_STRING} bytes, not {size}")

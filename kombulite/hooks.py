@@ -160,6 +160,22 @@ class Hooks:
             callback = _around(hook, callback, subscription)
         return callback
 
+    def publishing(self, delivery: Delivery, mandatory: bool) -> Iterator[tuple[Outgoing, Around]]:
+        """Give what is around the publishing of a message, the outermost first; each sees what those before added."""
+        for hook in self._hooks:
+            outgoing = Outgoing(self._connection, delivery, mandatory)
+            yield outgoing, hook.publish(outgoing)
+            delivery = outgoing.delivery()
+
+    def publishing_many(
+        self, deliveries: Sequence[Delivery], mandatory: bool
+    ) -> Iterator[tuple[list[Outgoing], Around]]:
+        """Give what is around the sending of messages, in the same way."""
+        for hook in self._hooks:
+            many = [Outgoing(self._connection, delivery, mandatory) for delivery in deliveries]
+            yield many, hook.publish_many(many)
+            deliveries = [outgoing.delivery() for outgoing in many]
+
     def collect(self, delivery: Delivery, mandatory: bool) -> Delivery:
         """A message goes into a batch; returns it with the headers that were added."""
         for hook in self._hooks:

@@ -8,27 +8,20 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from kombulite import exceptions, serialization
+from kombulite import exceptions
 from kombulite._client.lifecycle import State
+from kombulite._client.outgoing import Chunk, MessageMaker, raise_refused
 from kombulite._client.retry import RetryPolicy
-from kombulite._core import Delivery, PlainMessages, make_properties
+from kombulite._core import Delivery
 from kombulite.abstract import is_connection
-from kombulite.channel import SURELY_SHORT, Channel, check_short
-from kombulite.compression import compress
-from kombulite.entity import DELIVERY_MODES, PERSISTENT_DELIVERY_MODE, Exchange, Queue, is_declared
+from kombulite.channel import Channel
+from kombulite.entity import Exchange, is_declared
 from kombulite.message import Message
 from kombulite.transport.adapter import facade_channel
 
 if TYPE_CHECKING:
     from kombulite.connection import Connection
     from kombulite.hooks import Hooks
-
-#: Messages that ``publish_many`` prepares before it hands them over.
-CHUNK, CHUNK_BYTES = 1000, 4 << 20
-#: Messages that may be refused before it gives up.
-MOST_REFUSED = 10_000
-
-encode = serialization.registry.encode
 
 
 class Batch:
@@ -76,7 +69,7 @@ class Batch:
             self.is_full = len(self._waiting) >= self._max_size
         refused, total = self._refused, self._sent
         self._refused, self._sent = [], 0
-        _raise_refused(refused, total)
+        raise_refused(refused, total)
 
 
 class ObservedBatch(Batch):
@@ -91,51 +84,7 @@ class ObservedBatch(Batch):
         super().add(self._hooks.collect(delivery, mandatory), mandatory)
 
 
-def _raise_refused(refused: list[tuple[int, Exception]], total: int) -> None:
-    if refused:
-        index, error = refused[0]
-        raise exceptions.BatchPublishError(
-            f"{len(refused)} of {total} messages were refused, number {index} first: {error}",
-            refused=refused,
-            published=total - len(refused),
-        )
-
-
-def _as_it_is(body: Any, content_encoding: str | None) -> tuple[str, bytes]:
-    """The content encoding and the bytes of a body that no serializer has to touch."""
-    if isinstance(body, str):
-        content_encoding = content_encoding or "utf-8"
-        try:
-            return content_encoding, body.encode(content_encoding)
-        except (LookupError, UnicodeError) as error:
-            raise exceptions.EncodeError(f"cannot encode the body as {content_encoding}: {error}") from error
-    if isinstance(body, (bytes, bytearray, memoryview)):
-        return content_encoding or "binary", bytes(body)
-    raise exceptions.EncodeError(f"a body travels as text or bytes, not as {type(body).__name__}")
-
-
-def _milliseconds(seconds: Any) -> str:
-    """An expiration as it travels (AMQP 0-9-1: a short string; RabbitMQ: milliseconds)."""
-    try:
-        milliseconds = int(float(seconds) * 1000)
-    except (TypeError, ValueError, OverflowError):
-        milliseconds = -1
-    if milliseconds < 0:
-        raise ValueError(f"an expiration is a number of seconds from 0 on, not {seconds!r:.80}")
-    return str(milliseconds)
-
-
-def _as_they_travel(properties: Mapping[str, Any], expiration: Any) -> dict[str, Any]:
-    """The properties that ``publish`` was given, as text where it takes something else."""
-    sent = dict(properties)
-    if expiration is not None:
-        sent["expiration"] = _milliseconds(expiration)
-    if isinstance(sent.get("reply_to"), Queue):
-        sent["reply_to"] = sent["reply_to"].name
-    return sent
-
-
-class Producer:
+class Producer(MessageMaker):
     """Sends messages.
 
     ``channel``: a channel or a connection (whose channel is opened at first use); ``exchange`` (an Exchange or its
@@ -144,10 +93,6 @@ class Producer:
     no queue took.
     """
 
-    exchange: Any = None
-    routing_key = ""
-    serializer: str | None = None
-    compression: str | None = None
     auto_declare = True
     on_return: Callable[[Exception, str, str, Message], Any] | None = None
 
@@ -166,14 +111,7 @@ class Producer:
         self._declared: Any = None  # the connection's declarations that hold ours
         self._exchange: Exchange | None = None  # of this exchange
         self._batch: Batch | None = None
-        self._plain = PlainMessages(serialization.registry)
-        exchange = self.exchange if exchange is None else exchange
-        if exchange is None or isinstance(exchange, str):
-            exchange = Exchange(exchange or "")
-        self.exchange = exchange
-        self.routing_key = routing_key or self.routing_key
-        self.serializer = serializer or self.serializer
-        self.compression = compression or self.compression
+        super().__init__(exchange, routing_key, serializer, compression)
         self.on_return = on_return or self.on_return
         if auto_declare is not None:
             self.auto_declare = auto_declare
@@ -361,10 +299,9 @@ class Producer:
         if self._batch is not None:
             self._batch.flush()  # what was published before comes before
         self._declare_all(declare)
-        refused: list[tuple[int, Exception]] = []
-        total = 0
-        messages = (
-            self._make(
+
+        def make(body: Any) -> Delivery:
+            return self._make(
                 exchange,
                 routing_key,
                 body,
@@ -378,32 +315,18 @@ class Producer:
                 expiration,
                 properties,
             )
-            for body in bodies
-        )
-        broken: exceptions.EncodeError | None = None
-        while broken is None:
-            chunk: list[Delivery] = []
-            size, is_over = 0, False
-            try:
-                for message in messages:
-                    chunk.append(message)
-                    size += len(message.body)
-                    if len(chunk) == CHUNK or size >= CHUNK_BYTES:
-                        break
-                else:
-                    is_over = True
-            except exceptions.EncodeError as error:
-                broken = error
-            if chunk:
-                refused += [(total + i, error) for i, error in self.send_many(chunk, mandatory, timeout)]
-                total += len(chunk)
-            if broken is not None:
-                refused.append((total, broken))
-                total += 1
-            elif is_over or len(refused) >= MOST_REFUSED:
+
+        chunk = Chunk()
+        for body in bodies:
+            chunk.add(make, body)
+            if chunk.is_full and chunk.deliveries:
+                chunk.sent(self.send_many(chunk.deliveries, mandatory, timeout))
+            if chunk.is_over:
                 break
-        _raise_refused(refused, total)
-        return total
+        if chunk.deliveries:
+            chunk.sent(self.send_many(chunk.deliveries, mandatory, timeout))
+        chunk.raise_refused()
+        return chunk.total
 
     @contextmanager
     def batch(self, max_size: int = 1000) -> Iterator[Batch]:
@@ -422,54 +345,6 @@ class Producer:
         finally:
             self._batch = None
         batch.flush()
-
-    def _make(
-        self,
-        exchange: Exchange | str | None,
-        routing_key: str | None,
-        body: Any,
-        delivery_mode: int | str | None,
-        priority: int | None,
-        content_type: str | None,
-        content_encoding: str | None,
-        serializer: str | None,
-        headers: Mapping[str, Any] | None,
-        compression: str | None,
-        expiration: float | None,
-        properties: Mapping[str, Any],
-    ) -> Delivery:
-        """The message that the arguments of ``publish`` ask for."""
-        exchange = self.exchange if exchange is None else exchange
-        if isinstance(exchange, str):
-            name, mode = exchange, delivery_mode or self.exchange.delivery_mode
-        else:
-            name, mode = exchange.name, delivery_mode or exchange.delivery_mode
-        if not mode:
-            mode = PERSISTENT_DELIVERY_MODE
-        elif isinstance(mode, str):
-            mode = DELIVERY_MODES[mode]
-        if routing_key is None:
-            routing_key = self.routing_key
-        if len(routing_key) > SURELY_SHORT:
-            check_short(routing_key, "routing key")
-        compression = compression or self.compression
-        is_plain = not (compression or headers or properties or expiration is not None)
-        if not content_type:
-            if is_plain:
-                return self._plain.make(name, routing_key, body, serializer or self.serializer, mode, priority)
-            content_type, content_encoding, body = encode(body, serializer or self.serializer)
-        else:
-            content_encoding, body = _as_it_is(body, content_encoding)
-        if is_plain:
-            shared = self._plain.properties(content_type, content_encoding, mode, priority)
-            return Delivery(name, routing_key, shared, body)
-        if compression:
-            headers = dict(headers or {})
-            body, headers["compression"] = compress(body, compression)
-        if expiration is not None or isinstance(properties.get("reply_to"), Queue):
-            properties = _as_they_travel(properties, expiration)
-        own = make_properties(content_type, content_encoding, headers, mode, priority, properties)
-        return Delivery(name, routing_key, own, body)
 
     def _publish(
         self,

@@ -71,6 +71,12 @@ class DeadLetterRule:
         The message is not acknowledged then.
         """
         channel = self._confirming(facade_channel(message.channel))
+        channel.publish(self.letter(message, queue), mandatory=True)
+        message.ack()
+        self.report(message, queue)
+
+    def letter(self, message: Message, queue: str) -> Delivery:
+        """Return a message of that queue as it goes to the dead letters."""
         delivery = delivery_of(message)
         headers = {**without_delivery_headers(delivery.properties.headers), **self._certificate(message, queue)}
         # Its time to live is over, and a broker checks that the user is the one who publishes.
@@ -79,17 +85,19 @@ class DeadLetterRule:
         if isinstance(body, str):
             body = body.encode(properties.content_encoding or "utf-8")
         place = ("", destination.name) if isinstance(destination, Queue) else (destination.name, delivery.routing_key)
-        channel.publish(Delivery(*place, properties, body), mandatory=True)
-        message.ack()
+        return Delivery(*place, properties, body)
+
+    def report(self, message: Message, queue: str) -> None:
+        """Log that a message of that queue is with the dead letters."""
         log(
             "kombulite.consumer",
             "ERROR",
             "a message of queue %r was delivered %d times, and is in %r now (message id %r)",
             queue,
             message.delivery_count,
-            destination.name,
-            properties.message_id,
-            extra={"queue": queue, "dead_letter": destination.name, "deliveries": message.delivery_count},
+            self.destination.name,
+            message.properties.get("message_id"),
+            extra={"queue": queue, "dead_letter": self.destination.name, "deliveries": message.delivery_count},
         )
 
     def _certificate(self, message: Message, queue: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kombulite import exceptions
@@ -26,6 +27,36 @@ class RetryPolicy(NamedTuple):
     retry_errors: tuple[type[BaseException], ...] | None = None
 
 
+class NextTry(Enum):
+    """What has to be done before something is tried again."""
+
+    NOW = "now"
+    AFTER_PAUSE = "after a pause"
+    WHEN_CONNECTED = "when connected again"
+
+
+def next_try(error: BaseException, policy: RetryPolicy, retries: int, transport: type[Transport]) -> NextTry:
+    """Say what has to be done after a try that failed, the first after which ``retries`` have failed too.
+
+    Raises what ends the tries: the error itself, or an OperationalError.
+    """
+    is_last = policy.max_retries is not None and retries >= policy.max_retries
+    if isinstance(error, tuple(policy.retry_errors or ())):
+        if is_last:
+            raise error
+        return NextTry.NOW
+    if isinstance(error, (exceptions.MessageNacked, *transport.recoverable_channel_errors)):
+        # The connection is fine. What a broker refuses now, as a queue is full, it may take in a while.
+        if is_last:
+            raise exceptions.OperationalError(str(error)) from error
+        return NextTry.AFTER_PAUSE if isinstance(error, exceptions.MessageNacked) else NextTry.NOW
+    if isinstance(error, exceptions.Blocked) or not isinstance(error, transport.recoverable_connection_errors):
+        raise error  # of the two, the first: the connection is fine, and the message may be with the broker already
+    if is_last:
+        raise exceptions.OperationalError(str(error)) from error
+    return NextTry.WHEN_CONNECTED
+
+
 class Attempts:
     """The calls of one function so far, all of which have failed. Made after the first: most calls have no second."""
 
@@ -43,26 +74,14 @@ class Attempts:
         """
         retries, self._count = self._count, self._count + 1
         connection, policy = self._connection, self._policy
-        is_last = policy.max_retries is not None and retries >= policy.max_retries
-        if isinstance(error, tuple(policy.retry_errors or ())):
-            if is_last:
-                raise error
-        elif isinstance(error, (exceptions.MessageNacked, *connection.recoverable_channel_errors)):
-            # The connection is fine. What a broker refuses now, as a queue is full, it may take in a while.
-            if is_last:
-                raise exceptions.OperationalError(str(error)) from error
-            pause = next(self._intervals) if isinstance(error, exceptions.MessageNacked) else 0
+        following = next_try(error, policy, retries, connection.get_transport_cls())
+        if following is NextTry.WHEN_CONNECTED:
+            self._reconnect(error, transport, retries)
+        elif not isinstance(error, tuple(policy.retry_errors or ())):
+            pause = next(self._intervals) if following is NextTry.AFTER_PAUSE else 0
             if policy.errback is not None:
                 policy.errback(error, pause)
             sleep_in_slices(pause)
-        elif isinstance(error, exceptions.Blocked):
-            raise error  # the connection is fine, and the message may be with the broker already
-        elif isinstance(error, connection.recoverable_connection_errors):
-            if is_last:
-                raise exceptions.OperationalError(str(error)) from error
-            self._reconnect(error, transport, retries)
-        else:
-            raise error
 
     def _reconnect(self, error: BaseException, transport: Transport | None, retries: int) -> None:
         connection, policy = self._connection, self._policy

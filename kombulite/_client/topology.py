@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from kombulite.brokers.base import ExchangeSpec, QueueSpec, Transport
+
+
+class Step:
+    """A verb of a transport with its arguments behind the channel; whoever performs it sets the answer."""
+
+    __slots__ = ("answer", "arguments", "verb")
+
+    def __init__(self, verb: str, *arguments: Any) -> None:
+        self.verb = verb
+        self.arguments = arguments
+        self.answer: Any = None
 
 
 class Binding(NamedTuple):
@@ -82,6 +93,15 @@ class Topology:
         if spec is not None and spec.auto_delete:
             self.deleted_queue(queue)
 
+    def note(self, step: Step) -> None:
+        """Note a step that was performed, if it declares or binds something."""
+        if step.verb == "declare_queue" and not step.arguments[1]:
+            self.declared_queue(step.arguments[0], step.answer.queue)
+        elif step.verb == "declare_exchange" and not step.arguments[1]:
+            self.declared_exchange(step.arguments[0])
+        elif step.verb == "bind":
+            self.bound(Binding(*step.arguments))
+
     def needs_restoring(self, everything: bool) -> bool:
         """Whether something has to be declared again: ``everything``, or what may be gone with a connection."""
         if everything:
@@ -93,28 +113,25 @@ class Topology:
         expires = "x-expires" in (spec.arguments or {})
         return spec.exclusive or expires or name in self._named_by_broker or _may_be_gone(spec)
 
-    def restore(self, transport: Transport, channel: int, everything: bool) -> None:
+    def restoring(self, everything: bool) -> Iterator[Step]:
         """Declare again what may be gone with a connection, or ``everything``."""
         exchanges = [spec for spec in self._exchanges.values() if everything or _may_be_gone(spec)]
         for exchange in exchanges:
-            transport.declare_exchange(channel, exchange, False)
+            yield Step("declare_exchange", exchange, False)
         queues = [name for name in self._queues if everything or self._may_queue_be_gone(name)]
-        restored = {self._declare_again(transport, channel, name) for name in queues}
+        restored = set()
+        for name in queues:
+            spec, is_named_by_broker = self._queues[name], name in self._named_by_broker
+            step = Step("declare_queue", spec._replace(name="") if is_named_by_broker else spec, False)
+            yield step
+            if is_named_by_broker:
+                self._take_new_name(name, step.answer.queue)
+            restored.add(step.answer.queue)
         sources = {spec.name for spec in exchanges}
         for binding in list(self._bindings.values()):
             destinations = sources if binding.to_exchange else restored
             if everything or binding.source in sources or binding.destination in destinations:
-                transport.bind(channel, *binding)
-
-    def _declare_again(self, transport: Transport, channel: int, name: str) -> str:
-        """Declare a queue, and return the name that it has now."""
-        spec = self._queues[name]
-        if name not in self._named_by_broker:
-            transport.declare_queue(channel, spec, False)
-            return name
-        now = transport.declare_queue(channel, spec._replace(name=""), False).queue
-        self._take_new_name(name, now)
-        return now
+                yield Step("bind", *binding)
 
     def _take_new_name(self, before: str, now: str) -> None:
         for name, known in self.renamed.items():
@@ -139,5 +156,6 @@ def restore_topology(transport: Transport, topology: Topology, everything: bool)
     """Declare again what may be gone with a connection, or ``everything``, on a channel of its own."""
     if topology.needs_restoring(everything):
         number = transport.open_channel()
-        topology.restore(transport, number, everything)
+        for step in topology.restoring(everything):
+            step.answer = getattr(transport, step.verb)(number, *step.arguments)
         transport.close_channel(number)

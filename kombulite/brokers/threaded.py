@@ -32,6 +32,10 @@ CLOSE_TIMEOUT = 10.0  # seconds for the transport to end what it is at, and to c
 UNPUBLISHED_MAX = 5000  # messages that wait for the thread, before publishers are asked to wait
 
 
+def _ignore(error: Exception) -> None:
+    """Stands for an ``on_lost`` that is set before the transport connects."""
+
+
 class Call(NamedTuple):
     """What the loop asks of the thread."""
 
@@ -268,7 +272,9 @@ class ThreadedTransport(DelegatingTransport):
             outcomes += [(call.pending, None, refused.get(index)) for index, call in enumerate(together)]
 
 
-def async_transport(cls: type[Transport], settings: Settings, on_event: OnEvent, on_lost: OnLost) -> AsyncTransport:
+def async_transport(
+    cls: type[Transport], settings: Settings, on_event: OnEvent, on_lost: OnLost = _ignore
+) -> AsyncTransport:
     """Make the connection on the running event loop for a transport: its own kind, or one that a thread runs."""
     if cls.async_transport is not None:
         native: type[AsyncTransport] = symbol_by_name(cls.async_transport)

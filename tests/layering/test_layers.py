@@ -48,7 +48,7 @@ FLOORS = [
     {"brokers.memory", "brokers.filesystem", "brokers.amqp", "brokers.redis", "brokers.sql"},
     {"message", "_client", "hooks", "channel", "transport.adapter"},
     {"consumer", "producer", "messaging"},
-    {"resource", "simple", "counters", "_client.process", "connection"},
+    {"resource", "simple", "counters", "_client.process", "connection", "aio"},
     {f"transport.{name}" for name in ("base", "virtual", "memory", "redis", "pyamqp", "filesystem")},
     {"pools", "common", "mixins", "pidbox", "compat", "asynchronous", "aliasing", "contrib"},
     {"__init__"},

@@ -1,0 +1,191 @@
+"""What the arguments of ``publish`` mean, and the messages of a ``publish_many`` on their way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from operator import itemgetter
+from typing import Any
+
+from kombulite import exceptions, serialization
+from kombulite._core import Delivery, PlainMessages, make_properties
+from kombulite.compression import compress
+from kombulite.entity import DELIVERY_MODES, PERSISTENT_DELIVERY_MODE, Exchange, Queue
+
+LONGEST_SHORT_STRING = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
+
+#: Messages that ``publish_many`` prepares before it hands them over.
+CHUNK, CHUNK_BYTES = 1000, 4 << 20
+#: Messages that may be refused before it gives up.
+MOST_REFUSED = 10_000
+
+encode = serialization.registry.encode
+
+# Names of at most this many characters need no look at their length in UTF-8.
+SURELY_SHORT = LONGEST_SHORT_STRING // 4
+
+
+def check_short(text: str, what: str) -> None:
+    """AMQP sends names and keys as short strings; no transport takes longer ones."""
+    if len(text) > SURELY_SHORT:
+        size = len(text.encode("utf-8", "surrogatepass"))
+        if size > LONGEST_SHORT_STRING:
+            raise exceptions.PreconditionFailed(f"a {what} has at most {LONGEST_SHORT_STRING} bytes, not {size}")
+
+
+def raise_refused(refused: list[tuple[int, Exception]], total: int) -> None:
+    """Raise BatchPublishError, if messages were refused."""
+    if refused:
+        index, error = refused[0]
+        raise exceptions.BatchPublishError(
+            f"{len(refused)} of {total} messages were refused, number {index} first: {error}",
+            refused=refused,
+            published=total - len(refused),
+        )
+
+
+def _as_it_is(body: Any, content_encoding: str | None) -> tuple[str, bytes]:
+    """The content encoding and the bytes of a body that no serializer has to touch."""
+    if isinstance(body, str):
+        content_encoding = content_encoding or "utf-8"
+        try:
+            return content_encoding, body.encode(content_encoding)
+        except (LookupError, UnicodeError) as error:
+            raise exceptions.EncodeError(f"cannot encode the body as {content_encoding}: {error}") from error
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        return content_encoding or "binary", bytes(body)
+    raise exceptions.EncodeError(f"a body travels as text or bytes, not as {type(body).__name__}")
+
+
+def _milliseconds(seconds: Any) -> str:
+    """An expiration as it travels (AMQP 0-9-1: a short string; RabbitMQ: milliseconds)."""
+    try:
+        milliseconds = int(float(seconds) * 1000)
+    except (TypeError, ValueError, OverflowError):
+        milliseconds = -1
+    if milliseconds < 0:
+        raise ValueError(f"an expiration is a number of seconds from 0 on, not {seconds!r:.80}")
+    return str(milliseconds)
+
+
+def _as_they_travel(properties: Mapping[str, Any], expiration: Any) -> dict[str, Any]:
+    """The properties that ``publish`` was given, as text where it takes something else."""
+    sent = dict(properties)
+    if expiration is not None:
+        sent["expiration"] = _milliseconds(expiration)
+    if isinstance(sent.get("reply_to"), Queue):
+        sent["reply_to"] = sent["reply_to"].name
+    return sent
+
+
+class Chunk:
+    """The messages of a ``publish_many`` that are prepared and not sent yet, and how those before them fared."""
+
+    def __init__(self) -> None:
+        self.deliveries: list[Delivery] = []
+        self.total = 0  # messages that were given so far
+        self._size = 0
+        self._refused: list[tuple[int, Exception]] = []
+        self._is_broken = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to send."""
+        return len(self.deliveries) >= CHUNK or self._size >= CHUNK_BYTES or self._is_broken
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more are to be sent: one could not be encoded, or too many were refused."""
+        return self._is_broken or len(self._refused) >= MOST_REFUSED
+
+    def add(self, make: Callable[[Any], Delivery], body: Any) -> None:
+        """Prepare a message. One that cannot be encoded is the last."""
+        try:
+            delivery = make(body)
+        except exceptions.EncodeError as error:
+            self._refused.append((self.total, error))
+            self._is_broken = True
+        else:
+            self.deliveries.append(delivery)
+            self._size += len(delivery.body)
+        self.total += 1
+
+    def sent(self, refused: list[tuple[int, Exception]]) -> None:
+        """Note that the messages were sent, all but these."""
+        first = self.total - len(self.deliveries) - self._is_broken
+        self._refused += [(first + index, error) for index, error in refused]
+        self.deliveries, self._size = [], 0
+
+    def raise_refused(self) -> None:
+        """Raise BatchPublishError, if messages were refused."""
+        raise_refused(sorted(self._refused, key=itemgetter(0)), self.total)
+
+
+class MessageMaker:
+    """The defaults of a producer, and the messages that it makes: the base of the producers of both facades."""
+
+    exchange: Any = None
+    routing_key = ""
+    serializer: str | None = None
+    compression: str | None = None
+
+    def __init__(
+        self,
+        exchange: Exchange | str | None,
+        routing_key: str | None,
+        serializer: str | None,
+        compression: str | None,
+    ) -> None:
+        self._plain = PlainMessages(serialization.registry)
+        exchange = self.exchange if exchange is None else exchange
+        self.exchange = Exchange(exchange or "") if exchange is None or isinstance(exchange, str) else exchange
+        self.routing_key = routing_key or self.routing_key
+        self.serializer = serializer or self.serializer
+        self.compression = compression or self.compression
+
+    def _make(
+        self,
+        exchange: Exchange | str | None,
+        routing_key: str | None,
+        body: Any,
+        delivery_mode: int | str | None,
+        priority: int | None,
+        content_type: str | None,
+        content_encoding: str | None,
+        serializer: str | None,
+        headers: Mapping[str, Any] | None,
+        compression: str | None,
+        expiration: float | None,
+        properties: Mapping[str, Any],
+    ) -> Delivery:
+        """The message that the arguments of ``publish`` ask for."""
+        exchange = self.exchange if exchange is None else exchange
+        if isinstance(exchange, str):
+            name, mode = exchange, delivery_mode or self.exchange.delivery_mode
+        else:
+            name, mode = exchange.name, delivery_mode or exchange.delivery_mode
+        if not mode:
+            mode = PERSISTENT_DELIVERY_MODE
+        elif isinstance(mode, str):
+            mode = DELIVERY_MODES[mode]
+        if routing_key is None:
+            routing_key = self.routing_key
+        if len(routing_key) > SURELY_SHORT:
+            check_short(routing_key, "routing key")
+        compression = compression or self.compression
+        is_plain = not (compression or headers or properties or expiration is not None)
+        if not content_type:
+            if is_plain:
+                return self._plain.make(name, routing_key, body, serializer or self.serializer, mode, priority)
+            content_type, content_encoding, body = encode(body, serializer or self.serializer)
+        else:
+            content_encoding, body = _as_it_is(body, content_encoding)
+        if is_plain:
+            shared = self._plain.properties(content_type, content_encoding, mode, priority)
+            return Delivery(name, routing_key, shared, body)
+        if compression:
+            headers = dict(headers or {})
+            body, headers["compression"] = compress(body, compression)
+        if expiration is not None or isinstance(properties.get("reply_to"), Queue):
+            properties = _as_they_travel(properties, expiration)
+        own = make_properties(content_type, content_encoding, headers, mode, priority, properties)
+        return Delivery(name, routing_key, own, body)

@@ -1,0 +1,10 @@
+"""kombulite on an event loop: connections whose verbs are awaited, many tasks on each.
+
+See docs/asyncio.md. The names are those of the synchronous library, and the entities are the same objects.
+"""
+
+from kombulite.aio.connection import Connection, connect
+from kombulite.aio.messages import Message, MessageBatch, Messages
+from kombulite.aio.producer import Batch, Producer
+
+__all__ = ["Batch", "Connection", "Message", "MessageBatch", "Messages", "Producer", "connect"]

@@ -1,0 +1,412 @@
+"""A connection to a broker on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from kombulite._client.address import Address
+from kombulite._client.dead_letters import dead_letter_rule
+from kombulite._client.declarations import binding_step, declaring, require_kind
+from kombulite._client.lifecycle import State
+from kombulite._client.process import enrol
+from kombulite._client.retry import NextTry, RetryPolicy, next_try
+from kombulite._client.topology import Binding
+from kombulite._core import declaration_key
+from kombulite.aio.calls import Caller
+from kombulite.aio.messages import Message, Messages, OnError
+from kombulite.aio.producer import Producer
+from kombulite.aio.serving import Server
+from kombulite.aio.session import Session
+from kombulite.brokers.base import QueueInfo, QueueSpec, QueueStatus, Transport
+from kombulite.counters import Counters
+from kombulite.entity import Exchange, Queue
+from kombulite.hooks import Hook, Hooks
+from kombulite.serialization import prepare_accept_content
+from kombulite.utils.functional import retry_intervals
+
+Queues = Queue | str | Iterable[Queue | str]
+
+
+def connect(
+    hostname: str | Iterable[str] | None = "localhost",
+    *,
+    userid: str | None = None,
+    password: str | Callable[[], str] | None = None,
+    virtual_host: str | None = None,
+    port: int | None = None,
+    ssl: Any = False,
+    transport: Any = None,
+    connect_timeout: float | None = 5,
+    transport_options: Mapping[str, Any] | None = None,
+    login_method: str | None = None,
+    uri_prefix: str | None = None,
+    heartbeat: float | None = 0,
+    failover_strategy: str | Callable[[Iterable[str]], Iterator[str]] = "round-robin",
+    alternates: Iterable[str] | None = None,
+    credential_provider: Any = None,
+) -> Connection:
+    """Make a connection for ``async with``, or for ``await connection.connect()``. Nothing is opened before.
+
+    The arguments are those of the synchronous ``Connection``.
+    """
+    given = {
+        "userid": userid,
+        "password": password,
+        "virtual_host": virtual_host,
+        "port": port,
+        "insist": False,
+        "ssl": ssl,
+        "transport": transport,
+        "connect_timeout": connect_timeout,
+        "login_method": login_method,
+        "heartbeat": heartbeat,
+        "uri_prefix": uri_prefix,
+        "credential_provider": credential_provider,
+    }
+    return Connection(hostname, alternates, failover_strategy, transport_options, given)
+
+
+class Connection(Address):
+    """A connection to a broker on one event loop, for any number of tasks. Made by ``connect``.
+
+    It opens when it is used, and again after it was lost. Another loop, or a thread without one, gets a RuntimeError.
+    """
+
+    def __init__(
+        self,
+        hostname: str | Iterable[str] | None,
+        alternates: Iterable[str] | None,
+        failover_strategy: str | Callable[[Iterable[str]], Iterator[str]],
+        transport_options: Mapping[str, Any] | None,
+        given: dict[str, Any],
+    ) -> None:
+        super().__init__(hostname, alternates, failover_strategy, transport_options, given)
+        self.session = Session(self)
+        self.hooks: Hooks | None = None  #: what is around its publishing and consuming, if anything
+        self._caller = Caller(self, self.session)
+        self._control = Producer(self, "", "", None, None, True, False)
+        observed: Any = self  # as hooks and watchers see it, it is a connection like others
+        enrol(observed)
+
+    @classmethod
+    def of(cls, connection: Any) -> Connection:
+        """Make a connection of the same settings and hooks as a synchronous one has."""
+        info = connection.info()
+        info.pop("insist")
+        made = connect(**{**info, "transport_options": dict(info["transport_options"])})
+        for hook in connection.hooks or ():
+            made.add_hook(hook)
+        return made
+
+    # --- beginning and end
+
+    async def connect(self, timeout: float | None = None) -> Connection:
+        """Connect now. Raises what connecting ended with, TimeoutError."""
+        await self.session.ensure(self.session.deadline(timeout))
+        return self
+
+    async def close(self) -> None:
+        """Close the connection: consumers end, messages not settled go back. It opens again when it is used again."""
+        await self.session.close()
+
+    async def __aenter__(self) -> Connection:
+        return await self.connect()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is open."""
+        return self.session.is_open
+
+    @property
+    def state(self) -> State:
+        """Where the connection stands."""
+        return self.session.state()
+
+    async def states(self) -> AsyncIterator[State]:
+        """Give the state now, and each that follows."""
+        queue: asyncio.Queue[State] = asyncio.Queue()
+        queue.put_nowait(self.state)
+        self.session.watchers.append(queue.put_nowait)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self.session.watchers.remove(queue.put_nowait)
+
+    def after_fork(self) -> None:
+        """Forget, in a forked child, the connection that is the parent's."""
+        self.session.abandon()
+
+    def __repr__(self) -> str:
+        return f"<aio.Connection: {self.as_uri()} {self.session.life.state.value}>"
+
+    # --- exchanges and queues
+
+    async def declare(self, entity: Exchange | Queue, timeout: float | None = None) -> str:
+        """Declare an exchange, or a queue with its exchange and bindings. Returns its name.
+
+        Raises NotFound (passive), NotEquivalentError, ResourceLocked, TimeoutError.
+        """
+        deadline, session = self.session.deadline(timeout), self.session
+        if isinstance(entity, Queue) and entity.kind is not None:
+            require_kind(entity.kind, session.transport_class)
+        for step in declaring(entity):
+            step.answer = await session.ask(step.verb, *step.arguments, deadline=deadline)
+            session.topology.note(step)
+            if step.verb == "declare_exchange":
+                session.exchanges.add(step.arguments[0].name)
+        return entity.name
+
+    async def maybe_declare(self, entity: Exchange | Queue) -> bool:
+        """Declare an entity unless that was done on this connection; returns whether it was done now."""
+        await self.session.ensure(self.session.deadline(None))
+        key = declaration_key(entity) if entity.can_cache_declaration else None
+        declared = self.session.declared
+        if key is not None and key in declared:
+            return False
+        await self.declare(entity)
+        if key is not None:
+            declared.add(key)
+        return True
+
+    async def bind(
+        self,
+        destination: Queue | Exchange,
+        exchange: Exchange | str,
+        routing_key: str = "",
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Bind a queue, or an exchange, to an exchange. Raises NotFound."""
+        step = binding_step(exchange, destination, routing_key, arguments)
+        await self.session.ask(step.verb, *step.arguments, deadline=self.session.deadline(None))
+        self.session.topology.note(step)
+
+    async def unbind(
+        self,
+        destination: Queue | Exchange,
+        exchange: Exchange | str,
+        routing_key: str = "",
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Take a binding away."""
+        step = binding_step(exchange, destination, routing_key, arguments)
+        await self.session.ask("unbind", *step.arguments, deadline=self.session.deadline(None))
+        self.session.topology.unbound(Binding(*step.arguments))
+
+    async def delete(self, entity: Exchange | Queue, if_unused: bool = False, if_empty: bool = False) -> int:
+        """Delete an exchange, or a queue; returns the messages gone with it. Raises PreconditionFailed."""
+        session, name = self.session, entity.name
+        deadline = session.deadline(None)
+        deleted = 0
+        if isinstance(entity, Exchange):
+            await session.ask("delete_exchange", name, if_unused, deadline=deadline)
+            session.topology.deleted_exchange(name)
+        else:
+            deleted = await session.ask("delete_queue", name, if_unused, if_empty, deadline=deadline)
+            session.topology.deleted_queue(name)
+        session.forget_declarations()
+        return deleted
+
+    async def purge(self, queue: Queue | str) -> int:
+        """Remove the messages that wait in a queue; returns how many. Raises NotFound."""
+        purged: int = await self.session.ask("purge", _name(queue), deadline=self.session.deadline(None))
+        return purged
+
+    async def status(self, queue: Queue | str) -> QueueInfo:
+        """Return a queue's name, and how many messages and consumers it has. Raises NotFound."""
+        spec, deadline = QueueSpec(_name(queue)), self.session.deadline(None)
+        info: QueueInfo = await self.session.ask("declare_queue", spec, True, deadline=deadline)
+        return info
+
+    async def list_queues(self) -> Sequence[QueueStatus]:
+        """Return all queues. Raises AMQPNotImplementedError where a broker cannot list them."""
+        found: Sequence[QueueStatus] = await self.session.ask("list_queues", deadline=self.session.deadline(None))
+        return found
+
+    # --- messages
+
+    def producer(
+        self,
+        exchange: Exchange | str | None = None,
+        routing_key: str = "",
+        *,
+        serializer: str | None = None,
+        compression: str | None = None,
+        confirm: bool = True,
+        auto_declare: bool = True,
+    ) -> Producer:
+        """Make a producer with these defaults for ``publish``.
+
+        Args:
+            confirm: Whether a publish waits until the broker has the message, where brokers say so (AMQP).
+            auto_declare: Whether the exchange is declared before the first publish.
+        """
+        return Producer(self, exchange, routing_key, serializer, compression, confirm, auto_declare)
+
+    def consume(
+        self,
+        queues: Queues,
+        *,
+        prefetch: int = 100,
+        no_ack: bool = False,
+        accept: Iterable[str] | None = None,
+        max_deliveries: int | None = None,
+        dead_letter: Queue | Exchange | str | None = None,
+        exclusive: bool = False,
+        auto_declare: bool = True,
+    ) -> Messages:
+        """Consume from queues, within ``async with``.
+
+        Args:
+            queues: One or several; names stand for queues as they are declared by default.
+            prefetch: Messages that are out and not settled, at the most; from 1 on.
+            no_ack: Whether a message counts as acknowledged when the application gets it.
+            accept: Content types or serializers that may be decoded (None: all that are not disabled).
+            max_deliveries: With ``dead_letter``: a message that was delivered so many times and came back goes there.
+            exclusive: Whether no other consumer may have the queues.
+            auto_declare: Whether the queues are declared first.
+        """
+        given = [queues] if isinstance(queues, (Queue, str)) else list(queues)
+        found = [Queue(each) if isinstance(each, str) else each for each in given]
+        rule = dead_letter_rule(max_deliveries, dead_letter)
+        accepted = prepare_accept_content(accept)
+        return Messages(self, self.session, found, prefetch, no_ack, accepted, rule, exclusive, auto_declare)
+
+    async def get(
+        self,
+        queue: Queue | str,
+        no_ack: bool = False,
+        accept: Iterable[str] | None = None,
+        timeout: float | None = None,
+    ) -> Message | None:
+        """Fetch the next message of a queue, or None. One that comes after a cancellation goes back."""
+        accepted, name = prepare_accept_content(accept), _name(queue)
+        found = await self.session.get(name, no_ack, self.session.deadline(timeout))
+        if found is None:
+            return None
+        delivery, channel = found
+        message = Message.from_delivery(delivery, channel)
+        message.queue, message.accept, message.no_ack = name, accepted, no_ack
+        self.session.tally.count_consumed(delivery)
+        if self.hooks is not None:
+            self.hooks.get(message, name)
+        return message
+
+    async def call(
+        self,
+        body: Any,
+        routing_key: str,
+        *,
+        exchange: Exchange | str = "",
+        timeout: float | None = None,
+        accept: Iterable[str] | None = None,
+        **arguments: Any,
+    ) -> Message:
+        """Publish a request, and return the reply to it. ``arguments`` as ``Producer.publish`` takes them.
+
+        The answering side publishes to the queue ``message.properties["reply_to"]`` with the ``correlation_id`` of the
+        request, as the function ``reply`` does. Raises MessageReturned where no queue takes the request, TimeoutError.
+        """
+        accepted, deadline = prepare_accept_content(accept), self.session.deadline(timeout)
+        message = await self._caller.call(self._control, body, routing_key, exchange, deadline, arguments)
+        message.accept = accepted
+        return message
+
+    async def reply(self, request: Message, body: Any, **arguments: Any) -> None:
+        """Publish the answer to a request of ``call``."""
+        properties = request.properties
+        await self._control.publish(
+            body,
+            properties["reply_to"],
+            exchange="",
+            correlation_id=properties.get("correlation_id"),
+            **arguments,
+        )
+
+    async def serve(
+        self,
+        queues: Queues,
+        handler: Callable[[Message], Awaitable[object]],
+        *,
+        concurrency: int = 10,
+        key: Callable[[Message], Any] | None = None,
+        on_error: OnError = "requeue",
+        stop: asyncio.Event | None = None,
+        signals: Sequence[int] = (),
+        grace: float = 30.0,
+        **arguments: Any,
+    ) -> None:
+        """Handle the messages of queues until ``stop`` is set, a signal comes, or the task is cancelled.
+
+        Args:
+            handler: Called with each message, which is acknowledged when it returns.
+            concurrency: How many are handled at a time, at the most.
+            key: What messages with an order among them have in common: those of one key are handled one after another.
+            on_error: What becomes of a message whose handler raises: see ``Message.process``.
+            signals: Numbers of signals that end it, such as ``signal.SIGTERM``; in the main thread only.
+            grace: Seconds for the handlers to end by themselves; those that have not are cancelled, and requeue.
+            arguments: Others of ``consume``.
+        """
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, got {concurrency}")
+        arguments.setdefault("prefetch", 2 * concurrency if key else concurrency)
+        server = Server(handler, concurrency, key, on_error, grace)
+        async with self.consume(queues, **arguments) as messages:
+            await server.run(messages, stop, signals)
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until the broker has answered all that was published before."""
+        await self.session.flush(self.session.deadline(timeout))
+
+    async def insured(self, fun: Callable[[], Awaitable[None]], policy: RetryPolicy) -> None:
+        """Call ``fun``, and again after a failure, as a policy says. Raises OperationalError at the end of it."""
+        retries, intervals = 0, retry_intervals(policy.interval_start, policy.interval_step, policy.interval_max)
+        while True:
+            try:
+                await fun()
+                return
+            except Exception as error:
+                following = next_try(error, policy, retries, self.get_transport_cls())
+                # The first new connection is made at once, as by the synchronous facade.
+                is_paused = following is NextTry.AFTER_PAUSE or (following is NextTry.WHEN_CONNECTED and retries)
+                pause = next(intervals) if is_paused else 0.0
+                if policy.errback is not None:
+                    policy.errback(error, pause)
+                retries += 1
+            await asyncio.sleep(pause)
+
+    # --- what is seen of it
+
+    def get_transport_cls(self) -> type[Transport]:
+        """Return the class of the synchronous transport."""
+        return self.session.transport_class
+
+    @property
+    def counters(self) -> Counters:
+        """What went through it since it was made, whenever it was lost or closed in between."""
+        return Counters(*self.session.tally.values())
+
+    def add_hook(self, hook: Hook) -> None:
+        """Have a hook around what is published, and around ``process`` and ``serve``, from now on. Once is enough."""
+        hooks = tuple(self.hooks or ())
+        if hook not in hooks:
+            self._observe((*hooks, hook))
+            observed: Any = self
+            hook.installed(observed)
+
+    def remove_hook(self, hook: Hook) -> None:
+        """Take a hook away, if it is there."""
+        self._observe(tuple(each for each in self.hooks or () if each is not hook))
+
+    def _observe(self, hooks: tuple[Hook, ...]) -> None:
+        observed: Any = self
+        self.hooks = Hooks(observed, hooks) if hooks else None
+
+
+def _name(queue: Queue | str) -> str:
+    return queue if isinstance(queue, str) else queue.name

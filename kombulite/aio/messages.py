@@ -1,0 +1,418 @@
+"""Receiving: messages as they come, or many at a time, and what becomes of each."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
+from logging import getLogger
+from time import monotonic
+from typing import Any, Literal
+
+from kombulite import exceptions
+from kombulite import message as messages
+from kombulite._client.batching import MessageBatch as SyncMessageBatch
+from kombulite._client.dead_letters import DeadLetterRule
+from kombulite._client.declarations import consumer_arguments
+from kombulite._core import Delivery
+from kombulite.aio.session import Channel, Session
+from kombulite.brokers.aio import Pending, closed, refuse, resolve
+from kombulite.brokers.base import Cancelled, ChannelClosed, Event, Outcome
+from kombulite.entity import Queue
+
+logger = getLogger("kombulite.aio")
+
+OnError = Literal["requeue", "reject", "keep"]
+STATES = {Outcome.ACK: "ACK", Outcome.REJECT: "REJECTED", Outcome.REQUEUE: "REQUEUED"}
+
+
+class Message(messages.Message):
+    """A received message: the synchronous one, whose fate is awaited."""
+
+    channel: Channel
+    queue: str = ""  #: name of the queue that it came from
+
+    async def ack(self, multiple: bool = False) -> None:  # type: ignore[override]
+        """Acknowledge it; with ``multiple`` all before it from the same ``consume`` too.
+
+        Raises MessageStateError if it was settled before, RecoverableConnectionError if its connection is lost: it
+        comes again then.
+        """
+        await self._settle(Outcome.ACK, multiple)
+
+    async def reject(self, requeue: bool = False) -> None:  # type: ignore[override]
+        """Give it up, to the queue's dead letter exchange if it has one. Raises as ``ack`` does."""
+        await self._settle(Outcome.REQUEUE if requeue else Outcome.REJECT)
+
+    async def requeue(self) -> None:  # type: ignore[override]
+        """Put it back into its queue. Raises as ``ack`` does."""
+        await self._settle(Outcome.REQUEUE)
+
+    async def _settle(self, outcome: Outcome, multiple: bool = False) -> None:
+        if self._state != "RECEIVED":
+            self.refuse(STATES[outcome])
+        self._state = STATES[outcome]
+        if self.no_ack:
+            return
+        channel = self.channel
+        try:
+            pending = channel.settle(self.delivery_tag, outcome, multiple)
+            if pending is not None:
+                await channel.session.wait(pending, channel.session.deadline(None), "settle")
+        except Exception:
+            self._state = "RECEIVED"
+            raise
+        channel.session.count(outcome)
+
+    @asynccontextmanager
+    async def process(self, on_error: OnError = "requeue") -> AsyncIterator[Message]:
+        """Settle it at the end of a block: acknowledged, or after an error as ``on_error`` says.
+
+        A block that is cancelled requeues. What the block has settled itself stays. An acknowledgement that fails since
+        the connection is lost is logged: the message comes again.
+
+        Args:
+            on_error: ``"requeue"``, ``"reject"``, or ``"keep"`` (unsettled until the consumer ends).
+        """
+        if on_error not in ("requeue", "reject", "keep"):
+            raise ValueError(f"on_error must be 'requeue', 'reject' or 'keep', got {on_error!r}")
+        try:
+            with ExitStack() as stack:
+                for hook in self.channel.connection.hooks or ():
+                    stack.enter_context(hook.consume(self, self.queue))
+                self.raise_errors()
+                yield self
+                await self._finish(Outcome.ACK)
+        except Exception:
+            if on_error != "keep":
+                await self._finish(Outcome.REQUEUE if on_error == "requeue" else Outcome.REJECT)
+            raise
+        except BaseException:
+            await self._finish(Outcome.REQUEUE)
+            raise
+
+    async def _finish(self, outcome: Outcome) -> None:
+        if self._state != "RECEIVED":
+            return
+        try:
+            await self._settle(outcome)
+        except (exceptions.RecoverableConnectionError, OSError) as error:
+            logger.warning("a message of queue %r will come again: %s", self.queue, error)
+
+
+class MessageBatch(SyncMessageBatch):
+    """Received messages of one ``consume``: a list. Settling leaves out those that are settled already."""
+
+    async def ack(self) -> None:  # type: ignore[override]
+        """Acknowledge all, at once where the broker can."""
+        await self._settle_all(Outcome.ACK)
+
+    async def reject(self, requeue: bool = False) -> None:  # type: ignore[override]
+        """Give all up, or with ``requeue`` put them back into their queues."""
+        await self._settle_all(Outcome.REQUEUE if requeue else Outcome.REJECT)
+
+    async def requeue(self) -> None:  # type: ignore[override]
+        """Put all back into their queues."""
+        await self._settle_all(Outcome.REQUEUE)
+
+    async def _settle_all(self, outcome: Outcome) -> None:
+        unsettled = [message for message in self if not message.acknowledged]
+        tags = [message.delivery_tag for message in unsettled if not message.no_ack]
+        for message in unsettled:
+            message._state = STATES[outcome]
+        if not tags:
+            return
+        channel: Any = unsettled[0].channel
+        try:
+            pending = channel.settle_many(tags, outcome)
+            if pending is not None:
+                await channel.session.wait(pending, channel.session.deadline(None), "settle")
+        except Exception:
+            for message in unsettled:
+                message._state = "RECEIVED"
+            raise
+        channel.session.count(outcome, len(tags))
+
+
+class Messages:
+    """The messages of some queues, from ``Connection.consume``: an asynchronous iterator within ``async with``.
+
+    It goes on by itself after the connection was lost. Several tasks may iterate over it; each message is one's. What
+    is not settled when the ``async with`` ends goes back to its queue.
+    """
+
+    def __init__(
+        self,
+        connection: Any,
+        session: Session,
+        queues: list[Queue],
+        prefetch: int,
+        no_ack: bool,
+        accept: set[str | None] | None,
+        rule: DeadLetterRule | None,
+        exclusive: bool,
+        auto_declare: bool,
+    ) -> None:
+        if prefetch < 1:
+            raise ValueError(f"prefetch must be at least 1, got {prefetch}")
+        self._connection = connection
+        self._session = session
+        self._queues = queues
+        self.prefetch = prefetch
+        self._no_ack = no_ack
+        self._accept = accept
+        self._rule = rule
+        self._exclusive = exclusive
+        self._auto_declare = auto_declare
+        self._channel: Channel | None = None
+        self._names: dict[str, str] = {}  # consumer tag -> queue
+        self._ready: deque[Delivery] = deque()
+        self._waiters: deque[Pending[None]] = deque()
+        self._error: BaseException | None = None
+        self._is_over = False
+
+    # --- beginning and end
+
+    async def __aenter__(self) -> Messages:
+        session = self._session
+        deadline = session.deadline(None)
+        if self._auto_declare:
+            for queue in self._queues:
+                await self._connection.declare(queue)
+        await session.ensure(deadline)
+        self._error, self._is_over = None, False
+        try:
+            await session.once(self, self.start, deadline, "consume")
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._end()
+
+    async def start(self) -> None:
+        """Consume on the connection that there is now."""
+        session = self._session
+        self._ready.clear()  # what came on a connection that is lost comes again
+        self._names.clear()
+        channel = await session.open_channel()
+        channel.on_event = self._on_event
+        transport = session.transport
+        assert transport is not None
+        try:
+            await session.answer(transport.qos(channel.number, 0, self.prefetch, False))
+            for number, queue in enumerate(self._queues, 1):
+                queue.name = session.topology.renamed.get(queue.name, queue.name)
+                tag = f"{id(self):x}.{number}"
+                self._names[tag] = queue.name
+                arguments = consumer_arguments(queue)
+                await session.answer(
+                    transport.consume(channel.number, queue.name, tag, False, self._exclusive, arguments)
+                )
+            if self._is_over:  # it ended meanwhile
+                raise closed()
+        except BaseException:
+            channel.notice()
+            if channel.is_open and session.transport is transport:
+                session.forget(channel)
+                transport.close_channel(channel.number)
+            raise
+        self._channel = channel
+        session.restored.add(self)
+
+    def fail(self, error: BaseException) -> None:
+        """Have those who wait raise an error."""
+        self._error = self._error or error
+        self._session.restored.discard(self)
+        self._wake_all()
+
+    async def stop(self) -> None:
+        """Have no more come: what was handed over may be settled still, what was not goes back to its queue."""
+        self._is_over = True
+        self._session.restored.discard(self)
+        channel, transport = self._channel, self._session.transport
+        if channel is not None and channel.is_open and transport is not None:
+            deadline = self._session.deadline(None)
+            for tag in list(self._names):
+                await self._session.wait(transport.cancel(channel.number, tag), deadline, "cancel")
+            while self._ready and channel.is_open:
+                pending = channel.settle(self._ready.popleft().delivery_tag, Outcome.REQUEUE)
+                if pending is not None:
+                    await self._session.wait(pending, deadline, "settle")
+        self._wake_all()
+
+    async def _end(self) -> None:
+        self._is_over = True
+        self._session.restored.discard(self)
+        channel, self._channel = self._channel, None
+        self._ready.clear()
+        self._wake_all()
+        if channel is not None and channel.is_open:
+            session = self._session
+            close = partial(session.close_channel, channel)
+            try:
+                await session.once(channel, close, session.deadline(None), "close a channel")
+            except (exceptions.ConnectionError, OSError) as error:
+                logger.warning("a consumer could not be ended: %s", error)
+
+    # --- messages
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Delivery):
+            self._ready.append(event)
+            self._wake()
+        elif isinstance(event, Cancelled):
+            queue = self._names.pop(event.consumer_tag, "")
+            self.fail(exceptions.ConsumerCancelled(f"the broker cancelled the consumer of queue {queue!r}"))
+        elif isinstance(event, ChannelClosed):
+            self.fail(event.error)
+
+    def _wake(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def _wake_all(self) -> None:
+        while self._waiters:
+            resolve(self._waiters.popleft())
+
+    async def _wait(self, deadline: float | None = None) -> bool:
+        """Wait for a change. Cancelled, it changes nothing. Returns whether there was one by the deadline."""
+        loop = self._session.check_loop()
+        waiter: Pending[None] = loop.create_future()
+        self._waiters.append(waiter)
+        timer = None if deadline is None else loop.call_later(max(deadline - monotonic(), 0), _time_out, waiter)
+        try:
+            await waiter
+        except TimeoutError:
+            return False
+        except BaseException:
+            if waiter.done() and not waiter.cancelled():
+                self._wake()  # another may take what we were woken for
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return True
+
+    def _check(self) -> None:
+        """Raise what the consumer ended with; StopAsyncIteration after ``stop`` or the end of ``async with``."""
+        self._session.check_loop()
+        if self._error is not None:
+            raise self._error
+        if self._is_over:
+            raise StopAsyncIteration
+        if self._channel is None:
+            raise RuntimeError("messages come within `async with connection.consume(...)` only")
+
+    def __aiter__(self) -> Messages:
+        return self
+
+    async def __anext__(self) -> Message:
+        while True:
+            while not self._ready:
+                self._check()
+                await self._wait()
+            message = await self._take()
+            if message is not None:
+                return message
+
+    async def next(self, timeout: float | None = None) -> Message | None:
+        """Return the next message; None if none came in ``timeout`` seconds (None: wait for one)."""
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            while not self._ready:
+                self._check()
+                if not await self._wait(deadline):
+                    return None
+            message = await self._take()
+            if message is not None:
+                return message
+
+    async def _take(self) -> Message | None:
+        """Take what is ready; None if it is nothing for the application."""
+        channel: Any = self._channel
+        delivery = self._ready.popleft()
+        if not channel.is_open:
+            return None  # it comes again on the next connection
+        message = Message.from_delivery(delivery, channel)
+        message.queue = self._names.get(delivery.consumer_tag, "")
+        message.accept = self._accept
+        if self._rule is not None and self._rule.condemns(message):
+            await self._bury(message)
+            return None
+        if self._no_ack:
+            channel.settle(delivery.delivery_tag, Outcome.ACK)
+            message.no_ack = True
+        self._session.tally.count_consumed(delivery)
+        return message
+
+    async def _bury(self, message: Message) -> None:
+        """Send a message to the dead letters, and acknowledge it once the broker has it there."""
+        rule = self._rule
+        assert rule is not None
+        try:
+            await self._connection.declare(rule.destination)
+            letter = rule.letter(message, message.queue)
+            await self._session.publish(letter, True, True, self._session.deadline(None))
+            await message.ack()
+        except BaseException:
+            if message.channel.is_open and not message.acknowledged:
+                message.channel.settle(message.delivery_tag, Outcome.REQUEUE)
+            raise
+        rule.report(message, message.queue)
+
+    def batches(self, size: int, within: float) -> AsyncIterator[MessageBatch]:
+        """Return an iterator over ``MessageBatch``es of up to ``size`` messages.
+
+        A batch is complete when it has ``size`` messages, or as many as the prefetch count lets be out, or ``within``
+        seconds after its first came.
+        """
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        if not within >= 0:
+            raise ValueError(f"within must be a number of seconds from 0 on, got {within!r}")
+        return Batches(self, min(size, self.prefetch), within)
+
+    async def next_batch(self, size: int, within: float) -> MessageBatch:
+        """Return the next batch. Nothing is taken before it is complete: a wait that is cancelled changes nothing."""
+        while not self._ready:
+            self._check()
+            await self._wait()
+        deadline = monotonic() + within
+        while len(self._ready) < size and not self._is_over and self._error is None:
+            if not await self._wait(deadline):
+                break
+        batch = MessageBatch()
+        try:
+            while self._ready and len(batch) < size:
+                message = await self._take()
+                if message is not None:
+                    batch.append(message)
+        except BaseException:
+            self._ready.extendleft(message.delivery for message in reversed(batch) if message.delivery is not None)
+            raise
+        return batch or await self.next_batch(size, within)
+
+
+class Batches:
+    """Messages many at a time: what ``Messages.batches`` gives."""
+
+    def __init__(self, source: Messages, size: int, within: float) -> None:
+        self._source = source
+        self._size = size
+        self._within = within
+
+    def __aiter__(self) -> Batches:
+        return self
+
+    async def __anext__(self) -> MessageBatch:
+        return await self._source.next_batch(self._size, self._within)
+
+
+def _time_out(waiter: Pending[None]) -> None:
+    refuse(waiter, TimeoutError())

@@ -1,0 +1,281 @@
+"""Sending messages: one at a time, in batches, in streams."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
+
+from kombulite._client.outgoing import Chunk, MessageMaker, raise_refused
+from kombulite._client.retry import RetryPolicy
+from kombulite._core import Delivery
+from kombulite.entity import Exchange
+
+
+class Producer(MessageMaker):
+    """Sends messages. Made by ``Connection.producer``; tasks may share it.
+
+    A publish returns when the broker has said that it has the message, unless ``confirm`` is False.
+    """
+
+    def __init__(
+        self,
+        connection: Any,
+        exchange: Exchange | str | None,
+        routing_key: str,
+        serializer: str | None,
+        compression: str | None,
+        confirm: bool,
+        auto_declare: bool,
+    ) -> None:
+        super().__init__(exchange, routing_key, serializer, compression)
+        self.connection = connection
+        self.confirm = confirm
+        self.auto_declare = auto_declare
+        self._session = connection.session
+        self._declared: set[Any] | None = None  # the connection's declarations that hold our exchange
+
+    async def publish(
+        self,
+        body: Any,
+        routing_key: str | None = None,
+        *,
+        exchange: Exchange | str | None = None,
+        mandatory: bool = False,
+        delivery_mode: int | str | None = None,
+        priority: int | None = 0,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        serializer: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        compression: str | None = None,
+        expiration: float | None = None,
+        declare: Iterable[Any] = (),
+        timeout: float | None = None,
+        retry: bool = False,
+        retry_policy: Mapping[str, Any] | None = None,
+        **properties: Any,
+    ) -> None:
+        """Publish a message. Cancelled before its turn, it is not sent.
+
+        The arguments are those of the synchronous ``Producer.publish``.
+
+        Args:
+            timeout: Seconds for all of it (None: the connection's default, 30).
+            retry: Connect and publish again after a failure, as ``retry_policy`` says.
+
+        Raises:
+            MessageReturned: It was mandatory, and no queue took it.
+            MessageNacked: The broker refused it.
+            NotFound: There is no such exchange.
+            EncodeError: The body cannot be encoded.
+            TimeoutError: The broker did not answer in time; it may have the message.
+            RecoverableConnectionError: The connection was lost; the broker may have the message.
+        """
+        delivery = self._make(
+            exchange,
+            routing_key,
+            body,
+            delivery_mode,
+            priority,
+            content_type,
+            content_encoding,
+            serializer,
+            headers,
+            compression,
+            expiration,
+            properties,
+        )
+        session = self._session
+        session.check_loop()
+        deadline = session.deadline(timeout)
+        if not retry:
+            await self._publish(delivery, mandatory, declare, deadline)
+            return
+        policy = RetryPolicy(**(retry_policy or {}))
+        await self.connection.insured(lambda: self._publish(delivery, mandatory, declare, deadline), policy)
+
+    async def _publish(self, delivery: Delivery, mandatory: bool, declare: Iterable[Any], deadline: float) -> None:
+        session = self._session
+        if self._declared is not session.declared or declare:
+            await self._declare(declare)
+        hooks = self.connection.hooks
+        if hooks is None:
+            await session.publish(delivery, mandatory, self.confirm, deadline)
+            return
+        with ExitStack() as stack:
+            for outgoing, around in hooks.publishing(delivery, mandatory):
+                stack.enter_context(around)
+                delivery = outgoing.delivery()
+            await session.publish(delivery, mandatory, self.confirm, deadline)
+
+    async def _declare(self, entities: Iterable[Any]) -> None:
+        session, connection = self._session, self.connection
+        if self.auto_declare and self.exchange.name:
+            await connection.maybe_declare(self.exchange)
+        for entity in entities:
+            await connection.maybe_declare(entity)
+        self._declared = session.declared if self.exchange.can_cache_declaration else None
+
+    def make(
+        self,
+        body: Any,
+        routing_key: str | None = None,
+        *,
+        exchange: Exchange | str | None = None,
+        delivery_mode: int | str | None = None,
+        priority: int | None = 0,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        serializer: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        compression: str | None = None,
+        expiration: float | None = None,
+        **properties: Any,
+    ) -> Delivery:
+        """Return a message that is not published yet."""
+        return self._make(
+            exchange,
+            routing_key,
+            body,
+            delivery_mode,
+            priority,
+            content_type,
+            content_encoding,
+            serializer,
+            headers,
+            compression,
+            expiration,
+            properties,
+        )
+
+    async def publish_many(
+        self,
+        bodies: Iterable[Any] | AsyncIterable[Any],
+        routing_key: str | None = None,
+        *,
+        exchange: Exchange | str | None = None,
+        mandatory: bool = False,
+        delivery_mode: int | str | None = None,
+        priority: int | None = 0,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        serializer: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        compression: str | None = None,
+        expiration: float | None = None,
+        declare: Iterable[Any] = (),
+        timeout: float | None = None,
+        **properties: Any,
+    ) -> int:
+        """Publish many bodies, of an iterable or an asynchronous one that may be endless. Returns how many were taken.
+
+        They are handed over a thousand, or some megabytes, at a time; ``timeout`` is for each hand-over. Raises
+        BatchPublishError, whose ``refused`` names those that were not taken by their index.
+        """
+
+        arguments = {
+            "exchange": exchange,
+            "delivery_mode": delivery_mode,
+            "priority": priority,
+            "content_type": content_type,
+            "content_encoding": content_encoding,
+            "serializer": serializer,
+            "headers": headers,
+            "compression": compression,
+            "expiration": expiration,
+            **properties,
+        }
+
+        def make(body: Any) -> Delivery:
+            return self.make(body, routing_key, **arguments)
+
+        await self._declare(declare)
+        chunk = Chunk()
+        source = bodies if isinstance(bodies, AsyncIterable) else _asynchronous(bodies)
+        async for body in source:
+            chunk.add(make, body)
+            if chunk.is_full:
+                await self._send(chunk, mandatory, timeout)
+            if chunk.is_over:
+                break
+        await self._send(chunk, mandatory, timeout)
+        chunk.raise_refused()
+        return chunk.total
+
+    async def _send(self, chunk: Chunk, mandatory: bool, timeout: float | None) -> None:
+        if chunk.deliveries:
+            chunk.sent(await self.send_many(chunk.deliveries, mandatory, timeout))
+
+    async def send_many(
+        self, deliveries: list[Delivery], mandatory: bool, timeout: float | None = None
+    ) -> list[tuple[int, Exception]]:
+        """Publish what is prepared already; gives those refused, as (index, exception)."""
+        session, hooks = self._session, self.connection.hooks
+        deadline = session.deadline(timeout)
+        if hooks is None:
+            refused: list[tuple[int, Exception]] = await session.publish_many(
+                deliveries, mandatory, self.confirm, deadline
+            )
+            return refused
+        with ExitStack() as stack:
+            for many, around in hooks.publishing_many(deliveries, mandatory):
+                stack.enter_context(around)
+                deliveries = [outgoing.delivery() for outgoing in many]
+            refused = await session.publish_many(deliveries, mandatory, self.confirm, deadline)
+            for index, error in refused:
+                many[index].error = error
+        return refused
+
+    @asynccontextmanager
+    async def batch(self, max_size: int = 1000) -> AsyncIterator[Batch]:
+        """Collect messages, and send them together: at ``max_size``, on ``flush()``, and at the end.
+
+        What is published with ``await batch.publish(...)`` belongs to the batch. An exception inside discards what was
+        not sent yet. Raises BatchPublishError.
+        """
+        batch = Batch(self, max_size)
+        yield batch
+        await batch.flush()
+
+
+class Batch:
+    """Messages that wait to be sent together. Made by ``Producer.batch()``."""
+
+    def __init__(self, producer: Producer, max_size: int) -> None:
+        if max_size < 1:
+            raise ValueError(f"max_size must be at least 1, got {max_size}")
+        self._producer = producer
+        self._max_size = max_size
+        self._waiting: list[Delivery] = []
+        self._refused: list[tuple[int, Exception]] = []
+        self._sent = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def publish(self, body: Any, routing_key: str | None = None, **arguments: Any) -> None:
+        """Add a message, with the arguments of ``Producer.publish`` that are about the message; send a full batch."""
+        producer = self._producer
+        delivery = producer.make(body, routing_key, **arguments)
+        hooks = producer.connection.hooks
+        self._waiting.append(delivery if hooks is None else hooks.collect(delivery, False))
+        if len(self._waiting) >= self._max_size:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Send what waits. Raises BatchPublishError; after an error of the connection they go on waiting."""
+        if self._waiting:
+            producer, sending = self._producer, list(self._waiting)
+            await producer._declare(())
+            refused = await producer.send_many(sending, False)
+            self._refused += [(self._sent + index, error) for index, error in refused]
+            self._sent += len(sending)
+            del self._waiting[: len(sending)]
+        refused, total, self._refused, self._sent = self._refused, self._sent, [], 0
+        raise_refused(refused, total)
+
+
+async def _asynchronous(bodies: Iterable[Any]) -> AsyncIterator[Any]:
+    for body in bodies:
+        yield body

@@ -1,0 +1,524 @@
+"""The broker connection of a ``Connection``: when it is opened and restored, and who waits for what until when.
+
+Many tasks share it. What several of them need (the connection itself, a channel) is done by one task of its own, which
+they wait for: a task that is cancelled takes nothing away from the others, and nothing stays half done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Hashable
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import Any, Protocol, TypeVar
+
+from kombulite import exceptions
+from kombulite._client.address import Address
+from kombulite._client.lifecycle import Lifecycle, State
+from kombulite._client.topology import Topology
+from kombulite._core import Delivery, Tally
+from kombulite.brokers import resolve_transport
+from kombulite.brokers.aio import AsyncTransport, Pending, closed, refuse, resolve
+from kombulite.brokers.base import ChannelClosed, Event, ExchangeSpec, Outcome, Transport
+from kombulite.brokers.threaded import async_transport
+from kombulite.utils.functional import retry_intervals
+
+T = TypeVar("T")
+
+WINDOW = 4096  # messages that may be on their way to the broker, and not answered yet
+DEFAULT_TIMEOUT = 30.0  # seconds
+CLOSE_TIMEOUT = 10.0  # seconds
+COUNTS = {Outcome.ACK: "count_acked", Outcome.REJECT: "count_rejected", Outcome.REQUEUE: "count_requeued"}
+
+
+class Channel:
+    """A channel of one broker connection. What came on it is settled on it, and on no other."""
+
+    def __init__(self, session: Session, transport: AsyncTransport, number: int) -> None:
+        self.session = session
+        self.connection: Any = session.address
+        self.number = number
+        self.is_open = True
+        self.on_event: Callable[[Event], object] | None = None
+        self._transport = transport
+
+    def settle(self, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> Pending[None] | None:
+        """Say what becomes of a delivery. Raises RecoverableConnectionError if its channel is closed."""
+        self._check()
+        return self._transport.settle(self.number, delivery_tag, outcome, multiple)
+
+    def settle_many(self, delivery_tags: list[Any], outcome: Outcome) -> Pending[None] | None:
+        """Say what becomes of some deliveries."""
+        self._check()
+        return self._transport.settle_many(self.number, delivery_tags, outcome)
+
+    def _check(self) -> None:
+        self.session.check_loop()
+        if not self.is_open:
+            raise exceptions.RecoverableConnectionError("the message came on a channel that is closed")
+
+    def notice(self) -> None:
+        """After an error: see whether the broker has closed the channel for it."""
+        if self.is_open and not self._transport.channel_is_open(self.number):
+            self.session.forget(self)
+
+
+class Restored(Protocol):
+    """What goes on with the next connection when one was lost: a consumer."""
+
+    async def start(self) -> None:
+        """Begin on the connection that there is now."""
+
+    def fail(self, error: BaseException) -> None:
+        """End: there will be no connection."""
+
+
+class Session:
+    """The broker connection of one ``Connection``, opened when it is needed."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.life = Lifecycle(address.as_uri)
+        self.topology = Topology()
+        self.tally = Tally()
+        self.declared: set[Any] = set()
+        self.exchanges: set[str] = {""}  # that are known to be there
+        self.restored: set[Restored] = set()
+        self.transport: AsyncTransport | None = None
+        self.timeout = float(address.transport_options.get("read_timeout") or DEFAULT_TIMEOUT)
+        self.watchers: list[Callable[[State], object]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._channels: dict[int, Channel] = {}
+        self._roles: dict[str, Channel] = {}
+        self._tasks: dict[Hashable, asyncio.Task[Any]] = {}
+        self._waits: dict[Pending[Any], tuple[float, str]] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = inf
+        self.sent: set[Pending[Any]] = set()  # publishes that the broker has not answered
+        self._turns: deque[Pending[None]] = deque()
+        self._is_closing = False
+
+    # --- the loop
+
+    def check_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop. Raises RuntimeError in another one, or in a thread without one."""
+        running = asyncio.get_running_loop()
+        if running is not self._loop:
+            if self._loop is not None and not (self._loop.is_closed() and self.transport is None):
+                raise RuntimeError("the connection belongs to another event loop; make one for each loop")
+            self._loop = running
+            self._tasks, self._roles, self._waits = {}, {}, {}
+        return running
+
+    def deadline(self, timeout: float | None) -> float:
+        """Return when a wait of so many seconds (None: the connection's default) ends."""
+        return monotonic() + (self.timeout if timeout is None else timeout)
+
+    async def wait(self, pending: Pending[T], deadline: float, what: str) -> T:
+        """Wait for a pending answer that is the caller's alone. Raises TimeoutError."""
+        if not pending.done():
+            self._waits[pending] = deadline, what
+            if deadline < self._alarm_at:
+                self._set_alarm(deadline)
+            try:
+                return await pending
+            finally:
+                del self._waits[pending]
+        return pending.result()
+
+    async def answer(self, pending: Pending[T]) -> T:
+        """Wait for an answer, as long as the connection's default is."""
+        return await self.wait(pending, self.deadline(None), "request")
+
+    def _set_alarm(self, deadline: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = deadline
+        self._alarm = self.check_loop().call_later(max(deadline - monotonic(), 0), self._expire)
+
+    def _expire(self) -> None:
+        """End the waits whose time is over."""
+        self._alarm, self._alarm_at = None, inf
+        now, following = monotonic(), inf
+        for pending, (deadline, what) in list(self._waits.items()):
+            if deadline <= now:
+                refuse(pending, TimeoutError(f"{what}: the broker did not answer in time"))
+            else:
+                following = min(following, deadline)
+        if following < inf:
+            self._set_alarm(following)
+
+    async def once(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]], deadline: float, what: str) -> T:
+        """Wait for what a task does for all who ask for it with the same key."""
+        loop = self.check_loop()
+        task = self._tasks.get(key)
+        if task is None:
+            if self._is_closing:
+                raise closed()
+            task = loop.create_task(make())
+            self.keep(key, task)
+        waiter: Pending[T] = loop.create_future()
+        task.add_done_callback(partial(_pass_on, waiter))
+        return await self.wait(waiter, deadline, what)
+
+    def keep(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+        """Have a task end with the connection."""
+        self._tasks[key] = task
+        task.add_done_callback(partial(self._done, key))
+
+    def _done(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
+        if not task.cancelled():
+            task.exception()  # it is told to those who wait, or nobody
+
+    # --- the connection
+
+    @property
+    def transport_class(self) -> type[Transport]:
+        """The class of the synchronous transport, which knows the errors."""
+        found: type[Transport] = resolve_transport(self.address.transport_cls)
+        return found
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is open, and restored."""
+        return self.transport is not None and self.life.state in (State.OPEN, State.SUSPECT)
+
+    def state(self) -> State:
+        """See whether the broker has fallen silent. Returns the state."""
+        if self.is_open:
+            assert self.transport is not None
+            self._to(State.SUSPECT if self.transport.is_suspect else State.OPEN)
+        return self.life.state
+
+    def _to(self, state: State, reason: object = None) -> None:
+        if state is not self.life.state:
+            self.life.to(state, reason)
+            for watcher in list(self.watchers):
+                watcher(state)
+
+    async def ensure(self, deadline: float) -> AsyncTransport:
+        """Return the open connection, after connecting if need be. Raises what connecting ended with."""
+        while not self.is_open:
+            await self.once("connect", self._connect, deadline, "connect")
+        assert self.transport is not None
+        return self.transport
+
+    async def _connect(self) -> None:
+        """Connect: each URL once; as long as there are consumers, again and again."""
+        intervals, tries = iter(retry_intervals(0.5, 0.5, 5.0)), 0
+        try:
+            while True:
+                try:
+                    await self._connect_once()
+                    return
+                except self.transport_class.recoverable_connection_errors:
+                    is_over = self.address.completes_cycle(tries)
+                    tries += 1
+                    if self.address.cycle is not None:
+                        self.address.take(next(self.address.cycle))
+                    if is_over:
+                        if not self.restored:
+                            raise
+                        await asyncio.sleep(next(intervals))
+        except Exception as error:
+            for each in list(self.restored):
+                each.fail(error)
+            raise
+
+    async def _connect_once(self) -> None:
+        before = self.life.state
+        self._to(State.CONNECTING)
+        transport = async_transport(self.transport_class, self.address.settings(), self._on_event)
+        transport.on_lost = partial(self._lost, transport)
+        try:
+            await transport.connect()
+        except BaseException as error:
+            self._to(before, error)
+            raise
+        self.transport = transport
+        if before is State.LOST:
+            await self._restore(transport)
+            self.tally.count_reconnect()
+        if self.transport is not transport:
+            raise exceptions.RecoverableConnectionError("the connection was lost again at once")
+        self._to(State.OPEN)
+
+    async def _restore(self, transport: AsyncTransport) -> None:
+        """Declare again what may be gone, and start the consumers again."""
+        self._to(State.RESTORING)
+        try:
+            everything = not self.transport_class.capabilities.keeps_durable
+            if self.topology.needs_restoring(everything):
+                number = await self.answer(transport.open_channel())
+                for step in self.topology.restoring(everything):
+                    step.answer = await self.answer(getattr(transport, step.verb)(number, *step.arguments))
+                await self.answer(transport.close_channel(number))
+            for each in list(self.restored):
+                await each.start()
+            self.topology.renamed = {}
+        except exceptions.ResourceLocked as error:
+            # The broker has not noticed yet that the old connection is gone: it holds its exclusive queues.
+            self._drop(transport, error)
+            raise exceptions.RecoverableConnectionError(str(error)) from error
+        except BaseException as error:
+            self._drop(transport, error)
+            raise
+
+    def _on_event(self, event: Event) -> None:
+        channel = self._channels.get(event.channel)
+        if channel is None:
+            return
+        if isinstance(event, ChannelClosed):
+            self.forget(channel)
+        if channel.on_event is not None:
+            channel.on_event(event)
+
+    def _lost(self, transport: AsyncTransport, error: Exception) -> None:
+        if self.transport is transport:
+            self._drop(transport, error)
+            if self.restored and not self._is_closing and "connect" not in self._tasks:
+                self.keep("connect", self.check_loop().create_task(self._connect()))
+
+    def _drop(self, transport: AsyncTransport, reason: object) -> None:
+        """Forget a connection that is lost."""
+        if self.transport is not transport:
+            return
+        self.transport = None
+        transport.abort()
+        for channel in list(self._channels.values()):
+            self.forget(channel)
+        self.forget_declarations()
+        for pending in list(self.sent):
+            refuse(pending, exceptions.RecoverableConnectionError(f"the connection is lost: {reason}"))
+        self._take_turns()
+        if self.life.state is not State.CLOSED:
+            self._to(State.LOST, reason)
+
+    def forget_declarations(self) -> None:
+        """Declare again what is needed: the connection is new, or something was deleted."""
+        self.declared = set()
+        self.exchanges = {""}
+
+    async def close(self) -> None:
+        """Close the connection, and end all that was going on for it."""
+        self.check_loop()
+        self._is_closing = True
+        try:
+            for each in list(self.restored):
+                each.fail(closed())
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT)
+            transport, self.transport = self.transport, None
+            for channel in list(self._channels.values()):
+                self.forget(channel)
+            if transport is not None:
+                try:
+                    await transport.close()
+                except (*self.transport_class.connection_errors, *self.transport_class.channel_errors):
+                    transport.abort()
+            for pending in list(self._waits):
+                refuse(pending, closed())
+        finally:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm, self._alarm_at = None, inf
+            self.topology = Topology()
+            self.forget_declarations()
+            self._is_closing = False
+            self._to(State.CLOSED)
+
+    def abandon(self) -> None:
+        """Forget the connection in a forked child, whose parent has it."""
+        self.transport, self._loop, self._alarm, self._alarm_at = None, None, None, inf
+        self._channels, self._roles, self._tasks, self._waits = {}, {}, {}, {}
+        self.restored = set()
+        self.tally.clear()
+        self.life = Lifecycle(self.address.as_uri)
+
+    # --- channels
+
+    async def open_channel(self) -> Channel:
+        """Open a channel on the connection that there is. For tasks of the session only."""
+        transport = self.transport
+        if transport is None:
+            raise closed()
+        number = await self.answer(transport.open_channel())
+        channel = self._channels[number] = Channel(self, transport, number)
+        return channel
+
+    async def close_channel(self, channel: Channel) -> None:
+        """Close a channel, if it is open: its consumers end, messages not settled go back."""
+        if channel.is_open and self.transport is not None:
+            self.forget(channel)
+            await self.answer(self.transport.close_channel(channel.number))
+
+    def forget(self, channel: Channel) -> None:
+        """Take a channel for closed."""
+        channel.is_open = False
+        if self._channels.get(channel.number) is channel:
+            del self._channels[channel.number]
+        for role, each in list(self._roles.items()):
+            if each is channel:
+                del self._roles[role]
+
+    async def channel(self, role: str, deadline: float) -> Channel:
+        """Return the channel of a role: "control", "get", "confirmed" or "plain"."""
+        await self.ensure(deadline)
+        while (channel := self._roles.get(role)) is None or not channel.is_open:
+            await self.once(role, partial(self._open_role, role), deadline, "open a channel")
+        return channel
+
+    async def _open_role(self, role: str) -> None:
+        channel = await self.open_channel()
+        if role == "confirmed":
+            assert self.transport is not None
+            await self.answer(self.transport.confirm(channel.number))
+        self._roles[role] = channel
+
+    async def ask(self, verb: str, *arguments: Any, deadline: float) -> Any:
+        """Have the transport do something on the control channel, and return the answer."""
+        channel = await self.channel("control", deadline)
+        assert self.transport is not None
+        try:
+            return await self.wait(getattr(self.transport, verb)(channel.number, *arguments), deadline, verb)
+        except exceptions.ChannelError:
+            channel.notice()
+            raise
+
+    # --- publishing
+
+    async def publish(self, delivery: Delivery, mandatory: bool, confirm: bool, deadline: float) -> None:
+        """Publish one message, when it is its turn. Cancelled before that, it is not sent."""
+        role = "confirmed" if confirm else "plain"
+        while True:
+            channel = self._roles.get(role)
+            if channel is None or not channel.is_open or not self.is_open:
+                channel = await self.channel(role, deadline)
+            elif delivery.exchange not in self.exchanges:
+                await self._find_exchange(delivery.exchange, deadline)
+            elif len(self.sent) >= WINDOW:
+                await self._turn(deadline)
+            elif (room := self.transport.writable()) is not None:  # type: ignore[union-attr]
+                await self._share(room, deadline)
+            else:
+                break
+        transport = self.transport
+        assert transport is not None
+        try:
+            pending = transport.publish(channel.number, delivery, mandatory)
+            if pending is not None:
+                self.sent.add(pending)
+                try:
+                    await self.wait(pending, deadline, "publish")
+                finally:
+                    self.sent.discard(pending)
+                    if self._turns:
+                        self._take_turns()
+        except exceptions.ChannelError:
+            channel.notice()
+            raise
+        self.tally.count_published(delivery, confirm)
+
+    async def publish_many(
+        self, deliveries: list[Delivery], mandatory: bool, confirm: bool, deadline: float
+    ) -> list[tuple[int, Exception]]:
+        """Publish messages in order; gives those refused, as (index, exception)."""
+        role = "confirmed" if confirm else "plain"
+        for exchange in {delivery.exchange for delivery in deliveries}:
+            if exchange not in self.exchanges:
+                await self._find_exchange(exchange, deadline)
+        channel = await self.channel(role, deadline)
+        transport = self.transport
+        assert transport is not None
+        pending = transport.publish_many(channel.number, deliveries, mandatory)
+        self.sent.add(pending)
+        try:
+            refused = await self.wait(pending, deadline, "publish_many")
+        finally:
+            self.sent.discard(pending)
+            channel.notice()
+        self.tally.count_many(deliveries, confirm, {index for index, _ in refused})
+        return refused
+
+    async def _find_exchange(self, name: str, deadline: float) -> None:
+        """See that an exchange is there: a publish to one that is not would take the channel from all other tasks."""
+        await self.ask("declare_exchange", ExchangeSpec(name), True, deadline=deadline)
+        self.exchanges.add(name)
+
+    async def _turn(self, deadline: float) -> None:
+        turn: Pending[None] = self.check_loop().create_future()
+        self._turns.append(turn)
+        try:
+            await self.wait(turn, deadline, "publish")
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self._take_turns()  # it was ours, and another may have it
+            raise
+
+    def _take_turns(self) -> None:
+        room = WINDOW - len(self.sent)
+        while self._turns and room > 0:
+            turn = self._turns.popleft()
+            room -= not turn.done()
+            resolve(turn)
+
+    async def _share(self, pending: Pending[None], deadline: float) -> None:
+        """Wait for what others wait for too."""
+        waiter: Pending[None] = self.check_loop().create_future()
+        pending.add_done_callback(lambda _: resolve(waiter))
+        await self.wait(waiter, deadline, "publish")
+
+    async def flush(self, deadline: float) -> None:
+        """Wait until all that was published before is answered."""
+        for pending in list(self.sent):
+            await self._share(pending, deadline)
+
+    # --- fetching
+
+    async def get(self, queue: str, no_ack: bool, deadline: float) -> tuple[Delivery, Channel] | None:
+        """Fetch a message. One that comes after the caller was cancelled goes back to its queue."""
+        key = object()
+        try:
+            return await self.once(key, partial(self._get, queue, no_ack, deadline), deadline, "get")
+        except BaseException:
+            task = self._tasks.get(key)
+            if task is not None:
+                task.add_done_callback(_put_back)
+            raise
+
+    async def _get(self, queue: str, no_ack: bool, deadline: float) -> tuple[Delivery, Channel] | None:
+        channel = await self.channel("get", deadline)
+        assert self.transport is not None
+        try:
+            delivery = await self.answer(self.transport.get(channel.number, queue, no_ack))
+        except exceptions.ChannelError:
+            channel.notice()
+            raise
+        return None if delivery is None else (delivery, channel)
+
+    def count(self, outcome: Outcome, number: int = 1) -> None:
+        """Count deliveries that were settled."""
+        getattr(self.tally, COUNTS[outcome])(number)
+
+
+def _pass_on(waiter: Pending[Any], task: asyncio.Task[Any]) -> None:
+    if task.cancelled():
+        refuse(waiter, closed())
+    elif (error := task.exception()) is not None:
+        refuse(waiter, error)
+    else:
+        resolve(waiter, task.result())
+
+
+def _put_back(task: asyncio.Task[tuple[Delivery, Channel] | None]) -> None:
+    if not task.cancelled() and task.exception() is None and (found := task.result()) is not None:
+        delivery, channel = found
+        if channel.is_open:
+            channel.settle(delivery.delivery_tag, Outcome.REQUEUE)
