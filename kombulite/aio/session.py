@@ -12,14 +12,14 @@ from collections.abc import Callable, Coroutine, Hashable
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from kombulite import exceptions
 from kombulite._client.address import Address
 from kombulite._client.lifecycle import Lifecycle, State
 from kombulite._client.topology import Topology
 from kombulite._core import Delivery, Tally
-from kombulite.brokers import resolve_transport
+from kombulite.brokers import is_native, resolve_transport
 from kombulite.brokers.aio import AsyncTransport, Pending, closed, refuse, resolve
 from kombulite.brokers.base import ChannelClosed, Event, ExchangeSpec, Outcome, Transport
 from kombulite.brokers.threaded import async_transport
@@ -179,8 +179,10 @@ class Session:
     @property
     def transport_class(self) -> type[Transport]:
         """The class of the synchronous transport, which knows the errors."""
-        found: type[Transport] = resolve_transport(self.address.transport_cls)
-        return found
+        found = resolve_transport(self.address.transport_cls)
+        if not is_native(found):
+            raise ValueError(f"{found!r} is written against kombu's interface: use the synchronous facade for it")
+        return cast("type[Transport]", found)
 
     @property
     def is_open(self) -> bool:
