@@ -84,6 +84,7 @@ class Connection(Address):
     ) -> None:
         super().__init__(hostname, alternates, failover_strategy, transport_options, given)
         self.session = Session(self)
+        self.tally = self.session.tally  #: what went through it: for those who watch connections
         self.hooks: Hooks | None = None  #: what is around its publishing and consuming, if anything
         self._caller = Caller(self, self.session)
         self._control = Producer(self, "", "", None, None, True, False)

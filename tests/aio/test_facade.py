@@ -7,9 +7,11 @@ import os
 import signal
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from kombulite import Connection, Exchange, Queue, aio, exceptions
 from kombulite._client.lifecycle import State
+from kombulite.contrib.prometheus import CountersCollector
 from kombulite.hooks import Hook
 from tests.aio.conftest import run, soon
 
@@ -417,6 +419,25 @@ def test_a_synchronous_connection_gives_its_settings(place):
 
     run(main)
     given.release()
+
+
+@pytest.mark.parametrize("place", ["memory"], indirect=True)
+def test_prometheus_counts_it_too(place):
+    registry = CollectorRegistry()
+    CountersCollector(registry)
+
+    async def main():
+        name = place.name("q")
+        async with place.connect(virtual_host=name) as connection:
+            await connection.declare(Queue(name))
+            await connection.producer().publish(1, name)
+        samples = [sample for metric in registry.collect() for sample in metric.samples]
+        (published,) = [
+            each for each in samples if each.name == "kombulite_published_total" and name in str(each.labels)
+        ]
+        assert published.value == 1
+
+    run(main)
 
 
 def test_states_are_told(place):
