@@ -13,7 +13,7 @@ from typing import Any, Literal
 from kombulite import exceptions
 from kombulite import message as messages
 from kombulite._client.batching import MessageBatch as SyncMessageBatch
-from kombulite._client.dead_letters import DeadLetterRule
+from kombulite._client.dead_letters import DeadLetterRule, Verdict
 from kombulite._client.declarations import consumer_arguments
 from kombulite._core import Delivery
 from kombulite.aio.session import Channel, Session
@@ -342,8 +342,11 @@ class Messages:
         message = Message.from_delivery(delivery, channel)
         message.queue = self._names.get(delivery.consumer_tag, "")
         message.accept = self._accept
-        if self._rule is not None and self._rule.condemns(message):
-            await self._bury(message)
+        if self._rule is not None and (verdict := self._rule.judge(message)) is not Verdict.RECEIVE:
+            if verdict is Verdict.BURY:
+                await self._bury(message)
+            else:
+                await message.requeue()
             return None
         if self._no_ack:
             channel.settle(delivery.delivery_tag, Outcome.ACK)
