@@ -98,6 +98,9 @@ class Channel(BaseChannel):
     #: What received messages are made of; may be replaced by a subclass of it.
     Message = Message
 
+    #: Which consumers acknowledge nothing is known by each message.
+    no_ack_consumers: Any = None
+
     _transport: Transport
     _bare_transport: Transport  # without hooks around it
 
@@ -226,6 +229,7 @@ class Channel(BaseChannel):
         exchange: str = "",
         routing_key: str = "",
         arguments: Mapping[str, Any] | None = None,
+        nowait: bool = False,
     ) -> None:
         """Take a binding away."""
         self._unbind(Binding(exchange, queue, routing_key, arguments, False))

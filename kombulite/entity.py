@@ -150,6 +150,8 @@ class Exchange(MaybeChannelBound):
         """A message for ``publish``. ``kwargs`` as ``Channel.prepare_message`` takes them."""
         properties = dict(properties or {})
         properties["delivery_mode"] = maybe_delivery_mode(delivery_mode or self.delivery_mode)
+        if isinstance(body, str):
+            kwargs.setdefault("content_encoding", "utf-8")
         return self.channel.prepare_message(body, properties=properties, **kwargs)
 
     def publish(
@@ -451,7 +453,7 @@ class Queue(MaybeChannelBound):
     ) -> None:
         """Take a binding away."""
         (channel or self.channel).queue_unbind(
-            queue=self.name, exchange=_name_of(exchange), routing_key=routing_key, arguments=arguments
+            queue=self.name, exchange=_name_of(exchange), routing_key=routing_key, arguments=arguments, nowait=nowait
         )
 
     def get(self, no_ack: bool | None = None, accept: Iterable[str] | None = None) -> Any:

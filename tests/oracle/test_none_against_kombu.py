@@ -397,7 +397,7 @@ def serializers_stay():
     tables = [
         getattr(importlib.import_module(f"{library}.serialization").registry, name)
         for library in ("kombu", "kombulite")
-        for name in ("type_to_name", "name_to_type", "_encoders", "_decoders", "_disabled_content_types")
+        for name in ("type_to_name", "name_to_type", f"{'_' * (library == 'kombu')}encoders", "_decoders")
     ]
     kept = [table.copy() for table in tables]
     yield

@@ -77,7 +77,7 @@ cdef class Codecs:
         return encoded[0], encoded[1], payload
 
     cdef tuple _dumps(self, data, serializer):
-        cdef object codec  # a tuple, or a named one
+        cdef tuple codec
         try:
             if not serializer:
                 if isinstance(data, bytes):

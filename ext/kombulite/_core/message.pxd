@@ -60,6 +60,7 @@ cdef class Received:
     cdef object _errors
 
     cdef int _check(self, str state) except -1
+    cdef bint _needs_no_ack(self) except -1
 
 
 cdef Received received(cls, Delivery delivery, channel)

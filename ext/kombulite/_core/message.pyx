@@ -255,8 +255,16 @@ cdef class Received:
         """
         self._check("ACK")
         if not self.no_ack:
-            self.channel.basic_ack(self.delivery_tag, multiple)
+            if self._delivery is not None:
+                self.channel.basic_ack(self.delivery_tag, multiple)
+            elif not self._needs_no_ack():
+                self.channel.basic_ack(self.delivery_tag, multiple=multiple)  # as kombu calls the channels of others
         self._state = "ACK"
+
+    cdef bint _needs_no_ack(self) except -1:
+        """Whether a channel of others says that the consumer of the message acknowledges nothing."""
+        tags = getattr(self.channel, "no_ack_consumers", None)
+        return tags is not None and self.delivery_info.get("consumer_tag") in tags
 
     def reject(self, bint requeue=False):
         """Reject it: it goes to the queue's dead letter exchange if it has one, or with ``requeue`` back to the queue.
