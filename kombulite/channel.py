@@ -653,6 +653,45 @@ class Channel(BaseChannel):
         callback, hooks = subscription.callback, self._hooks
         subscription.run = callback if hooks is None else hooks.around(callback, subscription)
 
+    # --- names of kombu's channels that programs use
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return not self.is_open
+
+    def Consumer(self, queues: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """A consumer on this channel."""
+        return self.connection.Consumer(queues, self, *args, **kwargs)
+
+    def Producer(self, *args: Any, **kwargs: Any) -> Any:
+        """A producer on this channel."""
+        return self.connection.Producer(self, *args, **kwargs)
+
+    def _new_queue(self, queue: str, **kwargs: Any) -> None:
+        if self._size(queue) is None:
+            self.queue_declare(queue, durable=False)
+
+    def _size(self, queue: str) -> int | None:
+        with suppress(exceptions.NotFound):
+            info = self.queue_declare(queue, passive=True)
+            return 0 if info is None else info.message_count
+        return None
+
+    def _put(self, queue: str, message: Delivery, **kwargs: Any) -> None:
+        self.basic_publish(message, routing_key=queue)
+
+    def _get(self, queue: str, timeout: float | None = None) -> ReceivedMessage:
+        message = self.basic_get(queue, no_ack=True)
+        if message is None:
+            from queue import Empty  # few call this, and the module costs as much as this one
+
+            raise Empty
+        return message
+
+    def _purge(self, queue: str) -> int:
+        return self.queue_purge(queue)
+
     # --- a lost connection
 
     def suspend(self, reason: object) -> None:

@@ -124,6 +124,15 @@ class Hub:
             self._poller.register(self._waker.fileno(), READ)
         return self._poller
 
+    @poller.setter
+    def poller(self, poller: Any) -> None:
+        if self._waker is not None:
+            self._waker.close()
+        self._poller, self._waker = poller, None
+        if poller is not None:
+            self._waker = _Waker()
+            poller.register(self._waker.fileno(), READ)
+
     def add(
         self,
         fd: Any,

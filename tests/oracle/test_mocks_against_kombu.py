@@ -6,9 +6,9 @@ import importlib
 import socket
 from unittest.mock import MagicMock, Mock
 
+import kombu
 import pytest
 
-import kombu
 import kombulite
 
 
@@ -31,9 +31,9 @@ def calls(mock):
     for name, args, kwargs in mock.mock_calls:
         if name.startswith(("connection", "__")) or "()." in name:
             continue
-        kwargs = {key: value for key, value in kwargs.items() if key not in ("callback", "on_cancel")}
-        args = tuple("mock" if isinstance(each, Mock) else each for each in args)
-        found.append((name, args, tuple(sorted((key, repr(value)) for key, value in kwargs.items()))))
+        given = tuple("mock" if isinstance(each, Mock) else each for each in args)
+        named = {key: repr(value) for key, value in kwargs.items() if key not in ("callback", "on_cancel")}
+        found.append((name, given, tuple(sorted(named.items()))))
     return sorted(found, key=repr)
 
 
@@ -150,7 +150,7 @@ def connections(lib):
         def drain_events(self, connection, **kwargs):
             made.append(("drain", tuple(sorted(kwargs.items()))))
             if kwargs.get("timeout") == 0:
-                raise socket.timeout
+                raise TimeoutError
             return "event"
 
         def close_connection(self, connection):
