@@ -238,6 +238,7 @@ def test_client_properties_on_the_wire(peer):
         ((2047, 131072), {}, (2047, 131072)),
         ((2047, 131072), {"frame_max": 8192, "channel_max": 10}, (10, 8192)),
         ((5, 4096), {"frame_max": 8192, "channel_max": 10}, (5, 4096)),
+        ((2047, 131072), {"frame_max": 4096}, (2047, 8192)),  # RabbitMQ 4 does not answer those who ask for less
         ((0, 0), {"frame_max": 8192, "channel_max": 10}, (10, 8192)),
         ((0, 0), {}, (65535, 131072)),
         ((2047, 131072), {"frame_max": 0, "channel_max": 0}, (2047, 131072)),
@@ -254,6 +255,22 @@ def test_limits(peer, theirs, ours, result):
     with peer.connection(transport_options=ours) as connection:
         connection.connect()
     assert seen == [result]
+
+
+@pytest.mark.parametrize("end", ["silence", "hang up"])
+def test_a_broker_that_does_not_answer_what_was_proposed(peer, end):
+    def script(session):
+        session.start()
+        session.send(0, p.TUNE, "BlB", 10, 131072, 0)
+        session.expect(p.TUNE_OK)
+        session.expect(p.OPEN)
+        session.silence() if end == "silence" else session.sock.close()
+
+    peer.play(script, script)  # it is tried twice
+    connection = peer.connection(connect_timeout=1, transport_options={"frame_max": 9000})
+    kind = TimeoutError if end == "silence" else exceptions.RecoverableConnectionError
+    with pytest.raises(kind, match="after frame_max=9000, channel_max=10 was proposed"):
+        connection.connect()
 
 
 def test_channels_end_at_the_limit(dial):

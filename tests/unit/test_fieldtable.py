@@ -57,7 +57,7 @@ WRITTEN = [
     (Decimal("1E-255"), b"D\xff\x00\x00\x00\x01"),
     ("", b"S" + long(b"")),
     ("é😀\x00", b"S" + long("é😀\x00".encode())),
-    (b"\xff\xfe", b"S" + long(b"\xff\xfe")),
+    (b"\xff\xfe", b"x" + long(b"\xff\xfe")),
     (datetime(1970, 1, 1), b"T" + bytes(8)),
     (datetime(2026, 1, 2, 3, 4, 5), b"T" + struct.pack(">Q", 1767323045)),
     (datetime(9999, 12, 31, 23, 59, 59), b"T" + struct.pack(">Q", 253402300799)),

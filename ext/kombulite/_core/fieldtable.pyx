@@ -116,13 +116,21 @@ cdef int close_length(Buffer* out, Py_ssize_t start) except -1:
     return 0
 
 
+cdef bint is_text(bytes data) except -1:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 cdef int write_value(Buffer* out, object value, int depth) except -1:
     cdef bytes data
     cdef double number
     cdef uint64_t bits
     if isinstance(value, (str, bytes)):
         data = utf8_of(value, "")
-        write8(out, b"S")
+        write8(out, b"x" if isinstance(value, bytes) and not is_text(data) else b"S")
         if len(data) > 0xffffffff:
             raise ValueError("a text of more than 4 GiB")
         write32(out, <uint32_t> len(data))

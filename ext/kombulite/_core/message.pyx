@@ -402,6 +402,8 @@ cdef Received received(cls, Delivery delivery, channel):
     self.body = delivery.body
     if delivery.error is not None:
         self.note_error(delivery.error)
+    if properties.type is not None and properties.from_header and properties.type == "amqp-1.0":
+        self.note_error(ValueError("the body is in the encoding of AMQP 1.0: its sender has to send binary data"))
     if properties.headers is not None:
         compression = properties.headers.get("compression")
         if compression is not None:

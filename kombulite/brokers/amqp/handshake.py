@@ -20,6 +20,7 @@ from kombulite.brokers.amqp.methods import payload
 from kombulite.brokers.base import Settings
 
 SMALLEST_FRAME_MAX = 4096  # bytes, section 4.9
+SMALLEST_WISH = 8192  # bytes: RabbitMQ 4 does not answer those who ask for less
 DEFAULT_FRAME_MAX = 131072  # bytes, where neither side has a limit
 DEFAULT_TIMEOUT = 30.0  # seconds, for the broker's answers and for writing
 
@@ -61,6 +62,7 @@ class Handshake(amqp.Connection):  # type: ignore[misc]
 
     def __init__(self, connect_timeout: float | None, write_timeout: float, **arguments: Any) -> None:
         self.link: Link | None = None
+        self._proposed = ""  # what the broker was sent that it may not accept, for the error if it does not answer
         self._write_timeout = write_timeout
         self._deadline = None if connect_timeout is None else monotonic() + connect_timeout
         super().__init__(connect_timeout=connect_timeout, frame_writer=self._take_stream, **arguments)
@@ -80,8 +82,16 @@ class Handshake(amqp.Connection):  # type: ignore[misc]
         assert link is not None
         events: list[Any] = []
         link.handle = events.append
-        if not link.wait(lambda: events, self._deadline):
-            raise TimeoutError("the broker did not answer in time")
+        try:
+            if not link.wait(lambda: events, self._deadline):
+                raise TimeoutError("the broker did not answer in time")
+        except (OSError, exceptions.RecoverableConnectionError) as error:
+            if not self._proposed:
+                raise
+            text = f"{error}, after {self._proposed} was proposed: it may not accept that"
+            raise (TimeoutError if isinstance(error, TimeoutError) else exceptions.RecoverableConnectionError)(
+                text
+            ) from error
         for event in events:
             if not isinstance(event, MethodReceived) or event.channel:
                 raise exceptions.UnexpectedFrame("something other than the handshake")
@@ -103,8 +113,10 @@ class Handshake(amqp.Connection):  # type: ignore[misc]
         # py-amqp says what the broker says; section 1.4.2.6 wants the lower of both.
         if frame_max and frame_max < SMALLEST_FRAME_MAX:
             raise exceptions.FrameSyntaxError(f"frames of {frame_max} bytes at most, where AMQP allows larger ones")
-        frame_max = lower(frame_max, self.frame_max) or DEFAULT_FRAME_MAX
-        super()._on_tune(lower(channel_max, self.channel_max), frame_max, heartbeat, **kwargs)
+        wish = max(self.frame_max, SMALLEST_WISH) if self.frame_max else 0
+        frame_max, channel_max = lower(frame_max, wish) or DEFAULT_FRAME_MAX, lower(channel_max, self.channel_max)
+        self._proposed = f"frame_max={frame_max}, channel_max={channel_max}"
+        super()._on_tune(channel_max, frame_max, heartbeat, **kwargs)
 
 
 def lower(theirs: int, ours: int) -> int:
