@@ -310,14 +310,27 @@ class SQLTransport(ChannelTransport):
         timeout: float | None = None,
         confirm_timeout: float | None = None,
     ) -> None:
-        with self._transaction():
+        with self._use():
             self._channel(channel)
-            queues = self._route(delivery, mandatory)
-            if queues:
-                self._messages.put(queues, delivery)
+            self._messages.check(delivery)
+            if self._put_as_known(delivery):
+                return
+            with self._transaction():
+                queues = self._route(delivery, mandatory)
+                if queues:
+                    self._messages.put(queues, delivery)
+
+    def _put_as_known(self, delivery: Delivery) -> bool:
+        """Put a message where it goes by the topology as it was seen last, if it is that still; one round trip."""
+        try:
+            queues = self._topology.route(delivery)
+        except exceptions.NotFound:
+            return False
+        if len(queues) != 1 or not queues[0].is_plain or queues[0].limits.expires is not None:
+            return False
+        return self._messages.put_unless_changed(queues[0], delivery)
 
     def _route(self, delivery: Delivery, mandatory: bool) -> list[QueueRecord]:
-        self._messages.check(delivery)
         queues = self._topology.route(delivery)
         if any(queue.limits.expires is not None or not queue.is_plain for queue in queues) and self._pass_time():
             queues = self._topology.route(delivery)
@@ -340,6 +353,7 @@ class SQLTransport(ChannelTransport):
             placed: list[tuple[QueueRecord, Delivery]] = []
             for index, delivery in enumerate(deliveries):
                 try:
+                    self._messages.check(delivery)
                     queues = self._route(delivery, mandatory)
                     if any(queue.limits.reject_publish for queue in queues):
                         self._messages.put_many(placed)
@@ -353,8 +367,7 @@ class SQLTransport(ChannelTransport):
                     exceptions.MessageReturned,
                 ) as error:
                     refused.append((index, error))
-            if placed:
-                self._messages.put_many(placed)
+            self._messages.put_many(placed)
         return refused
 
     def publish_via(self, channel: int, via: Any, delivery: Delivery, mandatory: bool = False) -> None:

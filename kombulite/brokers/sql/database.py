@@ -19,6 +19,10 @@ __all__ = ["Database"]
 
 Row = tuple[Any, ...]
 
+#: The columns of a message that is inserted: queue, rank, due, seconds until it expires, exchange, routing key,
+#: properties, body.
+Message = tuple[int, int, float | None, float | None, str, str, str, bytes]
+
 
 class Database(ABC):
     """A connection to a database. Used by one thread at a time."""
@@ -55,8 +59,15 @@ class Database(ABC):
         """Run a prepared statement and return its rows. Raises this library's errors."""
 
     @abstractmethod
-    def run_many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Run a statement once for each row of values."""
+    def insert_messages(self, rows: Sequence[Message]) -> None:
+        """Insert messages, within a transaction."""
+
+    @abstractmethod
+    def insert_unless_changed(self, row: Message, topology: int) -> bool:
+        """Insert a message in a transaction of its own and wake its consumers; not if the topology has changed.
+
+        Returns whether it is inserted. ``topology``: its version as the caller knows it.
+        """
 
     @abstractmethod
     def begin(self) -> None:

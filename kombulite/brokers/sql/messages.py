@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from kombulite import exceptions
 from kombulite._core import Delivery, Properties, make_properties
 from kombulite.brokers.limits import dead_letter, expiration_of
-from kombulite.brokers.sql.database import Database
+from kombulite.brokers.sql.database import Database, Message
 from kombulite.brokers.sql.topology import QueueRecord, Topology
 from kombulite.utils.json import codec
 
@@ -20,11 +20,6 @@ __all__ = ["Messages", "Token"]
 NAMED_PROPERTIES = ("content_type", "content_encoding", "headers", "delivery_mode", "priority")
 
 COLUMNS = "id, rank, deliveries, exchange, routing_key, properties, body"
-
-INSERT = (
-    "INSERT INTO {p}messages (queue, rank, due, expires, exchange, routing_key, properties, body)"
-    " VALUES (?, ?, ?, {now} + ?, ?, ?, ?, ?)"
-)
 
 LOOK = "SELECT 1 FROM {p}messages WHERE queue = ? AND owner IS NULL AND due IS NULL LIMIT 1"
 
@@ -76,16 +71,22 @@ class Messages:
                 raise exceptions.MessageNacked(f"queue '{queue.spec.name}' is full")
         self.put_many([(queue, delivery) for queue in queues])
 
+    def put_unless_changed(self, queue: QueueRecord, delivery: Delivery) -> bool:
+        """Put a message into a queue without limits, in a transaction of its own; not if the topology has changed."""
+        return self._database.insert_unless_changed(self._row(queue, delivery), self._topology.version)
+
     def put_many(self, placed: Sequence[tuple[QueueRecord, Delivery]]) -> None:
         """Put messages into queues, without a look at who refuses some, and drop what is above a queue's limits."""
-        self._database.run_many(INSERT, [self._row(queue, delivery) for queue, delivery in placed])
+        if not placed:
+            return
+        self._database.insert_messages([self._row(queue, delivery) for queue, delivery in placed])
         limited = {queue.id: queue for queue, _ in placed if not queue.is_plain}
         for queue in limited.values():
             while excess := self._excess(queue):
                 self.bury([Token(*each) for each in self._pop(queue, excess)], "maxlen")
         self._database.notify(sorted({queue.id for queue, _ in placed}))
 
-    def _row(self, queue: QueueRecord, delivery: Delivery) -> tuple[Any, ...]:
+    def _row(self, queue: QueueRecord, delivery: Delivery) -> Message:
         properties, limits = delivery.properties, queue.limits
         ttl = limits.message_ttl
         if properties.expiration is not None:

@@ -10,7 +10,7 @@ import psycopg
 
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
-from kombulite.brokers.sql.database import Database, Row
+from kombulite.brokers.sql.database import Database, Message, Row
 
 __all__ = ["PostgreSQL"]
 
@@ -21,6 +21,16 @@ SCHEMA_LOCK = 0x6B6F6D62756C69
 TRANSIENT = frozenset(["40001", "40P01", "55P03", "57014"])
 #: Those of a server that has no room, or may not write now: disk full, out of memory, read-only.
 NO_RESOURCES = ("53", "25006")
+
+
+COLUMNS = "queue, rank, due, expires, exchange, routing_key, properties, body"
+
+INSERT_UNLESS_CHANGED = (
+    "WITH put AS (INSERT INTO {p}messages (" + COLUMNS + ") SELECT ?, ?, ?, {now} + ?, ?, ?, ?, ?"
+    " FROM {p}meta WHERE topology = ? RETURNING 1),"
+    " told AS (SELECT pg_notify(?, '') WHERE EXISTS (SELECT 1 FROM {p}consumers WHERE queue = ?))"
+    " SELECT count(*) FROM put LEFT JOIN told ON true"
+)
 
 
 class PostgreSQL(Database):
@@ -111,14 +121,22 @@ class PostgreSQL(Database):
         except psycopg.Error as error:
             raise _translated(error, self.is_lost) from error
 
-    def run_many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Run a statement once for each row of values, in one round trip."""
-        filled = self.prepare(self.filled(statement))
+    def insert_messages(self, rows: Sequence[Message]) -> None:
+        """Insert messages by COPY, which takes a fraction of what an INSERT for each takes."""
+        now = self.value("SELECT {now}") if any(row[3] is not None for row in rows) else 0.0
         try:
-            with self._open_connection().cursor() as cursor:
-                cursor.executemany(filled, rows)
+            with (
+                self._open_connection().cursor() as cursor,
+                cursor.copy(self.filled("COPY {p}messages (" + COLUMNS + ") FROM STDIN")) as copied,
+            ):
+                for queue, rank, due, ttl, *rest in rows:
+                    copied.write_row((queue, rank, due, None if ttl is None else now + ttl, *rest))
         except psycopg.Error as error:
             raise _translated(error, self.is_lost) from error
+
+    def insert_unless_changed(self, row: Message, topology: int) -> bool:
+        """Insert a message and wake its consumers in one statement; not if the topology has changed."""
+        return bool(self.value(INSERT_UNLESS_CHANGED, *row, topology, self.channel, row[0]))
 
     def begin(self) -> None:
         """Start a transaction."""

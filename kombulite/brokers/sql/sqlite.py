@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
-from kombulite.brokers.sql.database import Database, Row
+from kombulite.brokers.sql.database import Database, Message, Row
 from kombulite.utils.locks import Lock
 
 __all__ = ["SQLite"]
@@ -22,6 +22,11 @@ SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
 #: Errors of SQLite after which trying again may do, by the beginning of its text.
 TRANSIENT = ("database is locked", "database table is locked", "database schema is locked")
 FULL = ("database or disk is full", "disk I/O error", "attempt to write a readonly database")
+
+INSERT = (
+    "INSERT INTO {p}messages (queue, rank, due, expires, exchange, routing_key, properties, body)"
+    " VALUES (?, ?, ?, {now} + ?, ?, ?, ?, ?)"
+)
 
 _open: dict[str, WeakSet[SQLite]] = {}  # the connections of this process, by file
 _open_lock = Lock()
@@ -108,12 +113,21 @@ class SQLite(Database):
         except sqlite3.Error as error:
             raise _translated(error) from error
 
-    def run_many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Run a statement once for each row of values."""
+    def insert_messages(self, rows: Sequence[Message]) -> None:
+        """Insert messages, within a transaction."""
         try:
-            self._cursor().executemany(self.filled(statement), rows)
+            self._cursor().executemany(self.filled(INSERT), rows)
         except sqlite3.Error as error:
             raise _translated(error) from error
+
+    def insert_unless_changed(self, row: Message, topology: int) -> bool:
+        """Insert a message in a transaction of its own; not if the topology has changed."""
+        with self.transaction():
+            if self.value("SELECT topology FROM {p}meta") != topology:
+                return False
+            self.insert_messages([row])
+            self.notify([row[0]])
+        return True
 
     def begin(self) -> None:
         """Take the file's write lock."""
