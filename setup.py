@@ -76,7 +76,9 @@ setup(
             "embedsignature": True,
             "embedsignature.format": "clinic",
             "binding": False,  # CPython calls such methods faster: 5 % of what a message takes
-            "boundscheck": DEBUG or SANITIZE,
+            # In all builds: what is no index, and what is None, is an error, and never memory that is not ours.
+            "boundscheck": True,
+            "nonecheck": True,
             "linetrace": DEBUG or COVERAGE,
             "freethreading_compatible": True,
             "subinterpreters_compatible": "own_gil",

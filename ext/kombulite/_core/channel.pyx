@@ -24,7 +24,13 @@ cdef class BaseSubscription:
     cdef object _channel
     cdef Tally _tally
 
+    def __cinit__(self):
+        self._cls = Received
+        self._tally = Tally()
+
     def __init__(self, type cls not None, channel, Tally tally not None, bint no_ack, run):
+        if not issubclass(cls, Received):
+            raise TypeError(f"messages are made of a subclass of Received, not of {cls.__name__}")
         self._cls = cls
         self._channel = channel
         self._tally = tally
@@ -61,11 +67,14 @@ cdef class BaseChannel:
     cdef readonly Tally _tally
     cdef readonly dict _subscriptions  # by consumer tag
 
+    def __cinit__(self):
+        self._tally = Tally()
+        self._subscriptions = {}
+
     def __init__(self, channel_id, Tally tally not None, acknowledged):
         self.channel_id = channel_id
         self._tally = tally
         self._acknowledged = acknowledged
-        self._subscriptions = {}
 
     def use(self, publish, settle, acknowledge, bint confirmed):
         """Set the transport's verbs. ``confirmed``: whether the broker has a message when ``publish`` returns.
@@ -101,7 +110,7 @@ cdef class BaseChannel:
             self.tell_returned()
         return result
 
-    def publish_raised(self, error, Delivery delivery):
+    def publish_raised(self, error, Delivery delivery not None):
         """Deal with an error of publishing: raise it, but for a message that came back to somebody who listens."""
         raise NotImplementedError
 
@@ -142,7 +151,7 @@ cdef class BaseChannel:
             self.positions.settle((delivery_tag,), multiple)
         self._tally._ack()
 
-    def note_offset(self, Delivery delivery, bint no_ack):
+    def note_offset(self, Delivery delivery not None, bint no_ack):
         """Note that a message of a stream is handed over: nothing to do here."""
 
     def note_failure(self, message):
@@ -163,7 +172,7 @@ cdef class BaseInbox:
     cdef public dict channels
     cdef public object at_hand
 
-    def __init__(self):
+    def __cinit__(self):
         self.channels = {}
 
     def miss(self, event):

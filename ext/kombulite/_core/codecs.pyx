@@ -74,6 +74,7 @@ cdef class Codecs:
                 raise TypeError(f"a body travels as text or bytes, not as {type(payload).__name__}")
         except Exception as error:
             self.encode_failed(error)
+            raise
         return encoded[0], encoded[1], payload
 
     cdef tuple _dumps(self, data, serializer):
@@ -96,6 +97,7 @@ cdef class Codecs:
             return codec[0], codec[1], codec[2](data)
         except Exception as error:
             self.encode_failed(error)
+            raise
 
     def loads(self, data, content_type, content_encoding, accept=None, bint force=False):
         """Decode a body.

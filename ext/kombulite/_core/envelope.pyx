@@ -50,8 +50,8 @@ cdef class EnvelopeTemplate:
     ``body_encoding``: ``"base64"``, or None to store the body as it is.
     """
 
-    def __init__(self, JSON json not None, exchange, routing_key, Properties properties not None,
-                 body_encoding="base64"):
+    def __cinit__(self, JSON json not None, exchange, routing_key, Properties properties not None,
+                  body_encoding="base64"):
         cdef Buffer out
         if body_encoding is not None and body_encoding not in ("base64", "utf-8"):
             raise ValueError(f"unknown body encoding {body_encoding!r}")
@@ -339,7 +339,7 @@ cdef class TagSequence:
     Safe to call from many threads. A forked child draws new random bits, so its tags and the parent's differ.
     """
 
-    def __init__(self):
+    def __cinit__(self):
         self._seed()
 
     cdef int _seed(self) except -1:

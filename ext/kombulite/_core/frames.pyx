@@ -72,20 +72,29 @@ cdef Py_ssize_t largest_payload(Py_ssize_t frame_max) except -1:
 
 
 @cython.final
+cdef class _Head:
+    """What a publish has in common with the next one to the same place: method and header frame.
+
+    Never changed: code that encoding runs (a mapping's, a finalizer's) may publish too, and has its own.
+    """
+
+    cdef bytes frames
+    cdef Py_ssize_t size_at  # where the body size stands in them
+    cdef object exchange
+    cdef object routing_key
+    cdef Properties properties
+    cdef unsigned int channel
+    cdef bint mandatory
+
+
+@cython.final
 cdef class FrameEncoder:
     """Frames to send. ``frame_max``: bytes that a frame may have, as negotiated."""
 
     cdef Py_ssize_t _chunk
-    # What the last publish had in common with the next one to the same place: method and header frame.
-    cdef bytes _head
-    cdef Py_ssize_t _size_at  # where the body size stands in it
-    cdef object _exchange
-    cdef object _routing_key
-    cdef Properties _properties
-    cdef unsigned int _channel
-    cdef bint _mandatory
+    cdef _Head _head  # of the last publish
 
-    def __init__(self, Py_ssize_t frame_max=DEFAULT_FRAME_MAX):
+    def __cinit__(self, Py_ssize_t frame_max=DEFAULT_FRAME_MAX):
         self.frame_max = frame_max
 
     @property
@@ -99,14 +108,13 @@ cdef class FrameEncoder:
 
     def publish(self, uint16_t channel, Delivery delivery not None, bint mandatory=False):
         """A message (basic.publish) in one piece, body frames and all. Raises NotEncodable."""
-        cdef const char* body
-        cdef Py_ssize_t size
+        cdef bytes body = body_of(delivery)
         cdef bytes frames
-        body_of(delivery, &body, &size)
+        cdef _Head head
         with cython.critical_section(self):
-            self._prepare(channel, delivery, mandatory)
-            frames = PyBytes_FromStringAndSize(NULL, self._length(size))
-            self._fill(PyBytes_AS_STRING(frames), body, size)
+            head = self._prepare(channel, delivery, mandatory)
+            frames = PyBytes_FromStringAndSize(NULL, self._length(head, PyBytes_GET_SIZE(body)))
+            self._fill(PyBytes_AS_STRING(frames), head, body)
         return frames
 
     def publish_many(self, uint16_t channel, list deliveries not None, Py_ssize_t start, Py_ssize_t size_hint,
@@ -115,9 +123,10 @@ cdef class FrameEncoder:
 
         Ends before a message that cannot be encoded; raises NotEncodable where it is the first.
         """
-        cdef const char* body
-        cdef Py_ssize_t size, index = start
+        cdef Py_ssize_t index = start
         cdef Delivery delivery
+        cdef bytes body
+        cdef _Head head
         cdef Buffer out
         if start < 0:
             raise IndexError(f"there is no message {start}")
@@ -126,10 +135,10 @@ cdef class FrameEncoder:
             while index < len(deliveries) and (out.size < size_hint or index == start):
                 delivery = <Delivery?> deliveries[index]
                 try:
-                    body_of(delivery, &body, &size)
+                    body = body_of(delivery)
                     with cython.critical_section(self):
-                        self._prepare(channel, delivery, mandatory)
-                        self._append(&out, body, size)
+                        head = self._prepare(channel, delivery, mandatory)
+                        self._append(&out, head, body)
                 except NotEncodable:
                     if index == start:
                         raise
@@ -181,77 +190,78 @@ cdef class FrameEncoder:
         at[11 + size] = <char> END
         return frame
 
-    cdef int _prepare(self, unsigned int channel, Delivery delivery, bint mandatory) except -1:
-        """Have ``_head`` fit a message."""
-        cdef Properties _before = self._properties  # goes when we are done: its headers may run code when they go
-        cdef Py_ssize_t size_at = 0
-        cdef bytes head
+    cdef _Head _prepare(self, unsigned int channel, Delivery delivery, bint mandatory):
+        cdef _Head head = self._head
         if (
-            self._head is not None and delivery.routing_key is self._routing_key
-            and delivery.properties is self._properties and delivery.exchange is self._exchange
-            and channel == self._channel and mandatory == self._mandatory
+            head is not None and delivery.routing_key is head.routing_key
+            and delivery.properties is head.properties and delivery.exchange is head.exchange
+            and channel == head.channel and mandatory == head.mandatory
         ):
-            return 0
+            return head
+        head = _Head.__new__(_Head)
+        head.channel = channel
+        head.exchange = delivery.exchange
+        head.routing_key = delivery.routing_key
+        head.properties = delivery.properties
+        head.mandatory = mandatory
         try:
-            head = self._encode_head(channel, delivery, mandatory, &size_at)
+            if head.properties is None:
+                raise TypeError("a Delivery without properties: it was made without its __init__")
+            self._encode_head(head)
         except (TypeError, ValueError, OverflowError) as error:
             raise NotEncodable(str(error)) from error
-        # All at once: another thread may have published while this one's headers were encoded.
         self._head = head
-        self._size_at = size_at
-        self._channel = channel
-        self._exchange = delivery.exchange
-        self._routing_key = delivery.routing_key
-        self._properties = delivery.properties
-        self._mandatory = mandatory
-        return 0
+        return head
 
-    cdef bytes _encode_head(self, unsigned int channel, Delivery delivery, bint mandatory, Py_ssize_t* size_at):
+    cdef int _encode_head(self, _Head head) except -1:
         cdef Buffer out
         cdef Py_ssize_t start
-        cdef bytes properties = encoded_properties(delivery.properties)
+        cdef bytes properties = encoded_properties(head.properties)
         if len(properties) + 12 > self._chunk:
             raise ValueError(f"properties of {len(properties)} bytes do not fit into a frame")
         buffer_init(&out)
         try:
-            start = open_frame(&out, METHOD, channel)
+            start = open_frame(&out, METHOD, head.channel)
             write16(&out, BASIC)
             write16(&out, PUBLISH)
             write16(&out, 0)
-            write_short(&out, delivery.exchange, "an exchange's name")
-            write_short(&out, delivery.routing_key, "a routing key")
-            write8(&out, mandatory)
+            write_short(&out, head.exchange, "an exchange's name")
+            write_short(&out, head.routing_key, "a routing key")
+            write8(&out, head.mandatory)
             close_frame(&out, start)
-            start = open_frame(&out, HEADER, channel)
+            start = open_frame(&out, HEADER, head.channel)
             write16(&out, BASIC)
             write16(&out, 0)
-            size_at[0] = out.size
+            head.size_at = out.size
             write64(&out, 0)
             buffer_write(&out, <const char*> properties, len(properties))
             close_frame(&out, start)
-            return PyBytes_FromStringAndSize(out.data, out.size)
+            head.frames = PyBytes_FromStringAndSize(out.data, out.size)
         finally:
             buffer_free(&out)
+        return 0
 
-    cdef Py_ssize_t _length(self, Py_ssize_t size) noexcept:
-        return PyBytes_GET_SIZE(self._head) + size + (size + self._chunk - 1) // self._chunk * OVERHEAD
+    cdef Py_ssize_t _length(self, _Head head, Py_ssize_t size) noexcept:
+        return PyBytes_GET_SIZE(head.frames) + size + (size + self._chunk - 1) // self._chunk * OVERHEAD
 
-    cdef int _append(self, Buffer* out, const char* body, Py_ssize_t size) except -1:
-        cdef Py_ssize_t length = self._length(size)
+    cdef int _append(self, Buffer* out, _Head head, bytes body) except -1:
+        cdef Py_ssize_t length = self._length(head, PyBytes_GET_SIZE(body))
         buffer_reserve(out, length)
-        self._fill(out.data + out.size, body, size)
+        self._fill(out.data + out.size, head, body)
         out.size += length
         return 0
 
-    cdef void _fill(self, char* at, const char* body, Py_ssize_t size) noexcept:
+    cdef void _fill(self, char* at, _Head head, bytes content) noexcept:
         """Write a message to where there is room for it."""
-        cdef Py_ssize_t part, head = PyBytes_GET_SIZE(self._head)
-        memcpy(at, PyBytes_AS_STRING(self._head), head)
-        poke64(at + self._size_at, size)
-        at += head
+        cdef const char* body = PyBytes_AS_STRING(content)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(content)
+        cdef Py_ssize_t part, before = PyBytes_GET_SIZE(head.frames)
+        memcpy(at, PyBytes_AS_STRING(head.frames), before)
+        poke64(at + head.size_at, size)
+        at += before
         while size:
             part = min(size, self._chunk)
-            put_frame_start(at, BODY, self._channel, part)
+            put_frame_start(at, BODY, head.channel, part)
             memcpy(at + 7, body, part)
             at[7 + part] = <char> END
             at += part + OVERHEAD
@@ -259,12 +269,10 @@ cdef class FrameEncoder:
             size -= part
 
 
-cdef int body_of(Delivery delivery, const char** body, Py_ssize_t* size) except -1:
+cdef bytes body_of(Delivery delivery):
     if type(delivery.body) is not bytes:
         raise NotEncodable(f"a body travels as bytes, not as {type(delivery.body).__name__}")
-    body[0] = PyBytes_AS_STRING(delivery.body)
-    size[0] = PyBytes_GET_SIZE(delivery.body)
-    return 0
+    return <bytes> delivery.body
 
 
 cdef inline void put_frame_start(char* at, uint8_t kind, unsigned int channel, Py_ssize_t size) noexcept:
@@ -488,6 +496,7 @@ cdef class FrameDecoder:
     cdef Py_ssize_t _start  # of what is not decoded yet
     cdef Py_ssize_t _end
     cdef Py_ssize_t _exported  # readers at work
+    cdef bint _decoding  # a frame is looked at where it lies
     cdef Py_ssize_t _limit  # bytes in a payload
     cdef dict _contents  # by channel that is open
     cdef set _closed  # channels that were open
@@ -562,7 +571,7 @@ cdef class FrameDecoder:
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
             self._make_room(view.len)
-            memcpy(self._data + self._end, view.buf, view.len)
+            memmove(self._data + self._end, view.buf, view.len)  # it may be our own room
             self._end += view.len
         finally:
             PyBuffer_Release(&view)
@@ -595,8 +604,8 @@ cdef class FrameDecoder:
         cdef char* data
         if self._capacity - self._end >= size:
             return 0
-        if self._exported:
-            raise BufferError("the decoder is being written to")
+        if self._exported or self._decoding:
+            raise BufferError("the decoder is at work, or being written to")
         if self._capacity - held >= size:
             memmove(self._data, self._data + self._start, held)
         else:
@@ -621,6 +630,8 @@ cdef class FrameDecoder:
         """
         if self._error is not None:
             raise self._error.with_traceback(None)
+        if self._decoding:
+            raise RuntimeError("the decoder is at work: code that decoding runs has come back to it")
         try:
             return self._next_event()
         except ProtocolError as error:
@@ -659,16 +670,20 @@ cdef class FrameDecoder:
             payload.at = at + 7
             payload.end = payload.at + size
             self._start += size + OVERHEAD
-            if kind == METHOD:
-                event = self._method(channel, &payload)
-            elif kind == HEADER:
-                event = self._header(channel, &payload)
-            elif kind == BODY:
-                event = self._body(channel, &payload)
-            elif channel or size:
-                raise MalformedFrame("a heartbeat with a channel or a payload")
-            else:
-                event = None
+            self._decoding = True  # a finalizer, run by a garbage collection, may come back here
+            try:
+                if kind == METHOD:
+                    event = self._method(channel, &payload)
+                elif kind == HEADER:
+                    event = self._header(channel, &payload)
+                elif kind == BODY:
+                    event = self._body(channel, &payload)
+                elif channel or size:
+                    raise MalformedFrame("a heartbeat with a channel or a payload")
+                else:
+                    event = None
+            finally:
+                self._decoding = False
             if event is not None:
                 return event
         if self._start == self._end and not self._exported:
@@ -732,7 +747,8 @@ cdef class FrameDecoder:
         return 0
 
     cdef str _consumer_tag(self, Cursor span):
-        if self._tag is None or not is_same(self._tag_bytes, span):
+        if self._tag_bytes is None or not is_same(self._tag_bytes, span):
+            self._tag_bytes = None
             self._tag = text_of(span)
             self._tag_bytes = bytes_of(span)
         return self._tag
@@ -770,7 +786,7 @@ cdef class FrameDecoder:
         content.filled = 0
         if content.size > LARGEST_BODY:
             raise MalformedValue(f"a body of {content.size} bytes, where {LARGEST_BODY} are allowed")
-        if self._properties is None or not is_same(self._properties_bytes, cursor[0]):
+        if self._properties_bytes is None or not is_same(self._properties_bytes, cursor[0]):
             self._read_properties(delivery, cursor)
         else:
             delivery.properties = self._properties
@@ -784,7 +800,7 @@ cdef class FrameDecoder:
 
     cdef int _read_properties(self, Delivery delivery, Cursor* cursor) except -1:
         cdef bytes raw = bytes_of(cursor[0])
-        self._properties = None
+        self._properties_bytes = None
         try:
             delivery.properties = decode_properties(cursor)
         except (ValueError, OverflowError) as error:
@@ -792,8 +808,8 @@ cdef class FrameDecoder:
             delivery.properties = Properties()
             delivery.error = MalformedValue(f"malformed properties: {error}")
             return 0
-        self._properties_bytes = raw
         self._properties = delivery.properties
+        self._properties_bytes = raw
         return 0
 
     cdef object _body(self, unsigned int channel, Cursor* cursor):
@@ -819,13 +835,22 @@ cdef class FrameDecoder:
 
     cdef object _complete(self, _Content content, const uint8_t* body, uint64_t size):
         cdef Delivery delivery = content.delivery
+        cdef bytes whole = content.body
         event = content.event
-        delivery.body = body_as_text(delivery.properties, <const char*> body, size)
-        if delivery.body is None:
-            delivery.body = content.body
-        if delivery.body is None:  # it came in one frame
-            delivery.body = PyBytes_FromStringAndSize(<const char*> body, size)
         content.event = content.delivery = content.body = None
+        if is_utf8(delivery.properties):
+            try:
+                delivery.body = PyUnicode_DecodeUTF8(<const char*> body, size, NULL)
+                return event
+            except UnicodeDecodeError:
+                pass
+        if whole is None:  # it came in one frame
+            whole = PyBytes_FromStringAndSize(<const char*> body, size)
+        delivery.body = whole
+        self._decoding = False  # all is as it has to be: codecs run code, which may come back here
+        text = body_as_text(delivery.properties, whole)
+        if text is not None:
+            delivery.body = text
         return event
 
 
@@ -846,17 +871,23 @@ cdef inline bint is_same(bytes known, Cursor span) noexcept:
     return PyBytes_GET_SIZE(known) == size and memcmp(PyBytes_AS_STRING(known), span.at, size) == 0
 
 
-cdef str body_as_text(Properties properties, const char* body, Py_ssize_t size):
+cdef inline bint is_utf8(Properties properties):
+    encoding = properties.content_encoding
+    return (
+        type(encoding) is str and <str> encoding == "utf-8"
+        and (properties.headers is None or "compression" not in properties.headers)
+    )
+
+
+cdef object body_as_text(Properties properties, bytes body):
     """A body as text, or None where it is none."""
     encoding = properties.content_encoding
-    if encoding is None or (properties.headers is not None and "compression" in properties.headers):
+    if encoding is None or encoding == "utf-8":
+        return None
+    if properties.headers is not None and "compression" in properties.headers:
         return None
     try:
-        if encoding == "utf-8":
-            return PyUnicode_DecodeUTF8(body, size, NULL)
-        if lookup(encoding).name in SLOW_CODECS:
-            return None
-        return PyBytes_FromStringAndSize(body, size).decode(encoding)
+        return None if lookup(encoding).name in SLOW_CODECS else body.decode(encoding)
     except MemoryError:
         raise
     except Exception:  # no character set ("binary", say), or bytes that are not of it; codecs raise what they like

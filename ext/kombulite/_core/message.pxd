@@ -41,6 +41,7 @@ cdef class Delivery:
     cdef public unsigned int channel
     cdef public unsigned int delivery_count
     cdef public bint redelivered
+    cdef Py_ssize_t size  # bytes in the body, as a MessageQueue counts them
 
 
 cdef class Received:

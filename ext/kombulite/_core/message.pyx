@@ -4,6 +4,8 @@ cimport cython
 from cpython.bytes cimport PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.object cimport PyObject, PyTypeObject
 
+from kombulite._core.recursion cimport Py_LeaveRecursiveCall, enter_recursion
+
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
@@ -21,11 +23,19 @@ cdef object copied(object value):
         items = (<dict> value).copy()
         for name, item in items.items():
             if type(item) is dict or type(item) is list:
-                items[name] = copied(item)
+                items[name] = copied_within(item)
         return items
     if type(value) is list:
-        return [copied(item) for item in <list> value]
+        return [copied_within(item) for item in <list> value]
     return value
+
+
+cdef object copied_within(object value):
+    enter_recursion(b" while copying headers")
+    try:
+        return copied(value)
+    finally:
+        Py_LeaveRecursiveCall()
 
 
 def declaration_key(entity):
@@ -47,12 +57,16 @@ cdef object frozen(object value):
     cdef type kind = type(value)
     if value is None or kind is str or kind is bool or kind is int or kind is float:
         return value
-    if isinstance(value, dict):
-        return tuple(sorted([(str(name), frozen(item)) for name, item in value.items()], key=repr))
-    if isinstance(value, (list, tuple, set)):
-        return tuple([frozen(item) for item in value])
-    attrs = getattr(kind, "attrs", None)
-    return value if type(attrs) is not tuple else key_of(value, attrs)
+    enter_recursion(b" while comparing declarations")
+    try:
+        if isinstance(value, dict):
+            return tuple(sorted([(str(name), frozen(item)) for name, item in value.items()], key=repr))
+        if isinstance(value, (list, tuple, set)):
+            return tuple([frozen(item) for item in value])
+        attrs = getattr(kind, "attrs", None)
+        return value if type(attrs) is not tuple else key_of(value, attrs)
+    finally:
+        Py_LeaveRecursiveCall()
 
 
 @cython.final
@@ -392,8 +406,11 @@ cdef class Received:
 
 
 cdef Received received(cls, Delivery delivery, channel):
-    cdef Received self = <Received> (<PyTypeObject*> cls).tp_new(<type> cls, <PyObject*> (), NULL)
+    # Checked: a subclass's `__new__` may return what it likes.
+    cdef Received self = <Received?> (<PyTypeObject*> cls).tp_new(<type> cls, <PyObject*> (), NULL)
     cdef Properties properties = delivery.properties
+    if properties is None:
+        raise TypeError("a Delivery without properties: it was made without its __init__")
     self._delivery = delivery
     self.channel = channel
     self.delivery_tag = delivery.delivery_tag

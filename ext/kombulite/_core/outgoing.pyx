@@ -67,7 +67,7 @@ cdef class PlainMessages:
     cdef dict _known
     cdef Properties _last
 
-    def __init__(self, Codecs codecs not None):
+    def __cinit__(self, Codecs codecs not None):
         self._codecs = codecs
         self._known = {}
 
@@ -100,4 +100,4 @@ cdef class PlainMessages:
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = Properties(content_type, content_encoding, None, delivery_mode, priority)
-        return <Properties> found
+        return <Properties?> found

@@ -27,7 +27,7 @@ cdef class PriorityNaming:
     cdef dict _step_of_suffix
     cdef int[MOST_PRIORITY + 1] _step_index
 
-    def __init__(self, steps=(0, 3, 6, 9), separator="\x06\x16"):
+    def __cinit__(self, steps=(0, 3, 6, 9), separator="\x06\x16"):
         cdef int priority, index, i
         self.steps = tuple([int(step) for step in steps])
         if not self.steps or list(self.steps) != sorted(set(self.steps)):

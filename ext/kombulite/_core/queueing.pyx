@@ -20,7 +20,7 @@ cdef class MessageQueue:
     those behind it.
     """
 
-    def __init__(self, int max_priority=0):
+    def __cinit__(self, int max_priority=0):
         if max_priority < 0:
             raise ValueError(f"the highest priority is 0 or more, not {max_priority}")
         self._levels = [deque() for _ in range(max_priority + 1)]
@@ -54,8 +54,11 @@ cdef class MessageQueue:
         return True
 
     cdef int _add(self, Delivery delivery, double expires_at) except -1:
-        cdef Py_ssize_t size = len(delivery.body)
+        cdef Py_ssize_t size = len(delivery.body)  # once: the body may change, or refuse to tell when it is taken
+        if delivery.properties is None:
+            raise TypeError("a Delivery without properties: it was made without its __init__")
         with cython.critical_section(self):
+            delivery.size = size
             self._position += 1
             delivery.position = self._position
             delivery.expires_at = expires_at
@@ -79,6 +82,7 @@ cdef class MessageQueue:
         again.expires_at = delivery.expires_at
         again.redelivered = True
         again.delivery_count = delivery.delivery_count + 1
+        again.size = delivery.size or len(again.body)
         with cython.critical_section(self):
             level = self._level_of(again)
             for waiting in level:
@@ -86,7 +90,7 @@ cdef class MessageQueue:
                     break
                 place += 1
             level.insert(place, again)
-            self.size += len(again.body)
+            self.size += again.size
 
     def pop(self):
         """Take the next message, or None."""
@@ -105,7 +109,7 @@ cdef class MessageQueue:
                     break
             else:
                 return None
-        self.size -= len((<Delivery> delivery).body)
+        self.size -= (<Delivery> delivery).size
         return <Delivery> delivery
 
     def pop_expired(self, double now):
@@ -118,7 +122,7 @@ cdef class MessageQueue:
         for level in self._levels:
             while level and 0 < (<Delivery> level[0]).expires_at <= now:
                 delivery = level.popleft()
-                self.size -= len((<Delivery> delivery).body)
+                self.size -= (<Delivery> delivery).size
                 expired.append(delivery)
         return expired
 
@@ -154,7 +158,7 @@ cdef class Ledger:
     cdef public Py_ssize_t prefetch_count
     cdef public bint active
 
-    def __init__(self):
+    def __cinit__(self):
         self._outstanding = {}
         self.stalled = []
         self.active = True
@@ -202,16 +206,17 @@ cdef class Ledger:
     def settle_all(self, delivery_tags):
         """Strike some deliveries, all or none. Returns them (a list). Raises KeyError if one is not outstanding."""
         with cython.critical_section(self):
-            settled = [self._outstanding[tag] for tag in delivery_tags]
-            for tag in delivery_tags:
+            settled = {tag: self._outstanding[tag] for tag in delivery_tags}  # a tag that comes twice is one delivery
+            for tag in settled:
                 del self._outstanding[tag]
-            return settled
+            return list(settled.values())
 
     def settle_up_to(self, delivery_tag):
         """Strike all deliveries up to a tag, 0 for all. Returns them (a list, in their order)."""
         with cython.critical_section(self):
             if delivery_tag:
-                return [self._outstanding.pop(tag) for tag in list(self._outstanding) if tag <= delivery_tag]
+                tags = [tag for tag in list(self._outstanding) if tag <= delivery_tag]  # comparing may fail midway
+                return [self._outstanding.pop(tag) for tag in tags]
             settled = list(self._outstanding.values())
             self._outstanding = {}
             return settled
@@ -247,7 +252,10 @@ cdef class Settled:
 
     def completes(self, list delivery_tags not None):
         """Whether all are settled up to the highest of these, once these are, which are in order and not settled."""
-        cdef unsigned long long last = delivery_tags[-1]
+        cdef unsigned long long last
+        if not delivery_tags:
+            return False
+        last = delivery_tags[-1]
         with cython.critical_section(self):
             return self._highest <= last and self._count + <unsigned long long> len(delivery_tags) == last
 
@@ -280,6 +288,8 @@ cdef class Claimant:
 
     def may_claim(self):
         """Whether it could take another message, if there is one."""
+        if self.ledger is None:
+            raise TypeError("a Claimant without a ledger: it was made without its __init__")
         with cython.critical_section(self.ledger):  # an ack that is under way has seen who is stalled, or is seen here
             return self.ledger.active if self.no_ack else self.ledger.has_credit()
 
@@ -299,7 +309,7 @@ cdef class Rota:
     cdef list _expired
     cdef readonly list left  # not empty where ``take_left`` has something to tell; always the same list
 
-    def __init__(self):
+    def __cinit__(self):
         self._ready = []
         self.left = []
         self._forget_left()
@@ -327,6 +337,8 @@ cdef class Rota:
 
     def add(self, Claimant claimant not None):
         """Add a consumer, if it is not listed yet."""
+        if claimant.messages is None:
+            raise TypeError("a Claimant without a queue: it was made without its __init__")
         with cython.critical_section(self):
             if not claimant.listed:
                 claimant.listed = True
@@ -343,7 +355,11 @@ cdef class Rota:
         cdef Py_ssize_t place
         if claimant.listed:
             claimant.listed = False
-            place = self._ready.index(claimant)
+            for place in range(len(self._ready)):
+                if self._ready[place] is claimant:  # not `==`: subclasses may be equal
+                    break
+            else:
+                return 0  # another rota's
             del self._ready[place]
             if place < self._turn:
                 self._turn -= 1
@@ -420,7 +436,7 @@ cdef class Tap:
     cdef object _expiring
     cdef object _tidy
 
-    def __init__(self, Rota rota not None, notices, expiring, tidy):
+    def __cinit__(self, Rota rota not None, notices, expiring, tidy):
         self._rota = rota
         self._notices = notices
         self._expiring = expiring

@@ -47,18 +47,17 @@ cdef enum:
     ENVELOPE = 350
 
 
-@cython.boundscheck(True)
 def end_of_run(deliveries, Py_ssize_t start, Py_ssize_t most):
     """Where the run ends that begins at ``start``: of messages that go the same way, in the same envelope.
 
     They have some ``most`` bytes together, unless it is a single one.
     """
-    cdef Delivery first = deliveries[start]
+    cdef Delivery first = <Delivery?> deliveries[start]
     cdef Delivery other
     cdef Py_ssize_t size = len(first.body) + ENVELOPE
     cdef Py_ssize_t place
     for place in range(start + 1, len(deliveries)):
-        other = deliveries[place]
+        other = <Delivery?> deliveries[place]
         size += len(other.body) + ENVELOPE
         if (
             size > most or other.properties is not first.properties
@@ -74,7 +73,7 @@ cdef class ListPush:
 
     cdef bytes _words
 
-    def __init__(self, str key not None):
+    def __cinit__(self, str key not None):
         self._words = pack_command(("LPUSH", key))[4:]  # without the count of words
 
     def pack(self, EnvelopeTemplate template not None, TagSequence tags not None, deliveries, bytes stamp not None=b""):
@@ -90,10 +89,10 @@ cdef class ListPush:
         cdef bytes command, payload
         cdef TagRange range_
         cdef char* at
+        tags.take(&range_, len(payloads))
         for payload in payloads:
             envelope = template.opening_size(payload) + ending
             size += count_size(envelope) + envelope + 2
-        tags.take(&range_, len(payloads))
         command = PyBytes_FromStringAndSize(NULL, size)
         at = put_bytes(put_count(PyBytes_AS_STRING(command), b"*", words), self._words)
         for payload in payloads:

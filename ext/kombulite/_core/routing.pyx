@@ -11,6 +11,7 @@ from collections import namedtuple
 cimport cython
 
 from kombulite._core.message cimport Delivery
+from kombulite._core.recursion cimport Py_LeaveRecursiveCall, enter_recursion
 
 
 Binding = namedtuple("Binding", "source destination routing_key arguments to_exchange")
@@ -362,10 +363,14 @@ cdef str exact_str(object text):
 
 cdef object freeze(object value):
     """A hashable form of binding arguments: bindings with equal arguments are one."""
-    if isinstance(value, dict):
-        return tuple(sorted([(str(name), freeze(item)) for name, item in value.items()], key=repr))
-    if isinstance(value, (list, tuple)):
-        return tuple([freeze(item) for item in value])
+    if isinstance(value, (dict, list, tuple)):
+        enter_recursion(b" while comparing binding arguments")
+        try:
+            if isinstance(value, dict):
+                return tuple(sorted([(str(name), freeze(item)) for name, item in value.items()], key=repr))
+            return tuple([freeze(item) for item in value])
+        finally:
+            Py_LeaveRecursiveCall()
     try:
         hash(value)
     except TypeError:
@@ -406,7 +411,7 @@ cdef class RoutingTable:
     cdef dict _exchanges
     cdef dict _by_queue  # queue -> {identity: Binding}
 
-    def __init__(self):
+    def __cinit__(self):
         self._exchanges = {}
         self._by_queue = {}
 

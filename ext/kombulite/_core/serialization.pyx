@@ -287,7 +287,7 @@ cdef class JSON:
     Safe to share between threads. Registering is not meant for hot paths.
     """
 
-    def __init__(self):
+    def __cinit__(self):
         self._encoders = {}
         self._found = {}
         self._keys = [None] * KEPT_KEYS
@@ -412,17 +412,21 @@ cdef class JSON:
             Py_LeaveRecursiveCall()
 
     cdef int _write_list(self, Buffer* out, list value) except -1:
+        cdef Py_ssize_t size = len(value)
         cdef Py_ssize_t comma = 0
         buffer_write(out, b"[", 1)
         for item in value:
             self.write(out, item)
             buffer_put2(out, b",", b" ")
             comma = 2
+            if len(value) > size:  # an item's own way to JSON may add to it, for ever
+                raise RuntimeError("list changed size during iteration")
         out.size -= comma  # the last one
         return buffer_write(out, b"]", 1)
 
     cdef int _write_dict(self, Buffer* out, dict value) except -1:
         cdef Py_ssize_t size = PyDict_GET_SIZE(value)
+        cdef Py_ssize_t left = size  # keys that are put in again would come for ever
         cdef Py_ssize_t position = 0
         cdef Py_ssize_t comma = 0
         cdef PyObject* key
@@ -439,8 +443,10 @@ cdef class JSON:
                 self.write(out, <object> item)
                 buffer_put2(out, b",", b" ")
                 comma = 2
-                if PyDict_GET_SIZE(value) != size:
-                    raise RuntimeError("dictionary changed size during iteration")
+                left -= 1
+                if PyDict_GET_SIZE(value) != size or left < 0:
+                    what = "keys" if left < 0 else "size"
+                    raise RuntimeError(f"dictionary changed {what} during iteration")
         out.size -= comma  # the last one
         return buffer_write(out, b"}", 1)
 
