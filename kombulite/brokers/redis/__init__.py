@@ -475,15 +475,21 @@ class Transport(BaseTransport):
             lease = state.outstanding.pop(delivery_tag, None)
             settled = () if lease is None else (lease,)
         if not settled and (not multiple or delivery_tag):
-            raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r:.80}")
+            raise self._unknown(delivery_tag)
         self._strike(state, settled, outcome)
+
+    def _unknown(self, tag: Any) -> Exception:
+        """Return why a delivery tag cannot be settled. Those of other connections have another prefix."""
+        if str(tag).startswith("kl") and not str(tag).startswith(self._receiving.tags.prefix):
+            return exceptions.RecoverableConnectionError("the message came on a connection that was lost or closed")
+        return exceptions.PreconditionFailed(f"unknown delivery tag {tag!r:.80}")
 
     def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
         state = self._channel(channel)
         outstanding = state.outstanding
         for tag in delivery_tags:
             if tag not in outstanding:
-                raise exceptions.PreconditionFailed(f"unknown delivery tag {tag!r:.80}")
+                raise self._unknown(tag)
         self._strike(state, [outstanding.pop(tag) for tag in delivery_tags], outcome)
 
     def _strike(self, state: Channel, settled: Sequence[Lease], outcome: Outcome) -> None:

@@ -52,6 +52,10 @@ class Deadlines:
         self._keys = keys
         self._now = now
 
+    def now_ms(self) -> int:
+        """Return the server's time in ms."""
+        return int(self._now() * 1000)
+
     # --- entries
 
     @staticmethod
@@ -83,7 +87,7 @@ class Deadlines:
         return self._add((), life, entries)
 
     def _add(self, flags: tuple[str, ...], life: int, entries: Iterable[str]) -> Command:
-        score = int(self._now() * 1000) + life
+        score = self.now_ms() + life
         pairs = [argument for entry in entries for argument in (score, entry)]
         return ("ZADD", self._keys.own_deadlines, *flags, *pairs)
 
@@ -95,7 +99,7 @@ class Deadlines:
 
     def sweep(self, link: Link) -> int:
         """Delete what has ended; return how many entries. Nothing where the user has no right to our keys."""
-        now = int(self._now() * 1000)
+        now = self.now_ms()
         look = ("ZRANGE", self._keys.own_deadlines, "-inf", now, "BYSCORE", "LIMIT", 0, MAX_SWEPT)
         (found,) = link.exchange([pack_command(look)], 1)
         if isinstance(found, ReplyError):

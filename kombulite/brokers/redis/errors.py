@@ -94,8 +94,14 @@ BY_CLASS = {name: row.error for row in TABLE for name in row.classes}
 IN_SCRIPT = re.compile(r"^(?:ERR Error running script \(call to f_[0-9a-f]+\): )?(?:@user_script: ?[0-9]+: )+-?")
 
 
+#: What Redis writes where a script runs a command that its user may not run: 6.2 and 7.0, and later.
+NOT_IN_SCRIPT = re.compile(r"can't run this command|ACL failure in script")
+
+
 def reply_error(text: str) -> Exception:
     """The error for an error reply of the server (RESP: ``-CODE words``)."""
+    if NOT_IN_SCRIPT.search(text):
+        return exceptions.AccessRefused(text)
     code = IN_SCRIPT.sub("", text, count=1).partition(" ")[0]
     kind = BY_CODE.get(code, exceptions.IrrecoverableChannelError)
     return shared(kind, getattr(driver, DRIVER_CLASS_OF_CODE.get(code, "ResponseError")))(text)
@@ -137,6 +143,11 @@ def shared(kind: Any, theirs: Any) -> type[Exception]:
 def connection_lost(text: str) -> Exception:
     """Return the error for a connection that is lost or cannot be had."""
     return shared(exceptions.RecoverableConnectionError, driver.ConnectionError)(text)
+
+
+def is_forbidden(error: exceptions.ChannelError) -> bool:
+    """Return whether the user has no right to a command, or the operator has renamed it."""
+    return isinstance(error, exceptions.AccessRefused) or "unknown command" in str(error).lower()
 
 
 def driver_error(error: driver.RedisError, text: str | None = None) -> Exception:

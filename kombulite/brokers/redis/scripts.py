@@ -21,7 +21,8 @@ class Script:
 
 
 #: Takes messages from lists and notes who has them. Nothing is popped unless it can be noted: a wrong type at one of
-#: the lease keys fails first, and once something is popped a full memory refuses no more.
+#: the lease keys fails first, and once something is popped a full memory refuses no more. What a user without the
+#: right to note it has popped goes back.
 #: KEYS: unacked hash, its index, then the lists: for each priority step those of all queues.
 #: ARGV: 1 to lease, 0 to take for good; how many (at most 1,000: Lua passes on no more at a time); 1 for turns among
 #: the queues, 0 for one after the other; the number of queues; what all tags start with; the number in the first tag;
@@ -106,8 +107,15 @@ for first = 1, #KEYS - 2, queues do
     end
 end
 if size > 0 then
-    redis.call('HSET', unacked, unpack(fields))
-    redis.call('ZADD', index, unpack(scores))
+    local noted = redis.pcall('HSET', unacked, unpack(fields))
+    if type(noted) == 'number' then noted = redis.pcall('ZADD', index, unpack(scores)) end
+    if type(noted) ~= 'number' then  -- the user has no right to one of them
+        for i = #reply, 2, -2 do
+            for j = #reply[i], 1, -1 do redis.call('RPUSH', KEYS[reply[i - 1] + 2], reply[i][j]) end
+        end
+        for i = 1, size, 2 do redis.pcall('HDEL', unacked, fields[i]) end
+        return noted
+    end
 end
 if failure and #reply == 0 then return failure end
 return reply

@@ -7,7 +7,7 @@ which may be missing: the type of an exchange, the settings of a queue.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from hiredis import ReplyError
@@ -23,7 +23,7 @@ from kombulite.brokers.redis.deadlines import (
     is_shared,
     life_of,
 )
-from kombulite.brokers.redis.errors import reply_error
+from kombulite.brokers.redis.errors import is_forbidden, reply_error
 from kombulite.brokers.redis.keys import Keys, glob_escaped
 from kombulite.brokers.redis.leases import logger
 from kombulite.brokers.redis.link import Command, Link, pack_all
@@ -171,13 +171,7 @@ class Topology:
         lists = keys.lists(queue)
         bindings: list[tuple[str | bytes, str | bytes]] = []
         bindings += self._own_bindings_of(queue) if is_ours else self._bindings_of(queue)
-        count = self._link.run(
-            DELETE_QUEUE,
-            [*lists, *(table for table, _ in bindings)],
-            len(lists),
-            "1" if if_empty else "0",
-            *(member for _, member in bindings),
-        )
+        count = self._delete_lists(lists, bindings, if_empty)
         if count < 0:
             raise exceptions.PreconditionFailed(f"queue '{queue}' is not empty")
         entries = [self._entry(exchange, queue, key, kind) for (exchange, key), kind in self._bound(queue)]
@@ -192,6 +186,23 @@ class Topology:
         self.limits.pop(queue, None)
         self._bindings.pop(queue, None)
         return int(count)
+
+    def _delete_lists(
+        self, lists: Sequence[str], bindings: Sequence[tuple[str | bytes, str | bytes]], if_empty: bool
+    ) -> int:
+        """Delete the lists and bindings of a queue; returns the messages gone, -1 for one that is not empty."""
+        tables, members = [table for table, _ in bindings], [member for _, member in bindings]
+        try:
+            flag = "1" if if_empty else "0"
+            return int(self._link.run(DELETE_QUEUE, [*lists, *tables], len(lists), flag, *members))
+        except exceptions.ChannelError as error:
+            if not is_forbidden(error):
+                raise
+        if if_empty and any(self._link.call_all(*(("LLEN", key) for key in lists))):
+            return -1
+        commands: list[Command] = [("LLEN", key) for key in lists]
+        commands += [("DEL", *lists), *(("SREM", table, member) for table, member in bindings)]
+        return sum(self._link.transact(*commands)[: len(lists)])
 
     def ends(self, queue: str) -> bool:
         """Whether a queue, or its record, ends unless it is kept in use."""
@@ -213,12 +224,21 @@ class Topology:
             yield self._keys.bindings(exchange), member
             yield self._keys.permanent_bindings(exchange), member
 
-    def _bindings_of(self, queue: str) -> Iterator[tuple[bytes, bytes]]:
-        """(binding set, member) for each binding of a queue: nothing else says where it is bound."""
+    def _bindings_of(self, queue: str) -> Iterator[tuple[str | bytes, str | bytes]]:
+        """(binding set, member) for each binding of a queue: nothing else says where it is bound.
+
+        A user without the right to look at all keys is left with what this connection has bound, as with kombu.
+        """
         pattern = f"{glob_escaped(self._keys.prefix)}_kombu.binding*"
         cursor: Any = "0"
         while True:
-            cursor, tables = self._link.call("SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED, "TYPE", "set")
+            try:
+                cursor, tables = self._link.call("SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED, "TYPE", "set")
+            except exceptions.ChannelError as error:
+                if not is_forbidden(error):
+                    raise
+                yield from self._own_bindings_of(queue)
+                return
             for table in tables:
                 for member in self._link.call("SMEMBERS", table):
                     parsed = self._keys.parse_member(member)
@@ -273,7 +293,13 @@ class Topology:
         link.post(pack_command(note), 1, _ignore)  # before: who dies between the two leaves an entry, not a binding
         if limits is not None and limits.expires:
             kombus = max(2 * limits.expires, MIN_BINDING_LIFE)
-            link.run(BIND_EXPIRING, [keys.bindings(exchange), keys.deadlines], member, exchange, kombus)
+            try:
+                link.run(BIND_EXPIRING, [keys.bindings(exchange), keys.deadlines], member, exchange, kombus)
+            except exceptions.ChannelError as error:
+                if not is_forbidden(error):
+                    raise
+                deadline = ("ZADD", keys.deadlines, "GT", self.deadlines.now_ms() + kombus, exchange)
+                link.transact(("SADD", keys.bindings(exchange), member), deadline)
             return
         tables = keys.bindings(exchange), keys.permanent_bindings(exchange)
         try:
