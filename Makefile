@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 BENCH := build/bench
-NEWEST := build/newest
+NEWEST ?= /var/tmp/kombulite-newest
 SOURCES := setup.py pyproject.toml $(wildcard ext/kombulite/_core/*)
 
 .PHONY: run test soak faults newest outages bench bench-full brokers c-client instructions lint docs debug \
@@ -31,10 +31,10 @@ bench-full: $(BENCH)/venv/.installed brokers c-client  ## all of them, with ever
 
 # A cluster's nodes are RabbitMQ 4: make newest brings them.
 outages: $(VENV)/.installed $(NEWEST)/tree/.made  ## time without service after a leader's death, beside pika
-	KOMBULITE_TEST_PROGRAMS=$(CURDIR)/$(NEWEST)/rabbitmq $(BIN)/python -m tests.cluster --kills 20
+	KOMBULITE_TEST_PROGRAMS=$(NEWEST)/rabbitmq $(BIN)/python -m tests.cluster --kills 20
 
-# What is on Debian's unstable suite: root on Debian only, some 2 GB in build/newest.
-newest: $(VENV)/.installed $(NEWEST)/venv/.installed  ## the tests of brokers on the newest ones, and on the newest Python
+# Root on Debian only. Some 2 GB, outside the repository: setuptools reads all that lies in it.
+newest: $(VENV)/.installed $(NEWEST)/tree/venv/.installed  ## the tests of brokers on the newest ones, and on the newest Python
 	$(BIN)/python -m tests.newest $(NEWEST)
 
 brokers:  ## install the brokers that tests and benchmarks start for themselves, where that is allowed
@@ -72,9 +72,9 @@ $(NEWEST)/tree/.made: tests/newest_brokers.sh
 	tests/newest_brokers.sh $(NEWEST)
 	touch $@
 
-$(NEWEST)/venv/.installed: $(NEWEST)/tree/.made $(SOURCES)
-	$(NEWEST)/run python3.14 -m venv $(NEWEST)/venv
-	$(NEWEST)/run $(NEWEST)/venv/bin/python -m pip install --quiet --editable '.[dev]'
+$(NEWEST)/tree/venv/.installed: $(NEWEST)/tree/.made $(SOURCES)
+	$(NEWEST)/run python3.14 -m venv /venv
+	$(NEWEST)/run /venv/bin/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
 debug: $(VENV)/.installed  ## the core in place without optimisation; annotated sources in build/debug/c

@@ -53,7 +53,7 @@ def runs_of(folder: Path) -> Iterator[Run]:
     title = f"Valkey {version('redis-server')}"
     yield Run(title, here, ("contract", "redis", "faults", "celery"), {"KOMBULITE_TEST_PROGRAMS": str(valkey)})
     del os.environ["KOMBULITE_TEST_PROGRAMS"]
-    python = [str(folder / "run"), str(folder / "venv/bin/python")]
+    python = [str(folder / "run"), "/venv/bin/python"]
     found = subprocess.run([*python, "-V"], capture_output=True, text=True, timeout=60, check=True).stdout.strip()
     yield Run(f"{found}, {brokers}", python, ("unit", "layering", "oracle", *BROKER_TESTS), {})
 

@@ -1,9 +1,10 @@
 #!/bin/sh
 # Bring brokers and a Python newer than this machine's own, from Debian's unstable suite, in a tree of their own:
 #     newest_brokers.sh FOLDER
-# Needs root, Debian, and some minutes; takes 1.2 GB. FOLDER gets
+# Needs root, Debian, and some minutes; takes 1.2 GB. It must not lie inside the
+# repository, since setuptools reads all that does. FOLDER gets
 #     tree        the file system that they run in
-#     run         runs a command in the tree: run python3.14 -m venv ...
+#     run         runs a command in the tree: run python3.14 -m venv /venv
 #     rabbitmq    programs for KOMBULITE_TEST_PROGRAMS: RabbitMQ and Redis
 #     valkey      the same with Valkey in the place of Redis, and no RabbitMQ
 # Nothing is installed on the machine but debootstrap. What a command finds mounted in the tree (/tmp, /dev, /proc, this
@@ -33,6 +34,10 @@ if [ ! -e "$tree/.made" ]; then
     touch "$tree/.made"
 fi
 
+# Folders that pip takes packages from on this machine, if it is told of any: /a/b of /a/b/simple.
+sources=$(python3 -m pip config list 2>/dev/null | grep -oE "/[^'\\\\ ]+" | tr -s / | cut -d / -f 1-3 | sort -u |
+    tr '\n' ' ')
+
 cat >"$folder/run" <<END
 #!/bin/sh
 # Run a command in the tree, in the current folder if that is there too.
@@ -43,7 +48,7 @@ cat >"$folder/mount" <<END
 #!/bin/sh
 set -eu
 for path in /tmp /dev /proc /etc/resolv.conf /etc/hosts /etc/ssl /etc/pip.conf /etc/xdg/pip "\${TMPDIR:-/tmp}" "\${HOME:-/root}" \\
-    "$repository"; do
+    $sources "$repository"; do
     if [ "\$path" = / ]; then
         continue
     elif [ -d "\$path" ]; then
