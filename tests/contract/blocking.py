@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any, ClassVar
 
 from kombulite import exceptions
+from kombulite._core import Delivery
 from kombulite.brokers import amqp, filesystem, memory, redis
 from kombulite.brokers.aio import AsyncTransport
 from kombulite.brokers.base import Cancelled, ChannelClosed, Returned
@@ -145,6 +146,19 @@ class BlockingTransport(BaseTransport):
             self._events = deque(event for event in self._events if event.channel != channel)
             self._changed.notify_all()
 
+    def recover(self, channel):
+        self._ask("recover", channel)
+        with self._changed:
+            # What waits and went back: it comes again, as redelivered. The event loop may have taken that already.
+            self._events = deque(
+                event
+                for event in self._events
+                if event.channel != channel
+                or type(event) is not Delivery
+                or event.redelivered
+                or self._consumers.get((channel, event.consumer_tag))
+            )
+
     def take_returned(self, channel):
         with self._changed:
             found = [event for event in self._events if type(event) is Returned and event.channel == channel]
@@ -201,7 +215,6 @@ for _name in (
     "get",
     "settle",
     "settle_many",
-    "recover",
 ):
     setattr(BlockingTransport, _name, _verb(_name))
 
