@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging.handlers  # noqa: F401 - Celery uses it without importing it, as kombu does
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -29,8 +30,10 @@ def as_kombu() -> None:
     """Have ``import kombu``, and of any module below it, give kombulite's in this process from now on.
 
     They are the same modules: ``kombu.Connection is kombulite.Connection``. ``kombulite.__version__`` becomes that of
-    kombu's API with kombulite's own behind a ``+``, and so does the version of the distribution ``kombu``. To be called
-    before anything imports kombu; calling it again does nothing. Raises RuntimeError where kombu is imported already.
+    kombu's API with kombulite's own behind a ``+``, and so does the version of the distribution ``kombu``. The Python
+    processes that this one starts have it too, forked or not: they find KOMBULITE_AS_KOMBU=1 in their environment. To
+    be called before anything imports kombu; calling it again does nothing. Raises RuntimeError where kombu is imported
+    already.
     """
     found = sys.modules.get(ALIAS)
     if found is kombulite:
@@ -45,6 +48,9 @@ def as_kombu() -> None:
     kombulite.__version__ = f"{api}+{TARGET}.{kombulite.__version__}"
     sys.modules[ALIAS] = kombulite
     sys.meta_path.insert(0, _Finder())
+    # What a program does under its `__main__` guard does not happen in children that are spawned, nor in those of a
+    # fork server, which is the default from 3.14 on.
+    os.environ[VARIABLE] = "1"
 
 
 class _Finder(DistributionFinder):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import subprocess
 import sys
+
+import pytest
 
 
 def run(program):
@@ -114,3 +118,30 @@ kombulite.as_kombu()
 runpy.run_path({str(tmp_path / "program.py")!r}, run_name="__main__")
 """)
     assert output == "{'n': 1} {'n': 1}\n"
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_children_have_it_too_however_they_start(tmp_path, method):
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import multiprocessing
+
+def work(queue):
+    import kombu
+    queue.put(kombu.__name__)
+
+if __name__ == "__main__":
+    import kombulite
+    kombulite.as_kombu()
+    context = multiprocessing.get_context({method!r})
+    queue = context.Queue()
+    child = context.Process(target=work, args=(queue,))
+    child.start()
+    print(queue.get(timeout=50))
+    child.join(50)
+""")
+    environment = {name: value for name, value in os.environ.items() if name != "KOMBULITE_AS_KOMBU"}
+    result = subprocess.run(
+        [sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.stdout, result.returncode) == ("kombulite\n", 0), result.stderr
