@@ -413,7 +413,7 @@ class Transport(BaseTransport):
                 self._connector, self._keys, self._options, self._channels, self._topology, self._links
             )
             self._keeper.start()
-        elif queue is not None and self._topology.ends(queue):
+        elif queue is not None and self._topology.declared.ends(queue):
             self._keeper.extend_now()
 
     @property

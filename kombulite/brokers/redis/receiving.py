@@ -2,6 +2,8 @@
 
 A consumer that finds its lists empty reads them (EXISTS) on a connection with client-side caching: the server then says
 when one of them changes, whoever changes it, and nothing is asked until it does.
+
+Longer than other modules: news, claims and sleep share their state, and each is a step of one loop.
 """
 
 from __future__ import annotations

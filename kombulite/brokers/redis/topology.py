@@ -16,13 +16,12 @@ from kombulite import exceptions
 from kombulite._core import pack_command
 from kombulite.brokers.base import ExchangeSpec, QueueInfo, QueueSpec
 from kombulite.brokers.redis.deadlines import (
-    EXCLUSIVE_LIFE,
     LATE_LIFE,
     MIN_BINDING_LIFE,
     Deadlines,
-    is_shared,
     life_of,
 )
+from kombulite.brokers.redis.declared import Declared
 from kombulite.brokers.redis.errors import is_forbidden, reply_error
 from kombulite.brokers.redis.keys import Keys, glob_escaped
 from kombulite.brokers.redis.leases import logger
@@ -53,10 +52,9 @@ class Topology:
         self._vhost = vhost
         self.types: dict[str, str] = dict(PREDECLARED)
         self._exchanges: dict[str, ExchangeSpec] = {}
-        self._queues: dict[str, QueueSpec] = {}
-        self.limits: dict[str, Limits] = {}
+        self.declared = Declared(keys, deadlines)
+        self.limits = self.declared.limits
         self.router = Router(link, keys, self.types, tracked, check_interval, self.redeclare)
-        self._bindings: dict[str, dict[tuple[str, str], str]] = {}  # queue -> (exchange, routing key) -> type
 
     # --- exchanges
 
@@ -105,7 +103,7 @@ class Topology:
         if name not in PREDECLARED:
             self.types.pop(name, None)
         self.router.discard(name)
-        for bound in list(self._bindings.values()):
+        for bound in list(self.declared.bindings.values()):
             for binding in [binding for binding in bound if binding[0] == name]:
                 del bound[binding]
 
@@ -115,10 +113,10 @@ class Topology:
         """Declare a queue. Raises NotEquivalentError, PreconditionFailed."""
         spec = spec._replace(name=spec.name or f"amq.gen-{uuid()}")
         limits = Limits.of(spec)
-        known = self._queues.get(spec.name)
+        known = self.declared.queues.get(spec.name)
         if known not in (None, spec):
             raise exceptions.NotEquivalentError(f"queue '{spec.name}' is declared already, as {known}")
-        self._queues[spec.name] = spec
+        self.declared.queues[spec.name] = spec
         self.limits[spec.name] = limits
         return QueueInfo(spec.name, self._refresh(spec, limits), 0)
 
@@ -132,7 +130,7 @@ class Topology:
             record += ("PX", life)
         if limits.expires:
             commands += [("PEXPIRE", key, limits.expires) for key in lists]
-        notes = [record, self._mark(spec, limits)]
+        notes = [record, self.declared.mark(spec, limits)]
         replies = self._link.exchange(pack_all([*notes, *commands]), len(notes) + len(commands))
         for reply in replies[len(notes) :]:
             if isinstance(reply, ReplyError):
@@ -142,17 +140,10 @@ class Topology:
                 logger.debug("the declaration of queue %r was not noted: %s", spec.name, reply)
         return sum(replies[len(notes) :][: len(lists)])
 
-    def _mark(self, spec: QueueSpec, limits: Limits) -> Command:
-        """What says when a queue ends with its messages; the lists of one that others may use end by themselves."""
-        entry, life = self.deadlines.queue(spec.name), life_of(spec, limits)
-        if life is None or is_shared(spec):
-            return self.deadlines.forget(entry)
-        return self.deadlines.extend(life, entry)
-
     def refresh_queue(self, queue: str) -> None:
         """A queue that expires when it is not used is used."""
-        if queue in self._queues and self.limits[queue].expires:
-            self._refresh(self._queues[queue], self.limits[queue])
+        if queue in self.declared.queues and self.limits[queue].expires:
+            self._refresh(self.declared.queues[queue], self.limits[queue])
 
     def assert_queue(self, queue: str) -> QueueInfo:
         """The length of a queue that is there: declared, bound, or not empty. Raises NotFound."""
@@ -167,14 +158,16 @@ class Topology:
 
     def delete_queue(self, queue: str, if_empty: bool) -> int:
         """Delete a queue and its bindings, whoever made them; returns the messages gone. Raises PreconditionFailed."""
-        keys, is_ours = self._keys, self._is_ours(queue)
+        keys, is_ours = self._keys, self.declared.is_ours(queue)
         lists = keys.lists(queue)
         bindings: list[tuple[str | bytes, str | bytes]] = []
-        bindings += self._own_bindings_of(queue) if is_ours else self._bindings_of(queue)
+        bindings += self.declared.bindings_of(queue) if is_ours else self._bindings_of(queue)
         count = self._delete_lists(lists, bindings, if_empty)
         if count < 0:
             raise exceptions.PreconditionFailed(f"queue '{queue}' is not empty")
-        entries = [self._entry(exchange, queue, key, kind) for (exchange, key), kind in self._bound(queue)]
+        entries = [
+            self.declared.entry(exchange, queue, key, kind) for (exchange, key), kind in self.declared.bound(queue)
+        ]
         notes: list[Command] = [("DEL", keys.record(queue))]
         if entries:
             notes.append(self.deadlines.forget(*entries))
@@ -182,9 +175,9 @@ class Topology:
             # Publishers may not know yet that it is gone; nobody would ever take what they bring.
             notes.append(self.deadlines.end(LATE_LIFE, self.deadlines.queue(queue)))
         self._note(*notes)
-        self._queues.pop(queue, None)
+        self.declared.queues.pop(queue, None)
         self.limits.pop(queue, None)
-        self._bindings.pop(queue, None)
+        self.declared.bindings.pop(queue, None)
         return int(count)
 
     def _delete_lists(
@@ -204,26 +197,6 @@ class Topology:
         commands += [("DEL", *lists), *(("SREM", table, member) for table, member in bindings)]
         return sum(self._link.transact(*commands)[: len(lists)])
 
-    def ends(self, queue: str) -> bool:
-        """Whether a queue, or its record, ends unless it is kept in use."""
-        spec, limits = self._queues.get(queue), self.limits.get(queue)
-        return spec is not None and limits is not None and (spec.auto_delete or life_of(spec, limits) is not None)
-
-    def _is_ours(self, queue: str) -> bool:
-        """Whether nobody else uses a queue, as that for the replies to one process."""
-        spec, limits = self._queues.get(queue), self.limits.get(queue)
-        return spec is not None and limits is not None and not is_shared(spec) and life_of(spec, limits) is not None
-
-    def _bound(self, queue: str) -> list[tuple[tuple[str, str], str]]:
-        return list(self._bindings.get(queue, {}).items())
-
-    def _own_bindings_of(self, queue: str) -> Iterator[tuple[str, str]]:
-        """(binding set, member) for each binding that this connection has made."""
-        for (exchange, routing_key), kind in self._bound(queue):
-            member = self._keys.member(kind, routing_key, queue)
-            yield self._keys.bindings(exchange), member
-            yield self._keys.permanent_bindings(exchange), member
-
     def _bindings_of(self, queue: str) -> Iterator[tuple[str | bytes, str | bytes]]:
         """(binding set, member) for each binding of a queue: nothing else says where it is bound.
 
@@ -237,7 +210,7 @@ class Topology:
             except exceptions.ChannelError as error:
                 if not is_forbidden(error):
                     raise
-                yield from self._own_bindings_of(queue)
+                yield from self.declared.bindings_of(queue)
                 return
             for table in tables:
                 for member in self._link.call("SMEMBERS", table):
@@ -264,17 +237,17 @@ class Topology:
 
     def exclusive_queues(self) -> list[str]:
         """Those that this connection declared for itself alone."""
-        return [name for name, spec in self._queues.items() if spec.exclusive]
+        return [name for name, spec in self.declared.queues.items() if spec.exclusive]
 
     # --- bindings
 
     def fanout_bindings(self, queue: str) -> list[tuple[str, str]]:
         """(exchange, routing key) of what this connection bound a queue to that stores nothing."""
-        return [binding for binding, kind in self._bindings.get(queue, {}).items() if kind == "fanout"]
+        return [binding for binding, kind in self.declared.bindings.get(queue, {}).items() if kind == "fanout"]
 
     def drop_fanout(self, queue: str) -> None:
         """Nobody consumes a queue any more: if it is auto-delete, what it heard of fanout exchanges ends with that."""
-        if queue in self._queues and self._queues[queue].auto_delete:
+        if queue in self.declared.queues and self.declared.queues[queue].auto_delete:
             for exchange, routing_key in self.fanout_bindings(queue):
                 self.unbind(exchange, queue, routing_key)
 
@@ -283,12 +256,12 @@ class Topology:
         kind = self._check_source(exchange)
         self._bind(self._link, exchange, queue, routing_key, kind)
         self.router.discard(exchange)
-        self._bindings.setdefault(queue, {})[exchange, routing_key] = kind
+        self.declared.bindings.setdefault(queue, {})[exchange, routing_key] = kind
 
     def _bind(self, link: Link, exchange: str, queue: str, routing_key: str, kind: str) -> None:
         keys, limits = self._keys, self.limits.get(queue)
         member = keys.member(kind, routing_key, queue)
-        entry, life = self._entry(exchange, queue, routing_key, kind), self._binding_life(queue, kind)
+        entry, life = self.declared.entry(exchange, queue, routing_key, kind), self.declared.binding_life(queue, kind)
         note = self.deadlines.forget(entry) if life is None else self.deadlines.extend(life, entry)
         link.post(pack_command(note), 1, _ignore)  # before: who dies between the two leaves an entry, not a binding
         if limits is not None and limits.expires:
@@ -307,42 +280,29 @@ class Topology:
         except exceptions.MessageNacked:  # memory is full: a consumer that frees some may need the binding
             link.run(BIND, tables, member)
 
-    def _binding_life(self, queue: str, kind: str) -> int | None:
-        """Milliseconds that a binding outlives its last use; None for one that stays."""
-        spec, limits = self._queues.get(queue), self.limits.get(queue)
-        if spec is None or limits is None:
-            return None
-        life = life_of(spec, limits)
-        # A binding to a fanout exchange is a note, no route: a process that was killed does not need it any more.
-        return EXCLUSIVE_LIFE if life is None and kind == "fanout" and spec.auto_delete else life
-
-    def _entry(self, exchange: str, queue: str, routing_key: str, kind: str) -> str:
-        """The entry of a binding that ends."""
-        spec, limits = self._queues.get(queue), self.limits.get(queue)
-        member = self._keys.member(kind, routing_key, queue)
-        if spec is not None and limits is not None and limits.expires and is_shared(spec) and kind != "fanout":
-            return self.deadlines.expiring_binding(exchange, member, queue, limits.expires)
-        return self.deadlines.binding(exchange, member)
-
     def extend(self, link: Link, consumed: Iterable[str], rebind: bool) -> float | None:
         """Say that queues are in use that are consumed, or exclusive; ``rebind``: their bindings may be gone.
 
         Returns the seconds until that is to be said again; None for never.
         """
         pauses = []
-        own = {name for name, spec in list(self._queues.items()) if spec.exclusive}
+        own = {name for name, spec in list(self.declared.queues.items()) if spec.exclusive}
         for queue in own.union(consumed):
-            spec, limits = self._queues.get(queue), self.limits.get(queue)
+            spec, limits = self.declared.queues.get(queue), self.limits.get(queue)
             if spec is None or limits is None:
                 continue  # it is not ours, or was deleted meanwhile
-            lives = [life for _, kind in self._bound(queue) if (life := self._binding_life(queue, kind)) is not None]
+            lives = [
+                life
+                for _, kind in self.declared.bound(queue)
+                if (life := self.declared.binding_life(queue, kind)) is not None
+            ]
             if (life := life_of(spec, limits)) is not None:
                 lives.append(life)
             if not lives and not spec.auto_delete:
                 continue
             self._extend(link, spec, limits)
             pauses.append((limits.expires or min(lives, default=MIN_BINDING_LIFE)) / 3000)
-            for (exchange, routing_key), kind in self._bound(queue) if rebind else ():
+            for (exchange, routing_key), kind in self.declared.bound(queue) if rebind else ():
                 self._bind(link, exchange, queue, routing_key, kind)
         return min(pauses, default=None)
 
@@ -351,20 +311,20 @@ class Topology:
         if limits.expires:
             link.call_all(*(("PEXPIRE", key, limits.expires) for key in self._keys.lists(queue)))
         life = limits.expires or life_of(spec, limits) or MIN_BINDING_LIFE
-        commands: list[Command] = [("PEXPIRE", self._keys.record(queue), life), self._mark(spec, limits)]
-        for (exchange, routing_key), kind in self._bound(queue):
-            if (left := self._binding_life(queue, kind)) is not None:
-                commands.append(self.deadlines.extend(left, self._entry(exchange, queue, routing_key, kind)))
+        commands: list[Command] = [("PEXPIRE", self._keys.record(queue), life), self.declared.mark(spec, limits)]
+        for (exchange, routing_key), kind in self.declared.bound(queue):
+            if (left := self.declared.binding_life(queue, kind)) is not None:
+                commands.append(self.deadlines.extend(left, self.declared.entry(exchange, queue, routing_key, kind)))
         link.exchange(pack_all(commands), len(commands))  # the user may have no right to our keys
 
     def redeclare(self) -> None:
         """Declare again all that this connection has declared: the database was emptied."""
         for spec in list(self._exchanges.values()):
             self._note_exchange(spec)
-        for name, queue in list(self._queues.items()):
+        for name, queue in list(self.declared.queues.items()):
             self._refresh(queue, self.limits[name])
-        for name in list(self._bindings):
-            for (exchange, routing_key), kind in self._bound(name):
+        for name in list(self.declared.bindings):
+            for (exchange, routing_key), kind in self.declared.bound(name):
                 self._bind(self._link, exchange, name, routing_key, kind)
 
     def unbind(self, exchange: str, queue: str, routing_key: str) -> None:
@@ -372,12 +332,12 @@ class Topology:
         self._check_source(exchange)
         keys = self._keys
         members = {keys.member(kind, routing_key, queue) for kind in ("direct", "topic")}
-        kind = self._bindings.get(queue, {}).get((exchange, routing_key))
+        kind = self.declared.bindings.get(queue, {}).get((exchange, routing_key))
         if kind is not None:
-            self._note(self.deadlines.forget(self._entry(exchange, queue, routing_key, kind)))
+            self._note(self.deadlines.forget(self.declared.entry(exchange, queue, routing_key, kind)))
         self._free(("SREM", keys.bindings(exchange), *members), ("SREM", keys.permanent_bindings(exchange), *members))
         self.router.discard(exchange)
-        self._bindings.get(queue, {}).pop((exchange, routing_key), None)
+        self.declared.bindings.get(queue, {}).pop((exchange, routing_key), None)
 
     def _check_source(self, exchange: str) -> str:
         if not exchange:
