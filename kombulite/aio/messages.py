@@ -24,7 +24,12 @@ from kombulite.entity import Queue
 logger = getLogger("kombulite.aio")
 
 OnError = Literal["requeue", "reject", "keep"]
-STATES = {Outcome.ACK: "ACK", Outcome.REJECT: "REJECTED", Outcome.REQUEUE: "REQUEUED"}
+STATES = {
+    Outcome.ACK: "ACK",
+    Outcome.REJECT: "REJECTED",
+    Outcome.REQUEUE: "REQUEUED",
+    Outcome.RETURN: "REQUEUED",
+}
 
 
 class Message(messages.Message):
@@ -45,9 +50,9 @@ class Message(messages.Message):
         """Give it up, to the queue's dead letter exchange if it has one. Raises as ``ack`` does."""
         await self._settle(Outcome.REQUEUE if requeue else Outcome.REJECT)
 
-    async def requeue(self) -> None:  # type: ignore[override]
-        """Put it back into its queue. Raises as ``ack`` does."""
-        await self._settle(Outcome.REQUEUE)
+    async def requeue(self, failed: bool = True) -> None:  # type: ignore[override]
+        """Put it back into its queue; ``failed`` as for the synchronous ``requeue``. Raises as ``ack`` does."""
+        await self._settle(Outcome.REQUEUE if failed else Outcome.RETURN)
 
     async def _settle(self, outcome: Outcome, multiple: bool = False) -> None:
         if self._state != "RECEIVED":
@@ -89,7 +94,7 @@ class Message(messages.Message):
                 await self._finish(Outcome.REQUEUE if on_error == "requeue" else Outcome.REJECT)
             raise
         except BaseException:
-            await self._finish(Outcome.REQUEUE)
+            await self._finish(Outcome.RETURN)
             raise
 
     async def _finish(self, outcome: Outcome) -> None:
@@ -112,9 +117,9 @@ class MessageBatch(SyncMessageBatch):
         """Give all up, or with ``requeue`` put them back into their queues."""
         await self._settle_all(Outcome.REQUEUE if requeue else Outcome.REJECT)
 
-    async def requeue(self) -> None:  # type: ignore[override]
-        """Put all back into their queues."""
-        await self._settle_all(Outcome.REQUEUE)
+    async def requeue(self, failed: bool = True) -> None:  # type: ignore[override]
+        """Put all back into their queues; ``failed`` as for the synchronous ``requeue``."""
+        await self._settle_all(Outcome.REQUEUE if failed else Outcome.RETURN)
 
     async def _settle_all(self, outcome: Outcome) -> None:
         unsettled = [message for message in self if not message.acknowledged]
@@ -238,7 +243,7 @@ class Messages:
             for tag in list(self._names):
                 await self._session.wait(transport.cancel(channel.number, tag), deadline, "cancel")
             while self._ready and channel.is_open:
-                pending = channel.settle(self._ready.popleft().delivery_tag, Outcome.REQUEUE)
+                pending = channel.settle(self._ready.popleft().delivery_tag, Outcome.RETURN)
                 if pending is not None:
                     await self._session.wait(pending, deadline, "settle")
         self._wake_all()
@@ -346,7 +351,7 @@ class Messages:
             if verdict is Verdict.BURY:
                 await self._bury(message)
             else:
-                await message.requeue()
+                await message.requeue(failed=False)
             return None
         if self._no_ack:
             channel.settle(delivery.delivery_tag, Outcome.ACK)

@@ -92,7 +92,7 @@ class Server:
         for waiting in self._following.values():
             for message in waiting:
                 if message.channel.is_open and not message.acknowledged:
-                    await message.requeue()
+                    await message.requeue(failed=False)
         self._following.clear()
 
 

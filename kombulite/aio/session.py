@@ -30,7 +30,12 @@ T = TypeVar("T")
 WINDOW = 4096  # messages that may be on their way to the broker, and not answered yet
 DEFAULT_TIMEOUT = 30.0  # seconds
 CLOSE_TIMEOUT = 10.0  # seconds
-COUNTS = {Outcome.ACK: "count_acked", Outcome.REJECT: "count_rejected", Outcome.REQUEUE: "count_requeued"}
+COUNTS = {
+    Outcome.ACK: "count_acked",
+    Outcome.REJECT: "count_rejected",
+    Outcome.REQUEUE: "count_requeued",
+    Outcome.RETURN: "count_requeued",
+}
 
 
 class Channel:
@@ -46,18 +51,19 @@ class Channel:
 
     def settle(self, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> Pending[None] | None:
         """Say what becomes of a delivery. Raises RecoverableConnectionError if its channel is closed."""
-        self._check()
-        return self._transport.settle(self.number, delivery_tag, outcome, multiple)
+        return self._transport.settle(self.number, delivery_tag, self._outcome(outcome), multiple)
 
     def settle_many(self, delivery_tags: list[Any], outcome: Outcome) -> Pending[None] | None:
         """Say what becomes of some deliveries."""
-        self._check()
-        return self._transport.settle_many(self.number, delivery_tags, outcome)
+        return self._transport.settle_many(self.number, delivery_tags, self._outcome(outcome))
 
-    def _check(self) -> None:
+    def _outcome(self, outcome: Outcome) -> Outcome:
+        """Return the outcome as the broker knows it."""
         self.session.check_loop()
         if not self.is_open:
             raise exceptions.RecoverableConnectionError("the message came on a channel that is closed")
+        is_known = outcome is not Outcome.RETURN or self._transport.counts_failures
+        return outcome if is_known else Outcome.REQUEUE
 
     def notice(self) -> None:
         """After an error: see whether the broker has closed the channel for it."""
@@ -523,4 +529,4 @@ def _put_back(task: asyncio.Task[tuple[Delivery, Channel] | None]) -> None:
     if not task.cancelled() and task.exception() is None and (found := task.result()) is not None:
         delivery, channel = found
         if channel.is_open:
-            channel.settle(delivery.delivery_tag, Outcome.REQUEUE)
+            channel.settle(delivery.delivery_tag, Outcome.RETURN)

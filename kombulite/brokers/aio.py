@@ -46,9 +46,6 @@ class AsyncTransport:
     #: Whether a message is the broker's when the Pending of its publish is done (or None).
     confirms = True
 
-    #: Where requests to answer directly to the connection go (a queue's name), if the broker has such.
-    reply_queue: str | None = None
-
     def __init__(self, settings: Settings, on_event: OnEvent, on_lost: OnLost) -> None:
         self.settings = settings
         self.on_event = on_event
@@ -76,6 +73,11 @@ class AsyncTransport:
     @property
     def is_suspect(self) -> bool:
         """Whether half of the time is gone after which a silent broker is given up."""
+        return False
+
+    @property
+    def counts_failures(self) -> bool:
+        """Whether the broker tells ``Outcome.RETURN`` from ``Outcome.REQUEUE``."""
         return False
 
     def writable(self) -> Pending[None] | None:
@@ -233,6 +235,11 @@ class DelegatingTransport(AsyncTransport):
     def is_suspect(self) -> bool:
         """Whether half of the time is gone after which a silent broker is given up."""
         return self.sync.is_suspect
+
+    @property
+    def counts_failures(self) -> bool:
+        """Whether the broker tells ``Outcome.RETURN`` from ``Outcome.REQUEUE``."""
+        return self.sync.counts_failures
 
     def open_channel(self, tag_offset: int = 0) -> Pending[int]:  # noqa: D102 - this and the next: see AsyncTransport
         return self.perform(self.sync.open_channel, tag_offset)
