@@ -41,8 +41,8 @@ class Message(messages.Message):
     async def ack(self, multiple: bool = False) -> None:  # type: ignore[override]
         """Acknowledge it; with ``multiple`` all before it from the same ``consume`` too.
 
-        Raises MessageStateError if it was settled before, RecoverableConnectionError if its connection is lost: it
-        comes again then.
+        Raises MessageStateError if it was settled before, RecoverableConnectionError if it is known that its connection
+        is lost: it comes again then.
         """
         await self._settle(Outcome.ACK, multiple)
 
@@ -63,12 +63,20 @@ class Message(messages.Message):
         channel = self.channel
         try:
             pending = channel.settle(self.delivery_tag, outcome, multiple)
-            if pending is not None:
+            if pending is not None and (outcome is not Outcome.ACK or multiple):
                 await channel.session.wait(pending, channel.session.deadline(None), "settle")
+            elif pending is not None:
+                # A broker does not answer an ack, and a thread does what it is asked in order: waiting would make
+                # consuming half as fast. If the connection is lost before, the message comes again.
+                pending.add_done_callback(self._log_lost_ack)
         except Exception:
             self._state = "RECEIVED"
             raise
         channel.session.count(outcome)
+
+    def _log_lost_ack(self, pending: Pending[None]) -> None:
+        if not pending.cancelled() and (error := pending.exception()) is not None:
+            logger.warning("a message of queue %r will come again: %s", self.queue, error)
 
     @asynccontextmanager
     async def process(self, on_error: OnError = "requeue") -> AsyncIterator[Message]:

@@ -1,7 +1,7 @@
 """Any synchronous transport on an event loop: one thread has the transport, and does what the loop asks of it in order.
 
-Publishes that wait for their turn together travel together (``publish_many``): so tasks that publish at the same time
-share round trips, as on a native transport.
+Publishes that wait for their turn together travel together (``publish_many``), and acknowledgements too
+(``settle_many``): so tasks that publish at the same time share round trips, as on a native transport.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from threading import Thread
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
+from kombulite import exceptions
 from kombulite._core import Delivery
 from kombulite.brokers.aio import AsyncTransport, DelegatingTransport, OnEvent, OnLost, Pending, closed, refuse, resolve
-from kombulite.brokers.base import Event, Settings, Transport
+from kombulite.brokers.base import Event, Outcome, Settings, Transport
 from kombulite.utils.imports import symbol_by_name
 
 logger = getLogger("kombulite.aio")
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 SHORTEST_LOOK, LONGEST_LOOK = 0.002, 0.05  # seconds between looks for messages, where no descriptor tells of them
 BURST = 256  # events, or messages to publish, that are taken in one go
+ACK_ONE = (Outcome.ACK, False)  # the arguments of a settle behind its tag, for a plain ack
 CLOSE_TIMEOUT = 10.0  # seconds for the transport to end what it is at, and to close
 UNPUBLISHED_MAX = 5000  # messages that wait for the thread, before publishers are asked to wait
 
@@ -231,6 +233,8 @@ class ThreadedTransport(DelegatingTransport):
                     continue  # before its turn
                 if call.verb == self.sync.publish and self._calls:
                     self._publish_together(call, outcomes)
+                elif call.verb == self.sync.settle and call.arguments[2:] == ACK_ONE and self._calls:
+                    self._ack_together(call, outcomes)
                 else:
                     self._call(call, outcomes)
         except Exception:
@@ -249,6 +253,32 @@ class ThreadedTransport(DelegatingTransport):
             outcomes.append((call.pending, result, None))
             if call.verb == self.sync.consume:
                 self._consumers += 1
+
+    def _ack_together(self, first: Call, outcomes: Outcomes) -> None:
+        """Acknowledge the message of a call and those of like calls right behind it."""
+        channel = first.arguments[0]
+        together = [first]
+        while self._calls and len(together) < BURST:
+            call = self._calls[0]
+            if call.verb != self.sync.settle or call.arguments[0] != channel or call.arguments[2:] != ACK_ONE:
+                break
+            self._calls.popleft()
+            if not call.pending.cancelled():
+                together.append(call)
+        tags = list(dict.fromkeys(call.arguments[1] for call in together))
+        try:
+            if len(tags) < len(together):
+                raise exceptions.PreconditionFailed("a delivery tag came twice")
+            self.sync.settle_many(channel, tags, Outcome.ACK)
+        except exceptions.PreconditionFailed:
+            for call in together:  # to tell which of them
+                self._call(call, outcomes)
+        except Exception as error:
+            outcomes += [(call.pending, None, error) for call in together]
+            if not self.sync.connected:
+                raise
+        else:
+            outcomes += [(call.pending, None, None) for call in together]
 
     def _publish_together(self, first: Call, outcomes: Outcomes) -> None:
         """Publish the message of a call and those of like calls right behind it."""

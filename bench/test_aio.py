@@ -1,0 +1,228 @@
+"""kombulite.aio beside what programs on an event loop use: aio-pika, redis.asyncio, asyncio.Queue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import aio_pika
+import pytest
+import redis.asyncio
+
+import kombulite
+from bench.duel import Side, duel
+from bench.workloads import SMALL
+from kombulite import aio
+from tests.servers import RabbitMQServer, RedisServer, Server, Unavailable
+
+TASKS = 500  # that publish at the same time
+MESSAGES = 5000
+ROUNDS = 11
+PREFETCH = 1000
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+def url_of(make: Callable[[], Server]) -> Iterator[str]:
+    try:
+        server = make()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    with server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def amqp_url() -> Iterator[str]:
+    yield from url_of(RabbitMQServer)
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    yield from url_of(RedisServer)
+
+
+def side(
+    loop: asyncio.AbstractEventLoop,
+    work: Callable[[int], Awaitable[object]],
+    prepare: Callable[[int], Awaitable[object]] | None = None,
+) -> Side:
+    """A side whose work and preparation are coroutines."""
+
+    def run(n: int) -> None:
+        loop.run_until_complete(work(n))  # type: ignore[arg-type]
+
+    def make_ready(n: int) -> None:
+        if prepare is not None:
+            loop.run_until_complete(prepare(n))  # type: ignore[arg-type]
+
+    return Side(run, make_ready)
+
+
+async def by_tasks(n: int, publish: Callable[[], Awaitable[object]]) -> None:
+    """Publish n messages, from as many tasks as are meant to."""
+
+    async def some(count: int) -> None:
+        for _ in range(count):
+            await publish()
+
+    await asyncio.gather(*(some(n // TASKS) for _ in range(TASKS)))
+
+
+async def take(connection: aio.Connection, queue: str, n: int) -> None:
+    """Consume, decode and acknowledge n messages."""
+    left = n
+    async with connection.consume(queue, prefetch=PREFETCH, auto_declare=False) as messages:
+        async for message in messages:
+            assert message.payload == SMALL
+            await message.ack()
+            left -= 1
+            if not left:
+                return
+
+
+def test_memory_hand_over(benchmark: Any, loop: asyncio.AbstractEventLoop) -> None:
+    connection = aio.connect("memory://aio")
+    loop.run_until_complete(connection.declare(kombulite.Queue("bench")))
+    producer = connection.producer(routing_key="bench")
+
+    async def ours(n: int) -> None:
+        async def produce() -> None:
+            for _ in range(n):
+                await producer.publish(SMALL)
+
+        await asyncio.gather(produce(), take(connection, "bench", n))
+
+    queue: asyncio.Queue[str] = asyncio.Queue(PREFETCH)
+
+    async def theirs(n: int) -> None:
+        async def produce() -> None:
+            for _ in range(n):
+                await queue.put(json.dumps(SMALL))
+
+        async def consume() -> None:
+            for _ in range(n):
+                assert json.loads(await queue.get()) == SMALL
+
+        await asyncio.gather(produce(), consume())
+
+    work = "memory, aio hand-over from one task to another"
+    duel(benchmark, work, side(loop, ours), side(loop, theirs), operations=MESSAGES, rival="asyncio.Queue", at_least=5)
+    loop.run_until_complete(connection.close())
+
+
+def test_amqp_publish(benchmark: Any, loop: asyncio.AbstractEventLoop, amqp_url: str) -> None:
+    async def start() -> tuple[Any, Any, Any]:
+        connection = await aio.connect(amqp_url).connect()
+        await connection.declare(kombulite.Queue("bench"))
+        rival = await aio_pika.connect(amqp_url)
+        channel = await rival.channel()
+        return connection, rival, channel.default_exchange
+
+    connection, rival, exchange = loop.run_until_complete(start())
+    producer = connection.producer(routing_key="bench")
+
+    async def empty(n: int) -> None:
+        await connection.purge("bench")
+
+    async def ours(n: int) -> None:
+        await by_tasks(n, lambda: producer.publish(SMALL, delivery_mode=1))
+
+    async def theirs(n: int) -> None:
+        await by_tasks(
+            n, lambda: exchange.publish(aio_pika.Message(json.dumps(SMALL).encode()), "bench", mandatory=False)
+        )
+
+    sides = side(loop, ours, empty), side(loop, theirs, empty)
+    work = "RabbitMQ, aio publish with confirms, 500 tasks"
+    duel(benchmark, work, *sides, operations=MESSAGES, rounds=ROUNDS, rival="aio-pika", at_least=8)
+    loop.run_until_complete(connection.close())
+    loop.run_until_complete(rival.close())
+
+
+def test_amqp_consume(benchmark: Any, loop: asyncio.AbstractEventLoop, amqp_url: str) -> None:
+    async def start() -> tuple[Any, Any, Any]:
+        connection = await aio.connect(amqp_url).connect()
+        await connection.declare(kombulite.Queue("bench"))
+        rival = await aio_pika.connect(amqp_url)
+        channel = await rival.channel()
+        await channel.set_qos(PREFETCH)
+        return connection, rival, await channel.get_queue("bench")
+
+    connection, rival, queue = loop.run_until_complete(start())
+    producer = connection.producer(routing_key="bench")
+
+    async def fill(n: int) -> None:
+        await connection.purge("bench")
+        await producer.publish_many((SMALL for _ in range(n)), delivery_mode=1)
+
+    async def theirs(n: int) -> None:
+        left = n
+        async with queue.iterator() as messages:
+            async for message in messages:
+                assert json.loads(message.body) == SMALL
+                await message.ack()
+                left -= 1
+                if not left:
+                    return
+
+    sides = side(loop, lambda n: take(connection, "bench", n), fill), side(loop, theirs, fill)
+    work = "RabbitMQ, aio consume + decode + ack, prefetch 1000"
+    duel(benchmark, work, *sides, operations=MESSAGES, rounds=ROUNDS, rival="aio-pika", at_least=10)
+    loop.run_until_complete(connection.close())
+    loop.run_until_complete(rival.close())
+
+
+def test_redis_publish(benchmark: Any, loop: asyncio.AbstractEventLoop, redis_url: str) -> None:
+    # Its default pool has 100 connections, and raises where more tasks want one at a time; this one has them wait.
+    pool = redis.asyncio.BlockingConnectionPool.from_url(redis_url)
+    connection, rival = aio.connect(redis_url), redis.asyncio.Redis.from_pool(pool)
+    loop.run_until_complete(connection.declare(kombulite.Queue("bench")))
+    producer = connection.producer(routing_key="bench")
+
+    async def empty(n: int) -> None:
+        await rival.delete("bench", "rival")
+
+    async def ours(n: int) -> None:
+        await by_tasks(n, lambda: producer.publish(SMALL))
+
+    async def theirs(n: int) -> None:
+        await by_tasks(n, lambda: rival.lpush("rival", json.dumps(SMALL)))
+
+    sides = side(loop, ours, empty), side(loop, theirs, empty)
+    work = "Redis, aio publish, 500 tasks"
+    duel(benchmark, work, *sides, operations=MESSAGES, rounds=ROUNDS, rival="redis.asyncio LPUSH", at_least=3)
+    loop.run_until_complete(connection.close())
+    loop.run_until_complete(rival.aclose())
+
+
+def test_redis_consume(benchmark: Any, loop: asyncio.AbstractEventLoop, redis_url: str) -> None:
+    connection, rival = aio.connect(redis_url), redis.asyncio.Redis.from_url(redis_url)
+    loop.run_until_complete(connection.declare(kombulite.Queue("bench")))
+    producer = connection.producer(routing_key="bench")
+
+    async def fill(n: int) -> None:
+        await connection.purge("bench")
+        await rival.delete("rival")
+        await producer.publish_many(SMALL for _ in range(n))
+        await rival.lpush("rival", *[json.dumps(SMALL)] * n)
+
+    async def theirs(n: int) -> None:
+        for _ in range(n):
+            body = await rival.blmove("rival", "busy", 1, "RIGHT", "LEFT")
+            assert json.loads(body) == SMALL
+            await rival.lrem("busy", 1, body)
+
+    sides = side(loop, lambda n: take(connection, "bench", n), fill), side(loop, theirs, fill)
+    work = "Redis, aio consume + ack"
+    duel(benchmark, work, *sides, operations=MESSAGES, rounds=ROUNDS, rival="redis.asyncio BLMOVE, LREM", at_least=5)
+    loop.run_until_complete(connection.close())
+    loop.run_until_complete(rival.aclose())
