@@ -54,6 +54,10 @@ REDIS_LACKS = (VIRTUAL - {"expiration", "queue expiry"}) | {
     "stored fanout",
 }
 
+#: Asynchronous transports receive in a loop of their own, not in the thread that drains.
+EAGER = frozenset(["a thread of its own"])
+BLOCKING = "tests.contract.blocking"
+
 BROKERS = {
     "memory": Kind("memory://"),
     "redis": Kind("redis_url", REDIS_LACKS),
@@ -62,9 +66,9 @@ BROKERS = {
     "sqlite": Kind("sqlite_url"),
     "postgresql": Kind("postgresql_url"),
     "amqp": Kind("amqp_url", frozenset(["nacks", "flow", "channel prefetch"])),
-    "memory-aio": Kind("localhost", transport="tests.contract.blocking:MemoryTransport", like="memory"),
-    "memory-thread": Kind("localhost", transport="tests.contract.blocking:ThreadedMemoryTransport", like="memory"),
-    "redis-thread": Kind("redis_url", REDIS_LACKS, transport="tests.contract.blocking:RedisTransport", like="redis"),
+    "memory-aio": Kind("localhost", EAGER, transport=f"{BLOCKING}:MemoryTransport", like="memory"),
+    "memory-thread": Kind("localhost", EAGER, transport=f"{BLOCKING}:ThreadedMemoryTransport", like="memory"),
+    "redis-thread": Kind("redis_url", REDIS_LACKS | EAGER, transport=f"{BLOCKING}:RedisTransport", like="redis"),
     "amqp-confirms": Kind("amqp_url", frozenset(["flow", "channel prefetch"]), {"confirm_publish": True}),
 }
 

@@ -42,6 +42,7 @@ def all_of(broker, queue):
     return found
 
 
+@pytest.mark.needs("a thread of its own")
 def test_others_publish_after_an_interrupted_publish(broker, queue, interrupts):
     if broker.kind in ("sqlite", "postgresql"):
         pytest.skip("their drivers know of no transaction that an interrupt left open")
@@ -68,6 +69,7 @@ def test_others_publish_after_an_interrupted_publish(broker, queue, interrupts):
     assert not [body for body, times in found.items() if times > 1], "doubled"
 
 
+@pytest.mark.needs("a thread of its own")
 def test_others_receive_after_an_interrupted_receive(broker, queue, interrupts):
     if broker.kind not in ("memory", "redis", "amqp", "amqp-confirms"):
         pytest.skip("what a store in Python has claimed is known when its claim returns, and not before")

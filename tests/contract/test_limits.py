@@ -346,6 +346,7 @@ def test_prefetch_limit_is_of_the_channel_and_may_change(connection, channel, qu
     assert inbox.wait(connection, 6) == list(range(6))
 
 
+@pytest.mark.needs("a thread of its own")
 def test_what_one_consumer_may_not_take_another_gets(connection, channel, queue):
     greedy = Inbox(channel, queue, ack=False, prefetch_count=1)
     other_connection = connection.clone()

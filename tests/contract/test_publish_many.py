@@ -10,10 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from kombulite import Producer, exceptions
+from kombulite._client.outgoing import CHUNK, CHUNK_BYTES, MOST_REFUSED
 from kombulite.brokers.base import Outcome
 from kombulite.contrib.opentelemetry import OpenTelemetryHook
 from kombulite.contrib.prometheus import TimingHook
-from kombulite.producer import CHUNK, CHUNK_BYTES, MOST_REFUSED
 
 KINDS = ["memory", "redis", "amqp", "amqp-confirms"]
 
