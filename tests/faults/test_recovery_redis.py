@@ -107,7 +107,7 @@ def test_consumer_goes_on_after_a_restart_with_what_it_had_not_acknowledged(serv
     connection.ensure_connection(max_retries=5, interval_start=1)
     assert wait(connection, messages, 2) == ["before", "before"]
     assert messages[1].delivery_info["redelivered"]
-    with pytest.raises((exceptions.ChannelError, exceptions.ConnectionError)):
+    with pytest.raises(exceptions.RecoverableConnectionError):
         messages[0].ack()  # it is the second's now
     messages[1].ack()
     connection.release()
