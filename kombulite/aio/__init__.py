@@ -8,3 +8,6 @@ from kombulite.aio.messages import Message, MessageBatch, Messages
 from kombulite.aio.producer import Batch, Producer
 
 __all__ = ["Batch", "Connection", "Message", "MessageBatch", "Messages", "Producer", "connect"]
+
+for _name in __all__:
+    globals()[_name].__module__ = __name__  # where the names are public, whatever module defines them
