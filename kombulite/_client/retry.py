@@ -35,9 +35,10 @@ class NextTry(Enum):
     WHEN_CONNECTED = "when connected again"
 
 
-def next_try(error: BaseException, policy: RetryPolicy, retries: int, transport: type[Transport]) -> NextTry:
+def next_try(error: BaseException, policy: RetryPolicy, retries: int, transport: Any) -> NextTry:
     """Say what has to be done after a try that failed, the first after which ``retries`` have failed too.
 
+    ``transport`` has the tuples of error classes: a transport's class, or a connection, where they can be set.
     Raises what ends the tries: the error itself, or an OperationalError.
     """
     is_last = policy.max_retries is not None and retries >= policy.max_retries
@@ -74,7 +75,7 @@ class Attempts:
         """
         retries, self._count = self._count, self._count + 1
         connection, policy = self._connection, self._policy
-        following = next_try(error, policy, retries, connection.get_transport_cls())
+        following = next_try(error, policy, retries, connection)
         if following is NextTry.WHEN_CONNECTED:
             self._reconnect(error, transport, retries)
         elif not isinstance(error, tuple(policy.retry_errors or ())):

@@ -62,6 +62,7 @@ class ChannelVerbs:
     """The verbs of ``brokers.base.Transport`` for one channel, in the forms that kombu calls a channel's methods."""
 
     confirms = False
+    counts_failures = False
 
     def __init__(self, raw: Any, on_error: Callable[[BaseException], None] | None = None) -> None:
         self.raw = raw
@@ -148,6 +149,12 @@ class ChannelVerbs:
     def highest_tag(self, channel: int) -> int:
         """Return 0: the tags need not be numbers."""
         return 0
+
+    def delivery_limit(self, arguments: Mapping[str, Any]) -> None:
+        """Return nothing: no limit of the broker's is known."""
+
+    def note_failure(self, channel: int, delivery_tag: Any) -> None:
+        """Do nothing: failed deliveries are counted in the messages."""
 
     def channel_is_open(self, channel: int) -> bool:
         """Return whether the channel is open."""
