@@ -44,8 +44,6 @@ def all_of(broker, queue):
 
 @pytest.mark.needs("a thread of its own")
 def test_others_publish_after_an_interrupted_publish(broker, queue, interrupts):
-    if broker.kind in ("sqlite", "postgresql"):
-        pytest.skip("their drivers know of no transaction that an interrupt left open")
     connection = broker.connect()
     producer = connection.Producer()
     producer.publish("warm-up", routing_key=queue.name, retry=True)

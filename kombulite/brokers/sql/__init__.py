@@ -27,11 +27,12 @@ from kombulite._core import Delivery
 from kombulite.brokers.base import Capabilities, ExchangeSpec, Outcome, QueueInfo, QueueSpec, QueueStatus, Settings
 from kombulite.brokers.channels import ChannelTransport, Consumer, Taken
 from kombulite.brokers.sql.database import Database
-from kombulite.brokers.sql.maintainer import Bell, LeaseMaintainer
+from kombulite.brokers.sql.maintainer import LeaseMaintainer
 from kombulite.brokers.sql.messages import Messages, Token
 from kombulite.brokers.sql.sqlite import SQLite
 from kombulite.brokers.sql.topology import QueueRecord, Topology
 from kombulite.log import get_logger
+from kombulite.utils.locks import Condition, Lock
 from kombulite.utils.uuid import uuid
 
 __all__ = ["PostgreSQLTransport", "SQLTransport", "SQLiteTransport"]
@@ -69,7 +70,8 @@ class SQLTransport(ChannelTransport):
         self._database = self.open_database(settings, options.get("table_prefix") or DEFAULT_PREFIX)
         self._topology = Topology(self._database, settings.virtual_host)
         self._messages = Messages(self._database, self._topology)
-        self._wake: Any = Bell(self._lock)
+        self._lock = Lock(self._recover)
+        self._wake = Condition(self._lock)
         self._maintainer: LeaseMaintainer | None = None
         self._ahead: dict[int, deque[Token]] = {}  # claimed and not delivered yet, by queue
         self._acks: list[Token] = []  # acknowledged and not deleted yet
@@ -146,6 +148,14 @@ class SQLTransport(ChannelTransport):
             self._maintainer = None
         self._database.close()
         self._wake.notify_all()
+
+    def _recover(self) -> None:
+        """Roll back what a signal handler interrupted: called whenever the lock goes to others."""
+        if self._connected and not self._database.is_idle:
+            self._database.recover()
+            self._topology.forget()
+            if self._database.is_lost:
+                self._drop()
 
     @contextmanager
     def _use(self) -> Iterator[None]:
@@ -548,7 +558,11 @@ class SQLiteTransport(SQLTransport):
     def connect(self) -> None:
         """Open the file."""
         super().connect()
-        self._database.ring = self._wake.notify_all
+        self._database.ring = self._ring
+
+    def _ring(self) -> None:
+        """Wake a waiting thread, if the lock is free: one that has it looks soon."""
+        self._lock.call(0, self._wake.notify_all)
 
     def driver_version(self) -> str:
         """Return SQLite's version."""
@@ -593,7 +607,12 @@ class PostgreSQLTransport(SQLTransport):
         """Listen before the first look: what comes in between is noticed."""
         maintainer = self._maintainer
         if maintainer is not None and not maintainer.is_listening:
-            maintainer.listen(self._database.listen(), self._wake.notify_all)  # type: ignore[attr-defined]
+            maintainer.listen(self._database.listen(), self._ring)  # type: ignore[attr-defined]
+
+    def _ring(self) -> None:
+        """Wake the waiting threads."""
+        with self._lock:
+            self._wake.notify_all()
 
     def wait_for_news(self, seconds: float) -> None:
         """Wait for a notification."""

@@ -87,6 +87,15 @@ class Database(ABC):
 
     @property
     @abstractmethod
+    def is_idle(self) -> bool:
+        """Whether no transaction is open and no statement is under way."""
+
+    @abstractmethod
+    def recover(self) -> None:
+        """End a transaction whose end a signal handler prevented; a statement under way ends the connection."""
+
+    @property
+    @abstractmethod
     def is_lost(self) -> bool:
         """Whether the connection to the database is gone."""
 

@@ -6,7 +6,7 @@ import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from threading import Event, Thread
+from threading import Thread
 from time import monotonic
 from typing import Any
 from weakref import WeakMethod
@@ -14,30 +14,9 @@ from weakref import WeakMethod
 from kombulite import exceptions
 from kombulite.log import get_logger
 
-__all__ = ["Bell", "LeaseMaintainer"]
+__all__ = ["LeaseMaintainer"]
 
 logger = get_logger(__name__)
-
-
-class Bell:
-    """A condition of a lock that may be rung without holding it."""
-
-    def __init__(self, lock: Any) -> None:
-        self._lock = lock
-        self._rung = Event()
-
-    def notify_all(self) -> None:
-        """Wake those who wait, or the next who does."""
-        self._rung.set()
-
-    def wait(self, seconds: float | None) -> bool:
-        """Wait without the lock; returns whether the bell was rung."""
-        self._lock.release()
-        try:
-            return self._rung.wait(seconds)
-        finally:
-            self._lock.acquire()
-            self._rung.clear()
 
 
 class LeaseMaintainer:

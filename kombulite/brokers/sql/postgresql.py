@@ -7,6 +7,7 @@ from copy import copy
 from typing import Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
@@ -92,6 +93,20 @@ class PostgreSQL(Database):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no transaction is open and no statement is under way."""
+        connection = self._connection
+        return not self._depth and (connection is None or connection.info.transaction_status is TransactionStatus.IDLE)
+
+    def recover(self) -> None:
+        """Roll back what was interrupted; an answer that is still to come would be taken for the next one's."""
+        self._depth = 0
+        if self._connection is not None and self._connection.info.transaction_status is TransactionStatus.ACTIVE:
+            self.close()
+        else:
+            self.roll_back()
 
     @property
     def is_lost(self) -> bool:

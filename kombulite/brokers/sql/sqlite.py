@@ -93,6 +93,16 @@ class SQLite(Database):
             connection.close()
 
     @property
+    def is_idle(self) -> bool:
+        """Whether no transaction is open."""
+        return not self._depth and (self._connection is None or not self._connection.in_transaction)
+
+    def recover(self) -> None:
+        """Roll back what was interrupted."""
+        self._depth = 0
+        self.roll_back()
+
+    @property
     def is_lost(self) -> bool:
         """Whether the file is closed."""
         return self._connection is None
