@@ -23,6 +23,8 @@ exec(spawn)
 import time
 from kombulite import Connection, Producer, Queue
 
+pytestmark = pytest.mark.needs("a thread of its own")
+
 url, transport, options, name = json.loads(sys.argv[2])
 got, turns = [], []
 
