@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.needs("a thread of its own")
+
 PROGRAM = """
 import json, sys, warnings
 warnings.simplefilter("ignore")  # eventlet is past its best days
@@ -22,8 +24,6 @@ patch()
 exec(spawn)
 import time
 from kombulite import Connection, Producer, Queue
-
-pytestmark = pytest.mark.needs("a thread of its own")
 
 url, transport, options, name = json.loads(sys.argv[2])
 got, turns = [], []
