@@ -327,8 +327,9 @@ class Connection(Address):
             self._life.to(State.OPEN)
             if before is State.LOST:
                 self.tally.count_reconnect()
-            if self._loop is not None:
-                transport.register_with_event_loop(transport, self._loop)
+            loop, self._loop = self._loop, None
+            if loop is not None:
+                transport.register_with_event_loop(transport, loop)
             return transport
 
     @staticmethod

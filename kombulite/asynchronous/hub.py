@@ -342,25 +342,35 @@ class Hub:
     # --- lifetime
 
     def reset(self) -> None:
-        """Start anew: no descriptors, no calls that are due; the timer stays."""
+        """Start anew without descriptors, after making the calls that are due; the timer stays."""
         self._close()
-        self._ready = []
+        self._make_due_calls()
 
     def close(self, *args: Any) -> None:
-        """Forget all descriptors, tell ``on_close``, and make the calls that are due: acks of Celery's last tasks, say.
+        """Forget all descriptors, call ``on_close``, and make the calls that are due, such as acks of Celery's tasks.
 
-        What is used again opens again.
+        If this is the process's loop, the process has none afterwards. A closed hub that is used again opens again.
+        Errors of the calls go to ``on_callback_error``.
         """
         self._close()
         for callback in list(self.on_close):
-            callback(self)
+            self._call_last(callback, self)
+        self._make_due_calls()
+        if get_event_loop() is self:
+            set_event_loop(None)
+
+    def _make_due_calls(self) -> None:
         for ready in self._pop_ready():
-            try:
-                ready()
-            except Stop:
-                pass  # it has
-            except Exception as error:
-                self.on_callback_error(ready, error)
+            self._call_last(ready)
+
+    def _call_last(self, callback: Callable[..., Any], *args: Any) -> None:
+        """Make a call that nothing comes after: what it raises must not keep the others from being made."""
+        try:
+            callback(*args)
+        except Stop:
+            pass  # the loop has stopped
+        except Exception as error:
+            self.on_callback_error(callback, error)
 
     def _close(self) -> None:
         self.readers.clear()

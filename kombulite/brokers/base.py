@@ -289,8 +289,10 @@ class Transport:
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Let a ``Hub`` run the callbacks of what arrives. Nothing where the transport is not asynchronous."""
         if self.capabilities.asynchronous:
+            self.unregister_from_event_loop(connection, self.event_loop)
             tick = partial(self._on_tick, connection, loop)
             loop.on_tick.add(tick)
+            loop.on_close.add(self._on_loop_closed)
             self._registered = (loop, tick, None)
             self._watch()
 
@@ -305,10 +307,14 @@ class Transport:
             hub, tick, fd = self._registered
             self._registered = None
             hub.on_tick.discard(tick)
+            hub.on_close.discard(self._on_loop_closed)
             self._unwatch(hub, fd)
             if self._timed_turns is not None:
                 self._timed_turns.cancel()
                 self._timed_turns = None
+
+    def _on_loop_closed(self, loop: Any) -> None:
+        self.unregister_from_event_loop(self, loop)
 
     def _on_tick(self, connection: Any, loop: Any) -> None:
         # Something may have arrived while an answer to something else was read; and what is asked for may have made,

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from kombulite import Connection, Queue
-from kombulite.asynchronous import ERR, READ, WRITE, Hub
+from kombulite.asynchronous import ERR, READ, WRITE, Hub, get_event_loop, set_event_loop
 from kombulite.asynchronous.timer import Entry, Timer, to_timestamp
 from kombulite.brokers.base import Capabilities
 from kombulite.brokers.memory import Transport as MemoryTransport
@@ -496,3 +496,26 @@ def test_closing_a_hub_makes_the_calls_that_are_due(caplog):
     hub.close()
     assert called == ["told", "due", "last"]
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_closing_a_hub_goes_on_after_a_callback_that_raises(caplog):
+    hub, called = Hub(), []
+    hub.on_close.add(lambda hub: 1 / 0)
+    hub.call_soon(called.append, "due")
+    set_event_loop(hub)
+    hub.close()
+    assert called == ["due"]
+    assert get_event_loop() is None
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_resetting_a_hub_makes_the_calls_that_are_due_and_keeps_it(caplog):
+    hub, called = Hub(), []
+    set_event_loop(hub)
+    hub.call_soon(lambda: 1 / 0)
+    hub.call_soon(called.append, "due")
+    hub.reset()
+    assert called == ["due"]
+    assert get_event_loop() is hub
+    assert "ZeroDivisionError" in caplog.text
+    hub.close()

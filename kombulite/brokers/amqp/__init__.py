@@ -99,6 +99,8 @@ class Transport(BaseTransport):
             pass  # it is gone either way
         finally:
             self.collect()
+            if talk is not None:
+                pulse.remove(talk.link)
 
     def collect(self) -> None:
         talk, self._conversation = self._conversation, None

@@ -33,6 +33,12 @@ class Pulse:
                 self._thread.start()
             self._changed.notify()
 
+    def remove(self, link: Link) -> None:
+        """Let a link that is closed beat no longer; the thread ends with the last one."""
+        with self._changed:
+            self._links.discard(link)
+            self._changed.notify()
+
     def _run(self) -> None:
         while True:
             with self._changed.lock:

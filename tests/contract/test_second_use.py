@@ -1,0 +1,138 @@
+"""Nothing of a connection, pool or event loop outlives it, and a second one in the process works as the first did."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from typing import Any
+
+import pytest
+
+from kombulite import Connection, Consumer, Producer, Queue, pools
+from kombulite.asynchronous import Hub, get_event_loop, set_event_loop
+from tests.contract.conftest import Broker, Inbox, drain, soon
+
+
+def held() -> tuple[int, list[str]]:
+    """The descriptors that are open, and the threads that run."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd")), sorted(thread.name for thread in threading.enumerate())
+
+
+def exchange_messages(broker: Broker, connection: Connection) -> None:
+    channel = connection.channel()
+    queue = Queue(broker.name("second"))(channel)
+    queue.declare()
+    inbox = Inbox(channel, [queue])
+    Producer(connection).publish("x", routing_key=queue.name)
+    assert inbox.wait(connection, 1) == ["x"]
+
+
+@pytest.fixture
+def evented(broker: Broker) -> None:
+    if not broker.connect().is_evented:
+        pytest.skip("an event loop has nothing to wait on")
+
+
+EVENTED = pytest.mark.usefixtures("evented")
+
+
+@pytest.fixture(autouse=True)
+def no_loop() -> Any:
+    yield
+    set_event_loop(None)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="/proc tells what a process holds")
+def test_a_closed_connection_holds_nothing(broker: Broker) -> None:
+    exchange_messages(broker, first := broker.connect(heartbeat=10))  # what the first one makes for all may stay
+    first.release()
+    before = soon(held, lambda found: len(found[1]) == 1)
+    for _ in range(3):
+        connection = broker.connect(heartbeat=10)
+        exchange_messages(broker, connection)
+        connection.release()
+        exchange_messages(broker, connection)
+        connection.release()
+    assert soon(held, lambda found: found == before) == before
+
+
+def test_an_event_loop_that_is_closed_is_nobodys(broker: Broker) -> None:
+    connection = broker.connect()
+    connection.ensure_connection()
+    for _ in range(2):
+        hub = set_event_loop(Hub())
+        assert hub is not None
+        connection.register_with_event_loop(hub)
+        other = Hub()
+        other.close()
+        assert get_event_loop() is hub  # the other was not the process's
+        hub.close()
+        assert get_event_loop() is None
+        assert not hub.readers
+        assert not hub.on_tick
+
+
+@EVENTED
+def test_a_second_event_loop_has_the_events_of_a_connection(broker: Broker) -> None:
+    connection = broker.connect()
+    queue = Queue(broker.name("loops"))(connection.default_channel)
+    queue.declare()
+    inbox = Inbox(connection.default_channel, [queue])
+    for turn in range(2):
+        hub = Hub()
+        connection.register_with_event_loop(hub)
+        Producer(broker.connect()).publish(turn, routing_key=queue.name)
+        while len(inbox.bodies) <= turn:
+            hub.run_once()
+        hub.close()
+    first, second = Hub(), Hub()
+    connection.register_with_event_loop(first)
+    connection.register_with_event_loop(second)  # without a word to the first
+    assert not first.on_tick
+    second.close()
+    assert inbox.bodies == [0, 1]
+
+
+@EVENTED
+def test_a_connection_that_comes_back_after_its_loop_was_closed(broker: Broker) -> None:
+    connection, hub = broker.connect(), Hub()
+    connection.register_with_event_loop(hub)
+    connection._suspend("lost, as far as it knows")
+    connection.ensure_connection()
+    assert hub.on_tick
+    hub.close()
+    connection._suspend("lost again")
+    connection.ensure_connection()
+    assert not hub.on_tick
+    assert not hub.readers
+
+
+def test_pools_that_were_reset_are_made_anew(broker: Broker) -> None:
+    connection = broker.connect()
+    queue = Queue(broker.name("pools"))(connection.default_channel)
+    queue.declare()
+    inbox = Inbox(connection.default_channel, [queue])
+    for turn in range(2):
+        with pools.producers[connection].acquire(block=True) as producer:
+            producer.publish(turn, routing_key=queue.name)
+        pool = pools.connections[connection]
+        pools.reset()
+        with pytest.raises(RuntimeError):
+            pool.acquire()
+    drain(connection, lambda: len(inbox.bodies) == 2)
+    assert inbox.bodies == [0, 1]
+
+
+def test_consumers_of_a_connection_that_was_closed_start_again_on_the_next(broker: Broker) -> None:
+    connection = broker.connect()
+    queue = Queue(broker.name("again"))
+    consumer = Consumer(connection, [queue], callbacks=[lambda body, message: message.ack()])
+    for _ in range(2):
+        consumer.consume()
+        Producer(connection).publish("x", routing_key=queue.name)
+        connection.drain_events(timeout=5)
+        connection.release()
+        consumer.revive(connection.default_channel)
+        consumer.cancel()
