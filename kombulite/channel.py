@@ -311,8 +311,9 @@ class Channel(BaseChannel):
 
     def tell_returned(self) -> None:
         """Pass on what has come back."""
-        for event in self._transport.take_returned(self.channel_id):
-            self.dispatch(event)
+        with ExitStack() as stack:  # if a listener raises, it gets the others all the same
+            for event in reversed(self._transport.take_returned(self.channel_id)):
+                stack.callback(self.dispatch, event)
 
     def publish_via(self, via: Any, delivery: Delivery, mandatory: bool = False) -> None:
         """Publish within a transaction of the caller's. Raises AMQPNotImplementedError where the broker has none."""
@@ -339,8 +340,9 @@ class Channel(BaseChannel):
             for _ in returned:
                 self._tally.count_returned()
             return refused
-        for index, error in returned:
-            self._on_returned(error, deliveries[index])
+        with ExitStack() as stack:
+            for index, error in reversed(returned):
+                stack.callback(self._on_returned, error, deliveries[index])
         return others
 
     # --- consuming
@@ -414,7 +416,12 @@ class Channel(BaseChannel):
         message.no_ack = no_ack
         self._tally.count_consumed(delivery)
         if self._hooks is not None:
-            self._hooks.get(message, queue)
+            try:
+                self._hooks.get(message, queue)
+            except BaseException:
+                if not no_ack:  # the application never sees the message
+                    message.requeue()
+                raise
         return message
 
     def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
@@ -590,8 +597,10 @@ class Channel(BaseChannel):
         self._tally.count_returned()
         if not self.return_listeners:
             raise error
-        for listener in list(self.return_listeners):
-            listener(error, delivery.exchange, delivery.routing_key, self.Message.from_delivery(delivery, self))
+        with ExitStack() as stack:
+            for listener in reversed(self.return_listeners):
+                message = self.Message.from_delivery(delivery, self)
+                stack.callback(listener, error, delivery.exchange, delivery.routing_key, message)
 
     def _on_cancelled(self, event: Cancelled) -> None:
         subscription = self._end(event.consumer_tag)

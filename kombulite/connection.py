@@ -412,9 +412,11 @@ class Connection(Address):
 
         def on_error(error: Any, intervals: Iterator[float], retries: int) -> float:
             interval = next(intervals) if self.completes_cycle(retries) else 0
-            if errback is not None:
-                errback(error, interval)
-            self.maybe_switch_next()
+            try:
+                if errback is not None:
+                    errback(error, interval)
+            finally:  # if errback raises, the next try must not be at the same host
+                self.maybe_switch_next()
             return interval
 
         def connect() -> Transport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from typing import Any
@@ -253,9 +254,10 @@ class Consumer:
         if self._offsets is not None:
             self._offsets.update(self.stream_offsets, at_once=True)
         self._cancelled.clear()
-        for name in list(self._active_tags):
-            self._end(self._active_tags.pop(name))
-        self._stop_gathering(tags)
+        with ExitStack() as stack:  # if a callback raises meanwhile, the others are cancelled all the same
+            stack.callback(self._stop_gathering, tags)
+            for name in reversed(list(self._active_tags)):
+                stack.callback(self._end, self._active_tags.pop(name))
 
     close = cancel
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from time import monotonic
 from typing import Any
 
@@ -148,10 +149,11 @@ def set_limit(limit: int | None, force: bool = False, reset_after: bool = False,
 
 def reset(*args: Any, **kwargs: Any) -> None:
     """Close all pools, with all that is in them, and forget them."""
-    for pool in _all_pools():
-        pool.force_close_all()
-    for group in _groups:
-        group.clear()
+    with ExitStack() as stack:  # if closing one raises, the others are closed and all are forgotten all the same
+        for group in _groups:
+            stack.callback(group.clear)
+        for pool in reversed(_all_pools()):
+            stack.callback(pool.force_close_all)
 
 
 def _all_pools() -> list[Resource]:

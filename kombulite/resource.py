@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -195,10 +195,11 @@ class Resource:
             dirty, self._dirty = self._dirty, {}
             self._out -= len(dirty)
             self._changed.notify_all()
-        for resource in dirty.values():
-            self._end(resource, self.collect_resource)
-        for resource in free:
-            self._end(resource, self.close_resource)
+        with ExitStack() as stack:  # if ending one raises, the others are ended all the same
+            for resource in reversed(free):
+                stack.callback(self._end, resource, self.close_resource)
+            for resource in reversed(dirty.values()):
+                stack.callback(self._end, resource, self.collect_resource)
 
     def resize(self, limit: int | None, force: bool = False, ignore_errors: bool = False, reset: bool = False) -> None:
         """Change the limit. ``reset`` or ``force``: end all resources first.

@@ -307,13 +307,11 @@ class Conversation:
             self.blocked = methods.decode("s", event.arguments)[0] or "no reason given"
             facts = {**self._facts, "state": "blocked", "reason": self.blocked}
             logger.warning("the broker does not take messages: %s", self.blocked, extra=facts)
-            if self._on_blocked is not None:
-                self._on_blocked(self.blocked)
+            _notify(self._on_blocked, self.blocked)
         elif signature == methods.CONNECTION_UNBLOCKED:
             self.blocked = None
             logger.info("the broker takes messages again", extra={**self._facts, "state": "unblocked"})
-            if self._on_unblocked is not None:
-                self._on_unblocked()
+            _notify(self._on_unblocked)
         elif signature == methods.CHANNEL_FLOW.signature:
             # A broker may ask publishers to pause. RabbitMQ does not: it stops reading.
             link = self.link
@@ -454,3 +452,13 @@ class Conversation:
 
     def _has_consumers(self) -> bool:
         return any(channel.consumers for channel in list(self.channels.values()))
+
+
+def _notify(callback: Callable[..., Any] | None, *arguments: Any) -> None:
+    """Call what the application gave. An error must not end the reading of a frame, so it is logged."""
+    if callback is None:
+        return
+    try:
+        callback(*arguments)
+    except Exception:
+        logger.exception("%r raised", callback)
