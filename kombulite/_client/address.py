@@ -11,7 +11,7 @@ from kombulite.brokers.base import Settings
 from kombulite.transport import TRANSPORT_ALIASES
 from kombulite.utils.collections import HashedSeq
 from kombulite.utils.imports import symbol_by_name
-from kombulite.utils.url import as_url, maybe_sanitize_url, parse_url, url_to_parts
+from kombulite.utils.url import as_url, maybe_sanitize_url, normalize_scheme, parse_url, url_to_parts
 
 DEFAULT_SCHEME = "amqp"
 
@@ -34,6 +34,16 @@ FAILOVER_STRATEGIES: dict[str, Callable[[Iterable[str]], Iterator[str]]] = {"rou
 DEFAULT_FAILOVER_STRATEGY = "round-robin"
 
 
+def _urls_of(urls: Iterable[str]) -> list[str]:
+    """Return the URLs without blanks around them, and without the empty one that a trailing ``;`` leaves."""
+    return [normalize_scheme(url) for url in urls if url.strip()]
+
+
+def _is_scheme(transport: str) -> bool:
+    """Whether a transport is named by its scheme, and not by the path of its class."""
+    return "." not in transport and ":" not in transport
+
+
 def _seconds(name: str, value: Any) -> float | None:
     try:
         return None if value is None else float(value)
@@ -52,7 +62,7 @@ def _alias_and_rest(url: str) -> tuple[str, str | None]:
 
 def _takes_whole_url(transport: Any) -> bool:
     """Return whether a transport wants URLs as they are."""
-    if isinstance(transport, str) and "." not in transport and ":" not in transport and native_scheme(transport):
+    if isinstance(transport, str) and _is_scheme(transport) and native_scheme(transport):
         return False
     cls = resolve_transport(transport)
     return not is_native(cls) and bool(getattr(cls, "can_parse_url", False))
@@ -77,10 +87,11 @@ class Address:
     ) -> None:
         if isinstance(hostname, str) and ";" in hostname:
             hostname = hostname.split(";")
+        others = _urls_of(alternates or ())
         if isinstance(hostname, str) or hostname is None:
-            first, others = hostname, list(alternates or ())
+            first = hostname
         else:
-            others = [*hostname, *(alternates or ())]
+            others = [*_urls_of(hostname), *others]
             first = others[0] if others else None
         self.alt = others
         self.failover_strategy = failover_strategy = failover_strategy or DEFAULT_FAILOVER_STRATEGY
@@ -101,10 +112,13 @@ class Address:
         """Take the settings from one URL, over those of the constructor."""
         settings = dict(self._given)
         transport, prefix = settings["transport"], settings["uri_prefix"]
+        if isinstance(transport, str) and _is_scheme(transport) and transport not in TRANSPORT_ALIASES:
+            transport = transport.strip().lower()
         url_options: dict[str, Any] = {}
         if url is None or "://" not in url:
             settings["hostname"] = url
         else:
+            url = normalize_scheme(url)
             scheme, inner = _alias_and_rest(url)
             is_ours = check_scheme(scheme) is not None  # a misspelt one shall fail here, not at the first message
             if inner is not None:
@@ -150,7 +164,7 @@ class Address:
     def _scheme(self) -> str | None:
         """The name of the transport, if it has one: it may be a class, or the path of one."""
         transport = self.transport_cls
-        return transport if isinstance(transport, str) and "." not in transport and ":" not in transport else None
+        return transport if isinstance(transport, str) and _is_scheme(transport) else None
 
     @property
     def _facts(self) -> Scheme | None:

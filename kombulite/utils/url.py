@@ -25,9 +25,15 @@ def safequote(text: str) -> str:
     return quote(text, safe="")
 
 
+def normalize_scheme(url: str) -> str:
+    """Return a URL without blanks around it, its scheme in lower case: capitals mean nothing there (RFC 3986, 3.1)."""
+    scheme, separator, rest = url.strip().partition("://")
+    return f"{scheme.lower()}://{rest}" if separator else scheme
+
+
 def url_to_parts(url: str) -> urlparts:
     """Take a URL apart. Raises ValueError for a host or port that cannot be."""
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, rest = normalize_scheme(url).partition("://")
     if not separator:
         scheme, rest = "", url
     try:
