@@ -206,7 +206,7 @@ class Connection(Address):
         transport = cls(self.settings())
         transport.client = self
         if LOG_CONNECTION:
-            log_calls(transport, "kombu.connection", "Kombu connection")
+            log_calls(transport, "kombu.connection", f"Kombu connection:{id(self):#x}")
         return transport
 
     def _make_transport(self) -> Transport:

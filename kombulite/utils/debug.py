@@ -1,6 +1,7 @@
-"""Logging what is called on connections and channels: for finding out what a program does.
+"""Logging of what is called on connections and channels: to find out what a program does.
 
-Environment: ``KOMBU_LOG_CONNECTION``, ``KOMBU_LOG_CHANNEL``, ``KOMBU_LOG_DEBUG`` (both).
+Environment: ``KOMBU_LOG_CONNECTION`` and ``KOMBU_LOG_CHANNEL`` log to the loggers ``kombu.connection`` and
+``kombu.channel``; ``KOMBU_LOG_DEBUG`` does both, and shows them on the standard error.
 """
 
 from __future__ import annotations
@@ -8,49 +9,63 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import Any
+from threading import local
+from typing import TYPE_CHECKING, Any
 
 from kombulite.utils.functional import reprcall
+
+if TYPE_CHECKING:
+    from logging import Logger
+
+__all__ = ["Logwrapped", "setup_logging"]
 
 _BOTH = bool(os.environ.get("KOMBU_LOG_DEBUG"))
 LOG_CONNECTION = _BOTH or bool(os.environ.get("KOMBU_LOG_CONNECTION"))
 LOG_CHANNEL = _BOTH or bool(os.environ.get("KOMBU_LOG_CHANNEL"))
 
+LOGGERS = ("kombu.connection", "kombu.channel")
 
-def log_calls(instance: object, logger: str, ident: str) -> None:
-    """Log each call of a public method of an object, at the level DEBUG."""
-    import logging  # for few
+#: What the facade asks of channels and transports for itself: no verb of a broker.
+INTERNAL = frozenset(
+    [
+        *(
+            "acknowledger",
+            "channel_is_open",
+            "detach",
+            "disown",
+            "highest_tag",
+            "observe",
+            "reopen",
+            "resume",
+            "suspend",
+        ),
+        *("register_with_event_loop", "unregister_from_event_loop", "use", "watch_gatherings"),
+    ]
+)
 
-    log = logging.getLogger(logger)
 
-    def logged(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            log.debug("[%s] %s", ident, reprcall(name, args, kwargs))
-            return method(*args, **kwargs)
+def setup_logging(loglevel: int | None = None, loggers: Iterable[str] | None = None) -> None:
+    """Show what is logged on the standard error.
 
-        return call
+    Args:
+        loglevel: lowest level that is shown, ``DEBUG`` by default.
+        loggers: names of loggers, by default those of connections and channels.
+    """
+    import logging  # seldom needed, and slow to import
 
-    for name in dir(type(instance)):
-        attribute = getattr(type(instance), name)
-        if not name.startswith("_") and callable(attribute) and not isinstance(attribute, type):
-            setattr(instance, name, logged(name, getattr(instance, name)))
-
-
-def setup_logging(loglevel: int | None = 10, loggers: Iterable[str] | None = None) -> None:
-    """Write what is logged of connections and channels to the standard error, from a level on (DEBUG)."""
-    import logging
-
-    for name in loggers or ("kombu.connection", "kombu.channel"):
+    for name in loggers or LOGGERS:
         logger = logging.getLogger(name)
         logger.addHandler(logging.StreamHandler())
-        logger.setLevel(loglevel or logging.DEBUG)
+        logger.setLevel(logging.DEBUG if loglevel is None else loglevel)
 
 
 class Logwrapped:
-    """An object whose calls are logged. ``ident``: a format that starts each line, filled in with the object."""
+    """An object whose calls are logged at the level ``DEBUG``.
 
-    def __init__(self, instance: Any, logger: Any = None, ident: str | None = None) -> None:
+    ``instance``: the object; ``logger``: a logger or its name; ``ident``: begins each line, formatted with the object.
+    """
+
+    def __init__(self, instance: Any, logger: Logger | str | None = None, ident: str | None = None) -> None:
         from kombulite.log import get_logger
 
         self.instance = instance
@@ -58,20 +73,59 @@ class Logwrapped:
         self.ident = ident
 
     def __getattr__(self, key: str) -> Any:
-        method = getattr(self.instance, key)
-        if not callable(method):
-            return method
+        attribute = getattr(self.instance, key)
+        if not callable(attribute):
+            return attribute
 
-        @wraps(method)
+        @wraps(attribute)
         def call(*args: Any, **kwargs: Any) -> Any:
-            start = self.ident.format(self.instance) if self.ident else ""
-            self.logger.debug("%s%s", start, reprcall(getattr(method, "__name__", key), args, kwargs))
-            return method(*args, **kwargs)
+            ident = self.ident.format(self.instance) if self.ident else ""
+            self.logger.debug("%s%s", ident, reprcall(key, args, kwargs))
+            return attribute(*args, **kwargs)
 
         return call
+
+    def __enter__(self) -> Logwrapped:
+        self.instance.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> Any:
+        return self.instance.__exit__(*exc_info)
 
     def __repr__(self) -> str:
         return repr(self.instance)
 
     def __dir__(self) -> list[str]:
         return dir(self.instance)
+
+
+def log_calls(instance: object, logger: str, ident: str) -> None:
+    """Log each call of a public method of an object, but not the calls that such a method makes itself."""
+    import logging  # seldom needed, and slow to import
+
+    log = logging.getLogger(logger)
+    inside = local()
+
+    def logged(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if getattr(inside, "is_call", False):
+                return method(*args, **kwargs)
+            log.debug("[%s] %s", ident, reprcall(name, args, kwargs))
+            inside.is_call = True
+            try:
+                return method(*args, **kwargs)
+            finally:
+                inside.is_call = False
+
+        return call
+
+    for name in dir(type(instance)):
+        attribute = getattr(type(instance), name)
+        is_verb = callable(attribute) and not isinstance(attribute, type) and not name.startswith("_")
+        if is_verb and name not in INTERNAL:
+            setattr(instance, name, logged(name, getattr(instance, name)))
+
+
+if _BOTH:
+    setup_logging()

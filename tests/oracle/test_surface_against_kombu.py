@@ -180,6 +180,22 @@ def loggers(lib, connection, name):
     return seen
 
 
+def logged_calls(lib, connection, name):
+    debug, written = of(lib, "utils.debug"), io.StringIO()
+    logger = logging.getLogger(f"{lib.__name__}.{name}")
+    logger.addHandler(logging.StreamHandler(written))
+    logger.setLevel(logging.DEBUG)
+    wrapped = debug.Logwrapped([3, 1], logger, "[{0!r}] ")
+    wrapped.sort(reverse=True)
+    wrapped.append(2)
+    seen = [repr(wrapped), written.getvalue(), "sort" in dir(wrapped), outcome(lambda: wrapped.nothing)]
+    with debug.Logwrapped(io.StringIO("text"), logger.name) as file:
+        seen.append(file.read())
+    before = len(logger.handlers)
+    debug.setup_logging(logging.INFO, [logger.name])
+    return [*seen, written.getvalue(), logger.level, len(logger.handlers) - before, sorted(debug.__all__)]
+
+
 def simple_queues(lib, connection, name):
     simple = of(lib, "simple")
     queue = connection.SimpleQueue(name)
@@ -513,6 +529,7 @@ def hub(lib, connection, name):
         helpers,
         clocks_and_matchers,
         loggers,
+        logged_calls,
         simple_queues,
         common_helpers,
         prefetch,

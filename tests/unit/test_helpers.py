@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -406,6 +407,7 @@ with Connection("memory://user:secret@localhost/") as connection:
     assert connection.default_channel.basic_get("q").payload == {"a": 1}
     with connection.Consumer(Queue("q"), callbacks=[lambda body, message: message.ack()]):
         connection.drain_events(timeout=5)
+    connection.default_channel.close()
 """
     for names, expected in [
         (["KOMBU_LOG_DEBUG"], {"kombu.connection", "kombu.channel"}),
@@ -423,6 +425,10 @@ with Connection("memory://user:secret@localhost/") as connection:
         )
         names_seen = {line.split()[0] for line in result.stdout.splitlines()}
         assert names_seen - {"kombulite.connection"} == expected  # that one tells of states, in any case
+        assert ("[Kombu channel:1] close()" in result.stderr) == (
+            names == ["KOMBU_LOG_DEBUG"]
+        )  # shown without a handler
+        assert not re.search("detach|use\\(|unregister|acknowledger", result.stdout)  # nothing of the inside
         assert "secret" not in result.stdout
 
 
