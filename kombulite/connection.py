@@ -14,7 +14,7 @@ from kombulite import exceptions
 from kombulite._client.address import DEFAULT_FAILOVER_STRATEGY, FAILOVER_STRATEGIES, Address
 from kombulite._client.lifecycle import Lifecycle, State
 from kombulite._client.process import add_hook, enrol, remove_hook, watch_connections
-from kombulite._client.retry import Attempts, ChannelHolder, Reraising, RetryPolicy
+from kombulite._client.retry import Attempts, ChannelHolder, Refusals, Reraising, RetryPolicy
 from kombulite._client.session import Inbox
 from kombulite._client.topology import Topology, restore_topology
 from kombulite._core import Tally, declaration_key
@@ -269,7 +269,7 @@ class Connection(Address):
 
     def _connected_transport(self) -> Transport:
         if not self.connected:
-            self.ensure_connection(max_retries=1, reraise_as_library_errors=False)
+            self.ensure_connection(max_retries=max(1, len(self.alt) - 1), reraise_as_library_errors=False)
         return self._own_transport()
 
     def _establish_connection(self) -> Any:
@@ -402,6 +402,9 @@ class Connection(Address):
     ) -> Connection:
         """Connect, trying again as the arguments say; returns the connection.
 
+        If there are several URLs, a refusal (of a password, a database, a virtual host) is final only after all of them
+        have refused; the error then names them all.
+
         ``max_retries``: further tries after the first (None: no limit); ``timeout``: seconds after which it gives up;
         intervals in seconds. ``errback(exception, interval)`` is told of each failure. Where there are other URLs the
         next one is tried at once; it sleeps when all were tried. Raises OperationalError, or with
@@ -409,28 +412,48 @@ class Connection(Address):
         """
         if self.connected:
             return self
+        refusals = Refusals(self.recoverable_connection_errors, len(set(self.alt)))
+        retryable = self.recoverable_connection_errors
+        if self.cycle is not None:
+            retryable = (*self.connection_errors, *self.channel_errors, *retryable)
 
         def on_error(error: Any, intervals: Iterator[float], retries: int) -> float:
+            if refusals.are_complete:
+                raise error
             interval = next(intervals) if self.completes_cycle(retries) else 0
-            try:
-                if errback is not None:
-                    errback(error, interval)
-            finally:  # if errback raises, the next try must not be at the same host
-                self.maybe_switch_next()
+            if errback is not None:
+                errback(error, interval)
             return interval
 
+        def connect_once() -> Transport:
+            if refusals.is_switch_due:
+                self.maybe_switch_next()
+            try:
+                return self._connect_once()
+            except retryable as error:
+                refusals.add(self.as_uri(), error)
+                raise
+
         def connect() -> Transport:
-            return retry_over_time(
-                self._connect_once,
-                self.recoverable_connection_errors,
-                errback=on_error,
-                max_retries=max_retries,
-                interval_start=interval_start,
-                interval_step=interval_step,
-                interval_max=interval_max,
-                callback=callback,
-                timeout=timeout,
-            )
+            try:
+                return retry_over_time(
+                    connect_once,
+                    retryable,
+                    errback=on_error,
+                    max_retries=max_retries,
+                    interval_start=interval_start,
+                    interval_step=interval_step,
+                    interval_max=interval_max,
+                    callback=callback,
+                    timeout=timeout,
+                )
+            except retryable as error:
+                if isinstance(error, self.recoverable_connection_errors):
+                    raise
+                raise refusals.summarize(error) from error
+            finally:  # whatever has ended it, the next call must not begin at the same host
+                if not self.connected:
+                    self.maybe_switch_next()
 
         if reraise_as_library_errors:
             with self._reraise_as_library_errors():

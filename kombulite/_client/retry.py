@@ -100,6 +100,40 @@ class Attempts:
             policy.on_revive(channel)
 
 
+class Refusals:
+    """The refusals of the hosts of a connection, which connects to each of them in turn.
+
+    ``recoverable``: errors that are no refusals; ``count``: how many hosts there are.
+    """
+
+    def __init__(self, recoverable: tuple[type[BaseException], ...], count: int) -> None:
+        self._recoverable = recoverable
+        self._count = count
+        self._errors: dict[str, BaseException] = {}
+        #: Whether the next host is to be tried, since the last one failed.
+        self.is_switch_due = False
+
+    def add(self, url: str, error: BaseException) -> None:
+        """Note that connecting to a URL, without its password, failed."""
+        self.is_switch_due = True
+        if isinstance(error, self._recoverable):
+            self._errors.pop(url, None)
+        else:
+            self._errors[url] = error
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether all hosts have refused."""
+        return bool(self._errors) and len(self._errors) >= self._count
+
+    def summarize(self, last: BaseException) -> BaseException:
+        """Return an error that names all hosts which refused, of the last one's class; the last one if it is alone."""
+        if len(self._errors) < 2:
+            return last
+        kind = type(last) if isinstance(last, exceptions.AMQPError) else exceptions.OperationalError
+        return kind("; ".join(f"{url}: {error}" for url, error in self._errors.items()))
+
+
 class Reraising:
     """A context that raises the transport's errors as the library's own."""
 
