@@ -21,7 +21,7 @@ from kombulite._core import Delivery, NotEncodable
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed, all_done
 from kombulite.brokers.amqp.conversation import Channel, Conversation
-from kombulite.brokers.amqp.handshake import DEFAULT_TIMEOUT, open_link
+from kombulite.brokers.amqp.handshake import DEFAULT_TIMEOUT, OPTIONS, open_link
 from kombulite.brokers.amqp.link import Link
 from kombulite.brokers.amqp.pulse import pulse
 from kombulite.brokers.base import (
@@ -35,6 +35,7 @@ from kombulite.brokers.base import (
     Settings,
 )
 from kombulite.brokers.base import Transport as BaseTransport
+from kombulite.brokers.options import check_transport_options
 from kombulite.utils.locks import Lock
 from kombulite.utils.uuid import uuid
 
@@ -63,6 +64,7 @@ class Transport(BaseTransport):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         options = settings.options
+        check_transport_options(options, OPTIONS)
         self._reply_timeout = float(options.get("read_timeout") or DEFAULT_TIMEOUT)
         self._write_timeout = float(options.get("write_timeout") or DEFAULT_TIMEOUT)
         self.confirms = bool(options.get("confirm_publish"))

@@ -18,6 +18,7 @@ from kombulite.brokers.amqp.errors import translated
 from kombulite.brokers.amqp.link import Link
 from kombulite.brokers.amqp.methods import payload
 from kombulite.brokers.base import Settings
+from kombulite.brokers.options import check_tls_settings
 
 SMALLEST_FRAME_MAX = 4096  # bytes, section 4.9
 SMALLEST_WISH = 8192  # bytes: RabbitMQ 4 does not answer those who ask for less
@@ -33,6 +34,21 @@ DRIVER_OPTIONS = (
     "login_response",
     "on_open",
     "on_tune_ok",
+)
+#: All transport options, with those that py-amqp has and we do not need.
+OPTIONS = frozenset(
+    [
+        *DRIVER_OPTIONS,
+        *(
+            "client_properties",
+            "confirm_publish",
+            "connection_name",
+            "frame_handler",
+            "frame_writer",
+            "heartbeat_thread",
+        ),
+        *("on_blocked", "on_unblocked", "read_timeout", "socket_settings", "write_timeout"),
+    ]
 )
 #: Seconds: a connection on which nothing came for so long is probed, and so often. Whatever the probes are for, the
 #: kernel gives it up after the write timeout.
@@ -184,6 +200,7 @@ def tls(wanted: Any, host: str) -> Any:
     if not wanted:
         return False
     given = dict(wanted) if isinstance(wanted, Mapping) else {}
+    check_tls_settings(given)
     found = {name: given.get(name, given.get(f"ssl_{name}")) for name in TLS_OPTIONS}
     found = {name: value for name, value in found.items() if value is not None}
     context = found.get("context")

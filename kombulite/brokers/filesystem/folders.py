@@ -35,6 +35,7 @@ from weakref import WeakSet
 
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
+from kombulite.brokers.options import check_transport_options
 from kombulite.brokers.store import Claim, Store
 from kombulite.utils.locks import Lock
 from kombulite.utils.uuid import uuid
@@ -68,11 +69,21 @@ class Token(NamedTuple):
     claimed: Path
 
 
+#: The transport options.
+OPTIONS = frozenset(
+    [
+        *("control_folder", "data_folder_in", "data_folder_out", "deadletter_queue", "fsync", "polling_interval"),
+        *("processed_folder", "store_processed"),
+    ]
+)
+
+
 class FolderStore(Store):
     """A connection's view of the folders."""
 
     def __init__(self, settings: Settings, identity: str) -> None:
         super().__init__(settings, identity)
+        check_transport_options(settings.options, OPTIONS)
         option = settings.options.get
         self._in = Path(option("data_folder_in", "data_in"))
         self._out = Path(option("data_folder_out", "data_out"))

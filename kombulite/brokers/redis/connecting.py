@@ -12,6 +12,7 @@ from redis.connection import AbstractConnection, Connection, SSLConnection, Unix
 
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
+from kombulite.brokers.options import check_tls_settings
 from kombulite.brokers.redis.errors import driver_error, unquoted
 from kombulite.brokers.redis.link import Link, OnReply
 from kombulite.brokers.redis.options import Options, credentials_of, database_of
@@ -49,7 +50,9 @@ class Connector:
             self._arguments |= {"host": self.address[0], "port": self.address[1]}
             if settings.ssl:
                 self._kind = SSLConnection
-                self._arguments.update(settings.ssl if isinstance(settings.ssl, dict) else {})
+                tls = settings.ssl if isinstance(settings.ssl, dict) else {}
+                check_tls_settings(tls)
+                self._arguments.update(tls)
         if settings.scheme == "sentinel":
             if not options.master_name:
                 raise ValueError("a sentinel URL needs the transport option master_name")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from kombulite import exceptions
 from kombulite.brokers.base import QueueSpec, Settings
+from kombulite.brokers.options import check_transport_options
 from kombulite.utils.imports import symbol_by_name
 
 #: Strategies of ``queue_order_strategy``.
@@ -56,6 +57,7 @@ class Options(NamedTuple):
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
         """The options among those given. Raises ValueError for one that cannot be."""
+        check_transport_options(given, cls._fields)
         options = cls(
             **{
                 name: _number(name, value)
