@@ -511,6 +511,13 @@ class Queue(MaybeChannelBound):
         """Delete it, with the messages in it. Returns how many. Raises PreconditionFailed."""
         return self.channel.queue_delete(queue=self.name, if_unused=if_unused, if_empty=if_empty, nowait=nowait) or 0
 
+    def as_dict(self, recurse: bool = False) -> dict[str, Any]:
+        """The attributes by name, as kombu has them: ``kind`` is among them if it is set."""
+        attributes = super().as_dict(recurse)
+        if self.kind is None:
+            del attributes["kind"]
+        return attributes
+
     @classmethod
     def from_dict(cls, queue: str, **options: Any) -> Queue:
         """A queue from plain settings, as configuration files hold them."""

@@ -19,9 +19,9 @@ from kombulite.brokers.options import CONNECT_OPTIONS
 from kombulite.brokers.redis.options import Options as RedisOptions
 
 OWN = {
-    "redis": [*RedisOptions._fields, *CONNECT_OPTIONS],
-    "amqp": [*AMQP_OPTIONS, *CONNECT_OPTIONS],
-    "filesystem": [*FILESYSTEM_OPTIONS, *CONNECT_OPTIONS],
+    "redis": sorted({*RedisOptions._fields, *CONNECT_OPTIONS}),
+    "amqp": sorted({*AMQP_OPTIONS, *CONNECT_OPTIONS}),
+    "filesystem": sorted({*FILESYSTEM_OPTIONS, *CONNECT_OPTIONS}),
 }
 LOOKED_UP = re.compile(r"options(?:\.get\(|\.pop\(|\[)\s*['\"](\w+)['\"]")
 

@@ -20,7 +20,7 @@ import kombulite
 from tests.oracle.test_programs_against_kombu import outcome
 
 #: Modules of other kinds, or with suites of their own.
-OTHERS = re.compile(r"_|brokers|cli|contrib|transport|asynchronous\.(aws|http|debug)")
+OTHERS = re.compile(r"_|aio|brokers|cli|contrib|transport|asynchronous\.(aws|http|debug)")
 
 MODULES = [
     name

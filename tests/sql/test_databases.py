@@ -70,6 +70,7 @@ def test_eta_that_is_none_is_refused_by_name(database):
     ("options", "complaint"),
     [
         ({"table_prefix": "a; DROP TABLE b"}, "table_prefix must consist of ASCII letters"),
+        ({"table_prefx": "a_"}, "unknown transport option 'table_prefx'; did you mean .table_prefix."),
         ({"lease": -1}, "lease must be above 0 seconds, got -1"),
         ({"synchronous": "maybe"}, "synchronous must be one of OFF, NORMAL, FULL, EXTRA, got 'MAYBE'"),
     ],

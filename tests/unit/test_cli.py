@@ -124,7 +124,7 @@ def test_options_that_cannot_be_are_usage_errors(options: list[str], text: str) 
 def test_an_unknown_scheme_is_a_usage_error() -> None:
     result = run(broker="memori://localhost")
     assert result.exit_code == 2
-    assert "No such transport: memori. Did you mean memory?" in result.output
+    assert "No such transport: memori.  Did you mean memory?" in result.output
 
 
 @pytest.mark.parametrize("broker", ["memory://user:s3cret", "memory://user:s3cret@localhost/?heart=1"])

@@ -35,7 +35,7 @@ class Pulse:
 
     def remove(self, link: Link) -> None:
         """Let a link that is closed beat no longer; the thread ends with the last one."""
-        with self._changed:
+        with self._changed.lock:
             self._links.discard(link)
             self._changed.notify()
 

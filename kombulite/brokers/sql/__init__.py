@@ -26,6 +26,7 @@ from kombulite import exceptions
 from kombulite._core import Delivery
 from kombulite.brokers.base import Capabilities, ExchangeSpec, Outcome, QueueInfo, QueueSpec, QueueStatus, Settings
 from kombulite.brokers.channels import ChannelTransport, Consumer, Taken
+from kombulite.brokers.options import check_transport_options
 from kombulite.brokers.sql.database import Database
 from kombulite.brokers.sql.maintainer import LeaseMaintainer
 from kombulite.brokers.sql.messages import Messages, Token
@@ -37,6 +38,7 @@ from kombulite.utils.uuid import uuid
 
 __all__ = ["PostgreSQLTransport", "SQLTransport", "SQLiteTransport"]
 
+OPTIONS = frozenset(["table_prefix", "lease", "create_tables", "synchronous", "schema", "connect_args"])
 DEFAULT_PREFIX = "kombulite_"
 DEFAULT_LEASE = 30.0  # seconds
 MAX_CLAIMED_AHEAD = 100  # messages
@@ -63,6 +65,7 @@ class SQLTransport(ChannelTransport):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         options = settings.options
+        check_transport_options(options, OPTIONS)
         self._lease = float(options.get("lease") or DEFAULT_LEASE)
         if self._lease <= 0:
             raise ValueError(f"lease must be above 0 seconds, got {self._lease}")
