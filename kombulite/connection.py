@@ -355,8 +355,9 @@ class Connection(Address):
     def _restore(self, transport: Transport) -> None:
         """Go on with the channels of the connection before."""
         channels, topology = list(self._inbox.channels.values()), self.topology
-        everything = not transport.capabilities.keeps_durable
+        everything = not transport.capabilities.keeps_durable or topology.place not in (None, self.place)
         if not channels and not topology.needs_restoring(everything):
+            topology.place = self.place
             return
         self._life.to(State.RESTORING)
         try:
@@ -383,6 +384,7 @@ class Connection(Address):
             raise
         self._missed = False
         topology.renamed = {}
+        topology.place = self.place
 
     def _drop_finalizer(self) -> None:
         if self._finalizer is not None:

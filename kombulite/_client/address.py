@@ -196,6 +196,11 @@ class Address:
             self.login_method or facts.login_method,
         )
 
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """What tells one broker from another: what is durable there is not known to be anywhere else."""
+        return self.transport_cls, self.hostname, self.port, self.virtual_host
+
     def settings(self) -> Settings:
         """What a transport needs to connect; a password that is a callable is called."""
         host, port, userid, password, login_method = self._defaults()

@@ -51,6 +51,8 @@ class Topology:
         self._named_by_broker: set[str] = set()
         self._bindings: dict[tuple[Any, ...], Binding] = {}
         self.renamed: dict[str, str] = {}
+        #: The address of the broker that has all of it, None as long as there is none.
+        self.place: Any = None
 
     def declared_exchange(self, spec: ExchangeSpec) -> None:
         """Note an exchange."""

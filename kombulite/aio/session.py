@@ -253,6 +253,8 @@ class Session:
         if before is State.LOST:
             await self._restore(transport)
             self.tally.count_reconnect()
+        else:
+            self.topology.place = self.address.place
         if self.transport is not transport:
             raise exceptions.RecoverableConnectionError("the connection was lost again at once")
         self._to(State.OPEN)
@@ -261,7 +263,9 @@ class Session:
         """Declare again what may be gone, and start the consumers again."""
         self._to(State.RESTORING)
         try:
-            everything = not self.transport_class.capabilities.keeps_durable
+            everything = (
+                not self.transport_class.capabilities.keeps_durable or self.topology.place != self.address.place
+            )
             if self.topology.needs_restoring(everything):
                 number = await self.answer(transport.open_channel())
                 for step in self.topology.restoring(everything):
@@ -270,6 +274,7 @@ class Session:
             for each in list(self.restored):
                 await each.start()
             self.topology.renamed = {}
+            self.topology.place = self.address.place
         except exceptions.ResourceLocked as error:
             # The broker has not noticed yet that the old connection is gone: it holds its exclusive queues.
             self._drop(transport, error)
