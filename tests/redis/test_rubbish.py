@@ -27,7 +27,7 @@ NODES = {"kombulite": (Mailbox, Connection), "kombu": (kombu.pidbox.Mailbox, kom
 def node(request: pytest.FixtureRequest, redis_url: str, client: redis.Redis, name: str) -> Any:
     """A process that answers commands, of each library."""
     mailbox, connect = NODES[request.param]
-    stop, connection = threading.Event(), connect(redis_url)
+    stop, listening, connection = threading.Event(), threading.Event(), connect(redis_url)
     node = mailbox(name, type="fanout")(connection).Node("node", channel=connection.channel())
     node.handlers["ping"] = lambda state: "pong"
 
@@ -37,10 +37,11 @@ def node(request: pytest.FixtureRequest, redis_url: str, client: redis.Redis, na
                 try:
                     connection.drain_events(timeout=0.1)
                 except TimeoutError:
-                    continue
+                    listening.set()  # kombu subscribes with its first wait
 
     thread = threading.Thread(target=serve)
     thread.start()
+    assert listening.wait(20)
     yield node
     stop.set()
     thread.join(20)
