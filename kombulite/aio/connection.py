@@ -244,6 +244,7 @@ class Connection(Address):
         """Make a producer with these defaults for ``publish``.
 
         Args:
+            exchange: The exchange, or the name of one that exists: of a name alone nothing is declared.
             confirm: Whether a publish waits until the broker has the message, where brokers say so (AMQP).
             auto_declare: Whether the exchange is declared before the first publish.
         """

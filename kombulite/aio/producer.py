@@ -31,7 +31,7 @@ class Producer(MessageMaker):
         super().__init__(exchange, routing_key, serializer, compression)
         self.connection = connection
         self.confirm = confirm
-        self.auto_declare = auto_declare
+        self.auto_declare = auto_declare and isinstance(exchange, Exchange)
         self._session = connection.session
         self._declared: set[Any] | None = None  # the connection's declarations that hold our exchange
 

@@ -50,6 +50,22 @@ def test_declare_publish_consume_and_ack(place):
     run(main)
 
 
+def test_producer_with_the_name_of_an_exchange_declares_nothing(place):
+    async def main():
+        shop = Exchange(place.name("shop"), "topic")
+        orders = Queue(place.name("orders"), shop, routing_key="order.#")
+        async with place.connect() as connection:
+            await connection.producer(shop.name).publish({"id": 1}, "order.new", declare=[orders])
+            message = await connection.get(orders)
+            assert message.payload == {"id": 1}
+            await message.ack()
+            with pytest.raises(exceptions.NotFound):
+                await connection.producer(place.name("missing")).publish({"id": 2}, "order.new")
+            await connection.delete(orders)
+
+    run(main)
+
+
 def test_many_tasks_share_a_connection(place):
     async def main():
         queue = Queue(place.name("q"))
