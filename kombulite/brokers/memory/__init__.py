@@ -27,6 +27,7 @@ from kombulite.brokers.base import (
     Settings,
 )
 from kombulite.brokers.base import Transport as BaseTransport
+from kombulite.brokers.memory import clock
 from kombulite.brokers.memory.broker import Channel, Consumer, Queue, broker_of
 from kombulite.utils.locks import Condition
 from kombulite.utils.uuid import uuid
@@ -155,7 +156,7 @@ class Transport(BaseTransport):
             self._channel(channel)
             if passive:
                 queue = self._broker.queue(spec.name, self)
-                queue.used_at = monotonic()
+                queue.used_at = clock.now()
             else:
                 queue = self._broker.declare_queue(spec._replace(name=spec.name or f"amq.gen-{uuid()}"), self)
             return QueueInfo(queue.spec.name, len(queue.messages), len(queue.consumers))
@@ -244,7 +245,7 @@ class Transport(BaseTransport):
         if channel not in self._channels:
             raise exceptions.RecoverableConnectionError("channel already closed")
         if broker.expiring:
-            broker.expire(monotonic())
+            broker.expire(clock.now())
         queues = broker.route(delivery)
         if queues:
             broker.accept(queues, delivery)
@@ -297,7 +298,7 @@ class Transport(BaseTransport):
         queue = consumer.queue
         self.remove_consumer(consumer)
         self._wake.notify_all()  # whoever waits for this consumer only has to know
-        queue.used_at = monotonic()
+        queue.used_at = clock.now()
         if not queue.consumers and queue.spec.auto_delete and self._broker.queues.get(queue.spec.name) is queue:
             # Its other messages are about to be put back, which is for nothing then; as with any broker.
             self._broker.delete_queue(queue)
@@ -340,7 +341,7 @@ class Transport(BaseTransport):
         with self._lock:
             state = self._channel(channel)
             found = self._broker.queue(queue, self)
-            found.used_at = monotonic()
+            found.used_at = clock.now()
             delivery: Delivery | None = found.messages.pop()
             if delivery is not None:
                 state.ledger.hand_over(delivery, found.messages, channel, None, no_ack)
@@ -421,7 +422,7 @@ class Transport(BaseTransport):
         """A notice, or the next message for one of the listed consumers."""
         if self._events:
             return self._events.popleft()
-        delivery: Delivery | None = self._rota.next(monotonic() if self._broker.expiring else 0.0)
+        delivery: Delivery | None = self._rota.next(clock.now() if self._broker.expiring else 0.0)
         self._tidy_rota()
         return delivery
 
@@ -450,7 +451,7 @@ class Transport(BaseTransport):
         self._wake.notify()
 
     def next_expiry(self) -> float | None:
-        """Return when something expires next, on the monotonic clock."""
+        """Return when something expires next, by ``clock.now()``."""
         with self._lock:
             return self._broker.next_deadline() if self._broker.expiring else None
 
@@ -470,7 +471,7 @@ class Transport(BaseTransport):
     def _look_around(self) -> None:
         """Let expire what is due, and list the consumers that were not woken for what there is."""
         if self._broker.expiring:
-            self._broker.expire(monotonic())
+            self._broker.expire(clock.now())
         for state in self._channels.values():
             for consumer in state.consumers.values():
                 if consumer.listed or consumer in state.ledger.stalled:
@@ -483,7 +484,7 @@ class Transport(BaseTransport):
     def _sleep(self, seconds: float | None) -> None:
         expiry = self._broker.next_deadline() if self._broker.expiring else None
         if expiry is not None:
-            until_expiry = max(expiry - monotonic(), 0)
+            until_expiry = max(expiry - clock.now(), 0)
             seconds = until_expiry if seconds is None else min(seconds, until_expiry)
         if seconds is not None:
             seconds = min(seconds, TIMEOUT_MAX)

@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from threading import get_ident
-from time import monotonic
 from typing import Any, TypeVar
 
 from kombulite._core import Delivery
 from kombulite.brokers.aio import DelegatingTransport, OnEvent, OnLost, Pending
 from kombulite.brokers.base import Outcome, Settings
-from kombulite.brokers.memory import Transport
+from kombulite.brokers.memory import Transport, clock
 
 T = TypeVar("T")
 
@@ -90,4 +89,4 @@ class AsyncTransport(DelegatingTransport):
             self._alarm.cancel()
             self._alarm = None
         if deadline is not None:
-            self._alarm = self._loop.call_later(max(deadline - monotonic(), 0), self._receive)
+            self._alarm = self._loop.call_later(max(deadline - clock.now(), 0), self._receive)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -12,6 +11,7 @@ from kombulite import exceptions
 from kombulite._core import BaseQueue, Claimant, Delivery, Ledger, MessageQueue, RoutingTable, UnknownExchange
 from kombulite.brokers.base import Cancelled, ExchangeSpec, QueueSpec
 from kombulite.brokers.limits import Limits, dead_letter, describe, expiration_of
+from kombulite.brokers.memory import clock
 from kombulite.utils.locks import Lock
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Broker:
     def queue(self, name: str, user: Transport) -> Queue:
         """A queue by name, for a connection that may use it. Raises NotFound, ResourceLocked."""
         if self.expiring:
-            self.expire(monotonic())
+            self.expire(clock.now())
         queue = self.queues.get(name)
         if queue is None:
             raise exceptions.NotFound(f"no queue '{name}' in vhost '{user.settings.virtual_host}'")
@@ -153,9 +153,9 @@ class Broker:
     def declare_queue(self, spec: QueueSpec, user: Transport) -> Queue:
         """A queue, made if it is not there."""
         if self.expiring:
-            self.expire(monotonic())
+            self.expire(clock.now())
         if spec.name not in self.queues:
-            now = monotonic()
+            now = clock.now()
             queue = Queue(spec, user if spec.exclusive else None, now)
             self.queues[spec.name] = self.queue_of[queue.messages] = queue
             if queue.limits.expires is not None:
@@ -166,7 +166,7 @@ class Broker:
             raise exceptions.NotEquivalentError(
                 f"queue '{spec.name}' is declared as {describe(queue.spec)}, not as {describe(spec)}"
             )
-        queue.used_at = monotonic()
+        queue.used_at = clock.now()
         return queue
 
     def delete_queue(self, queue: Queue) -> int:
@@ -203,7 +203,7 @@ class Broker:
             expiration_of(delivery)
         for queue in queues:
             if queue.messages.may_expire:
-                self.expire_messages(queue, monotonic())
+                self.expire_messages(queue, clock.now())
             if queue.limits.reject_publish and queue.is_over(1, len(delivery.body)):
                 raise exceptions.MessageNacked(f"queue '{queue.spec.name}' is full")
         self.enqueue(queues, delivery)
@@ -219,7 +219,7 @@ class Broker:
                 delivery = delivery.copy()
 
     def _enqueue_limited(self, queue: Queue, delivery: Delivery) -> None:
-        now = monotonic()
+        now = clock.now()
         if queue.messages.may_expire:
             self.expire_messages(queue, now)
         queue.messages.add(delivery, queue.expiry_of(delivery, now))
@@ -307,6 +307,28 @@ def broker_of(virtual_host: str) -> Broker:
         if virtual_host not in _brokers:
             _brokers[virtual_host] = Broker()
         return _brokers[virtual_host]
+
+
+def drop_broker(virtual_host: str) -> None:
+    """Forget the broker of a virtual host: the next connection to it finds an empty one."""
+    with _brokers_lock:
+        _brokers.pop(virtual_host, None)
+
+
+def advance(seconds: float) -> None:
+    """Let time pass for all brokers: what expires within ``seconds`` from now is expired when this returns.
+
+    Raises:
+        ValueError: ``seconds`` is negative.
+    """
+    clock.move(seconds)
+    with _brokers_lock:
+        brokers = list(_brokers.values())
+    for broker in brokers:
+        with broker.lock:
+            broker.expire(clock.now())
+            for transport in list(broker.pollers):
+                transport.reset_alarm()
 
 
 def _lock_all() -> None:

@@ -1,0 +1,80 @@
+"""The pytest plugin, as a test suite that uses kombulite has it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from kombulite import Connection, Exchange, Queue, aio
+from kombulite.exceptions import MessageReturned
+
+pytest_plugins = ["pytester", "kombulite.contrib.pytest"]
+DEAD_LETTERS = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "late"}
+
+
+def test_each_test_has_a_broker_of_its_own(kombulite_url, kombulite_connection):
+    Queue("q")(kombulite_connection).declare()
+    with Connection(kombulite_url) as other:
+        assert Queue("q")(other).queue_declare(passive=True).message_count == 0
+
+
+def test_broker_is_empty_again_for_the_next_test(kombulite_connection):
+    channel = kombulite_connection.default_channel
+    assert kombulite_connection.transport.list_queues(channel.channel_id) == []
+
+
+def test_published_messages_are_recorded(kombulite_connection, kombulite_published):
+    producer = kombulite_connection.Producer(serializer="json")
+    shop = {"exchange": "shop", "declare": [Exchange("shop")]}
+    producer.publish({"id": 1}, "new", headers={"a": "b"}, compression="zlib", **shop)
+    producer.publish_many([{"id": 2}, {"id": 3}], routing_key="old", **shop)
+    with pytest.raises(MessageReturned):
+        producer.publish({"id": 4}, "nowhere", mandatory=True, **shop)
+    first = kombulite_published[0]
+    assert (first.exchange, first.routing_key, first.body) == ("shop", "new", {"id": 1})
+    assert first.headers["a"] == "b"
+    assert first.properties["content_type"] == "application/json"
+    assert [message.body["id"] for message in kombulite_published] == [1, 2, 3]
+
+
+def test_messages_published_on_a_loop_are_recorded(kombulite_url, kombulite_published):
+    async def main():
+        async with aio.connect(kombulite_url) as connection:
+            await connection.producer().publish("x", "q", declare=[Queue("q")])
+
+    asyncio.run(main())
+    assert [message.body for message in kombulite_published] == ["x"]
+
+
+def test_clock_lets_messages_and_queues_expire(kombulite_connection, kombulite_clock):
+    producer = kombulite_connection.Producer()
+    late, waiting = Queue("late"), Queue("waiting", message_ttl=3600, queue_arguments=DEAD_LETTERS)
+    producer.publish("soon", routing_key="waiting", declare=[late, waiting, Queue("unused", expires=60)])
+    assert late(kombulite_connection).get() is None
+    with pytest.raises(ValueError, match="seconds must be at least 0, got -1"):
+        kombulite_clock.advance(-1)
+    kombulite_clock.advance(3601)
+    assert late(kombulite_connection).get(no_ack=True).payload == "soon"
+    queues = kombulite_connection.transport.list_queues(kombulite_connection.default_channel.channel_id)
+    assert {status.queue for status in queues} == {"late", "waiting"}
+
+
+def test_clock_wakes_a_consumer_on_a_loop(kombulite_url, kombulite_clock):
+    async def main():
+        async with aio.connect(kombulite_url) as connection:
+            late, waiting = Queue("late"), Queue("waiting", message_ttl=3600, queue_arguments=DEAD_LETTERS)
+            await connection.producer().publish("soon", "waiting", declare=[late, waiting])
+            async with connection.consume(late) as messages:
+                assert await messages.next(timeout=0.01) is None
+                kombulite_clock.advance(3601)
+                message = await messages.next(timeout=20)
+                await message.ack()
+                return message.payload
+
+    assert asyncio.run(main()) == "soon"
+
+
+def test_installing_kombulite_installs_the_plugin(pytester):
+    pytester.makepyfile("def test_fixture(kombulite_connection): kombulite_connection.connect()")
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
