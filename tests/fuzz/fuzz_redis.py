@@ -7,7 +7,7 @@ from kombulite._core import MalformedEnvelope, decode_envelope
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import mark_redelivered
 from kombulite.brokers.redis.options import Options
-from kombulite.brokers.redis.routes import Routes
+from kombulite.brokers.redis.router import Routes
 from kombulite.utils.json import codec
 from tests.fuzz import fuzz_envelope
 from tests.fuzz.engine import Target

@@ -14,8 +14,8 @@ import redis
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, binding, exceptions, uuid
 from kombulite.asynchronous import Hub
-from kombulite.brokers.redis.consuming import Claim
-from kombulite.brokers.redis.publishing import Publisher
+from kombulite.brokers.redis.claims import Claim
+from kombulite.brokers.redis.publisher import Publisher
 from kombulite.brokers.redis.scripts import CLAIM
 from tests.conftest import started
 from tests.faults.test_forks_and_heartbeats import in_child, needs_fork

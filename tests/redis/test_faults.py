@@ -28,8 +28,8 @@ QUICK = {"visibility_timeout": 1, "unacked_restore_interval": 0.2, "unacked_rest
 VICTIM = """
 import os, signal, sys
 from kombulite import Connection, Consumer, Queue
-from kombulite.brokers.redis.consuming import Intake
-from kombulite.brokers.redis.receiving import Receiver
+from kombulite.brokers.redis.claims import Intake
+from kombulite.brokers.redis.receiver import Receiver
 
 url, name, step = sys.argv[1:]
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
-from kombulite.brokers.redis.link import READ_SIZE, Link
+from kombulite.brokers.redis.stream import READ_SIZE, Link
 from tests.redis.conftest import drain
 
 PASSWORD = "hunter2"  # and the user is not part of it
@@ -120,7 +120,7 @@ def test_nonsense_instead_of_an_answer(serve, nonsense):
 
 
 def test_a_string_without_end_is_not_collected(serve, monkeypatch):
-    monkeypatch.setattr("kombulite.brokers.redis.link.MOST_UNREAD", 1 << 20)
+    monkeypatch.setattr("kombulite.brokers.redis.stream.MOST_UNREAD", 1 << 20)
     port = serve(lambda data: b"$2000000000\r\n" + bytes(2 << 20))
     ours = Link(SimpleNamespace(_sock=socket.create_connection(("127.0.0.1", port))), 3, 10, print)
     with pytest.raises(exceptions.RecoverableConnectionError, match="too long"):

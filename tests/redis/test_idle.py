@@ -237,7 +237,7 @@ def test_server_that_is_away_when_it_is_needed_is_lost(start_server, name):
 
 def test_proxy_that_forgets_an_idle_connection_is_found_out_by_a_ping(redis_url, client, name, monkeypatch):
     """It passes nothing on, and says nothing."""
-    monkeypatch.setattr("kombulite.brokers.redis.link.PING_TIMEOUT", 0.5)
+    monkeypatch.setattr("kombulite.brokers.redis.stream.PING_TIMEOUT", 0.5)
     with Proxy(port_of(redis_url)) as proxy:
         options = {"health_check_interval": 5}
         with Connection(proxy.url(redis_url), transport_options=options) as connection:

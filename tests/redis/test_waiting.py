@@ -31,7 +31,7 @@ def waiting(request: pytest.FixtureRequest, redis_url: str, client: redis.Redis)
 @pytest.fixture(autouse=True)
 def no_looks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "waiting" in request.fixturenames:
-        monkeypatch.setattr("kombulite.brokers.redis.receiving.POLLING_INTERVAL", 600)
+        monkeypatch.setattr("kombulite.brokers.redis.receiver.POLLING_INTERVAL", 600)
 
 
 def put(publish: Any, connection: Connection, got: list[Any]) -> None:

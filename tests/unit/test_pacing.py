@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kombulite.brokers.redis.pacing import FIRST_PAUSE, GAP, LONGEST_PAUSE, MOST_BACKOFF, PATIENCE, STREAM, Pace
+from kombulite.brokers.redis.pace import FIRST_PAUSE, GAP, LONGEST_PAUSE, MOST_BACKOFF, PATIENCE, STREAM, Pace
 
 
 def stream(pace: Pace, claims: int, found: int, now: float = 100.0, every: float = GAP / 10) -> float:

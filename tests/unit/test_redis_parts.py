@@ -13,13 +13,13 @@ from redis import exceptions as driver
 from kombulite import exceptions
 from kombulite.brokers.base import QueueSpec, Settings
 from kombulite.brokers.redis import Transport, get_redis_error_classes
-from kombulite.brokers.redis.consuming import MOST_ASKED, Channel, Intake, _in_turns
+from kombulite.brokers.redis.claims import MOST_ASKED, Channel, Intake, _in_turns
 from kombulite.brokers.redis.errors import BY_CLASS, driver_error, reply_error
 from kombulite.brokers.redis.fanout import Subscriptions
 from kombulite.brokers.redis.keys import Keys, topic_pattern
 from kombulite.brokers.redis.leases import Lease, Tags, mark_redelivered
 from kombulite.brokers.redis.options import Limits, Options, OrderStrategy, database_of
-from kombulite.brokers.redis.routes import Routes
+from kombulite.brokers.redis.router import Routes
 
 SEP = "\x06\x16"
 

@@ -31,17 +31,17 @@ from kombulite.brokers.base import (
     Settings,
 )
 from kombulite.brokers.base import Transport as BaseTransport
-from kombulite.brokers.redis.connecting import Connector
-from kombulite.brokers.redis.consuming import Channel, Claim, Consumer
+from kombulite.brokers.redis.connector import Connector
+from kombulite.brokers.redis.claims import Channel, Claim, Consumer
 from kombulite.brokers.redis.deadlines import Deadlines
 from kombulite.brokers.redis.errors import connection_lost, get_redis_error_classes
-from kombulite.brokers.redis.keeping import Keeper
+from kombulite.brokers.redis.maintainer import Keeper
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, put_back, put_back_tags
-from kombulite.brokers.redis.link import Link, OnReply, Posted
+from kombulite.brokers.redis.stream import Link, OnReply, Posted
 from kombulite.brokers.redis.options import Options, OrderStrategy, database_of
-from kombulite.brokers.redis.publishing import Publisher
-from kombulite.brokers.redis.receiving import Receiver, consumers_of
+from kombulite.brokers.redis.publisher import Publisher
+from kombulite.brokers.redis.receiver import Receiver, consumers_of
 from kombulite.brokers.redis.topology import Topology
 from kombulite.utils.uuid import uuid
 

@@ -17,7 +17,7 @@ from kombulite._core import pack_command
 from kombulite.brokers.base import QueueSpec
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import logger
-from kombulite.brokers.redis.link import Command, Link, pack_all
+from kombulite.brokers.redis.stream import Command, Link, pack_all
 from kombulite.brokers.redis.options import Limits
 from kombulite.brokers.redis.scripts import SWEEP
 

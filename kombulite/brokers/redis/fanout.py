@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from kombulite._core import pack_command
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.link import Link
+from kombulite.brokers.redis.stream import Link
 
 #: Messages remembered of each queue to which one message can come twice.
 REMEMBERED = 1000

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from kombulite import exceptions
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.link import Command, Link
+from kombulite.brokers.redis.stream import Command, Link
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.scripts import BURY, OVERDUE, RENEW, RESTORE, UNLOCK
 from kombulite.utils.uuid import uuid

@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from kombulite import exceptions
 from kombulite.brokers.redis.errors import driver_error, unquoted
-from kombulite.brokers.redis.link import Link, logger
+from kombulite.brokers.redis.stream import Link, logger
 
 Address = tuple[str, int]
 

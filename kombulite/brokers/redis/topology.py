@@ -25,9 +25,9 @@ from kombulite.brokers.redis.declared import Declared
 from kombulite.brokers.redis.errors import is_forbidden, reply_error
 from kombulite.brokers.redis.keys import Keys, glob_escaped
 from kombulite.brokers.redis.leases import logger
-from kombulite.brokers.redis.link import Command, Link, pack_all
+from kombulite.brokers.redis.stream import Command, Link, pack_all
 from kombulite.brokers.redis.options import Limits
-from kombulite.brokers.redis.routes import Router
+from kombulite.brokers.redis.router import Router
 from kombulite.brokers.redis.scripts import BIND, BIND_EXPIRING, DELETE_QUEUE
 from kombulite.utils.uuid import uuid
 

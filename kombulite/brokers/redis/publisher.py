@@ -13,9 +13,9 @@ from kombulite import exceptions
 from kombulite._core import Delivery, EnvelopeTemplate, ListPush, Properties, TagSequence, end_of_run, pack_command
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.link import Link
+from kombulite.brokers.redis.stream import Link
 from kombulite.brokers.redis.options import Limits, Options
-from kombulite.brokers.redis.routes import Router, Routes
+from kombulite.brokers.redis.router import Router, Routes
 from kombulite.utils.json import codec
 
 #: Places that are remembered.

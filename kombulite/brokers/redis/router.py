@@ -12,7 +12,7 @@ from hiredis import ReplyError
 from kombulite._core import RoutingTable
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.link import Link, pack_all
+from kombulite.brokers.redis.stream import Link, pack_all
 
 #: Seconds that a table may be old where the server does not tell of changes.
 MOST_AGE = 1.0

@@ -13,7 +13,7 @@ from hiredis import ReplyError
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, Tags, mark_redelivered
-from kombulite.brokers.redis.link import Command, Link
+from kombulite.brokers.redis.stream import Command, Link
 from kombulite.brokers.redis.options import OrderStrategy
 from kombulite.brokers.redis.scripts import CLAIM
 

@@ -14,7 +14,7 @@ from kombulite import exceptions
 from kombulite.brokers.base import Settings
 from kombulite.brokers.options import check_tls_settings
 from kombulite.brokers.redis.errors import driver_error, unquoted
-from kombulite.brokers.redis.link import Link, OnReply
+from kombulite.brokers.redis.stream import Link, OnReply
 from kombulite.brokers.redis.options import Options, credentials_of, database_of
 from kombulite.brokers.redis.sentinels import NoMaster, Sentinels, retry_until, watch_of
 

@@ -24,15 +24,15 @@ from hiredis import ReplyError
 from kombulite import exceptions
 from kombulite._core import Delivery, MalformedEnvelope, decode_envelope, pack_command
 from kombulite.brokers.base import Event
-from kombulite.brokers.redis.consuming import Channel, Consumer, Intake
+from kombulite.brokers.redis.claims import Channel, Consumer, Intake
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.fanout import Subscriptions
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, Tags, bury, logger
-from kombulite.brokers.redis.link import Link, OnReply
+from kombulite.brokers.redis.stream import Link, OnReply
 from kombulite.brokers.redis.options import Options
-from kombulite.brokers.redis.pacing import News, Pace
-from kombulite.brokers.redis.publishing import PUBLISHED_AT
+from kombulite.brokers.redis.pace import News, Pace
+from kombulite.brokers.redis.publisher import PUBLISHED_AT
 from kombulite.brokers.redis.topology import Topology
 from kombulite.utils.compat import detect_environment
 from kombulite.utils.json import codec

@@ -13,12 +13,12 @@ from threading import Event, Thread
 from time import monotonic
 from weakref import WeakMethod
 
-from kombulite.brokers.redis.connecting import Connector
-from kombulite.brokers.redis.consuming import Channel
+from kombulite.brokers.redis.connector import Connector
+from kombulite.brokers.redis.claims import Channel
 from kombulite.brokers.redis.deadlines import MIN_BINDING_LIFE, MIN_OWN_LIFE
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import logger, renew, restore_overdue
-from kombulite.brokers.redis.link import Link
+from kombulite.brokers.redis.stream import Link
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.topology import Topology
 from kombulite.exceptions import ChannelError, MessageNacked
