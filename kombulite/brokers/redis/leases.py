@@ -18,7 +18,7 @@ from kombulite import exceptions
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.stream import Command, Link
 from kombulite.brokers.redis.options import Options
-from kombulite.brokers.redis.scripts import BURY, OVERDUE, RENEW, RESTORE, UNLOCK
+from kombulite.brokers.redis.scripts import DEAD_LETTER, OVERDUE, RENEW, RESTORE, UNLOCK
 from kombulite.utils.uuid import uuid
 
 logger = getLogger("kombulite.brokers.redis")
@@ -125,7 +125,7 @@ def bury(link: Link, keys: Keys, tag: Any, queue: str, element: Any, reason: obj
             return
         except exceptions.MessageNacked:  # memory is full: it is taken from its list already, so it must be kept
             tag = ""
-    link.run(BURY, [keys.unacked, keys.unacked_index, keys.dead_letters(queue)], tag, element)
+    link.run(DEAD_LETTER, [keys.unacked, keys.unacked_index, keys.dead_letters(queue)], tag, element)
 
 
 def put_back_tags(link: Link, keys: Keys, tags: Sequence[str]) -> None:
