@@ -28,7 +28,7 @@ QUICK = {"visibility_timeout": 1, "unacked_restore_interval": 0.2, "unacked_rest
 VICTIM = """
 import os, signal, sys
 from kombulite import Connection, Consumer, Queue
-from kombulite.brokers.redis.claims import Intake
+from kombulite.brokers.redis.claims import ClaimQueue
 from kombulite.brokers.redis.receiver import Receiver
 
 url, name, step = sys.argv[1:]
@@ -41,9 +41,9 @@ def die_after(owner, method):
     setattr(owner, method, dying)
 
 if step == "claim sent":
-    die_after(Intake, "claim")
+    die_after(ClaimQueue, "claim")
 elif step == "claim answered":
-    die_after(Intake, "claimed")
+    die_after(ClaimQueue, "claimed")
 elif step == "handed over":
     die_after(Receiver, "hand_over")
 

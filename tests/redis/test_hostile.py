@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
-from kombulite.brokers.redis.stream import READ_SIZE, Link
+from kombulite.brokers.redis.stream import READ_SIZE, Stream
 from tests.redis.conftest import drain
 
 PASSWORD = "hunter2"  # and the user is not part of it
@@ -120,9 +120,9 @@ def test_nonsense_instead_of_an_answer(serve, nonsense):
 
 
 def test_a_string_without_end_is_not_collected(serve, monkeypatch):
-    monkeypatch.setattr("kombulite.brokers.redis.stream.MOST_UNREAD", 1 << 20)
+    monkeypatch.setattr("kombulite.brokers.redis.stream.MAX_UNREAD", 1 << 20)
     port = serve(lambda data: b"$2000000000\r\n" + bytes(2 << 20))
-    ours = Link(SimpleNamespace(_sock=socket.create_connection(("127.0.0.1", port))), 3, 10, print)
+    ours = Stream(SimpleNamespace(_sock=socket.create_connection(("127.0.0.1", port))), 3, 10, print)
     with pytest.raises(exceptions.RecoverableConnectionError, match="too long"):
         ours.call("PING")
     assert not ours.is_open
@@ -227,7 +227,7 @@ def test_properties_of_any_type_stop_no_consumer(ours, client, name, property, c
 def test_a_server_that_talks_without_end_keeps_nobody():
     ours, theirs = socket.socketpair()
     pushes: list[object] = []
-    link = Link(SimpleNamespace(_sock=ours), 3, 1, pushes.append)
+    link = Stream(SimpleNamespace(_sock=ours), 3, 1, pushes.append)
     push = b">2\r\n+x\r\n$17\r\n" + b"y" * 17 + b"\r\n"
     assert READ_SIZE % len(push) == 0  # so that none is cut
 

@@ -115,7 +115,7 @@ def test_idle_subscriber_goes_on(redis_url, client, name, protocol):
             with Consumer(connection.channel(), queue, callbacks=[lambda body, message: got.append(body)]):
                 with pytest.raises(TimeoutError):
                     connection.drain_events(timeout=0.2)
-                for link in connection.transport._links:
+                for link in connection.transport._streams:
                     link.used_at -= 10
                 proxy.finish()
                 with pytest.raises(TimeoutError):
@@ -182,7 +182,7 @@ def test_connections_are_kept_open_while_a_callback_runs(server, name):
 
         Producer(connection).publish(1, routing_key=name)
         with Consumer(connection.channel(), Queue(name), callbacks=[work]):
-            ours = {"{}:{}".format(*link._sock.getsockname()) for link in connection.transport._links}
+            ours = {"{}:{}".format(*link._sock.getsockname()) for link in connection.transport._streams}
             assert len(ours) == 2  # for commands, and for news
             drain(connection, lambda: seen)
             assert ours <= seen[0]
@@ -199,7 +199,7 @@ def test_server_that_closes_sooner_than_it_is_asked_is_asked_sooner(server, name
                 assert time.monotonic() < deadline
                 with pytest.raises(TimeoutError):
                     connection.drain_events(timeout=0.1)
-            link, listener = connection.transport._links
+            link, listener = connection.transport._streams
             assert link.ping_interval < 2
             assert listener.ping_interval < 2
 
@@ -212,7 +212,7 @@ def test_server_that_forgot_all_meanwhile_is_told_again(start_server, name):
         producer.publish(1, declare=[queue])
         server.kill()
         server.start()
-        (link,) = connection.transport._links
+        (link,) = connection.transport._streams
         link.used_at -= 10
         producer.publish(2, declare=[queue])
         assert queue(connection.default_channel).get().payload == 2
@@ -225,7 +225,7 @@ def test_server_that_is_away_when_it_is_needed_is_lost(start_server, name):
         producer = Producer(connection)
         producer.publish(1, routing_key=name)
         server.kill()
-        (link,) = connection.transport._links
+        (link,) = connection.transport._streams
         link.used_at -= 10
         with pytest.raises(connection.recoverable_connection_errors, match="cannot be reached anew"):
             producer.publish(2, routing_key=name)
@@ -244,7 +244,7 @@ def test_proxy_that_forgets_an_idle_connection_is_found_out_by_a_ping(redis_url,
             producer = Producer(connection)
             producer.publish(1, routing_key=name)
             proxy.silence()
-            (link,) = connection.transport._links
+            (link,) = connection.transport._streams
             link.used_at -= 6
             producer.publish(2, routing_key=name)
             assert client.llen(name) == 2

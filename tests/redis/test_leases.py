@@ -132,7 +132,7 @@ def test_late_ack_of_the_first_holder_leaves_the_second_holders_lease_alone(ours
     again = Queue(name)(second).get()
     assert again.delivery_info["redelivered"]
     message.ack()
-    message.channel.connection.transport._link.settle()
+    message.channel.connection.transport._stream.wait_for_replies()
     assert client.hlen("unacked") == 1
     again.requeue()
     assert client.llen(name) == 1

@@ -57,7 +57,7 @@ def cluster(start_server: Callable[..., Any]) -> Cluster:
 
 def port_of(connection: Connection) -> int:
     """Where a connection leads."""
-    return int(connection.transport._links[0].address[1])
+    return int(connection.transport._streams[0].address[1])
 
 
 def publish_until(producer: Producer, queue: str, done: Callable[[], bool]) -> None:
@@ -198,16 +198,16 @@ def test_news_of_our_master_end_the_connections_to_the_old_one(watch, news, is_l
     for link in links:
         watch.add(link)
     for channel, data in news:
-        watch._hear(channel, data.split(" "))
+        watch._on_news(channel, data.split(" "))
     assert [bool(link.reasons) for link in links] == [is_left, is_left, False, False]
     assert watch.correct(OLD) == (NEW if is_left else OLD)  # where a sentinel has not heard of it
     assert watch.correct(OTHER) == OTHER
 
 
 def test_failover_that_is_broken_off_leaves_the_master_what_it_is(watch):
-    watch._hear(PROMOTED, PROMOTION.split(" "))
-    watch._hear(ABORTED.replace("*", "slave-timeout"), ["master", "it", *map(str, OLD)])
+    watch._on_news(PROMOTED, PROMOTION.split(" "))
+    watch._on_news(ABORTED.replace("*", "slave-timeout"), ["master", "it", *map(str, OLD)])
     assert watch.correct(OLD) == OLD
-    watch._hear(SWITCHED, SWITCH.split(" "))
-    watch._hear(ABORTED.replace("*", "slave-timeout"), ["master", "it", *map(str, NEW)])
+    watch._on_news(SWITCHED, SWITCH.split(" "))
+    watch._on_news(ABORTED.replace("*", "slave-timeout"), ["master", "it", *map(str, NEW)])
     assert watch.correct(OLD) == NEW

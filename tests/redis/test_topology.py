@@ -47,15 +47,15 @@ def test_publish_under_way_reaches_a_queue_bound_meanwhile(ours, client, name):
     producer = Producer(ours().channel(), Exchange(name), "k")
     producer.publish(1, declare=[Queue(first, Exchange(name), "k")])
     publisher = producer.channel._transport._publisher
-    place_of = publisher._place
+    destination_of = publisher._destination
 
     def bind_after_looking(delivery):
-        place = place_of(delivery)
-        publisher._place = place_of
+        destination = destination_of(delivery)
+        publisher._destination = destination_of
         client.sadd(f"_kombu.binding.{name}", f"k{SEP}{SEP}{second}")
-        return place
+        return destination
 
-    publisher._place = bind_after_looking
+    publisher._destination = bind_after_looking
     producer.publish(2)
     assert (client.llen(first), client.llen(second)) == (2, 1)
 

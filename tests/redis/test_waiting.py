@@ -54,7 +54,7 @@ def test_server_wakes_an_idle_consumer_of_many_queues(waiting, request, name, li
         for queue in (queues[0], queues[19], queues[0]):
             put(lambda: producer.publish("it", routing_key=queue.name, priority=priority), waiting, got)  # noqa: B023
             assert got.pop() == "it"
-    assert len(waiting.transport._links) <= 3
+    assert len(waiting.transport._streams) <= 3
 
 
 def test_event_loop_is_woken(waiting, ours, name):

@@ -13,7 +13,7 @@ from redis import exceptions as driver
 from kombulite import exceptions
 from kombulite.brokers.base import QueueSpec, Settings
 from kombulite.brokers.redis import Transport, get_redis_error_classes
-from kombulite.brokers.redis.claims import MOST_ASKED, Channel, Intake, _in_turns
+from kombulite.brokers.redis.claims import MAX_ASKED, ClaimQueue, RedisChannel, _in_turns
 from kombulite.brokers.redis.errors import BY_CLASS, driver_error, reply_error
 from kombulite.brokers.redis.fanout import Subscriptions
 from kombulite.brokers.redis.keys import Keys, topic_pattern
@@ -230,13 +230,13 @@ def test_queues_take_turns():
     [("round_robin", ["b", "c", "a"]), ("priority", ["c", "a", "b"]), ("sorted", ["a", "b", "c"])],
 )
 def test_order_of_queues(strategy, queues):
-    intake = Intake(False, OrderStrategy(strategy), True)
-    channel = Channel(1, OrderStrategy(strategy), True)
-    assert channel.credit(intake) == 0
+    claims = ClaimQueue(False, OrderStrategy(strategy), True)
+    channel = RedisChannel(1, OrderStrategy(strategy), True)
+    assert channel.credit(claims) == 0
     for queue in "cab":
-        intake.add(type("Consumer", (), {"queue": queue})())
-    intake._turn([lease("c"), lease("a")])
-    assert list(intake.queues) == queues
+        claims.add(type("Consumer", (), {"queue": queue})())
+    claims._turn([lease("c"), lease("a")])
+    assert list(claims.queues) == queues
 
 
 class Wire:
@@ -247,43 +247,43 @@ class Wire:
 
 
 def test_a_claim_asks_queues_that_may_have_something_and_not_too_many():
-    intake, wire = Intake(False, OrderStrategy("round_robin"), True), Wire()
-    every = [f"q{i}" for i in range(MOST_ASKED + 50)]
+    claims, wire = ClaimQueue(False, OrderStrategy("round_robin"), True), Wire()
+    every = [f"q{i}" for i in range(MAX_ASKED + 50)]
     for queue in every:
-        intake.add(type("Consumer", (), {"queue": queue})())
+        claims.add(type("Consumer", (), {"queue": queue})())
 
     def claim(*found):
         """Ask, and be answered with so many messages for the places found; returns which queues were asked."""
-        intake.claim(wire, keys(), Tags(10.0), 100, print, False)
+        claims.claim(wire, keys(), Tags(10.0), 100, print, False)
         reply = []
         for place, count in found:
             reply += [place, [b"{}"] * count]
-        return wire.asked, intake.claimed(reply)
+        return wire.asked, claims.claimed(reply)
 
-    first, rest = every[:MOST_ASKED], every[MOST_ASKED:]
+    first, rest = every[:MAX_ASKED], every[MAX_ASKED:]
     assert claim((1, 2), (3, 1)) == (first, (first, 3))  # it had room for more: they are empty
     assert claim((1, wire.count)) == (rest, ((), wire.count))  # it had not
-    assert intake.stirred == set(rest)
-    intake.stirred.add("q7")
+    assert claims.dirty_queues == set(rest)
+    claims.dirty_queues.add("q7")
     asked, (emptied, found) = claim()
     assert asked == emptied == ["q7", *rest[1:], rest[0]]  # who was served waits longest
     assert not found
-    assert not intake.stirred
-    intake.stirred.add("gone")
-    intake.claim(wire, keys(), Tags(10.0), 100, print, False)
-    assert intake.claiming is None
-    assert not intake.stirred
+    assert not claims.dirty_queues
+    claims.dirty_queues.add("gone")
+    claims.claim(wire, keys(), Tags(10.0), 100, print, False)
+    assert claims.claiming is None
+    assert not claims.dirty_queues
 
 
 def test_queues_of_a_claim_that_was_refused_are_asked_again():
-    intake = Intake(False, OrderStrategy("round_robin"), True)
+    claims = ClaimQueue(False, OrderStrategy("round_robin"), True)
     for queue in "ab":
-        intake.add(type("Consumer", (), {"queue": queue})())
-    intake.claim(Wire(), keys(), Tags(10.0), 100, print, False)
-    assert not intake.stirred
-    intake.failed()
-    assert intake.stirred == {"a", "b"}
-    assert intake.claiming is None
+        claims.add(type("Consumer", (), {"queue": queue})())
+    claims.claim(Wire(), keys(), Tags(10.0), 100, print, False)
+    assert not claims.dirty_queues
+    claims.failed()
+    assert claims.dirty_queues == {"a", "b"}
+    assert claims.claiming is None
 
 
 class Backwards:
@@ -299,10 +299,10 @@ class Backwards:
 
 def test_order_of_ones_own():
     for strategy in (Backwards, f"{__name__}.Backwards"):
-        intake = Intake(False, OrderStrategy(strategy), True)
+        claims = ClaimQueue(False, OrderStrategy(strategy), True)
         for queue in "ab":
-            intake.add(type("Consumer", (), {"queue": queue})())
-        assert list(intake.queues) == ["b", "a"]
+            claims.add(type("Consumer", (), {"queue": queue})())
+        assert list(claims.queues) == ["b", "a"]
 
 
 # --- routes

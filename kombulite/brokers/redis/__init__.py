@@ -31,23 +31,23 @@ from kombulite.brokers.base import (
     Settings,
 )
 from kombulite.brokers.base import Transport as BaseTransport
+from kombulite.brokers.redis.claims import Claim, Consumer, RedisChannel
 from kombulite.brokers.redis.connector import Connector
-from kombulite.brokers.redis.claims import Channel, Claim, Consumer
 from kombulite.brokers.redis.deadlines import Deadlines
 from kombulite.brokers.redis.errors import connection_lost, get_redis_error_classes
-from kombulite.brokers.redis.maintainer import Keeper
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, put_back, put_back_tags
-from kombulite.brokers.redis.stream import Link, OnReply, Posted
+from kombulite.brokers.redis.maintainer import LeaseMaintainer
 from kombulite.brokers.redis.options import Options, OrderStrategy, database_of
 from kombulite.brokers.redis.publisher import Publisher
 from kombulite.brokers.redis.receiver import Receiver, consumers_of
+from kombulite.brokers.redis.stream import OnReply, Posted, Stream
 from kombulite.brokers.redis.topology import Topology
 from kombulite.utils.uuid import uuid
 
 __all__ = ["Transport", "get_redis_error_classes"]
 
-MOST_CHANNELS = 65535
+MAX_CHANNELS = 65535
 CLOSE_TIMEOUT = 5.0  # seconds for a reply while the connection is closed
 REQUEUE = Outcome.REQUEUE  # as a global: looking the member up costs as much as the call
 
@@ -81,7 +81,7 @@ class Transport(BaseTransport):
         deletes_unused=False,
     )
 
-    _link: Link
+    _stream: Stream
     _publisher: Publisher
     _topology: Topology
 
@@ -91,12 +91,12 @@ class Transport(BaseTransport):
         self._connector = Connector(settings, options)
         self._keys = Keys(options, database_of(settings.virtual_host))
         self._order = OrderStrategy(options.queue_order_strategy)
-        self._links: list[Link] = []
-        self._channels: dict[int, Channel] = {}
+        self._streams: list[Stream] = []
+        self._channels: dict[int, RedisChannel] = {}
         # A number comes again only after all others: what is still under way for a closed channel finds nobody.
-        self._numbers = cycle(range(1, MOST_CHANNELS + 1))
+        self._numbers = cycle(range(1, MAX_CHANNELS + 1))
         self._receiver: Receiver | None = None
-        self._keeper: Keeper | None = None
+        self._maintainer: LeaseMaintainer | None = None
         self._clock = 0.0  # the server's time, less our monotonic one
         self._pid = os.getpid()
 
@@ -113,11 +113,11 @@ class Transport(BaseTransport):
             raise
 
     def _connect(self) -> None:
-        link = self._link = self._open(self._on_push)
+        stream = self._stream = self._open(self._on_push)
         tracked = self._track()
         options, keys = self._options, self._keys
         topology = self._topology = Topology(
-            link,
+            stream,
             keys,
             tracked,
             options.health_check_interval,
@@ -128,24 +128,24 @@ class Transport(BaseTransport):
         for each in list(waiting):  # each is forgotten when it is back
             if each.settled:
                 commands = [again or b"" for _, again, _ in each.settled]
-                link.exchange(commands, sum(replies for _, _, replies in each.settled))
-            put_back(link, keys, each.leases, True)
-            put_back(link, keys, each.taken, False)
-            put_back_tags(link, keys, each.tags)
+                stream.exchange(commands, sum(replies for _, _, replies in each.settled))
+            put_back(stream, keys, each.leases, True)
+            put_back(stream, keys, each.taken, False)
+            put_back_tags(stream, keys, each.tags)
             with suppress(ValueError):  # another thread connects at the same time, and was faster: no harm
                 waiting.remove(each)
-        self._publisher = Publisher(link, keys, options, topology.router, topology.limits, self._now)
-        self._receiver = Receiver(link, self._open, keys, options, self._channels, topology, self._now)
+        self._publisher = Publisher(stream, keys, options, topology.router, topology.limits, self._now)
+        self._receiver = Receiver(stream, self._open, keys, options, self._channels, topology, self._now)
 
     def _track(self) -> bool:
         """Have the server tell of changes to binding sets, and its time; whether it does tell of them."""
-        link, timeout = self._link, self.settings.connect_timeout
+        stream, timeout = self._stream, self.settings.connect_timeout
         tracked = False
-        if link.protocol == 3:
+        if stream.protocol == 3:
             track = pack_command(("CLIENT", "TRACKING", "ON", "OPTIN"))
-            tracked = not isinstance(link.exchange([track], 1, timeout)[0], ReplyError)
+            tracked = not isinstance(stream.exchange([track], 1, timeout)[0], ReplyError)
         try:
-            (reply,) = link.exchange([pack_command(("TIME",))], 1, timeout)
+            (reply,) = stream.exchange([pack_command(("TIME",))], 1, timeout)
             # A user without the right to TIME goes by the clock of this machine.
             seconds = time() if isinstance(reply, ReplyError) else int(reply[0]) + int(reply[1]) / 1e6
             self._clock = seconds - monotonic()
@@ -153,20 +153,20 @@ class Transport(BaseTransport):
             raise connection_lost(f"a server that tells no time: {error}") from error
         return tracked
 
-    def _open(self, on_push: OnReply) -> Link:
-        link = self._connector.open(on_push)
-        self._links.append(link)
-        link.renew = self._renew
-        return link
+    def _open(self, on_push: OnReply) -> Stream:
+        stream = self._connector.open(on_push)
+        self._streams.append(stream)
+        stream.renew = self._renew
+        return stream
 
-    def _renew(self, link: Link) -> None:
+    def _renew(self, stream: Stream) -> None:
         """Open a connection anew that the server closed because it was idle. Raises what keeps it from that."""
-        self._connector.reopen(link)
-        if link is self._link:
+        self._connector.reopen(stream)
+        if stream is self._stream:
             self._topology.router.renewed(self._track())
             self._topology.redeclare()  # the server may have started again without what it had
         if self._receiver is not None:
-            self._receiver.renewed(link)
+            self._receiver.renewed(stream)
 
     def _on_push(self, message: list[Any]) -> None:
         if message[:1] == [b"invalidate"] and len(message) == 2:
@@ -178,8 +178,8 @@ class Transport(BaseTransport):
     def close(self) -> None:
         try:
             if self.connected and self._pid == os.getpid():
-                for link in self._links:
-                    link.hurry(CLOSE_TIMEOUT)
+                for stream in self._streams:
+                    stream.cap_timeout(CLOSE_TIMEOUT)
                 for number in list(self._channels):
                     self.close_channel(number)
                 for queue in self._topology.exclusive_queues():
@@ -189,12 +189,12 @@ class Transport(BaseTransport):
 
     def collect(self) -> None:
         if self._pid == os.getpid():
-            if self._keeper is not None:
-                self._keeper.stop()
+            if self._maintainer is not None:
+                self._maintainer.stop()
             self._abandon()
         self._channels.clear()
-        for link in self._links:
-            link.drop()
+        for stream in self._streams:
+            stream.drop()
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             receiver.close()
@@ -202,25 +202,25 @@ class Transport(BaseTransport):
     def _abandon(self) -> None:
         """Leave what the server has noted for us to the next connection of this process."""
         states = list(self._channels.values())
-        intakes = [intake for state in states for intake in state.intakes]
-        claims = [intake.claiming for intake in intakes if intake.claiming is not None]
+        claim_queues = [claims for state in states for claims in state.claim_queues]
+        claims = [claims.claiming for claims in claim_queues if claims.claiming is not None]
         is_noted = self._options.ack_emulation
         abandoned = Abandoned(
             [lease for state in states for lease in state.unsettled()] if is_noted else [],
-            [lease for intake in intakes if not intake.lease for lease in intake.ready],
+            [lease for claims in claim_queues if not claims.lease for lease in claims.ready],
             [tag for claim in claims for tag in claim.possible_tags()] if is_noted else [],
-            self._links[0].unanswered if self._links and is_noted else [],
+            self._streams[0].unanswered if self._streams and is_noted else [],
         )
         if any(abandoned):
             _abandoned.setdefault(self._connector.identity, []).append(abandoned)
 
     @property
     def connected(self) -> bool:
-        return self._receiver is not None and all(link.is_open for link in self._links)
+        return self._receiver is not None and all(stream.is_open for stream in self._streams)
 
     @property
     def is_suspect(self) -> bool:
-        return any(link.is_suspect for link in list(self._links))
+        return any(stream.is_suspect for stream in list(self._streams))
 
     def driver_version(self) -> str:
         return version("redis")
@@ -237,17 +237,17 @@ class Transport(BaseTransport):
     def open_channel(self, above: int = 0) -> int:  # our tags are no numbers
         if not self.connected:
             raise connection_lost("connection already closed")
-        if len(self._channels) >= MOST_CHANNELS:
-            raise exceptions.ResourceError(f"all {MOST_CHANNELS} channels of this connection are open")
+        if len(self._channels) >= MAX_CHANNELS:
+            raise exceptions.ResourceError(f"all {MAX_CHANNELS} channels of this connection are open")
         number = next(number for number in self._numbers if number not in self._channels)
-        self._channels[number] = Channel(number, self._order, self._options.ack_emulation)
+        self._channels[number] = RedisChannel(number, self._order, self._options.ack_emulation)
         return number
 
     def close_channel(self, channel: int) -> None:
         state = self._channels.get(channel)
         if state is None:
             return
-        with self._link.lock:
+        with self._stream.lock:
             consumers = list(state.consumers.values())
             for consumer in consumers:
                 self._end_consumer(state, consumer)
@@ -257,7 +257,7 @@ class Transport(BaseTransport):
                 if not any(consumers_of(self._channels, queue)):
                     self._topology.drop_fanout(queue)
 
-    def _channel(self, number: int) -> Channel:
+    def _channel(self, number: int) -> RedisChannel:
         try:
             state = self._channels[number]
         except KeyError:
@@ -269,11 +269,11 @@ class Transport(BaseTransport):
 
     def qos(self, channel: int, prefetch_size: int, prefetch_count: int, apply_global: bool) -> None:
         self._channel(channel).prefetch_count = prefetch_count
-        self._receiving.rouse()
+        self._receiving.wake()
 
     def flow(self, channel: int, active: bool) -> None:
         self._channel(channel).active = active
-        self._receiving.rouse()
+        self._receiving.wake()
 
     # --- exchanges, queues, bindings
 
@@ -283,18 +283,18 @@ class Transport(BaseTransport):
             self._topology.check_exchange(spec.name)
         else:
             self._topology.declare_exchange(spec)
-            self._publisher.forget_places()
+            self._publisher.forget_destinations()
 
     def delete_exchange(self, channel: int, name: str, if_unused: bool) -> None:
         self._channel(channel)
         self._topology.delete_exchange(name, if_unused)
-        self._publisher.forget_places()
+        self._publisher.forget_destinations()
         self._subscribe()
 
     def declare_queue(self, channel: int, spec: QueueSpec, passive: bool) -> QueueInfo:
         self._channel(channel)
         info = self._topology.assert_queue(spec.name) if passive else self._topology.declare_queue(spec)
-        self._publisher.forget_places()
+        self._publisher.forget_destinations()
         if spec.exclusive:
             self._keep(info.queue)
         return info._replace(consumer_count=len(list(consumers_of(self._channels, info.queue))))
@@ -310,7 +310,7 @@ class Transport(BaseTransport):
             self._end_consumer(state, consumer)
             self._receiving.events.append(Cancelled(state.number, consumer.tag))
         count = self._topology.delete_queue(name, if_empty and not consumers)
-        self._publisher.forget_places()
+        self._publisher.forget_destinations()
         return count
 
     def purge(self, channel: int, queue: str) -> int:
@@ -395,26 +395,26 @@ class Transport(BaseTransport):
             raise exceptions.AccessRefused(f"queue '{queue}' has an exclusive consumer, or consumers already")
         consumer = Consumer(consumer_tag, queue, no_ack, exclusive)
         receiver = self._receiving
-        with self._link.lock:
+        with self._stream.lock:
             if not self.connected:  # the system would give the descriptor of the broken connection to the new one
                 raise connection_lost("connection already closed")
             receiver.listen()
             state.consumers[consumer_tag] = consumer
-            state.intake_of(consumer).add(consumer)
+            state.claims_of(consumer).add(consumer)
             self._subscribe()
         self._keep(queue)
-        receiver.rouse()
+        receiver.wake()
         return consumer_tag
 
     def _keep(self, queue: str | None = None) -> None:
         """See to it that leases are renewed, and that a queue stays that ends without use."""
-        if self._keeper is None:
-            self._keeper = Keeper(
-                self._connector, self._keys, self._options, self._channels, self._topology, self._links
+        if self._maintainer is None:
+            self._maintainer = LeaseMaintainer(
+                self._connector, self._keys, self._options, self._channels, self._topology, self._streams
             )
-            self._keeper.start()
+            self._maintainer.start()
         elif queue is not None and self._topology.declared.ends(queue):
-            self._keeper.extend_now()
+            self._maintainer.extend_now()
 
     @property
     def _receiving(self) -> Receiver:
@@ -434,20 +434,20 @@ class Transport(BaseTransport):
         if consumer is not None:
             self._end_consumer(state, consumer)
 
-    def _end_consumer(self, state: Channel, consumer: Consumer) -> None:
-        with self._link.lock:
-            self._link.settle()  # what is claimed for it shall be here
-            intake = state.intake_of(consumer)
+    def _end_consumer(self, state: RedisChannel, consumer: Consumer) -> None:
+        with self._stream.lock:
+            self._stream.wait_for_replies()  # what is claimed for it shall be here
+            claims = state.claims_of(consumer)
             del state.consumers[consumer.tag]
-            self._put_back(intake.remove(consumer), intake.lease)
+            self._put_back(claims.remove(consumer), claims.lease)
             state.remove_fanout(consumer)
             self._subscribe()
-        self._receiving.rouse()
+        self._receiving.wake()
 
     def _put_back(self, leases: Sequence[Lease], are_noted: bool | None = None) -> None:
         if are_noted is None:
             are_noted = self._options.ack_emulation
-        put_back(self._link, self._keys, [lease for lease in leases if not lease.is_fanout], are_noted)
+        put_back(self._stream, self._keys, [lease for lease in leases if not lease.is_fanout], are_noted)
 
     def get(self, channel: int, queue: str, no_ack: bool) -> Delivery | None:
         state = self._channel(channel)
@@ -455,7 +455,7 @@ class Transport(BaseTransport):
         lengths = [("LLEN", key) for key in self._keys.lists(queue)]
         while True:
             claim = Claim(self._keys, self._receiving.tags, (queue,), 1, lease)
-            reply, *left = claim.run(self._link, *lengths)
+            reply, *left = claim.run(self._stream, *lengths)
             found = claim.leases(reply)
             if not found:
                 return None
@@ -476,7 +476,7 @@ class Transport(BaseTransport):
             settled = () if lease is None else (lease,)
         if not settled and (not multiple or delivery_tag):
             raise self._unknown(delivery_tag)
-        self._strike(state, settled, outcome)
+        self._settle(state, settled, outcome)
 
     def _unknown(self, tag: Any) -> Exception:
         """Return why a delivery tag cannot be settled. Those of other connections have another prefix."""
@@ -490,9 +490,9 @@ class Transport(BaseTransport):
         for tag in delivery_tags:
             if tag not in outstanding:
                 raise self._unknown(tag)
-        self._strike(state, [outstanding.pop(tag) for tag in delivery_tags], outcome)
+        self._settle(state, [outstanding.pop(tag) for tag in delivery_tags], outcome)
 
-    def _strike(self, state: Channel, settled: Sequence[Lease], outcome: Outcome) -> None:
+    def _settle(self, state: RedisChannel, settled: Sequence[Lease], outcome: Outcome) -> None:
         receiver = self._receiving
         try:
             if outcome is REQUEUE:
@@ -502,9 +502,9 @@ class Transport(BaseTransport):
         except Exception:
             state.outstanding.update((lease.tag, lease) for lease in settled)  # the server does not know
             raise
-        receiver.rouse()
+        receiver.wake()
 
-    def _requeue(self, state: Channel, leases: Sequence[Lease]) -> None:
+    def _requeue(self, state: RedisChannel, leases: Sequence[Lease]) -> None:
         self._put_back(leases)
         for lease in reversed(leases):
             if lease.is_fanout:
@@ -513,7 +513,7 @@ class Transport(BaseTransport):
     def recover(self, channel: int) -> None:
         state = self._channel(channel)
         self._requeue(state, state.take_up_to(0))
-        self._receiving.rouse()
+        self._receiving.wake()
 
     def receive(self, timeout: float | None) -> Sequence[Event]:
         return self._receiving.receive(timeout)

@@ -13,20 +13,20 @@ from hiredis import ReplyError
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, Tags, mark_redelivered
-from kombulite.brokers.redis.stream import Command, Link
 from kombulite.brokers.redis.options import OrderStrategy
 from kombulite.brokers.redis.scripts import CLAIM
+from kombulite.brokers.redis.stream import Command, Stream
 
 #: Messages that are claimed at a time where no prefetch count says how many, and where there is nothing to give back.
-MOST_UNBOUNDED = 100
+MAX_UNBOUNDED = 100
 #: Messages that are claimed at a time, and bytes, by the average of those before.
-MOST_CLAIMED, MOST_BYTES = 250, 4 << 20
+MAX_CLAIMED, MAX_BYTES = 250, 4 << 20
 #: Queues that are asked at a time: with thousands of lists a claim costs more than the messages that it brings.
-MOST_ASKED = 100
+MAX_ASKED = 100
 #: As long as there are messages to hand over, no fewer are asked for.
 AHEAD = 50
 #: Fanout messages that wait for a consumer without credit; beyond, the oldest are dropped: nobody stores them.
-MOST_FANOUT = 10_000
+MAX_FANOUT = 10_000
 
 
 class Consumer(NamedTuple):
@@ -51,13 +51,13 @@ class Claim:
         self._lists = [name[step] for step in range(len(names[0])) for name in names]
         self._first = tags.reserve(count)
 
-    def post(self, link: Link, in_turns: bool, on_reply: Callable[[Any], None], teach: bool) -> None:
-        """Send it now; the answer comes later. ``teach``: send the script along."""
-        link.post_script(on_reply, CLAIM, teach, *self._command(in_turns))
+    def post(self, stream: Stream, in_turns: bool, on_reply: Callable[[Any], None], send_source: bool) -> None:
+        """Send it now; the answer comes later. ``send_source``: send the script along."""
+        stream.post_script(on_reply, CLAIM, send_source, *self._command(in_turns))
 
-    def run(self, link: Link, *others: Command) -> list[Any]:
+    def run(self, stream: Stream, *others: Command) -> list[Any]:
         """Send it, and other commands after it, and wait for the answers."""
-        return link.run_with(others, CLAIM, *self._command(False))
+        return stream.run_with(others, CLAIM, *self._command(False))
 
     def _command(self, in_turns: bool) -> tuple[Any, ...]:
         keys, queues = self._keys, self.queues
@@ -89,14 +89,14 @@ class Claim:
         return [self._tags.tag(self._first + i) for i in range(self.count)]
 
 
-class Intake:
+class ClaimQueue:
     """What one channel takes from queues, to be acknowledged or not. ``lease``: whether the server notes it."""
 
     def __init__(self, no_ack: bool, order: OrderStrategy, lease: bool) -> None:
         self.no_ack = no_ack
         self.lease = lease
         self.ready: deque[Lease] = deque()
-        self.stirred: set[str] = set()  # queues to which something may have come since they were asked
+        self.dirty_queues: set[str] = set()  # queues to which something may have come since they were asked
         self.claiming: Claim | None = None  # the request under way
         self.consumers: dict[str, deque[Consumer]] = {}
         self._order: list[str] = []
@@ -115,7 +115,7 @@ class Intake:
         if consumer.queue not in self._order:
             self._order.append(consumer.queue)
             self._reorder()
-        self.stirred.add(consumer.queue)
+        self.dirty_queues.add(consumer.queue)
 
     def remove(self, consumer: Consumer) -> list[Lease]:
         """Remove a consumer; returns what was claimed for it and has no other to go to."""
@@ -125,7 +125,7 @@ class Intake:
             return []
         del self.consumers[consumer.queue]
         self._order.remove(consumer.queue)
-        self.stirred.discard(consumer.queue)
+        self.dirty_queues.discard(consumer.queue)
         self._reorder()
         orphans = [lease for lease in self.ready if lease.queue == consumer.queue]
         self.ready = deque(lease for lease in self.ready if lease.queue != consumer.queue)
@@ -138,25 +138,25 @@ class Intake:
             self._custom.update(list(self._order))
 
     def claim(
-        self, link: Link, keys: Keys, tags: Tags, credit: int, on_claimed: Callable[[Any], None], teach: bool
+        self, stream: Stream, keys: Keys, tags: Tags, credit: int, on_claimed: Callable[[Any], None], send_source: bool
     ) -> Iterable[str]:
         """Ask for as many messages as there is credit for. The answer goes to ``on_claimed``, then to ``claimed``.
 
-        Returns queues that were not asked, since the order leaves them out, and are not stirred any more.
+        Returns queues that were not asked, since the order leaves them out, and are not dirty_queues any more.
         """
-        asked = list(islice((queue for queue in self.queues if queue in self.stirred), MOST_ASKED))
+        asked = list(islice((queue for queue in self.queues if queue in self.dirty_queues), MAX_ASKED))
         if not asked:
-            ignored, self.stirred = self.stirred, set()
+            ignored, self.dirty_queues = self.dirty_queues, set()
             return ignored & self.consumers.keys()
-        self.stirred.difference_update(asked)  # until something is heard; what comes now is heard of or found
-        most = min(MOST_CLAIMED, max(1, MOST_BYTES // self._average)) if self._average else MOST_UNBOUNDED
+        self.dirty_queues.difference_update(asked)  # until something is heard; what comes now is heard of or found
+        most = min(MAX_CLAIMED, max(1, MAX_BYTES // self._average)) if self._average else MAX_UNBOUNDED
         self.claiming = Claim(keys, tags, asked, min(credit, most), self.lease)
-        self.claiming.post(link, self._strategy.rotates, on_claimed, teach)
+        self.claiming.post(stream, self._strategy.rotates, on_claimed, send_source)
         return ()
 
     def failed(self) -> None:
         """The claim was refused."""
-        self.stirred.update(self._answered().queues)
+        self.dirty_queues.update(self._answered().queues)
 
     def _answered(self) -> Claim:
         claim, self.claiming = self.claiming, None
@@ -177,7 +177,7 @@ class Intake:
             self._turn(came)
         if len(came) < claim.count:
             return claim.queues, len(came)
-        self.stirred.update(claim.queues)
+        self.dirty_queues.update(claim.queues)
         return (), len(came)
 
     def _turn(self, served: list[Lease]) -> None:
@@ -197,8 +197,8 @@ def _in_turns(lists: list[list[Lease]]) -> Iterable[Lease]:
     return (lease for turn in turns for lease in turn if lease is not None)
 
 
-class Channel:
-    """A channel: its consumers, and what is out. A message is in ``ready`` of an intake or in ``fanout``, then
+class RedisChannel:
+    """A channel: its consumers, and what is out. A message is in ``ready`` of a claim queue or in ``fanout``, then
     ``outstanding``, then settled."""
 
     def __init__(self, number: int, order: OrderStrategy, lease: bool) -> None:
@@ -207,31 +207,31 @@ class Channel:
         self.active = True
         self.consumers: dict[str, Consumer] = {}
         self.outstanding: dict[Any, Lease] = {}
-        self.leased, self.taken = Intake(False, order, lease), Intake(True, order, False)
-        self.fanout: deque[tuple[Consumer, Lease]] = deque(maxlen=MOST_FANOUT)
+        self.leased, self.taken = ClaimQueue(False, order, lease), ClaimQueue(True, order, False)
+        self.fanout: deque[tuple[Consumer, Lease]] = deque(maxlen=MAX_FANOUT)
         self.error: Exception | None = None  # of an ack that the server refused
         self._fanout_first = False
 
     @property
-    def intakes(self) -> tuple[Intake, Intake]:
+    def claim_queues(self) -> tuple[ClaimQueue, ClaimQueue]:
         """Both ways of taking messages."""
         return self.leased, self.taken
 
-    def credit(self, intake: Intake) -> int:
+    def credit(self, claims: ClaimQueue) -> int:
         """How many messages to ask for now."""
-        if not (intake.stirred and self.active and intake.consumers) or intake.claiming is not None:
+        if not (claims.dirty_queues and self.active and claims.consumers) or claims.claiming is not None:
             return 0
-        ready = len(intake.ready)
-        if intake.no_ack:
-            credit = MOST_UNBOUNDED
+        ready = len(claims.ready)
+        if claims.no_ack:
+            credit = MAX_UNBOUNDED
         elif self.prefetch_count == 0:
-            credit = MOST_CLAIMED
+            credit = MAX_CLAIMED
         else:
             credit = self.prefetch_count - len(self.outstanding) - ready
         # The next messages are asked for while the last are being worked on, but not one by one.
         return 0 if ready and credit < max(ready, AHEAD) else credit
 
-    def intake_of(self, consumer: Consumer) -> Intake:
+    def claims_of(self, consumer: Consumer) -> ClaimQueue:
         """How a consumer's messages are taken."""
         return self.taken if consumer.no_ack else self.leased
 
@@ -260,10 +260,10 @@ class Channel:
             self._fanout_first = not self._fanout_first
             if self._fanout_first and (found := self._next_fanout()) is not None:
                 return found
-        for intake in self.intakes:
-            if intake.ready and (intake.no_ack or self.may_deliver()):
-                lease = intake.ready.popleft()
-                consumers = intake.consumers[lease.queue]
+        for claims in self.claim_queues:
+            if claims.ready and (claims.no_ack or self.may_deliver()):
+                lease = claims.ready.popleft()
+                consumers = claims.consumers[lease.queue]
                 consumers.rotate(-1)
                 return consumers[-1], lease
         return self._next_fanout()

@@ -14,9 +14,9 @@ from kombulite import exceptions
 from kombulite.brokers.base import Settings
 from kombulite.brokers.options import check_tls_settings
 from kombulite.brokers.redis.errors import driver_error, unquoted
-from kombulite.brokers.redis.stream import Link, OnReply
 from kombulite.brokers.redis.options import Options, credentials_of, database_of
 from kombulite.brokers.redis.sentinels import NoMaster, Sentinels, retry_until, watch_of
+from kombulite.brokers.redis.stream import OnReply, Stream
 
 DEFAULT_SENTINEL_PORT = 26379
 #: Seconds between two tries to find the new master.
@@ -24,7 +24,7 @@ FAILOVER_PAUSE = 0.2
 
 
 class Connector:
-    """Opens links to one database. Raises ValueError for settings that cannot be."""
+    """Opens streams to one database. Raises ValueError for settings that cannot be."""
 
     def __init__(self, settings: Settings, options: Options) -> None:
         self._options = options
@@ -71,26 +71,26 @@ class Connector:
         place = self.address if self._sentinels is None else frozenset(self._sentinels.addresses)
         return place, self._options.master_name, self._arguments["db"], self._options.global_keyprefix
 
-    def open(self, on_push: OnReply) -> Link:
+    def open(self, on_push: OnReply) -> Stream:
         """Open a connection. Raises ConnectionError or OSError.
 
         A server that does not know RESP3 is spoken to in RESP2.
         """
         options = self._options
-        link = Link(self._open(), self.protocol, options.socket_timeout, on_push, options.health_check_interval)
-        self._watch(link)
-        return link
+        stream = Stream(self._open(), self.protocol, options.socket_timeout, on_push, options.health_check_interval)
+        self._watch(stream)
+        return stream
 
-    def reopen(self, link: Link) -> None:
-        """Open the connection of a link anew, which the server has closed. Raises ConnectionError or OSError."""
-        link.attach(self._open(), self.protocol)
-        self._watch(link)
+    def reopen(self, stream: Stream) -> None:
+        """Open the connection of a stream anew, which the server has closed. Raises ConnectionError or OSError."""
+        stream.attach(self._open(), self.protocol)
+        self._watch(stream)
 
-    def _watch(self, link: Link) -> None:
+    def _watch(self, stream: Stream) -> None:
         """End the connection when its server is no master any more."""
-        link.address = self._arguments.get("host", ""), self._arguments.get("port", 0)
+        stream.address = self._arguments.get("host", ""), self._arguments.get("port", 0)
         if self._sentinels is not None:
-            watch_of(self._sentinels).add(link)
+            watch_of(self._sentinels).add(stream)
 
     def _open(self) -> AbstractConnection:
         if self._sentinels is None:

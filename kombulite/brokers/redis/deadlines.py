@@ -17,9 +17,9 @@ from kombulite._core import pack_command
 from kombulite.brokers.base import QueueSpec
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import logger
-from kombulite.brokers.redis.stream import Command, Link, pack_all
 from kombulite.brokers.redis.options import Limits
 from kombulite.brokers.redis.scripts import SWEEP
+from kombulite.brokers.redis.stream import Command, Stream, pack_all
 
 #: Milliseconds that a binding of an expiring queue lives at least, as in kombu, and twice as long as its queue.
 MIN_BINDING_LIFE = 3_600_000
@@ -97,46 +97,46 @@ class Deadlines:
 
     # --- their end
 
-    def sweep(self, link: Link) -> int:
+    def sweep(self, stream: Stream) -> int:
         """Delete what has ended; return how many entries. Nothing where the user has no right to our keys."""
         now = self.now_ms()
         look = ("ZRANGE", self._keys.own_deadlines, "-inf", now, "BYSCORE", "LIMIT", 0, MAX_SWEPT)
-        (found,) = link.exchange([pack_command(look)], 1)
+        (found,) = stream.exchange([pack_command(look)], 1)
         if isinstance(found, ReplyError):
             logger.debug("No look for what has ended: %s", found)
             return 0
         for entry in found:
-            self._end(link, entry, now)
+            self._end(stream, entry, now)
         return len(found)
 
-    def _end(self, link: Link, entry: bytes, now: int) -> None:
+    def _end(self, stream: Stream, entry: bytes, now: int) -> None:
         keys = self._keys
         match _parsed(entry):
             case ["queue", str(name)]:
-                self._delete(link, entry, now, [*keys.lists(name), keys.record(name)], [])
+                self._delete(stream, entry, now, [*keys.lists(name), keys.record(name)], [])
             case ["binding", str(name), str(member)]:
-                self._delete(link, entry, now, [], [keys.permanent_bindings(name), keys.bindings(name)], member)
+                self._delete(stream, entry, now, [], [keys.permanent_bindings(name), keys.bindings(name)], member)
             case ["expiring", str(name), str(member), str(queue), int(expires)]:
-                if link.call("SISMEMBER", keys.permanent_bindings(name), member):
-                    link.call("ZREM", keys.own_deadlines, entry)  # it was bound again, to stay
-                elif self._is_unused(link, entry, now, name, queue, expires):
-                    self._delete(link, entry, now, [], [keys.bindings(name)], member)
+                if stream.call("SISMEMBER", keys.permanent_bindings(name), member):
+                    stream.call("ZREM", keys.own_deadlines, entry)  # it was bound again, to stay
+                elif self._is_unused(stream, entry, now, name, queue, expires):
+                    self._delete(stream, entry, now, [], [keys.bindings(name)], member)
             case ["exchange", str(name)]:
-                if not link.call("EXISTS", keys.bindings(name)):
-                    link.call("HDEL", keys.exchanges, name)
-                link.call("ZREM", keys.own_deadlines, entry)
+                if not stream.call("EXISTS", keys.bindings(name)):
+                    stream.call("HDEL", keys.exchanges, name)
+                stream.call("ZREM", keys.own_deadlines, entry)
             case _:
-                link.call("ZREM", keys.own_deadlines, entry)
+                stream.call("ZREM", keys.own_deadlines, entry)
 
     def _delete(
-        self, link: Link, entry: bytes, now: int, deleted: list[str], tables: list[str], member: str = ""
+        self, stream: Stream, entry: bytes, now: int, deleted: list[str], tables: list[str], member: str = ""
     ) -> None:
-        link.run(SWEEP, [self._keys.own_deadlines, *deleted, *tables], entry, now, len(deleted), member)
+        stream.run(SWEEP, [self._keys.own_deadlines, *deleted, *tables], entry, now, len(deleted), member)
 
-    def _is_unused(self, link: Link, entry: bytes, now: int, exchange: str, queue: str, expires: int) -> bool:
+    def _is_unused(self, stream: Stream, entry: bytes, now: int, exchange: str, queue: str, expires: int) -> bool:
         """Return whether kombu's rule says so too. If not, look again when it may."""
         lists = self._keys.lists(queue)
-        ends, *left = link.call_all(("ZSCORE", self._keys.deadlines, exchange), *(("PTTL", key) for key in lists))
+        ends, *left = stream.call_all(("ZSCORE", self._keys.deadlines, exchange), *(("PTTL", key) for key in lists))
         if ends is None or float(ends) <= now:
             return True
         # What publishers still bring goes when nobody consumes it for as long as the queue may be unused.
@@ -144,7 +144,7 @@ class Deadlines:
             ("PEXPIRE", key, expires) for key, ttl in zip(lists, left, strict=True) if ttl == -1
         ]
         commands = [("ZADD", self._keys.own_deadlines, "XX", float(ends), entry), *endless]
-        link.exchange(pack_all(commands), len(commands))
+        stream.exchange(pack_all(commands), len(commands))
         return False
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from kombulite._core import pack_command
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.stream import Link
+from kombulite.brokers.redis.stream import Stream
 
 #: Messages remembered of each queue to which one message can come twice.
 REMEMBERED = 1000
@@ -22,7 +22,7 @@ class Subscriptions:
         self._queues_of: dict[bytes, dict[str, str]] = {}  # pattern -> queue -> exchange
         self._seen: dict[str, deque[str]] = {}
 
-    def update(self, link: Link, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+    def update(self, stream: Stream, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
         """Subscribe to what queues are bound to, as (exchange, routing key), and to nothing else."""
         wanted: dict[bytes, dict[str, str]] = {}
         for queue, bound in bindings.items():
@@ -39,14 +39,14 @@ class Subscriptions:
         self._queues_of = wanted
         # The answers come as pushes.
         if new:
-            link.send(pack_command(("PSUBSCRIBE", *sorted(new))))
+            stream.send(pack_command(("PSUBSCRIBE", *sorted(new))))
         if old:
-            link.send(pack_command(("PUNSUBSCRIBE", *sorted(old))))
+            stream.send(pack_command(("PUNSUBSCRIBE", *sorted(old))))
 
-    def renew(self, link: Link) -> None:
+    def renew(self, stream: Stream) -> None:
         """Subscribe to the same over a connection that knows nothing of it yet."""
         if self._queues_of:
-            link.send(pack_command(("PSUBSCRIBE", *sorted(self._queues_of))))
+            stream.send(pack_command(("PSUBSCRIBE", *sorted(self._queues_of))))
 
     def _patterns(self, exchange: str, routing_key: str) -> tuple[str, ...]:
         patterns = self._keys.topic_patterns(exchange, routing_key)

@@ -2,7 +2,7 @@
 
 A lease is an entry of the ``unacked`` hash, dated in ``unacked_index`` by the server's clock. Its tag is made for each
 claim, so that a late ack of an earlier holder touches nobody else's. It begins with the holder's timeout: that tells
-others of us when it runs out.
+others of us when it segments out.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from kombulite import exceptions
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.stream import Command, Link
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.scripts import DEAD_LETTER, OVERDUE, RENEW, RESTORE, UNLOCK
+from kombulite.brokers.redis.stream import Command, Stream
 from kombulite.utils.uuid import uuid
 
 logger = getLogger("kombulite.brokers.redis")
@@ -29,7 +29,7 @@ MUTEX_LIFE = 10
 #: Leases that are read or renewed in one step: Lua passes on at most some 8,000 arguments.
 CHUNK = 1000
 #: Messages that are put back in one step, so that nobody gets between them.
-MOST_RESTORED = 10_000
+MAX_RESTORED = 10_000
 
 #: Of a tag; all numbers have as many digits.
 FIRST_NUMBER = 10_000_000_001
@@ -87,15 +87,15 @@ def _set_flags(message: dict[str, Any]) -> None:
     info["delivery_count"] = count + 1 if isinstance(count, int) else 1
 
 
-def put_back(link: Link, keys: Keys, leases: Sequence[Lease], are_noted: bool) -> None:
+def put_back(stream: Stream, keys: Keys, leases: Sequence[Lease], are_noted: bool) -> None:
     """Return messages to the heads of their lists, in the order given. ``are_noted``: whether the server knows of them;
     those that are not its holders' any more stay where they are."""
     latest = "" if are_noted else "-"
-    for end in range(len(leases), 0, -MOST_RESTORED):
+    for end in range(len(leases), 0, -MAX_RESTORED):
         # The last first: each then goes to the very front.
-        chunk = leases[max(end - MOST_RESTORED, 0) : end][::-1]
+        chunk = leases[max(end - MAX_RESTORED, 0) : end][::-1]
         _restore(
-            link,
+            stream,
             keys,
             latest,
             [
@@ -106,46 +106,46 @@ def put_back(link: Link, keys: Keys, leases: Sequence[Lease], are_noted: bool) -
 
 
 def _restore(
-    link: Link, keys: Keys, latest: str | bytes, rows: Sequence[tuple[str, Any, bytes]], *others: Command
+    stream: Stream, keys: Keys, latest: str | bytes, rows: Sequence[tuple[str, Any, bytes]], *others: Command
 ) -> int:
     """Put messages back, and send other commands together with that; returns how many are back."""
     if not rows:
         return 0
     arguments = [argument for _, tag, envelope in rows for argument in (tag, envelope)]
     lists = [key for key, _, _ in rows]
-    return int(link.run_with(others, RESTORE, [keys.unacked, keys.unacked_index, *lists], latest, *arguments)[0])
+    return int(stream.run_with(others, RESTORE, [keys.unacked, keys.unacked_index, *lists], latest, *arguments)[0])
 
 
-def bury(link: Link, keys: Keys, tag: Any, queue: str, element: Any, reason: object) -> None:
+def dead_letter(stream: Stream, keys: Keys, tag: Any, queue: str, element: Any, reason: object) -> None:
     """Move an element that is no message to the dead letters of its queue. ``tag``: None if it is not leased."""
     logger.error("An element of queue %r is no message and goes to %r: %s", queue, keys.dead_letters(queue), reason)
     if tag is None:
         try:
-            link.call("LPUSH", keys.dead_letters(queue), element)
+            stream.call("LPUSH", keys.dead_letters(queue), element)
             return
         except exceptions.MessageNacked:  # memory is full: it is taken from its list already, so it must be kept
             tag = ""
-    link.run(DEAD_LETTER, [keys.unacked, keys.unacked_index, keys.dead_letters(queue)], tag, element)
+    stream.run(DEAD_LETTER, [keys.unacked, keys.unacked_index, keys.dead_letters(queue)], tag, element)
 
 
-def put_back_tags(link: Link, keys: Keys, tags: Sequence[str]) -> None:
+def put_back_tags(stream: Stream, keys: Keys, tags: Sequence[str]) -> None:
     """Return messages that a claim may have taken whose answer never came."""
     for start in range(0, len(tags), CHUNK):
         chunk = tags[start : start + CHUNK]
-        values = link.call("HMGET", keys.unacked, *chunk)
+        values = stream.call("HMGET", keys.unacked, *chunk)
         found = [
-            _read(link, keys, tag.encode(), value, lambda exchange, routing_key: ())
+            _read(stream, keys, tag.encode(), value, lambda exchange, routing_key: ())
             for tag, value in zip(chunk, values, strict=True)
             if value is not None
         ]
         back = [each for each in reversed(found) if each is not None]
-        _restore(link, keys, "", [(key, each.tag, each.envelope) for each in back for key in each.lists])
+        _restore(stream, keys, "", [(key, each.tag, each.envelope) for each in back for key in each.lists])
 
 
-def renew(link: Link, keys: Keys, tags: Sequence[str]) -> None:
+def renew(stream: Stream, keys: Keys, tags: Sequence[str]) -> None:
     """Give leases their full time again."""
     for start in range(0, len(tags), CHUNK):
-        link.run(RENEW, [keys.unacked_index], *tags[start : start + CHUNK])
+        stream.run(RENEW, [keys.unacked_index], *tags[start : start + CHUNK])
 
 
 # --- the leases of the dead -------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Abandoned(NamedTuple):
     lists: tuple[str, ...]
 
 
-def restore_overdue(link: Link, keys: Keys, options: Options, route: Route) -> int:
+def restore_overdue(stream: Stream, keys: Keys, options: Options, route: Route) -> int:
     """Put messages back whose leases ran out, the oldest to the very front; returns how many.
 
     Those of anybody in the database: kombu's are judged by our timeout, ours by that of their holder.
@@ -171,25 +171,25 @@ def restore_overdue(link: Link, keys: Keys, options: Options, route: Route) -> i
     """
     token, mutex = uuid(), [keys.unacked_mutex]
     try:
-        latest, overdue = _overdue(link, keys, options, route, token)
+        latest, overdue = _overdue(stream, keys, options, route, token)
         if overdue:
             logger.warning("Restoring %d messages whose consumers are gone", len(overdue))
         rows = [(key, each.tag, each.envelope) for each in reversed(overdue) for key in each.lists]
         # A message may end the process as soon as it is back, and with it all looking, as long as the mutex lives.
-        return _restore(link, keys, latest, rows, ("EVAL", UNLOCK.source, 1, keys.unacked_mutex, token))
+        return _restore(stream, keys, latest, rows, ("EVAL", UNLOCK.source, 1, keys.unacked_mutex, token))
     finally:
-        link.run(UNLOCK, mutex, token)
+        stream.run(UNLOCK, mutex, token)
 
 
-def _overdue(link: Link, keys: Keys, options: Options, route: Route, token: str) -> tuple[bytes, list[Abandoned]]:
+def _overdue(stream: Stream, keys: Keys, options: Options, route: Route, token: str) -> tuple[bytes, list[Abandoned]]:
     """The leases that ran out, the oldest first, and the latest score of those; none if somebody else is at it."""
-    limit = min(options.unacked_restore_limit or MOST_RESTORED, MOST_RESTORED)
+    limit = min(options.unacked_restore_limit or MAX_RESTORED, MAX_RESTORED)
     life = int(min(options.unacked_mutex_expire, MUTEX_LIFE) * 1000)
     overdue: list[Abandoned] = []
     latest, others = b"0", 0
     while len(overdue) < limit:
         most = min(CHUNK, limit - len(overdue))
-        found = link.run(
+        found = stream.run(
             OVERDUE,
             [keys.unacked, keys.unacked_index, keys.unacked_mutex],
             token,
@@ -203,7 +203,7 @@ def _overdue(link: Link, keys: Keys, options: Options, route: Route, token: str)
         latest, rows = found[0], list(zip(found[1::3], found[2::3], found[3::3], strict=True))
         due = [row for row in rows if _has_run_out(row[0], float(row[1]), float(latest), options)]
         others += len(rows) - len(due)
-        overdue += [each for tag, _, value in due if (each := _read(link, keys, tag, value, route)) is not None]
+        overdue += [each for tag, _, value in due if (each := _read(stream, keys, tag, value, route)) is not None]
         if len(rows) < most:
             break
     return latest, overdue
@@ -220,10 +220,10 @@ def _has_run_out(tag: bytes, score: float, latest: float, options: Options) -> b
         return True
 
 
-def _read(link: Link, keys: Keys, tag: bytes, value: bytes | None, route: Route) -> Abandoned | None:
+def _read(stream: Stream, keys: Keys, tag: bytes, value: bytes | None, route: Route) -> Abandoned | None:
     """What a lease says; None for one that is dealt with here."""
     if value is None:
-        link.call("ZREM", keys.unacked_index, tag)  # settled by somebody who died halfway
+        stream.call("ZREM", keys.unacked_index, tag)  # settled by somebody who died halfway
         return None
     queue = ""
     try:
@@ -237,12 +237,14 @@ def _read(link: Link, keys: Keys, tag: bytes, value: bytes | None, route: Route)
         queues = (routing_key,) if exchange == "" else route(exchange, routing_key)
         lists = tuple(keys.list_for(name, priority) for name in queues or ())
     except (ValueError, RecursionError, TypeError, AttributeError) as error:
-        bury(link, keys, tag, queue or "unacked", value, error)
+        dead_letter(stream, keys, tag, queue or "unacked", value, error)
         return None
     if queues is None:
-        link.call_all(("ZREM", keys.unacked_index, tag), ("HDEL", keys.unacked, tag))
+        stream.call_all(("ZREM", keys.unacked_index, tag), ("HDEL", keys.unacked, tag))
         return None
     if not lists:
-        bury(link, keys, tag, queue, envelope, f"no queue is bound to exchange {exchange!r} with {routing_key!r}")
+        dead_letter(
+            stream, keys, tag, queue, envelope, f"no queue is bound to exchange {exchange!r} with {routing_key!r}"
+        )
         return None
     return Abandoned(tag, envelope, lists)

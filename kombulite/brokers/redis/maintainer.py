@@ -13,13 +13,13 @@ from threading import Event, Thread
 from time import monotonic
 from weakref import WeakMethod
 
+from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.connector import Connector
-from kombulite.brokers.redis.claims import Channel
 from kombulite.brokers.redis.deadlines import MIN_BINDING_LIFE, MIN_OWN_LIFE
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import logger, renew, restore_overdue
-from kombulite.brokers.redis.stream import Link
 from kombulite.brokers.redis.options import Options
+from kombulite.brokers.redis.stream import Stream
 from kombulite.brokers.redis.topology import Topology
 from kombulite.exceptions import ChannelError, MessageNacked
 
@@ -29,8 +29,8 @@ RETRY_INTERVAL = 1.0
 LINGER = 15.0
 
 
-class Keeper:
-    """The keeper of one transport, whose ``channels``, ``topology`` and ``links`` it reads.
+class LeaseMaintainer:
+    """The maintainer of one transport, whose ``channels``, ``topology`` and ``streams`` it reads.
 
     ``start`` it, then ``stop`` it; it ends also when it is forgotten.
     """
@@ -40,18 +40,18 @@ class Keeper:
         connector: Connector,
         keys: Keys,
         options: Options,
-        channels: dict[int, Channel],
+        channels: dict[int, RedisChannel],
         topology: Topology,
-        links: list[Link],
+        streams: list[Stream],
     ) -> None:
         self._connector = connector
         self._keys = keys
         self._options = options
         self._channels = channels
         self._topology = topology
-        self._kept_alive = links
+        self._kept_alive = streams
         self._stopped, self._news = Event(), Event()
-        self._links: list[Link] = []  # one, or none; the thread closes it when it ends
+        self._streams: list[Stream] = []  # one, or none; the thread closes it when it ends
         self._extended_at = self._rebound_at = monotonic()
         self._pause = options.restore_interval  # between two extensions
         first_renewal = monotonic() + options.visibility_timeout / 3
@@ -59,7 +59,7 @@ class Keeper:
 
     def start(self) -> None:
         """Start the thread."""
-        arguments = WeakMethod(self._work), self._stopped, self._news, self._links
+        arguments = WeakMethod(self._work), self._stopped, self._news, self._streams
         Thread(target=_run, args=arguments, name="kombulite-redis", daemon=True).start()
 
     def stop(self) -> None:
@@ -74,54 +74,54 @@ class Keeper:
 
     def _work(self) -> float:
         """Do what is due; returns the seconds until the next time."""
-        next_ping = min((left for link in self._kept_alive if (left := link.keep_alive()) is not None), default=inf)
+        next_ping = min((left for stream in self._kept_alive if (left := stream.keep_alive()) is not None), default=inf)
         due = [chore for chore, at in self._due.items() if at <= monotonic()]
         if due:
-            if not self._links:
-                link = self._connector.open(lambda message: None)
-                link.renew = self._connector.reopen
-                self._links.append(link)
+            if not self._streams:
+                stream = self._connector.open(lambda message: None)
+                stream.renew = self._connector.reopen
+                self._streams.append(stream)
             for chore in due:
                 self._due[chore] = inf  # until it is done, unless it is asked for meanwhile
                 try:
-                    pause = chore(self._links[0])
+                    pause = chore(self._streams[0])
                 except (ChannelError, MessageNacked) as error:  # the others shall be done all the same
                     pause = RETRY_INTERVAL
                     logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
                 self._due[chore] = min(self._due[chore], monotonic() + pause)
         left = max(min(self._due.values()) - monotonic(), 0.0)
         if left > LINGER:
-            _drop(self._links)
+            _drop(self._streams)
         return min(left, next_ping)
 
     # Each returns the seconds until it is due again.
 
-    def _renew(self, link: Link) -> float:
+    def _renew(self, stream: Stream) -> float:
         leases = [lease for state in list(self._channels.values()) for lease in state.unsettled()]
         if self._options.ack_emulation:
-            renew(link, self._keys, [lease.tag for lease in leases])
+            renew(stream, self._keys, [lease.tag for lease in leases])
         return self._options.visibility_timeout / 3
 
-    def _extend(self, link: Link) -> float:
+    def _extend(self, stream: Stream) -> float:
         """Queues that end when they are not used, and their bindings."""
         states = list(self._channels.values())
         consumed = {consumer.queue for state in states for consumer in list(state.consumers.values())}
         now = monotonic()
         # After a pause of the whole process they may be gone already. kombu says them again as often, too.
         rebind = now - self._rebound_at > MIN_BINDING_LIFE / 3000 or now - self._extended_at > 3 * self._pause
-        pause = self._topology.extend(link, consumed, rebind)
+        pause = self._topology.extend(stream, consumed, rebind)
         self._extended_at = now
         self._rebound_at = now if rebind else self._rebound_at
         self._pause = self._options.restore_interval if pause is None else min(pause, self._options.restore_interval)
         return self._pause
 
-    def _sweep(self, link: Link) -> float:
-        self._topology.deadlines.sweep(link)
+    def _sweep(self, stream: Stream) -> float:
+        self._topology.deadlines.sweep(stream)
         return min(self._options.restore_interval, MIN_OWN_LIFE / 1000)
 
-    def _restore(self, link: Link) -> float:
+    def _restore(self, stream: Stream) -> float:
         if any(state.consumers for state in list(self._channels.values())):
-            restore_overdue(link, self._keys, self._options, self._queues_of)
+            restore_overdue(stream, self._keys, self._options, self._queues_of)
         return self._options.restore_interval
 
     def _queues_of(self, exchange: str, routing_key: str) -> Iterable[str] | None:
@@ -129,7 +129,7 @@ class Keeper:
         return None if routes.kind == "fanout" else routes.route(routing_key)
 
 
-def _run(work_of: Callable[[], Callable[[], float] | None], stopped: Event, news: Event, links: list[Link]) -> None:
+def _run(work_of: Callable[[], Callable[[], float] | None], stopped: Event, news: Event, streams: list[Stream]) -> None:
     pause = 0.0
     while not (news.wait(pause) and stopped.is_set()):
         news.clear()
@@ -139,13 +139,13 @@ def _run(work_of: Callable[[], Callable[[], float] | None], stopped: Event, news
         try:
             pause = work()
         except Exception as error:  # whatever it is: a thread that ends loses leases
-            _drop(links)
+            _drop(streams)
             pause = RETRY_INTERVAL
             logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
         del work
-    _drop(links)
+    _drop(streams)
 
 
-def _drop(links: list[Link]) -> None:
-    while links:
-        links.pop().drop()
+def _drop(streams: list[Stream]) -> None:
+    while streams:
+        streams.pop().drop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import uniform
 
 #: Seconds that a consumer pauses at most after others were faster, once they were more often than so in a row.
-MOST_BACKOFF, PATIENCE = 0.01, 2
+MAX_BACKOFF, PATIENCE = 0.01, 2
 #: Seconds that it pauses where messages come one after the other: the first try, and the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.004
 #: A stream is where so many claims in a row found something, each within so many seconds of the last.
@@ -13,7 +13,7 @@ STREAM, GAP = 8, 0.01
 #: So many claims pass after a pause that brought nothing, until the next try.
 FRUITLESS = 64
 #: News is false if so many claims in a row found nothing after news of so many lists, within so many seconds.
-MOST_FALSE, FALSE_LISTS, FALSE_WINDOW = 40, 20, 4.0
+MAX_FALSE, FALSE_LISTS, FALSE_WINDOW = 40, 20, 4.0
 #: Seconds for which it is not listened to then.
 DEAF = 60.0
 
@@ -57,7 +57,7 @@ class Pace:
         """Seconds to wait before the next claim."""
         rest = self._looked_at + self._pause - now if now - self._claimed_at < GAP else 0.0
         if self._lost > PATIENCE:
-            rest = max(rest, uniform(0, min(MOST_BACKOFF, 0.001 * 2 ** min(self._lost - PATIENCE, 10))))  # noqa: S311
+            rest = max(rest, uniform(0, min(MAX_BACKOFF, 0.001 * 2 ** min(self._lost - PATIENCE, 10))))  # noqa: S311
         return max(rest, 0.0)
 
 
@@ -91,5 +91,5 @@ class News:
             self._false, self._since = 0, now
             self._lists.clear()
         self._false += not found
-        if self._false >= MOST_FALSE and len(self._lists) >= FALSE_LISTS:
+        if self._false >= MAX_FALSE and len(self._lists) >= FALSE_LISTS:
             self._false, self._deaf_until = 0, now + DEAF

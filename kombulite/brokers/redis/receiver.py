@@ -24,15 +24,15 @@ from hiredis import ReplyError
 from kombulite import exceptions
 from kombulite._core import Delivery, MalformedEnvelope, decode_envelope, pack_command
 from kombulite.brokers.base import Event
-from kombulite.brokers.redis.claims import Channel, Consumer, Intake
+from kombulite.brokers.redis.claims import ClaimQueue, Consumer, RedisChannel
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.fanout import Subscriptions
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.leases import Lease, Tags, bury, logger
-from kombulite.brokers.redis.stream import Link, OnReply
+from kombulite.brokers.redis.leases import Lease, Tags, dead_letter, logger
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.pace import News, Pace
 from kombulite.brokers.redis.publisher import PUBLISHED_AT
+from kombulite.brokers.redis.stream import OnReply, Stream
 from kombulite.brokers.redis.topology import Topology
 from kombulite.utils.compat import detect_environment
 from kombulite.utils.json import codec
@@ -48,25 +48,25 @@ INVALIDATED = b"__redis__:invalidate"
 
 
 class Receiver:
-    """The consuming half of a transport. ``open(on_push)`` opens a connection; ``link`` is the one for commands.
+    """The consuming half of a transport. ``open(on_push)`` opens a connection; ``stream`` is the one for commands.
 
     ``channels`` and ``topology`` are the transport's. ``now()``: the server's time in seconds.
     """
 
     def __init__(
         self,
-        link: Link,
-        open: Callable[[OnReply], Link],
+        stream: Stream,
+        open: Callable[[OnReply], Stream],
         keys: Keys,
         options: Options,
-        channels: dict[int, Channel],
+        channels: dict[int, RedisChannel],
         topology: Topology,
         now: Callable[[], float],
     ) -> None:
         self.events: deque[Event] = deque()
         self._subscriptions = Subscriptions(keys, options.sentinel_fanout_compat)
         self.tags = Tags(options.visibility_timeout)
-        self._link = link
+        self._stream = stream
         self._open = open
         self._keys = keys
         self._options = options
@@ -74,29 +74,29 @@ class Receiver:
         self._topology = topology
         self._limits = topology.limits
         self._now = now
-        self._listener: Link | None = None
-        self._watcher: Link | None = None  # over which lists are read to have their changes told
+        self._listener: Stream | None = None
+        self._watcher: Stream | None = None  # over which lists are read to have their changes told
         self._redirection: tuple[Any, ...] = ()
         self._tells_of_lists = False  # whether the server says when a list changes
-        self._armed: dict[bytes, str] = {}  # lists of which it will -> their queue
+        self._watched: dict[bytes, str] = {}  # lists of which it will -> their queue
         self._receiving = Lock()  # a signal handler may come back to it
         self._thread: int | None = None  # the thread that receives
         self._is_over = False
         self._pid = os.getpid()
-        self._teaches = False  # whether the server has forgotten the script, and gets it with the next claim
+        self._sends_source = False  # whether the server has forgotten the script, and gets it with the next claim
         # They end the sleep of the thread that receives. No pipe: eventlet would wait for each write, and let two green
         # threads not wait at once; and who comes too late writes to what is closed, not to what has its number since.
         self._waker_out, self._waker_in = socketpair()
         self._waker_out.setblocking(False)
         self._waker_in.setblocking(False)
         self._awaited = selectors.DefaultSelector()  # both connections, and the waker
-        self._descriptors: dict[Link, int] = {}  # by which it waits for them
+        self._descriptors: dict[Stream, int] = {}  # by which it waits for them
         self._awaited.register(self._waker_out, selectors.EVENT_READ)
         self._has_twins = detect_environment() == "eventlet"
-        self._await(link)
+        self._await(stream)
         self._is_sleeping = False
         self._looks = 0
-        self._current: Channel | None = None  # the channel that was served last
+        self._current: RedisChannel | None = None  # the channel that was served last
         self._pace = Pace()
         self._news = News()
         self._polled_at = 0.0
@@ -108,7 +108,7 @@ class Receiver:
         if os.getpid() != self._pid:
             self._close_descriptors()  # a thread that held our lock is the parent's, and so is all else
             return
-        self.rouse()
+        self.wake()
         if self._thread == get_ident():
             self._is_over = True  # it was interrupted by who closes: a signal handler, say
             return
@@ -127,32 +127,32 @@ class Receiver:
                 os.close(twin)
         self._descriptors.clear()
 
-    def _await(self, link: Link) -> None:
+    def _await(self, stream: Stream) -> None:
         """Wait for a connection too."""
         # eventlet lets no two green threads wait for one descriptor: another may wait for the reply to a command there.
-        descriptor = self._descriptors[link] = os.dup(link.fileno()) if self._has_twins else link.fileno()
+        descriptor = self._descriptors[stream] = os.dup(stream.fileno()) if self._has_twins else stream.fileno()
         self._awaited.register(descriptor, selectors.EVENT_READ)
 
-    def renewed(self, link: Link) -> None:
+    def renewed(self, stream: Stream) -> None:
         """A connection was opened anew: the server knows nothing of what it had been asked for over the old one."""
-        descriptor = self._descriptors.pop(link)
+        descriptor = self._descriptors.pop(stream)
         with suppress(KeyError, ValueError, OSError):  # the system may have forgotten it when it was closed
             self._awaited.unregister(descriptor)
         if self._has_twins:
             os.close(descriptor)
-        self._await(link)
-        if link is self._listener:
-            self._track(link)
-            self._subscriptions.renew(link)
+        self._await(stream)
+        if stream is self._listener:
+            self._track(stream)
+            self._subscriptions.renew(stream)
             self._look_everywhere()
-        elif link is self._watcher:
-            self._watch(link)
+        elif stream is self._watcher:
+            self._watch(stream)
             self._look_everywhere()
-        self.rouse()
+        self.wake()
 
     # --- consumers
 
-    def listen(self) -> Link:
+    def listen(self) -> Stream:
         """The connection that listens, opened for the first consumer."""
         if self._listener is None:
             listener = self._open(self._on_push)
@@ -161,7 +161,7 @@ class Receiver:
             self._listener = listener
         return self._listener
 
-    def _track(self, listener: Link) -> None:
+    def _track(self, listener: Stream) -> None:
         """Have the server tell of changes, if it does.
 
         RESP3 has them told to the connection that reads the lists. With RESP2 that is another one, the watcher, and
@@ -184,9 +184,9 @@ class Receiver:
             text = "The server does not tell %s of changes: a message for an idle consumer waits up to %g seconds"
             logger.warning(text, self._options.client_name or "us", self._polling_interval)
 
-    def _watch(self, watcher: Link) -> None:
+    def _watch(self, watcher: Stream) -> None:
         """Have the server remember what is read over a connection, and tell when that changes."""
-        self._armed.clear()
+        self._watched.clear()
         reply = watcher.exchange([pack_command(("CLIENT", "TRACKING", "ON", *self._redirection))], 1)[0]
         self._tells_of_lists = not isinstance(reply, ReplyError)
 
@@ -210,7 +210,7 @@ class Receiver:
         if self._listener is not None:
             self._subscriptions.update(self._listener, bindings)
 
-    def rouse(self) -> None:
+    def wake(self) -> None:
         """Let the thread that waits in ``receive`` look again: something changed here."""
         if self._is_sleeping:
             with suppress(OSError):  # full, or closed
@@ -225,20 +225,20 @@ class Receiver:
             if message[1] is None:
                 self._topology.router.forget(None)
         if kind == b"invalidate":
-            changed = list(self._armed) if message[1] is None else message[1]
+            changed = list(self._watched) if message[1] is None else message[1]
             for key in changed:
-                queue = self._armed.pop(key, None)
+                queue = self._watched.pop(key, None)
                 if queue is not None and self._listens:
                     self._news.came(key)
-                    self._stir(queue)
+                    self._mark_dirty(queue)
         elif kind == b"pmessage":
             self._on_fanout(message[1], message[3])
 
-    def _stir(self, queue: str) -> None:
+    def _mark_dirty(self, queue: str) -> None:
         for state in list(self._channels.values()):
-            for intake in state.intakes:
-                if queue in intake.consumers:
-                    intake.stirred.add(queue)
+            for claims in state.claim_queues:
+                if queue in claims.consumers:
+                    claims.dirty_queues.add(queue)
 
     def _on_fanout(self, pattern: bytes, envelope: bytes) -> None:
         try:
@@ -256,7 +256,7 @@ class Receiver:
                     logger.warning("Consumer %s is too slow: a fanout message is dropped", consumer.tag)
                 state.fanout.append((consumer, lease))
 
-    def _arm(self, intake: Intake, queues: Iterable[str]) -> None:
+    def _watch_lists(self, claims: ClaimQueue, queues: Iterable[str]) -> None:
         """Have the server say when a list of these queues changes; look once more if one has something already."""
         if self._watcher is None or not self._listens:
             return
@@ -264,48 +264,48 @@ class Receiver:
             key: queue
             for queue in queues
             for name in self._keys.lists(queue)
-            if (key := name.encode()) not in self._armed
+            if (key := name.encode()) not in self._watched
         }
         if missing:
-            self._armed.update(missing)
-            looked = partial(self._on_armed, intake, queues)
+            self._watched.update(missing)
+            looked = partial(self._on_watched, claims, queues)
             self._watcher.post(pack_command(("EXISTS", *missing)), 1, looked, may_repeat=True)
 
-    def _on_armed(self, intake: Intake, queues: Iterable[str], reply: Any) -> None:
+    def _on_watched(self, claims: ClaimQueue, queues: Iterable[str], reply: Any) -> None:
         if isinstance(reply, ReplyError):
             logger.warning("The server does not tell of changes, so it is asked now and then: %s", reply)
             self._tells_of_lists = False
         elif reply:
-            intake.stirred.update(queues)
+            claims.dirty_queues.update(queues)
 
     # --- claiming
 
-    def _claim(self, state: Channel) -> None:
-        for intake in state.intakes:
-            if state.credit(intake) <= 0:
+    def _claim(self, state: RedisChannel) -> None:
+        for claims in state.claim_queues:
+            if state.credit(claims) <= 0:
                 continue
-            with self._link.lock:  # no consumer ends between the look at what is consumed and the question
-                credit = state.credit(intake)
+            with self._stream.lock:  # no consumer ends between the look at what is consumed and the question
+                credit = state.credit(claims)
                 if credit > 0:
-                    on_claimed = partial(self._on_claimed, state, intake)
-                    ignored = intake.claim(self._link, self._keys, self.tags, credit, on_claimed, self._teaches)
-                    self._teaches = False
-                    self._arm(intake, ignored)
+                    on_claimed = partial(self._on_claimed, state, claims)
+                    ignored = claims.claim(self._stream, self._keys, self.tags, credit, on_claimed, self._sends_source)
+                    self._sends_source = False
+                    self._watch_lists(claims, ignored)
 
-    def _on_claimed(self, state: Channel, intake: Intake, reply: Any) -> None:
+    def _on_claimed(self, state: RedisChannel, claims: ClaimQueue, reply: Any) -> None:
         if isinstance(reply, ReplyError):
-            intake.failed()
+            claims.failed()
             # Nothing is sent from here: it would come between a command that waits for its reply, and that.
-            self._teaches = str(reply).startswith("NOSCRIPT")
-            if not self._teaches:
+            self._sends_source = str(reply).startswith("NOSCRIPT")
+            if not self._sends_source:
                 state.error = reply_error(str(reply))
             return
-        emptied, found = intake.claimed(reply)
-        if found or not intake.stirred:
+        emptied, found = claims.claimed(reply)
+        if found or not claims.dirty_queues:
             self._pace.claimed(found, monotonic())
         if self._listens or found:
             self._news.led_to(found, monotonic())
-        self._arm(intake, emptied)
+        self._watch_lists(claims, emptied)
 
     # --- events
 
@@ -350,7 +350,7 @@ class Receiver:
         self._looks += 1
         channels = list(self._channels.values())
         if self._looks % LISTEN_EVERY == 0 or not any(state.has_ready() for state in channels):
-            self._hear()
+            self._poll()
         for i in range(len(channels)):
             state = channels[(self._looks + i) % len(channels)]
             if state.error is not None:
@@ -364,8 +364,8 @@ class Receiver:
         self._current = None
         return None
 
-    def _next_delivery(self, state: Channel) -> Delivery | None:
-        with self._link.lock:  # what is taken is noted before a consumer or the channel ends
+    def _next_delivery(self, state: RedisChannel) -> Delivery | None:
+        with self._stream.lock:  # what is taken is noted before a consumer or the channel ends
             while (found := state.next()) is not None:
                 consumer, lease = found
                 delivery = self.hand_over(state, lease, consumer.no_ack)
@@ -374,16 +374,16 @@ class Receiver:
                     return delivery
         return None
 
-    def _hear(self) -> None:
+    def _poll(self) -> None:
         """Take what has arrived on both connections."""
         # A server that has vanished tells nothing. In an event loop, where nobody waits here, each turn asks.
-        self._link.keep_alive()
-        self._link.poll()
+        self._stream.keep_alive()
+        self._stream.poll()
         self._topology.router.catch_up()
         if self._listener is not None:
-            for link in self._listeners:
-                link.keep_alive()
-                link.poll()
+            for stream in self._listeners:
+                stream.keep_alive()
+                stream.poll()
             self._check()
             listened, self._listened = self._listened, self._listens
             if not listened and monotonic() - self._polled_at >= self._polling_interval:
@@ -391,8 +391,8 @@ class Receiver:
                 self._look_everywhere()
 
     @property
-    def _listeners(self) -> set[Link]:
-        return {link for link in (self._listener, self._watcher) if link is not None}
+    def _listeners(self) -> set[Stream]:
+        return {stream for stream in (self._listener, self._watcher) if stream is not None}
 
     def _check(self) -> None:
         """See now and then whether the lists that the server watches are empty still.
@@ -400,9 +400,9 @@ class Receiver:
         Of some changes it says nothing: two databases change places, or a slot moves.
         """
         interval = self._options.health_check_interval
-        if interval and self._armed and self._watcher is not None and monotonic() - self._checked_at >= interval:
+        if interval and self._watched and self._watcher is not None and monotonic() - self._checked_at >= interval:
             self._checked_at = monotonic()
-            self._watcher.post(pack_command(("EXISTS", *self._armed)), 1, self._on_checked, may_repeat=True)
+            self._watcher.post(pack_command(("EXISTS", *self._watched)), 1, self._on_checked, may_repeat=True)
 
     def _on_checked(self, reply: Any) -> None:
         if reply:  # an error too
@@ -411,21 +411,21 @@ class Receiver:
     def _look_everywhere(self) -> None:
         """Ask all queues once more."""
         for state in list(self._channels.values()):
-            for intake in state.intakes:
-                intake.stirred.update(intake.consumers)
+            for claims in state.claim_queues:
+                claims.dirty_queues.update(claims.consumers)
 
     @property
     def _polling_interval(self) -> float:
         # kombu's documentation has people set it high, for there the server wakes who waits.
         return min(self._options.polling_interval or POLLING_INTERVAL, POLLING_INTERVAL)
 
-    def hand_over(self, state: Channel, lease: Lease, no_ack: bool) -> Delivery | None:
+    def hand_over(self, state: RedisChannel, lease: Lease, no_ack: bool) -> Delivery | None:
         """A message as it goes to its consumer; None for what is none, or is too old."""
         try:
             delivery = decode_envelope(codec, lease.envelope)
         except MalformedEnvelope as error:
             is_noted = not no_ack and self._options.ack_emulation
-            bury(self._link, self._keys, lease.tag if is_noted else None, lease.queue, lease.envelope, error)
+            dead_letter(self._stream, self._keys, lease.tag if is_noted else None, lease.queue, lease.envelope, error)
             return None
         if delivery.properties.extra is not None and self._has_expired(delivery, lease.queue):
             if not no_ack:
@@ -453,14 +453,14 @@ class Receiver:
                 lives.append(int(str(properties.expiration)))
         return bool(lives) and published_at + min(lives) <= self._now() * 1000
 
-    def settle(self, state: Channel, leases: Sequence[Lease]) -> None:
+    def settle(self, state: RedisChannel, leases: Sequence[Lease]) -> None:
         """Strike messages from the server's notes, at once; an error shows at the channel's next operation."""
         tags = [lease.tag for lease in leases if not lease.is_fanout]
         if tags and self._options.ack_emulation:
             date, note = ("ZREM", self._keys.unacked_index, *tags), ("HDEL", self._keys.unacked, *tags)
             data = pack_command(date) + pack_command(note)
             # While the application is fed without a pause, the kernel may join what belongs together.
-            self._link.post(data, 2, state.on_settled, more=bool(state.leased.ready), may_repeat=True)
+            self._stream.post(data, 2, state.on_settled, more=bool(state.leased.ready), may_repeat=True)
 
     # --- waiting
 
@@ -468,7 +468,7 @@ class Receiver:
         """Sleep until there may be something new, at most so many seconds."""
         self._is_sleeping = True
         try:
-            self._hear()
+            self._poll()
             if not self._has_something():
                 seconds = left
                 for pause in self._pauses():
@@ -476,7 +476,7 @@ class Receiver:
                 if any(key.fileobj is self._waker_out for key, _ in self._awaited.select(seconds)):
                     with suppress(BlockingIOError):
                         self._waker_out.recv(4096)
-                self._hear()
+                self._poll()
         finally:
             self._is_sleeping = False
         if self._has_something() and not self._has_ready():
@@ -493,7 +493,7 @@ class Receiver:
     def _has_something(self) -> bool:
         """Whether there is, or there may be something to claim."""
         return self._has_ready() or any(
-            state.credit(intake) > 0 for state in list(self._channels.values()) for intake in state.intakes
+            state.credit(claims) > 0 for state in list(self._channels.values()) for claims in state.claim_queues
         )
 
     def _pauses(self) -> Iterator[float]:
@@ -502,14 +502,14 @@ class Receiver:
             return
         if not self._listens:
             yield max(self._polled_at + self._polling_interval - monotonic(), 0)
-        for link in (self._link, *self._listeners):
-            if link.ping_interval:
-                yield link.ping_interval
-        if self._link.is_waiting or any(link.is_waiting for link in self._listeners):
+        for stream in (self._stream, *self._listeners):
+            if stream.ping_interval:
+                yield stream.ping_interval
+        if self._stream.is_waiting or any(stream.is_waiting for stream in self._listeners):
             yield 1.0
 
 
-def consumers_of(channels: dict[int, Channel], queue: str) -> Iterator[tuple[Channel, Consumer]]:
+def consumers_of(channels: dict[int, RedisChannel], queue: str) -> Iterator[tuple[RedisChannel, Consumer]]:
     """All consumers of a queue, with their channels."""
     for state in list(channels.values()):
         for consumer in list(state.consumers.values()):

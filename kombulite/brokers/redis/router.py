@@ -12,10 +12,10 @@ from hiredis import ReplyError
 from kombulite._core import RoutingTable
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.stream import Link, pack_all
+from kombulite.brokers.redis.stream import Stream, pack_all
 
 #: Seconds that a table may be old where the server does not tell of changes.
-MOST_AGE = 1.0
+MAX_AGE = 1.0
 
 #: Types as they are stored.
 KINDS = (b"direct", b"topic", b"fanout")
@@ -49,7 +49,7 @@ class Router:
 
     With client-side caching (CLIENT TRACKING in OPTIN mode) the server says when one changes, on the connection that
     carries the publishes: a change that precedes a publish on the server is known when the publish returns. Without,
-    a table is read again when it is ``MOST_AGE`` old; with it after ``check_interval`` seconds (0: never), because of
+    a table is read again when it is ``MAX_AGE`` old; with it after ``check_interval`` seconds (0: never), because of
     some changes, as SWAPDB, the server says nothing.
 
     The server also says when a database was emptied: ``redeclare()`` is then called before the next table is read.
@@ -57,14 +57,14 @@ class Router:
 
     def __init__(
         self,
-        link: Link,
+        stream: Stream,
         keys: Keys,
         declared: dict[str, str],
         tracked: bool,
         check_interval: float,
         redeclare: Callable[[], None],
     ) -> None:
-        self._link = link
+        self._stream = stream
         self._keys = keys
         self._declared = declared  # exchange -> type, as far as this connection knows
         self._tracked = tracked
@@ -77,10 +77,10 @@ class Router:
     def routes(self, exchange: str) -> Routes:
         """The table of an exchange."""
         if self._tracked:
-            self._link.poll()  # what the server has said of changes so far
+            self._stream.poll()  # what the server has said of changes so far
             self.catch_up()
         routes = self._routes.get(exchange)
-        most_age = self._check_interval if self._tracked else MOST_AGE
+        most_age = self._check_interval if self._tracked else MAX_AGE
         if routes is None or monotonic() - routes.read_at >= most_age:
             routes = self._read(exchange)
         return routes
@@ -101,10 +101,10 @@ class Router:
         if self._tracked:
             commands.insert(0, ("CLIENT", "CACHING", "YES"))
         # Remembered before it is read: a change that the server tells of together with the answer discards it.
-        with self._link.lock:
+        with self._stream.lock:
             placeholder = self._routes[exchange] = Routes(self._keys, exchange, None, set())
             self._exchange_of[key.encode()] = exchange
-            members, kind = self._link.exchange(pack_all(commands), len(commands))[-2:]
+            members, kind = self._stream.exchange(pack_all(commands), len(commands))[-2:]
             if isinstance(members, ReplyError):
                 self.discard(exchange)
                 raise reply_error(str(members))

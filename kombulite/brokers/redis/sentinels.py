@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from kombulite import exceptions
 from kombulite.brokers.redis.errors import driver_error, unquoted
-from kombulite.brokers.redis.stream import Link, logger
+from kombulite.brokers.redis.stream import Stream, logger
 
 Address = tuple[str, int]
 
@@ -108,15 +108,15 @@ class MasterWatch:
 
     def __init__(self, sentinels: Sentinels) -> None:
         self._sentinels = sentinels
-        self._links: WeakSet[Link] = WeakSet()
+        self._streams: WeakSet[Stream] = WeakSet()
         self._failover: Failover | None = None
         self._running: set[Address] = set()
         self._lock = Lock()
 
-    def add(self, link: Link) -> None:
+    def add(self, stream: Stream) -> None:
         """Watch for a connection too; its ``address`` says where it leads."""
         with self._lock:
-            self._links.add(link)
+            self._streams.add(stream)
             for address in self._sentinels.addresses:
                 if address not in self._running:
                     self._running.add(address)
@@ -133,7 +133,7 @@ class MasterWatch:
 
     def _goes_on(self, address: Address) -> bool:
         with self._lock:
-            if any(link.is_open for link in list(self._links)):
+            if any(stream.is_open for stream in list(self._streams)):
                 return True
             self._running.discard(address)
             return False
@@ -161,13 +161,13 @@ class MasterWatch:
                 while (left := deadline - monotonic()) > 0:
                     message = news.get_message(ignore_subscribe_messages=True, timeout=left)
                     if message is not None:
-                        self._hear(_text(message["channel"]), _text(message["data"]).split(" "))
+                        self._on_news(_text(message["channel"]), _text(message["data"]).split(" "))
 
     def _ask(self, client: Redis) -> Address | None:
         answer: Any = client.sentinel_get_master_addr_by_name(self._sentinels.master)
         return (_text(answer[0]), int(answer[1])) if answer else None
 
-    def _hear(self, channel: str, words: list[str]) -> None:
+    def _on_news(self, channel: str, words: list[str]) -> None:
         master = self._sentinels.master
         if channel == SWITCHED and len(words) == 5 and words[0] == master:
             self._leave((words[1], _port(words[2])), (words[3], _port(words[4])), True)
@@ -182,9 +182,9 @@ class MasterWatch:
             if self._failover is None or self._failover.new != new:
                 logger.warning("The master %r is at %s:%s now", self._sentinels.master, *new)
             self._failover = Failover(old, new, monotonic(), is_done)
-        for link in list(self._links):
-            if link.is_open and link.address == old:
-                link.leave(f"the master is at {new[0]}:{new[1]} now")
+        for stream in list(self._streams):
+            if stream.is_open and stream.address == old:
+                stream.leave(f"the master is at {new[0]}:{new[1]} now")
 
 
 _watches: dict[tuple[Any, ...], MasterWatch] = {}

@@ -35,18 +35,18 @@ logger = getLogger("kombulite.brokers.redis")
 TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
 INCOMPLETE = object()
 RESP2_PUSHES = (b"message", b"pmessage", b"psubscribe", b"punsubscribe")
-READ_SIZE = MOST_JOINED = 1 << 16  # bytes
-MOST_READS = 64  # in one look at what has arrived: a server may talk faster than we listen
-MOST_UNREAD = 512 << 20  # bytes of a string that is not there as a whole: the longest that Redis has, unless told else
+READ_SIZE = MAX_JOINED = 1 << 16  # bytes
+MAX_READS = 64  # in one look at what has arrived: a server may talk faster than we listen
+MAX_UNREAD = 512 << 20  # bytes of a string that is not there as a whole: the longest that Redis has, unless told else
 
 #: Replies to posted commands that may be outstanding before we stop to read them.
-MOST_POSTED = 5000
+MAX_POSTED = 5000
 
 #: Seconds without use after which a connection that the server closes was closed for that: what a server or a proxy
 #: does to idle clients, in whole seconds. One that ends sooner is lost.
 IDLE = 1.0
 #: Seconds between two PINGs at least, where the server closes connections sooner than it is asked.
-LEAST_PING_INTERVAL = 0.5
+MIN_PING_INTERVAL = 0.5
 #: Seconds that the server has to answer the PING that precedes a command after a long pause.
 PING_TIMEOUT = 5.0
 
@@ -73,7 +73,7 @@ def gathered(commands: Iterable[bytes]) -> Iterator[bytes]:
     waiting: list[bytes] = []
     size = 0
     for command in commands:
-        if waiting and size + len(command) > MOST_JOINED:
+        if waiting and size + len(command) > MAX_JOINED:
             yield b"".join(waiting)
             waiting, size = [], 0
         waiting.append(command)
@@ -81,7 +81,7 @@ def gathered(commands: Iterable[bytes]) -> Iterator[bytes]:
     yield b"".join(waiting)
 
 
-class Link:
+class Stream:
     """A connection to a server. May be shared between threads: a command and its reply are one step.
 
     ``on_push(message)`` gets what the server sends unasked (RESP3), within whichever call reads it. Calls raise what
@@ -89,7 +89,7 @@ class Link:
     nobody knows what became of the commands under way.
 
     If the server closes an idle connection, nothing is lost: with ``renew`` it is opened anew before the next command.
-    ``renew(link)`` calls ``attach``, and makes ready what a new connection needs; it raises what keeps it from that.
+    ``renew(stream)`` calls ``attach``, and makes ready what a new connection needs; it raises what keeps it from that.
     ``ping_interval``: seconds without use after which the server is asked for a sign of life (0: never).
     """
 
@@ -98,7 +98,7 @@ class Link:
     ) -> None:
         self.lock = Lock()
         self.ping_interval = ping_interval
-        self.renew: Callable[[Link], None] | None = None
+        self.renew: Callable[[Stream], None] | None = None
         self._timeout = timeout
         self._on_push = on_push
         self._converses = False  # whether a command waits for its reply, or is being sent
@@ -160,13 +160,13 @@ class Link:
         return list(replies)
 
     def run(self, script: Script, keys: Sequence[str | bytes], *arguments: Any) -> Any:
-        """Run a script on the server."""
+        """Segment a script on the server."""
         return self.run_with((), script, keys, *arguments)[0]
 
     def run_with(
         self, others: Sequence[Command], script: Script, keys: Sequence[str | bytes], *arguments: Any
     ) -> list[Any]:
-        """Run a script and other commands after it; a server that does not know the script is taught it."""
+        """Segment a script and other commands after it; a server that does not know the script is taught it."""
         command = (len(keys), *keys, *arguments)
         replies = self.exchange(pack_all([("EVALSHA", script.sha, *command), *others]), 1 + len(others))
         if isinstance(replies[0], ReplyError) and str(replies[0]).startswith("NOSCRIPT"):
@@ -216,8 +216,8 @@ class Link:
                 self._refuse()
             if monotonic() - self.used_at > IDLE:
                 self._look()
-            if len(self._posted) >= MOST_POSTED:
-                self.settle()
+            if len(self._posted) >= MAX_POSTED:
+                self.wait_for_replies()
             if more and not self._is_corked and self._may_cork:
                 self._cork(True)
             try:
@@ -237,13 +237,13 @@ class Link:
         self._posted.append((on_reply, data if may_repeat else None, replies))
 
     def post_script(
-        self, on_reply: OnReply, script: Script, teach: bool, keys: Sequence[str | bytes], *arguments: Any
+        self, on_reply: OnReply, script: Script, send_source: bool, keys: Sequence[str | bytes], *arguments: Any
     ) -> None:
-        """Run a script on the server; the reply comes later.
+        """Segment a script on the server; the reply comes later.
 
-        ``teach``: send the script, not its digest; after the reply to that was NOSCRIPT.
+        ``send_source``: send the script, not its digest; after the reply to that was NOSCRIPT.
         """
-        head = ("EVAL", script.source) if teach else ("EVALSHA", script.sha)
+        head = ("EVAL", script.source) if send_source else ("EVALSHA", script.sha)
         self.post(pack_command((*head, len(keys), *keys, *arguments)), 1, on_reply)
 
     def send(self, data: bytes) -> None:
@@ -254,7 +254,7 @@ class Link:
                 self._look()
             self._send(data, self._timeout)
 
-    def settle(self) -> None:
+    def wait_for_replies(self) -> None:
         """Wait for the replies to all posted commands."""
         self._check()
         with self.lock:
@@ -263,7 +263,7 @@ class Link:
             if self._posted:
                 self._read(0, None if self._timeout is None else monotonic() + self._timeout, posted=True)
 
-    def hurry(self, seconds: float) -> None:
+    def cap_timeout(self, seconds: float) -> None:
         """From now on no reply is waited for longer."""
         self._timeout = seconds if self._timeout is None else min(self._timeout, seconds)
 
@@ -310,7 +310,7 @@ class Link:
     def _receive_all(self) -> None:
         """Take what has arrived."""
         try:
-            for _ in range(MOST_READS):
+            for _ in range(MAX_READS):
                 if not self._receive():
                     break
         finally:
@@ -349,7 +349,7 @@ class Link:
             raise connection_lost(f"{error}, and cannot be reached anew: {failure}") from failure
         logger.info("The server closed a connection that had been idle for %.1f s; it is open again", idle)
         if self.ping_interval:
-            self.ping_interval = min(self.ping_interval, max(idle / 2, LEAST_PING_INTERVAL))
+            self.ping_interval = min(self.ping_interval, max(idle / 2, MIN_PING_INTERVAL))
         for on_reply, again, replies in unanswered:
             self.post(again or b"", replies, on_reply, may_repeat=True)
 
@@ -365,7 +365,7 @@ class Link:
             return left
         if self.lock.acquire(blocking=False):  # else it is in use
             try:
-                if self.is_open and not self._converses and len(self._posted) < MOST_POSTED and not self._has_ended():
+                if self.is_open and not self._converses and len(self._posted) < MAX_POSTED and not self._has_ended():
                     used_at, self._pinged_at = self.used_at, monotonic()
                     self._post(PING, 1, _ignore, may_repeat=True)
                     self.used_at = used_at
@@ -473,7 +473,7 @@ class Link:
         if not data:
             raise ServerClosed(self._end_reason)
         self._reader.feed(data)
-        if self._reader.len() > MOST_UNREAD:
+        if self._reader.len() > MAX_UNREAD:
             raise connection_lost("the server sends a string that is too long")
         self._waiting_since = self.used_at = monotonic()
         return self._is_tls or len(data) == READ_SIZE

@@ -25,10 +25,10 @@ from kombulite.brokers.redis.declared import Declared
 from kombulite.brokers.redis.errors import is_forbidden, reply_error
 from kombulite.brokers.redis.keys import Keys, glob_escaped
 from kombulite.brokers.redis.leases import logger
-from kombulite.brokers.redis.stream import Command, Link, pack_all
 from kombulite.brokers.redis.options import Limits
 from kombulite.brokers.redis.router import Router
 from kombulite.brokers.redis.scripts import BIND, BIND_EXPIRING, DELETE_QUEUE
+from kombulite.brokers.redis.stream import Command, Stream, pack_all
 from kombulite.utils.uuid import uuid
 
 TYPES = frozenset(["direct", "topic", "fanout"])
@@ -44,9 +44,9 @@ class Topology:
     """What one connection declared, and the verbs that change the database."""
 
     def __init__(
-        self, link: Link, keys: Keys, tracked: bool, check_interval: float, vhost: str, deadlines: Deadlines
+        self, stream: Stream, keys: Keys, tracked: bool, check_interval: float, vhost: str, deadlines: Deadlines
     ) -> None:
-        self._link = link
+        self._stream = stream
         self._keys = keys
         self.deadlines = deadlines
         self._vhost = vhost
@@ -54,7 +54,7 @@ class Topology:
         self._exchanges: dict[str, ExchangeSpec] = {}
         self.declared = Declared(keys, deadlines)
         self.limits = self.declared.limits
-        self.router = Router(link, keys, self.types, tracked, check_interval, self.redeclare)
+        self.router = Router(stream, keys, self.types, tracked, check_interval, self.redeclare)
 
     # --- exchanges
 
@@ -79,7 +79,7 @@ class Topology:
 
     def _note(self, *commands: Command) -> None:
         """Keep what we know beyond kombu, if the server lets us: it may be full, or the user's rights may end here."""
-        for reply in self._link.exchange(pack_all(commands), len(commands)):
+        for reply in self._stream.exchange(pack_all(commands), len(commands)):
             if isinstance(reply, ReplyError):
                 logger.debug("%s was not noted: %s", commands[0][0], reply)
 
@@ -131,7 +131,7 @@ class Topology:
         if limits.expires:
             commands += [("PEXPIRE", key, limits.expires) for key in lists]
         notes = [record, self.declared.mark(spec, limits)]
-        replies = self._link.exchange(pack_all([*notes, *commands]), len(notes) + len(commands))
+        replies = self._stream.exchange(pack_all([*notes, *commands]), len(notes) + len(commands))
         for reply in replies[len(notes) :]:
             if isinstance(reply, ReplyError):
                 raise reply_error(str(reply))
@@ -148,7 +148,9 @@ class Topology:
     def assert_queue(self, queue: str) -> QueueInfo:
         """The length of a queue that is there: declared, bound, or not empty. Raises NotFound."""
         lists = [("LLEN", key) for key in self._keys.lists(queue)]
-        record, *lengths = self._link.exchange(pack_all([("EXISTS", self._keys.record(queue)), *lists]), 1 + len(lists))
+        record, *lengths = self._stream.exchange(
+            pack_all([("EXISTS", self._keys.record(queue)), *lists]), 1 + len(lists)
+        )
         for reply in lengths:
             if isinstance(reply, ReplyError):
                 raise reply_error(str(reply))
@@ -187,15 +189,15 @@ class Topology:
         tables, members = [table for table, _ in bindings], [member for _, member in bindings]
         try:
             flag = "1" if if_empty else "0"
-            return int(self._link.run(DELETE_QUEUE, [*lists, *tables], len(lists), flag, *members))
+            return int(self._stream.run(DELETE_QUEUE, [*lists, *tables], len(lists), flag, *members))
         except exceptions.ChannelError as error:
             if not is_forbidden(error):
                 raise
-        if if_empty and any(self._link.call_all(*(("LLEN", key) for key in lists))):
+        if if_empty and any(self._stream.call_all(*(("LLEN", key) for key in lists))):
             return -1
         commands: list[Command] = [("LLEN", key) for key in lists]
         commands += [("DEL", *lists), *(("SREM", table, member) for table, member in bindings)]
-        return sum(self._link.transact(*commands)[: len(lists)])
+        return sum(self._stream.transact(*commands)[: len(lists)])
 
     def _bindings_of(self, queue: str) -> Iterator[tuple[str | bytes, str | bytes]]:
         """(binding set, member) for each binding of a queue: nothing else says where it is bound.
@@ -206,14 +208,14 @@ class Topology:
         cursor: Any = "0"
         while True:
             try:
-                cursor, tables = self._link.call("SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED, "TYPE", "set")
+                cursor, tables = self._stream.call("SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED, "TYPE", "set")
             except exceptions.ChannelError as error:
                 if not is_forbidden(error):
                     raise
                 yield from self.declared.bindings_of(queue)
                 return
             for table in tables:
-                for member in self._link.call("SMEMBERS", table):
+                for member in self._stream.call("SMEMBERS", table):
                     parsed = self._keys.parse_member(member)
                     if parsed is not None and parsed.queue == queue:
                         yield table, member
@@ -231,9 +233,9 @@ class Topology:
         If memory is full, a server takes no transactions at all, whatever they do: then one after the other.
         """
         try:
-            return self._link.transact(*commands)
+            return self._stream.transact(*commands)
         except exceptions.MessageNacked:
-            return self._link.call_all(*commands)
+            return self._stream.call_all(*commands)
 
     def exclusive_queues(self) -> list[str]:
         """Those that this connection declared for itself alone."""
@@ -254,33 +256,33 @@ class Topology:
     def bind(self, exchange: str, queue: str, routing_key: str) -> None:
         """Bind a queue to an exchange. Raises NotFound, AccessRefused."""
         kind = self._check_source(exchange)
-        self._bind(self._link, exchange, queue, routing_key, kind)
+        self._bind(self._stream, exchange, queue, routing_key, kind)
         self.router.discard(exchange)
         self.declared.bindings.setdefault(queue, {})[exchange, routing_key] = kind
 
-    def _bind(self, link: Link, exchange: str, queue: str, routing_key: str, kind: str) -> None:
+    def _bind(self, stream: Stream, exchange: str, queue: str, routing_key: str, kind: str) -> None:
         keys, limits = self._keys, self.limits.get(queue)
         member = keys.member(kind, routing_key, queue)
         entry, life = self.declared.entry(exchange, queue, routing_key, kind), self.declared.binding_life(queue, kind)
         note = self.deadlines.forget(entry) if life is None else self.deadlines.extend(life, entry)
-        link.post(pack_command(note), 1, _ignore)  # before: who dies between the two leaves an entry, not a binding
+        stream.post(pack_command(note), 1, _ignore)  # before: who dies between the two leaves an entry, not a binding
         if limits is not None and limits.expires:
             kombus = max(2 * limits.expires, MIN_BINDING_LIFE)
             try:
-                link.run(BIND_EXPIRING, [keys.bindings(exchange), keys.deadlines], member, exchange, kombus)
+                stream.run(BIND_EXPIRING, [keys.bindings(exchange), keys.deadlines], member, exchange, kombus)
             except exceptions.ChannelError as error:
                 if not is_forbidden(error):
                     raise
                 deadline = ("ZADD", keys.deadlines, "GT", self.deadlines.now_ms() + kombus, exchange)
-                link.transact(("SADD", keys.bindings(exchange), member), deadline)
+                stream.transact(("SADD", keys.bindings(exchange), member), deadline)
             return
         tables = keys.bindings(exchange), keys.permanent_bindings(exchange)
         try:
-            link.transact(*(("SADD", table, member) for table in tables))
+            stream.transact(*(("SADD", table, member) for table in tables))
         except exceptions.MessageNacked:  # memory is full: a consumer that frees some may need the binding
-            link.run(BIND, tables, member)
+            stream.run(BIND, tables, member)
 
-    def extend(self, link: Link, consumed: Iterable[str], rebind: bool) -> float | None:
+    def extend(self, stream: Stream, consumed: Iterable[str], rebind: bool) -> float | None:
         """Say that queues are in use that are consumed, or exclusive; ``rebind``: their bindings may be gone.
 
         Returns the seconds until that is to be said again; None for never.
@@ -300,22 +302,22 @@ class Topology:
                 lives.append(life)
             if not lives and not spec.auto_delete:
                 continue
-            self._extend(link, spec, limits)
+            self._extend(stream, spec, limits)
             pauses.append((limits.expires or min(lives, default=MIN_BINDING_LIFE)) / 3000)
             for (exchange, routing_key), kind in self.declared.bound(queue) if rebind else ():
-                self._bind(link, exchange, queue, routing_key, kind)
+                self._bind(stream, exchange, queue, routing_key, kind)
         return min(pauses, default=None)
 
-    def _extend(self, link: Link, spec: QueueSpec, limits: Limits) -> None:
+    def _extend(self, stream: Stream, spec: QueueSpec, limits: Limits) -> None:
         queue = spec.name
         if limits.expires:
-            link.call_all(*(("PEXPIRE", key, limits.expires) for key in self._keys.lists(queue)))
+            stream.call_all(*(("PEXPIRE", key, limits.expires) for key in self._keys.lists(queue)))
         life = limits.expires or life_of(spec, limits) or MIN_BINDING_LIFE
         commands: list[Command] = [("PEXPIRE", self._keys.record(queue), life), self.declared.mark(spec, limits)]
         for (exchange, routing_key), kind in self.declared.bound(queue):
             if (left := self.declared.binding_life(queue, kind)) is not None:
                 commands.append(self.deadlines.extend(left, self.declared.entry(exchange, queue, routing_key, kind)))
-        link.exchange(pack_all(commands), len(commands))  # the user may have no right to our keys
+        stream.exchange(pack_all(commands), len(commands))  # the user may have no right to our keys
 
     def redeclare(self) -> None:
         """Declare again all that this connection has declared: the database was emptied."""
@@ -325,7 +327,7 @@ class Topology:
             self._refresh(queue, self.limits[name])
         for name in list(self.declared.bindings):
             for (exchange, routing_key), kind in self.declared.bound(name):
-                self._bind(self._link, exchange, name, routing_key, kind)
+                self._bind(self._stream, exchange, name, routing_key, kind)
 
     def unbind(self, exchange: str, queue: str, routing_key: str) -> None:
         """Take a binding away, whoever made it. Raises NotFound, AccessRefused."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kombulite.brokers.redis.pace import FIRST_PAUSE, GAP, LONGEST_PAUSE, MOST_BACKOFF, PATIENCE, STREAM, Pace
+from kombulite.brokers.redis.pace import FIRST_PAUSE, GAP, LONGEST_PAUSE, MAX_BACKOFF, PATIENCE, STREAM, Pace
 
 
 def stream(pace: Pace, claims: int, found: int, now: float = 100.0, every: float = GAP / 10) -> float:
@@ -54,7 +54,7 @@ def test_who_never_gets_one_looks_less_often():
     assert pace.pause(now) == 0
     now = stream(pace, 20, 0, now)
     pauses = [pace.pause(now) for _ in range(100)]
-    assert max(pauses) > MOST_BACKOFF / 10
-    assert max(pauses) <= MOST_BACKOFF
+    assert max(pauses) > MAX_BACKOFF / 10
+    assert max(pauses) <= MAX_BACKOFF
     pace.claimed(1, now)
     assert pace.pause(now) == 0
