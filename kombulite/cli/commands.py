@@ -13,6 +13,7 @@ from kombulite.cli import queues as queue_commands
 from kombulite.cli.display import SilentDisplay, closing_json, closing_table, display_for
 from kombulite.cli.load import Plan, Report, Run
 from kombulite.cli.options import FAILED, INTERRUPTED, POSITIVE, broker_url, finite, queue_name
+from kombulite.cli.top import top
 
 DEFAULT_MESSAGES = 200_000
 REFRESH_INTERVAL = 0.25  # seconds
@@ -35,6 +36,7 @@ for command in (
     queue_commands.queues,
     queue_commands.purge,
     queue_commands.ping,
+    top,
 ):
     kombulite.add_command(command)
 

@@ -40,6 +40,15 @@ def broker_url(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return value
 
 
+def broker_urls(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """The same for several: at least one."""
+    if not values:
+        raise click.BadParameter("name a broker, or set KOMBULITE_BROKER")
+    for value in values:
+        broker_url(ctx, param, value)
+    return values
+
+
 def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     """Check that a number is finite."""
     if value is not None and not math.isfinite(value):

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kombulite import Connection, Queue, exceptions
+from kombulite import Queue, exceptions
 from kombulite.brokers.base import QueueStatus
 from kombulite.cli.display import printable
 from kombulite.cli.messages import piped
+from kombulite.cli.monitor import queue_statuses
 from kombulite.cli.options import FAILED, broker_options, connected
 
 
@@ -35,37 +36,19 @@ def queues(
     Of a broker that cannot list its queues, name them. The exit status is 1 if one is not there.
     """
     with piped(ctx), connected(broker, transport_options) as connection:
-        found, missing = _statuses(connection, names)
+        try:
+            found = queue_statuses(connection, names)
+        except exceptions.AMQPNotImplementedError:
+            raise click.UsageError("this broker cannot list its queues: name them") from None
+        missing = set(names).difference(status.queue for status in found)
         if as_json:
             click.echo(json.dumps([status._asdict() for status in found], indent=2))
         else:
             Console().print(_table(found))
-        for name in missing:
+        for name in sorted(missing):
             click.echo(f"Error: there is no queue {name}", err=True)
     if missing:
         ctx.exit(FAILED)
-
-
-def _statuses(connection: Connection, names: Sequence[str]) -> tuple[list[QueueStatus], list[str]]:
-    try:
-        listed = connection.transport.list_queues(connection.default_channel.channel_id)
-    except exceptions.AMQPNotImplementedError:
-        if not names:
-            raise click.UsageError("this broker cannot list its queues: name them") from None
-        listed = [status for name in names if (status := _status(connection, name)) is not None]
-    by_name = {status.queue: status for status in listed}
-    if not names:
-        return list(listed), []
-    return [by_name[name] for name in names if name in by_name], [name for name in names if name not in by_name]
-
-
-def _status(connection: Connection, name: str) -> QueueStatus | None:
-    with connection.channel() as channel:  # a broker closes it where there is no such queue
-        try:
-            info = Queue(name)(channel).queue_declare(passive=True)
-        except exceptions.NotFound:
-            return None
-    return QueueStatus(*info) if info is not None else None
 
 
 def _table(statuses: Sequence[QueueStatus]) -> Table:

@@ -1,0 +1,191 @@
+"""``kombulite top``, and the monitor behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from click.testing import CliRunner
+
+from kombulite import Connection, Queue
+from kombulite.cli import commands
+from kombulite.cli.monitor import ManagementSource, Monitor, QueueReading, SourceError, StatusSource, source_of
+from kombulite.cli.top import View
+
+pytest_plugins = ["kombulite.contrib.pytest"]
+
+
+@pytest.fixture
+def shop(kombulite_url):
+    """A broker with two queues, of 3 and 1 messages."""
+    with Connection(kombulite_url) as connection:
+        producer = connection.Producer()
+        producer.publish_many(range(3), routing_key="orders", declare=[Queue("orders")])
+        producer.publish(1, routing_key="mail", declare=[Queue("mail")])
+        yield connection
+
+
+def top(*arguments):
+    result = CliRunner().invoke(commands.kombulite, ["top", *arguments])
+    return result.exit_code, result.output
+
+
+def test_pipe_gets_a_table_for_each_reading(shop, kombulite_url):
+    code, output = top(kombulite_url, "--count", "2", "--interval", "0.01")
+    assert code == 0
+    assert output.count("2 queues, 4 ready") == 2
+    assert output.index("orders") < output.index("mail")  # by what is ready, the most first
+
+
+def test_json_has_a_line_for_each_reading(shop, kombulite_url):
+    code, output = top(kombulite_url, "--count", "2", "--interval", "0.01", "--json", "--filter", "o*")
+    assert code == 0
+    for line in output.splitlines():
+        (broker,) = json.loads(line)["brokers"]
+        assert broker["error"] is None
+        assert [(queue["queue"], queue["ready"]) for queue in broker["queues"]] == [("orders", 3)]
+    assert broker["queues"][0]["change"] == 0
+
+
+def test_several_brokers_are_shown_and_one_that_fails_harms_no_other(shop, kombulite_url):
+    code, output = top("amqp://127.0.0.1:1//", kombulite_url, "--count", "1", "--json")
+    assert code == 0
+    failed, read = json.loads(output)["brokers"]
+    assert failed["error"]
+    assert len(read["queues"]) == 2
+    code, output = top("amqp://user:secret@127.0.0.1:1//", "--count", "1")
+    assert code == 1
+    assert "cannot be read" in output
+    assert "secret" not in output
+
+
+@pytest.mark.parametrize("arguments", [(), ("--sort", "colour", "memory://"), ("nonsense://",)])
+def test_what_cannot_be_understood_is_refused(arguments, monkeypatch):
+    monkeypatch.delenv("KOMBULITE_BROKER", raising=False)
+    assert top(*arguments)[0] == 2
+
+
+def test_monitor_works_out_how_queues_grow(shop, kombulite_url):
+    now = [10.0]
+    monitor = Monitor([StatusSource(kombulite_url, {})], clock=lambda: now[0])
+    assert {each.change for each in monitor.read()[0].queues} == {None}
+    shop.Producer().publish_many(range(10), routing_key="orders")
+    Queue("new")(shop).declare()
+    now[0] = 15.0
+    assert {each.queue: each.change for each in monitor.read()[0].queues} == {"mail": 0, "new": None, "orders": 2}
+    monitor.close()
+
+
+def test_view_sorts_filters_and_pauses():
+    queues = [QueueReading("a", 1, None, 1), QueueReading("b", 2, 5, 1), QueueReading("c", 3, 2, 1)]
+    view = View()
+    assert [each.queue for each in view.select(queues)] == ["c", "b", "a"]
+    view = view.press("s")
+    assert view.sort == "unacked"
+    assert [each.queue for each in view.select(queues)] == ["b", "c", "a"]
+    assert [each.queue for each in view.press("r").select(queues)] == ["c", "b", "a"]
+    assert [each.queue for each in View(pattern="[ab]").select(queues)] == ["b", "a"]
+    assert view.press(" ").paused
+    assert not view.press(" ").press(" ").paused
+    assert view.press("x") == view
+
+
+def test_keys_work_on_a_terminal(tmp_path):
+    url = f"sqlite:///{tmp_path}/queue.db"
+    with Connection(url) as connection:
+        connection.Producer().publish_many(range(3), routing_key="orders", declare=[Queue("orders")])
+    terminal, inner = pty.openpty()
+    command = [sys.executable, "-m", "kombulite", "top", url, "--interval", "0.05"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200", "LINES": "40"}
+    process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment)
+    os.close(inner)
+    shown = b""
+
+    def read_until(pattern):
+        nonlocal shown
+        while not re.search(pattern, shown):
+            shown += os.read(terminal, 65536)
+        shown = b""
+
+    try:
+        read_until(rb"orders")
+        os.write(terminal, b" ")
+        read_until(rb"\(paused\)")
+        os.write(terminal, b"s")
+        read_until(rb"unacked \xe2\x96\xbc")
+        os.write(terminal, b"q")
+        with pytest.raises(OSError, match="Input/output error"):  # the terminal is closed: it has ended
+            while True:
+                os.read(terminal, 65536)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+
+
+# --- the management API ---------------------------------------------------------------------------------------------
+
+ANSWER = [
+    {
+        "name": "orders",
+        "messages_ready": 7,
+        "messages_unacknowledged": 2,
+        "consumers": 1,
+        "memory": 2048,
+        "messages_ready_details": {"rate": -0.5},
+        "message_stats": {"publish_details": {"rate": 3.5}, "deliver_get_details": {"rate": 4.0}},
+    },
+    {"name": "empty"},
+]
+
+
+@pytest.fixture
+def api():
+    """A server that answers as RabbitMQ's management plugin does; or with what a test puts into ``content``."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.asked = (self.path, self.headers["Authorization"])
+            self.send_response(server.status)
+            self.end_headers()
+            self.wfile.write(server.content)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.status, server.content = 200, json.dumps(ANSWER).encode()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_management_api_is_read(api):
+    url = f"http://127.0.0.1:{api.server_port}"
+    source = source_of("amqp://user:secret@127.0.0.1:1/shop", {}, management=url)
+    orders, empty = source.read()
+    assert orders == QueueReading("orders", 7, 2, 1, -0.5, 3.5, 4.0, None, None, 2048)
+    assert empty == QueueReading("empty", 0, 0, 0)
+    assert api.asked == ("/api/queues/shop", "Basic dXNlcjpzZWNyZXQ=")
+    assert "secret" not in source.broker
+
+
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [(401, b"{}"), (200, b"no json"), (200, b"{}x"), (200, b"[1]"), (200, b'[{"messages": 1}]'), (200, b"null")],
+)
+def test_rubbish_from_the_management_api_is_an_error(api, status, content):
+    api.status, api.content = status, content
+    with pytest.raises(SourceError, match="management API"):
+        ManagementSource("amqp://", f"http://127.0.0.1:{api.server_port}", "/", "guest", "guest").read()
