@@ -37,8 +37,8 @@ outages: $(VENV)/.installed $(NEWEST)/tree/.made  ## time without service after 
 newest: $(VENV)/.installed $(NEWEST)/tree/venv/.installed  ## the tests of brokers on the newest ones, and on the newest Python
 	$(BIN)/python -m tests.newest $(NEWEST)
 
-brokers:  ## install the brokers that tests and benchmarks start for themselves, where that is allowed
-	tests/install_tools.sh redis-server rabbitmq-server postgresql
+brokers:  ## install the brokers and the browser that tests and benchmarks start for themselves, where that is allowed
+	tests/install_tools.sh redis-server rabbitmq-server postgresql chromium
 
 c-client:  ## the same for the RabbitMQ C client, a rival
 	tests/install_tools.sh librabbitmq-dev

@@ -14,6 +14,7 @@ from kombulite.cli.display import SilentDisplay, closing_json, closing_table, di
 from kombulite.cli.load import Plan, Report, Run
 from kombulite.cli.options import FAILED, INTERRUPTED, POSITIVE, broker_url, finite, queue_name
 from kombulite.cli.top import top
+from kombulite.cli.web.command import web
 
 DEFAULT_MESSAGES = 200_000
 REFRESH_INTERVAL = 0.25  # seconds
@@ -37,6 +38,7 @@ for command in (
     queue_commands.purge,
     queue_commands.ping,
     top,
+    web,
 ):
     kombulite.add_command(command)
 

@@ -296,21 +296,44 @@ def move(
         total = min(total, count) if count else total
         try:
             with progress("moved", total) as advance:
-                for message in _messages(queue, total):
-                    _publish_copy(there, message)
-                    message.ack()
+                for _ in move_messages(queue, there, total):
                     moved += 1
                     advance()
         finally:
             click.echo(json.dumps({"moved": moved}) if as_json else f"{moved:,} moved from {source} to {target}")
 
 
-def _messages(queue: Queue, count: int) -> Iterator[Message]:
+def move_messages(source: Queue, target: Queue, count: int | None) -> Iterator[Message]:
+    """Publish what waits in one queue to another, and acknowledge each message then; they come as they are moved.
+
+    Args:
+        source: A bound queue.
+        target: A bound queue; its connection confirms publishes if the broker can.
+        count: How many at most. None: as many as wait when it begins.
+    """
+    if count is None:
+        waiting = source.queue_declare(passive=True)
+        count = waiting.message_count if waiting is not None else 0
     for _ in range(count):
-        message = queue.get(no_ack=False)
+        message = source.get(no_ack=False)
         if message is None:
             return
+        _publish_copy(target, message)
+        message.ack()
         yield message
+
+
+def peek(queue: Queue, connection: Connection, count: int) -> list[dict[str, Any]]:
+    """Fetch messages from the head of a queue and let them go back; the broker marks them as redelivered."""
+    with connection.channel() as channel:  # messages that are not settled go back when it closes
+        bound = queue(channel)
+        found = []
+        for _ in range(count):
+            message = bound.get(no_ack=False)
+            if message is None:
+                break
+            found.append(json.loads(_json_line(message)))
+        return found
 
 
 def _publish_copy(queue: Queue, message: Message) -> None:
