@@ -1,0 +1,88 @@
+"""What the manual says of errors and features is what the code has."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.contract.conftest import BROKERS
+
+ROOT = Path(__file__).parent.parent.parent
+HEADING = re.compile(r"^### (`+) ?(.+?) ?\1$", re.MULTILINE)
+ERRORS = [text for _, text in HEADING.findall((ROOT / "docs/troubleshooting.md").read_text())]
+
+
+@cache
+def raised_texts():
+    """The texts of all errors that the package raises, with ``…`` for what differs."""
+    found = set()
+    for path in (ROOT / "kombulite").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                found.update(template(each) for each in node.args if isinstance(each, (ast.JoinedStr, ast.Constant)))
+    return found
+
+
+def template(node):
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
+
+
+@pytest.mark.parametrize("text", ERRORS)
+def test_error_of_the_manual_exists(text):
+    assert text in raised_texts()
+
+
+def test_manual_has_forty_errors():
+    assert len(set(ERRORS)) >= 40
+
+
+# --- what each transport can do -------------------------------------------------------------------------------------
+
+COLUMNS = {
+    "memory": "memory",
+    "RabbitMQ": "amqp-confirms",
+    "Redis": "redis",
+    "PostgreSQL": "postgresql",
+    "SQLite": "sqlite",
+    "filesystem": "filesystem",
+}
+
+#: A row of the table, and what the contract suite calls it.
+FEATURES = {
+    "direct, topic, fanout exchanges": None,
+    "headers exchanges": "headers",
+    "bindings between exchanges": "exchange bindings",
+    "alternate exchanges": "alternates",
+    "priorities of a queue with `max_priority`": "priorities",
+    "time to live of messages": "expiration",
+    "length limits": "lengths",
+    "dead letters": "dead letters",
+    "queues that expire": "queue expiry",
+    "auto-delete queues": "auto-delete",
+    "exclusive queues": "exclusive queues",
+    "fanout messages wait for a consumer that is away": "stored fanout",
+    "a prefetch limit for a whole channel": "channel prefetch",
+}
+
+
+def feature_table():
+    rows = [["", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
+    for name, feature in FEATURES.items():
+        rows.append([name, *("–" if feature in BROKERS[kind].lacks else "✓" for kind in COLUMNS.values())])
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def test_table_of_features_is_that_of_the_contract_suite():
+    """If this fails, put what ``feature_table()`` returns into docs/guarantees.md."""
+    assert feature_table() in (ROOT / "docs/guarantees.md").read_text()
+
+
+def test_each_feature_that_a_transport_lacks_is_in_the_table():
+    inner = {"expiry in place", "places in the queue", "queue registry", "flow"}  # explained below the table
+    lacked = set().union(*(BROKERS[kind].lacks for kind in COLUMNS.values()))
+    assert lacked - inner <= set(FEATURES.values())
