@@ -73,7 +73,7 @@ FEATURES = {
 def feature_table():
     rows = [["", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
     for name, feature in FEATURES.items():
-        rows.append([name, *("–" if feature in BROKERS[kind].lacks else "✓" for kind in COLUMNS.values())])
+        rows.append([name, *("-" if feature in BROKERS[kind].lacks else "✓" for kind in COLUMNS.values())])
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
