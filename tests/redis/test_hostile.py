@@ -120,7 +120,7 @@ def test_nonsense_instead_of_an_answer(serve, nonsense):
 
 
 def test_a_string_without_end_is_not_collected(serve, monkeypatch):
-    monkeypatch.setattr("kombulite.brokers.redis.stream.MAX_UNREAD", 1 << 20)
+    monkeypatch.setattr("kombulite.brokers.redis.replies.MAX_UNREAD", 1 << 20)
     port = serve(lambda data: b"$2000000000\r\n" + bytes(2 << 20))
     ours = Stream(SimpleNamespace(_sock=socket.create_connection(("127.0.0.1", port))), 3, 10, print)
     with pytest.raises(exceptions.RecoverableConnectionError, match="too long"):

@@ -11,7 +11,7 @@ import kombu
 import pytest
 
 from kombulite import Consumer, Exchange, Producer, Queue
-from kombulite.brokers import redis as transport
+from kombulite.brokers.redis import handover
 from tests.redis.conftest import drain
 
 QUICK = {"visibility_timeout": 1, "unacked_restore_interval": 0.2, "unacked_restore_throttle": 1}
@@ -229,14 +229,14 @@ def test_two_connections_that_put_back_the_same_at_once_both_open(ours, client, 
     Producer(lost).publish(1, routing_key=name)
     assert Queue(name)(lost.channel()).get().payload == 1
     lost.collect()
-    put_back = transport.put_back
+    put_back = handover.put_back
 
     def put_back_meanwhile(*arguments):
-        monkeypatch.setattr(transport, "put_back", put_back)
+        monkeypatch.setattr(handover, "put_back", put_back)
         second.connect()
-        put_back(*arguments)
+        return put_back(*arguments)
 
-    monkeypatch.setattr(transport, "put_back", put_back_meanwhile)
+    monkeypatch.setattr(handover, "put_back", put_back_meanwhile)
     first.connect()
     assert second.connected
     assert client.llen(name) == 1

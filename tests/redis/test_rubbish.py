@@ -97,10 +97,12 @@ def test_what_killed_processes_leave_is_deleted_by_the_next(redis_url, ours, cli
     assert client.zcard("_kombulite.deadlines") >= 2
     link = ours()
     link.connect()
-    later = deadlines.Deadlines(link.transport._keys, lambda: link.transport._now() + deadlines.MIN_BINDING_LIFE)
-    assert later.sweep(link.transport._stream) >= 2
+    later = deadlines.Deadlines(
+        link.transport._protocol.keys, lambda: link.transport._protocol.now() + deadlines.MIN_BINDING_LIFE
+    )
+    assert link.transport._stream.perform(later.sweep()) >= 2
     # The same again finds nothing; of all that was declared exchanges are left, which have names, and what has a TTL.
-    assert later.sweep(link.transport._stream) == 0
+    assert link.transport._stream.perform(later.sweep()) == 0
     endless = {key for key in client.scan_iter() if client.pttl(key) < 0}
     assert endless <= {b"_kombulite.exchanges", b"_kombu.binding_deadlines"}
     assert {name.encode(), exchange.encode()} >= set(client.hkeys("_kombulite.exchanges"))
@@ -145,16 +147,18 @@ def test_queue_that_kombu_may_use_too_ends_by_its_rule(ours, client, name):
     connection.connect()
     transport = connection.transport
     Queue(name, Exchange(name), "k", expires=60)(connection).declare()
-    later = deadlines.Deadlines(transport._keys, lambda: transport._now() + deadlines.MIN_BINDING_LIFE / 1000)
+    later = deadlines.Deadlines(
+        transport._protocol.keys, lambda: transport._protocol.now() + deadlines.MIN_BINDING_LIFE / 1000
+    )
     client.lpush(name, "brought after its end")
     client.zincrby("_kombu.binding_deadlines", deadlines.MIN_BINDING_LIFE, name)  # somebody uses the exchange
-    assert later.sweep(transport._stream) == 1
+    assert transport._stream.perform(later.sweep()) == 1
     assert client.scard(f"_kombu.binding.{name}") == 1
     assert client.pttl(name) > 0
-    assert later.sweep(transport._stream) == 0
+    assert transport._stream.perform(later.sweep()) == 0
     client.zadd("_kombulite.deadlines", {client.zrange("_kombulite.deadlines", 0, 0)[0]: 1})
     client.zadd("_kombu.binding_deadlines", {name: 1})
-    assert later.sweep(transport._stream) == 1
+    assert transport._stream.perform(later.sweep()) == 1
     assert not client.exists(f"_kombu.binding.{name}", "_kombulite.deadlines")
 
 
@@ -172,6 +176,6 @@ def test_late_replies_are_gone_with_the_queue(ours, client, name):
     client.lpush(queue.name, "under way when the queue was deleted")
     connection.connect()
     transport = connection.transport
-    later = deadlines.Deadlines(transport._keys, lambda: transport._now() + deadlines.LATE_LIFE)
-    later.sweep(transport._stream)
+    later = deadlines.Deadlines(transport._protocol.keys, lambda: transport._protocol.now() + deadlines.LATE_LIFE)
+    transport._stream.perform(later.sweep())
     assert not client.exists(queue.name)

@@ -46,16 +46,16 @@ def test_publish_under_way_reaches_a_queue_bound_meanwhile(ours, client, name):
     first, second = f"{name}.1", f"{name}.2"
     producer = Producer(ours().channel(), Exchange(name), "k")
     producer.publish(1, declare=[Queue(first, Exchange(name), "k")])
-    publisher = producer.channel._transport._publisher
-    destination_of = publisher._destination
+    publisher = producer.channel._transport._protocol.publisher
+    destination_of = publisher.single
 
     def bind_after_looking(delivery):
         destination = destination_of(delivery)
-        publisher._destination = destination_of
+        publisher.single = destination_of
         client.sadd(f"_kombu.binding.{name}", f"k{SEP}{SEP}{second}")
         return destination
 
-    publisher._destination = bind_after_looking
+    publisher.single = bind_after_looking
     producer.publish(2)
     assert (client.llen(first), client.llen(second)) == (2, 1)
 

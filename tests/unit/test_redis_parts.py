@@ -7,6 +7,7 @@ import inspect
 import json
 
 import pytest
+from hiredis import Reader
 from kombu.transport.virtual.exchange import TopicExchange
 from redis import exceptions as driver
 
@@ -242,8 +243,12 @@ def test_order_of_queues(strategy, queues):
 class Wire:
     """What a claim is sent on: notes which queues it asks."""
 
-    def post_script(self, on_reply, script, teach, lists, lease, count, in_turns, number, *rest):
-        self.asked, self.count = [each.split(SEP)[0] for each in lists[2 : 2 + number]], count
+    def post(self, data, replies, on_reply):
+        reader = Reader()
+        reader.feed(data)
+        _, _, key_count, *words = [word.decode() for word in reader.gets()]
+        lists, (_, count, _, number) = words[2 : int(key_count)], words[int(key_count) : int(key_count) + 4]
+        self.asked, self.count = [each.split(SEP)[0] for each in lists[: int(number)]], int(count)
 
 
 def test_a_claim_asks_queues_that_may_have_something_and_not_too_many():

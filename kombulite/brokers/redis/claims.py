@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby, islice, zip_longest
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, Tags, mark_redelivered
 from kombulite.brokers.redis.options import OrderStrategy
+from kombulite.brokers.redis.plans import Command, Plan, PostingStream, run_with
 from kombulite.brokers.redis.scripts import CLAIM
-from kombulite.brokers.redis.stream import Command, Stream
 
 #: Messages that are claimed at a time where no prefetch count says how many, and where there is nothing to give back.
 MAX_UNBOUNDED = 100
@@ -51,13 +51,13 @@ class Claim:
         self._lists = [name[step] for step in range(len(names[0])) for name in names]
         self._first = tags.reserve(count)
 
-    def post(self, stream: Stream, in_turns: bool, on_reply: Callable[[Any], None], send_source: bool) -> None:
+    def post(self, stream: PostingStream, in_turns: bool, on_reply: Callable[[Any], None], send_source: bool) -> None:
         """Send it now; the answer comes later. ``send_source``: send the script along."""
-        stream.post_script(on_reply, CLAIM, send_source, *self._command(in_turns))
+        stream.post(CLAIM.pack(send_source, *self._command(in_turns)), 1, on_reply)
 
-    def run(self, stream: Stream, *others: Command) -> list[Any]:
+    def run(self, *others: Command) -> Plan[list[Any]]:
         """Send it, and other commands after it, and wait for the answers."""
-        return stream.run_with(others, CLAIM, *self._command(False))
+        return run_with(others, CLAIM, *self._command(False))
 
     def _command(self, in_turns: bool) -> tuple[Any, ...]:
         keys, queues = self._keys, self.queues
@@ -98,6 +98,7 @@ class ClaimQueue:
         self.ready: deque[Lease] = deque()
         self.dirty_queues: set[str] = set()  # queues to which something may have come since they were asked
         self.claiming: Claim | None = None  # the request under way
+        self.holds = 0  # consumers that are about to end, until when nothing is claimed
         self.consumers: dict[str, deque[Consumer]] = {}
         self._order: list[str] = []
         self._strategy = order
@@ -138,7 +139,13 @@ class ClaimQueue:
             self._custom.update(list(self._order))
 
     def claim(
-        self, stream: Stream, keys: Keys, tags: Tags, credit: int, on_claimed: Callable[[Any], None], send_source: bool
+        self,
+        stream: PostingStream,
+        keys: Keys,
+        tags: Tags,
+        credit: int,
+        on_claimed: Callable[[Any], None],
+        send_source: bool,
     ) -> Iterable[str]:
         """Ask for as many messages as there is credit for. The answer goes to ``on_claimed``, then to ``claimed``.
 
@@ -210,6 +217,7 @@ class RedisChannel:
         self.leased, self.taken = ClaimQueue(False, order, lease), ClaimQueue(True, order, False)
         self.fanout: deque[tuple[Consumer, Lease]] = deque(maxlen=MAX_FANOUT)
         self.error: Exception | None = None  # of an ack that the server refused
+        self.is_closing = False
         self._fanout_first = False
 
     @property
@@ -219,7 +227,11 @@ class RedisChannel:
 
     def credit(self, claims: ClaimQueue) -> int:
         """How many messages to ask for now."""
-        if not (claims.dirty_queues and self.active and claims.consumers) or claims.claiming is not None:
+        if (
+            not (claims.dirty_queues and self.active and claims.consumers)
+            or claims.holds
+            or claims.claiming is not None
+        ):
             return 0
         ready = len(claims.ready)
         if claims.no_ack:
@@ -242,7 +254,7 @@ class RedisChannel:
 
     def has_ready(self) -> bool:
         """Whether a message waits to be handed over, and may be."""
-        if not self.active:
+        if not self.active or self.is_closing:
             return False
         if self.taken.ready or (self.fanout and self.fanout[0][0].no_ack):
             return True
@@ -254,7 +266,7 @@ class RedisChannel:
 
     def next(self) -> tuple[Consumer, Lease] | None:
         """The next message that waits here, and whose it is."""
-        if not self.active:
+        if not self.active or self.is_closing:
             return None
         if self.fanout:
             self._fanout_first = not self._fanout_first
@@ -301,3 +313,11 @@ class RedisChannel:
         kept = [each for each in self.fanout if each[0] is not consumer]
         self.fanout.clear()
         self.fanout.extend(kept)
+
+
+def consumers_of(channels: dict[int, RedisChannel], queue: str) -> Iterator[tuple[RedisChannel, Consumer]]:
+    """All consumers of a queue, with their channels."""
+    for state in list(channels.values()):
+        for consumer in list(state.consumers.values()):
+            if consumer.queue == queue:
+                yield state, consumer

@@ -15,8 +15,9 @@ from kombulite.brokers.base import Settings
 from kombulite.brokers.options import check_tls_settings
 from kombulite.brokers.redis.errors import driver_error, unquoted
 from kombulite.brokers.redis.options import Options, credentials_of, database_of
+from kombulite.brokers.redis.replies import OnReply
 from kombulite.brokers.redis.sentinels import NoMaster, Sentinels, retry_until, watch_of
-from kombulite.brokers.redis.stream import OnReply, Stream
+from kombulite.brokers.redis.stream import Stream
 
 DEFAULT_SENTINEL_PORT = 26379
 #: Seconds between two tries to find the new master.

@@ -13,13 +13,12 @@ from typing import Any
 
 from hiredis import ReplyError
 
-from kombulite._core import pack_command
 from kombulite.brokers.base import QueueSpec
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import logger
 from kombulite.brokers.redis.options import Limits
+from kombulite.brokers.redis.plans import Command, Plan, call, call_all, run, send
 from kombulite.brokers.redis.scripts import SWEEP
-from kombulite.brokers.redis.stream import Command, Stream, pack_all
 
 #: Milliseconds that a binding of an expiring queue lives at least, as in kombu, and twice as long as its queue.
 MIN_BINDING_LIFE = 3_600_000
@@ -97,54 +96,51 @@ class Deadlines:
 
     # --- their end
 
-    def sweep(self, stream: Stream) -> int:
+    def sweep(self) -> Plan[int]:
         """Delete what has ended; return how many entries. Nothing where the user has no right to our keys."""
         now = self.now_ms()
         look = ("ZRANGE", self._keys.own_deadlines, "-inf", now, "BYSCORE", "LIMIT", 0, MAX_SWEPT)
-        (found,) = stream.exchange([pack_command(look)], 1)
+        (found,) = yield from send(look)
         if isinstance(found, ReplyError):
             logger.debug("No look for what has ended: %s", found)
             return 0
         for entry in found:
-            self._end(stream, entry, now)
+            yield from self._end(entry, now)
         return len(found)
 
-    def _end(self, stream: Stream, entry: bytes, now: int) -> None:
+    def _end(self, entry: bytes, now: int) -> Plan[None]:
         keys = self._keys
         match _parsed(entry):
             case ["queue", str(name)]:
-                self._delete(stream, entry, now, [*keys.lists(name), keys.record(name)], [])
+                yield from self._delete(entry, now, [*keys.lists(name), keys.record(name)], [])
             case ["binding", str(name), str(member)]:
-                self._delete(stream, entry, now, [], [keys.permanent_bindings(name), keys.bindings(name)], member)
+                yield from self._delete(entry, now, [], [keys.permanent_bindings(name), keys.bindings(name)], member)
             case ["expiring", str(name), str(member), str(queue), int(expires)]:
-                if stream.call("SISMEMBER", keys.permanent_bindings(name), member):
-                    stream.call("ZREM", keys.own_deadlines, entry)  # it was bound again, to stay
-                elif self._is_unused(stream, entry, now, name, queue, expires):
-                    self._delete(stream, entry, now, [], [keys.bindings(name)], member)
+                if (yield from call("SISMEMBER", keys.permanent_bindings(name), member)):
+                    yield from call("ZREM", keys.own_deadlines, entry)  # it was bound again, to stay
+                elif (yield from self._is_unused(entry, now, name, queue, expires)):
+                    yield from self._delete(entry, now, [], [keys.bindings(name)], member)
             case ["exchange", str(name)]:
-                if not stream.call("EXISTS", keys.bindings(name)):
-                    stream.call("HDEL", keys.exchanges, name)
-                stream.call("ZREM", keys.own_deadlines, entry)
+                if not (yield from call("EXISTS", keys.bindings(name))):
+                    yield from call("HDEL", keys.exchanges, name)
+                yield from call("ZREM", keys.own_deadlines, entry)
             case _:
-                stream.call("ZREM", keys.own_deadlines, entry)
+                yield from call("ZREM", keys.own_deadlines, entry)
 
-    def _delete(
-        self, stream: Stream, entry: bytes, now: int, deleted: list[str], tables: list[str], member: str = ""
-    ) -> None:
-        stream.run(SWEEP, [self._keys.own_deadlines, *deleted, *tables], entry, now, len(deleted), member)
+    def _delete(self, entry: bytes, now: int, deleted: list[str], tables: list[str], member: str = "") -> Plan[None]:
+        yield from run(SWEEP, [self._keys.own_deadlines, *deleted, *tables], entry, now, len(deleted), member)
 
-    def _is_unused(self, stream: Stream, entry: bytes, now: int, exchange: str, queue: str, expires: int) -> bool:
+    def _is_unused(self, entry: bytes, now: int, name: str, queue: str, expires: int) -> Plan[bool]:
         """Return whether kombu's rule says so too. If not, look again when it may."""
         lists = self._keys.lists(queue)
-        ends, *left = stream.call_all(("ZSCORE", self._keys.deadlines, exchange), *(("PTTL", key) for key in lists))
+        ends, *left = yield from call_all(("ZSCORE", self._keys.deadlines, name), *(("PTTL", key) for key in lists))
         if ends is None or float(ends) <= now:
             return True
         # What publishers still bring goes when nobody consumes it for as long as the queue may be unused.
         endless: list[tuple[Any, ...]] = [
             ("PEXPIRE", key, expires) for key, ttl in zip(lists, left, strict=True) if ttl == -1
         ]
-        commands = [("ZADD", self._keys.own_deadlines, "XX", float(ends), entry), *endless]
-        stream.exchange(pack_all(commands), len(commands))
+        yield from send(("ZADD", self._keys.own_deadlines, "XX", float(ends), entry), *endless)
         return False
 
 

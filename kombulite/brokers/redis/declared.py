@@ -8,7 +8,7 @@ from kombulite.brokers.base import QueueSpec
 from kombulite.brokers.redis.deadlines import EXCLUSIVE_LIFE, Deadlines, is_shared, life_of
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Limits
-from kombulite.brokers.redis.stream import Command
+from kombulite.brokers.redis.plans import Command
 
 
 class Declared:

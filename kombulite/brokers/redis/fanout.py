@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from kombulite._core import pack_command
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.stream import Stream
+from kombulite.brokers.redis.plans import PostingStream
 
 #: Messages remembered of each queue to which one message can come twice.
 REMEMBERED = 1000
@@ -22,7 +22,7 @@ class Subscriptions:
         self._queues_of: dict[bytes, dict[str, str]] = {}  # pattern -> queue -> exchange
         self._seen: dict[str, deque[str]] = {}
 
-    def update(self, stream: Stream, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+    def update(self, stream: PostingStream, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
         """Subscribe to what queues are bound to, as (exchange, routing key), and to nothing else."""
         wanted: dict[bytes, dict[str, str]] = {}
         for queue, bound in bindings.items():
@@ -43,7 +43,7 @@ class Subscriptions:
         if old:
             stream.send(pack_command(("PUNSUBSCRIBE", *sorted(old))))
 
-    def renew(self, stream: Stream) -> None:
+    def renew(self, stream: PostingStream) -> None:
         """Subscribe to the same over a connection that knows nothing of it yet."""
         if self._queues_of:
             stream.send(pack_command(("PSUBSCRIBE", *sorted(self._queues_of))))

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from kombulite import exceptions
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Options
+from kombulite.brokers.redis.plans import Command, Plan, call, call_all, run, run_with
 from kombulite.brokers.redis.scripts import DEAD_LETTER, OVERDUE, RENEW, RESTORE, UNLOCK
-from kombulite.brokers.redis.stream import Command, Stream
 from kombulite.utils.uuid import uuid
 
 logger = getLogger("kombulite.brokers.redis")
@@ -87,15 +87,14 @@ def _set_flags(message: dict[str, Any]) -> None:
     info["delivery_count"] = count + 1 if isinstance(count, int) else 1
 
 
-def put_back(stream: Stream, keys: Keys, leases: Sequence[Lease], are_noted: bool) -> None:
+def put_back(keys: Keys, leases: Sequence[Lease], are_noted: bool) -> Plan[None]:
     """Return messages to the heads of their lists, in the order given. ``are_noted``: whether the server knows of them;
     those that are not its holders' any more stay where they are."""
     latest = "" if are_noted else "-"
     for end in range(len(leases), 0, -MAX_RESTORED):
         # The last first: each then goes to the very front.
         chunk = leases[max(end - MAX_RESTORED, 0) : end][::-1]
-        _restore(
-            stream,
+        yield from _restore(
             keys,
             latest,
             [
@@ -105,54 +104,62 @@ def put_back(stream: Stream, keys: Keys, leases: Sequence[Lease], are_noted: boo
         )
 
 
-def _restore(
-    stream: Stream, keys: Keys, latest: str | bytes, rows: Sequence[tuple[str, Any, bytes]], *others: Command
-) -> int:
+def _restore(keys: Keys, latest: str | bytes, rows: Sequence[tuple[str, Any, bytes]], *others: Command) -> Plan[int]:
     """Put messages back, and send other commands together with that; returns how many are back."""
     if not rows:
         return 0
     arguments = [argument for _, tag, envelope in rows for argument in (tag, envelope)]
     lists = [key for key, _, _ in rows]
-    return int(stream.run_with(others, RESTORE, [keys.unacked, keys.unacked_index, *lists], latest, *arguments)[0])
+    replies = yield from run_with(others, RESTORE, [keys.unacked, keys.unacked_index, *lists], latest, *arguments)
+    return int(replies[0])
 
 
-def dead_letter(stream: Stream, keys: Keys, tag: Any, queue: str, element: Any, reason: object) -> None:
+def dead_letter(keys: Keys, tag: Any, queue: str, element: Any, reason: object) -> Plan[None]:
     """Move an element that is no message to the dead letters of its queue. ``tag``: None if it is not leased."""
     logger.error("An element of queue %r is no message and goes to %r: %s", queue, keys.dead_letters(queue), reason)
     if tag is None:
         try:
-            stream.call("LPUSH", keys.dead_letters(queue), element)
+            yield from call("LPUSH", keys.dead_letters(queue), element)
             return
         except exceptions.MessageNacked:  # memory is full: it is taken from its list already, so it must be kept
             tag = ""
-    stream.run(DEAD_LETTER, [keys.unacked, keys.unacked_index, keys.dead_letters(queue)], tag, element)
+    yield from run(DEAD_LETTER, [keys.unacked, keys.unacked_index, keys.dead_letters(queue)], tag, element)
 
 
-def put_back_tags(stream: Stream, keys: Keys, tags: Sequence[str]) -> None:
+def put_back_tags(keys: Keys, tags: Sequence[str]) -> Plan[None]:
     """Return messages that a claim may have taken whose answer never came."""
     for start in range(0, len(tags), CHUNK):
         chunk = tags[start : start + CHUNK]
-        values = stream.call("HMGET", keys.unacked, *chunk)
-        found = [
-            _read(stream, keys, tag.encode(), value, lambda exchange, routing_key: ())
-            for tag, value in zip(chunk, values, strict=True)
-            if value is not None
-        ]
-        back = [each for each in reversed(found) if each is not None]
-        _restore(stream, keys, "", [(key, each.tag, each.envelope) for each in back for key in each.lists])
+        values = yield from call("HMGET", keys.unacked, *chunk)
+        found = []
+        for tag, value in zip(chunk, values, strict=True):
+            if (
+                value is not None
+                and (each := (yield from _read(keys, tag.encode(), value, _route_nowhere))) is not None
+            ):
+                found.append(each)
+        yield from _restore(
+            keys, "", [(key, each.tag, each.envelope) for each in reversed(found) for key in each.lists]
+        )
 
 
-def renew(stream: Stream, keys: Keys, tags: Sequence[str]) -> None:
+def renew(keys: Keys, tags: Sequence[str]) -> Plan[None]:
     """Give leases their full time again."""
     for start in range(0, len(tags), CHUNK):
-        stream.run(RENEW, [keys.unacked_index], *tags[start : start + CHUNK])
+        yield from run(RENEW, [keys.unacked_index], *tags[start : start + CHUNK])
 
 
 # --- the leases of the dead -------------------------------------------------------------------------------------
 
 
 #: (exchange, routing key) -> the queues that a message goes to; None if nobody stores it.
-Route = Callable[[str, str], "Iterable[str] | None"]
+Route = Callable[[str, str], "Plan[Iterable[str] | None]"]
+
+
+def _route_nowhere(exchange: str, routing_key: str) -> Plan[Iterable[str] | None]:
+    """Leave the route of a message open."""
+    yield from ()
+    return ()
 
 
 class Abandoned(NamedTuple):
@@ -163,7 +170,7 @@ class Abandoned(NamedTuple):
     lists: tuple[str, ...]
 
 
-def restore_overdue(stream: Stream, keys: Keys, options: Options, route: Route) -> int:
+def restore_overdue(keys: Keys, options: Options, route: Route) -> Plan[int]:
     """Put messages back whose leases ran out, the oldest to the very front; returns how many.
 
     Those of anybody in the database: kombu's are judged by our timeout, ours by that of their holder.
@@ -171,17 +178,17 @@ def restore_overdue(stream: Stream, keys: Keys, options: Options, route: Route) 
     """
     token, mutex = uuid(), [keys.unacked_mutex]
     try:
-        latest, overdue = _overdue(stream, keys, options, route, token)
+        latest, overdue = yield from _overdue(keys, options, route, token)
         if overdue:
             logger.warning("Restoring %d messages whose consumers are gone", len(overdue))
         rows = [(key, each.tag, each.envelope) for each in reversed(overdue) for key in each.lists]
         # A message may end the process as soon as it is back, and with it all looking, as long as the mutex lives.
-        return _restore(stream, keys, latest, rows, ("EVAL", UNLOCK.source, 1, keys.unacked_mutex, token))
+        return (yield from _restore(keys, latest, rows, ("EVAL", UNLOCK.source, 1, keys.unacked_mutex, token)))
     finally:
-        stream.run(UNLOCK, mutex, token)
+        yield from run(UNLOCK, mutex, token)
 
 
-def _overdue(stream: Stream, keys: Keys, options: Options, route: Route, token: str) -> tuple[bytes, list[Abandoned]]:
+def _overdue(keys: Keys, options: Options, route: Route, token: str) -> Plan[tuple[bytes, list[Abandoned]]]:
     """The leases that ran out, the oldest first, and the latest score of those; none if somebody else is at it."""
     limit = min(options.unacked_restore_limit or MAX_RESTORED, MAX_RESTORED)
     life = int(min(options.unacked_mutex_expire, MUTEX_LIFE) * 1000)
@@ -189,7 +196,7 @@ def _overdue(stream: Stream, keys: Keys, options: Options, route: Route, token: 
     latest, others = b"0", 0
     while len(overdue) < limit:
         most = min(CHUNK, limit - len(overdue))
-        found = stream.run(
+        found = yield from run(
             OVERDUE,
             [keys.unacked, keys.unacked_index, keys.unacked_mutex],
             token,
@@ -203,7 +210,9 @@ def _overdue(stream: Stream, keys: Keys, options: Options, route: Route, token: 
         latest, rows = found[0], list(zip(found[1::3], found[2::3], found[3::3], strict=True))
         due = [row for row in rows if _has_run_out(row[0], float(row[1]), float(latest), options)]
         others += len(rows) - len(due)
-        overdue += [each for tag, _, value in due if (each := _read(stream, keys, tag, value, route)) is not None]
+        for tag, _, value in due:
+            if (each := (yield from _read(keys, tag, value, route))) is not None:
+                overdue.append(each)
         if len(rows) < most:
             break
     return latest, overdue
@@ -220,10 +229,10 @@ def _has_run_out(tag: bytes, score: float, latest: float, options: Options) -> b
         return True
 
 
-def _read(stream: Stream, keys: Keys, tag: bytes, value: bytes | None, route: Route) -> Abandoned | None:
+def _read(keys: Keys, tag: bytes, value: bytes | None, route: Route) -> Plan[Abandoned | None]:
     """What a lease says; None for one that is dealt with here."""
     if value is None:
-        stream.call("ZREM", keys.unacked_index, tag)  # settled by somebody who died halfway
+        yield from call("ZREM", keys.unacked_index, tag)  # settled by somebody who died halfway
         return None
     queue = ""
     try:
@@ -234,17 +243,17 @@ def _read(stream: Stream, keys: Keys, tag: bytes, value: bytes | None, route: Ro
         _set_flags(message)
         priority = message["properties"].get("priority")
         envelope = json.dumps(message).encode()
-        queues = (routing_key,) if exchange == "" else route(exchange, routing_key)
+        queues = (routing_key,) if exchange == "" else (yield from route(exchange, routing_key))
         lists = tuple(keys.list_for(name, priority) for name in queues or ())
     except (ValueError, RecursionError, TypeError, AttributeError) as error:
-        dead_letter(stream, keys, tag, queue or "unacked", value, error)
+        yield from dead_letter(keys, tag, queue or "unacked", value, error)
         return None
     if queues is None:
-        stream.call_all(("ZREM", keys.unacked_index, tag), ("HDEL", keys.unacked, tag))
+        yield from call_all(("ZREM", keys.unacked_index, tag), ("HDEL", keys.unacked, tag))
         return None
     if not lists:
-        dead_letter(
-            stream, keys, tag, queue, envelope, f"no queue is bound to exchange {exchange!r} with {routing_key!r}"
+        yield from dead_letter(
+            keys, tag, queue, envelope, f"no queue is bound to exchange {exchange!r} with {routing_key!r}"
         )
         return None
     return Abandoned(tag, envelope, lists)

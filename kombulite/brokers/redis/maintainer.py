@@ -13,14 +13,13 @@ from threading import Event, Thread
 from time import monotonic
 from weakref import WeakMethod
 
-from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.connector import Connector
 from kombulite.brokers.redis.deadlines import MIN_BINDING_LIFE, MIN_OWN_LIFE
-from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import logger, renew, restore_overdue
-from kombulite.brokers.redis.options import Options
+from kombulite.brokers.redis.plans import Plan
+from kombulite.brokers.redis.protocol import RedisProtocol
+from kombulite.brokers.redis.router import Routes
 from kombulite.brokers.redis.stream import Stream
-from kombulite.brokers.redis.topology import Topology
 from kombulite.exceptions import ChannelError, MessageNacked
 
 #: Seconds until the next try when one failed.
@@ -29,33 +28,93 @@ RETRY_INTERVAL = 1.0
 LINGER = 15.0
 
 
-class LeaseMaintainer:
-    """The maintainer of one transport, whose ``channels``, ``topology`` and ``streams`` it reads.
+class Chores:
+    """What is due when, as plans. ``routes(exchange)``: the plan that gives the routes of an exchange."""
 
+    def __init__(self, protocol: RedisProtocol, routes: Callable[[str], Plan[Routes]]) -> None:
+        self._keys = protocol.keys
+        self._options = protocol.options
+        self._channels = protocol.channels
+        self._topology = protocol.topology
+        self._routes = routes
+        self._extended_at = self._rebound_at = monotonic()
+        self._pause = self._options.restore_interval  # between two extensions
+        first_renewal = monotonic() + self._options.visibility_timeout / 3
+        self._due = {self._renew: first_renewal, self._extend: 0.0, self._sweep: 0.0, self._restore: 0.0}
+
+    def extend_now(self) -> None:
+        """Look at once for what has to be kept in use: there is more of it."""
+        self._due[self._extend] = 0.0
+
+    @property
+    def pause(self) -> float:
+        """Seconds until something is due."""
+        return max(min(self._due.values()) - monotonic(), 0.0)
+
+    def work(self) -> Plan[None]:
+        """Do what is due."""
+        for chore in [chore for chore, at in self._due.items() if at <= monotonic()]:
+            self._due[chore] = inf  # until it is done, unless it is asked for meanwhile
+            try:
+                pause = yield from chore()
+            except (ChannelError, MessageNacked) as error:  # the others shall be done all the same
+                pause = RETRY_INTERVAL
+                logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
+            except BaseException:
+                self._due[chore] = monotonic() + RETRY_INTERVAL
+                raise
+            self._due[chore] = min(self._due[chore], monotonic() + pause)
+
+    # Each returns the seconds until it is due again.
+
+    def _renew(self) -> Plan[float]:
+        leases = [lease for state in list(self._channels.values()) for lease in state.unsettled()]
+        if self._options.ack_emulation:
+            yield from renew(self._keys, [lease.tag for lease in leases])
+        return self._options.visibility_timeout / 3
+
+    def _extend(self) -> Plan[float]:
+        """Queues that end when they are not used, and their bindings."""
+        states = list(self._channels.values())
+        consumed = {consumer.queue for state in states for consumer in list(state.consumers.values())}
+        now = monotonic()
+        # After a pause of the whole process they may be gone already. kombu says them again as often, too.
+        rebind = now - self._rebound_at > MIN_BINDING_LIFE / 3000 or now - self._extended_at > 3 * self._pause
+        pause = yield from self._topology.extend(consumed, rebind)
+        self._extended_at = now
+        self._rebound_at = now if rebind else self._rebound_at
+        self._pause = self._options.restore_interval if pause is None else min(pause, self._options.restore_interval)
+        return self._pause
+
+    def _sweep(self) -> Plan[float]:
+        yield from self._topology.deadlines.sweep()
+        return min(self._options.restore_interval, MIN_OWN_LIFE / 1000)
+
+    def _restore(self) -> Plan[float]:
+        if any(state.consumers for state in list(self._channels.values())):
+            yield from restore_overdue(self._keys, self._options, self._queues_of)
+        return self._options.restore_interval
+
+    def _queues_of(self, exchange: str, routing_key: str) -> Plan[Iterable[str] | None]:
+        routes = yield from self._routes(exchange)
+        return None if routes.kind == "fanout" else routes.route(routing_key)
+
+
+class LeaseMaintainer:
+    """Does the chores of one transport, in a thread with a connection of its own.
+
+    ``commands`` is the transport's stream for commands, ``streams`` are all that it has.
     ``start`` it, then ``stop`` it; it ends also when it is forgotten.
     """
 
-    def __init__(
-        self,
-        connector: Connector,
-        keys: Keys,
-        options: Options,
-        channels: dict[int, RedisChannel],
-        topology: Topology,
-        streams: list[Stream],
-    ) -> None:
+    def __init__(self, protocol: RedisProtocol, connector: Connector, commands: Stream, streams: list[Stream]) -> None:
         self._connector = connector
-        self._keys = keys
-        self._options = options
-        self._channels = channels
-        self._topology = topology
+        self._router = protocol.topology.router
+        self._commands = commands
         self._kept_alive = streams
+        self._chores = Chores(protocol, self._routes)
         self._stopped, self._news = Event(), Event()
         self._streams: list[Stream] = []  # one, or none; the thread closes it when it ends
-        self._extended_at = self._rebound_at = monotonic()
-        self._pause = options.restore_interval  # between two extensions
-        first_renewal = monotonic() + options.visibility_timeout / 3
-        self._due = {self._renew: first_renewal, self._extend: 0.0, self._sweep: 0.0, self._restore: 0.0}
 
     def start(self) -> None:
         """Start the thread."""
@@ -69,64 +128,27 @@ class LeaseMaintainer:
 
     def extend_now(self) -> None:
         """Look at once for what has to be kept in use: there is more of it."""
-        self._due[self._extend] = 0.0
+        self._chores.extend_now()
         self._news.set()
 
     def _work(self) -> float:
         """Do what is due; returns the seconds until the next time."""
         next_ping = min((left for stream in self._kept_alive if (left := stream.keep_alive()) is not None), default=inf)
-        due = [chore for chore, at in self._due.items() if at <= monotonic()]
-        if due:
+        if not self._chores.pause:
             if not self._streams:
                 stream = self._connector.open(lambda message: None)
                 stream.renew = self._connector.reopen
                 self._streams.append(stream)
-            for chore in due:
-                self._due[chore] = inf  # until it is done, unless it is asked for meanwhile
-                try:
-                    pause = chore(self._streams[0])
-                except (ChannelError, MessageNacked) as error:  # the others shall be done all the same
-                    pause = RETRY_INTERVAL
-                    logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
-                self._due[chore] = min(self._due[chore], monotonic() + pause)
-        left = max(min(self._due.values()) - monotonic(), 0.0)
+            self._streams[0].perform(self._chores.work())
+        left = self._chores.pause
         if left > LINGER:
             _drop(self._streams)
         return min(left, next_ping)
 
-    # Each returns the seconds until it is due again.
-
-    def _renew(self, stream: Stream) -> float:
-        leases = [lease for state in list(self._channels.values()) for lease in state.unsettled()]
-        if self._options.ack_emulation:
-            renew(stream, self._keys, [lease.tag for lease in leases])
-        return self._options.visibility_timeout / 3
-
-    def _extend(self, stream: Stream) -> float:
-        """Queues that end when they are not used, and their bindings."""
-        states = list(self._channels.values())
-        consumed = {consumer.queue for state in states for consumer in list(state.consumers.values())}
-        now = monotonic()
-        # After a pause of the whole process they may be gone already. kombu says them again as often, too.
-        rebind = now - self._rebound_at > MIN_BINDING_LIFE / 3000 or now - self._extended_at > 3 * self._pause
-        pause = self._topology.extend(stream, consumed, rebind)
-        self._extended_at = now
-        self._rebound_at = now if rebind else self._rebound_at
-        self._pause = self._options.restore_interval if pause is None else min(pause, self._options.restore_interval)
-        return self._pause
-
-    def _sweep(self, stream: Stream) -> float:
-        self._topology.deadlines.sweep(stream)
-        return min(self._options.restore_interval, MIN_OWN_LIFE / 1000)
-
-    def _restore(self, stream: Stream) -> float:
-        if any(state.consumers for state in list(self._channels.values())):
-            restore_overdue(stream, self._keys, self._options, self._queues_of)
-        return self._options.restore_interval
-
-    def _queues_of(self, exchange: str, routing_key: str) -> Iterable[str] | None:
-        routes = self._topology.router.routes(exchange)
-        return None if routes.kind == "fanout" else routes.route(routing_key)
+    def _routes(self, exchange: str) -> Plan[Routes]:
+        """Read routes over the connection on which the server tells of their changes."""
+        yield from ()
+        return self._commands.perform(self._router.routes(exchange))
 
 
 def _run(work_of: Callable[[], Callable[[], float] | None], stopped: Event, news: Event, streams: list[Stream]) -> None:

@@ -14,8 +14,8 @@ from kombulite._core import Delivery, EnvelopeTemplate, ListPush, Properties, Ta
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Limits, Options
+from kombulite.brokers.redis.plans import Exchange, Plan
 from kombulite.brokers.redis.router import Router, Routes
-from kombulite.brokers.redis.stream import Stream
 from kombulite.utils.json import codec
 
 #: Places that are remembered.
@@ -86,21 +86,19 @@ class Segment(NamedTuple):
 
 
 class Publisher:
-    """Publishes over one stream.
+    """What brings messages where they belong.
 
     ``limits``: those of the queues that this connection declared. ``now()``: the server's time in seconds.
     """
 
     def __init__(
         self,
-        stream: Stream,
         keys: Keys,
         options: Options,
         router: Router,
         limits: Mapping[str, Limits],
         now: Callable[[], float],
     ) -> None:
-        self._stream = stream
         self._keys = keys
         self._options = options
         self._router = router
@@ -113,32 +111,43 @@ class Publisher:
         """The limits of a queue, or the type of an exchange, have changed."""
         self._destinations.clear()
 
+    # --- one message to one list, the common case
+
+    def single(self, delivery: Delivery) -> Destination | None:
+        """Return where a message goes, if that is one list and the server need not be asked for it."""
+        exchange = delivery.exchange
+        if exchange == "":
+            destination = self._find(delivery, None)
+        else:
+            routes = self._router.known(exchange)
+            if routes is None:
+                return None
+            destination = self._find(delivery, routes)
+        return None if destination.single is None else destination
+
+    def pack(self, destination: Destination, delivery: Delivery) -> bytes:
+        """Return the command that pushes a message to its one list; there is one reply. Raises PreconditionFailed."""
+        template = self._template(destination, delivery)
+        assert destination.single is not None
+        return destination.single.pack(template, self._tags, (delivery,), self._stamp(destination, delivery))
+
+    def is_current(self, destination: Destination, exchange: str) -> bool:
+        """Return whether no change was heard of since it was decided where messages go."""
+        return destination.routes is None or self._router.is_current(exchange, destination.routes)
+
     # --- one message
 
-    def publish(self, delivery: Delivery, timeout: float | None) -> bool:
+    def publish(self, delivery: Delivery) -> Plan[bool]:
         """Publish a message; False if nothing takes it. Raises NotFound, MessageNacked, PreconditionFailed."""
-        destination = self._destination(delivery)
-        template = self._template(destination, delivery)
-        if destination.single is not None:
-            stamp = self._stamp(destination, delivery)
-            self._stream.ask(destination.single.pack(template, self._tags, (delivery,), stamp), timeout)
-            reached = 1
-        else:
-            reached = self._publish_to(destination, destination.queues, template, delivery, timeout)
-        if destination.routes is not None and not self._router.is_current(delivery.exchange, destination.routes):
-            reached += self._catch_up(delivery, destination, timeout)
+        destination = yield from self._destination(delivery)
+        reached = yield from self._publish_to(destination, destination.queues, delivery)
+        if not self.is_current(destination, delivery.exchange):
+            reached += yield from self.catch_up(delivery, destination)
         return reached > 0
 
-    def _publish_to(
-        self,
-        destination: Destination,
-        queues: Sequence[str],
-        template: EnvelopeTemplate,
-        delivery: Delivery,
-        timeout: float | None,
-    ) -> int:
-        commands = self._commands(destination, queues, template, (delivery,))
-        replies = self._stream.exchange(commands, len(commands), timeout) if commands else [0]
+    def _publish_to(self, destination: Destination, queues: Sequence[str], delivery: Delivery) -> Plan[int]:
+        commands = self._commands(destination, queues, self._template(destination, delivery), (delivery,))
+        replies = (yield Exchange(commands, len(commands))) if commands else [0]
         failure = _failure(replies)
         if failure is not None:
             raise reply_error(str(failure))
@@ -151,7 +160,7 @@ class Publisher:
         template: EnvelopeTemplate,
         deliveries: Sequence[Delivery],
     ) -> list[bytes]:
-        """What brings messages that go the same way to some of the queues, or to the topics, of their destination."""
+        """Return what brings messages that go the same way to some of their queues, or to their topics."""
         tags, stamp = self._tags, self._stamp(destination, deliveries[0])
         if destination.topics:
             envelopes = [template.encode(each.body, tags.next(), stamp) for each in deliveries]
@@ -166,16 +175,18 @@ class Publisher:
         ]
         return pushes if not pushes or destination.single is not None else [MULTI, *pushes, *destination.trailer, EXEC]
 
-    def _catch_up(self, delivery: Delivery, destination: Destination, timeout: float | None) -> int:
-        """The bindings changed while the message was on its way: send it to the queues that it missed."""
+    def catch_up(self, delivery: Delivery, destination: Destination) -> Plan[int]:
+        """Send a message to the queues that it missed: bindings changed while it was on its way.
+
+        Returns how many queues have it.
+        """
         sent = set(destination.queues)
-        missed: tuple[str, ...] = ()
         for _ in range(3):
-            destination = self._destination(delivery)
+            destination = yield from self._destination(delivery)
             missed = tuple(queue for queue in destination.queues if queue not in sent)
             if not missed or destination.topics:
                 break
-            self._publish_to(destination, missed, self._template(destination, delivery), delivery, timeout)
+            yield from self._publish_to(destination, missed, delivery)
             sent.update(missed)
         return len(sent)
 
@@ -199,9 +210,12 @@ class Publisher:
 
     # --- where to
 
-    def _destination(self, delivery: Delivery) -> Destination:
+    def _destination(self, delivery: Delivery) -> Plan[Destination]:
+        routes = None if delivery.exchange == "" else (yield from self._router.routes(delivery.exchange))
+        return self._find(delivery, routes)
+
+    def _find(self, delivery: Delivery, routes: Routes | None) -> Destination:
         exchange, routing_key, priority = delivery.exchange, delivery.routing_key, delivery.properties.priority
-        routes = None if exchange == "" else self._router.routes(exchange)
         destination = self._destinations.get((exchange, routing_key))
         if destination is None or destination.routes is not routes or destination.priority != priority:
             destination = self._make_destination(exchange, routing_key, priority, routes)
@@ -228,9 +242,7 @@ class Publisher:
 
     # --- many messages
 
-    def publish_many(
-        self, deliveries: Sequence[Delivery], timeout: float | None
-    ) -> tuple[list[tuple[int, Exception]], list[int]]:
+    def publish_many(self, deliveries: Sequence[Delivery]) -> Plan[tuple[list[tuple[int, Exception]], list[int]]]:
         """Publish in order; returns those refused, as (index, exception), and the indexes of those nothing takes."""
         refused: list[tuple[int, Exception]] = []
         unroutable: list[int] = []
@@ -242,7 +254,7 @@ class Publisher:
             where = first.exchange, first.routing_key, first.properties.priority
             try:
                 if where != previous:
-                    destination = self._destination(first)
+                    destination = yield from self._destination(first)
                 template = self._template(destination, first)
             except exceptions.ChannelError as error:
                 previous = None
@@ -253,24 +265,19 @@ class Publisher:
                 if not destination.queues and not destination.topics:
                     unroutable += range(start, stop)
             start = stop
-        refused += self._send(
-            deliveries,
-            [segment for segment in segments if segment.destination.queues or segment.destination.topics],
-            timeout,
-        )
+        reached = [each for each in segments if each.destination.queues or each.destination.topics]
+        refused += yield from self._send(deliveries, reached)
         for segment in segments:
-            routes = segment.destination.routes
-            if routes is not None and not self._router.is_current(deliveries[segment.start].exchange, routes):
+            if not self.is_current(segment.destination, deliveries[segment.start].exchange):
                 for index in range(segment.start, segment.stop):
-                    if self._catch_up(deliveries[index], segment.destination, timeout) and index in unroutable:
+                    found = yield from self.catch_up(deliveries[index], segment.destination)
+                    if found and index in unroutable:
                         unroutable.remove(index)
         return sorted(refused, key=itemgetter(0)), unroutable
 
-    def _send(
-        self, deliveries: Sequence[Delivery], segments: Sequence[Segment], timeout: float | None
-    ) -> list[tuple[int, Exception]]:
+    def _send(self, deliveries: Sequence[Delivery], segments: Sequence[Segment]) -> Plan[list[tuple[int, Exception]]]:
         counts = [segment.destination.replies(segment.stop - segment.start) for segment in segments]
-        replies = self._stream.exchange(self._packed(deliveries, segments), sum(counts), timeout)
+        replies = yield Exchange(self._packed(deliveries, segments), sum(counts))
         refused: list[tuple[int, Exception]] = []
         for segment, count, end in zip(segments, counts, accumulate(counts), strict=True):
             if count == 1 and replies[end - 1].__class__ is int:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 from time import monotonic
-from typing import Any
 
 from hiredis import ReplyError
 
 from kombulite._core import RoutingTable
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.stream import Stream, pack_all
+from kombulite.brokers.redis.plans import Command, Plan, Wait, send
 
 #: Seconds that a table may be old where the server does not tell of changes.
 MAX_AGE = 1.0
@@ -57,80 +56,86 @@ class Router:
 
     def __init__(
         self,
-        stream: Stream,
         keys: Keys,
         declared: dict[str, str],
         tracked: bool,
         check_interval: float,
-        redeclare: Callable[[], None],
+        redeclare: Callable[[], Plan[None]],
     ) -> None:
-        self._stream = stream
         self._keys = keys
         self._declared = declared  # exchange -> type, as far as this connection knows
-        self._tracked = tracked
+        self.is_tracked = tracked
         self._check_interval = check_interval or inf
         self._redeclare = redeclare
         self._was_emptied = False
         self._routes: dict[str, Routes] = {}
+        self._states: dict[str, object] = {}  # exchange -> what changes with its bindings, as far as was heard
         self._exchange_of: dict[bytes, str] = {}
 
-    def routes(self, exchange: str) -> Routes:
-        """The table of an exchange."""
-        if self._tracked:
-            self._stream.poll()  # what the server has said of changes so far
-            self.catch_up()
+    def known(self, exchange: str) -> Routes | None:
+        """Return the table of an exchange if the server need not be asked."""
         routes = self._routes.get(exchange)
-        most_age = self._check_interval if self._tracked else MAX_AGE
-        if routes is None or monotonic() - routes.read_at >= most_age:
-            routes = self._read(exchange)
-        return routes
+        most_age = self._check_interval if self.is_tracked else MAX_AGE
+        return None if routes is None or self._was_emptied or monotonic() - routes.read_at >= most_age else routes
 
-    def catch_up(self) -> None:
+    def routes(self, exchange: str) -> Plan[Routes]:
+        """Return the table of an exchange."""
+        if self.is_tracked:
+            yield Wait.NEWS
+            yield from self.catch_up()
+        return self.known(exchange) or (yield from self._read(exchange))
+
+    def catch_up(self) -> Plan[None]:
         """Declare again what is gone with all else, if the server has said so."""
         if self._was_emptied:
             self._was_emptied = False
-            self._redeclare()
+            yield from self._redeclare()
 
     def is_current(self, exchange: str, routes: Routes) -> bool:
         """Whether nothing was heard of a change."""
         return self._routes.get(exchange) is routes
 
-    def _read(self, exchange: str) -> Routes:
-        key = self._keys.bindings(exchange)
-        commands: list[tuple[Any, ...]] = [("SMEMBERS", key), ("HGET", self._keys.exchanges, exchange)]
-        if self._tracked:
+    def _read(self, exchange: str) -> Plan[Routes]:
+        commands: list[Command] = [
+            ("SMEMBERS", self._keys.bindings(exchange)),
+            ("HGET", self._keys.exchanges, exchange),
+        ]
+        if self.is_tracked:
             commands.insert(0, ("CLIENT", "CACHING", "YES"))
         # Remembered before it is read: a change that the server tells of together with the answer discards it.
-        with self._stream.lock:
-            placeholder = self._routes[exchange] = Routes(self._keys, exchange, None, set())
-            self._exchange_of[key.encode()] = exchange
-            members, kind = self._stream.exchange(pack_all(commands), len(commands))[-2:]
-            if isinstance(members, ReplyError):
-                self.discard(exchange)
-                raise reply_error(str(members))
-            # Where our own key cannot be read the bindings have to tell.
-            kind = self._declared.get(exchange) or (kind.decode() if kind in KINDS else None)
-            routes = Routes(self._keys, exchange, kind, set(members))
-            if self._routes.get(exchange) is placeholder:
-                self._routes[exchange] = routes
+        state = self._states.setdefault(exchange, object())
+        self._exchange_of[self._keys.bindings(exchange).encode()] = exchange
+        members, kind = (yield from send(*commands))[-2:]
+        if isinstance(members, ReplyError):
+            raise reply_error(str(members))
+        # Where our own key cannot be read the bindings have to tell.
+        kind = self._declared.get(exchange) or (kind.decode() if kind in KINDS else None)
+        routes = Routes(self._keys, exchange, kind, set(members))
+        if self._states.get(exchange) is state:
+            self._routes[exchange] = routes
         return routes
 
     def renewed(self, tracked: bool) -> None:
         """The connection is another one, on which the server tells of nothing that was read before."""
-        self._tracked = tracked
+        self.is_tracked = tracked
+        self._forget_all()
+
+    def _forget_all(self) -> None:
         self._routes.clear()
+        self._states.clear()
 
     def forget(self, keys: list[bytes] | None) -> None:
         """The server says that these keys changed (None: all)."""
         if keys is None:
-            self._routes.clear()
+            self._forget_all()
             self._was_emptied = True
         else:
             for key in keys:
                 exchange = self._exchange_of.get(key)
                 if exchange is not None:
-                    self._routes.pop(exchange, None)
+                    self.discard(exchange)
 
     def discard(self, exchange: str) -> None:
         """Read the table of an exchange anew: this connection has changed something."""
         self._routes.pop(exchange, None)
+        self._states.pop(exchange, None)

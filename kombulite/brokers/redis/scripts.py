@@ -9,8 +9,12 @@ they remove the member '' from a set that has none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha1
 from importlib.resources import files
+from typing import Any
+
+from kombulite._core import pack_command
 
 
 class Script:
@@ -20,6 +24,11 @@ class Script:
         self.name = name
         self.source = files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
         self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    def pack(self, send_source: bool, keys: Sequence[str | bytes], *arguments: Any) -> bytes:
+        """Return the command that runs it. ``send_source``: for a server that may lack it."""
+        head = ("EVAL", self.source) if send_source else ("EVALSHA", self.sha)
+        return pack_command((*head, len(keys), *keys, *arguments))
 
 
 BIND = Script("bind")

@@ -2,9 +2,6 @@
 
 redis-py opens it (TLS, authentication, RESP3, Sentinel); after that commands are packed by the core and replies parsed
 by hiredis, straight on its socket.
-
-Longer than other modules: what is under way on a connection, and what becomes of it when the connection ends, are one
-matter.
 """
 
 from __future__ import annotations
@@ -12,32 +9,29 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from logging import getLogger
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from socket import AF_UNIX, IPPROTO_TCP, MSG_PEEK, SHUT_RDWR
 from time import monotonic
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from hiredis import ProtocolError, PushNotification, Reader, ReplyError
+from hiredis import ReplyError
 
 from kombulite import exceptions
 from kombulite._core import pack_command
 from kombulite.brokers.redis.errors import connection_lost, reply_error
-from kombulite.brokers.redis.scripts import Script
+from kombulite.brokers.redis.plans import Plan, Wait
+from kombulite.brokers.redis.replies import OnReply, Posted, ReplyQueue
 from kombulite.utils.eventio import selector_of
 from kombulite.utils.locks import Lock
 
 logger = getLogger("kombulite.brokers.redis")
 
 TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
-INCOMPLETE = object()
-RESP2_PUSHES = (b"message", b"pmessage", b"psubscribe", b"punsubscribe")
 READ_SIZE = MAX_JOINED = 1 << 16  # bytes
 MAX_READS = 64  # in one look at what has arrived: a server may talk faster than we listen
-MAX_UNREAD = 512 << 20  # bytes of a string that is not there as a whole: the longest that Redis has, unless told else
 
 #: Replies to posted commands that may be outstanding before we stop to read them.
 MAX_POSTED = 5000
@@ -52,20 +46,11 @@ PING_TIMEOUT = 5.0
 
 PING = pack_command(("PING",))
 
-Command = Sequence[Any]
-OnReply = Callable[[Any], None]
-#: A reply that is to come: what it goes to; the commands it belongs to, with the last of their replies, where they may
-#: be sent once more over another connection; and how many replies these have. No class: one is made for each ack.
-Posted = tuple[OnReply, "bytes | None", int]
+T = TypeVar("T")
 
 
 class ServerClosed(exceptions.RecoverableConnectionError):
     """The server has closed the connection."""
-
-
-def pack_all(commands: Iterable[Command]) -> list[bytes]:
-    """Several commands, each as it travels."""
-    return [pack_command(command) for command in commands]
 
 
 def gathered(commands: Iterable[bytes]) -> Iterator[bytes]:
@@ -100,9 +85,9 @@ class Stream:
         self.ping_interval = ping_interval
         self.renew: Callable[[Stream], None] | None = None
         self._timeout = timeout
-        self._on_push = on_push
         self._converses = False  # whether a command waits for its reply, or is being sent
-        self._posted: deque[Posted] = deque()  # one for each reply that is to come
+        self._queue = ReplyQueue(protocol, on_push)
+        self._posted = self._queue.posted
         self._waiting_since = 0.0  # when the last bytes came, or the first command was posted
         self._pinged_at = 0.0  # by keep_alive
         self._pid = os.getpid()
@@ -121,7 +106,7 @@ class Stream:
         self._is_corked = False
         self._readable = selector_of(self._sock, EVENT_READ)
         self._writable = selector_of(self._sock, EVENT_WRITE)
-        self._reader = Reader(notEnoughData=INCOMPLETE)
+        self._queue.restart(protocol)
         self._end_reason = "the server closed the connection"
         self.is_open = True
         self.used_at = monotonic()
@@ -143,38 +128,29 @@ class Stream:
             raise reply_error(str(reply))
         return reply
 
-    def call_all(self, *commands: Command, timeout: float | None = None) -> list[Any]:
-        """Send commands together and return their replies. Raises the first error."""
-        replies = self.exchange(pack_all(commands), len(commands), timeout)
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                raise reply_error(str(reply))
-        return replies
+    def perform(self, plan: Plan[T], timeout: float | None = None) -> T:
+        """Do what a plan asks for, and return its result."""
+        try:
+            request = next(plan)
+            while True:
+                try:
+                    result = self._fulfil(request, timeout)
+                except BaseException as error:
+                    request = plan.throw(error)
+                else:
+                    request = plan.send(result)
+        except StopIteration as end:
+            found: T = end.value
+            return found
 
-    def transact(self, *commands: Command, timeout: float | None = None) -> list[Any]:
-        """Send commands as one transaction (MULTI, EXEC) and return their replies. Raises the first error."""
-        replies = self.call_all(("MULTI",), *commands, ("EXEC",), timeout=timeout)[-1]
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                raise reply_error(str(reply))
-        return list(replies)
-
-    def run(self, script: Script, keys: Sequence[str | bytes], *arguments: Any) -> Any:
-        """Segment a script on the server."""
-        return self.run_with((), script, keys, *arguments)[0]
-
-    def run_with(
-        self, others: Sequence[Command], script: Script, keys: Sequence[str | bytes], *arguments: Any
-    ) -> list[Any]:
-        """Segment a script and other commands after it; a server that does not know the script is taught it."""
-        command = (len(keys), *keys, *arguments)
-        replies = self.exchange(pack_all([("EVALSHA", script.sha, *command), *others]), 1 + len(others))
-        if isinstance(replies[0], ReplyError) and str(replies[0]).startswith("NOSCRIPT"):
-            replies = self.exchange(pack_all([("EVAL", script.source, *command), *others]), 1 + len(others))
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                raise reply_error(str(reply))
-        return replies
+    def _fulfil(self, request: Any, timeout: float | None) -> list[Any] | None:
+        if request is Wait.REPLIES:
+            self.wait_for_replies()
+        elif request is Wait.NEWS:
+            self.poll()
+        else:
+            return self.exchange(request.commands, request.replies, timeout)
+        return None
 
     def exchange(self, commands: Iterable[bytes], replies: int, timeout: float | None = None) -> list[Any]:
         """Send packed commands and return their replies, error replies (hiredis.ReplyError) among them.
@@ -232,19 +208,7 @@ class Stream:
         self._send(data, self._timeout)
         if not self._posted:
             self._waiting_since = self.used_at
-        if replies > 1:
-            self._posted.extend([(on_reply, b"", 0)] * (replies - 1))
-        self._posted.append((on_reply, data if may_repeat else None, replies))
-
-    def post_script(
-        self, on_reply: OnReply, script: Script, send_source: bool, keys: Sequence[str | bytes], *arguments: Any
-    ) -> None:
-        """Segment a script on the server; the reply comes later.
-
-        ``send_source``: send the script, not its digest; after the reply to that was NOSCRIPT.
-        """
-        head = ("EVAL", script.source) if send_source else ("EVALSHA", script.sha)
-        self.post(pack_command((*head, len(keys), *keys, *arguments)), 1, on_reply)
+        self._queue.expect(replies, on_reply, data if may_repeat else None)
 
     def send(self, data: bytes) -> None:
         """Send packed commands that are answered by pushes, such as PSUBSCRIBE."""
@@ -282,7 +246,7 @@ class Stream:
     @property
     def unanswered(self) -> list[Posted]:
         """The posted commands that have not all of their replies, and may be sent again."""
-        return [posted for posted in list(self._posted) if posted[1]]
+        return self._queue.unanswered
 
     def poll(self) -> None:
         """Read what has arrived, without waiting. Raises TimeoutError if posted commands wait too long for a reply."""
@@ -314,7 +278,7 @@ class Stream:
                 if not self._receive():
                     break
         finally:
-            self._take(0, [])  # also what came before the end
+            self._queue.take(0, [])  # also what came before the end
 
     # --- idleness
 
@@ -338,7 +302,7 @@ class Stream:
 
     def _renew(self, error: Exception, idle: float) -> None:
         """Open the connection anew, if the server closed it for being idle so many seconds; else raise the error."""
-        if self.renew is None or idle <= IDLE or any(again is None for _, again, _ in self._posted):
+        if self.renew is None or idle <= IDLE or not self._queue.may_repeat:
             raise error
         unanswered = self.unanswered
         self._posted.clear()
@@ -440,29 +404,11 @@ class Stream:
             while len(replies) < count or (posted and self._posted):
                 self._wait(self._readable, deadline)
                 self._receive()
-                self._take(count, replies)
+                self._queue.take(count, replies)
             return replies
         except BaseException:
             self.drop()
             raise
-
-    def _take(self, count: int, replies: list[Any]) -> None:
-        """Take all that has arrived whole: replies, up to so many, and what goes elsewhere."""
-        gets, posted = self._reader.gets, self._posted
-        try:
-            while (reply := gets()) is not INCOMPLETE:
-                if reply.__class__ is PushNotification or (self.protocol == 2 and _is_resp2_push(reply)):
-                    self._on_push(reply)
-                elif posted:
-                    posted.popleft()[0](reply)
-                elif len(replies) < count:
-                    replies.append(reply)
-                elif isinstance(reply, ReplyError):
-                    raise reply_error(str(reply))  # the answer to something that was sent
-                else:
-                    raise connection_lost(f"an answer to no question: {reply!r:.80}")
-        except ProtocolError as error:
-            raise connection_lost(f"the server does not speak RESP: {error}") from error
 
     def _receive(self) -> bool:
         """Read more bytes if there are any; whether there may be still more."""
@@ -472,9 +418,7 @@ class Stream:
             return False
         if not data:
             raise ServerClosed(self._end_reason)
-        self._reader.feed(data)
-        if self._reader.len() > MAX_UNREAD:
-            raise connection_lost("the server sends a string that is too long")
+        self._queue.feed(data)
         self._waiting_since = self.used_at = monotonic()
         return self._is_tls or len(data) == READ_SIZE
 
@@ -498,8 +442,3 @@ class Stream:
 
 def _ignore(reply: Any) -> None:
     """Do nothing with the reply to a PING."""
-
-
-def _is_resp2_push(reply: Any) -> bool:
-    """RESP2 has no pushes: what a subscriber gets are arrays like others."""
-    return isinstance(reply, list) and bool(reply) and reply[0] in RESP2_PUSHES

@@ -7,13 +7,12 @@ which may be missing: the type of an exchange, the settings of a queue.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hiredis import ReplyError
 
 from kombulite import exceptions
-from kombulite._core import pack_command
 from kombulite.brokers.base import ExchangeSpec, QueueInfo, QueueSpec
 from kombulite.brokers.redis.deadlines import (
     LATE_LIFE,
@@ -26,9 +25,9 @@ from kombulite.brokers.redis.errors import is_forbidden, reply_error
 from kombulite.brokers.redis.keys import Keys, glob_escaped
 from kombulite.brokers.redis.leases import logger
 from kombulite.brokers.redis.options import Limits
+from kombulite.brokers.redis.plans import Command, Plan, call, call_all, run, send, transact
 from kombulite.brokers.redis.router import Router
 from kombulite.brokers.redis.scripts import BIND, BIND_EXPIRING, DELETE_QUEUE
-from kombulite.brokers.redis.stream import Command, Stream, pack_all
 from kombulite.utils.uuid import uuid
 
 TYPES = frozenset(["direct", "topic", "fanout"])
@@ -43,10 +42,7 @@ SCANNED = 1000
 class Topology:
     """What one connection declared, and the verbs that change the database."""
 
-    def __init__(
-        self, stream: Stream, keys: Keys, tracked: bool, check_interval: float, vhost: str, deadlines: Deadlines
-    ) -> None:
-        self._stream = stream
+    def __init__(self, keys: Keys, tracked: bool, check_interval: float, vhost: str, deadlines: Deadlines) -> None:
         self._keys = keys
         self.deadlines = deadlines
         self._vhost = vhost
@@ -54,11 +50,11 @@ class Topology:
         self._exchanges: dict[str, ExchangeSpec] = {}
         self.declared = Declared(keys, deadlines)
         self.limits = self.declared.limits
-        self.router = Router(stream, keys, self.types, tracked, check_interval, self.redeclare)
+        self.router = Router(keys, self.types, tracked, check_interval, self.redeclare)
 
     # --- exchanges
 
-    def declare_exchange(self, spec: ExchangeSpec) -> None:
+    def declare_exchange(self, spec: ExchangeSpec) -> Plan[None]:
         """Declare an exchange. Raises AMQPNotImplementedError for a type that Redis lacks, NotEquivalentError."""
         if spec.type not in TYPES:
             raise exceptions.AMQPNotImplementedError(
@@ -70,35 +66,37 @@ class Topology:
         self._exchanges[spec.name] = spec
         self.types[spec.name] = spec.type
         self.router.discard(spec.name)
-        self._note_exchange(spec)
+        yield from self._note_exchange(spec)
 
-    def _note_exchange(self, spec: ExchangeSpec) -> None:
+    def _note_exchange(self, spec: ExchangeSpec) -> Plan[None]:
         entry = self.deadlines.exchange(spec.name)
         change = self.deadlines.extend(MIN_BINDING_LIFE, entry) if spec.auto_delete else self.deadlines.forget(entry)
-        self._note(("HSET", self._keys.exchanges, spec.name, spec.type), change)
+        yield from self._note(("HSET", self._keys.exchanges, spec.name, spec.type), change)
 
-    def _note(self, *commands: Command) -> None:
+    def _note(self, *commands: Command) -> Plan[None]:
         """Keep what we know beyond kombu, if the server lets us: it may be full, or the user's rights may end here."""
-        for reply in self._stream.exchange(pack_all(commands), len(commands)):
+        for reply in (yield from send(*commands)):
             if isinstance(reply, ReplyError):
                 logger.debug("%s was not noted: %s", commands[0][0], reply)
 
-    def check_exchange(self, name: str) -> str:
+    def check_exchange(self, name: str) -> Plan[str]:
         """The type of an exchange. Raises NotFound."""
-        kind = self.types.get(name) or self.router.routes(name).kind
+        kind = self.types.get(name) or (yield from self.router.routes(name)).kind
         if kind is None:
             raise exceptions.NotFound(f"no exchange '{name}' in vhost '{self._vhost}'")
         return kind
 
-    def delete_exchange(self, name: str, if_unused: bool) -> None:
+    def delete_exchange(self, name: str, if_unused: bool) -> Plan[None]:
         """Delete an exchange with its bindings; the queues stay. Raises PreconditionFailed if in use."""
         if if_unused:
             self.router.discard(name)
-            if self.router.routes(name).has_bindings:
+            if (yield from self.router.routes(name)).has_bindings:
                 raise exceptions.PreconditionFailed(f"exchange '{name}' is in use")
         keys = self._keys
-        self._free(("DEL", keys.bindings(name), keys.permanent_bindings(name)), ("ZREM", keys.deadlines, name))
-        self._note(("HDEL", keys.exchanges, name))
+        yield from self._free(
+            ("DEL", keys.bindings(name), keys.permanent_bindings(name)), ("ZREM", keys.deadlines, name)
+        )
+        yield from self._note(("HDEL", keys.exchanges, name))
         self._exchanges.pop(name, None)
         if name not in PREDECLARED:
             self.types.pop(name, None)
@@ -109,7 +107,7 @@ class Topology:
 
     # --- queues
 
-    def declare_queue(self, spec: QueueSpec) -> QueueInfo:
+    def declare_queue(self, spec: QueueSpec) -> Plan[QueueInfo]:
         """Declare a queue. Raises NotEquivalentError, PreconditionFailed."""
         spec = spec._replace(name=spec.name or f"amq.gen-{uuid()}")
         limits = Limits.of(spec)
@@ -118,9 +116,9 @@ class Topology:
             raise exceptions.NotEquivalentError(f"queue '{spec.name}' is declared already, as {known}")
         self.declared.queues[spec.name] = spec
         self.limits[spec.name] = limits
-        return QueueInfo(spec.name, self._refresh(spec, limits), 0)
+        return QueueInfo(spec.name, (yield from self._refresh(spec, limits)), 0)
 
-    def _refresh(self, spec: QueueSpec, limits: Limits) -> int:
+    def _refresh(self, spec: QueueSpec, limits: Limits) -> Plan[int]:
         """Note that a queue is declared, and in use; returns its length."""
         lists = self._keys.lists(spec.name)
         record: tuple[Any, ...] = ("SET", self._keys.record(spec.name), json.dumps(spec._asdict(), default=repr))
@@ -131,7 +129,7 @@ class Topology:
         if limits.expires:
             commands += [("PEXPIRE", key, limits.expires) for key in lists]
         notes = [record, self.declared.mark(spec, limits)]
-        replies = self._stream.exchange(pack_all([*notes, *commands]), len(notes) + len(commands))
+        replies = yield from send(*notes, *commands)
         for reply in replies[len(notes) :]:
             if isinstance(reply, ReplyError):
                 raise reply_error(str(reply))
@@ -140,31 +138,29 @@ class Topology:
                 logger.debug("the declaration of queue %r was not noted: %s", spec.name, reply)
         return sum(replies[len(notes) :][: len(lists)])
 
-    def refresh_queue(self, queue: str) -> None:
+    def refresh_queue(self, queue: str) -> Plan[None]:
         """A queue that expires when it is not used is used."""
         if queue in self.declared.queues and self.limits[queue].expires:
-            self._refresh(self.declared.queues[queue], self.limits[queue])
+            yield from self._refresh(self.declared.queues[queue], self.limits[queue])
 
-    def assert_queue(self, queue: str) -> QueueInfo:
+    def assert_queue(self, queue: str) -> Plan[QueueInfo]:
         """The length of a queue that is there: declared, bound, or not empty. Raises NotFound."""
         lists = [("LLEN", key) for key in self._keys.lists(queue)]
-        record, *lengths = self._stream.exchange(
-            pack_all([("EXISTS", self._keys.record(queue)), *lists]), 1 + len(lists)
-        )
+        record, *lengths = yield from send(("EXISTS", self._keys.record(queue)), *lists)
         for reply in lengths:
             if isinstance(reply, ReplyError):
                 raise reply_error(str(reply))
-        if record != 1 and not any(lengths) and next(self._bindings_of(queue), None) is None:
+        if record != 1 and not any(lengths) and not (yield from self._bindings_of(queue)):
             raise exceptions.NotFound(f"no queue '{queue}' in vhost '{self._vhost}'")
         return QueueInfo(queue, sum(lengths), 0)
 
-    def delete_queue(self, queue: str, if_empty: bool) -> int:
+    def delete_queue(self, queue: str, if_empty: bool) -> Plan[int]:
         """Delete a queue and its bindings, whoever made them; returns the messages gone. Raises PreconditionFailed."""
         keys, is_ours = self._keys, self.declared.is_ours(queue)
         lists = keys.lists(queue)
         bindings: list[tuple[str | bytes, str | bytes]] = []
-        bindings += self.declared.bindings_of(queue) if is_ours else self._bindings_of(queue)
-        count = self._delete_lists(lists, bindings, if_empty)
+        bindings += self.declared.bindings_of(queue) if is_ours else (yield from self._bindings_of(queue))
+        count = yield from self._delete_lists(lists, bindings, if_empty)
         if count < 0:
             raise exceptions.PreconditionFailed(f"queue '{queue}' is not empty")
         entries = [
@@ -176,7 +172,7 @@ class Topology:
         if is_ours:
             # Publishers may not know yet that it is gone; nobody would ever take what they bring.
             notes.append(self.deadlines.end(LATE_LIFE, self.deadlines.queue(queue)))
-        self._note(*notes)
+        yield from self._note(*notes)
         self.declared.queues.pop(queue, None)
         self.limits.pop(queue, None)
         self.declared.bindings.pop(queue, None)
@@ -184,58 +180,58 @@ class Topology:
 
     def _delete_lists(
         self, lists: Sequence[str], bindings: Sequence[tuple[str | bytes, str | bytes]], if_empty: bool
-    ) -> int:
+    ) -> Plan[int]:
         """Delete the lists and bindings of a queue; returns the messages gone, -1 for one that is not empty."""
         tables, members = [table for table, _ in bindings], [member for _, member in bindings]
         try:
             flag = "1" if if_empty else "0"
-            return int(self._stream.run(DELETE_QUEUE, [*lists, *tables], len(lists), flag, *members))
+            return int((yield from run(DELETE_QUEUE, [*lists, *tables], len(lists), flag, *members)))
         except exceptions.ChannelError as error:
             if not is_forbidden(error):
                 raise
-        if if_empty and any(self._stream.call_all(*(("LLEN", key) for key in lists))):
+        if if_empty and any((yield from call_all(*(("LLEN", key) for key in lists)))):
             return -1
         commands: list[Command] = [("LLEN", key) for key in lists]
         commands += [("DEL", *lists), *(("SREM", table, member) for table, member in bindings)]
-        return sum(self._stream.transact(*commands)[: len(lists)])
+        return sum((yield from transact(*commands))[: len(lists)])
 
-    def _bindings_of(self, queue: str) -> Iterator[tuple[str | bytes, str | bytes]]:
-        """(binding set, member) for each binding of a queue: nothing else says where it is bound.
+    def _bindings_of(self, queue: str) -> Plan[list[tuple[str | bytes, str | bytes]]]:
+        """Return (binding set, member) for each binding of a queue: nothing else says where it is bound.
 
         A user without the right to look at all keys is left with what this connection has bound, as with kombu.
         """
         pattern = f"{glob_escaped(self._keys.prefix)}_kombu.binding*"
+        found: list[tuple[str | bytes, str | bytes]] = []
         cursor: Any = "0"
         while True:
             try:
-                cursor, tables = self._stream.call("SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED, "TYPE", "set")
+                cursor, tables = yield from call("SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED, "TYPE", "set")
             except exceptions.ChannelError as error:
                 if not is_forbidden(error):
                     raise
-                yield from self.declared.bindings_of(queue)
-                return
+                return [*found, *self.declared.bindings_of(queue)]
             for table in tables:
-                for member in self._stream.call("SMEMBERS", table):
+                for member in (yield from call("SMEMBERS", table)):
                     parsed = self._keys.parse_member(member)
                     if parsed is not None and parsed.queue == queue:
-                        yield table, member
+                        found.append((table, member))
             if int(cursor) == 0:
-                return
+                return found
 
-    def purge(self, queue: str) -> int:
+    def purge(self, queue: str) -> Plan[int]:
         """Remove the messages that wait in a queue; returns how many."""
         commands = [(name, key) for key in self._keys.lists(queue) for name in ("LLEN", "DEL")]
-        return sum(self._free(*commands)[::2])
+        return sum((yield from self._free(*commands))[::2])
 
-    def _free(self, *commands: Command) -> list[Any]:
+    def _free(self, *commands: Command) -> Plan[list[Any]]:
         """Send commands that free memory, as one transaction, and return their replies.
 
         If memory is full, a server takes no transactions at all, whatever they do: then one after the other.
         """
         try:
-            return self._stream.transact(*commands)
+            return (yield from transact(*commands))
         except exceptions.MessageNacked:
-            return self._stream.call_all(*commands)
+            return (yield from call_all(*commands))
 
     def exclusive_queues(self) -> list[str]:
         """Those that this connection declared for itself alone."""
@@ -247,42 +243,45 @@ class Topology:
         """(exchange, routing key) of what this connection bound a queue to that stores nothing."""
         return [binding for binding, kind in self.declared.bindings.get(queue, {}).items() if kind == "fanout"]
 
-    def drop_fanout(self, queue: str) -> None:
+    def drop_fanout(self, queue: str) -> Plan[None]:
         """Nobody consumes a queue any more: if it is auto-delete, what it heard of fanout exchanges ends with that."""
         if queue in self.declared.queues and self.declared.queues[queue].auto_delete:
             for exchange, routing_key in self.fanout_bindings(queue):
-                self.unbind(exchange, queue, routing_key)
+                yield from self.unbind(exchange, queue, routing_key)
 
-    def bind(self, exchange: str, queue: str, routing_key: str) -> None:
+    def bind(self, exchange: str, queue: str, routing_key: str) -> Plan[None]:
         """Bind a queue to an exchange. Raises NotFound, AccessRefused."""
-        kind = self._check_source(exchange)
-        self._bind(self._stream, exchange, queue, routing_key, kind)
+        kind = yield from self._check_source(exchange)
+        yield from self._bind(exchange, queue, routing_key, kind)
         self.router.discard(exchange)
         self.declared.bindings.setdefault(queue, {})[exchange, routing_key] = kind
 
-    def _bind(self, stream: Stream, exchange: str, queue: str, routing_key: str, kind: str) -> None:
+    def _bind(self, exchange: str, queue: str, routing_key: str, kind: str) -> Plan[None]:
         keys, limits = self._keys, self.limits.get(queue)
         member = keys.member(kind, routing_key, queue)
         entry, life = self.declared.entry(exchange, queue, routing_key, kind), self.declared.binding_life(queue, kind)
         note = self.deadlines.forget(entry) if life is None else self.deadlines.extend(life, entry)
-        stream.post(pack_command(note), 1, _ignore)  # before: who dies between the two leaves an entry, not a binding
+        # Before the binding: a process that is killed between the two leaves an entry, not a binding. The user may
+        # have no right to our keys.
+        notes = (note,)
         if limits is not None and limits.expires:
             kombus = max(2 * limits.expires, MIN_BINDING_LIFE)
             try:
-                stream.run(BIND_EXPIRING, [keys.bindings(exchange), keys.deadlines], member, exchange, kombus)
+                tables = keys.bindings(exchange), keys.deadlines
+                yield from run(BIND_EXPIRING, tables, member, exchange, kombus, before=notes)
             except exceptions.ChannelError as error:
                 if not is_forbidden(error):
                     raise
                 deadline = ("ZADD", keys.deadlines, "GT", self.deadlines.now_ms() + kombus, exchange)
-                stream.transact(("SADD", keys.bindings(exchange), member), deadline)
+                yield from transact(("SADD", keys.bindings(exchange), member), deadline)
             return
         tables = keys.bindings(exchange), keys.permanent_bindings(exchange)
         try:
-            stream.transact(*(("SADD", table, member) for table in tables))
+            yield from transact(*(("SADD", table, member) for table in tables), before=notes)
         except exceptions.MessageNacked:  # memory is full: a consumer that frees some may need the binding
-            stream.run(BIND, tables, member)
+            yield from run(BIND, tables, member)
 
-    def extend(self, stream: Stream, consumed: Iterable[str], rebind: bool) -> float | None:
+    def extend(self, consumed: Iterable[str], rebind: bool) -> Plan[float | None]:
         """Say that queues are in use that are consumed, or exclusive; ``rebind``: their bindings may be gone.
 
         Returns the seconds until that is to be said again; None for never.
@@ -302,50 +301,48 @@ class Topology:
                 lives.append(life)
             if not lives and not spec.auto_delete:
                 continue
-            self._extend(stream, spec, limits)
+            yield from self._extend(spec, limits)
             pauses.append((limits.expires or min(lives, default=MIN_BINDING_LIFE)) / 3000)
             for (exchange, routing_key), kind in self.declared.bound(queue) if rebind else ():
-                self._bind(stream, exchange, queue, routing_key, kind)
+                yield from self._bind(exchange, queue, routing_key, kind)
         return min(pauses, default=None)
 
-    def _extend(self, stream: Stream, spec: QueueSpec, limits: Limits) -> None:
+    def _extend(self, spec: QueueSpec, limits: Limits) -> Plan[None]:
         queue = spec.name
         if limits.expires:
-            stream.call_all(*(("PEXPIRE", key, limits.expires) for key in self._keys.lists(queue)))
+            yield from call_all(*(("PEXPIRE", key, limits.expires) for key in self._keys.lists(queue)))
         life = limits.expires or life_of(spec, limits) or MIN_BINDING_LIFE
         commands: list[Command] = [("PEXPIRE", self._keys.record(queue), life), self.declared.mark(spec, limits)]
         for (exchange, routing_key), kind in self.declared.bound(queue):
             if (left := self.declared.binding_life(queue, kind)) is not None:
                 commands.append(self.deadlines.extend(left, self.declared.entry(exchange, queue, routing_key, kind)))
-        stream.exchange(pack_all(commands), len(commands))  # the user may have no right to our keys
+        yield from send(*commands)  # the user may have no right to our keys
 
-    def redeclare(self) -> None:
+    def redeclare(self) -> Plan[None]:
         """Declare again all that this connection has declared: the database was emptied."""
         for spec in list(self._exchanges.values()):
-            self._note_exchange(spec)
+            yield from self._note_exchange(spec)
         for name, queue in list(self.declared.queues.items()):
-            self._refresh(queue, self.limits[name])
+            yield from self._refresh(queue, self.limits[name])
         for name in list(self.declared.bindings):
             for (exchange, routing_key), kind in self.declared.bound(name):
-                self._bind(self._stream, exchange, name, routing_key, kind)
+                yield from self._bind(exchange, name, routing_key, kind)
 
-    def unbind(self, exchange: str, queue: str, routing_key: str) -> None:
+    def unbind(self, exchange: str, queue: str, routing_key: str) -> Plan[None]:
         """Take a binding away, whoever made it. Raises NotFound, AccessRefused."""
-        self._check_source(exchange)
+        yield from self._check_source(exchange)
         keys = self._keys
         members = {keys.member(kind, routing_key, queue) for kind in ("direct", "topic")}
         kind = self.declared.bindings.get(queue, {}).get((exchange, routing_key))
         if kind is not None:
-            self._note(self.deadlines.forget(self.declared.entry(exchange, queue, routing_key, kind)))
-        self._free(("SREM", keys.bindings(exchange), *members), ("SREM", keys.permanent_bindings(exchange), *members))
+            yield from self._note(self.deadlines.forget(self.declared.entry(exchange, queue, routing_key, kind)))
+        yield from self._free(
+            ("SREM", keys.bindings(exchange), *members), ("SREM", keys.permanent_bindings(exchange), *members)
+        )
         self.router.discard(exchange)
         self.declared.bindings.get(queue, {}).pop((exchange, routing_key), None)
 
-    def _check_source(self, exchange: str) -> str:
+    def _check_source(self, exchange: str) -> Plan[str]:
         if not exchange:
             raise exceptions.AccessRefused("nothing can be bound to the default exchange")
-        return self.check_exchange(exchange)
-
-
-def _ignore(reply: Any) -> None:
-    """For a note that need not be kept: the user may have no right to our keys."""
+        return (yield from self.check_exchange(exchange))

@@ -1,0 +1,83 @@
+"""What a server sends on one connection: replies, in the order of the commands, and pushes. Without I/O."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from hiredis import ProtocolError, PushNotification, Reader, ReplyError
+
+from kombulite.brokers.redis.errors import connection_lost, reply_error
+
+INCOMPLETE = object()
+RESP2_PUSHES = (b"message", b"pmessage", b"psubscribe", b"punsubscribe")
+MAX_UNREAD = 512 << 20  # bytes of a string that is not there as a whole: the longest that Redis has, unless told else
+
+OnReply = Callable[[Any], None]
+#: A reply that is to come: what it goes to; the commands it belongs to, with the last of their replies, where they may
+#: be sent once more over another connection; and how many replies these have. No class: one is made for each ack.
+Posted = tuple[OnReply, "bytes | None", int]
+
+
+class ReplyQueue:
+    """The replies that are to come on one connection, and the bytes of them that have.
+
+    ``protocol``: the version of RESP. ``on_push(message)`` gets what the server sends unasked.
+    """
+
+    def __init__(self, protocol: int, on_push: OnReply) -> None:
+        self.protocol = protocol
+        self.posted: deque[Posted] = deque()  # one for each reply that is to come
+        self._on_push = on_push
+        self._reader = Reader(notEnoughData=INCOMPLETE)
+
+    def restart(self, protocol: int) -> None:
+        """Go on with another connection, on which nothing has come."""
+        self.protocol = protocol
+        self._reader = Reader(notEnoughData=INCOMPLETE)
+
+    def expect(self, replies: int, on_reply: OnReply, repeatable: bytes | None = None) -> None:
+        """Note commands that have been sent. ``repeatable``: the same commands, where they may be sent again."""
+        if replies > 1:
+            self.posted.extend([(on_reply, b"", 0)] * (replies - 1))
+        self.posted.append((on_reply, repeatable, replies))
+
+    @property
+    def unanswered(self) -> list[Posted]:
+        """The posted commands that have not all of their replies, and may be sent again."""
+        return [posted for posted in list(self.posted) if posted[1]]
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether all commands without a reply may be sent again."""
+        return all(again is not None for _, again, _ in self.posted)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes that have come. Raises RecoverableConnectionError for a string that is too long."""
+        self._reader.feed(data)
+        if self._reader.len() > MAX_UNREAD:
+            raise connection_lost("the server sends a string that is too long")
+
+    def take(self, count: int, replies: list[Any]) -> None:
+        """Take all that has come whole: so many replies into ``replies``, and what goes elsewhere."""
+        gets, posted = self._reader.gets, self.posted
+        try:
+            while (reply := gets()) is not INCOMPLETE:
+                if reply.__class__ is PushNotification or (self.protocol == 2 and _is_resp2_push(reply)):
+                    self._on_push(reply)
+                elif posted:
+                    posted.popleft()[0](reply)
+                elif len(replies) < count:
+                    replies.append(reply)
+                elif isinstance(reply, ReplyError):
+                    raise reply_error(str(reply))  # the answer to something that was sent
+                else:
+                    raise connection_lost(f"unexpected reply without a pending command: {reply!r:.80}")
+        except ProtocolError as error:
+            raise connection_lost(f"the server does not speak RESP: {error}") from error
+
+
+def _is_resp2_push(reply: Any) -> bool:
+    """RESP2 has no pushes: what a subscriber gets are arrays like others."""
+    return isinstance(reply, list) and bool(reply) and reply[0] in RESP2_PUSHES

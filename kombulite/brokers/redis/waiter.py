@@ -1,0 +1,218 @@
+"""Waiting for events, in the thread that receives."""
+
+from __future__ import annotations
+
+import os
+import selectors
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from socket import socketpair
+from threading import get_ident
+from time import monotonic, sleep
+
+from kombulite import exceptions
+from kombulite._core import Delivery
+from kombulite.brokers.base import Event
+from kombulite.brokers.redis.claims import RedisChannel
+from kombulite.brokers.redis.receiver import Receiver
+from kombulite.brokers.redis.router import Router
+from kombulite.brokers.redis.stream import Stream
+from kombulite.utils.compat import detect_environment
+from kombulite.utils.locks import NOT_ACQUIRED, Lock
+
+#: Messages that are handed over between two looks for news, on other channels too.
+LISTEN_EVERY = 32
+
+
+class Waiter:
+    """Has a receiver's connections read, and waits for them. ``stream`` is the one for commands."""
+
+    def __init__(self, stream: Stream, receiver: Receiver, router: Router, channels: dict[int, RedisChannel]) -> None:
+        self._stream = stream
+        self._receiver = receiver
+        self._router = router
+        self._channels = channels
+        self._others: list[Stream] = []  # those that listen and watch, if any
+        self._receiving = Lock()  # a signal handler may come back to it
+        self._thread: int | None = None  # the thread that receives
+        self._is_over = False
+        self._pid = os.getpid()
+        # They end the sleep of the thread that receives. No pipe: eventlet would wait for each write, and let two green
+        # threads not wait at once; and who comes too late writes to what is closed, not to what has its number since.
+        self._waker_out, self._waker_in = socketpair()
+        self._waker_out.setblocking(False)
+        self._waker_in.setblocking(False)
+        self._awaited = selectors.DefaultSelector()  # the connections, and the waker
+        self._descriptors: dict[Stream, int] = {}  # by which it waits for them
+        self._awaited.register(self._waker_out, selectors.EVENT_READ)
+        self._has_twins = detect_environment() == "eventlet"
+        self._await(stream)
+        self._is_sleeping = False
+        self._current: RedisChannel | None = None  # the channel that was served last
+
+    def close(self) -> None:
+        """Let go of what is the system's. The thread that receives, if there is one, ends with an error."""
+        if os.getpid() != self._pid:
+            self._close_descriptors()  # a thread that held our lock is the parent's, and so is all else
+            return
+        self.wake()
+        if self._thread == get_ident():
+            self._is_over = True  # it was interrupted by who closes: a signal handler, say
+            return
+        with self._receiving:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._awaited.close()
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        self._waker_out.close()
+        self._waker_in.close()
+        if self._has_twins:
+            for twin in self._descriptors.values():
+                os.close(twin)
+        self._descriptors.clear()
+
+    # --- what it waits for
+
+    def add(self, stream: Stream) -> None:
+        """Read a connection too, and wait for it."""
+        self._others.append(stream)
+        self._await(stream)
+
+    def _await(self, stream: Stream) -> None:
+        # eventlet lets no two green threads wait for one descriptor: another may wait for the reply to a command there.
+        descriptor = self._descriptors[stream] = os.dup(stream.fileno()) if self._has_twins else stream.fileno()
+        self._awaited.register(descriptor, selectors.EVENT_READ)
+
+    def renewed(self, stream: Stream) -> None:
+        """Wait for a connection that was opened anew."""
+        descriptor = self._descriptors.pop(stream)
+        with suppress(KeyError, ValueError, OSError):  # the system may have forgotten it when it was closed
+            self._awaited.unregister(descriptor)
+        if self._has_twins:
+            os.close(descriptor)
+        self._await(stream)
+
+    def fileno(self) -> int | None:
+        """Return a descriptor that is readable when one of ours is, where there is such: for event loops."""
+        fileno: Callable[[], int] | None = getattr(self._awaited, "fileno", None)
+        return None if fileno is None else fileno()
+
+    def wake(self) -> None:
+        """Let the thread that waits in ``receive`` look again: something changed here."""
+        if self._is_sleeping:
+            with suppress(OSError):  # full, or closed
+                self._waker_in.send(b"!")
+
+    # --- events
+
+    def receive(self, timeout: float | None) -> tuple[Event, ...]:
+        """Return the next event, waited for so many seconds (None: until there is one); empty if there was none.
+
+        Raises OperationalError where no event can ever come.
+        """
+        deadline = None if timeout is None else monotonic() + timeout
+        events = self._receiving.call(timeout, self._receive, deadline)
+        return () if events is NOT_ACQUIRED else events
+
+    def _receive(self, deadline: float | None) -> tuple[Event, ...]:
+        receiver = self._receiver
+        try:
+            self._thread = get_ident()
+            # The common case: the channel that was served last has more.
+            state = self._current
+            if state is not None and receiver.looks % LISTEN_EVERY and not receiver.events and state.error is None:
+                receiver.looks += 1
+                delivery = receiver.next_delivery(state)
+                if delivery is not None:
+                    return (delivery,)
+            while True:
+                event = self._next_event()
+                if event is not None:
+                    return (event,)
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    return ()
+                if left is None and not any(state.consumers for state in list(self._channels.values())):
+                    raise exceptions.OperationalError("waiting without a timeout, and there is no consumer to wait for")
+                self._wait(left)
+        finally:
+            self._thread = None
+            if self._is_over:
+                self._is_over = False
+                self._let_go()
+
+    def _next_event(self) -> Event | None:
+        receiver = self._receiver
+        if receiver.events:
+            return receiver.events.popleft()
+        receiver.looks += 1
+        channels = list(self._channels.values())
+        if receiver.looks % LISTEN_EVERY == 0 or not any(state.has_ready() for state in channels):
+            self._poll()
+        for i in range(len(channels)):
+            state = channels[(receiver.looks + i) % len(channels)]
+            delivery = self._serve(state)
+            if delivery is not None:
+                self._current = state
+                return delivery
+        self._current = None
+        return None
+
+    def _serve(self, state: RedisChannel) -> Delivery | None:
+        if state.error is not None:
+            error, state.error = state.error, None
+            raise error
+        self._receiver.claim(state)
+        return self._receiver.next_delivery(state)
+
+    def _poll(self) -> None:
+        """Take what has arrived on all connections."""
+        # A server that has vanished tells nothing. In an event loop, where nobody waits here, each turn asks.
+        self._stream.keep_alive()
+        self._stream.poll()
+        self._stream.perform(self._router.catch_up())
+        if self._others:
+            for stream in self._others:
+                stream.keep_alive()
+                stream.poll()
+            self._receiver.check_watched()
+            self._receiver.look_if_due()
+
+    # --- waiting
+
+    def _wait(self, left: float | None) -> None:
+        """Sleep until there may be something new, at most so many seconds."""
+        receiver = self._receiver
+        self._is_sleeping = True
+        try:
+            self._poll()
+            if not receiver.has_something():
+                seconds = left
+                for pause in self._pauses():
+                    seconds = pause if seconds is None else min(seconds, pause)
+                if any(key.fileobj is self._waker_out for key, _ in self._awaited.select(seconds)):
+                    with suppress(BlockingIOError):
+                        self._waker_out.recv(4096)
+                self._poll()
+        finally:
+            self._is_sleeping = False
+        if receiver.has_something() and not receiver.has_ready():
+            pause = receiver.pace.pause(monotonic())
+            if pause:
+                sleep(pause if left is None else min(pause, left))
+
+    def _pauses(self) -> Iterator[float]:
+        """Seconds until something else is due."""
+        if not self._others:
+            return
+        look = self._receiver.next_look
+        if look is not None:
+            yield look
+        for stream in (self._stream, *self._others):
+            if stream.ping_interval:
+                yield stream.ping_interval
+        if self._stream.is_waiting or any(stream.is_waiting for stream in self._others):
+            yield 1.0
