@@ -36,4 +36,4 @@ def test_examples(page, tmp_path, monkeypatch):
 def test_each_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES[1:]:
-        assert f": {page.relative_to(ROOT / 'docs')}" in navigation
+        assert f" {page.relative_to(ROOT / 'docs')}" in navigation

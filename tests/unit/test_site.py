@@ -1,0 +1,87 @@
+"""The built manual: no broken link, each snippet in its page, and each page fits a phone."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+BLOCK = re.compile(r"^```(?:python|pycon|py|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TAG = re.compile(r"<[^>]+>")
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def address(page):
+    """Where a page is on the site."""
+    path = page.relative_to(ROOT / "docs").with_suffix("")
+    return "" if path.name == "index" else f"{path}/"
+
+
+def test_each_snippet_is_in_the_built_page(site):
+    for page in PAGES:
+        text = html.unescape(TAG.sub("", (site / address(page) / "index.html").read_text()))
+        for block in BLOCK.findall(page.read_text()):
+            if "--8<--" not in block:
+                assert block.strip() in text, page
+
+
+def test_reference_has_the_docstrings(site):
+    page = (site / "api/messaging/index.html").read_text()
+    assert "kombulite.producer.Producer.publish" in page
+    assert "Serialise the body" in page or "Publish" in page
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="chromium is not installed")
+def test_each_page_fits_a_phone(site, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    problems = {}
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            view = browser.new_page(viewport={"width": 390, "height": 800})
+            errors = []
+            view.on("pageerror", lambda error: errors.append(str(error)))
+            for page in PAGES:
+                view.goto(f"http://127.0.0.1:{server.server_port}/{address(page)}", wait_until="load")
+                if not view.evaluate("document.documentElement.scrollWidth <= innerWidth"):
+                    errors.append("wider than the screen")
+                if errors:
+                    problems[address(page)] = list(errors)
+                    errors.clear()
+                view.screenshot(path=tmp_path / f"{address(page).replace('/', '-')}.png")
+            browser.close()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert problems == {}
