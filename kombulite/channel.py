@@ -317,7 +317,12 @@ class Channel(BaseChannel):
 
     def publish_via(self, via: Any, delivery: Delivery, mandatory: bool = False) -> None:
         """Publish within a transaction of the caller's. Raises AMQPNotImplementedError where the broker has none."""
-        self._ask(self._transport.publish_via, via, delivery, mandatory)
+        unfinished = self._ask(self._transport.prepare_via, via, delivery, mandatory)()
+        if unfinished is not None:
+            unfinished.close()
+            raise TypeError(
+                f"via must not be asynchronous here, got {type(via).__name__}: await a kombulite.aio publish"
+            )
         self._tally.count_published(delivery, True)
 
     def publish_many(

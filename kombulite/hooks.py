@@ -8,7 +8,7 @@ consumers' callbacks one around them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +92,10 @@ class Hook:
         return nullcontext()
 
     def collect(self, outgoing: Outgoing) -> None:
-        """A message was published within a ``batch()``, and will be sent later. Headers may be added."""
+        """A message was published within a ``batch()``, or a transaction (``via``), and will be sent later.
+
+        Headers may be added.
+        """
 
     def consume(self, message: Message, queue: str) -> Around:
         """Around a consumer's callback, and decoding. On leaving ``message.state`` tells what became of the message."""
@@ -125,6 +128,14 @@ class Observed:
         outgoing = Outgoing(self._connection, delivery, mandatory)
         with self._hook.publish(outgoing):
             self._transport.publish(channel, outgoing.delivery(), mandatory, timeout, confirm_timeout)
+
+    def prepare_via(
+        self, channel: int, via: Any, delivery: Delivery, mandatory: bool = False
+    ) -> Callable[[], Coroutine[Any, Any, None] | None]:
+        """As ``Transport.prepare_via``: the message is sent later, if at all."""
+        outgoing = Outgoing(self._connection, delivery, mandatory)
+        self._hook.collect(outgoing)
+        return self._transport.prepare_via(channel, via, outgoing.delivery(), mandatory)
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None

@@ -331,6 +331,18 @@ class PostgreSQLServer(Server):
     def stop(self) -> None:
         self._end(signal.SIGINT)  # without waiting for its clients
 
+    def signal(self, number: int) -> None:
+        """Send a signal; what no process survives, or notices, goes to those of its connections too: a session each."""
+        backends = []
+        if self.process is not None and number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT):
+            with contextlib.suppress(OSError):
+                pid = self.process.pid
+                backends = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        super().signal(number)
+        for backend in backends:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(backend), number)
+
     @property
     def conninfo(self) -> str:
         return f"host=127.0.0.1 port={self.port} user=kombulite dbname=postgres"

@@ -54,6 +54,7 @@ class Producer(MessageMaker):
         timeout: float | None = None,
         retry: bool = False,
         retry_policy: Mapping[str, Any] | None = None,
+        via: Any = None,
         **properties: Any,
     ) -> None:
         """Publish a message. Cancelled before its turn, it is not sent.
@@ -63,6 +64,9 @@ class Producer(MessageMaker):
         Args:
             timeout: Seconds for all of it (None: the connection's default, 30).
             retry: Connect and publish again after a failure, as ``retry_policy`` says.
+            via: A transaction of the caller's on the database that is the broker (SQL brokers only): an asynchronous
+                session or connection of SQLAlchemy, a connection of psycopg, asyncpg or aiosqlite, or a synchronous
+                one. The message exists if that commits, and not before.
 
         Raises:
             MessageReturned: It was mandatory, and no queue took it.
@@ -89,6 +93,13 @@ class Producer(MessageMaker):
         session = self._session
         session.check_loop()
         deadline = session.deadline(timeout)
+        if via is not None:
+            await self._declare(declare)
+            hooks = self.connection.hooks
+            if hooks is not None:
+                delivery = hooks.collect(delivery, mandatory)
+            await session.publish_via(via, delivery, mandatory, deadline)
+            return
         if not retry:
             await self._publish(delivery, mandatory, declare, deadline)
             return

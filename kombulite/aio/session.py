@@ -441,6 +441,13 @@ class Session:
             raise
         self.tally.count_published(delivery, confirm)
 
+    async def publish_via(self, via: Any, delivery: Delivery, mandatory: bool, deadline: float) -> None:
+        """Publish one message within a transaction of the caller's, on this loop."""
+        unfinished = (await self.ask("prepare_via", via, delivery, mandatory, deadline=deadline))()
+        if unfinished is not None:
+            await unfinished
+        self.tally.count_published(delivery, True)
+
     async def publish_many(
         self, deliveries: list[Delivery], mandatory: bool, confirm: bool, deadline: float
     ) -> list[tuple[int, Exception]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kombulite import exceptions
@@ -176,6 +176,13 @@ class AsyncTransport:
     ) -> Pending[list[tuple[int, Exception]]]:
         """Publish one or more in order; gives those refused, as (index, exception)."""
 
+    def prepare_via(
+        self, channel: int, via: Any, delivery: Delivery, mandatory: bool = False
+    ) -> Pending[Callable[[], Coroutine[Any, Any, None] | None]]:
+        """Return what publishes within a transaction of the caller's."""
+        name = type(self).__module__.split(".")[-2]
+        raise exceptions.AMQPNotImplementedError(f"the {name} transport cannot publish via a transaction")
+
     # --- consuming
 
     @abstractmethod
@@ -306,6 +313,11 @@ class DelegatingTransport(AsyncTransport):
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False
     ) -> Pending[list[tuple[int, Exception]]]:
         return self.perform(self.sync.publish_many, channel, deliveries, mandatory)
+
+    def prepare_via(  # noqa: D102
+        self, channel: int, via: Any, delivery: Delivery, mandatory: bool = False
+    ) -> Pending[Callable[[], Coroutine[Any, Any, None] | None]]:
+        return self.perform(self.sync.prepare_via, channel, via, delivery, mandatory)
 
     def consume(  # noqa: D102
         self,

@@ -11,7 +11,7 @@ Subclass ``Transport`` and implement the methods that raise ``NotImplementedErro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -353,6 +353,12 @@ class Transport:
         if client.drain(0):
             loop.call_soon(self._turn)
 
+    #: Whether ``interrupt`` ends a wait, so that a thread may wait in ``receive`` and do what others ask of it.
+    can_interrupt: ClassVar[bool] = False
+
+    def interrupt(self) -> None:
+        """Have a ``receive`` that waits in another thread, or the next one, return soon. Never waits itself."""
+
     def get_manager(self) -> Management:
         """What administers the broker."""
         return Management(self)
@@ -469,8 +475,14 @@ class Transport:
                 refused.append((index, error))
         return refused
 
-    def publish_via(self, channel: int, via: Any, delivery: Delivery, mandatory: bool = False) -> None:
-        """Publish within a transaction of the caller's, on the database that is the broker."""
+    def prepare_via(
+        self, channel: int, via: Any, delivery: Delivery, mandatory: bool = False
+    ) -> Callable[[], Coroutine[Any, Any, None] | None]:
+        """Return what publishes within a transaction of the caller's, on the database that is the broker.
+
+        It is called by the thread, or on the event loop, that has the transaction, and returns a coroutine where the
+        caller's library is asynchronous.
+        """
         raise exceptions.AMQPNotImplementedError(f"the {self.driver_type} transport cannot publish via a transaction")
 
     def take_returned(self, channel: int) -> Sequence[Returned]:

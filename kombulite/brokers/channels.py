@@ -76,6 +76,7 @@ class ChannelTransport(base.Transport):
         self._turns: deque[Consumer] = deque()
         self._events: deque[Event] = deque()
         self._connected = False
+        self._is_interrupted = False
 
     # --- what a subclass implements
 
@@ -302,6 +303,9 @@ class ChannelTransport(base.Transport):
                 if event is not None:
                     return (event,)
                 self._check_connected()
+                if self._is_interrupted:
+                    self._is_interrupted = False
+                    return ()
                 left = None if deadline is None else deadline - monotonic()
                 if left is not None and left <= 0:
                     return ()

@@ -28,6 +28,7 @@ logger = getLogger("kombulite.aio")
 T = TypeVar("T")
 
 SHORTEST_LOOK, LONGEST_LOOK = 0.002, 0.05  # seconds between looks for messages, where no descriptor tells of them
+LONGEST_RECEIVE = 60.0  # seconds of a wait that a call interrupts
 BURST = 256  # events, or messages to publish, that are taken in one go
 ACK_ONE = (Outcome.ACK, False)  # the arguments of a settle behind its tag, for a plain ack
 CLOSE_TIMEOUT = 10.0  # seconds for the transport to end what it is at, and to close
@@ -57,7 +58,7 @@ class ThreadedTransport(DelegatingTransport):
         self._loop = asyncio.get_running_loop()
         self._calls: deque[Call] = deque()
         self._consumers = 0
-        self._is_asleep = False
+        self._is_asleep = self._is_receiving = False
         self._is_ending = False
         self._thread: Thread | None = None
         self._wake_out, self._wake_in = -1, -1
@@ -124,6 +125,9 @@ class ThreadedTransport(DelegatingTransport):
 
     def _wake(self) -> None:
         self._is_asleep = False
+        if self._is_receiving:
+            self.sync.interrupt()
+            return
         with suppress(OSError):  # the pipe is full, or the thread has ended
             os.write(self._wake_in, b"\0")
 
@@ -183,8 +187,19 @@ class ThreadedTransport(DelegatingTransport):
                 if not self._calls:
                     return
                 continue
+            if self._consumers and self.sync.can_interrupt and self.sync.connected:
+                self._wait_in_receive()
+                continue
             self._sleep(pause)
             pause = min(pause * 2, LONGEST_LOOK)
+
+    def _wait_in_receive(self) -> None:
+        """Wait for messages as the transport does, until it has some or is interrupted by a call."""
+        self._is_asleep = self._is_receiving = True
+        found = () if self._calls or self._is_ending else self.sync.receive(LONGEST_RECEIVE)
+        self._is_asleep = self._is_receiving = False
+        if found:
+            self._loop.call_soon_threadsafe(self._take, [], found)
 
     def _sleep(self, pause: float) -> None:
         """Wait for a call, for the descriptor of the transport, or until it is time to look again."""

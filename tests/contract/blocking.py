@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from kombulite import exceptions
 from kombulite._core import Delivery
-from kombulite.brokers import amqp, filesystem, memory, redis
+from kombulite.brokers import amqp, filesystem, memory, redis, sql
 from kombulite.brokers.aio import AsyncTransport
 from kombulite.brokers.base import Cancelled, ChannelClosed, Returned
 from kombulite.brokers.base import Transport as BaseTransport
@@ -249,3 +249,5 @@ MemoryTransport = blocking(memory.Transport)
 ThreadedMemoryTransport = blocking(memory.Transport, threaded=True)
 FilesystemTransport = blocking(filesystem.Transport, threaded=True)
 RedisTransport = blocking(redis.Transport, threaded=True)
+SQLiteTransport = blocking(sql.SQLiteTransport, threaded=True)
+PostgreSQLTransport = blocking(sql.PostgreSQLTransport, threaded=True)

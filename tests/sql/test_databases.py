@@ -100,12 +100,14 @@ def test_server_that_is_not_there_and_password_that_is_not_shown(postgresql_url)
     assert "sesame" not in str(caught.value.__cause__)
 
 
-def test_database_that_is_read_only_is_told(postgresql_url):
+def test_server_that_has_become_read_only_is_left_for_another(postgresql_url):
     with Connection(postgresql_url, transport_options={"table_prefix": "ro_"}) as connection:
         Queue("q")(connection).declare()
         connection.transport._database.rows("SET default_transaction_read_only = on")
-        with pytest.raises(exceptions.ResourceError, match="read-only"):
+        with pytest.raises(exceptions.RecoverableConnectionError, match="read-only"):
             Producer(connection).publish(1, routing_key="q")
+        Producer(connection).publish(2, routing_key="q", retry=True)  # over a new connection, which may write
+        assert Queue("q")(connection).get(no_ack=True).payload == 2
 
 
 def test_busy_file_is_a_recoverable_error(tmp_path, monkeypatch):
@@ -148,8 +150,8 @@ def test_notification_wakes_a_consumer_of_another_connection(database):
         with pytest.raises(TimeoutError):
             receiver.drain_events(timeout=0.05)
         looks = []
-        claim = receiver.transport._claim
-        receiver.transport._claim = lambda *args: (looks.append(1), claim(*args))[1]
+        claim = receiver.transport._claims.claim
+        receiver.transport._claims.claim = lambda *args: (looks.append(1), claim(*args))[1]
         Producer(sender).publish(1, routing_key="q")
         receiver.drain_events(timeout=30)
         assert got == [1]
@@ -157,7 +159,7 @@ def test_notification_wakes_a_consumer_of_another_connection(database):
 
 
 def test_listener_that_is_lost_is_replaced_by_polling(postgresql_url, monkeypatch):
-    monkeypatch.setattr("kombulite.brokers.sql.LOOK_AGAIN", 0.1)
+    monkeypatch.setattr("kombulite.brokers.sql.postgresql.LOOK_INTERVAL", 0.1)
     with (
         Connection(postgresql_url, transport_options={"table_prefix": "ll_"}) as receiver,
         Connection(postgresql_url, transport_options={"table_prefix": "ll_"}) as sender,

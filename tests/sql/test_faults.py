@@ -95,8 +95,9 @@ def test_publishers_are_killed_and_all_that_they_noted_is_there(fleet, kills):
 
 
 def test_eight_processes_share_one_database(fleet):
+    fleet.options = json.dumps({"table_prefix": fleet.database.prefix})  # nobody is killed: no lease runs out
     publishers = [fleet.start("publish", turn, turn * 1000, 100) for turn in range(4)]
-    consumers = [fleet.start("consume", turn, 5, 1) for turn in range(4)]
+    consumers = [fleet.start("consume", turn, 3, 1) for turn in range(4)]
     assert [process.wait(120) for process in publishers + consumers] == [0] * 8
     finish(fleet)
     assert sorted(fleet.numbers("consume")) == sorted(fleet.numbers("publish"))
@@ -137,7 +138,7 @@ def test_messages_of_a_lost_connection_come_back_in_their_order_and_count(databa
     for number in range(5):
         producer.publish(number, routing_key="orders")
     assert [queue.get().payload for _ in range(3)] == [0, 1, 2]
-    lost.transport._maintainer.stop()  # as if the process was stopped: its lease is not renewed any more
+    lost.transport._session._maintainer.stop()  # as if the process was stopped: its lease is not renewed any more
     other = database.connect(lease=0.5)
     got = []
     with Consumer(other, [Queue("orders")], on_message=got.append):
@@ -155,7 +156,7 @@ def test_connection_that_lost_its_lease_says_so_and_goes_on(database):
     queue.declare()
     Producer(connection).publish(1, routing_key="orders")
     message = queue.get()
-    connection.transport._maintainer.stop()
+    connection.transport._session._maintainer.stop()
     other = database.connect(lease=0.5)
     again = None
     deadline = time.monotonic() + 20

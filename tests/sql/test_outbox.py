@@ -66,8 +66,8 @@ def test_commit_wakes_the_consumer(database, orders):
         with pytest.raises(TimeoutError):
             receiver.drain_events(timeout=0.1)
         looks = []
-        claim = receiver.transport._claim
-        receiver.transport._claim = lambda *args: (looks.append(1), claim(*args))[1]
+        claim = receiver.transport._claims.claim
+        receiver.transport._claims.claim = lambda *args: (looks.append(1), claim(*args))[1]
         transaction.commit()
         receiver.drain_events(timeout=30)
         assert [message.payload for message in got] == [1]

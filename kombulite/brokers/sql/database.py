@@ -14,8 +14,11 @@ from typing import Any
 
 from kombulite import exceptions
 from kombulite.brokers.sql import schema
+from kombulite.brokers.sql.outbox import Statement
 
 __all__ = ["Database"]
+
+LOOK_INTERVAL = 5.0
 
 Row = tuple[Any, ...]
 
@@ -33,10 +36,16 @@ class Database(ABC):
     lock: str
     is_postgresql: bool
 
-    def __init__(self, prefix: str) -> None:
+    #: Seconds between two looks that need no wake.
+    look_interval = LOOK_INTERVAL
+    #: Seconds between two calls of ``has_news``, where nothing wakes a connection.
+    tick: float | None = None
+
+    def __init__(self, prefix: str, qualified_prefix: str = "") -> None:
         if not prefix.replace("_", "a").isalnum() or not prefix.isascii():
             raise ValueError(f"table_prefix must consist of ASCII letters, digits and '_', got {prefix!r:.80}")
-        self.prefix = prefix
+        self.index_prefix = prefix  # an index is in the schema of its table
+        self.prefix = qualified_prefix or prefix
         self._statements: dict[str, str] = {}
         self._depth = 0
 
@@ -70,6 +79,10 @@ class Database(ABC):
         """
 
     @abstractmethod
+    def outbox_statement(self, row: Message) -> Statement:
+        """Return what inserts a message and wakes its consumers when the transaction commits that runs it."""
+
+    @abstractmethod
     def begin(self) -> None:
         """Start a transaction that will write."""
 
@@ -85,6 +98,14 @@ class Database(ABC):
     def notify(self, queues: Sequence[int]) -> None:
         """Wake the consumers of these queues when the transaction commits; of the topology's changes, if empty."""
 
+    def listen(self) -> Any:
+        """Return a connection of its own that the database wakes (``fileno``, ``take_notifications``, ``close``)."""
+        return None
+
+    def has_news(self) -> bool:
+        """Return whether another connection has committed something since the last call."""
+        return False
+
     @property
     @abstractmethod
     def is_idle(self) -> bool:
@@ -98,13 +119,6 @@ class Database(ABC):
     @abstractmethod
     def is_lost(self) -> bool:
         """Whether the connection to the database is gone."""
-
-    @abstractmethod
-    def borrow(self, connection: Any) -> Database:
-        """Return the same tables over a connection of the caller's, whose transaction is the caller's too.
-
-        Raises TypeError for what is no connection of this database's driver.
-        """
 
     # --- what is the same for all
 
@@ -156,13 +170,17 @@ class Database(ABC):
         with self.transaction():
             self.lock_schema()
             if not self.has_tables():
-                for statement in schema.statements(self.prefix, self.is_postgresql):
+                for statement in self.schema_statements():
                     self.rows(statement)
         version = self.value("SELECT version FROM {p}meta")
         if version != schema.VERSION:
             raise exceptions.OperationalError(
                 f"the tables {self.prefix}* are of version {version}, this kombulite needs version {schema.VERSION}"
             )
+
+    def schema_statements(self) -> list[str]:
+        """Return the statements that create the tables."""
+        return schema.statements(self.prefix, self.index_prefix, self.is_postgresql)
 
     @abstractmethod
     def lock_schema(self) -> None:

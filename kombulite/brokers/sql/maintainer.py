@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from selectors import EVENT_READ, DefaultSelector
 from threading import Thread
 from time import monotonic
 from typing import Any
@@ -22,15 +22,17 @@ logger = get_logger(__name__)
 class LeaseMaintainer:
     """Calls ``renew`` (a bound method, held weakly) every ``interval`` seconds; ends with its object, or by ``stop``.
 
-    ``listen(listener, ring)``: call ``ring`` for each notification that a psycopg connection of its own receives.
+    ``listen(listener, ring)``: call ``ring`` for the notifications that a connection of its own receives.
     """
 
     def __init__(self, renew: Callable[[], None], interval: float) -> None:
         self._renew = WeakMethod(renew)
         self._interval = interval
         self._wake, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
         self._listener: Any = None
         self._ring: Callable[[], None] | None = None
+        self._called: Callable[[], None] | None = None
         self._is_stopped = False
         self._thread = Thread(target=self._run, name="kombulite-sql-lease", daemon=True)
         self._thread.start()
@@ -39,6 +41,12 @@ class LeaseMaintainer:
         """Hear the notifications that a connection receives, from now on."""
         self._listener, self._ring = listener, ring
         self._waker.send(b"x")
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Have the thread call a function soon, once for all calls until then."""
+        self._called = function
+        with suppress(OSError):  # it has ended, or has not come to the calls before
+            self._waker.send(b"x")
 
     @property
     def is_listening(self) -> bool:
@@ -77,18 +85,18 @@ class LeaseMaintainer:
         listener = self._listener
         sources = [self._wake] if listener is None else [self._wake, listener]
         try:
-            ready, _, _ = select.select(sources, [], [], seconds)
-            if listener in ready:
-                for _ in listener.notifies(timeout=0):
-                    pass
-                if self._ring is not None:
-                    self._ring()
-        except (OSError, ValueError, listener_errors()) as error:
+            ready = _readable(sources, seconds)
+            if listener in ready and listener.take_notifications() and self._ring is not None:
+                self._ring()
+        except OSError as error:
             logger.warning("Notifications are not heard any more, messages are polled for: %s", error)
             self._drop_listener()
             return
         if self._wake in ready:
             self._wake.recv(4096)
+            called, self._called = self._called, None
+            if called is not None:
+                called()
 
     def _drop_listener(self) -> None:
         listener, self._listener = self._listener, None
@@ -96,9 +104,8 @@ class LeaseMaintainer:
             listener.close()
 
 
-def listener_errors() -> type[Exception]:
-    """Return what psycopg raises, or an error that nothing raises where it is not there."""
-    import sys
-
-    psycopg = sys.modules.get("psycopg")
-    return psycopg.Error if psycopg is not None else OSError
+def _readable(sources: list[Any], seconds: float) -> list[Any]:
+    with DefaultSelector() as selector:
+        for source in sources:
+            selector.register(source, EVENT_READ)
+        return [key.fileobj for key, _ in selector.select(seconds)]

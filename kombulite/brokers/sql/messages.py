@@ -12,6 +12,7 @@ from kombulite import exceptions
 from kombulite._core import Delivery, Properties, make_properties
 from kombulite.brokers.limits import dead_letter, expiration_of
 from kombulite.brokers.sql.database import Database, Message
+from kombulite.brokers.sql.outbox import Statement
 from kombulite.brokers.sql.topology import QueueRecord, Topology
 from kombulite.utils.json import codec
 
@@ -66,9 +67,7 @@ class Messages:
     def put(self, queues: Iterable[QueueRecord], delivery: Delivery) -> None:
         """Put a message into queues. Raises MessageNacked if one is full and refuses it."""
         queues = list(queues)
-        for queue in queues:
-            if queue.limits.reject_publish and self._excess(queue, 1, len(delivery.body)):
-                raise exceptions.MessageNacked(f"queue '{queue.spec.name}' is full")
+        self._check_room(queues, delivery)
         self.put_many([(queue, delivery) for queue in queues])
 
     def put_unless_changed(self, queue: QueueRecord, delivery: Delivery) -> bool:
@@ -80,11 +79,28 @@ class Messages:
         if not placed:
             return
         self._database.insert_messages([self._row(queue, delivery) for queue, delivery in placed])
-        limited = {queue.id: queue for queue, _ in placed if not queue.is_plain}
-        for queue in limited.values():
+        self.drop_excess({queue.id: queue for queue, _ in placed if not queue.is_plain}.values())
+        self._database.notify(sorted({queue.id for queue, _ in placed}))
+
+    def outbox_statements(self, queues: Iterable[QueueRecord], delivery: Delivery) -> list[Statement]:
+        """Return what puts a message into queues when a transaction of the caller's runs it and commits.
+
+        What is above a queue's limit is dropped later, not in that transaction. Raises MessageNacked as ``put`` does.
+        """
+        queues = list(queues)
+        self._check_room(queues, delivery)
+        return [self._database.outbox_statement(self._row(queue, delivery)) for queue in queues]
+
+    def drop_excess(self, queues: Iterable[QueueRecord]) -> None:
+        """Drop what is above the limits of queues, oldest first."""
+        for queue in queues:
             while excess := self._excess(queue):
                 self.bury([Token(*each) for each in self._pop(queue, excess)], "maxlen")
-        self._database.notify(sorted({queue.id for queue, _ in placed}))
+
+    def _check_room(self, queues: Sequence[QueueRecord], delivery: Delivery) -> None:
+        for queue in queues:
+            if queue.limits.reject_publish and self._excess(queue, 1, len(delivery.body)):
+                raise exceptions.MessageNacked(f"queue '{queue.spec.name}' is full")
 
     def _row(self, queue: QueueRecord, delivery: Delivery) -> Message:
         properties, limits = delivery.properties, queue.limits
@@ -265,22 +281,22 @@ class Messages:
             self._database.notify(sorted({number for (number,) in due}))
 
     def return_from_the_dead(self) -> tuple[set[int], set[int]]:
-        """Give back the messages of connections whose leases have run out.
+        """Give back what belongs to no connection any more, once the leases that have run out are ended.
 
-        Returns the ids of these connections, and of the queues that they consumed from.
+        A message may have been claimed for a connection after that was ended: by a statement that a hanging server got
+        to run late. So what counts is that its owner is missing, not who ended it.
+
+        Returns the ids of the queues that went with their connections, and of those that they consumed from.
         """
-        gone = [
-            number
-            for (number,) in self._database.rows("DELETE FROM {p}connections WHERE alive_until < {now} RETURNING id")
-        ]
-        consumed = set()
-        for number in gone:
-            queues = self._database.rows("UPDATE {p}messages SET owner = NULL WHERE owner = ? RETURNING queue", number)
-            consumers = self._database.rows("DELETE FROM {p}consumers WHERE connection = ? RETURNING queue", number)
-            consumed |= {queue for (queue,) in consumers}
-            if queues:
-                self._database.notify(sorted({queue for (queue,) in queues}))
-        return set(gone), consumed
+        rows = self._database.rows
+        rows("DELETE FROM {p}connections WHERE alive_until < {now}")
+        gone = " AND NOT EXISTS (SELECT 1 FROM {p}connections WHERE id = "
+        returned = rows("UPDATE {p}messages SET owner = NULL WHERE owner IS NOT NULL" + gone + "owner) RETURNING queue")
+        consumed = rows("DELETE FROM {p}consumers WHERE true" + gone + "connection) RETURNING queue")
+        ended = rows("SELECT id FROM {p}queues WHERE owner IS NOT NULL" + gone + "owner)")
+        if returned:
+            self._database.notify(sorted({queue for (queue,) in returned}))
+        return {queue for (queue,) in ended}, {queue for (queue,) in consumed}
 
 
 def _properties(stored: dict[str, Any]) -> Properties:

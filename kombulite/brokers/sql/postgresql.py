@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import copy
+import struct
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
-from psycopg.pq import TransactionStatus
 
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
-from kombulite.brokers.sql.database import Database, Message, Row
+from kombulite.brokers.sql.database import LOOK_INTERVAL, Database, Message, Row
+from kombulite.brokers.sql.outbox import Statement
+from kombulite.brokers.sql.wire import ServerError, Wire
+from kombulite.log import get_logger
 
 __all__ = ["PostgreSQL"]
 
+logger = get_logger(__name__)
+
 #: Key of the advisory lock that is held while the tables are created.
 SCHEMA_LOCK = 0x6B6F6D62756C69
+POOLED_LOOK_INTERVAL = 0.5  # seconds between looks where nothing wakes a consumer
+SOCKET_TIMEOUT = 30.0  # seconds
 
 #: SQLSTATE classes and codes after which trying again may do: serialization failure, deadlock, timeouts.
 TRANSIENT = frozenset(["40001", "40P01", "55P03", "57014"])
-#: Those of a server that has no room, or may not write now: disk full, out of memory, read-only.
-NO_RESOURCES = ("53", "25006")
-
+#: Those of a server that has no room: disk full, out of memory, too many connections.
+NO_RESOURCES = "53"
+#: That of a standby, or of a primary that has become one: another server may take writes.
+READ_ONLY = "25006"
 
 COLUMNS = "queue, rank, due, expires, exchange, routing_key, properties, body"
+
+INSERT_AND_WAKE = (
+    "WITH put AS (INSERT INTO {p}messages (" + COLUMNS + ") VALUES (?, ?, ?, {now} + ?, ?, ?, ?, ?) RETURNING 1)"
+    " SELECT pg_notify(?, '') FROM put WHERE EXISTS (SELECT 1 FROM {p}consumers WHERE queue = ?)"
+)
 
 INSERT_UNLESS_CHANGED = (
     "WITH put AS (INSERT INTO {p}messages (" + COLUMNS + ") SELECT ?, ?, ?, {now} + ?, ?, ?, ?, ?"
@@ -33,12 +45,23 @@ INSERT_UNLESS_CHANGED = (
     " SELECT count(*) FROM put LEFT JOIN told ON true"
 )
 
+COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+COPY_TRAILER = b"\xff\xff"
+COPY_PIECE = 1 << 18  # bytes that are made before they are sent
+COPY_NULL = b"\xff\xff\xff\xff"
+_field_count = struct.pack("!h", 8)
+_size = struct.Struct("!i").pack
+_long_field = struct.Struct("!iq").pack
+_int_field = struct.Struct("!ii").pack
+_double_field = struct.Struct("!id").pack
+
 
 class PostgreSQL(Database):
     """A connection to a server.
 
-    Transport options: ``schema``: where the tables are (by default the search path's first); ``connect_args``: further
-    parameters of libpq, such as ``sslmode`` and ``target_session_attrs``.
+    Transport options: ``schema``: where the tables are (by default the search path's first); ``socket_timeout``:
+    seconds for the server to answer a statement; ``connect_args``: further parameters of libpq, such as ``sslmode`` and
+    ``target_session_attrs``.
     """
 
     now = "(extract(epoch from clock_timestamp())::double precision)"
@@ -47,63 +70,70 @@ class PostgreSQL(Database):
     is_postgresql = True
 
     def __init__(self, settings: Settings, prefix: str) -> None:
-        super().__init__(prefix)
         self._settings = settings
         self._schema = settings.options.get("schema")
         if self._schema is not None and not (self._schema.replace("_", "a").isalnum() and self._schema.isascii()):
             raise ValueError(f"schema must consist of ASCII letters, digits and '_', got {self._schema!r:.80}")
-        self._connection: psycopg.Connection[Any] | None = None
+        super().__init__(prefix, f"{self._schema}.{prefix}" if self._schema else prefix)
+        timeout = settings.options.get("socket_timeout")
+        self._timeout = SOCKET_TIMEOUT if timeout is None else float(timeout)
+        if self._timeout <= 0:
+            raise ValueError(f"socket_timeout must be above 0 seconds, got {self._timeout:g}")
+        self._wire: Wire | None = None
+        #: Whether a pooler gives the transactions of this connection to several connections to the server.
+        self.is_pooled = False
         self.channel = f"{prefix}{self._schema or ''}"[:63]
 
-    def _connect(self) -> psycopg.Connection[Any]:
-        settings, options = self._settings, dict(self._settings.options.get("connect_args") or {})
-        if self._schema:
-            options["options"] = f"-c search_path={self._schema} {options.get('options', '')}"
+    def _connect(self) -> Wire:
+        settings, pause = self._settings, max(int(self._timeout / 4), 1)
+        parameters: dict[str, Any] = {
+            "host": settings.hostname,
+            "port": settings.port,
+            "user": settings.userid,
+            "password": settings.password,
+            "dbname": settings.virtual_host.strip("/") or None,
+            "client_encoding": "UTF8",
+            # For the connection that only listens: a statement ends by its own deadline.
+            "keepalives_idle": pause,
+            "keepalives_interval": pause,
+            "keepalives_count": 3,
+            **(settings.options.get("connect_args") or {}),
+        }
         if settings.connect_timeout is not None:
-            options.setdefault("connect_timeout", max(int(settings.connect_timeout), 1))
+            parameters.setdefault("connect_timeout", max(int(settings.connect_timeout), 1))
         try:
-            return psycopg.connect(
-                host=settings.hostname,
-                port=settings.port,
-                user=settings.userid,
-                password=settings.password,
-                dbname=settings.virtual_host.strip("/") or None,
-                autocommit=True,
-                **options,
-            )
+            return Wire(psycopg.connect(autocommit=True, **parameters), self._timeout)
         except psycopg.Error as error:
-            raise _translated(error, is_lost=True) from None  # its text and its frames may hold the password
+            raise _translated(str(error), error.sqlstate, is_lost=True) from None  # its frames may hold the password
 
     def open(self) -> None:
         """Connect to the server."""
-        self._connection = self._connect()
-
-    def borrow(self, connection: Any) -> Database:
-        """Return the tables over the caller's connection, which may have another search path."""
-        if not isinstance(connection, psycopg.Connection):
-            raise TypeError(f"via must be a connection of psycopg 3, got {type(connection).__name__}")
-        borrowed = copy(self)
-        borrowed._connection, borrowed._statements = connection, {}
-        if self._schema:
-            borrowed.prefix = f"{self._schema}.{self.prefix}"
-        return borrowed
+        self._wire = self._connect()
+        backend = self.value("SELECT pg_backend_pid()")
+        self.is_pooled = backend != self._wire.backend
+        self.look_interval = POOLED_LOOK_INTERVAL if self.is_pooled else LOOK_INTERVAL
+        if self.is_pooled:
+            self._wire.prepares = False
+            logger.warning(
+                "There is a pooler before PostgreSQL: nothing can be listened to behind one that pools transactions,"
+                " so consumers poll"
+            )
 
     def close(self) -> None:
         """Disconnect."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
 
     @property
     def is_idle(self) -> bool:
         """Whether no transaction is open and no statement is under way."""
-        connection = self._connection
-        return not self._depth and (connection is None or connection.info.transaction_status is TransactionStatus.IDLE)
+        return not self._depth and (self._wire is None or self._wire.is_idle)
 
     def recover(self) -> None:
         """Roll back what was interrupted; an answer that is still to come would be taken for the next one's."""
         self._depth = 0
-        if self._connection is not None and self._connection.info.transaction_status is TransactionStatus.ACTIVE:
+        if self._wire is not None and self._wire.is_busy:
             self.close()
         else:
             self.roll_back()
@@ -111,60 +141,78 @@ class PostgreSQL(Database):
     @property
     def is_lost(self) -> bool:
         """Whether the connection to the server is gone."""
-        return self._connection is None or bool(self._connection.closed)
+        return self._wire is None or self._wire.is_closed
 
-    def listen(self) -> psycopg.Connection[Any]:
-        """Return a connection of its own that hears the notifications."""
+    def listen(self) -> Wire | None:
+        """Return a connection of its own that receives the notifications, or None if there can be none."""
+        if self.is_pooled:
+            return None
         listener = self._connect()
-        listener.execute(f'LISTEN "{self.channel}"')
+        try:
+            listener.command(f'LISTEN "{self.channel}"')
+        except ServerError as error:
+            listener.close()
+            raise _translated(str(error), error.sqlstate, is_lost=False) from error
         return listener
 
     def prepare(self, statement: str) -> str:
-        """Return the statement with psycopg's placeholders."""
-        return statement.replace("%", "%%").replace("?", "%s")
+        """Return the statement with numbered placeholders."""
+        first, *others = statement.split("?")
+        return first + "".join(f"${number}{text}" for number, text in enumerate(others, 1))
 
-    def _open_connection(self) -> psycopg.Connection[Any]:
-        if self._connection is None:
+    def _open_wire(self) -> Wire:
+        if self._wire is None:
             raise exceptions.RecoverableConnectionError("connection already closed")
-        return self._connection
+        return self._wire
 
     def fetch(self, statement: str, values: Sequence[Any]) -> list[Row]:
         """Run a statement and return its rows."""
         try:
-            cursor = self._open_connection().execute(statement, values or None, binary=True)
-            return cursor.fetchall() if cursor.description else []
-        except psycopg.Error as error:
-            raise _translated(error, self.is_lost) from error
+            return self._open_wire().run(statement, values)
+        except ServerError as error:
+            raise self._failure(error) from error
+
+    def _command(self, statement: str) -> None:
+        try:
+            self._open_wire().command(statement)
+        except ServerError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: ServerError) -> Exception:
+        if error.sqlstate == READ_ONLY:
+            self.close()  # the next connection may find a server that takes writes
+        return _translated(str(error), error.sqlstate, self.is_lost)
 
     def insert_messages(self, rows: Sequence[Message]) -> None:
         """Insert messages by COPY, which takes a fraction of what an INSERT for each takes."""
         now = self.value("SELECT {now}") if any(row[3] is not None for row in rows) else 0.0
         try:
-            with (
-                self._open_connection().cursor() as cursor,
-                cursor.copy(self.filled("COPY {p}messages (" + COLUMNS + ") FROM STDIN")) as copied,
-            ):
-                for queue, rank, due, ttl, *rest in rows:
-                    copied.write_row((queue, rank, due, None if ttl is None else now + ttl, *rest))
-        except psycopg.Error as error:
-            raise _translated(error, self.is_lost) from error
+            self._open_wire().copy(
+                self.filled("COPY {p}messages (" + COLUMNS + ") FROM STDIN (FORMAT binary)"), _copied(rows, now)
+            )
+        except ServerError as error:
+            raise self._failure(error) from error
 
     def insert_unless_changed(self, row: Message, topology: int) -> bool:
         """Insert a message and wake its consumers in one statement; not if the topology has changed."""
         return bool(self.value(INSERT_UNLESS_CHANGED, *row, topology, self.channel, row[0]))
 
+    def outbox_statement(self, row: Message) -> Statement:
+        """Return what inserts a message and wakes its consumers at commit."""
+        return self.filled(INSERT_AND_WAKE), (*row, self.channel, row[0])
+
     def begin(self) -> None:
         """Start a transaction."""
-        self.fetch("BEGIN", ())
+        self._command("BEGIN")
 
     def commit(self) -> None:
         """Commit it."""
-        self.fetch("COMMIT", ())
+        self._command("COMMIT")
 
     def roll_back(self) -> None:
         """Roll it back."""
         if not self.is_lost:
-            self.fetch("ROLLBACK", ())
+            self._command("ROLLBACK")
 
     def notify(self, queues: Sequence[int]) -> None:
         """Notify the listeners at commit, of queues with consumers only: a NOTIFY takes a lock of the whole cluster."""
@@ -177,6 +225,15 @@ class PostgreSQL(Database):
                 list(queues),
             )
 
+    def schema_statements(self) -> list[str]:
+        """Return the statements that create the tables, and their schema if it is missing."""
+        statements = super().schema_statements()
+        if self._schema:
+            name = self._schema
+            missing = f"to_regnamespace('{name}') IS NULL"
+            statements.insert(0, f"DO $$ BEGIN IF {missing} THEN CREATE SCHEMA {name}; END IF; END $$")
+        return statements
+
     def lock_schema(self) -> None:
         """Take an advisory lock until the transaction ends: CREATE TABLE IF NOT EXISTS of two sessions may collide."""
         self.rows("SELECT pg_advisory_xact_lock(?)", SCHEMA_LOCK)
@@ -186,8 +243,41 @@ class PostgreSQL(Database):
         return self.value("SELECT to_regclass(?) IS NOT NULL", f"{self.prefix}meta") is True
 
 
-def _translated(error: psycopg.Error, is_lost: bool) -> Exception:
-    text, code = f"PostgreSQL: {error}".strip(), error.sqlstate or ""
+def _copied(rows: Sequence[Message], now: float) -> Iterator[bytes]:
+    """Generate messages in the binary format of COPY."""
+    pieces, size = [COPY_HEADER], 0
+    last: Any = None
+    head = b""
+    for row in rows:
+        place, body = row[:-1], row[-1]
+        if place != last:  # those of one publisher are alike
+            last, head = place, _copied_head(row, now)
+        pieces += (head, _size(len(body)), body)
+        size += len(head) + len(body)
+        if size > COPY_PIECE:
+            yield b"".join(pieces)
+            pieces, size = [], 0
+    yield b"".join((*pieces, COPY_TRAILER))
+
+
+def _copied_head(row: Message, now: float) -> bytes:
+    """Return a message in that format, without its body."""
+    queue, rank, due, ttl, exchange, routing_key, properties, _ = row
+    texts = (exchange.encode(), routing_key.encode(), properties.encode())
+    return b"".join(
+        (
+            _field_count,
+            _long_field(8, queue),
+            _int_field(4, rank),
+            COPY_NULL if due is None else _double_field(8, due),
+            COPY_NULL if ttl is None else _double_field(8, now + ttl),
+            *(_size(len(text)) + text for text in texts),
+        )
+    )
+
+
+def _translated(text: str, sqlstate: str | None, is_lost: bool) -> Exception:
+    text, code = f"PostgreSQL: {text}".strip(), sqlstate or ""
     if code.startswith("28"):
         return exceptions.AccessRefused(text)
     if is_lost or code.startswith(("08", "57P")):

@@ -29,19 +29,19 @@ STATEMENTS = (
     " PRIMARY KEY (source, destination, to_exchange, routing_key, arguments))",
     "CREATE TABLE {p}consumers (connection BIGINT NOT NULL, channel INTEGER NOT NULL, tag TEXT NOT NULL,"
     " queue BIGINT NOT NULL, exclusive BOOLEAN NOT NULL, PRIMARY KEY (connection, channel, tag))",
-    "CREATE INDEX {p}consumers_queue ON {p}consumers (queue)",
+    "CREATE INDEX {i}consumers_queue ON {p}consumers (queue)",
     "CREATE TABLE {p}messages (id {serial}, queue BIGINT NOT NULL, rank INTEGER NOT NULL, due {time}, expires {time},"
     " owner BIGINT, deliveries INTEGER NOT NULL DEFAULT 0, exchange TEXT NOT NULL, routing_key TEXT NOT NULL,"
     " properties TEXT NOT NULL, body {blob} NOT NULL)",
-    "CREATE INDEX {p}messages_waiting ON {p}messages (queue, rank, id) WHERE owner IS NULL AND due IS NULL",
-    "CREATE INDEX {p}messages_owned ON {p}messages (owner, queue) WHERE owner IS NOT NULL",
-    "CREATE INDEX {p}messages_due ON {p}messages (due) WHERE due IS NOT NULL",
-    "CREATE INDEX {p}messages_expires ON {p}messages (expires) WHERE expires IS NOT NULL",
+    "CREATE INDEX {i}messages_waiting ON {p}messages (queue, rank, id) WHERE owner IS NULL AND due IS NULL",
+    "CREATE INDEX {i}messages_owned ON {p}messages (owner, queue) WHERE owner IS NOT NULL",
+    "CREATE INDEX {i}messages_due ON {p}messages (due) WHERE due IS NOT NULL",
+    "CREATE INDEX {i}messages_expires ON {p}messages (expires) WHERE expires IS NOT NULL",
     "INSERT INTO {p}meta (version, topology) VALUES (" + str(VERSION) + ", 1)",
 )
 
 
-def statements(prefix: str, is_postgresql: bool) -> list[str]:
+def statements(prefix: str, index_prefix: str, is_postgresql: bool) -> list[str]:
     """Return the statements that create the tables, with ``prefix`` before each table's name."""
     types = {name: both[is_postgresql] for name, both in TYPES.items()}
-    return [statement.format(p=prefix, **types) for statement in STATEMENTS]
+    return [statement.format(p=prefix, i=index_prefix, **types) for statement in STATEMENTS]

@@ -303,6 +303,10 @@ class Topology:
             "DELETE FROM {p}consumers WHERE connection = ? AND channel = ? AND tag = ?", self.connection, channel, tag
         )
 
+    def is_consumed(self, record: QueueRecord) -> bool:
+        """Return whether a queue has consumers, of any connection."""
+        return bool(self._database.rows("SELECT 1 FROM {p}consumers WHERE queue = ? LIMIT 1", record.id))
+
     def consumers_elsewhere(self, record: QueueRecord) -> tuple[int, bool]:
         """Return how many consumers other connections have, and whether one of them is exclusive."""
         rows = self._database.rows(

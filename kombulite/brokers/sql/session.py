@@ -1,0 +1,195 @@
+"""A connection to a database as the broker: its lease, its transactions, its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from kombulite import exceptions
+from kombulite.brokers.sql.claims import Claims
+from kombulite.brokers.sql.database import Database
+from kombulite.brokers.sql.maintainer import LeaseMaintainer
+from kombulite.brokers.sql.messages import Messages
+from kombulite.brokers.sql.topology import Topology
+from kombulite.log import get_logger
+from kombulite.utils.locks import Lock
+
+__all__ = ["Session"]
+
+logger = get_logger(__name__)
+
+
+class Session:
+    """A connection with a lease. Used by one thread at a time, that which has ``lock``.
+
+    Args:
+        database: What it connects to.
+        virtual_host: What errors name.
+        lease: Seconds after which what it has claimed is back in the queues if it is not renewed.
+        on_end: Called when the connection has ended, by whichever side.
+    """
+
+    def __init__(self, database: Database, virtual_host: str, lease: float, on_end: Callable[[], None]) -> None:
+        self.database = database
+        self.topology = Topology(database, virtual_host)
+        self.messages = Messages(database, self.topology)
+        self.claims = Claims(self.messages)
+        self.lock = Lock(self._recover)
+        self.is_open = False
+        self._lease = lease
+        self._on_end = on_end
+        self._maintainer: LeaseMaintainer | None = None
+
+    # --- its life
+
+    def open(self, creates_tables: bool) -> None:
+        """Open the database and begin the lease. ``creates_tables``: create those that are missing."""
+        database = self.database
+        database.open()
+        try:
+            if creates_tables:
+                database.create_tables()
+            with database.transaction():
+                self.topology.connection = database.value(
+                    "INSERT INTO {p}connections (alive_until) VALUES ({now} + ?) RETURNING id", self._lease
+                )
+                self.topology.refresh()
+                self._sweep()
+        except BaseException:
+            database.close()
+            raise
+        self.is_open = True
+        self._maintainer = LeaseMaintainer(self._renew, self._lease / 3)
+
+    def end(self) -> None:
+        """Delete the queues of this connection, and end its lease."""
+        self.flush()
+        with self.transaction():
+            for record in list(self.topology.queues.values()):
+                if record.owner == self.topology.connection:
+                    self.topology.delete_queue(record)
+            self.database.rows("DELETE FROM {p}connections WHERE id = ?", self.topology.connection)
+
+    def drop(self) -> None:
+        """Close the database: the lease runs out."""
+        self.is_open = False
+        self.claims.clear()
+        self.topology.forget()
+        if self._maintainer is not None:
+            self._maintainer.stop()
+            self._maintainer = None
+        self.database.close()
+        self._on_end()
+
+    def parts(self) -> tuple[object, object]:
+        """Return what a forked child has to keep: neither may be used nor closed there."""
+        return self.database, self._maintainer
+
+    def listen(self, ring: Callable[[], None]) -> None:
+        """Have the database wake this connection by ``ring``, where it can and does not yet."""
+        if self._maintainer is None or self._maintainer.is_listening:
+            return
+        try:
+            listener = self.database.listen()
+        except exceptions.AMQPError as error:
+            logger.warning("Nothing can be listened to, messages are polled for: %s", error)
+            return
+        if listener is not None:
+            self._maintainer.listen(listener, ring)
+
+    def wake(self, ring: Callable[[], None]) -> None:
+        """Have another thread call ``ring``, which may wait for the lock."""
+        maintainer = self._maintainer
+        if maintainer is not None:
+            maintainer.call(ring)
+
+    def _recover(self) -> None:
+        """Roll back what a signal handler interrupted: called whenever the lock goes to others."""
+        if self.is_open and not self.database.is_idle:
+            self.database.recover()
+            self.topology.forget()
+            if self.database.is_lost:
+                self.drop()
+
+    # --- its use
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Use the database, and notice when the connection to it is lost."""
+        with self.lock:
+            if not self.is_open:
+                raise exceptions.RecoverableConnectionError("connection already closed")
+            try:
+                yield
+            except exceptions.ConnectionError:
+                if self.database.is_lost:
+                    self.drop()
+                raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Run a transaction that sees what is declared."""
+        with self.use():
+            before = self.topology.version
+            try:
+                with self.database.transaction():
+                    self.topology.refresh()
+                    yield
+            except BaseException:
+                if self.topology.version != before:
+                    self.topology.forget()
+                raise
+
+    def flush(self) -> None:
+        """Delete what is acknowledged, and put back what is to be."""
+        claims = self.claims
+        if claims.returns:
+            with self.transaction():
+                claims.write()
+        elif claims.acks:
+            with self.use():
+                claims.write()  # one statement
+        claims.written()
+
+    def pass_time(self) -> bool:
+        """Do what is due by now, within a transaction; returns whether there was something to do."""
+        if not self.messages.is_something_due():
+            return False
+        self.messages.pass_time()
+        for (name,) in self.database.rows("SELECT name FROM {p}queues WHERE expires <= {now}"):
+            record = self.topology.queues.get(name)
+            if record is not None:
+                self.topology.delete_queue(record)
+        return True
+
+    # --- the lease
+
+    def _renew(self) -> None:
+        """Renew the lease, and see to the connections whose leases have run out."""
+        with self.lock:
+            if not self.is_open:
+                return
+            self.flush()
+            with self.transaction():
+                renewed = self.database.rows(
+                    "UPDATE {p}connections SET alive_until = {now} + ? WHERE id = ? RETURNING id",
+                    self._lease,
+                    self.topology.connection,
+                )
+                if renewed:
+                    self._sweep()
+                    self.topology.clear_deleted()
+                    # Of what was published within others' transactions.
+                    self.messages.drop_excess(queue for queue in self.topology.queues.values() if not queue.is_plain)
+            if not renewed:
+                logger.warning("The lease of this connection had run out; it is closed, and its messages come again")
+                self.drop()
+
+    def _sweep(self) -> None:
+        """Give back what connections held that are gone, and delete the queues that went with them."""
+        ended, consumed = self.messages.return_from_the_dead()
+        for record in list(self.topology.queues.values()):
+            if record.id in ended or (
+                record.id in consumed and record.spec.auto_delete and not self.topology.is_consumed(record)
+            ):
+                self.topology.delete_queue(record)

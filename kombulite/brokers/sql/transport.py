@@ -1,0 +1,411 @@
+"""The verbs of the SQL brokers. The class is as wide as the interface."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+from kombulite import exceptions
+from kombulite._core import Delivery
+from kombulite.brokers.base import Capabilities, ExchangeSpec, Outcome, QueueInfo, QueueSpec, QueueStatus, Settings
+from kombulite.brokers.channels import ChannelTransport, Consumer, Taken
+from kombulite.brokers.options import check_transport_options
+from kombulite.brokers.sql.database import Database
+from kombulite.brokers.sql.outbox import runner
+from kombulite.brokers.sql.session import Session
+from kombulite.brokers.sql.topology import QueueRecord
+from kombulite.utils.locks import Condition
+from kombulite.utils.uuid import uuid
+
+__all__ = ["SQLTransport"]
+
+OPTIONS = frozenset(
+    ["table_prefix", "lease", "create_tables", "synchronous", "schema", "socket_timeout", "connect_args"]
+)
+DEFAULT_PREFIX = "kombulite_"
+DEFAULT_LEASE = 30.0  # seconds
+REFUSALS = (exceptions.MessageNacked, exceptions.IrrecoverableChannelError, exceptions.MessageReturned)
+
+#: Connections of a parent process: a forked child must neither use nor close them, so it keeps them.
+_kept_from_parents: list[Any] = []
+
+
+class SQLTransport(ChannelTransport):
+    """A connection to a database. Threads may share it.
+
+    Transport options: ``table_prefix`` (``kombulite_``); ``lease``: seconds after which the messages of a connection
+    that is gone are back in their queues (30); ``create_tables``: whether missing tables are created (True).
+    """
+
+    capabilities = Capabilities()
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        options = settings.options
+        check_transport_options(options, OPTIONS)
+        lease = float(options.get("lease") or DEFAULT_LEASE)
+        if lease <= 0:
+            raise ValueError(f"lease must be above 0 seconds, got {lease}")
+        self._creates_tables = bool(options.get("create_tables", True))
+        self._database = self.open_database(settings, options.get("table_prefix") or DEFAULT_PREFIX)
+        self._session = Session(self._database, settings.virtual_host, lease, self._ended)
+        self._topology, self._messages, self._claims = (
+            self._session.topology,
+            self._session.messages,
+            self._session.claims,
+        )
+        self._lock = self._session.lock
+        self._wake = Condition(self._lock)
+        self._queue_of: dict[tuple[int, str], QueueRecord] = {}  # by channel and consumer tag
+        self._seen_version = 0  # of the topology, by the consumers
+        self._process = os.getpid()
+
+    def open_database(self, settings: Settings, prefix: str) -> Database:
+        """Return the database, not opened."""
+        raise NotImplementedError
+
+    # --- the connection
+
+    def connect(self) -> None:
+        """Open the database, and create its tables if they are missing."""
+        self._process = os.getpid()
+        self._session.open(self._creates_tables)
+        self._connected = True
+
+    def close(self) -> None:
+        """Put back what is not settled, delete the queues of this connection, close the database."""
+        if os.getpid() != self._process:
+            self.collect()
+            return
+        with self._lock:
+            if not self._connected:
+                return
+            try:
+                for number in list(self._channels):
+                    self.close_channel(number)
+                self._session.end()
+            finally:
+                self._session.drop()
+
+    def collect(self) -> None:
+        """Drop the connection: its lease runs out. A forked child leaves all of it to its parent."""
+        if os.getpid() != self._process:
+            _kept_from_parents.append(self._session.parts())
+            self._connected = False
+            return
+        with self._lock:
+            self._session.drop()
+
+    def _ended(self) -> None:
+        """Forget the client's half of a connection that has ended."""
+        self._connected = False
+        self._channels.clear()
+        self._turns.clear()
+        self._events.clear()
+        self._queue_of.clear()
+        self._wake.notify_all()
+
+    # --- exchanges, queues, bindings
+
+    def declare_exchange(self, channel: int, spec: ExchangeSpec, passive: bool) -> None:
+        with self._session.transaction():
+            self._channel(channel)
+            if passive:
+                self._topology.check_exchange(spec.name)
+            else:
+                self._topology.declare_exchange(spec)
+
+    def delete_exchange(self, channel: int, name: str, if_unused: bool) -> None:
+        with self._session.transaction():
+            self._channel(channel)
+            self._topology.delete_exchange(name, if_unused)
+
+    def declare_queue(self, channel: int, spec: QueueSpec, passive: bool) -> QueueInfo:
+        with self._session.transaction():
+            self._channel(channel)
+            self._session.pass_time()
+            if passive:
+                record = self._topology.queue(spec.name)
+                self._topology.used(record)
+            else:
+                record = self._topology.declare_queue(spec._replace(name=spec.name or f"amq.gen-{uuid()}"))
+            name = record.spec.name
+            return QueueInfo(name, self._messages.size(record), self.consumer_count(name))
+
+    def delete_queue(self, channel: int, name: str, if_unused: bool, if_empty: bool) -> int:
+        with self._session.transaction():
+            self._channel(channel)
+            self._session.pass_time()
+            try:
+                record = self._topology.queue(name)
+            except exceptions.NotFound:
+                return 0
+            if if_unused and self.consumer_count(name):
+                raise exceptions.PreconditionFailed(f"queue '{name}' is in use")
+            if if_empty and self._messages.size(record):
+                raise exceptions.PreconditionFailed(f"queue '{name}' is not empty")
+            deleted = self._topology.delete_queue(record)
+            self._forget_queue(record)
+            return deleted
+
+    def _forget_queue(self, record: QueueRecord) -> None:
+        """End the consumers of a queue that is gone, and what was claimed ahead for them."""
+        self._claims.forget_queue(record)
+        self.cancel_consumers(record.spec.name)
+        for key in [key for key, known in self._queue_of.items() if known.id == record.id]:
+            del self._queue_of[key]
+
+    def list_queues(self, channel: int) -> list[QueueStatus]:
+        with self._session.transaction():
+            self._channel(channel)
+            self._session.pass_time()
+            usable = [
+                each for each in self._topology.queues.values() if each.owner in (None, self._topology.connection)
+            ]
+            return [
+                QueueStatus(
+                    each.spec.name,
+                    self._messages.size(each),
+                    self.consumer_count(each.spec.name),
+                    self._messages.claimed(each),
+                )
+                for each in sorted(usable, key=lambda record: record.spec.name)
+            ]
+
+    def purge(self, channel: int, queue: str) -> int:
+        with self._session.transaction():
+            self._channel(channel)
+            self._session.pass_time()
+            return self._messages.purge(self._topology.queue(queue))
+
+    def bind(
+        self,
+        channel: int,
+        source: str,
+        destination: str,
+        routing_key: str,
+        arguments: Mapping[str, Any] | None,
+        to_exchange: bool = False,
+    ) -> None:
+        with self._session.transaction():
+            self._channel(channel)
+            self._topology.bind(source, destination, routing_key, arguments, to_exchange)
+
+    def unbind(
+        self,
+        channel: int,
+        source: str,
+        destination: str,
+        routing_key: str,
+        arguments: Mapping[str, Any] | None,
+        to_exchange: bool = False,
+    ) -> None:
+        with self._session.transaction():
+            self._channel(channel)
+            self._topology.unbind(source, destination, routing_key, arguments, to_exchange)
+
+    # --- publishing
+
+    def publish(
+        self,
+        channel: int,
+        delivery: Delivery,
+        mandatory: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
+        with self._session.use():
+            self._channel(channel)
+            self._messages.check(delivery)
+            if self._put_as_known(delivery):
+                return
+            with self._session.transaction():
+                queues = self._route(delivery, mandatory)
+                if queues:
+                    self._messages.put(queues, delivery)
+
+    def _put_as_known(self, delivery: Delivery) -> bool:
+        """Put a message where it goes by the topology as it was seen last, if it is that still; one round trip."""
+        try:
+            queues = self._topology.route(delivery)
+        except exceptions.NotFound:
+            return False
+        if len(queues) != 1 or not queues[0].is_plain or queues[0].limits.expires is not None:
+            return False
+        return self._messages.put_unless_changed(queues[0], delivery)
+
+    def _route(self, delivery: Delivery, mandatory: bool) -> list[QueueRecord]:
+        queues = self._topology.route(delivery)
+        if (
+            any(queue.limits.expires is not None or not queue.is_plain for queue in queues)
+            and self._session.pass_time()
+        ):
+            queues = self._topology.route(delivery)
+        if queues:
+            return queues
+        if mandatory:
+            raise exceptions.MessageReturned.no_route()
+        if delivery.exchange == "":
+            # Declaring is optional here, as it is with kombu: what is sent to a queue's name is kept for it.
+            return [self._topology.declare_queue(QueueSpec(delivery.routing_key))]
+        self.unroutable += 1
+        return []
+
+    def publish_many(
+        self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
+    ) -> list[tuple[int, Exception]]:
+        refused: list[tuple[int, Exception]] = []
+        with self._session.transaction():
+            self._channel(channel)
+            placed: list[tuple[QueueRecord, Delivery]] = []
+            for index, delivery in enumerate(deliveries):
+                try:
+                    self._messages.check(delivery)
+                    queues = self._route(delivery, mandatory)
+                    if any(queue.limits.reject_publish for queue in queues):
+                        self._messages.put_many(placed)
+                        placed = []
+                        self._messages.put(queues, delivery)
+                    else:
+                        placed += [(queue, delivery) for queue in queues]
+                except REFUSALS as error:
+                    refused.append((index, error))
+            self._messages.put_many(placed)
+        return refused
+
+    def prepare_via(self, channel: int, via: Any, delivery: Delivery, mandatory: bool = False) -> Any:
+        """Return what publishes within a transaction of the caller's: nothing is written over this connection."""
+        with self._session.use():
+            self._channel(channel)
+            self._topology.refresh()
+            self._messages.check(delivery)
+            queues = self._topology.route(delivery)
+            if not queues and mandatory:
+                raise exceptions.MessageReturned.no_route()
+            if not queues and delivery.exchange == "":
+                raise exceptions.NotFound(f"no queue '{delivery.routing_key}': declare it before the transaction")
+            self.unroutable += not queues
+            return runner(via, self.driver_type, self._messages.outbox_statements(queues, delivery))
+
+    # --- consuming
+
+    def check_queue(self, queue: str) -> None:
+        with (
+            self._session.use()
+        ):  # SQLite has one writer: what only reads must not wait for a transaction of somebody else
+            self._topology.refresh()
+            if self._messages.is_something_due():
+                with self._session.transaction():
+                    self._session.pass_time()
+            self._topology.queue(queue)
+
+    def consumed_elsewhere(self, queue: str) -> int:
+        return self._topology.consumers_elsewhere(self._topology.queue(queue))[0]
+
+    def has_exclusive_elsewhere(self, queue: str) -> bool:
+        return self._topology.consumers_elsewhere(self._topology.queue(queue))[1]
+
+    def consumer_started(self, consumer: Consumer) -> None:
+        self._session.listen(self._ring)  # before the first look: what comes in between is noticed
+        with self._session.transaction():
+            record = self._topology.queue(consumer.queue)
+            self._topology.add_consumer(consumer.channel.number, consumer.tag, record, consumer.exclusive)
+        self._queue_of[consumer.channel.number, consumer.tag] = record
+
+    def consumer_ended(self, consumer: Consumer) -> None:
+        record = self._queue_of.pop((consumer.channel.number, consumer.tag), None)
+        if record is None:
+            return  # its queue is gone
+        with self._session.transaction():
+            self._topology.remove_consumer(consumer.channel.number, consumer.tag)
+            if self.consumers_of(consumer.queue):
+                return
+            self._claims.put_back_unseen(record)
+            found = self._topology.queues.get(consumer.queue)
+            if found is None or found.id != record.id:
+                return
+            self._topology.used(record)
+            if record.spec.auto_delete and not self._topology.consumers_elsewhere(record)[0]:
+                self._topology.delete_queue(record)
+
+    def get(self, channel: int, queue: str, no_ack: bool) -> Delivery | None:
+        with self._lock:
+            delivery = super().get(channel, queue, no_ack)
+            if delivery is not None:
+                delivery.message_count = self._messages.size(self._topology.queues[queue])
+            return delivery
+
+    def take(self, queue: str, credit: int) -> Taken | None:
+        record = self._topology.queues.get(queue)
+        if record is None:
+            return None
+        token = self._claims.next(record)
+        if token is None:
+            if self._is_interrupted:
+                return None  # what is asked for comes before another look
+            self._session.flush()
+            with self._session.use():
+                token = self._claims.claim(record, credit)
+        return None if token is None else Taken(token.delivery, token)
+
+    def settle_taken(self, tokens: Sequence[Any], outcome: Outcome) -> None:
+        if outcome is Outcome.ACK:
+            self._claims.acks += tokens
+            if self._claims.is_flush_due:
+                self._session.flush()
+        elif outcome is Outcome.REQUEUE:
+            self._claims.returns += tokens
+            self._session.flush()
+        else:
+            with self._session.transaction():
+                self._messages.bury(self._messages.delete(tokens), "rejected")
+
+    # --- waiting
+
+    can_interrupt = True
+
+    def interrupt(self) -> None:
+        self._is_interrupted = True
+        self._session.wake(self._ring)
+
+    def wait_for_messages(self, seconds: float | None, attempt: int) -> None:
+        self._session.flush()
+        self._session.listen(self._ring)  # again, if that connection was lost
+        pause = self._database.look_interval if seconds is None else min(seconds, self._database.look_interval)
+        with self._session.use():
+            self._look_at_queues()
+            next_change = self._messages.seconds_to_next()
+            if next_change is not None and next_change <= 0:
+                with self._session.transaction():
+                    self._session.pass_time()
+                return
+        if not self._events:
+            self._wait_for_news(pause if next_change is None else min(pause, next_change))
+
+    def _look_at_queues(self) -> None:
+        """End the consumers whose queues others have deleted."""
+        self._topology.refresh()
+        if self._topology.version != self._seen_version:
+            self._seen_version = self._topology.version
+            for record in {known.id: known for known in self._queue_of.values()}.values():
+                found = self._topology.queues.get(record.spec.name)
+                if found is None or found.id != record.id:
+                    self._forget_queue(record)
+
+    def _wait_for_news(self, seconds: float) -> None:
+        """Wait until the database wakes this connection, or has news where it does not; for at most ``seconds``."""
+        tick, deadline = self._database.tick, monotonic() + seconds
+        if tick is None:
+            self._wake.wait(seconds)
+            return
+        while not self._database.has_news():
+            left = deadline - monotonic()
+            if left <= 0 or self._wake.wait(min(left, tick)) or not self._connected:
+                return
+
+    def _ring(self) -> None:
+        """Wake the waiting threads: called by the database."""
+        with self._lock:
+            self._wake.notify_all()

@@ -1,0 +1,156 @@
+"""A server that hangs, a network that swallows: every call ends by its deadline, and nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from time import monotonic
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from kombulite import Connection, Consumer, Producer, Queue, exceptions
+from tests.proxy import Proxy
+from tests.servers import PostgreSQLServer
+
+SILENT = "the server did not answer in 0.5 s"
+
+
+def options():
+    """Short deadlines, and tables of its own: what a test leaves claimed comes back to no other."""
+    return {"table_prefix": f"d{uuid4().hex[:8]}_", "socket_timeout": 0.5, "lease": 1}
+
+
+@contextmanager
+def silent(server, proxy) -> Iterator[None]:
+    """The server stopped, or the network before it."""
+    if proxy is None:
+        server.pause()
+        yield
+        server.resume()
+    else:
+        proxy.silence()
+        yield
+
+
+@pytest.fixture(scope="module")
+def own_postgresql(request):
+    """One server for all tests here: each has it go on at its end."""
+    request.getfixturevalue("postgresql_url")  # skips where there is none
+    with PostgreSQLServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["server", "network"])
+def hanging(request, own_postgresql):
+    """A connection to a server, and what makes that hang."""
+    with Proxy(own_postgresql.port) as proxy:
+        url = proxy.url(own_postgresql.url)
+        through = proxy if request.param == "network" else None
+        try:
+            with Connection(url, transport_options=options()) as connection:
+                Queue("orders")(connection).declare()
+                yield connection, lambda: silent(own_postgresql, through)
+        finally:
+            own_postgresql.resume()
+
+
+def bodies(connection):
+    """All that is in the queue, also what a lost connection had claimed."""
+    found = []
+    deadline = monotonic() + 30
+    with Consumer(connection, [Queue("orders")], callbacks=[lambda body, message: (found.append(body), message.ack())]):
+        while any(status[1] or status[3] for status in connection.transport.list_queues(1)):
+            assert monotonic() < deadline, f"not all comes back: {found}"
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=0.1)
+    return found
+
+
+def test_publish(hanging):
+    connection, hang = hanging
+    producer = Producer(connection, routing_key="orders")
+    producer.publish("accepted")
+    with hang(), pytest.raises(exceptions.RecoverableConnectionError, match=SILENT):
+        producer.publish("unknown")
+    assert not connection.connected
+    producer.publish("after", retry=True)
+    assert [body for body in bodies(connection) if body != "unknown"] == ["accepted", "after"]
+
+
+def test_publish_many(hanging):
+    connection, hang = hanging
+    producer = Producer(connection, routing_key="orders")
+    producer.publish("accepted")
+    with hang(), pytest.raises(exceptions.RecoverableConnectionError, match=SILENT):
+        producer.publish_many([b"x" * 100_000] * 200)
+    assert bodies(connection) == ["accepted"]
+
+
+def test_drain_events(hanging):
+    connection, hang = hanging
+    Producer(connection, routing_key="orders").publish("accepted")
+    with (
+        Consumer(connection, [Queue("orders")], callbacks=[lambda body, message: None]),
+        hang(),
+        pytest.raises(exceptions.RecoverableConnectionError, match=SILENT),
+    ):
+        connection.drain_events(timeout=60)
+    assert bodies(connection) == ["accepted"]
+
+
+def test_ack(hanging):
+    connection, hang = hanging
+    Producer(connection, routing_key="orders").publish("accepted")
+    message = Queue("orders")(connection).get()
+    with hang(), pytest.raises(exceptions.RecoverableConnectionError, match=SILENT):
+        message.ack()
+    assert bodies(connection) in (["accepted"], [])
+
+
+@pytest.mark.parametrize("verb", ["declare", "delete", "purge"])
+def test_declarations(hanging, verb):
+    connection, hang = hanging
+    queue = Queue("orders")(connection)
+    with hang(), pytest.raises(exceptions.RecoverableConnectionError, match=SILENT):
+        getattr(queue, verb)()
+
+
+def test_release(hanging):
+    connection, hang = hanging
+    Producer(connection, routing_key="orders").publish("accepted")
+    Queue("orders")(connection).get()
+    with hang():
+        connection.release()
+    assert not connection.connected
+
+
+def test_statement_that_waits_for_a_lock_of_somebody_else(own_postgresql):
+    with (
+        Connection(own_postgresql.url, transport_options=options()) as connection,
+        psycopg.connect(own_postgresql.conninfo) as other,
+    ):
+        producer = Producer(connection, routing_key="orders")
+        producer.publish("accepted")
+        other.execute(f"LOCK TABLE {connection.transport_options['table_prefix']}messages")
+        with pytest.raises(exceptions.RecoverableConnectionError, match=SILENT):
+            producer.publish("unknown")
+        other.rollback()
+        assert "accepted" in bodies(connection)
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_timeout_that_cannot_be_is_named(value):
+    with pytest.raises(ValueError, match=f"socket_timeout must be above 0 seconds, got {value}"):
+        Connection("postgresql://127.0.0.1:1/x", transport_options={"socket_timeout": value}).connect()
+
+
+def test_message_claimed_for_a_connection_that_was_ended_meanwhile_comes_back(database):
+    """A hanging server may run a claim after the lease of its connection has ended."""
+    connection = database.connect(lease=0.6)
+    queue = Queue("orders")(connection)
+    queue.declare()
+    Producer(connection, routing_key="orders").publish("stranded")
+    connection.transport._database.rows("UPDATE {p}messages SET owner = 123456")
+    assert bodies(connection) == ["stranded"]
