@@ -248,6 +248,7 @@ base_requeue = memory.REQUEUE
 MemoryTransport = blocking(memory.Transport)
 ThreadedMemoryTransport = blocking(memory.Transport, threaded=True)
 FilesystemTransport = blocking(filesystem.Transport, threaded=True)
-RedisTransport = blocking(redis.Transport, threaded=True)
+RedisTransport = blocking(redis.Transport)
+ThreadedRedisTransport = blocking(redis.Transport, threaded=True)
 SQLiteTransport = blocking(sql.SQLiteTransport, threaded=True)
 PostgreSQLTransport = blocking(sql.PostgreSQLTransport, threaded=True)

@@ -68,7 +68,10 @@ BROKERS = {
     "amqp": Kind("amqp_url", frozenset(["nacks", "flow", "channel prefetch"])),
     "memory-aio": Kind("localhost", EAGER, transport=f"{BLOCKING}:MemoryTransport", like="memory"),
     "memory-thread": Kind("localhost", EAGER, transport=f"{BLOCKING}:ThreadedMemoryTransport", like="memory"),
-    "redis-thread": Kind("redis_url", REDIS_LACKS | EAGER, transport=f"{BLOCKING}:RedisTransport", like="redis"),
+    "redis-aio": Kind("redis_url", REDIS_LACKS | EAGER, transport=f"{BLOCKING}:RedisTransport", like="redis"),
+    "redis-thread": Kind(
+        "redis_url", REDIS_LACKS | EAGER, transport=f"{BLOCKING}:ThreadedRedisTransport", like="redis"
+    ),
     "sqlite-thread": Kind("sqlite_url", EAGER, transport=f"{BLOCKING}:SQLiteTransport", like="sqlite"),
     "postgresql-thread": Kind("postgresql_url", EAGER, transport=f"{BLOCKING}:PostgreSQLTransport", like="postgresql"),
     "amqp-confirms": Kind("amqp_url", frozenset(["flow", "channel prefetch"]), {"confirm_publish": True}),

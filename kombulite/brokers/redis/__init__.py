@@ -54,6 +54,7 @@ class Transport(BaseTransport):
 
     driver_type = "redis"
     driver_name = "redis"
+    async_transport = "kombulite.brokers.redis.aio:AsyncTransport"
     capabilities = Capabilities(
         exchange_types=frozenset(["direct", "topic", "fanout"]),
         asynchronous=True,
@@ -119,8 +120,7 @@ class Transport(BaseTransport):
             self._waiter.wake()
 
     def _on_push(self, message: list[Any]) -> None:
-        if message[:1] == [b"invalidate"] and len(message) == 2:
-            self._protocol.topology.router.forget(message[1])
+        self._protocol.topology.router.on_push(message)
 
     def close(self) -> None:
         try:

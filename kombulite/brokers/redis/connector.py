@@ -16,7 +16,7 @@ from kombulite.brokers.options import check_tls_settings
 from kombulite.brokers.redis.errors import driver_error, unquoted
 from kombulite.brokers.redis.options import Options, credentials_of, database_of
 from kombulite.brokers.redis.replies import OnReply
-from kombulite.brokers.redis.sentinels import NoMaster, Sentinels, retry_until, watch_of
+from kombulite.brokers.redis.sentinels import NoMaster, Sentinels, WatchedStream, retry_until, watch_of
 from kombulite.brokers.redis.stream import Stream
 
 DEFAULT_SENTINEL_PORT = 26379
@@ -78,22 +78,24 @@ class Connector:
         A server that does not know RESP3 is spoken to in RESP2.
         """
         options = self._options
-        stream = Stream(self._open(), self.protocol, options.socket_timeout, on_push, options.health_check_interval)
-        self._watch(stream)
+        connection = self.connect()
+        stream = Stream(connection, self.protocol, options.socket_timeout, on_push, options.health_check_interval)
+        self.watch(stream)
         return stream
 
     def reopen(self, stream: Stream) -> None:
         """Open the connection of a stream anew, which the server has closed. Raises ConnectionError or OSError."""
-        stream.attach(self._open(), self.protocol)
-        self._watch(stream)
+        stream.attach(self.connect(), self.protocol)
+        self.watch(stream)
 
-    def _watch(self, stream: Stream) -> None:
+    def watch(self, stream: WatchedStream) -> None:
         """End the connection when its server is no master any more."""
         stream.address = self._arguments.get("host", ""), self._arguments.get("port", 0)
         if self._sentinels is not None:
             watch_of(self._sentinels).add(stream)
 
-    def _open(self) -> AbstractConnection:
+    def connect(self) -> AbstractConnection:
+        """Return a connection of redis-py's; ``protocol`` says which RESP it speaks. Raises as ``open`` does."""
         if self._sentinels is None:
             return self._open_once()
         sentinels = self._sentinels

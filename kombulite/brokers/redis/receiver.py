@@ -32,6 +32,9 @@ from kombulite.utils.json import codec
 #: Seconds between two looks where the server cannot wake us, at most.
 POLLING_INTERVAL = 1.0
 
+#: Commands of an acknowledgement.
+ACK_REPLIES = 2
+
 #: The channel on which a server tells RESP2 clients what has changed.
 INVALIDATED = b"__redis__:invalidate"
 
@@ -299,13 +302,19 @@ class Receiver:
         return bool(lives) and published_at + min(lives) <= self._now() * 1000
 
     def acknowledge(self, state: RedisChannel, leases: Sequence[Lease]) -> None:
-        """Strike messages from the server's notes, at once; an error shows at the channel's next operation."""
-        tags = [lease.tag for lease in leases if not lease.is_fanout]
-        if tags and self._options.ack_emulation:
-            date, note = ("ZREM", self._keys.unacked_index, *tags), ("HDEL", self._keys.unacked, *tags)
-            data = pack_command(date) + pack_command(note)
+        """Remove messages from the server's notes, at once; an error shows at the channel's next operation."""
+        data = self.acknowledgement(leases)
+        if data:
             # While the application is fed without a pause, the kernel may join what belongs together.
-            self._stream.post(data, 2, state.on_settled, more=bool(state.leased.ready), may_repeat=True)
+            self._stream.post(data, ACK_REPLIES, state.on_settled, more=bool(state.leased.ready), may_repeat=True)
+
+    def acknowledgement(self, leases: Sequence[Lease]) -> bytes:
+        """Return what removes messages from the server's notes, in ``ACK_REPLIES`` commands; b"" for nothing."""
+        tags = [lease.tag for lease in leases if not lease.is_fanout]
+        if not tags or not self._options.ack_emulation:
+            return b""
+        date, note = ("ZREM", self._keys.unacked_index, *tags), ("HDEL", self._keys.unacked, *tags)
+        return pack_command(date) + pack_command(note)
 
     def has_ready(self) -> bool:
         """Return whether there is an event, or an error, to hand over."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 from time import monotonic
+from typing import Any
 
 from hiredis import ReplyError
 
@@ -67,7 +68,7 @@ class Router:
         self.is_tracked = tracked
         self._check_interval = check_interval or inf
         self._redeclare = redeclare
-        self._was_emptied = False
+        self.was_emptied = False
         self._routes: dict[str, Routes] = {}
         self._states: dict[str, object] = {}  # exchange -> what changes with its bindings, as far as was heard
         self._exchange_of: dict[bytes, str] = {}
@@ -76,7 +77,7 @@ class Router:
         """Return the table of an exchange if the server need not be asked."""
         routes = self._routes.get(exchange)
         most_age = self._check_interval if self.is_tracked else MAX_AGE
-        return None if routes is None or self._was_emptied or monotonic() - routes.read_at >= most_age else routes
+        return None if routes is None or self.was_emptied or monotonic() - routes.read_at >= most_age else routes
 
     def routes(self, exchange: str) -> Plan[Routes]:
         """Return the table of an exchange."""
@@ -87,8 +88,8 @@ class Router:
 
     def catch_up(self) -> Plan[None]:
         """Declare again what is gone with all else, if the server has said so."""
-        if self._was_emptied:
-            self._was_emptied = False
+        if self.was_emptied:
+            self.was_emptied = False
             yield from self._redeclare()
 
     def is_current(self, exchange: str, routes: Routes) -> bool:
@@ -124,11 +125,16 @@ class Router:
         self._routes.clear()
         self._states.clear()
 
+    def on_push(self, message: list[Any]) -> None:
+        """Take what the server says unasked on the connection for commands."""
+        if message[:1] == [b"invalidate"] and len(message) == 2:
+            self.forget(message[1])
+
     def forget(self, keys: list[bytes] | None) -> None:
         """The server says that these keys changed (None: all)."""
         if keys is None:
             self._forget_all()
-            self._was_emptied = True
+            self.was_emptied = True
         else:
             for key in keys:
                 exchange = self._exchange_of.get(key)

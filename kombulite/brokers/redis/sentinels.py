@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from operator import itemgetter
 from threading import Lock, Thread
 from time import monotonic, sleep
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 from redis import Redis
@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from kombulite import exceptions
 from kombulite.brokers.redis.errors import driver_error, unquoted
-from kombulite.brokers.redis.stream import Stream, logger
+from kombulite.brokers.redis.leases import logger
 
 Address = tuple[str, int]
 
@@ -99,6 +99,16 @@ class Failover(NamedTuple):
     is_done: bool
 
 
+class WatchedStream(Protocol):
+    """A connection that ends when its server is no master any more."""
+
+    address: Address
+    is_open: bool
+
+    def leave(self, reason: str) -> None:
+        """End the connection, from any thread."""
+
+
 class MasterWatch:
     """Listens to the sentinels for all connections of the process to one master: in a thread for each sentinel.
 
@@ -108,12 +118,12 @@ class MasterWatch:
 
     def __init__(self, sentinels: Sentinels) -> None:
         self._sentinels = sentinels
-        self._streams: WeakSet[Stream] = WeakSet()
+        self._streams: WeakSet[WatchedStream] = WeakSet()
         self._failover: Failover | None = None
         self._running: set[Address] = set()
         self._lock = Lock()
 
-    def add(self, stream: Stream) -> None:
+    def add(self, stream: WatchedStream) -> None:
         """Watch for a connection too; its ``address`` says where it leads."""
         with self._lock:
             self._streams.add(stream)

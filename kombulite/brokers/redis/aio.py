@@ -1,0 +1,600 @@
+"""Connections to Redis on an event loop.
+
+The state and the verbs are those of the transport for threads (``protocol.py``); here plans are performed by the loop.
+What the tasks of one turn publish leaves in one write, and what they acknowledge in one command.
+
+The class is as wide as the interface that it implements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import partial
+from threading import Thread
+from time import monotonic
+from typing import Any, TypeVar
+
+from kombulite import exceptions
+from kombulite._core import Delivery
+from kombulite.brokers import aio as interface
+from kombulite.brokers.aio import OnEvent, OnLost, Pending, closed, refuse, resolve
+from kombulite.brokers.base import ChannelClosed, ExchangeSpec, Outcome, QueueInfo, QueueSpec, QueueStatus, Settings
+from kombulite.brokers.redis.aio_stream import PING, Answer, AsyncStream
+from kombulite.brokers.redis.claims import RedisChannel
+from kombulite.brokers.redis.connector import Connector
+from kombulite.brokers.redis.errors import connection_lost
+from kombulite.brokers.redis.leases import Lease, logger
+from kombulite.brokers.redis.maintainer import RETRY_INTERVAL, Chores
+from kombulite.brokers.redis.options import Options
+from kombulite.brokers.redis.plans import Plan, call
+from kombulite.brokers.redis.protocol import RedisProtocol
+from kombulite.brokers.redis.publisher import Destination
+from kombulite.brokers.redis.receiver import ACK_REPLIES
+from kombulite.brokers.redis.replies import OnReply
+from kombulite.brokers.redis.stream import IDLE, MIN_PING_INTERVAL
+
+T = TypeVar("T")
+
+CLOSE_TIMEOUT = 5.0  # seconds for a reply while the connection is closed
+MIN_TICK, MAX_TICK = 0.01, 5.0  # seconds between two looks at what is due by the clock
+
+#: Seconds of idleness after which a server, or a proxy before it, has closed a connection, by database.
+_idle_limits: dict[tuple[Any, ...], float] = {}
+
+
+class Published(Answer):
+    """What the reply to a publish through an exchange goes to: its bindings may have changed meanwhile."""
+
+    __slots__ = ("_delivery", "_destination", "_transport")
+
+    def __init__(
+        self, pending: Pending[Any], transport: AsyncTransport, delivery: Delivery, destination: Destination
+    ) -> None:
+        super().__init__(pending)
+        self._transport = transport
+        self._delivery = delivery
+        self._destination = destination
+
+    def __call__(self, reply: Any) -> None:
+        """Take the reply, and send the message to the queues that it missed."""
+        if reply.__class__ is int and not self._transport.is_current(self._destination, self._delivery.exchange):
+            self._transport.catch_up(self._delivery, self._destination, self.pending)
+        else:
+            super().__call__(reply)
+
+
+class AsyncTransport(interface.AsyncTransport):
+    """A connection to a Redis database, on an event loop."""
+
+    def __init__(self, settings: Settings, on_event: OnEvent, on_lost: OnLost) -> None:
+        super().__init__(settings, on_event, on_lost)
+        self._loop = asyncio.get_running_loop()
+        self._options = options = Options.of(settings.options)
+        self._connector = Connector(settings, options)
+        self._protocol = RedisProtocol(settings, options, self._connector.identity, self._wake, self._keep)
+        self._channels = self._protocol.channels
+        self._stream: AsyncStream | None = None
+        self._streams: list[AsyncStream] = []
+        self._listener: AsyncStream | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._is_begun = self._is_over = False
+        self._is_woken = False
+        self._has_news = False  # whether the last that came told of changed lists
+        self._paced: asyncio.TimerHandle | None = None
+        self._acked: list[Lease] = []
+        self._ack_pending: Pending[None] | None = None
+        self._chores: Chores | None = None
+        self._is_working = False
+        self._clock: asyncio.TimerHandle | None = None
+
+    # --- the connection
+
+    async def connect(self) -> None:
+        """Open the connection, within ``settings.connect_timeout`` seconds."""
+        try:
+            await asyncio.wait_for(self._connect(), self.settings.connect_timeout)
+        except asyncio.TimeoutError as error:  # not the built-in one before Python 3.11
+            self.abort()
+            raise TimeoutError("the server did not answer in time") from error
+        except exceptions.ChannelError as error:
+            self.abort()
+            raise exceptions.NotAllowed(str(error)) from error
+        except BaseException:
+            self.abort()
+            raise
+
+    async def _connect(self) -> None:
+        protocol = self._protocol
+        stream = self._stream = await self._open(self._on_push)
+        stream.before_flush = self._send_acks
+        tracked = await stream.perform(protocol.greet(stream.protocol))
+        await stream.perform(protocol.begin(stream, tracked, self._perform_aside))
+        self._is_begun = True
+        self._tick()
+
+    async def _open(self, on_push: OnReply) -> AsyncStream:
+        """Connect in a thread: it is redis-py that asks sentinels, and greets the server."""
+        opened: Pending[Any] = self._loop.create_future()
+        Thread(target=self._open_in_thread, args=(opened,), name="kombulite redis connect", daemon=True).start()
+        connection = await opened
+        options, connector = self._options, self._connector
+        if self._is_over:
+            connection.disconnect()
+            raise closed()
+        stream = AsyncStream(
+            connection, connector.protocol, options.socket_timeout, on_push, self._on_received, self._on_stream_lost
+        )
+        self._streams.append(stream)
+        connector.watch(stream)
+        return stream
+
+    def _open_in_thread(self, opened: Pending[Any]) -> None:
+        connection: Any = None
+        try:
+            connection = self._connector.connect()
+            done = partial(_hand_over, opened, connection)
+        except Exception as error:
+            done = partial(refuse, opened, error)
+        try:
+            self._loop.call_soon_threadsafe(done)
+        except RuntimeError:  # the loop is closed
+            if connection is not None:
+                connection.disconnect()
+
+    async def close(self) -> None:
+        """Close the connection and its channels: messages not settled go back to their queues. May be repeated."""
+        listening = self._listening
+        try:
+            if self.connected:
+                protocol = self._protocol
+                for stream in self._streams:
+                    stream.cap_timeout(CLOSE_TIMEOUT)
+                for number in list(self._channels):
+                    await self._perform(protocol.close_channel(number))
+                for queue in protocol.topology.exclusive_queues():
+                    await self._perform(protocol.topology.delete_queue(queue, False))
+                if self._stream is not None and self._stream.is_waiting:
+                    await self._perform(call("PING"))  # what was sent before is answered then
+        finally:
+            self.abort()
+        if listening is not None and not listening.done():
+            await asyncio.wait([listening])
+
+    def abort(self) -> None:
+        """Drop the connection without a word to the broker."""
+        self._end(closed())
+
+    def _end(self, error: Exception) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        if self._is_begun:
+            unanswered = [] if self._stream is None else self._stream.unanswered
+            if data := self._protocol.receiver.acknowledgement(self._acked):
+                unanswered.append((_ignore, data, ACK_REPLIES))
+            self._protocol.abandon(unanswered)
+        for timer in (self._clock, self._paced):
+            if timer is not None:
+                timer.cancel()
+        if self._listening is not None:
+            self._listening.cancel()
+        for stream in self._streams:
+            stream.drop(error)
+        if self._ack_pending is not None:
+            refuse(self._ack_pending, error)
+
+    def _on_stream_lost(self, stream: AsyncStream, error: Exception) -> None:
+        if self._is_over:
+            return
+        idle = monotonic() - stream.used_at
+        if idle > IDLE and not stream.is_waiting:
+            logger.info("The server closed a connection that had been idle for %.1f s", idle)
+            _idle_limits[self._connector.identity] = idle
+        was_begun = self._is_begun
+        self._end(error)
+        if was_begun:
+            self.on_lost(error)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is open."""
+        return self._is_begun and not self._is_over
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether half of the time is gone after which a silent server is given up."""
+        return any(stream.is_suspect for stream in self._streams)
+
+    def writable(self) -> Pending[None] | None:
+        """What is done when more may be sent; None where that is so now."""
+        return None if self._stream is None else self._stream.writable()
+
+    # --- plans
+
+    def _perform(self, plan: Plan[T]) -> Pending[T]:
+        if self._stream is None or not self.connected:
+            raise closed()
+        return self._stream.perform(plan)
+
+    def _perform_aside(self, plan: Plan[Any]) -> None:
+        """Perform a plan whose result nobody waits for."""
+        if self.connected:
+            self._perform(plan).add_done_callback(self._log_failure)
+
+    def _log_failure(self, done: Pending[Any]) -> None:
+        if not done.cancelled() and (error := done.exception()) is not None and self.connected:
+            logger.warning("Something could not be done at the server: %s", error)
+
+    def _done(self, result: T) -> Pending[T]:
+        pending: Pending[T] = self._loop.create_future()
+        pending.set_result(result)
+        return pending
+
+    # --- channels
+
+    def open_channel(self, tag_offset: int = 0) -> Pending[int]:
+        """Open a channel; our tags are no numbers."""
+        if not self.connected:
+            raise closed()
+        return self._done(self._protocol.open_channel())
+
+    def close_channel(self, channel: int) -> Pending[None]:
+        """Close a channel: its consumers end, messages not settled go back to their queues."""
+        return self._perform(self._protocol.close_channel(channel))
+
+    def qos(self, channel: int, prefetch_size: int, prefetch_count: int, apply_global: bool) -> Pending[None]:
+        """Bound the messages that are delivered and not settled (0: no bound)."""
+        self._protocol.channel(channel).prefetch_count = prefetch_count
+        self._wake()
+        return self._done(None)
+
+    def flow(self, channel: int, active: bool) -> Pending[None]:
+        """Pause the deliveries of a channel, or let them go on."""
+        self._protocol.channel(channel).active = active
+        self._wake()
+        return self._done(None)
+
+    def confirm(self, channel: int) -> Pending[None]:
+        """Do nothing: the server answers each publish anyway."""
+        return self._done(None)
+
+    # --- exchanges, queues, bindings
+
+    def declare_exchange(self, channel: int, spec: ExchangeSpec, passive: bool) -> Pending[None]:
+        """Create an exchange, or assert it."""
+        return self._perform(self._protocol.declare_exchange(channel, spec, passive))
+
+    def delete_exchange(self, channel: int, name: str, if_unused: bool) -> Pending[None]:
+        """Delete an exchange with its bindings, if there is one."""
+        return self._perform(self._protocol.delete_exchange(channel, name, if_unused))
+
+    def declare_queue(self, channel: int, spec: QueueSpec, passive: bool) -> Pending[QueueInfo]:
+        """Create a queue, or assert it."""
+        return self._perform(self._protocol.declare_queue(channel, spec, passive))
+
+    def delete_queue(self, channel: int, name: str, if_unused: bool, if_empty: bool) -> Pending[int]:
+        """Delete a queue, if there is one; gives the messages gone with it."""
+        return self._perform(self._protocol.delete_queue(channel, name, if_unused, if_empty))
+
+    def purge(self, channel: int, queue: str) -> Pending[int]:
+        """Remove the messages that wait in a queue; gives how many."""
+        self._protocol.channel(channel)
+        return self._perform(self._protocol.topology.purge(queue))
+
+    def list_queues(self, channel: int) -> Pending[Sequence[QueueStatus]]:
+        """Raise AMQPNotImplementedError: an empty queue has no key."""
+        raise exceptions.AMQPNotImplementedError("the redis transport cannot list its queues")
+
+    def bind(
+        self,
+        channel: int,
+        source: str,
+        destination: str,
+        routing_key: str,
+        arguments: Mapping[str, Any] | None,
+        to_exchange: bool = False,
+    ) -> Pending[None]:
+        """Bind a queue to an exchange."""
+        plan = self._protocol.bind(channel, source, destination, routing_key, to_exchange)
+        return self._perform(self._subscribed(plan))
+
+    def unbind(
+        self,
+        channel: int,
+        source: str,
+        destination: str,
+        routing_key: str,
+        arguments: Mapping[str, Any] | None,
+        to_exchange: bool = False,
+    ) -> Pending[None]:
+        """Take a binding away, if there is one."""
+        return self._perform(self._protocol.unbind(channel, source, destination, routing_key, to_exchange))
+
+    def _subscribed(self, plan: Plan[T]) -> Plan[T]:
+        """Perform a plan, and wait until the server knows what is subscribed to: it comes on another connection."""
+        result = yield from plan
+        listener = self._listener
+        if listener is not None and listener.has_unconfirmed:
+            listener.has_unconfirmed = False
+            yield listener.perform(call("PING"))
+        return result
+
+    # --- publishing
+
+    def publish(self, channel: int, delivery: Delivery, mandatory: bool = False) -> Pending[None]:
+        """Publish a message; done when the server has it."""
+        stream = self._stream
+        if channel not in self._channels or stream is None:
+            raise connection_lost("channel already closed")
+        publisher = self._protocol.publisher
+        destination = publisher.single(delivery)
+        if destination is None:
+            return self._perform(self._publish(delivery, mandatory))
+        data = publisher.pack(destination, delivery)
+        pending: Pending[None] = self._loop.create_future()
+        is_routed = destination.routes is not None
+        stream.post(data, 1, Published(pending, self, delivery, destination) if is_routed else Answer(pending))
+        return pending
+
+    def _publish(self, delivery: Delivery, mandatory: bool) -> Plan[None]:
+        if not (yield from self._protocol.publisher.publish(delivery)) and mandatory:
+            raise exceptions.MessageReturned.no_route()
+
+    def is_current(self, destination: Destination, exchange: str) -> bool:
+        """Return whether no change was heard of since it was decided where messages go."""
+        return self._protocol.publisher.is_current(destination, exchange)
+
+    def catch_up(self, delivery: Delivery, destination: Destination, pending: Pending[None]) -> None:
+        """Send a message to the queues that it missed; ``pending`` is done then."""
+        done = self._perform(self._protocol.publisher.catch_up(delivery, destination))
+        done.add_done_callback(partial(_pass_on, pending))
+
+    def publish_many(
+        self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False
+    ) -> Pending[list[tuple[int, Exception]]]:
+        """Publish one or more in order; gives those refused, as (index, exception)."""
+        return self._perform(self._publish_many(channel, deliveries, mandatory))
+
+    def _publish_many(
+        self, channel: int, deliveries: Sequence[Delivery], mandatory: bool
+    ) -> Plan[list[tuple[int, Exception]]]:
+        refused, _ = yield from self._protocol.publish_many(channel, deliveries, mandatory)
+        return refused
+
+    # --- consuming
+
+    def consume(
+        self,
+        channel: int,
+        queue: str,
+        consumer_tag: str,
+        no_ack: bool,
+        exclusive: bool,
+        arguments: Mapping[str, Any] | None,
+    ) -> Pending[str]:
+        """Start a consumer; gives its tag."""
+        return self._perform(self._subscribed(self._consume(channel, queue, consumer_tag, no_ack, exclusive)))
+
+    def _consume(self, channel: int, queue: str, consumer_tag: str, no_ack: bool, exclusive: bool) -> Plan[str]:
+        self._protocol.channel(channel)
+        if self._listener is None:
+            if self._listening is None or self._listening.done():
+                self._listening = self._loop.create_task(self._listen())
+            yield self._listening
+        return self._protocol.start_consumer(channel, queue, consumer_tag, no_ack, exclusive)
+
+    async def _listen(self) -> None:
+        """Open the connection that listens."""
+        receiver = self._protocol.receiver
+        listener = await self._open(self._on_news)
+        if await listener.perform(receiver.track(listener)):
+            watcher = await self._open(self._on_news)
+            await watcher.perform(receiver.watch(watcher))
+        receiver.warn_if_untold()
+        receiver.listener = self._listener = listener
+
+    def cancel(self, channel: int, consumer_tag: str) -> Pending[Sequence[Delivery] | None]:
+        """End a consumer, if there is one."""
+        return self._perform(self._protocol.cancel(channel, consumer_tag))
+
+    def get(self, channel: int, queue: str, no_ack: bool) -> Pending[Delivery | None]:
+        """Take the next message of a queue."""
+        return self._perform(self._protocol.get(channel, queue, no_ack))
+
+    def recover(self, channel: int) -> Pending[None]:
+        """Put all that is outstanding on the channel back into its queues."""
+        state, leases = self._protocol.take(channel, 0, True)
+        return self._perform(self._protocol.requeue(state, leases))
+
+    # --- settling
+
+    def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> Pending[None] | None:
+        """Say what becomes of a delivery, and with ``multiple`` of all before it on the channel.
+
+        The Pending of an acknowledgement belongs to all of the same turn of the loop: it is not to be cancelled.
+        """
+        state, leases = self._protocol.take(channel, delivery_tag, multiple)
+        if outcome is not Outcome.ACK or multiple:
+            return self._settle(state, leases, outcome)
+        if self._stream is None or not self.connected:
+            raise closed()
+        self._acked += leases
+        if self._ack_pending is None:
+            self._ack_pending = self._loop.create_future()
+            self._stream.flush_soon()
+        self._wake()
+        return self._ack_pending
+
+    def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> Pending[None] | None:
+        """Say what becomes of some deliveries of a channel, and of no others."""
+        return self._settle(*self._protocol.take_many(channel, delivery_tags), outcome)
+
+    def _settle(self, state: RedisChannel, leases: Sequence[Lease], outcome: Outcome) -> Pending[None] | None:
+        if outcome in (Outcome.REQUEUE, Outcome.RETURN):
+            return self._perform(self._protocol.requeue(state, leases))
+        self._wake()
+        pending: Pending[None] = self._loop.create_future()
+        self._acknowledge(leases, pending)
+        return pending
+
+    def _send_acks(self) -> None:
+        """Send the acknowledgements of this turn of the loop."""
+        pending, self._ack_pending = self._ack_pending, None
+        leases, self._acked = self._acked, []
+        if pending is not None:
+            self._acknowledge(leases, pending)
+
+    def _acknowledge(self, leases: Sequence[Lease], pending: Pending[None]) -> None:
+        data = self._protocol.receiver.acknowledgement(leases)
+        if data and self._stream is not None:
+            self._stream.post(data, ACK_REPLIES, Answer(pending, ACK_REPLIES), may_repeat=True)
+        else:
+            resolve(pending)
+
+    # --- receiving
+
+    def _on_push(self, message: list[Any]) -> None:
+        self._protocol.topology.router.on_push(message)
+
+    def _on_news(self, message: list[Any]) -> None:
+        self._has_news = True
+        self._protocol.receiver.on_push(message)
+
+    def _wake(self) -> None:
+        """Have the loop look for what there is to claim, or to hand over."""
+        if not self._is_woken and not self._is_over:
+            self._is_woken = True
+            self._loop.call_soon(self._on_woken)
+
+    def _on_woken(self) -> None:
+        self._is_woken = False
+        self._on_received()
+
+    def _on_received(self) -> None:
+        """Hand over what has come, and ask for more."""
+        if not self.connected:
+            return
+        receiver, on_event = self._protocol.receiver, self.on_event
+        if self._protocol.topology.router.was_emptied:
+            self._perform_aside(self._protocol.topology.router.catch_up())
+        while receiver.events:
+            on_event(receiver.events.popleft())
+        for state in list(self._channels.values()):
+            if state.error is not None:
+                self._on_refused(state)
+                continue
+            while (delivery := receiver.next_delivery(state)) is not None:
+                on_event(delivery)
+            if self._is_over:
+                return
+        self._claim()
+
+    def _claim(self) -> None:
+        """Ask for what there is room for: at once, or after a pause in which more comes."""
+        receiver = self._protocol.receiver
+        if self._paced is not None:
+            return
+        if self._has_news:
+            self._has_news = False
+            pause = receiver.pace.pause(monotonic())
+            if pause and receiver.has_something():
+                self._paced = self._loop.call_later(pause, self._on_paced)
+                return
+        for state in list(self._channels.values()):
+            if state.error is None:
+                receiver.claim(state)
+
+    def _on_paced(self) -> None:
+        self._paced = None
+        self._wake()
+
+    def _on_refused(self, state: RedisChannel) -> None:
+        """Deal with the refusal of a claim."""
+        error = state.error
+        if isinstance(error, exceptions.MessageNacked):
+            logger.warning("Messages cannot be claimed; next try in %g s: %s", RETRY_INTERVAL, error)
+            state.error = None
+            if self._paced is None:
+                self._paced = self._loop.call_later(RETRY_INTERVAL, self._on_paced)
+        elif isinstance(error, exceptions.ChannelError):
+            state.error = None
+            self._perform_aside(self._protocol.close_channel(state.number))
+            self.on_event(ChannelClosed(state.number, error))
+        elif error is not None:
+            self._end(error)
+            self.on_lost(error)
+
+    # --- by the clock
+
+    def _keep(self, queue: str | None) -> None:
+        """See to it that leases are renewed, and that a queue stays that ends without use."""
+        if self._chores is None:
+            self._chores = Chores(self._protocol, self._protocol.topology.router.routes)
+        elif queue is not None and self._protocol.topology.declared.ends(queue):
+            self._chores.extend_now()
+        self._tick_in(0)
+
+    def _tick_in(self, seconds: float) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+        if not self._is_over:
+            self._clock = self._loop.call_later(seconds, self._tick)
+
+    def _tick(self) -> None:
+        """Do what is due: signs of life, looks where the server does not tell of changes, chores."""
+        if not self.connected:
+            return
+        receiver, now = self._protocol.receiver, monotonic()
+        pauses = [MAX_TICK]
+        interval = self._ping_interval
+        for stream in self._streams if interval else ():
+            if now - stream.used_at >= interval and not stream.is_waiting:
+                stream.post(PING, 1, _ignore, may_repeat=True)
+            pauses.append(interval)
+        if self._listener is not None:
+            receiver.check_watched()
+            receiver.look_if_due()
+            self._on_received()
+            if (look := receiver.next_look) is not None:
+                pauses.append(look)
+        if self._chores is not None and not self._is_working:
+            if not self._chores.pause:
+                self._is_working = True
+                self._perform(self._chores.work()).add_done_callback(self._on_worked)
+            else:
+                pauses.append(self._chores.pause)
+        if self.connected:
+            self._tick_in(max(min(pauses), MIN_TICK))
+
+    def _on_worked(self, done: Pending[None]) -> None:
+        self._is_working = False
+        self._log_failure(done)
+        if self.connected:
+            self._tick_in(MIN_TICK)
+
+    @property
+    def _ping_interval(self) -> float:
+        limit = _idle_limits.get(self._connector.identity)
+        interval = self._options.health_check_interval
+        return interval if limit is None else min(interval, max(limit / 2, MIN_PING_INTERVAL))
+
+
+def _hand_over(opened: Pending[Any], connection: Any) -> None:
+    if opened.cancelled():
+        connection.disconnect()
+    else:
+        opened.set_result(connection)
+
+
+def _pass_on(pending: Pending[None], done: Pending[Any]) -> None:
+    if done.cancelled():
+        pending.cancel()
+    elif (error := done.exception()) is not None:
+        refuse(pending, error)
+    else:
+        resolve(pending)
+
+
+def _ignore(reply: Any) -> None:
+    """Do nothing with the reply to a PING."""
