@@ -43,7 +43,6 @@ class RedisProtocol:
     """
 
     publisher: Publisher
-    topology: Topology
     receiver: Receiver
 
     def __init__(
@@ -57,7 +56,6 @@ class RedisProtocol:
         self.options = options
         self.keys = Keys(options, database_of(settings.virtual_host))
         self.channels: dict[int, RedisChannel] = {}
-        self._settings = settings
         self._identity = identity
         self._wake = wake
         self._keep = keep
@@ -65,6 +63,8 @@ class RedisProtocol:
         # A number comes again only after all others: what is still under way for a closed channel finds none.
         self._numbers = cycle(range(1, MAX_CHANNELS + 1))
         self._clock = 0.0  # the server's time, less our monotonic one
+        interval, vhost = options.health_check_interval, settings.virtual_host
+        self.topology = Topology(self.keys, interval, vhost, Deadlines(self.keys, self.now))
 
     # --- the connection
 
@@ -86,13 +86,8 @@ class RedisProtocol:
     def begin(self, stream: PostingStream, tracked: bool, perform: Callable[[Plan[Any]], object]) -> Plan[None]:
         """Begin on a connection, after ``greet``: what an earlier one of this process has left goes back."""
         options, keys = self.options, self.keys
-        topology = self.topology = Topology(
-            keys,
-            tracked,
-            options.health_check_interval,
-            self._settings.virtual_host,
-            Deadlines(keys, self.now),
-        )
+        topology = self.topology
+        topology.router.renewed(tracked)
         yield from take_over(self._identity, keys)
         self.publisher = Publisher(keys, options, topology.router, topology.limits, self.now)
         self.receiver = Receiver(stream, perform, keys, options, self.channels, topology, self.now)

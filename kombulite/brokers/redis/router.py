@@ -59,13 +59,12 @@ class Router:
         self,
         keys: Keys,
         declared: dict[str, str],
-        tracked: bool,
         check_interval: float,
         redeclare: Callable[[], Plan[None]],
     ) -> None:
         self._keys = keys
         self._declared = declared  # exchange -> type, as far as this connection knows
-        self.is_tracked = tracked
+        self.is_tracked = False  # whether the server tells of changes
         self._check_interval = check_interval or inf
         self._redeclare = redeclare
         self.was_emptied = False

@@ -42,7 +42,7 @@ SCANNED = 1000
 class Topology:
     """What one connection declared, and the verbs that change the database."""
 
-    def __init__(self, keys: Keys, tracked: bool, check_interval: float, vhost: str, deadlines: Deadlines) -> None:
+    def __init__(self, keys: Keys, check_interval: float, vhost: str, deadlines: Deadlines) -> None:
         self._keys = keys
         self.deadlines = deadlines
         self._vhost = vhost
@@ -50,7 +50,7 @@ class Topology:
         self._exchanges: dict[str, ExchangeSpec] = {}
         self.declared = Declared(keys, deadlines)
         self.limits = self.declared.limits
-        self.router = Router(keys, self.types, tracked, check_interval, self.redeclare)
+        self.router = Router(keys, self.types, check_interval, self.redeclare)
 
     # --- exchanges
 
