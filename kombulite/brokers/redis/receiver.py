@@ -22,7 +22,7 @@ from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.fanout import Subscriptions
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, Tags, dead_letter, logger
-from kombulite.brokers.redis.options import Options
+from kombulite.brokers.redis.options import Limits, Options
 from kombulite.brokers.redis.pace import News, Pace
 from kombulite.brokers.redis.plans import Exchange, Plan, PostingStream, send
 from kombulite.brokers.redis.publisher import PUBLISHED_AT
@@ -275,7 +275,7 @@ class Receiver:
             tag = lease.tag if is_noted else None
             self._perform(dead_letter(self._keys, tag, lease.queue, lease.envelope, error))
             return None
-        if delivery.properties.extra is not None and self._has_expired(delivery, lease.queue):
+        if delivery.properties.extra is not None and has_expired(delivery, self._limits.get(lease.queue), self._now()):
             if not no_ack:
                 self.acknowledge(state, [lease])
             return None
@@ -287,19 +287,6 @@ class Receiver:
             lease.was_seen = True
             state.outstanding[lease.tag] = lease
         return delivery
-
-    def _has_expired(self, delivery: Delivery, queue: str) -> bool:
-        properties, limits = delivery.properties, self._limits.get(queue)
-        published_at = (properties.extra or {}).get(PUBLISHED_AT)
-        if type(published_at) is not int:
-            return False  # nobody knows how old it is
-        lives = [] if limits is None or limits.message_ttl is None else [limits.message_ttl]
-        # A header says when it expires where the receiver wants to know of it: Celery's worker reports such a task as
-        # revoked, and whoever waits for its result would wait for ever if the message vanished.
-        if properties.expiration is not None and not (properties.headers or {}).get("expires"):
-            with suppress(ValueError):
-                lives.append(int(str(properties.expiration)))
-        return bool(lives) and published_at + min(lives) <= self._now() * 1000
 
     def acknowledge(self, state: RedisChannel, leases: Sequence[Lease]) -> None:
         """Remove messages from the server's notes, at once; an error shows at the channel's next operation."""
@@ -337,3 +324,18 @@ def without_flag(delivery: Delivery) -> Delivery:
     again.redelivered = True
     again.delivery_count = delivery.delivery_count
     return again
+
+
+def has_expired(delivery: Delivery, limits: Limits | None, now: float) -> bool:
+    """Return whether a message has outlived its own expiration, or its queue's. ``now``: the server's time in s."""
+    properties = delivery.properties
+    published_at = (properties.extra or {}).get(PUBLISHED_AT)
+    if type(published_at) is not int:
+        return False  # nobody knows how old it is
+    lives = [] if limits is None or limits.message_ttl is None else [limits.message_ttl]
+    # A header says when it expires where the receiver wants to know of it: Celery's worker reports such a task as
+    # revoked, and whoever waits for its result would wait for ever if the message vanished.
+    if properties.expiration is not None and not (properties.headers or {}).get("expires"):
+        with suppress(ValueError):
+            lives.append(int(str(properties.expiration)))
+    return bool(lives) and published_at + min(lives) <= now * 1000

@@ -129,6 +129,35 @@ class Performance:
             self.go(self._plan.throw, error)
 
 
+class SendBuffer:
+    """What waits to be sent."""
+
+    def __init__(self) -> None:
+        self.size = 0  #: bytes
+        self._pieces: deque[bytes | memoryview] = deque()
+
+    def add(self, data: bytes) -> None:
+        """Add data at the end."""
+        self._pieces.append(data)
+        self.size += len(data)
+
+    def take(self) -> bytes | memoryview:
+        """Take what is sent in one call: what is small is joined, what is large is not copied."""
+        pieces = self._pieces
+        taken = [pieces.popleft()]
+        size = len(taken[0])
+        while pieces and size + len(pieces[0]) <= MAX_JOINED:
+            taken.append(pieces.popleft())
+            size += len(taken[-1])
+        self.size -= size
+        return taken[0] if len(taken) == 1 else b"".join(taken)
+
+    def put_back(self, rest: memoryview) -> None:
+        """Put back at the beginning what could not be sent."""
+        self._pieces.appendleft(rest)
+        self.size += len(rest)
+
+
 class AsyncStream:
     """A connection to a server, of one event loop.
 
@@ -166,8 +195,7 @@ class AsyncStream:
         self._posted = self._queue.posted
         self._waiting_since = 0.0  # when the last bytes came, or the first command was posted
         self._alarm: asyncio.TimerHandle | None = None
-        self._outgoing: deque[bytes | memoryview] = deque()
-        self._unsent = 0  # bytes
+        self._outgoing = SendBuffer()
         self._will_flush = self._awaits_room = False
         self._room: Pending[None] | None = None
         self._loop.add_reader(self._sock, self._on_readable)
@@ -226,7 +254,7 @@ class AsyncStream:
 
     def writable(self) -> Pending[None] | None:
         """Return what is done when more may be sent; None where that is so now."""
-        if self._unsent < HIGH_WATER:
+        if self._outgoing.size < HIGH_WATER:
             return None
         if self._room is None or self._room.done():
             self._room = self._loop.create_future()
@@ -254,11 +282,8 @@ class AsyncStream:
             raise connection_lost("connection already closed")
 
     def _append(self, data: bytes) -> None:
-        self._outgoing.append(data)
-        self._unsent += len(data)
-        if not self._will_flush:
-            self._will_flush = True
-            self._loop.call_soon(self._flush)
+        self._outgoing.add(data)
+        self.flush_soon()
 
     def _flush(self) -> None:
         self._will_flush = False
@@ -267,15 +292,15 @@ class AsyncStream:
         if self.before_flush is not None:
             self.before_flush()
             self._will_flush = False  # what that has posted goes now
-        if self._outgoing and not self._awaits_room:
+        if self._outgoing.size and not self._awaits_room:
             self._write()
 
     def _write(self) -> None:
         """Send as much as the socket takes."""
         outgoing = self._outgoing
         self.used_at = monotonic()
-        while outgoing:
-            data = self._next_piece()
+        while outgoing.size:
+            data = outgoing.take()
             try:
                 sent = self._sock.send(data)
             except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
@@ -283,38 +308,27 @@ class AsyncStream:
             except OSError as error:
                 self._lose(error)
                 return
-            self._unsent -= sent
             if sent < len(data):
-                outgoing.appendleft(memoryview(data)[sent:])
+                outgoing.put_back(memoryview(data)[sent:])
                 break
-        if bool(outgoing) is not self._awaits_room:
-            self._awaits_room = bool(outgoing)
+        if bool(outgoing.size) is not self._awaits_room:
+            self._awaits_room = bool(outgoing.size)
             if self._awaits_room:
                 self._loop.add_writer(self._sock, self._write)
             else:
                 self._loop.remove_writer(self._sock)
-        if self._room is not None and self._unsent < HIGH_WATER // 2:
+        if self._room is not None and outgoing.size < HIGH_WATER // 2:
             resolve(self._room)
 
-    def _next_piece(self) -> bytes | memoryview:
-        """Take what is sent in one call: what is small is joined, what is large is not copied."""
-        outgoing = self._outgoing
-        first = outgoing.popleft()
-        if not outgoing or len(first) >= MAX_JOINED:
-            return first
-        pieces, size = [first], len(first)
-        while outgoing and size + len(outgoing[0]) <= MAX_JOINED:
-            pieces.append(outgoing.popleft())
-            size += len(pieces[-1])
-        return b"".join(pieces)
-
     def _on_readable(self) -> None:
+        if not self.is_open:
+            return
         try:
             for _ in range(MAX_READS):
                 if not self._receive():
                     break
             else:
-                self._loop.call_soon(self._on_more)
+                self._loop.call_soon(self._on_readable)
             self._queue.take(0, [])
         except Exception as error:  # whatever it is, replies would be taken for those of others
             if self.is_open:
@@ -324,10 +338,6 @@ class AsyncStream:
             return
         if self.is_open:
             self._on_received()
-
-    def _on_more(self) -> None:
-        if self.is_open:
-            self._on_readable()
 
     def _receive(self) -> bool:
         """Read more bytes if there are any; whether there may be still more."""
@@ -344,6 +354,7 @@ class AsyncStream:
     def _on_silence(self) -> None:
         """End the connection if the server has been silent for too long."""
         self._alarm = None
+        self._on_readable()  # where the loop was blocked, replies may have come that it has not seen yet
         if not self._posted or self._timeout is None:
             return
         left = self._waiting_since + self._timeout - monotonic()

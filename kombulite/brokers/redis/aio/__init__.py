@@ -11,36 +11,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
-from threading import Thread
-from time import monotonic
 from typing import Any, TypeVar
 
 from kombulite import exceptions
 from kombulite._core import Delivery
 from kombulite.brokers import aio as interface
 from kombulite.brokers.aio import OnEvent, OnLost, Pending, closed, refuse, resolve
-from kombulite.brokers.base import ChannelClosed, ExchangeSpec, Outcome, QueueInfo, QueueSpec, QueueStatus, Settings
-from kombulite.brokers.redis.aio_stream import PING, Answer, AsyncStream
+from kombulite.brokers.base import ExchangeSpec, Outcome, QueueInfo, QueueSpec, QueueStatus, Settings
+from kombulite.brokers.redis.aio.connector import AsyncConnector
+from kombulite.brokers.redis.aio.dispatcher import Dispatcher
+from kombulite.brokers.redis.aio.maintainer import AsyncMaintainer
+from kombulite.brokers.redis.aio.stream import Answer, AsyncStream
 from kombulite.brokers.redis.claims import RedisChannel
-from kombulite.brokers.redis.connector import Connector
 from kombulite.brokers.redis.errors import connection_lost
 from kombulite.brokers.redis.leases import Lease, logger
-from kombulite.brokers.redis.maintainer import RETRY_INTERVAL, Chores
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.plans import Plan, call
 from kombulite.brokers.redis.protocol import RedisProtocol
 from kombulite.brokers.redis.publisher import Destination
 from kombulite.brokers.redis.receiver import ACK_REPLIES
 from kombulite.brokers.redis.replies import OnReply
-from kombulite.brokers.redis.stream import IDLE, MIN_PING_INTERVAL
+
+__all__ = ["AsyncTransport"]
 
 T = TypeVar("T")
 
 CLOSE_TIMEOUT = 5.0  # seconds for a reply while the connection is closed
-MIN_TICK, MAX_TICK = 0.01, 5.0  # seconds between two looks at what is due by the clock
-
-#: Seconds of idleness after which a server, or a proxy before it, has closed a connection, by database.
-_idle_limits: dict[tuple[Any, ...], float] = {}
 
 
 class Published(Answer):
@@ -71,7 +67,7 @@ class AsyncTransport(interface.AsyncTransport):
         super().__init__(settings, on_event, on_lost)
         self._loop = asyncio.get_running_loop()
         self._options = options = Options.of(settings.options)
-        self._connector = Connector(settings, options)
+        self._connector = AsyncConnector(settings, options)
         self._protocol = RedisProtocol(settings, options, self._connector.identity, self._wake, self._keep)
         self._channels = self._protocol.channels
         self._stream: AsyncStream | None = None
@@ -79,14 +75,12 @@ class AsyncTransport(interface.AsyncTransport):
         self._listener: AsyncStream | None = None
         self._listening: asyncio.Task[None] | None = None
         self._is_begun = self._is_over = False
-        self._is_woken = False
-        self._has_news = False  # whether the last that came told of changed lists
-        self._paced: asyncio.TimerHandle | None = None
-        self._acked: list[Lease] = []
+        self._acked: list[Lease] = []  # in this turn of the loop
         self._ack_pending: Pending[None] | None = None
-        self._chores: Chores | None = None
-        self._is_working = False
-        self._clock: asyncio.TimerHandle | None = None
+        self._dispatcher = Dispatcher(self._protocol, on_event, self._perform_aside, self._fail)
+        self._maintainer = AsyncMaintainer(
+            self._protocol, self._connector.identity, self._streams, self._perform, self._dispatcher.dispatch
+        )
 
     # --- the connection
 
@@ -106,41 +100,21 @@ class AsyncTransport(interface.AsyncTransport):
 
     async def _connect(self) -> None:
         protocol = self._protocol
-        stream = self._stream = await self._open(self._on_push)
+        stream = self._stream = await self._open(protocol.topology.router.on_push)
         stream.before_flush = self._send_acks
         tracked = await stream.perform(protocol.greet(stream.protocol))
         await stream.perform(protocol.begin(stream, tracked, self._perform_aside))
         self._is_begun = True
-        self._tick()
+        self._dispatcher.start()
+        self._maintainer.start()
 
     async def _open(self, on_push: OnReply) -> AsyncStream:
-        """Connect in a thread: it is redis-py that asks sentinels, and greets the server."""
-        opened: Pending[Any] = self._loop.create_future()
-        Thread(target=self._open_in_thread, args=(opened,), name="kombulite redis connect", daemon=True).start()
-        connection = await opened
-        options, connector = self._options, self._connector
+        stream = await self._connector.open(on_push, self._dispatcher.dispatch, self._on_lost_stream)
         if self._is_over:
-            connection.disconnect()
+            stream.drop(closed())
             raise closed()
-        stream = AsyncStream(
-            connection, connector.protocol, options.socket_timeout, on_push, self._on_received, self._on_stream_lost
-        )
         self._streams.append(stream)
-        connector.watch(stream)
         return stream
-
-    def _open_in_thread(self, opened: Pending[Any]) -> None:
-        connection: Any = None
-        try:
-            connection = self._connector.connect()
-            done = partial(_hand_over, opened, connection)
-        except Exception as error:
-            done = partial(refuse, opened, error)
-        try:
-            self._loop.call_soon_threadsafe(done)
-        except RuntimeError:  # the loop is closed
-            if connection is not None:
-                connection.disconnect()
 
     async def close(self) -> None:
         """Close the connection and its channels: messages not settled go back to their queues. May be repeated."""
@@ -174,9 +148,8 @@ class AsyncTransport(interface.AsyncTransport):
             if data := self._protocol.receiver.acknowledgement(self._acked):
                 unanswered.append((_ignore, data, ACK_REPLIES))
             self._protocol.abandon(unanswered)
-        for timer in (self._clock, self._paced):
-            if timer is not None:
-                timer.cancel()
+        self._dispatcher.stop()
+        self._maintainer.stop()
         if self._listening is not None:
             self._listening.cancel()
         for stream in self._streams:
@@ -184,17 +157,22 @@ class AsyncTransport(interface.AsyncTransport):
         if self._ack_pending is not None:
             refuse(self._ack_pending, error)
 
-    def _on_stream_lost(self, stream: AsyncStream, error: Exception) -> None:
-        if self._is_over:
-            return
-        idle = monotonic() - stream.used_at
-        if idle > IDLE and not stream.is_waiting:
-            logger.info("The server closed a connection that had been idle for %.1f s", idle)
-            _idle_limits[self._connector.identity] = idle
-        was_begun = self._is_begun
+    def _on_lost_stream(self, stream: AsyncStream, error: Exception) -> None:
+        self._maintainer.note_end(stream)
+        self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """End, since something broke."""
+        was_connected = self.connected
         self._end(error)
-        if was_begun:
+        if was_connected:
             self.on_lost(error)
+
+    def _wake(self) -> None:
+        self._dispatcher.wake()
+
+    def _keep(self, queue: str | None) -> None:
+        self._maintainer.keep(queue)
 
     @property
     def connected(self) -> bool:
@@ -387,9 +365,9 @@ class AsyncTransport(interface.AsyncTransport):
     async def _listen(self) -> None:
         """Open the connection that listens."""
         receiver = self._protocol.receiver
-        listener = await self._open(self._on_news)
+        listener = await self._open(self._dispatcher.on_news)
         if await listener.perform(receiver.track(listener)):
-            watcher = await self._open(self._on_news)
+            watcher = await self._open(self._dispatcher.on_news)
             await watcher.perform(receiver.watch(watcher))
         receiver.warn_if_untold()
         receiver.listener = self._listener = listener
@@ -452,140 +430,6 @@ class AsyncTransport(interface.AsyncTransport):
         else:
             resolve(pending)
 
-    # --- receiving
-
-    def _on_push(self, message: list[Any]) -> None:
-        self._protocol.topology.router.on_push(message)
-
-    def _on_news(self, message: list[Any]) -> None:
-        self._has_news = True
-        self._protocol.receiver.on_push(message)
-
-    def _wake(self) -> None:
-        """Have the loop look for what there is to claim, or to hand over."""
-        if not self._is_woken and not self._is_over:
-            self._is_woken = True
-            self._loop.call_soon(self._on_woken)
-
-    def _on_woken(self) -> None:
-        self._is_woken = False
-        self._on_received()
-
-    def _on_received(self) -> None:
-        """Hand over what has come, and ask for more."""
-        if not self.connected:
-            return
-        receiver, on_event = self._protocol.receiver, self.on_event
-        if self._protocol.topology.router.was_emptied:
-            self._perform_aside(self._protocol.topology.router.catch_up())
-        while receiver.events:
-            on_event(receiver.events.popleft())
-        for state in list(self._channels.values()):
-            if state.error is not None:
-                self._on_refused(state)
-                continue
-            while (delivery := receiver.next_delivery(state)) is not None:
-                on_event(delivery)
-            if self._is_over:
-                return
-        self._claim()
-
-    def _claim(self) -> None:
-        """Ask for what there is room for: at once, or after a pause in which more comes."""
-        receiver = self._protocol.receiver
-        if self._paced is not None:
-            return
-        if self._has_news:
-            self._has_news = False
-            pause = receiver.pace.pause(monotonic())
-            if pause and receiver.has_something():
-                self._paced = self._loop.call_later(pause, self._on_paced)
-                return
-        for state in list(self._channels.values()):
-            if state.error is None:
-                receiver.claim(state)
-
-    def _on_paced(self) -> None:
-        self._paced = None
-        self._wake()
-
-    def _on_refused(self, state: RedisChannel) -> None:
-        """Deal with the refusal of a claim."""
-        error = state.error
-        if isinstance(error, exceptions.MessageNacked):
-            logger.warning("Messages cannot be claimed; next try in %g s: %s", RETRY_INTERVAL, error)
-            state.error = None
-            if self._paced is None:
-                self._paced = self._loop.call_later(RETRY_INTERVAL, self._on_paced)
-        elif isinstance(error, exceptions.ChannelError):
-            state.error = None
-            self._perform_aside(self._protocol.close_channel(state.number))
-            self.on_event(ChannelClosed(state.number, error))
-        elif error is not None:
-            self._end(error)
-            self.on_lost(error)
-
-    # --- by the clock
-
-    def _keep(self, queue: str | None) -> None:
-        """See to it that leases are renewed, and that a queue stays that ends without use."""
-        if self._chores is None:
-            self._chores = Chores(self._protocol, self._protocol.topology.router.routes)
-        elif queue is not None and self._protocol.topology.declared.ends(queue):
-            self._chores.extend_now()
-        self._tick_in(0)
-
-    def _tick_in(self, seconds: float) -> None:
-        if self._clock is not None:
-            self._clock.cancel()
-        if not self._is_over:
-            self._clock = self._loop.call_later(seconds, self._tick)
-
-    def _tick(self) -> None:
-        """Do what is due: signs of life, looks where the server does not tell of changes, chores."""
-        if not self.connected:
-            return
-        receiver, now = self._protocol.receiver, monotonic()
-        pauses = [MAX_TICK]
-        interval = self._ping_interval
-        for stream in self._streams if interval else ():
-            if now - stream.used_at >= interval and not stream.is_waiting:
-                stream.post(PING, 1, _ignore, may_repeat=True)
-            pauses.append(interval)
-        if self._listener is not None:
-            receiver.check_watched()
-            receiver.look_if_due()
-            self._on_received()
-            if (look := receiver.next_look) is not None:
-                pauses.append(look)
-        if self._chores is not None and not self._is_working:
-            if not self._chores.pause:
-                self._is_working = True
-                self._perform(self._chores.work()).add_done_callback(self._on_worked)
-            else:
-                pauses.append(self._chores.pause)
-        if self.connected:
-            self._tick_in(max(min(pauses), MIN_TICK))
-
-    def _on_worked(self, done: Pending[None]) -> None:
-        self._is_working = False
-        self._log_failure(done)
-        if self.connected:
-            self._tick_in(MIN_TICK)
-
-    @property
-    def _ping_interval(self) -> float:
-        limit = _idle_limits.get(self._connector.identity)
-        interval = self._options.health_check_interval
-        return interval if limit is None else min(interval, max(limit / 2, MIN_PING_INTERVAL))
-
-
-def _hand_over(opened: Pending[Any], connection: Any) -> None:
-    if opened.cancelled():
-        connection.disconnect()
-    else:
-        opened.set_result(connection)
-
 
 def _pass_on(pending: Pending[None], done: Pending[Any]) -> None:
     if done.cancelled():
@@ -597,4 +441,4 @@ def _pass_on(pending: Pending[None], done: Pending[Any]) -> None:
 
 
 def _ignore(reply: Any) -> None:
-    """Do nothing with the reply to a PING."""
+    """Do nothing with the reply to an acknowledgement that is sent again."""
