@@ -388,6 +388,28 @@ class Channel(BaseChannel):
             raise
         return consumer_tag
 
+    def resize_consumer(self, consumer_tag: str, successor: str, prefetch_count: int, apply_global: bool) -> bool:
+        """Let a prefetch count that was just set hold for a running consumer too.
+
+        Returns whether that took another consumer, which has the tag ``successor``.
+        """
+        transport, subscription = self._transport, self._subscriptions.get(consumer_tag)
+        if subscription is None:
+            return False
+        count = self._ask(transport.successor_count, consumer_tag, prefetch_count, apply_global)
+        if count is None:
+            return False
+        self._subscriptions[successor] = subscription  # before the broker knows, as in `basic_consume`
+        try:
+            self._ask(
+                transport.replace_consumer, consumer_tag, successor, count, subscription.queue, subscription.arguments
+            )
+        except BaseException:
+            self._subscriptions.pop(successor, None)
+            raise
+        self._subscriptions.pop(consumer_tag, None)
+        return True
+
     def basic_cancel(self, consumer_tag: str) -> None:
         """End a consumer. One that has gone with the channel, or whose connection is lost, does not come back.
 

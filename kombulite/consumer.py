@@ -24,6 +24,12 @@ from kombulite.utils.functional import maybe_list
 _tags = count(1)
 
 
+def _arguments_of(queue: Queue) -> Mapping[str, Any]:
+    """Return the arguments with which a queue is declared, as far as its kind and the program name them."""
+    kind = {} if queue.kind is None else queue.kind.queue_arguments()
+    return with_kind(queue.queue_arguments, kind) or {}
+
+
 class Consumer:
     """Receives messages.
 
@@ -169,7 +175,7 @@ class Consumer:
                 self._consume(queue, no_ack)
 
     def _consume(self, queue: Queue, no_ack: bool | None) -> None:
-        tag = f"{self.tag_prefix}{next(_tags)}"
+        tag = self._new_tag()
         self._no_ack_of[queue.name] = no_ack
         self._cancelled.discard(queue.name)
         receive: Callable[[Message], Any] = self._receive
@@ -183,9 +189,7 @@ class Consumer:
         if self._gathering is not None:
             receive = partial(self._gather, tag)
         if self._rule is not None:
-            kind = {} if queue.kind is None else queue.kind.queue_arguments()
-            arguments = with_kind(queue.queue_arguments, kind)
-            facade.check_delivery_limit(queue.name, arguments, self._rule.max_deliveries)
+            facade.check_delivery_limit(queue.name, _arguments_of(queue), self._rule.max_deliveries)
             receive = partial(self._receive_or_bury, self._rule, queue, receive)
         if self._offsets is not None:
             receive = partial(self._receive_and_save, self._offsets, receive)
@@ -289,8 +293,24 @@ class Consumer:
     # --- limits
 
     def qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
-        """Bound the messages that are delivered and not acknowledged (0: no bound)."""
-        self._facade.basic_qos(prefetch_size, prefetch_count, apply_global)
+        """Bound the messages that are delivered and not acknowledged (0: no bound).
+
+        If it is consuming and the broker takes such a bound for new consumers only (RabbitMQ, and for ``apply_global``
+        too since version 4), it is consuming by other consumers then, with the same messages in the same order.
+        """
+        facade = self._facade
+        facade.basic_qos(prefetch_size, prefetch_count, apply_global)
+        if self._gathering is not None:
+            return
+        for name, tag in list(self._active_tags.items()):
+            if _arguments_of(self._queues[name]).get("x-single-active-consumer"):
+                continue  # the next one in the broker's line, in another process, would have the queue
+            successor = self._new_tag()
+            if facade.resize_consumer(tag, successor, prefetch_count or 0, apply_global):
+                self._active_tags[name] = successor
+
+    def _new_tag(self) -> str:
+        return f"{self.tag_prefix}{next(_tags)}"
 
     def flow(self, active: bool) -> None:
         """Pause deliveries, or let them go on."""

@@ -392,6 +392,28 @@ class Transport:
         """Bound the messages that are delivered and not settled (0: no bound)."""
         raise NotImplementedError
 
+    def successor_count(self, channel: int, consumer_tag: str, prefetch_count: int, apply_global: bool) -> int | None:
+        """Return what a running consumer has to be replaced with to get by with a prefetch count that was just set.
+
+        None if it need not be: ``qos`` is for running consumers too, or it has about that.
+        """
+        return None
+
+    def replace_consumer(
+        self,
+        channel: int,
+        consumer_tag: str,
+        successor: str,
+        prefetch_count: int,
+        queue: str,
+        arguments: Mapping[str, Any] | None,
+    ) -> None:
+        """Start a consumer in the place of another, with its messages in their order and a prefetch count of its own.
+
+        What was delivered to the other one stays to be settled, and what is not received yet comes to the new one.
+        """
+        raise exceptions.AMQPNotImplementedError(f"the {self.driver_type} transport replaces no consumers")
+
     def flow(self, channel: int, active: bool) -> None:
         """Pause the deliveries of a channel, or let them go on."""
         raise exceptions.AMQPNotImplementedError(f"the {self.driver_type} transport has no flow control")

@@ -68,6 +68,16 @@ def test_warm_shutdown_finishes_what_has_begun_and_leaves_the_rest(fleet, librar
     assert int(fleet.run(library, COLLECT.format(count=12))) == 0  # none was begun twice
 
 
+@pytest.mark.parametrize("queues", ["classic", "quorum"])
+def test_tasks_for_later_do_not_keep_a_worker_from_others(make_fleet, queues):
+    fleet = make_fleet("amqp", queues=queues)
+    fleet.worker("kombulite")
+    # Each takes one of the messages that the worker may hold, which Celery makes up for.
+    later = "from shop import add\nfor i in range({}): add.apply_async((i, i), countdown={})\n"
+    fleet.run("kombulite", later.format(12, 600) + "assert add.delay(2, 3).get(timeout=30) == 5")
+    fleet.run("kombulite", later.format(20, 600) + "assert add.apply_async((2, 3), countdown=1).get(timeout=30) == 5")
+
+
 @pytest.mark.soak
 @BOTH_LIBRARIES
 @BOTH_BROKERS

@@ -264,6 +264,11 @@ cdef class Settled:
         with cython.critical_section(self):
             return self._count >= last
 
+    def unsettled(self, unsigned long long last):
+        """Return how many of the deliveries up to the last one may be not settled."""
+        with cython.critical_section(self):
+            return last - self._count if last > self._count else 0
+
 
 cdef class Claimant:
     """A consumer as far as claiming goes: the queue it takes from, the ledger of its channel. To be subclassed.

@@ -22,6 +22,7 @@ from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed, all_done
 from kombulite.brokers.amqp.conversation import Channel, Conversation
 from kombulite.brokers.amqp.handshake import DEFAULT_TIMEOUT, OPTIONS, open_link
+from kombulite.brokers.amqp.limits import PrefetchLimit
 from kombulite.brokers.amqp.link import Link
 from kombulite.brokers.amqp.pulse import pulse
 from kombulite.brokers.base import (
@@ -181,7 +182,49 @@ class Transport(BaseTransport):
         return self._conversation is not None and channel in self._conversation.channels
 
     def qos(self, channel: int, prefetch_size: int, prefetch_count: int, apply_global: bool) -> None:
-        self._talk().call(channel, methods.BASIC_QOS, prefetch_size, prefetch_count, apply_global)
+        talk = self._talk()
+        talk.call(channel, methods.BASIC_QOS, prefetch_size, prefetch_count, apply_global)
+        if self._is_for_new_consumers(apply_global):
+            talk.channel(channel).prefetch_count = prefetch_count
+
+    def _is_for_new_consumers(self, apply_global: bool) -> bool:
+        """Return whether the broker bounds consumers by a prefetch count, and leaves those that are running alone."""
+        return self._is_rabbitmq_since((3, 3)) and (not apply_global or self._is_rabbitmq_since((4, 0)))
+
+    def successor_count(self, channel: int, consumer_tag: str, prefetch_count: int, apply_global: bool) -> int | None:
+        talk = self._talk()
+        state, decoder = talk.channel(channel), talk.link.decoder
+        limit = state.limits.get(consumer_tag)
+        _, has_streams = decoder.sources(channel)
+        if limit is None or has_streams or not self._is_for_new_consumers(apply_global):
+            return None
+        last = decoder.last_tag(channel) - state.above
+        return limit.count_for(prefetch_count, state.settled.unsettled(last), last, len(state.consumers) == 1)
+
+    def replace_consumer(
+        self,
+        channel: int,
+        consumer_tag: str,
+        successor: str,
+        prefetch_count: int,
+        queue: str,
+        arguments: Mapping[str, Any] | None,
+    ) -> None:
+        talk = self._talk()
+        state = talk.channel(channel)
+        wanted, last = state.prefetch_count, talk.link.decoder.last_tag(channel) - state.above
+        self.qos(channel, 0, prefetch_count, False)
+        # Before the other one ends: the end of its last consumer may be that of the queue.
+        self.consume(channel, queue, successor, False, False, arguments)
+        talk.request(state, methods.BASIC_CANCEL, consumer_tag, False)
+        self.qos(channel, 0, wanted, False)
+        limit = state.limits.pop(consumer_tag)
+        limit.succeed(prefetch_count, last)
+        state.limits[successor] = limit
+        state.consumers.pop(consumer_tag, None)
+        for event in list(talk.events):
+            if type(event) is Delivery and event.channel == channel and event.consumer_tag == consumer_tag:
+                event.consumer_tag = successor
 
     def flow(self, channel: int, active: bool) -> None:
         if not active and self.server_properties.get("product") == "RabbitMQ":
@@ -417,6 +460,10 @@ class Transport(BaseTransport):
             if state.error is not None:
                 talk.told(state)  # now that this one is not a consumer that learns it from the event
             raise
+        if not no_ack and not exclusive:
+            state.limits[consumer_tag] = PrefetchLimit(
+                state.prefetch_count, talk.link.decoder.last_tag(channel) - state.above
+            )
         return consumer_tag
 
     def cancel(self, channel: int, consumer_tag: str) -> Sequence[Delivery]:
@@ -424,6 +471,7 @@ class Transport(BaseTransport):
         state = talk.channel(channel)
         talk.request(state, methods.BASIC_CANCEL, consumer_tag, False)
         no_ack = state.consumers.pop(consumer_tag, True)
+        state.limits.pop(consumer_tag, None)
         # What the broker sent before it heard of it.
         events = talk.drop_events(
             lambda event: type(event) is Delivery and event.channel == channel and event.consumer_tag == consumer_tag

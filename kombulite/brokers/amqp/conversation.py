@@ -13,6 +13,7 @@ from kombulite import exceptions
 from kombulite._core import ConfirmReceived, Delivery, MethodReceived, ReturnReceived, Settled
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed
+from kombulite.brokers.amqp.limits import PrefetchLimit
 from kombulite.brokers.amqp.link import Link
 from kombulite.brokers.amqp.methods import Method
 from kombulite.brokers.base import Cancelled, ChannelClosed, Event, Returned
@@ -38,6 +39,8 @@ class Channel:
         self.error: exceptions.ChannelError | None = None  # why the broker closed it
         self.left = False  # one side has closed it: whatever is sent on it now would end the connection
         self.consumers: dict[str, bool] = {}  # tag -> no_ack
+        self.prefetch_count = 0  # of consumers that are to start
+        self.limits: dict[str, PrefetchLimit] = {}  # of those that are running, by tag
         self.takes_acks = False  # whether there may be deliveries to settle
         self.failed: set[int] = set()  # the broker's tags of deliveries that failed and are not settled
         self.confirms: Confirms | None = None
@@ -320,6 +323,7 @@ class Conversation:
             (consumer_tag, nowait) = methods.decode("sb", event.arguments)
             channel = self.channels.get(event.channel)
             if channel is not None and channel.consumers.pop(consumer_tag, None) is not None:
+                channel.limits.pop(consumer_tag, None)
                 self._answer_cancel(channel, consumer_tag, nowait)
                 self.events.append(Cancelled(event.channel, consumer_tag))
         else:
