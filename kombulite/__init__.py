@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kombulite._client.queue_kinds import Quorum, Stream
 from kombulite.connection import BrokerConnection, Connection
 from kombulite.entity import Exchange, Queue, binding
 from kombulite.message import Message
 from kombulite.messaging import Consumer, Producer
-from kombulite.queue_kinds import Quorum, Stream
 from kombulite.serialization import disable_insecure_serializers, enable_insecure_serializers
 from kombulite.utils.url import parse_url
 from kombulite.utils.uuid import uuid

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from kombulite._client.interfaces import Channel
 from kombulite.exceptions import NotBoundError
-
-if TYPE_CHECKING:
-    from kombulite.channel import Channel
 
 T = TypeVar("T", bound="Object")
 Self = TypeVar("Self", bound="MaybeChannelBound")

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from uuid import NAMESPACE_OID, UUID, uuid3
 
 from kombulite import exceptions
+from kombulite._sync.consumer import Consumer
 from kombulite.abstract import maybe_channel
-from kombulite.consumer import Consumer
 from kombulite.entity import Exchange, Queue, is_declared
 from kombulite.log import get_logger
 from kombulite.message import Message
@@ -111,7 +111,7 @@ def maybe_declare(entity: Any, channel: Any = None, retry: bool = False, **retry
         if not entity.is_bound:
             raise exceptions.ChannelError(f"Cannot bind channel {channel} to entity {entity}")
         channel = entity.channel
-    return facade_channel(channel).connection.maybe_declare(entity, channel, retry, **retry_policy)
+    return bool(facade_channel(channel).connection.maybe_declare(entity, channel, retry, **retry_policy))
 
 
 # --- draining ---------------------------------------------------------------------------------------------------

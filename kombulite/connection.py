@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from kombulite import exceptions
 from kombulite._client.address import DEFAULT_FAILOVER_STRATEGY, FAILOVER_STRATEGIES, Address
-from kombulite._client.lifecycle import Lifecycle, State
-from kombulite._client.process import add_hook, enrol, remove_hook, watch_connections
-from kombulite._client.retry import Attempts, ChannelHolder, Refusals, Reraising, RetryPolicy
-from kombulite._client.session import Inbox
-from kombulite._client.topology import Topology, restore_topology
-from kombulite._core import Tally, declaration_key
+from kombulite._client.counters import Counters
+from kombulite._client.lifecycle import State
+from kombulite._client.process import add_hook, register, remove_hook, watch_connections
+from kombulite._client.retry import ChannelHolder, Refusals, Retrier, RetryPolicy, library_errors
+from kombulite._client.session import ChannelSession
+from kombulite._client.topology import restore_topology
+from kombulite._core import declaration_key
+from kombulite._sync.channel import Channel
 from kombulite.abstract import is_connection, maybe_channel
 from kombulite.brokers import is_native, resolve_transport
 from kombulite.brokers.base import Capabilities, Event, Transport
-from kombulite.channel import Channel
-from kombulite.counters import Counters
 from kombulite.messaging import Consumer, Producer
 from kombulite.transport.adapter import AdaptedChannel, AdaptedTransport, attach, facade_channel
 from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
@@ -32,7 +32,7 @@ from kombulite.utils.objects import cached_property
 from kombulite.utils.url import maybe_sanitize_url
 
 if TYPE_CHECKING:
-    from kombulite.hooks import Hook, Hooks
+    from kombulite._client.hooks import Hook, Hooks
     from kombulite.resource import ChannelPool, ConnectionPool
     from kombulite.simple import SimpleBuffer, SimpleQueue
 
@@ -97,14 +97,13 @@ class Connection(Address):
     heartbeat: Any = None
     uri_prefix: Any = None
     transport_options: Any = None
-    declared_entities: Any = None
     cycle: Any = None
     failover_strategy: Any = DEFAULT_FAILOVER_STRATEGY
     resolve_aliases: ClassVar[dict[str, str]]
     failover_strategies: ClassVar[dict[str, Any]]
 
-    # Not in its dict: CPython looks attributes up fast as long as there are no more than 30, and there are 30.
-    __slots__ = ("_closed", "_missed", "hooks", "kept_state", "tally")
+    # Not in its dict: CPython looks attributes up fast as long as there are no more than 30.
+    __slots__ = ("_closed", "_missed", "kept_state")
 
     #: What a broken connection raises, and a failed request; and those of them after which trying again may do.
     connection_errors: ErrorClasses = ErrorClasses()
@@ -152,25 +151,16 @@ class Connection(Address):
                 "credential_provider": credential_provider,
             },
         )
-        self.declared_entities = set()
         self._lock = Lock()
         self._transport: Transport | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
-        self._inbox = Inbox()
+        self.session = ChannelSession(self.as_uri)
         self._loop: Any = None  # the event loop that the lost connection was registered with
-        self._default_channel: Any = None
         self._missed = False  # whether the last try to restore found something missing that may be declared again
-        #: What has to be declared again when the connection was lost.
-        self.topology = Topology()
-        #: What went through it: for its channels, which count. ``counters`` is for all others.
-        self.tally = Tally()
-        #: What is around its publishing and consuming, if anything.
-        self.hooks: Hooks | None = None
         #: The exchanges and bindings that a virtual transport of others knew, kept for the next one.
         self.kept_state: Any = None
         self._closed: bool | None = None
-        self._life = Lifecycle(self.as_uri)
-        enrol(self)
+        register(self)
 
     def clone(self, **overrides: Any) -> Connection:
         """A connection of the same settings and hooks, not opened."""
@@ -283,7 +273,7 @@ class Connection(Address):
 
     def _watch(self) -> State:
         """See whether the broker has fallen silent, or speaks again. Returns the state."""
-        state, transport = self._life.state, self._transport
+        state, transport = self.session.life.state, self._transport
         if state not in (State.OPEN, State.SUSPECT):
             return state
         if transport is None or not transport.connected:
@@ -291,8 +281,8 @@ class Connection(Address):
         seen = State.SUSPECT if transport.is_suspect else State.OPEN
         if seen is not state and self._lock.acquire(blocking=False):  # another thread may be connecting
             try:
-                if self._transport is transport and self._life.state in (State.OPEN, State.SUSPECT):
-                    self._life.to(seen)
+                if self._transport is transport and self.session.life.state in (State.OPEN, State.SUSPECT):
+                    self.session.life.to(seen)
             finally:
                 self._lock.release()
         return seen
@@ -307,14 +297,14 @@ class Connection(Address):
                 self._suspend()
                 transport = self._make_transport()
             assert transport is not None
-            before = self._life.state
-            self._life.to(State.CONNECTING)
+            before = self.session.life.state
+            self.session.life.to(State.CONNECTING)
             self._closed = False
             self._transport = transport if transport.adapted is not None else None
             try:
                 transport.connect()
             except BaseException as error:
-                self._life.to(before, error)
+                self.session.life.to(before, error)
                 self._transport = None
                 raise
             self._transport = transport
@@ -323,10 +313,10 @@ class Connection(Address):
                 self._finalizer = weakref.finalize(self, _close_in, os.getpid(), transport)
                 self._finalizer.atexit = False
             self._restore(transport)
-            self._inbox.connect(transport.at_hand)
-            self._life.to(State.OPEN)
+            self.session.connect(transport.at_hand)
+            self.session.life.to(State.OPEN)
             if before is State.LOST:
-                self.tally.count_reconnect()
+                self.session.tally.count_reconnect()
             loop, self._loop = self._loop, None
             if loop is not None:
                 transport.register_with_event_loop(transport, loop)
@@ -340,31 +330,28 @@ class Connection(Address):
     def _suspend(self, reason: object = None) -> None:
         """The transport's connection is lost, or given up: keep the channels for the next."""
         transport, self._transport = self._transport, None
-        for channel in self._inbox.channels.values():
-            channel.suspend(reason)
-        self._inbox.lose_connection()
-        self.forget_declarations()
+        self.session.lose_connection(reason)
         self._drop_finalizer()
         if transport is not None:
             self._loop = transport.event_loop or self._loop
             transport.unregister_from_event_loop(transport, self._loop)
             transport.collect()
-        if self._life.state in (State.OPEN, State.SUSPECT, State.RESTORING):
-            self._life.to(State.LOST, reason)
+        if self.session.life.state in (State.OPEN, State.SUSPECT, State.RESTORING):
+            self.session.life.to(State.LOST, reason)
 
     def _restore(self, transport: Transport) -> None:
         """Go on with the channels of the connection before."""
-        channels, topology = list(self._inbox.channels.values()), self.topology
+        channels, topology = list(self.session.channels.values()), self.session.topology
         everything = not transport.capabilities.keeps_durable or topology.place not in (None, self.place)
         if not channels and not topology.needs_restoring(everything):
             topology.place = self.place
             return
-        self._life.to(State.RESTORING)
+        self.session.life.to(State.RESTORING)
         try:
             restore_topology(transport, topology, everything)
             for channel in channels:
                 channel.reopen(transport)
-            self._inbox.replace_channels(channels)
+            self.session.replace_channels(channels)
             for channel in channels:
                 channel.resume(topology.renamed)
         except exceptions.ResourceLocked as error:
@@ -468,8 +455,8 @@ class Connection(Address):
         self,
         ConnectionError: type[Exception] = exceptions.OperationalError,
         ChannelError: type[Exception] = exceptions.OperationalError,
-    ) -> Reraising:
-        return Reraising(self, ConnectionError, ChannelError)
+    ) -> library_errors:
+        return library_errors(self, ConnectionError, ChannelError)
 
     def as_uri(self, include_password: bool = False, mask: str = "**", getfields: Any = None) -> str:
         """The URL, its password masked unless it is asked for; for some transports of others as they show it."""
@@ -497,7 +484,7 @@ class Connection(Address):
                 attach(raw, AdaptedChannel(self, transport.adapted, transport.open_channel(), raw))
                 return raw
             channel = Channel(self, transport, transport.open_channel())
-            self._inbox.add(channel)
+            self.session.add(channel)
             if LOG_CHANNEL:
                 log_calls(channel, "kombu.channel", f"Kombu channel:{channel.channel_id}")
             return channel
@@ -505,7 +492,7 @@ class Connection(Address):
     @property
     def default_channel(self) -> Any:
         """One channel for all who do not want their own, opened (after reconnecting) when it is asked for."""
-        channel = self._default_channel
+        channel = self.session.default_channel
         if channel is not None and facade_channel(channel).is_open and self.connected:
             return channel
         given = self.transport_options
@@ -513,41 +500,9 @@ class Connection(Address):
         timeout = self.transport_options.get("connect_retries_timeout", self.connect_timeout)
         self.ensure_connection(timeout=timeout, **options)
         with self._lock:
-            if self._default_channel is None or not facade_channel(self._default_channel).is_open:
-                self._default_channel = self.channel()
-            return self._default_channel
-
-    def forget_channel(self, channel: Channel) -> None:
-        """Called by a channel that closes."""
-        self._inbox.remove(channel)
-        if self._default_channel is channel:
-            self._default_channel = None
-
-    def watch_channel(self, channel: AdaptedChannel) -> None:
-        """Called when a channel of others gets a consumer: what arrives for it is dispatched by its number."""
-        for other in list(self._inbox.channels.values()):
-            if isinstance(other, AdaptedChannel) and not other.is_open:
-                self._inbox.remove(other)
-        self._inbox.add(channel)
-
-    def watch_gatherings(self) -> None:
-        """Called when a channel has more or fewer consumers that want batches."""
-        self._inbox.watch_gatherings()
-
-    def turn_loop_in(self, seconds: float) -> None:
-        """If there is an event loop, have it look for something to do after so many seconds at the latest."""
-        loop = None if self._transport is None else self._transport.event_loop
-        if loop is not None:
-            loop.call_later(seconds, _nothing)
-
-    def forget_consumer(self, queue: str) -> None:
-        """Called when a consumer of a queue is gone: an auto-delete queue goes with its last one."""
-        if not any(channel.consumes_from(queue) for channel in list(self._inbox.channels.values())):
-            self.topology.last_consumer_gone(queue)
-
-    def remember_orphans(self, channel: Channel) -> None:
-        """Called by a channel that the broker closed, with consumers that have to be told."""
-        self._inbox.remember_orphans(channel)
+            if self.session.default_channel is None or not facade_channel(self.session.default_channel).is_open:
+                self.session.default_channel = self.channel()
+            return self.session.default_channel
 
     def maybe_close_channel(self, channel: Any) -> None:
         """Close a channel; errors of the connection and the channel are ignored."""
@@ -637,7 +592,7 @@ class Connection(Address):
         connection is lost that is raised once; the next call connects again (one try, within ``connect_timeout``), and
         goes on with the consumers. Other keywords are for transports of others, and so is what they return.
         """
-        if self._inbox.dispatch_at_hand():
+        if self.session.dispatch_at_hand():
             return None
         if kwargs:
             return self._connected_transport().public.drain_events(self.connection, timeout=timeout, **kwargs)
@@ -648,14 +603,14 @@ class Connection(Address):
 
     def drain(self, timeout: float | None) -> bool:
         """``drain_events`` that returns whether there was an event, so that no other time-out is taken for silence."""
-        inbox = self._inbox
-        if inbox.untold:
-            inbox.tell_orphans()
-        if inbox.gatherings:
-            return inbox.drain_batch(self._receive, timeout)
+        session = self.session
+        if session.unreported:
+            session.report_unreported()
+        if session.collectors:
+            return session.drain_batch(self._receive, timeout)
         events = self._receive(timeout)
         if events:
-            inbox.dispatch(events)
+            session.dispatch(events)
         return bool(events)
 
     def _receive(self, timeout: float | None) -> Sequence[Event]:
@@ -714,14 +669,14 @@ class Connection(Address):
 
     def call_insured(self, obj: Any, policy: RetryPolicy, fun: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call ``fun`` as what ``ensure`` returns does."""
-        attempts: Attempts | None = None
+        retrier: Retrier | None = None
         while True:
             transport = self._transport
             try:
                 return fun(*args, **kwargs)
             except Exception as error:
-                attempts = attempts or Attempts(self, obj, policy)
-                attempts.failed(error, transport)
+                retrier = retrier or Retrier(self, obj, policy)
+                retrier.failed(error, transport)
 
     def abandon(self, transport: Transport | None, reason: object) -> None:
         """Something failed on that transport: take the next URL, and be ready to connect anew."""
@@ -749,9 +704,9 @@ class Connection(Address):
 
     def revive(self, new_channel: Any) -> None:
         """Drop the old default channel."""
-        if self._default_channel is not None and self._default_channel is not new_channel:
-            self.maybe_close_channel(self._default_channel)
-            self._default_channel = None
+        if self.session.default_channel is not None and self.session.default_channel is not new_channel:
+            self.maybe_close_channel(self.session.default_channel)
+            self.session.default_channel = None
 
     def switch(self, conn_str: str) -> None:
         """Close, and take over another URL; it is not connected to yet."""
@@ -769,25 +724,16 @@ class Connection(Address):
 
     def _forget(self) -> None:
         """Give up all that depends on the transport's connection."""
-        for channel in list(self._inbox.channels.values()):
-            channel.detach()
-        self._inbox.clear()
+        self.session.close()
         self._loop = None
-        self._default_channel = None
-        self.topology = Topology()
-        self.forget_declarations()
         self._drop_finalizer()
-        self._life.to(State.CLOSED)
-
-    def forget_declarations(self) -> None:
-        """Declare again what is needed: the connection is new, or something was deleted."""
-        self.declared_entities = set()
+        self.session.life.to(State.CLOSED)
 
     def release(self) -> None:
         """Close the channels and the connection. It opens again when it is used again."""
         with self._lock:
             transport, self._transport = self._transport, None
-            channel = self._default_channel
+            channel = self.session.default_channel
             self._forget()
             self._closed = True
         if transport is not None:
@@ -813,7 +759,7 @@ class Connection(Address):
     def after_fork(self) -> None:
         """Called in a forked child: forget the connection, which is the parent's."""
         self._lock = Lock()
-        self.tally.clear()
+        self.session.tally.clear()
         if self._transport is not None and not self._transport.survives_fork:
             self.collect()
 
@@ -829,30 +775,35 @@ class Connection(Address):
     # --- what is seen of it
 
     @property
+    def declared_entities(self) -> set[Any]:
+        """The keys of the entities that were declared on this connection."""
+        return self.session.declared
+
+    @declared_entities.setter
+    def declared_entities(self, declared: set[Any]) -> None:
+        self.session.declared = declared
+
+    @property
+    def hooks(self) -> Hooks | None:
+        """What is around its publishing and consuming, if anything."""
+        return self.session.hooks
+
+    @property
     def counters(self) -> Counters:
         """What went through it since it was made, whenever it was lost or closed in between."""
-        return Counters(*self.tally.values())
+        return self.session.counters
 
     def add_hook(self, hook: Hook) -> None:
         """Have a hook around all that is published and consumed here from now on, and on clones. Once is enough."""
         with self._lock:
-            hooks = tuple(self.hooks or ())
-            if hook in hooks:
+            if not self.session.add_hook(hook, self):
                 return
-            self._observe((*hooks, hook))
         hook.installed(self)
 
     def remove_hook(self, hook: Hook) -> None:
         """Take a hook away, if it is there."""
         with self._lock:
-            self._observe(tuple(each for each in self.hooks or () if each is not hook))
-
-    def _observe(self, hooks: tuple[Hook, ...]) -> None:
-        from kombulite.hooks import Hooks  # for those who have some
-
-        self.hooks = Hooks(self, hooks) if hooks else None
-        for channel in list(self._inbox.channels.values()):
-            channel.observe(self.hooks)
+            self.session.remove_hook(hook, self)
 
     # --- what the transport can do
 
@@ -930,10 +881,6 @@ def __getattr__(name: str) -> Any:
 
 def _unpickle(cls: type[Connection], arguments: dict[str, Any]) -> Connection:
     return cls(**arguments)
-
-
-def _nothing() -> None:
-    """For a timer that only makes the event loop turn."""
 
 
 def _close_in(pid: int, transport: Transport) -> None:

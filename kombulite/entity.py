@@ -6,17 +6,15 @@ Longer than other modules for the many attributes and verbs that kombu's users e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from kombulite._client.interfaces import DeclaredQueue
+from kombulite._client.queue_kinds import QueueKind, Stream, with_kind
 from kombulite._core import declaration_key
 from kombulite.abstract import MaybeChannelBound, Object
 from kombulite.exceptions import ContentDisallowed
-from kombulite.queue_kinds import QueueKind, Stream, with_kind
+from kombulite.message import Message as ReceivedMessage
 from kombulite.serialization import prepare_accept_content
-
-if TYPE_CHECKING:
-    from kombulite.brokers.base import QueueInfo
-    from kombulite.message import Message
 
 __all__ = ["PERSISTENT_DELIVERY_MODE", "TRANSIENT_DELIVERY_MODE", "Exchange", "Queue", "binding", "maybe_delivery_mode"]
 
@@ -391,14 +389,14 @@ class Queue(MaybeChannelBound):
             each.declare(channel, nowait=nowait)
             each.bind(self, nowait=nowait, channel=channel)
 
-    def queue_declare(self, nowait: bool = False, passive: bool = False, channel: Any = None) -> QueueInfo | None:
+    def queue_declare(self, nowait: bool = False, passive: bool = False, channel: Any = None) -> DeclaredQueue | None:
         """Declare just the queue: (queue, message_count, consumer_count), None with ``nowait``.
 
         ``passive`` only asserts that it is there. Raises NotFound, NotEquivalentError, ResourceLocked.
         """
         channel = channel or self.channel
         of_kind = {} if self.kind is None else {"kind": self.kind}  # channels of kombu's know no such keyword
-        info: QueueInfo | None = channel.queue_declare(
+        info: DeclaredQueue | None = channel.queue_declare(
             queue=self.name,
             passive=passive,
             durable=self.durable,
@@ -477,7 +475,7 @@ class Queue(MaybeChannelBound):
     def consume(
         self,
         consumer_tag: str = "",
-        callback: Callable[[Message], Any] | None = None,
+        callback: Callable[[ReceivedMessage], Any] | None = None,
         no_ack: bool | None = None,
         nowait: bool = False,
         on_cancel: Callable[[str], Any] | None = None,
@@ -493,7 +491,7 @@ class Queue(MaybeChannelBound):
         if isinstance(self.kind, Stream) or (self.queue_arguments or {}).get("x-queue-type") == "stream":
             # RabbitMQ's default, in words: a consumer that comes back knows what it wanted.
             arguments = {"x-stream-offset": "next", **(arguments or {})}
-        return self.channel.basic_consume(
+        tag: str = self.channel.basic_consume(
             queue=self.name,
             no_ack=bool(no_ack),
             consumer_tag=consumer_tag,
@@ -502,6 +500,7 @@ class Queue(MaybeChannelBound):
             arguments=arguments,
             on_cancel=on_cancel,
         )
+        return tag
 
     def cancel(self, consumer_tag: str) -> None:
         """End a consumer."""

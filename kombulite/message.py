@@ -6,14 +6,13 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kombulite import serialization
+from kombulite._client.interfaces import Channel
 from kombulite._core import Received
 from kombulite.compression import decompress
 from kombulite.exceptions import DecodeError, MessageStateError
 
 if TYPE_CHECKING:
     from logging import Logger
-
-    from kombulite.channel import Channel
 
 
 class Message(Received):

@@ -1,9 +1,9 @@
 """Sending and receiving: the names that kombu's users import from here."""
 
-from kombulite.consumer import Consumer
+from kombulite._sync.consumer import Consumer
+from kombulite._sync.producer import Batch, Producer
 from kombulite.entity import Exchange, Queue
 from kombulite.message import Message
-from kombulite.producer import Batch, Producer
 
 #: Messages that a batch holds unless it is told otherwise.
 DEFAULT_BATCH_SIZE = 1000

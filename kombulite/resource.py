@@ -7,16 +7,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 from weakref import WeakSet, ref
 
 from kombulite import exceptions
 from kombulite.transport.adapter import facade_channel
 from kombulite.utils.locks import Condition, Lock
-
-if TYPE_CHECKING:
-    from kombulite.channel import Channel
-    from kombulite.connection import Connection
 
 DEBUG = bool(os.environ.get("KOMBU_DEBUG_POOL"))
 
@@ -239,20 +235,20 @@ class ConnectionPool(Resource):
     LimitExceeded = exceptions.ConnectionLimitExceeded
     close_after_fork = True
 
-    def __init__(self, connection: Connection, limit: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, connection: Any, limit: int | None = None, **kwargs: Any) -> None:
         self.connection = connection
         super().__init__(limit, **kwargs)
 
-    def new(self) -> Connection:
+    def new(self) -> Any:
         """A connection, not opened."""
         return self.connection.clone()
 
-    def collect_resource(self, resource: Connection, socket_timeout: float | None = 0.1) -> None:
+    def collect_resource(self, resource: Any, socket_timeout: float | None = 0.1) -> None:
         """Drop a connection that another thread may be waiting on."""
         resource.collect(socket_timeout)
 
     @contextmanager
-    def acquire_channel(self, block: bool = False) -> Iterator[tuple[Connection, Channel]]:
+    def acquire_channel(self, block: bool = False) -> Iterator[tuple[Any, Any]]:
         """A connection and its default channel."""
         with self.acquire(block=block) as connection:
             yield connection, connection.default_channel
@@ -263,7 +259,7 @@ class ChannelPool(Resource):
 
     LimitExceeded = exceptions.ChannelLimitExceeded
 
-    def __init__(self, connection: Connection, limit: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, connection: Any, limit: int | None = None, **kwargs: Any) -> None:
         self.connection = connection
         super().__init__(limit, **kwargs)
 

@@ -9,11 +9,11 @@ from time import monotonic
 from typing import Any, ClassVar
 
 from kombulite._client.batching import return_unseen
+from kombulite._sync.consumer import Consumer
+from kombulite._sync.producer import Producer
 from kombulite.abstract import maybe_channel
-from kombulite.consumer import Consumer
 from kombulite.entity import Exchange, Queue
 from kombulite.message import Message
-from kombulite.producer import Producer
 
 __all__ = ["SimpleBuffer", "SimpleQueue"]
 

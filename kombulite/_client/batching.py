@@ -6,18 +6,16 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kombulite import exceptions
 from kombulite._core import GATHERED
 from kombulite.brokers.base import Outcome
+from kombulite.message import Message
 from kombulite.utils.locks import Lock
 
-if TYPE_CHECKING:
-    from kombulite.message import Message
 
-
-class MessageBatch(list["Message"]):
+class MessageBatch(list[Message]):
     """Received messages of one channel: a list. Settling leaves out those that are settled already."""
 
     @property
@@ -59,7 +57,7 @@ def return_unseen(messages: Iterable[Message]) -> None:
         batch.requeue(failed=False)
 
 
-class Gathering:
+class BatchCollector:
     """The messages that a consumer has for its next batch.
 
     ``on_batch(messages)`` is called with at most ``size`` of them, when there are as many (or as many as the prefetch
@@ -79,12 +77,12 @@ class Gathering:
         self._lock = Lock()
         self._messages = MessageBatch()
         self._full = size
-        self._opening = 0  # which of the channel's connections the messages came on
+        self._generation = 0  # which of the channel's connections the messages came on
 
     def add(self, message: Message) -> object:
         """Keep a message (returns GATHERED), or hand the batch over that it completes."""
         with self._lock:
-            if not self._messages or message.channel.openings != self._opening:
+            if not self._messages or message.channel.generation != self._generation:
                 self._begin(message.channel)
             messages = self._messages
             messages.append(message)
@@ -105,10 +103,10 @@ class Gathering:
     def _begin(self, channel: Any) -> None:
         self._drop_lost()
         if not self._messages:
-            self._opening = channel.openings
+            self._generation = channel.generation
             self._full = min(self._size, channel.prefetch_limit or self._size)
             self.deadline = monotonic() + self._timeout
-            channel.connection.turn_loop_in(self._timeout)
+            channel.turn_loop_in(self._timeout)
 
     def hand_over(self) -> bool:
         """Hand over what there is. Returns whether there was anything that is not lost with its connection."""
@@ -137,8 +135,8 @@ class Gathering:
     def _drop_lost(self) -> None:
         """What came on a connection or a channel that is gone comes again, but for what needs no ack."""
         channel = self._messages[0].channel if self._messages else None
-        if channel is not None and (channel.openings != self._opening or not channel.is_open):
-            self._opening = channel.openings
+        if channel is not None and (channel.generation != self._generation or not channel.is_open):
+            self._generation = channel.generation
             self._messages = MessageBatch(each for each in self._messages if each.no_ack)
             if not self._messages:
                 self.deadline = inf

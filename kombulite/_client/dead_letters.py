@@ -1,20 +1,15 @@
-"""Poison messages: those that come back again and again, as whoever takes them fails or dies. Where they go instead."""
+"""Poison messages: those that are delivered again and again because each consumer fails; and where they go instead."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kombulite._core import Delivery
+from kombulite._client.interfaces import Message
+from kombulite._core import Delivery, make_properties
 from kombulite.entity import Exchange, Queue
-from kombulite.message import Message
-from kombulite.transport.adapter import delivery_of, facade_channel
 from kombulite.utils.logs import log
-
-if TYPE_CHECKING:
-    from kombulite.channel import Channel
-
 
 #: Headers that a broker adds to say how a message came from one queue or stream. A copy in another must not have them.
 DELIVERY_HEADERS = frozenset(["x-acquired-count", "x-delivery-count", "x-stream-offset"])
@@ -26,7 +21,7 @@ class Verdict(Enum):
 
     RECEIVE = "receive"
     COUNT_AGAIN = "count again"
-    BURY = "bury"
+    DEAD_LETTER = "dead letter"
 
 
 class DeadLetterRule:
@@ -42,7 +37,6 @@ class DeadLetterRule:
         self.max_deliveries = max_deliveries
         self.destination = Queue(dead_letter) if isinstance(dead_letter, str) else dead_letter
         self._doubtful: dict[Any, int] = {}  # the count at which a message was given back, to see it counted on
-        self._channel: Channel | None = None  # with confirms, and nothing else on it
 
     def judge(self, message: Message) -> Verdict:
         """Say what to do with a message.
@@ -54,31 +48,20 @@ class DeadLetterRule:
         if count < self.max_deliveries:
             return Verdict.RECEIVE
         if "x-death" not in headers or "x-acquired-count" not in headers:
-            return Verdict.BURY
+            return Verdict.DEAD_LETTER
         key = (message.properties.get("message_id"), message.properties.get("correlation_id"), hash(message.body))
         before = self._doubtful.pop(key, None)
         if before is not None:
-            return Verdict.BURY if count > before else Verdict.RECEIVE
+            return Verdict.DEAD_LETTER if count > before else Verdict.RECEIVE
         while len(self._doubtful) >= MAX_DOUBTFUL:
             del self._doubtful[next(iter(self._doubtful))]
         self._doubtful[key] = count
         return Verdict.COUNT_AGAIN
 
-    def bury(self, message: Message, queue: str) -> None:
-        """Send a message of that queue to the dead letters, and acknowledge it once the broker has it there.
-
-        Raises MessageReturned where nothing takes dead letters, MessageNacked, and errors of connection and channel.
-        The message is not acknowledged then.
-        """
-        channel = self._confirming(facade_channel(message.channel))
-        channel.publish(self.letter(message, queue), mandatory=True)
-        message.ack()
-        self.report(message, queue)
-
     def letter(self, message: Message, queue: str) -> Delivery:
         """Return a message of that queue as it goes to the dead letters."""
         delivery = delivery_of(message)
-        headers = {**without_delivery_headers(delivery.properties.headers), **self._certificate(message, queue)}
+        headers = {**without_delivery_headers(delivery.properties.headers), **self._headers(message, queue)}
         # Its time to live is over, and a broker checks that the user is the one who publishes.
         properties = delivery.properties.replace(headers=headers, expiration=None, user_id=None)
         destination, body = self.destination, delivery.body
@@ -100,8 +83,8 @@ class DeadLetterRule:
             extra={"queue": queue, "dead_letter": self.destination.name, "deliveries": message.delivery_count},
         )
 
-    def _certificate(self, message: Message, queue: str) -> dict[str, Any]:
-        """Headers that say what it died of."""
+    def _headers(self, message: Message, queue: str) -> dict[str, Any]:
+        """Return the headers that say why it is there."""
         info = message.delivery_info
         return {
             "x-poison-reason": "max-deliveries",
@@ -110,16 +93,6 @@ class DeadLetterRule:
             "x-poison-exchange": info["exchange"],
             "x-poison-routing-key": info["routing_key"],
         }
-
-    def _confirming(self, other: Channel) -> Channel:
-        """A channel for dead letters, on the connection of another."""
-        channel = self._channel
-        if channel is None or not channel.is_open or channel.connection is not other.connection:
-            channel = facade_channel(other.connection.client.channel())
-            channel.confirm_select()
-            self.destination(channel.public).declare()
-            self._channel = channel
-        return channel
 
 
 def without_delivery_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -134,3 +107,28 @@ def dead_letter_rule(max_deliveries: int | None, dead_letter: Queue | Exchange |
     if max_deliveries is None or dead_letter is None:
         raise ValueError("max_deliveries and dead_letter go together")
     return DeadLetterRule(max_deliveries, dead_letter)
+
+
+#: What the envelope of a virtual transport keeps among the properties.
+ENVELOPE_PROPERTIES = frozenset(
+    ["delivery_info", "delivery_tag", "body_encoding", "delivery_count", "application_headers"]
+)
+
+
+def delivery_of(message: Any) -> Delivery:
+    """Return a received message as one that can be published."""
+    found = message.delivery
+    if found is not None:
+        return found  # type: ignore[no-any-return]
+    properties = {name: value for name, value in message.properties.items() if name not in ENVELOPE_PROPERTIES}
+    priority = properties.pop("priority", None)
+    made = make_properties(
+        message.content_type,
+        message.content_encoding,
+        {name: value for name, value in message.headers.items() if name != "compression"},
+        properties.pop("delivery_mode", None),
+        priority,
+        {name: value for name, value in properties.items() if name not in ("content_type", "content_encoding")},
+    )
+    info = message.delivery_info
+    return Delivery(info.get("exchange") or "", info.get("routing_key") or "", made, message.body)

@@ -7,10 +7,10 @@ from typing import Any
 
 from kombulite import exceptions
 from kombulite._client.outgoing import check_short
+from kombulite._client.queue_kinds import QueueKind, with_kind
 from kombulite._client.topology import Binding, Step
 from kombulite.brokers.base import ExchangeSpec, QueueSpec, Transport
 from kombulite.entity import INTERNAL_EXCHANGE_PREFIX, Exchange, Queue
-from kombulite.queue_kinds import QueueKind, with_kind
 
 QUEUE_ARGUMENTS: dict[str, tuple[str, Callable[[Any], int]]] = {
     "expires": ("x-expires", lambda seconds: int(seconds * 1000)),

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 from weakref import WeakSet
 
-if TYPE_CHECKING:
-    from kombulite.connection import Connection
-    from kombulite.hooks import Hook
+from kombulite._client.interfaces import Connection, Hook
 
 _connections: WeakSet[Connection] = WeakSet()
 _hooks: list[Hook] = []
-_watchers: list[Callable[[Connection], object]] = []
+_watchers: list[Callable[[Any], object]] = []
 
 
-def enrol(connection: Connection) -> None:
+def register(connection: Connection) -> None:
     """A connection was made."""
     _connections.add(connection)
     for hook in _hooks:
@@ -25,7 +23,7 @@ def enrol(connection: Connection) -> None:
         watcher(connection)
 
 
-def watch_connections(watcher: Callable[[Connection], object]) -> None:
+def watch_connections(watcher: Callable[[Any], object]) -> None:
     """Call a function with each connection of this process: with those there are, and with others as they are made."""
     _watchers.append(watcher)
     for connection in list(_connections):

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from kombulite import exceptions
+from kombulite._client.interfaces import BlockingConnection
+from kombulite.brokers.base import Transport
 from kombulite.utils.functional import retry_intervals, sleep_in_slices
-
-if TYPE_CHECKING:
-    from kombulite.brokers.base import Transport
-    from kombulite.channel import Channel
-    from kombulite.connection import Connection
 
 
 class RetryPolicy(NamedTuple):
@@ -23,7 +20,7 @@ class RetryPolicy(NamedTuple):
     interval_start: float = 1
     interval_step: float = 1
     interval_max: float = 1
-    on_revive: Callable[[Channel], Any] | None = None
+    on_revive: Callable[[Any], Any] | None = None
     retry_errors: tuple[type[BaseException], ...] | None = None
 
 
@@ -58,10 +55,10 @@ def next_try(error: BaseException, policy: RetryPolicy, retries: int, transport:
     return NextTry.WHEN_CONNECTED
 
 
-class Attempts:
+class Retrier:
     """The calls of one function so far, all of which have failed. Made after the first: most calls have no second."""
 
-    def __init__(self, connection: Connection, obj: Any, policy: RetryPolicy) -> None:
+    def __init__(self, connection: BlockingConnection, obj: Any, policy: RetryPolicy) -> None:
         self._connection = connection
         self._obj = obj
         self._policy = policy
@@ -134,13 +131,13 @@ class Refusals:
         return kind("; ".join(f"{url}: {error}" for url, error in self._errors.items()))
 
 
-class Reraising:
+class library_errors:  # noqa: N801 - used as a function
     """A context that raises the transport's errors as the library's own."""
 
     __slots__ = ("_channel_error", "_connection", "_connection_error")
 
     def __init__(
-        self, connection: Connection, connection_error: type[Exception], channel_error: type[Exception]
+        self, connection: BlockingConnection, connection_error: type[Exception], channel_error: type[Exception]
     ) -> None:
         self._connection = connection
         self._connection_error = connection_error
@@ -161,11 +158,11 @@ class Reraising:
 class ChannelHolder:
     """What ``autoretry`` revives: the channel that the function is called with."""
 
-    def __init__(self, channel: Any, on_revive: Callable[[Channel], Any] | None) -> None:
+    def __init__(self, channel: Any, on_revive: Callable[[Any], Any] | None) -> None:
         self.channel = channel
         self._on_revive = on_revive
 
-    def get(self, connection: Connection) -> Any:
+    def get(self, connection: BlockingConnection) -> Any:
         """The channel, or the connection's default one."""
         if self.channel is None:
             self.channel = connection.default_channel

@@ -1,102 +1,187 @@
-"""What comes in on a connection: whom it is for, and the batches that some consumers gather of it."""
+"""What a connection has as long as its ``Connection`` lives, however often it is lost: one session for each.
+
+``Session`` is what both facades share: the state, what was declared, counters and hooks. ``ChannelSession`` has the
+channels of the synchronous facade too, dispatches what comes in to them, and hands over the batches that some of their
+consumers collect. A channel tells its session what it declares, consumes and loses; it never calls its connection.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from kombulite._core import BaseInbox
-from kombulite.brokers.base import Event
+from kombulite._client.batching import BatchCollector
+from kombulite._client.counters import Counters
+from kombulite._client.interfaces import Connection, Hook, SessionChannel
+from kombulite._client.lifecycle import Lifecycle
+from kombulite._client.topology import Topology
+from kombulite._core import BaseInbox, Tally
+from kombulite.brokers.base import Event, Outcome
 
 if TYPE_CHECKING:
-    from kombulite._client.batching import Gathering
-    from kombulite.channel import Channel
+    from kombulite._client.hooks import Hooks
 
-AtHand = Callable[[], Event | None]
+PollReady = Callable[[], Event | None]
 Receive = Callable[[float | None], Sequence[Event]]
 
 
-class Inbox(BaseInbox):
-    """The open channels of a connection by their number, and what each of them still has to be told."""
+class Session:
+    """What a connection of either facade knows."""
 
-    channels: dict[int, Channel]
+    def __init__(self, name: Callable[[], str]) -> None:
+        self.name = name  #: returns the URL, without its password
+        self.life = Lifecycle(name)
+        #: What has to be declared again when the connection was lost.
+        self.topology = Topology()
+        #: Keys of the entities that were declared since the connection is there.
+        self.declared: set[Any] = set()
+        #: What went through it.
+        self.tally = Tally()
+        #: What is around its publishing and consuming, if anything.
+        self.hooks: Hooks | None = None
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._source: AtHand | None = None  # of the transport
+    def forget_declarations(self) -> None:
+        """Declare again what is needed: the connection is new, or something was deleted."""
+        self.declared = set()
+
+    @property
+    def counters(self) -> Counters:
+        """The numbers of this moment."""
+        return Counters(*self.tally.values())
+
+    def count(self, outcome: Outcome, number: int = 1) -> None:
+        """Count deliveries that were settled."""
+        tally = self.tally
+        if outcome is Outcome.ACK:
+            tally.count_acked(number)
+        elif outcome is Outcome.REJECT:
+            tally.count_rejected(number)
+        else:
+            tally.count_requeued(number)
+
+    def add_hook(self, hook: Hook, connection: Connection) -> bool:
+        """Have a hook around what is published and consumed; returns False if it is there already."""
+        hooks = tuple(self.hooks or ())
+        if hook in hooks:
+            return False
+        self._observe((*hooks, hook), connection)
+        return True
+
+    def remove_hook(self, hook: Hook, connection: Connection) -> None:
+        """Take a hook away, if it is there."""
+        self._observe(tuple(each for each in self.hooks or () if each is not hook), connection)
+
+    def _observe(self, hooks: tuple[Any, ...], connection: Connection) -> None:
+        from kombulite._client.hooks import Hooks  # for those who have some
+
+        self.hooks = Hooks(connection, hooks) if hooks else None
+
+
+class ChannelSession(Session, BaseInbox):
+    """The session of a synchronous connection: its open channels by their number, and what comes in for them."""
+
+    channels: dict[int, SessionChannel]
+
+    def __init__(self, name: Callable[[], str]) -> None:
+        super().__init__(name)
+        self._source: PollReady | None = None  # of the transport
+        #: The channel for all who do not want their own.
+        self.default_channel: Any = None
         #: What the consumers that want batches have so far.
-        self.gatherings: list[Gathering] = []
+        self.collectors: list[BatchCollector] = []
         #: Channels that the broker closed, with consumers that do not know it: by number while the connection lasts.
-        self._orphaned: dict[int, Channel] = {}
+        self._closed: dict[int, SessionChannel] = {}
         #: Those whose connection is lost.
-        self.untold: list[Channel] = []
+        self.unreported: list[SessionChannel] = []
 
-    def connect(self, at_hand: AtHand | None) -> None:
+    def connect(self, poll_ready: PollReady | None) -> None:
         """There is a connection: what its transport has at hand, if it can tell; or there is none."""
-        self._source = at_hand
+        self._source = poll_ready
         self._find_source()
 
     def _find_source(self) -> None:
         # To ask for these each time, in Python, takes 2 % of a message's way.
-        self.at_hand = None if self.gatherings or self.untold else self._source
+        self.at_hand = None if self.collectors or self.unreported else self._source
 
-    def add(self, channel: Channel) -> None:
-        """A channel is open."""
+    def _observe(self, hooks: tuple[Any, ...], connection: Connection) -> None:
+        super()._observe(hooks, connection)
+        for channel in list(self.channels.values()):
+            channel.observe(self.hooks)
+
+    # --- channels
+
+    def add(self, channel: SessionChannel) -> None:
+        """Note a channel that was opened."""
         self.channels[channel.channel_id] = channel
 
-    def remove(self, channel: Channel) -> None:
-        """A channel is closed."""
+    def remove(self, channel: SessionChannel) -> None:
+        """Forget a channel that closes."""
         self.channels.pop(channel.channel_id, None)
-        if self.gatherings:
-            self.watch_gatherings()
+        if self.collectors:
+            self.watch_collectors()
+        if self.default_channel is channel:
+            self.default_channel = None
 
-    def replace_channels(self, channels: Sequence[Channel]) -> None:
-        """The channels have other numbers, on another connection."""
+    def replace_channels(self, channels: Sequence[SessionChannel]) -> None:
+        """Note the numbers that the channels have on another connection."""
         self.channels = {channel.channel_id: channel for channel in channels}
 
-    def clear(self) -> None:
-        """Forget all."""
+    def forget_consumer(self, queue: str) -> None:
+        """Note that a consumer of a queue is gone: an auto-delete queue goes with its last one."""
+        if not any(channel.consumes_from(queue) for channel in list(self.channels.values())):
+            self.topology.last_consumer_gone(queue)
+
+    def close(self) -> None:
+        """Forget all that depends on the connection: its owner has closed it."""
+        for channel in list(self.channels.values()):
+            channel.detach()
         self.connect(None)
         self.channels = {}
-        self._orphaned = {}
-        self.untold = []
+        self.default_channel = None
+        self._closed = {}
+        self.unreported = []
+        self.topology = Topology()
+        self.forget_declarations()
 
     # --- channels that the broker closed
 
-    def remember_orphans(self, channel: Channel) -> None:
-        """A channel is closed, and its consumers have to be told: when what was sent for it before has been seen."""
-        self._orphaned[channel.channel_id] = channel
+    def report_closed(self, channel: SessionChannel) -> None:
+        """Report to the consumers of a closed channel, once what was sent for it before has been seen."""
+        self._closed[channel.channel_id] = channel
 
-    def lose_connection(self) -> None:
-        """No more will come for the channels that were closed."""
+    def lose_connection(self, reason: object) -> None:
+        """Keep the channels for the next connection. No more will come for those that were closed."""
+        for channel in self.channels.values():
+            channel.suspend(reason)
         self.connect(None)
-        self.untold += self._orphaned.values()
-        self._orphaned = {}
+        self.unreported += self._closed.values()
+        self._closed = {}
+        self.forget_declarations()
 
     def miss(self, event: Event) -> None:
         """Deal with an event for a channel that is not there: its consumers may have to be told that it was closed."""
-        orphaned = self._orphaned.pop(event.channel, None)  # who asked for what it was closed for knows it
-        if orphaned is not None:
-            self._tell(orphaned)
+        closed = self._closed.pop(event.channel, None)  # the caller of what it was closed for knows it
+        if closed is not None:
+            self._report(closed)
 
-    def tell_orphans(self) -> None:
+    def report_unreported(self) -> None:
         """Raise what the consumers of a channel have to know that was closed before the connection was lost."""
-        while self.untold:
-            channel = self.untold.pop()
+        while self.unreported:
+            channel = self.unreported.pop()
             self._find_source()
-            self._tell(channel)
+            self._report(channel)
 
-    def _tell(self, channel: Channel) -> None:
-        if channel.orphans and channel.failure is not None:
+    def _report(self, channel: SessionChannel) -> None:
+        if channel.unreported and channel.failure is not None:
             raise channel.failure from None
 
     # --- batches
 
-    def watch_gatherings(self) -> None:
-        """A channel has more or fewer consumers that want batches."""
-        self.gatherings = [each for channel in list(self.channels.values()) for each in channel.gatherings]
+    def watch_collectors(self) -> None:
+        """Note that a channel has more or fewer consumers that want batches."""
+        self.collectors = [each for channel in list(self.channels.values()) for each in channel.collectors]
         self._find_source()
 
     def drain_batch(self, receive: Receive, timeout: float | None) -> bool:
@@ -116,7 +201,7 @@ class Inbox(BaseInbox):
                 if not self.dispatch(events):
                     return True
                 events = receive(0)
-            due = min((each.deadline for each in self.gatherings), default=inf)
+            due = min((each.deadline for each in self.collectors), default=inf)
             wake = due if deadline is None else min(due, deadline)
             events = receive(None if wake == inf else max(wake - monotonic(), 0))
             if events:
@@ -129,4 +214,4 @@ class Inbox(BaseInbox):
 
     def _hand_over_due(self) -> bool:
         now = monotonic()
-        return any(each.hand_over() for each in self.gatherings if each.deadline <= now)
+        return any(each.hand_over() for each in self.collectors if each.deadline <= now)

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from typing import Any
 
 from kombulite._client.address import Address
+from kombulite._client.counters import Counters
 from kombulite._client.dead_letters import dead_letter_rule
 from kombulite._client.declarations import binding_step, declaring, require_kind
+from kombulite._client.hooks import Hook, Hooks
 from kombulite._client.lifecycle import State
-from kombulite._client.process import enrol
+from kombulite._client.process import register
 from kombulite._client.retry import NextTry, RetryPolicy, next_try
 from kombulite._client.topology import Binding
 from kombulite._core import declaration_key
@@ -20,9 +22,7 @@ from kombulite.aio.producer import Producer
 from kombulite.aio.serving import Server
 from kombulite.aio.session import Session
 from kombulite.brokers.base import QueueInfo, QueueSpec, QueueStatus, Transport
-from kombulite.counters import Counters
 from kombulite.entity import Exchange, Queue
-from kombulite.hooks import Hook, Hooks
 from kombulite.serialization import prepare_accept_content
 from kombulite.utils.functional import retry_intervals
 
@@ -89,7 +89,7 @@ class Connection(Address):
         self._caller = Caller(self, self.session)
         self._control = Producer(self, "", "", None, None, True, False)
         observed: Any = self  # as hooks and watchers see it, it is a connection like others
-        enrol(observed)
+        register(observed)
 
     @classmethod
     def of(cls, connection: Any) -> Connection:

@@ -356,8 +356,8 @@ class Messages:
         message.queue = self._names.get(delivery.consumer_tag, "")
         message.accept = self._accept
         if self._rule is not None and (verdict := self._rule.judge(message)) is not Verdict.RECEIVE:
-            if verdict is Verdict.BURY:
-                await self._bury(message)
+            if verdict is Verdict.DEAD_LETTER:
+                await self._dead_letter(message)
             else:
                 await message.requeue(failed=False)
             return None
@@ -367,7 +367,7 @@ class Messages:
         self._session.tally.count_consumed(delivery)
         return message
 
-    async def _bury(self, message: Message) -> None:
+    async def _dead_letter(self, message: Message) -> None:
         """Send a message to the dead letters, and acknowledge it once the broker has it there."""
         rule = self._rule
         assert rule is not None

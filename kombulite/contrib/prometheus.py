@@ -16,9 +16,9 @@ from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from kombulite._client.counters import Counters
 from kombulite._core import Tally
 from kombulite.connection import Connection, watch_connections
-from kombulite.counters import Counters
 from kombulite.hooks import Hook, Outgoing
 from kombulite.message import Message
 from kombulite.utils.locks import Lock
@@ -62,7 +62,7 @@ class CountersCollector(Collector):
         labels = (connection.get_transport_cls().driver_type, _broker_of(connection))
         with self._lock:
             self._totals()  # forgets those that are gone
-            self._watched.append((ref(connection), connection.tally, labels))
+            self._watched.append((ref(connection), connection.session.tally, labels))
 
     def _totals(self) -> dict[Labels, Counters]:
         if self._pid != os.getpid():  # a forked child counts anew

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from kombulite import compression, serialization
-from kombulite.hooks import Around, Hook, Outgoing
+from kombulite._client.hooks import Around
+from kombulite.hooks import Hook, Outgoing
 
 __all__ = ["PublishedMessage", "RecordingHook"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from kombulite._client.streams import checked_offsets
+from kombulite._sync.producer import Producer
 from kombulite.abstract import maybe_channel
 from kombulite.entity import Queue
-from kombulite.producer import Producer
 
 __all__ = ["OffsetFile", "OffsetQueue"]
 

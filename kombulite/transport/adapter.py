@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 
 from kombulite import exceptions
 from kombulite._client.lifecycle import State
-from kombulite._client.topology import Topology
-from kombulite._core import GATHERED, Delivery, Properties, Tally, declaration_key, make_properties
+from kombulite._client.session import ChannelSession
+from kombulite._core import GATHERED, Delivery, Properties, declaration_key
+from kombulite._sync.channel import Channel, Subscription
 from kombulite.brokers import base
 from kombulite.brokers.base import Capabilities, Outcome
-from kombulite.channel import Channel, Subscription
 from kombulite.message import Message
 
 #: Where a channel of others keeps the facade's part.
@@ -234,7 +234,11 @@ class AdaptedChannel(Channel):
         self._subscriptions[consumer_tag] = subscription
         self.consumers[consumer_tag] = consumer
         if self._adapted is not None:
-            self.connection.watch_channel(self)
+            session = self.session
+            for other in list(session.channels.values()):
+                if isinstance(other, AdaptedChannel) and not other.is_open:
+                    session.remove(other)
+            session.add(self)  # what arrives for it is dispatched by its number
         return partial(self._arrive, subscription)
 
     def _arrive(self, subscription: Subscription, message: Any) -> None:
@@ -265,6 +269,11 @@ class AdaptedChannel(Channel):
         self._subscriptions.pop(consumer_tag, None)
         self.consumers.pop(consumer_tag, None)
 
+    def turn_loop_in(self, seconds: float) -> None:
+        """If the transport has an event loop, have it look for something to do in time."""
+        if self._adapted is not None and self._adapted.event_loop is not None:
+            self._adapted.event_loop.call_later(seconds, _nothing)
+
     def tell_renames(self, consumer_tag: str, on_renamed: Callable[[str, str], Any]) -> None:
         """Do nothing: queues keep their names here."""
 
@@ -277,7 +286,7 @@ class AdaptedChannel(Channel):
         attach(self.raw, self)
         self._is_attached = True
         self._join(self._verbs())  # type: ignore[arg-type]
-        self.openings += 1
+        self.generation += 1
 
     def resume(self, renamed: Mapping[str, str]) -> None:
         """Set the limits, and let the consumers of the facade declare and consume again."""
@@ -288,6 +297,10 @@ class AdaptedChannel(Channel):
         self.consumers.clear()
         for consumer in consumers:
             consumer.revive(self.raw)
+
+
+def _nothing() -> None:
+    """For a timer that only makes the event loop turn."""
 
 
 def attach(raw: Any, channel: AdaptedChannel) -> None:
@@ -316,6 +329,26 @@ def facade_channel(channel: Any) -> Channel:
     return made
 
 
+class BorrowedSession(ChannelSession):
+    """The session of such a channel: its client remembers what was declared, and nothing comes in here."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        super().__init__(lambda: str(raw.connection.client.as_uri()))
+
+    @property
+    def declared(self) -> Any:
+        """What the client has declared."""
+        return self._raw.connection.client.declared_entities
+
+    @declared.setter
+    def declared(self, declared: set[Any]) -> None:
+        """Leave it to the client."""
+
+    def report_closed(self, channel: Any) -> None:
+        """Do nothing: the client reports it."""
+
+
 class BorrowedConnection:
     """What the facade needs of the connection of a channel that no ``Connection`` made, such as a mock."""
 
@@ -324,8 +357,7 @@ class BorrowedConnection:
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
-        self.tally = Tally()
-        self.topology = Topology()
+        self.session: ChannelSession = BorrowedSession(raw)
 
     @property
     def client(self) -> Any:
@@ -342,19 +374,6 @@ class BorrowedConnection:
     def call_insured(self, obj: Any, policy: Any, fun: Callable[..., Any], *args: Any) -> Any:
         """Call a function as the client's ``ensure`` does."""
         return self.client.ensure(obj, fun, **policy._asdict())(*args)
-
-    def forget_consumer(self, queue: str) -> None:
-        """Do nothing: the client does not remember consumers."""
-
-    forget_channel = remember_orphans = forget_consumer
-
-    def watch_gatherings(self) -> None:
-        """Do nothing: whoever calls the callbacks has to ask for batches too."""
-
-    forget_declarations = watch_gatherings
-
-    def turn_loop_in(self, seconds: float) -> None:
-        """Do nothing: the client's loop is not known."""
 
 
 def maybe_declare(raw: Any, entity: Any, retry: bool, retry_policy: Mapping[str, Any]) -> bool:
@@ -380,31 +399,6 @@ def maybe_declare(raw: Any, entity: Any, retry: bool, retry_policy: Mapping[str,
     if declared is not None:
         declared.add(key)
     return True
-
-
-def delivery_of(message: Any) -> Delivery:
-    """Return a received message as one that can be published."""
-    found = message.delivery
-    if found is not None:
-        return found  # type: ignore[no-any-return]
-    properties = {name: value for name, value in message.properties.items() if name not in ENVELOPE_PROPERTIES}
-    priority = properties.pop("priority", None)
-    made = make_properties(
-        message.content_type,
-        message.content_encoding,
-        {name: value for name, value in message.headers.items() if name != "compression"},
-        properties.pop("delivery_mode", None),
-        priority,
-        {name: value for name, value in properties.items() if name not in ("content_type", "content_encoding")},
-    )
-    info = message.delivery_info
-    return Delivery(info.get("exchange") or "", info.get("routing_key") or "", made, message.body)
-
-
-#: What the envelope of a virtual transport keeps among the properties.
-ENVELOPE_PROPERTIES = frozenset(
-    ["delivery_info", "delivery_tag", "body_encoding", "delivery_count", "application_headers"]
-)
 
 
 class AdaptedTransport(base.Transport):

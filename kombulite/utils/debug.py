@@ -39,7 +39,7 @@ INTERNAL = frozenset(
             "resume",
             "suspend",
         ),
-        *("register_with_event_loop", "unregister_from_event_loop", "use", "watch_gatherings"),
+        *("register_with_event_loop", "unregister_from_event_loop", "use", "add_collector", "remove_collector"),
     ]
 )
 

@@ -14,8 +14,8 @@ import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, uuid
 from kombulite._client.lifecycle import State
+from kombulite._sync.channel import Channel
 from kombulite.brokers.base import Outcome
-from kombulite.channel import Channel
 from kombulite.mixins import ConsumerMixin
 from tests.faults.scenarios import check_retry, go_over_and_back
 from tests.servers import RabbitMQServer, wait_until

@@ -24,31 +24,14 @@ PACKAGE = Path(kombulite.__file__).parent
 #: Floors from the bottom up; a module imports from its own floor and those below.
 FLOORS = [
     {"_core"},
-    {
-        "exceptions",
-        "utils",
-        "log",
-        "clocks",
-        "matcher",
-        "compression",
-        "serialization",
-        "abstract",
-        "entity",
-        "queue_kinds",
-    },
+    {"exceptions", "_client.interfaces", "utils", "log", "clocks", "matcher"},
+    {"abstract", "entity", "message", "serialization", "compression", "_client.queue_kinds"},
     {"transport", "transport.distribution"},
-    {
-        "brokers.base",
-        "brokers.channels",
-        "brokers.store",
-        "brokers.virtual",
-        "brokers",
-        "transport.native_delayed_delivery",
-    },
+    {"brokers", "transport.native_delayed_delivery"},
     {"brokers.memory", "brokers.filesystem", "brokers.amqp", "brokers.redis", "brokers.sql"},
-    {"message", "_client", "hooks", "channel", "transport.adapter"},
-    {"consumer", "producer", "messaging"},
-    {"resource", "simple", "counters", "_client.process", "connection", "aio"},
+    {"_client"},
+    {"_sync", "transport.adapter", "messaging"},
+    {"resource", "simple", "connection", "hooks", "aio"},
     {f"transport.{name}" for name in ("base", "virtual", "memory", "redis", "pyamqp", "filesystem")},
     {"pools", "common", "mixins", "pidbox", "compat", "asynchronous", "aliasing", "contrib"},
     {"__init__"},
@@ -75,13 +58,11 @@ def _within(name: str, entry: str) -> bool:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Modules of the package that a module imports when it runs; what only type checkers read does not count."""
+    """Modules of the package that a module imports: when it runs, or for type checkers only."""
     found = set()
     pending: list[ast.AST] = [ast.parse(path.read_text())]
     while pending:
         node = pending.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "kombulite":
             inner = node.module.removeprefix("kombulite").lstrip(".")
             for alias in node.names:
@@ -101,6 +82,36 @@ def test_imports_go_downward(path):
     name = module_name(path)
     above = {other for other in imports_of(path) if floor_of(other) > floor_of(name)}
     assert not above
+
+
+def test_nothing_imports_in_a_circle():
+    graph = {module_name(path): imports_of(path) - {module_name(path)} for path in MODULES}
+    circles = []
+    while graph:
+        leaves = {name for name, imported in graph.items() if not imported & graph.keys()}
+        if not leaves:
+            imported_by_others = set().union(*graph.values())
+            tops = graph.keys() - imported_by_others
+            if not tops:
+                circles = sorted(graph)
+                break
+            leaves = tops
+        graph = {name: imported for name, imported in graph.items() if name not in leaves}
+    assert circles == []
+
+
+def test_the_facades_do_not_import_each_other():
+    synchronous = {"_sync", "connection", "messaging", "resource", "simple", "transport.adapter"}
+    for path in MODULES:
+        name, imported = module_name(path), imports_of(path)
+        if _within(name, "aio"):
+            assert not {each for each in imported for entry in synchronous if _within(each, entry)}, path
+        elif not _within(name, "contrib") and not _within(name, "cli"):
+            assert not {each for each in imported if _within(each, "aio")}, path
+
+
+def test_interfaces_import_nothing_of_ours():
+    assert imports_of(PACKAGE / "_client" / "interfaces.py") == set()
 
 
 def test_no_transport_imports_another():
@@ -231,7 +242,8 @@ def test_import_is_light():
         "hiredis",
         "opentelemetry",
         "prometheus_client",
-        "kombulite.hooks",
+        "kombulite._client.hooks",
+        "kombulite.aio",
         "kombulite.contrib",
     ]
     code = f"import sys, kombulite; print([name for name in {heavy!r} if name in sys.modules])"

@@ -398,7 +398,7 @@ def test_subclasses_of_the_memory_transport_are_not_replaced():
         assert channel._purge("mine") == 1
     with Connection(transport=memory_module.Transport) as connection:
         assert connection.transport.driver_type == "memory"
-        assert type(connection.channel()) is kombulite.channel.Channel
+        assert type(connection.channel()) is kombulite._sync.channel.Channel
 
 
 def test_an_event_loop_drains_what_its_transport_registers():

@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kombulite import Connection, Consumer, Queue, exceptions, uuid
 from kombulite import connection as connections
+from kombulite._client.counters import Counters
 from kombulite._core import Delivery, Properties, Tally
 from kombulite.contrib.prometheus import CountersCollector, TimingHook
-from kombulite.counters import Counters
 from kombulite.hooks import Hook
 
 

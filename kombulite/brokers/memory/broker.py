@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import Any
 from weakref import WeakSet
 
 from kombulite import exceptions
@@ -13,9 +13,6 @@ from kombulite.brokers.base import Cancelled, ExchangeSpec, QueueSpec
 from kombulite.brokers.limits import Limits, dead_letter, describe, expiration_of
 from kombulite.brokers.memory import clock
 from kombulite.utils.locks import Lock
-
-if TYPE_CHECKING:
-    from kombulite.brokers.memory import Transport
 
 PREDECLARED = {"direct": "direct", "fanout": "fanout", "topic": "topic", "headers": "headers", "match": "headers"}
 
@@ -26,7 +23,7 @@ PREDECLARED = {"direct": "direct", "fanout": "fanout", "topic": "topic", "header
 class Queue(BaseQueue):
     """A queue: its messages, its limits, and who consumes from it."""
 
-    def __init__(self, spec: QueueSpec, owner: Transport | None, now: float) -> None:
+    def __init__(self, spec: QueueSpec, owner: Any, now: float) -> None:
         self.limits = limits = Limits.of(spec)
         is_plain = limits.message_ttl is limits.max_length is limits.max_length_bytes is None
         super().__init__(MessageQueue(limits.max_priority), is_plain)
@@ -72,7 +69,7 @@ class Consumer(Claimant):
 class Channel:
     """A channel: its consumers, and what was delivered on it and not settled yet."""
 
-    def __init__(self, number: int, transport: Transport) -> None:
+    def __init__(self, number: int, transport: Any) -> None:
         self.number = number
         self.transport = transport
         self.ledger = Ledger()
@@ -96,7 +93,7 @@ class Broker:
         self.queues: dict[str, Queue] = {}
         self.queue_of: dict[MessageQueue, Queue] = {}
         self.expiring: set[Queue] = set()
-        self.pollers: WeakSet[Transport] = WeakSet()  # connections on event loops, which wait with an alarm
+        self.pollers: WeakSet[Any] = WeakSet()  # connections on event loops, which wait with an alarm
         self._dead: deque[tuple[Queue, Delivery, str]] = deque()
         self._burying = False
         for name, kind in PREDECLARED.items():
@@ -139,7 +136,7 @@ class Broker:
         if spec is not None and spec.auto_delete and not self.table.bindings(name):
             self.delete_exchange(name, if_unused=False)
 
-    def queue(self, name: str, user: Transport) -> Queue:
+    def queue(self, name: str, user: Any) -> Queue:
         """A queue by name, for a connection that may use it. Raises NotFound, ResourceLocked."""
         if self.expiring:
             self.expire(clock.now())
@@ -150,7 +147,7 @@ class Broker:
             raise exceptions.ResourceLocked(f"queue '{name}' is exclusive to another connection")
         return queue
 
-    def declare_queue(self, spec: QueueSpec, user: Transport) -> Queue:
+    def declare_queue(self, spec: QueueSpec, user: Any) -> Queue:
         """A queue, made if it is not there."""
         if self.expiring:
             self.expire(clock.now())

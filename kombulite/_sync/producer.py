@@ -9,19 +9,19 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from kombulite import exceptions
+from kombulite._client.interfaces import BlockingConnection
 from kombulite._client.lifecycle import State
 from kombulite._client.outgoing import Chunk, MessageMaker, raise_refused
 from kombulite._client.retry import RetryPolicy
 from kombulite._core import Delivery
+from kombulite._sync.channel import Channel
 from kombulite.abstract import is_connection
-from kombulite.channel import Channel
 from kombulite.entity import Exchange, is_declared
 from kombulite.message import Message
 from kombulite.transport.adapter import facade_channel
 
 if TYPE_CHECKING:
-    from kombulite.connection import Connection
-    from kombulite.hooks import Hooks
+    from kombulite._client.hooks import Hooks
 
 
 class Batch:
@@ -107,7 +107,7 @@ class Producer(MessageMaker):
         on_return: Callable[[Exception, str, str, Message], Any] | None = None,
     ) -> None:
         self._channel: Channel | None = None
-        self.__connection__: Connection | None = None
+        self.__connection__: BlockingConnection | None = None
         self._declared: Any = None  # the connection's declarations that hold ours
         self._exchange: Exchange | None = None  # of this exchange
         self._batch: Batch | None = None
@@ -187,7 +187,7 @@ class Producer(MessageMaker):
         if not entity:
             return False
         channel = self._open_channel()
-        return channel.connection.maybe_declare(entity, channel.public, retry, **retry_policy)
+        return bool(channel.connection.maybe_declare(entity, channel.public, retry, **retry_policy))
 
     # --- publishing
 
@@ -390,7 +390,7 @@ class Producer(MessageMaker):
         channel = self._channel
         if channel is None or not channel.is_open:
             return None
-        declared = channel.connection.declared_entities
+        declared = channel.session.declared
         if self._declared is not declared or self._exchange is not self.exchange:
             return None
         if declare:
@@ -406,7 +406,7 @@ class Producer(MessageMaker):
             self.maybe_declare(entity)
         if self.exchange.can_cache_declaration:
             # Until the connection forgets its declarations there is nothing to look up.
-            self._declared = self._open_channel().connection.declared_entities
+            self._declared = self._open_channel().session.declared
             self._exchange = self.exchange
 
     # --- lifetime

@@ -9,14 +9,14 @@ from itertools import count
 from typing import Any
 
 from kombulite import exceptions
-from kombulite._client.batching import Gathering, MessageBatch
+from kombulite._client.batching import BatchCollector, MessageBatch
 from kombulite._client.dead_letters import DeadLetterRule, Verdict, dead_letter_rule
+from kombulite._client.queue_kinds import with_kind
 from kombulite._client.streams import OffsetKeeper, OffsetStore
+from kombulite._sync.channel import Channel
 from kombulite.abstract import is_connection, maybe_channel
-from kombulite.channel import Channel
 from kombulite.entity import Exchange, Queue
 from kombulite.message import Message
-from kombulite.queue_kinds import with_kind
 from kombulite.serialization import prepare_accept_content
 from kombulite.transport.adapter import facade_channel
 from kombulite.utils.functional import maybe_list
@@ -97,10 +97,11 @@ class Consumer:
         self.prefetch_count = prefetch_count
         self.tag_prefix = tag_prefix or ""
         self._rule = dead_letter_rule(max_deliveries, dead_letter)
+        self._dead_letter_channel: Channel | None = None  # with confirms, and nothing else on it
         self._overrides_receive = type(self).receive is not Consumer.receive
         if on_batch is not None and (self.callbacks or self.on_message is not None):
             raise ValueError("a consumer has on_batch, or callbacks for single messages")
-        self._gathering = None if on_batch is None else Gathering(on_batch, batch_size, batch_timeout)
+        self._collector = None if on_batch is None else BatchCollector(on_batch, batch_size, batch_timeout)
         if channel is not None:
             self.revive(channel)
 
@@ -151,7 +152,7 @@ class Consumer:
                 self._end(tag)
         tags = list(self._active_tags.values())
         self._active_tags.clear()
-        self._stop_gathering(tags)
+        self._stop_collecting(tags)
         self.channel = maybe_channel(channel)
         queues = [*self._queues.values(), *self._unnamed]
         self._queues, self._unnamed = {}, []
@@ -186,16 +187,16 @@ class Consumer:
         facade = self._facade
         if not isinstance(self.channel, Channel):
             receive = self._receive_callback
-        if self._gathering is not None:
-            receive = partial(self._gather, tag)
+        if self._collector is not None:
+            receive = partial(self._collect, tag)
         if self._rule is not None:
             facade.check_delivery_limit(queue.name, _arguments_of(queue), self._rule.max_deliveries)
-            receive = partial(self._receive_or_bury, self._rule, queue, receive)
+            receive = partial(self._receive_or_dead_letter, self._rule, queue, receive)
         if self._offsets is not None:
             receive = partial(self._receive_and_save, self._offsets, receive)
         receive = facade.receiver(self, tag, queue.name, bool(queue.no_ack if no_ack is None else no_ack), receive)
-        if self._gathering is not None:
-            facade.add_gathering(self._gathering)
+        if self._collector is not None:
+            facade.add_collector(self._collector)
         self._active_tags[queue.name] = tag
         try:
             queue.consume(tag, receive, no_ack=no_ack, on_cancel=self._on_cancelled)
@@ -259,7 +260,7 @@ class Consumer:
             self._offsets.update(self.stream_offsets, at_once=True)
         self._cancelled.clear()
         with ExitStack() as stack:  # if a callback raises meanwhile, the others are cancelled all the same
-            stack.callback(self._stop_gathering, tags)
+            stack.callback(self._stop_collecting, tags)
             for name in reversed(list(self._active_tags)):
                 stack.callback(self._end, self._active_tags.pop(name))
 
@@ -273,13 +274,13 @@ class Consumer:
         tag = self._active_tags.pop(name, None)
         if tag is not None:
             self._end(tag)
-            self._stop_gathering([tag])
+            self._stop_collecting([tag])
 
-    def _stop_gathering(self, consumer_tags: list[str]) -> None:
-        if self._gathering is not None and consumer_tags:
-            self._gathering.give_back(set(consumer_tags))
+    def _stop_collecting(self, consumer_tags: list[str]) -> None:
+        if self._collector is not None and consumer_tags:
+            self._collector.give_back(set(consumer_tags))
             if not self._active_tags:
-                self._facade.remove_gathering(self._gathering)
+                self._facade.remove_collector(self._collector)
 
     def __enter__(self) -> Consumer:
         self.consume()
@@ -376,8 +377,8 @@ class Consumer:
             keeper.update(self.stream_offsets)
         return result
 
-    def _gather(self, consumer_tag: str, message: Message) -> object:
-        assert self._gathering is not None
+    def _collect(self, consumer_tag: str, message: Message) -> object:
+        assert self._collector is not None
         if not isinstance(message.channel, Channel):  # batches are the facade's, not the transport's
             message.channel = facade_channel(message.channel)
             message.delivery_info = {**message.delivery_info, "consumer_tag": consumer_tag}
@@ -386,14 +387,14 @@ class Consumer:
         except Exception as error:
             self._decoding_failed(message, error)
             return None
-        return self._gathering.add(message)
+        return self._collector.add(message)
 
     def _decoding_failed(self, message: Message, error: Exception) -> None:
         if self.on_decode_error is None:
             raise error
         self.on_decode_error(message, error)
 
-    def _receive_or_bury(
+    def _receive_or_dead_letter(
         self, rule: DeadLetterRule, queue: Queue, receive: Callable[[Message], Any], message: Message
     ) -> object:
         verdict = rule.judge(message)
@@ -402,8 +403,25 @@ class Consumer:
         if verdict is Verdict.COUNT_AGAIN:
             message.requeue(failed=False)
         else:
-            rule.bury(message, queue.name)
+            self._dead_letter(rule, queue, message)
         return None
+
+    def _dead_letter(self, rule: DeadLetterRule, queue: Queue, message: Message) -> None:
+        """Send a message to the dead letters, and acknowledge it once the broker has it there.
+
+        Raises MessageReturned where nothing takes dead letters, MessageNacked, and errors of connection and channel.
+        The message is not acknowledged then.
+        """
+        own = facade_channel(message.channel)
+        channel = self._dead_letter_channel
+        if channel is None or not channel.is_open or channel.connection is not own.connection:
+            channel = facade_channel(own.connection.client.channel())
+            channel.confirm_select()
+            rule.destination(channel.public).declare()
+            self._dead_letter_channel = channel
+        channel.publish(rule.letter(message, queue.name), mandatory=True)
+        message.ack()
+        rule.report(message, queue.name)
 
     @property
     def connection(self) -> Any:

@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from kombulite.entity import Queue
+from typing import Any, Literal
 
 __all__ = ["QueueKind", "Quorum", "Stream"]
 
@@ -51,7 +48,7 @@ class QueueKind:
         """Return the arguments of a consumer under the broker's names."""
         return {}
 
-    def check(self, queue: Queue) -> None:
+    def check(self, queue: Any) -> None:
         """Raise ValueError if the queue has an attribute that the broker refuses for this kind."""
         name = type(self).__name__
         _require(queue.durable, "durable", f"True for a queue of kind {name}", queue.durable)
@@ -197,7 +194,7 @@ class Stream(QueueKind):
             arguments["x-stream-match-unfiltered"] = True
         return arguments
 
-    def check(self, queue: Queue) -> None:
+    def check(self, queue: Any) -> None:
         """Raise ValueError if the queue has an attribute that the broker refuses for a stream."""
         super().check(queue)
         for name in ("expires", "message_ttl", "max_length"):

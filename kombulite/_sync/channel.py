@@ -10,9 +10,11 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kombulite import exceptions
-from kombulite._client.batching import Gathering
+from kombulite._client.batching import BatchCollector
 from kombulite._client.declarations import queue_arguments, require_kind
 from kombulite._client.outgoing import check_short
+from kombulite._client.queue_kinds import QueueKind
+from kombulite._client.session import ChannelSession
 from kombulite._client.streams import StreamPositions, now
 from kombulite._client.topology import Binding
 from kombulite._core import BaseChannel, BaseSubscription, Delivery, Tally, make_properties
@@ -32,9 +34,7 @@ from kombulite.utils.logs import log
 from kombulite.utils.uuid import uuid
 
 if TYPE_CHECKING:
-    from kombulite.connection import Connection
-    from kombulite.hooks import Hooks
-    from kombulite.queue_kinds import QueueKind
+    from kombulite._client.hooks import Hooks
 
 T = TypeVar("T")
 
@@ -72,11 +72,15 @@ class Subscription(BaseSubscription):
         self.started = now()
 
 
+def _nothing() -> None:
+    """For a timer that only makes the event loop turn."""
+
+
 def _ignore(message: Message) -> None:
     """The callback of a consumer that has none."""
 
 
-class Absent:
+class ClosedTransport:
     """Stands for the transport of a channel that has none: whatever is asked of it fails, for the reason given."""
 
     def __init__(self, reason: str) -> None:
@@ -104,25 +108,26 @@ class Channel(BaseChannel):
     _transport: Transport
     _bare_transport: Transport  # without hooks around it
 
-    def __init__(self, connection: Connection, transport: Transport, channel_id: int) -> None:
-        super().__init__(channel_id, connection.tally, Outcome.ACK)
-        self.connection = connection
+    def __init__(self, connection: Any, transport: Transport, channel_id: int) -> None:
+        self.session: ChannelSession = connection.session
+        super().__init__(channel_id, self.session.tally, Outcome.ACK)
+        self.connection = connection  #: for programs: the channel itself talks to its session
         self.is_open = True
         #: What the broker closed the channel for.
         self.failure: exceptions.ChannelError | None = None
         #: Called with (exception, exchange, routing_key, message) for each returned message.
         self.return_listeners: list[Callable[[Exception, str, str, ReceivedMessage], Any]] = []
-        self._hooks = connection.hooks
+        self._hooks = self.session.hooks
         self._join(transport)
         self._limits: dict[bool, tuple[int, int]] = {}  # by a_global: prefetch size and count
         self._confirms = False  # whether it was asked for on this channel
-        self._gatherings: set[Gathering] = set()
+        self._collectors: set[BatchCollector] = set()
         #: How often it was opened again or recovered: what came before is not to be settled any more.
-        self.openings = 0
+        self.generation = 0
         self._highest_tag = 0
         self._gone: set[str] = set()  # tags of consumers without acks that have ended
         #: Tags of consumers that the broker ended with the channel, and that do not know it yet.
-        self.orphans: set[str] = set()
+        self.unreported: set[str] = set()
 
     @property
     def public(self) -> Any:
@@ -146,13 +151,13 @@ class Channel(BaseChannel):
         spec = ExchangeSpec(exchange, type, durable, auto_delete, arguments or None)
         self._ask(self._transport.declare_exchange, spec, passive)
         if not passive:
-            self.connection.topology.declared_exchange(spec)
+            self.session.topology.declared_exchange(spec)
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
         """Delete an exchange with its bindings. Raises PreconditionFailed."""
         self._ask(self._transport.delete_exchange, exchange, if_unused)
-        self.connection.topology.deleted_exchange(exchange)
-        self.connection.forget_declarations()
+        self.session.topology.deleted_exchange(exchange)
+        self.session.forget_declarations()
 
     def exchange_bind(
         self,
@@ -208,7 +213,7 @@ class Channel(BaseChannel):
         spec = QueueSpec(queue, durable, exclusive, auto_delete, arguments or None)
         info = self._ask(self._transport.declare_queue, spec, passive)
         if not passive:
-            self.connection.topology.declared_queue(spec, info.queue)
+            self.session.topology.declared_queue(spec, info.queue)
         return None if nowait and queue else info
 
     def queue_bind(
@@ -236,11 +241,11 @@ class Channel(BaseChannel):
 
     def _bind(self, binding: Binding) -> None:
         self._ask(self._transport.bind, *binding)
-        self.connection.topology.bound(binding)
+        self.session.topology.bound(binding)
 
     def _unbind(self, binding: Binding) -> None:
         self._ask(self._transport.unbind, *binding)
-        self.connection.topology.unbound(binding)
+        self.session.topology.unbound(binding)
 
     def queue_purge(self, queue: str, nowait: bool = False) -> int:
         """Remove the messages that wait; returns how many."""
@@ -249,8 +254,8 @@ class Channel(BaseChannel):
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, nowait: bool = False) -> int:
         """Delete a queue; returns the messages gone with it. Raises PreconditionFailed."""
         deleted = self._ask(self._transport.delete_queue, queue, if_unused, if_empty)
-        self.connection.topology.deleted_queue(queue)
-        self.connection.forget_declarations()
+        self.session.topology.deleted_queue(queue)
+        self.session.forget_declarations()
         return deleted
 
     # --- publishing
@@ -427,7 +432,7 @@ class Channel(BaseChannel):
         if subscription is not None:
             if subscription.no_ack:
                 self._gone.add(consumer_tag)
-            self.connection.forget_consumer(subscription.queue)
+            self.session.forget_consumer(subscription.queue)
         return subscription
 
     def consumes_from(self, queue: str) -> bool:
@@ -478,7 +483,7 @@ class Channel(BaseChannel):
     def basic_recover(self, requeue: bool = False) -> None:
         """Put all that is not acknowledged back into its queues."""
         self._ask(self._transport.recover)
-        self.openings += 1  # the batches have messages that went back
+        self.generation += 1  # the batches have messages that went back
 
     def flow(self, active: bool = True) -> None:
         """Pause deliveries, or let them go on."""
@@ -492,14 +497,7 @@ class Channel(BaseChannel):
         if self.positions is not None:
             self.positions.settle(delivery_tags)
         self._ask(self._transport.settle_many, delivery_tags, self._return if outcome is Outcome.RETURN else outcome)
-        tally = self._tally
-        counts = {
-            Outcome.ACK: tally.count_acked,
-            Outcome.REQUEUE: tally.count_requeued,
-            Outcome.RETURN: tally.count_requeued,
-            Outcome.REJECT: tally.count_rejected,
-        }
-        counts[outcome](len(delivery_tags))
+        self.session.count(outcome, len(delivery_tags))
 
     @property
     def _return(self) -> Outcome:
@@ -564,21 +562,21 @@ class Channel(BaseChannel):
         self._log(level, f"the broker closed channel {self.channel_id}: {error}", reason=error)
         self.failure = error
         self.detach()
-        self.connection.forget_channel(self)
+        self.session.remove(self)
         if consumers:
-            self.orphans = consumers
-            self.connection.remember_orphans(self)
+            self.unreported = consumers
+            self.session.report_closed(self)
 
     def disown(self, consumer_tags: Iterable[str]) -> None:
         """These consumers need not be told that the broker closed the channel: they have another."""
-        self.orphans.difference_update(consumer_tags)
+        self.unreported.difference_update(consumer_tags)
 
     # --- events
 
     def after_reply_message_received(self, queue: str) -> None:
         """Called when the replies in a queue were collected: delete it, if the broker does not do that itself."""
         if self.is_open and not self._bare_transport.capabilities.deletes_unused:
-            with suppress(*self.connection.connection_errors):  # it ends by its deadline, then
+            with suppress(*self._bare_transport.connection_errors):  # it ends by its deadline, then
                 self.queue_delete(queue)
 
     def handle(self, event: Event) -> bool:
@@ -606,19 +604,25 @@ class Channel(BaseChannel):
         return min((count for _, count in self._limits.values() if count), default=0)
 
     @property
-    def gatherings(self) -> Iterable[Gathering]:
-        """What its consumers gather for batches."""
-        return tuple(self._gatherings)
+    def collectors(self) -> Iterable[BatchCollector]:
+        """What its consumers collect for batches."""
+        return tuple(self._collectors)
 
-    def add_gathering(self, gathering: Gathering) -> None:
+    def add_collector(self, collector: BatchCollector) -> None:
         """Have a consumer's batches handed over when their time is over, as long as the channel is open."""
-        self._gatherings.add(gathering)
-        self.connection.watch_gatherings()
+        self._collectors.add(collector)
+        self.session.watch_collectors()
 
-    def remove_gathering(self, gathering: Gathering) -> None:
+    def remove_collector(self, collector: BatchCollector) -> None:
         """Have it forgotten."""
-        self._gatherings.discard(gathering)
-        self.connection.watch_gatherings()
+        self._collectors.discard(collector)
+        self.session.watch_collectors()
+
+    def turn_loop_in(self, seconds: float) -> None:
+        """If there is an event loop, have it look for something to do after so many seconds at the latest."""
+        loop = self._bare_transport.event_loop
+        if loop is not None:
+            loop.call_later(seconds, _nothing)
 
     def _on_returned(self, error: exceptions.MessageReturned, delivery: Delivery) -> None:
         self._tally.count_returned()
@@ -641,13 +645,13 @@ class Channel(BaseChannel):
 
     def _on_closed(self, event: ChannelClosed) -> None:
         self._closed_by_broker(event.error)
-        if self.orphans or not self.publish_failed:
-            self.orphans.clear()
+        if self.unreported or not self.publish_failed:
+            self.unreported.clear()
             raise event.error
         # An error of a publish is for the producer, which gets it when it publishes again.
 
     def _log(self, level: str, text: str, **facts: object) -> None:
-        facts = {"connection": self.connection.as_uri(), "channel": self.channel_id, **facts}
+        facts = {"connection": self.session.name(), "channel": self.channel_id, **facts}
         log("kombulite.channel", level, "%s", text, extra=facts)
 
     # --- lifetime
@@ -658,19 +662,19 @@ class Channel(BaseChannel):
             transport = self._transport
             queues = {each.queue for each in self._subscriptions.values()}
             self.detach()
-            self.connection.forget_channel(self)
+            self.session.remove(self)
             transport.close_channel(self.channel_id)
             for queue in queues:
-                self.connection.forget_consumer(queue)
+                self.session.forget_consumer(queue)
 
     release = discard = close  # a pool sets its own on the channels that are out
 
     def detach(self) -> None:
         """Be closed, without a word to the broker: the connection is gone."""
-        self._part(Absent("channel already closed"))
+        self._part(ClosedTransport("channel already closed"))
         self._subscriptions.clear()
 
-    def _part(self, stand_in: Absent) -> None:
+    def _part(self, stand_in: ClosedTransport) -> None:
         self.is_open = False
         self._transport = self._bare_transport = stand_in  # type: ignore[assignment]
         self.use(stand_in.publish, stand_in.settle, None, False)
@@ -734,13 +738,15 @@ class Channel(BaseChannel):
         """The connection is lost: keep what is needed to go on with another."""
         if self.is_open:
             self._highest_tag = self._transport.highest_tag(self.channel_id)
-            self._part(Absent("the connection is lost" if reason is None else f"the connection is lost: {reason}"))
+            self._part(
+                ClosedTransport("the connection is lost" if reason is None else f"the connection is lost: {reason}")
+            )
 
     def reopen(self, transport: Transport) -> None:
         """Be opened on a new connection. The tags of the old one's deliveries mean nothing there."""
         self.channel_id = transport.open_channel(self._highest_tag)
         self._join(transport)
-        self.openings += 1
+        self.generation += 1
         self.is_open = True
 
     def _join(self, transport: Transport) -> None:

@@ -1,0 +1,1 @@
+"""The synchronous facade: what `Connection.channel`, `messaging.Producer` and `messaging.Consumer` are."""
