@@ -55,6 +55,8 @@ __all__ = [
     "version_info",
 ]
 
+Quorum.__module__ = Stream.__module__ = __name__  # where the names are public, whatever module defines them
+
 #: Names that few need at the start, and the modules that they come from.
 _LATE = {
     "as_kombu": "kombulite.aliasing",

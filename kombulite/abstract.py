@@ -7,6 +7,8 @@ from typing import Any, ClassVar, TypeVar
 from kombulite._client.interfaces import Channel
 from kombulite.exceptions import NotBoundError
 
+__all__ = ["MaybeChannelBound", "Object", "is_connection", "maybe_channel", "unpickle_dict"]
+
 T = TypeVar("T", bound="Object")
 Self = TypeVar("Self", bound="MaybeChannelBound")
 

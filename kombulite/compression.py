@@ -13,7 +13,6 @@ from kombulite.exceptions import InflateError
 
 __all__ = ["compress", "decompress", "encoders", "get_decoder", "get_encoder", "register", "set_max_inflated"]
 
-
 LZMA_MEMORY = 128 * 1024 * 1024  # bytes that its decoder may take; the strongest preset needs half of it
 
 _limits = {"inflated": 256 * 1024 * 1024}  # bytes

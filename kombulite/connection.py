@@ -38,9 +38,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BrokerConnection",
+    "Channel",
     "ChannelPool",
     "Connection",
     "ConnectionPool",
+    "Counters",
     "add_hook",
     "is_connection",
     "maybe_channel",
@@ -856,6 +858,7 @@ def error_classes(cls: Any, name: str) -> tuple[type[BaseException], ...]:
 
 
 BrokerConnection = Connection
+Channel.__module__ = Counters.__module__ = __name__  # where the names are public, whatever module defines them
 
 #: Other names of transports, under which pools and ``info()`` show them.
 resolve_aliases = {"pyamqp": "amqp", "librabbitmq": "amqp"}

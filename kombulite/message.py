@@ -14,6 +14,8 @@ from kombulite.exceptions import DecodeError, MessageStateError
 if TYPE_CHECKING:
     from logging import Logger
 
+__all__ = ["Message"]
+
 
 class Message(Received):
     """A received message.

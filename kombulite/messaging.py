@@ -9,3 +9,6 @@ from kombulite.message import Message
 DEFAULT_BATCH_SIZE = 1000
 
 __all__ = ["Batch", "Consumer", "Exchange", "Message", "Producer", "Queue"]
+
+for _class in (Batch, Consumer, Producer):
+    _class.__module__ = __name__  # where the names are public, whatever module defines them

@@ -14,6 +14,8 @@ from kombulite import exceptions
 from kombulite.transport.adapter import facade_channel
 from kombulite.utils.locks import Condition, Lock
 
+__all__ = ["ChannelPool", "ConnectionPool", "Resource"]
+
 DEBUG = bool(os.environ.get("KOMBU_DEBUG_POOL"))
 
 #: What closing something broken may raise, and nobody has to know.

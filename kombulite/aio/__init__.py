@@ -3,9 +3,9 @@
 See docs/asyncio.md. The names are those of the synchronous library, and the entities are the same objects.
 """
 
-from kombulite.aio.connection import Connection, connect
-from kombulite.aio.messages import Message, MessageBatch, Messages
-from kombulite.aio.producer import Batch, Producer
+from kombulite.aio._connection import Connection, connect
+from kombulite.aio._messages import Message, MessageBatch, Messages
+from kombulite.aio._producer import Batch, Producer
 
 __all__ = ["Batch", "Connection", "Message", "MessageBatch", "Messages", "Producer", "connect"]
 

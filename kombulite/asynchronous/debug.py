@@ -7,6 +7,8 @@ from typing import Any
 from kombulite.utils.eventio import ERR, READ, WRITE
 from kombulite.utils.functional import reprcall
 
+__all__ = ["callback_for", "repr_active", "repr_events", "repr_flag", "repr_readers", "repr_writers"]
+
 
 def repr_flag(flag: int) -> str:
     """Return letters for event bits: R, W and ``!`` for an error."""

@@ -21,6 +21,8 @@ from kombulite.connection import Connection
 from kombulite.hooks import Hook, Outgoing
 from kombulite.message import Message
 
+__all__ = ["Headers", "OpenTelemetryHook"]
+
 #: The convention's names of brokers, where they are not those of our transports.
 SYSTEMS = {"amqp": "rabbitmq"}
 IN_PROCESS = frozenset(["memory", "filesystem"])  # they have no server

@@ -23,6 +23,8 @@ from kombulite.hooks import Hook, Outgoing
 from kombulite.message import Message
 from kombulite.utils.locks import Lock
 
+__all__ = ["CountersCollector", "TimingHook"]
+
 #: What each of the counters is, as the scraper is told.
 HELP = {
     "published": "Messages handed to the broker",

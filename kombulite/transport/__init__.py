@@ -13,6 +13,8 @@ from kombulite.transport.distribution import install
 from kombulite.utils.compat import _detect_environment
 from kombulite.utils.imports import symbol_by_name
 
+__all__ = ["TRANSPORT_ALIASES", "get_transport_cls", "resolve_transport", "supports_librabbitmq"]
+
 #: The least similarity of a name that is proposed for an unknown one.
 MIN_SIMILARITY = 0.6
 

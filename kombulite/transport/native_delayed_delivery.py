@@ -11,6 +11,13 @@ from typing import Any
 from kombulite.entity import Exchange, Queue, binding
 from kombulite.log import get_logger
 
+__all__ = [
+    "bind_queue_to_native_delayed_delivery_exchange",
+    "calculate_routing_key",
+    "declare_native_delayed_delivery_exchanges_and_queues",
+    "level_name",
+]
+
 MAX_NUMBER_OF_BITS_TO_USE = 28
 MAX_LEVEL = MAX_NUMBER_OF_BITS_TO_USE - 1
 CELERY_DELAYED_DELIVERY_EXCHANGE = "celery_delayed_delivery"

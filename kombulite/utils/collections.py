@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+__all__ = ["EqualityDict", "HashedSeq", "eqhash"]
+
 
 class HashedSeq(list[Any]):
     """A list that can be a key: its hash is that of its items when it was made."""

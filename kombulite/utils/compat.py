@@ -11,6 +11,17 @@ from io import UnsupportedOperation
 from typing import Any
 from weakref import ref
 
+__all__ = [
+    "coro",
+    "detect_environment",
+    "entrypoints",
+    "fileno",
+    "get_gevent_concurrent_error",
+    "maybe_fileno",
+    "nested",
+    "register_after_fork",
+]
+
 FILENO_ERRORS = (AttributeError, ValueError, UnsupportedOperation)
 
 

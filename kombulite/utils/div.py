@@ -7,6 +7,8 @@ from typing import Any
 
 from kombulite.log import get_logger
 
+__all__ = ["emergency_dump_state"]
+
 logger = get_logger(__name__)
 
 

@@ -5,6 +5,19 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+__all__ = [
+    "bytes_to_str",
+    "default_encode",
+    "default_encoding",
+    "ensure_bytes",
+    "from_utf8",
+    "get_default_encoding_file",
+    "safe_repr",
+    "safe_str",
+    "set_default_encoding_file",
+    "str_to_bytes",
+]
+
 #: The file whose encoding ``default_encoding`` takes; None: the standard output as it was at the start.
 default_encoding_file: Any = None
 

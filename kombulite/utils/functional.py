@@ -12,6 +12,26 @@ from typing import Any, TypeVar
 from kombulite.utils.encoding import safe_repr
 from kombulite.utils.locks import Lock
 
+__all__ = [
+    "ChannelPromise",
+    "LRUCache",
+    "accepts_argument",
+    "dictfilter",
+    "fxrange",
+    "fxrangemax",
+    "is_list",
+    "lazy",
+    "maybe_evaluate",
+    "maybe_list",
+    "memoize",
+    "reprcall",
+    "reprkwargs",
+    "retry_intervals",
+    "retry_over_time",
+    "shufflecycle",
+    "sleep_in_slices",
+]
+
 T = TypeVar("T")
 _NO_MARK: Any = object()
 

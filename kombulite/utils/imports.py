@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+__all__ = ["symbol_by_name"]
+
 
 def symbol_by_name(
     name: Any,

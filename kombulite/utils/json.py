@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from kombulite._core import JSON
 
+__all__ = ["JSONEncoder", "dumps", "loads", "object_hook", "register_type"]
+
 codec = JSON()
 
 

@@ -6,6 +6,8 @@ from collections import deque
 from time import monotonic
 from typing import Any
 
+__all__ = ["TokenBucket"]
+
 
 class TokenBucket:
     """A token bucket: ``fill_rate`` tokens come in a second, at most ``capacity`` are kept.

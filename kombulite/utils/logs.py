@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+__all__ = ["log"]
+
 
 def log(name: str, level: str, text: str, *arguments: Any, extra: dict[str, Any] | None = None) -> None:
     """Log as the logger of that name does.

@@ -7,6 +7,8 @@ from typing import Any, Generic, TypeVar, overload
 
 from kombulite.utils.locks import Lock
 
+__all__ = ["cached_property"]
+
 T = TypeVar("T")
 _MISSING: Any = object()
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from os import urandom
 from typing import Any
 
+__all__ = ["uuid"]
+
 
 def uuid(_uuid: Callable[[], Any] | None = None) -> str:
     """A random UUID (version 4) as text, or what ``_uuid`` makes."""

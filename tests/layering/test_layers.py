@@ -12,7 +12,7 @@ import amqp.exceptions
 import pytest
 
 import kombulite
-from kombulite import _core, aio, exceptions
+from kombulite import _core, exceptions
 from kombulite.brokers.amqp import Transport as AMQPTransport
 from kombulite.brokers.amqp.errors import CODEC_ERRORS, DRIVER_ERRORS, translated
 from kombulite.brokers.base import Transport as BaseTransport
@@ -130,16 +130,6 @@ def test_core_is_compiled_and_has_one_door():
             continue
         source = path.read_text()
         assert "kombulite._core." not in source, f"{path} goes around the door"
-
-
-def test_exported_names_are_there():
-    for name in kombulite.__all__:
-        assert getattr(kombulite, name) is not None
-
-
-def test_public_names_of_the_asynchronous_facade():
-    assert aio.__all__ == ["Batch", "Connection", "Message", "MessageBatch", "Messages", "Producer", "connect"]
-    assert {getattr(aio, name).__module__ for name in aio.__all__} == {"kombulite.aio"}
 
 
 def test_stub_and_core_agree():

@@ -48,7 +48,7 @@ def test_each_snippet_is_in_the_built_page(site):
 
 def test_reference_has_the_docstrings(site):
     page = (site / "api/messaging/index.html").read_text()
-    assert "kombulite.producer.Producer.publish" in page
+    assert "kombulite.messaging.Producer.publish" in page
     assert "Serialise the body" in page or "Publish" in page
 
 

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 from kombulite.utils.text import escape_regex
 
+__all__ = ["DirectExchange", "ExchangeType", "FanoutExchange", "TopicExchange"]
+
 Table = Iterable[tuple[str, Any, str]]
 
 

@@ -6,9 +6,9 @@ import asyncio
 from logging import getLogger
 from typing import Any
 
-from kombulite.aio.messages import Message, Messages
-from kombulite.aio.producer import Producer
-from kombulite.aio.session import Session
+from kombulite.aio._messages import Message, Messages
+from kombulite.aio._producer import Producer
+from kombulite.aio._session import Session
 from kombulite.brokers.aio import Pending, refuse, resolve
 from kombulite.entity import Queue
 from kombulite.exceptions import RecoverableConnectionError

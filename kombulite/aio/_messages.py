@@ -16,7 +16,7 @@ from kombulite._client.batching import MessageBatch as SyncMessageBatch
 from kombulite._client.dead_letters import DeadLetterRule, Verdict
 from kombulite._client.declarations import consumer_arguments
 from kombulite._core import Delivery
-from kombulite.aio.session import Channel, Session
+from kombulite.aio._session import Channel, Session
 from kombulite.brokers.aio import Pending, closed, refuse, resolve
 from kombulite.brokers.base import Cancelled, ChannelClosed, Event, Outcome
 from kombulite.entity import Queue

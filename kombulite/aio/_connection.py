@@ -16,11 +16,11 @@ from kombulite._client.process import register
 from kombulite._client.retry import NextTry, RetryPolicy, next_try
 from kombulite._client.topology import Binding
 from kombulite._core import declaration_key
-from kombulite.aio.calls import Caller
-from kombulite.aio.messages import Message, Messages, OnError
-from kombulite.aio.producer import Producer
-from kombulite.aio.serving import Server
-from kombulite.aio.session import Session
+from kombulite.aio._calls import Caller
+from kombulite.aio._messages import Message, Messages, OnError
+from kombulite.aio._producer import Producer
+from kombulite.aio._serving import Server
+from kombulite.aio._session import Session
 from kombulite.brokers.base import QueueInfo, QueueSpec, QueueStatus, Transport
 from kombulite.entity import Exchange, Queue
 from kombulite.serialization import prepare_accept_content

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from logging import getLogger
 from typing import Any
 
-from kombulite.aio.messages import Message, Messages, OnError
+from kombulite.aio._messages import Message, Messages, OnError
 
 logger = getLogger("kombulite.aio")
 
