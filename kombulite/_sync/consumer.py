@@ -301,7 +301,7 @@ class Consumer:
         """
         facade = self._facade
         facade.basic_qos(prefetch_size, prefetch_count, apply_global)
-        if self._gathering is not None:
+        if self._collector is not None:
             return
         for name, tag in list(self._active_tags.items()):
             if _arguments_of(self._queues[name]).get("x-single-active-consumer"):
