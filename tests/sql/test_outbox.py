@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import time
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, suppress
+from urllib.parse import urlsplit
 
+import aiosqlite
+import asyncpg
+import django.conf
+import django.db
 import psycopg
 import pytest
 import sqlalchemy
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, exceptions, hooks
 
 
 @pytest.fixture
@@ -28,15 +37,23 @@ def driver(database):
     return psycopg.connect(database.url)
 
 
+def url_of(database, driver):
+    """The URL for SQLAlchemy."""
+    scheme, rest = database.url.split("://")
+    return f"{scheme}+{driver}://{'/' if scheme == 'sqlite' else ''}{rest}"
+
+
 def session(database):
-    path = database.url.removeprefix("sqlite://")
-    url = (
-        f"sqlite:///{path}" if path != database.url else database.url.replace("postgresql://", "postgresql+psycopg://")
-    )
-    return Session(sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool))
+    name = "pysqlite" if database.url.startswith("sqlite") else "psycopg"
+    return Session(sqlalchemy.create_engine(url_of(database, name), poolclass=sqlalchemy.NullPool))
 
 
-@pytest.mark.parametrize("open_transaction", [driver, session])
+def connection_of_sqlalchemy(database):
+    name = "pysqlite" if database.url.startswith("sqlite") else "psycopg"
+    return sqlalchemy.create_engine(url_of(database, name), poolclass=sqlalchemy.NullPool).connect()
+
+
+@pytest.mark.parametrize("open_transaction", [driver, session, connection_of_sqlalchemy])
 def test_message_exists_if_the_transaction_commits(database, orders, open_transaction):
     queue, producer = orders
     for commits in (False, True):
@@ -83,6 +100,198 @@ def test_what_the_transaction_cannot_do_is_told(database, orders):
             producer.publish(1, exchange=Exchange(""), routing_key="nowhere", via=transaction)
         with pytest.raises(exceptions.MessageReturned):
             producer.publish(1, routing_key="other", mandatory=True, via=transaction)
+
+
+@pytest.mark.parametrize("open_transaction", [driver, session])
+def test_message_goes_to_each_queue_that_is_bound(database, orders, open_transaction):
+    queue, producer = orders
+    second = Queue("audit", Exchange("shop", "topic"), routing_key="#")(queue.channel)
+    second.declare()
+    with open_transaction(database) as transaction:
+        producer.publish("both", via=transaction, expiration=60, priority=3, eta=0)
+        transaction.commit()
+    assert [each.get(no_ack=True).payload for each in (queue, second)] == ["both", "both"]
+
+
+def test_length_limits_hold_for_what_others_commit(database):
+    connection = database.connect(lease=0.6)
+    dropping = Queue("dropping", max_length=2)(connection)
+    refusing = Queue("refusing", max_length=1, queue_arguments={"x-overflow": "reject-publish"})(connection)
+    dropping.declare()
+    refusing.declare()
+    producer = Producer(connection)
+    with driver(database) as transaction:
+        for number in range(4):
+            producer.publish(number, routing_key="dropping", via=transaction)
+        producer.publish(1, routing_key="refusing", via=transaction)
+    with driver(database) as transaction, pytest.raises(exceptions.MessageNacked, match="queue 'refusing' is full"):
+        producer.publish(2, routing_key="refusing", via=transaction)
+    deadline = time.monotonic() + 20
+    while dropping.queue_declare(passive=True).message_count > 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [dropping.get(no_ack=True).payload for _ in range(2)] == [2, 3]
+
+
+def test_hooks_see_what_is_published(database):
+    connection = database.connect()
+    Queue("orders")(connection).declare()
+    seen = []
+
+    class Hook(hooks.Hook):
+        def collect(self, outgoing):
+            seen.append(outgoing.routing_key)
+            outgoing.headers["trace"] = "t"
+
+    connection.add_hook(Hook())
+    with driver(database) as transaction:
+        Producer(connection).publish(1, routing_key="orders", via=transaction)
+    assert seen == ["orders"]
+    assert Queue("orders")(connection).get(no_ack=True).headers["trace"] == "t"
+
+
+def test_asynchronous_transaction_needs_the_asynchronous_facade(database, orders):
+    class AsyncConnection:
+        __module__ = "aiosqlite" if database.url.startswith("sqlite") else "psycopg"
+
+        async def execute(self, text, values):
+            raise AssertionError("it is not run")
+
+    with pytest.raises(TypeError, match="via must not be asynchronous here"):
+        orders[1].publish(1, via=AsyncConnection())
+
+
+# --- on an event loop
+
+
+@asynccontextmanager
+async def async_driver(database):
+    if database.url.startswith("sqlite"):
+        async with aiosqlite.connect(database.url.removeprefix("sqlite://")) as connection:
+            yield connection, connection.commit, connection.rollback
+    else:
+        async with await psycopg.AsyncConnection.connect(database.url) as connection:
+            yield connection, connection.commit, connection.rollback
+
+
+@asynccontextmanager
+async def async_session(database):
+    name = "aiosqlite" if database.url.startswith("sqlite") else "psycopg"
+    engine = create_async_engine(url_of(database, name))
+    async with AsyncSession(engine) as session:
+        yield session, session.commit, session.rollback
+    await engine.dispose()
+
+
+@asynccontextmanager
+async def session_over_asyncpg(database):
+    if database.url.startswith("sqlite"):
+        pytest.skip("asyncpg is for PostgreSQL")
+    engine = create_async_engine(url_of(database, "asyncpg"))
+    async with AsyncSession(engine) as session:
+        yield session, session.commit, session.rollback
+    await engine.dispose()
+
+
+@asynccontextmanager
+async def connection_of_asyncpg(database):
+    if database.url.startswith("sqlite"):
+        pytest.skip("asyncpg is for PostgreSQL")
+    connection = await asyncpg.connect(database.url)
+    transaction = connection.transaction()
+    await transaction.start()
+
+    async def end(done):
+        nonlocal transaction
+        await done()
+        transaction = connection.transaction()
+        await transaction.start()
+
+    yield connection, lambda: end(transaction.commit), lambda: end(transaction.rollback)
+    await connection.close()
+
+
+@pytest.mark.parametrize("open_transaction", [async_driver, async_session, session_over_asyncpg, connection_of_asyncpg])
+def test_message_exists_if_the_transaction_on_the_loop_commits(database, orders, open_transaction):
+    queue, _ = orders
+
+    async def work():
+        options = {"table_prefix": database.prefix}
+        async with aio.connect(database.url, transport_options=options) as connection:
+            producer = connection.producer(Exchange("shop", "topic"))
+            async with open_transaction(database) as (transaction, commit, roll_back):
+                await producer.publish("never", "order.new", via=transaction)
+                await roll_back()
+                await producer.publish("kept", "order.new", via=transaction, headers={"a": 1}, expiration=60)
+                assert queue.get() is None
+                await commit()
+
+    asyncio.run(work())
+    message = queue.get()
+    assert (message.payload, message.headers["a"]) == ("kept", 1)
+    message.ack()
+    assert queue.get() is None
+
+
+# --- Django
+
+
+@pytest.fixture
+def django_connection(database):
+    if not django.conf.settings.configured:
+        django.conf.settings.configure(LOGGING_CONFIG=None)
+        django.setup()
+    if database.url.startswith("sqlite"):
+        place = {"ENGINE": "django.db.backends.sqlite3", "NAME": database.url.removeprefix("sqlite://")}
+    else:
+        parts = urlsplit(database.url)
+        place = {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": parts.path[1:],
+            "USER": parts.username,
+            "HOST": parts.hostname,
+            "PORT": parts.port,
+        }
+    handler = django.db.utils.ConnectionHandler({"default": place})
+    yield handler["default"]
+    handler.close_all()
+
+
+def test_message_exists_if_the_transaction_of_django_commits(database, orders, django_connection):
+    queue, producer = orders
+    for commits in (False, True):
+        with suppress(ZeroDivisionError), atomic(django_connection):
+            producer.publish({"id": commits}, via=django_connection)
+            assert queue.get() is None
+            1 / commits
+    assert queue.get(no_ack=True).payload == {"id": True}
+    assert queue.get() is None
+
+
+@contextmanager
+def atomic(connection):
+    connection.set_autocommit(False)
+    try:
+        yield
+        connection.commit()
+    except BaseException:
+        connection.rollback()
+        raise
+    finally:
+        connection.set_autocommit(True)
+
+
+@pytest.mark.parametrize("kind", ["driver", "SQLAlchemy", "Django"])
+def test_transaction_on_another_database_is_refused(tmp_path, postgresql_url, kind):
+    with Connection(postgresql_url) as connection:
+        Queue("orders")(connection).declare()
+        engine = sqlalchemy.create_engine("sqlite://", poolclass=sqlalchemy.NullPool)
+        vias = {
+            "driver": lambda: closing(sqlite3.connect(":memory:")),
+            "SQLAlchemy": lambda: Session(engine),
+            "Django": lambda: nullcontext(type("Wrapper", (), {"__module__": "django.db", "vendor": "sqlite"})()),
+        }
+        with vias[kind]() as via, pytest.raises(TypeError, match="via must be"):
+            Producer(connection).publish(1, routing_key="orders", via=via)
 
 
 def test_other_brokers_say_that_they_have_no_transactions():

@@ -20,6 +20,8 @@ __all__ = ["Messages", "Token"]
 
 NAMED_PROPERTIES = ("content_type", "content_encoding", "headers", "delivery_mode", "priority")
 
+UNLIMITED = 1 << 62
+
 COLUMNS = "id, rank, deliveries, exchange, routing_key, properties, body"
 
 LOOK = "SELECT 1 FROM {p}messages WHERE queue = ? AND owner IS NULL AND due IS NULL LIMIT 1"
@@ -225,21 +227,28 @@ class Messages:
 
     # --- what is there
 
-    def size(self, queue: QueueRecord) -> int:
-        """Return how many messages wait in a queue."""
+    def size(self, queue: QueueRecord, limit: int | None = None) -> int:
+        """Return how many messages wait in a queue; ``limit``: where to stop counting."""
         return int(
             self._database.value(
-                "SELECT count(*) FROM {p}messages WHERE queue = ? AND owner IS NULL AND due IS NULL"
-                " AND (expires IS NULL OR expires > {now})",
+                "SELECT count(*) FROM (SELECT 1 FROM {p}messages WHERE queue = ? AND owner IS NULL AND due IS NULL"
+                " AND (expires IS NULL OR expires > {now}) LIMIT ?) AS waiting",
                 queue.id,
+                UNLIMITED if limit is None else limit,
             )
         )
 
-    def claimed(self, queue: QueueRecord) -> int:
-        """Return how many messages of a queue are claimed."""
-        return int(
-            self._database.value("SELECT count(*) FROM {p}messages WHERE queue = ? AND owner IS NOT NULL", queue.id)
+    def sizes(self) -> dict[int, tuple[int, int]]:
+        """Return how many messages wait, and how many are claimed, by the ids of the queues that have any."""
+        waiting = self._database.rows(
+            "SELECT queue, count(*) FROM {p}messages WHERE owner IS NULL AND due IS NULL"
+            " AND (expires IS NULL OR expires > {now}) GROUP BY queue"
         )
+        claimed = self._database.rows("SELECT queue, count(*) FROM {p}messages WHERE owner IS NOT NULL GROUP BY queue")
+        found = {queue: (count, 0) for queue, count in waiting}
+        for queue, count in claimed:
+            found[queue] = (found.get(queue, (0, 0))[0], count)
+        return found
 
     def purge(self, queue: QueueRecord) -> int:
         """Delete the messages that wait in a queue; returns how many."""

@@ -6,6 +6,7 @@ Statements are those of ``Database``: ``?`` for a parameter. What runs them is t
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
+from inspect import iscoroutinefunction
 from typing import Any
 
 __all__ = ["Statement", "runner"]
@@ -37,24 +38,28 @@ def runner(via: Any, database: str, statements: Sequence[Statement]) -> Run:
     execute, form = _executor(via, database)
     prepared = [(_with_placeholders(text, form), values) for text, values in statements]
 
-    def run() -> Coroutine[Any, Any, None] | None:
-        for index, (text, values) in enumerate(prepared):
-            result = execute(text, values)
-            if hasattr(result, "__await__"):
-                return finish(result, prepared[index + 1 :])
-        return None
+    def run() -> None:
+        for text, values in prepared:
+            execute(text, values)
 
-    async def finish(first: Any, others: Sequence[Statement]) -> None:
-        await first
-        for text, values in others:
+    async def run_on_loop() -> None:
+        for text, values in prepared:
             await execute(text, values)
 
-    return run
+    return run_on_loop if _is_asynchronous(via) else run
+
+
+def _is_asynchronous(via: Any) -> bool:
+    return iscoroutinefunction(getattr(via, "execute", None)) or "aiosqlite" in _libraries(via)
+
+
+def _libraries(via: Any) -> set[str]:
+    return {cls.__module__.partition(".")[0] for cls in type(via).__mro__}
 
 
 def _executor(via: Any, database: str) -> tuple[Execute, str]:
     """Return what runs one statement, and the form of its placeholders."""
-    libraries = {cls.__module__.partition(".")[0] for cls in type(via).__mro__}
+    libraries = _libraries(via)
     if "sqlalchemy" in libraries:
         bind = via.get_bind() if hasattr(via, "get_bind") else via
         _check_database(via, bind.dialect.name, database)

@@ -307,6 +307,10 @@ class Topology:
         """Return whether a queue has consumers, of any connection."""
         return bool(self._database.rows("SELECT 1 FROM {p}consumers WHERE queue = ? LIMIT 1", record.id))
 
+    def consumer_counts(self) -> dict[int, int]:
+        """Return how many consumers queues have, by their ids."""
+        return dict(self._database.rows("SELECT queue, count(*) FROM {p}consumers GROUP BY queue"))
+
     def consumers_elsewhere(self, record: QueueRecord) -> tuple[int, bool]:
         """Return how many consumers other connections have, and whether one of them is exclusive."""
         rows = self._database.rows(

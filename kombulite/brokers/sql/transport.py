@@ -26,6 +26,7 @@ OPTIONS = frozenset(
 )
 DEFAULT_PREFIX = "kombulite_"
 DEFAULT_LEASE = 30.0  # seconds
+MAX_COUNTED = 10_000  # messages, where their number is asked for in passing: to count millions takes seconds
 REFUSALS = (exceptions.MessageNacked, exceptions.IrrecoverableChannelError, exceptions.MessageReturned)
 
 #: Connections of a parent process: a forked child must neither use nor close them, so it keeps them.
@@ -127,12 +128,13 @@ class SQLTransport(ChannelTransport):
             self._channel(channel)
             self._session.pass_time()
             if passive:
-                record = self._topology.queue(spec.name)
+                record, limit = self._topology.queue(spec.name), None
                 self._topology.used(record)
             else:
                 record = self._topology.declare_queue(spec._replace(name=spec.name or f"amq.gen-{uuid()}"))
+                limit = MAX_COUNTED
             name = record.spec.name
-            return QueueInfo(name, self._messages.size(record), self.consumer_count(name))
+            return QueueInfo(name, self._messages.size(record, limit), self.consumer_count(name))
 
     def delete_queue(self, channel: int, name: str, if_unused: bool, if_empty: bool) -> int:
         with self._session.transaction():
@@ -161,17 +163,12 @@ class SQLTransport(ChannelTransport):
         with self._session.transaction():
             self._channel(channel)
             self._session.pass_time()
-            usable = [
-                each for each in self._topology.queues.values() if each.owner in (None, self._topology.connection)
-            ]
+            sizes, consumers = self._messages.sizes(), self._topology.consumer_counts()
             return [
-                QueueStatus(
-                    each.spec.name,
-                    self._messages.size(each),
-                    self.consumer_count(each.spec.name),
-                    self._messages.claimed(each),
-                )
-                for each in sorted(usable, key=lambda record: record.spec.name)
+                QueueStatus(name, waiting, consumers.get(record.id, 0), claimed)
+                for name, record in sorted(self._topology.queues.items())
+                if record.owner in (None, self._topology.connection)
+                for waiting, claimed in [sizes.get(record.id, (0, 0))]
             ]
 
     def purge(self, channel: int, queue: str) -> int:
@@ -334,7 +331,7 @@ class SQLTransport(ChannelTransport):
         with self._lock:
             delivery = super().get(channel, queue, no_ack)
             if delivery is not None:
-                delivery.message_count = self._messages.size(self._topology.queues[queue])
+                delivery.message_count = self._messages.size(self._topology.queues[queue], MAX_COUNTED)
             return delivery
 
     def take(self, queue: str, credit: int) -> Taken | None:
