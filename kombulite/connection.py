@@ -813,6 +813,21 @@ class Connection(Address):
         """Send a heartbeat if one is due; raise if the broker's are missing. To be called about once a second."""
         self._own_transport().heartbeat_check(rate)
 
+    def update_secret(self, secret: str, reason: str = "") -> None:
+        """Give the broker a new secret for the connection that is open, as before an OAuth 2 token expires (RabbitMQ).
+
+        A connection that is opened later logs in with ``password``: let that be a callable which returns a valid one.
+
+        Args:
+            secret: The new token, or the new password.
+            reason: Text for the broker's log.
+
+        Raises:
+            AccessRefused: The broker does not accept the secret, and closes the connection.
+            AMQPNotImplementedError: The transport has no such thing.
+        """
+        self._own_transport().update_secret(secret, reason)
+
     def get_heartbeat_interval(self) -> float:
         """Seconds between heartbeats, 0 for none."""
         return self._own_transport().heartbeat_interval

@@ -118,6 +118,15 @@ class Connection(Address):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
+    async def update_secret(self, secret: str, reason: str = "", timeout: float | None = None) -> None:
+        """Give the broker a new secret for the connection that is open, as before an OAuth 2 token expires (RabbitMQ).
+
+        The arguments and errors are those of the synchronous ``update_secret``.
+        """
+        deadline = self.session.deadline(timeout)
+        transport = await self.session.ensure(deadline)
+        await self.session.wait(transport.update_secret(secret, reason), deadline, "update_secret")
+
     @property
     def connected(self) -> bool:
         """Whether the connection is open."""

@@ -80,6 +80,11 @@ class AsyncTransport:
         """Whether the broker tells ``Outcome.RETURN`` from ``Outcome.REQUEUE``."""
         return False
 
+    def update_secret(self, secret: str, reason: str = "") -> Pending[None]:
+        """Give the broker a new secret for the connection that is open."""
+        name = type(self).__module__.split(".")[-2]
+        raise exceptions.AMQPNotImplementedError(f"the {name} transport cannot update a secret")
+
     def writable(self) -> Pending[None] | None:
         """What is done when more may be sent; None where that is so now."""
         return None
@@ -248,7 +253,10 @@ class DelegatingTransport(AsyncTransport):
         """Whether the broker tells ``Outcome.RETURN`` from ``Outcome.REQUEUE``."""
         return self.sync.counts_failures
 
-    def open_channel(self, tag_offset: int = 0) -> Pending[int]:  # noqa: D102 - this and the next: see AsyncTransport
+    def update_secret(self, secret: str, reason: str = "") -> Pending[None]:  # noqa: D102 - these: see AsyncTransport
+        return self.perform(self.sync.update_secret, secret, reason)
+
+    def open_channel(self, tag_offset: int = 0) -> Pending[int]:  # noqa: D102
         return self.perform(self.sync.open_channel, tag_offset)
 
     def close_channel(self, channel: int) -> Pending[None]:  # noqa: D102

@@ -226,6 +226,10 @@ class Transport:
         """Drop the connection without a word to the broker, as after a fork or a failure."""
         self.close()
 
+    def update_secret(self, secret: str, reason: str = "") -> None:
+        """Give the broker a new secret (a token, a password) for the connection that is open."""
+        raise exceptions.AMQPNotImplementedError(f"the {self.driver_type} transport cannot update a secret")
+
     @property
     def connected(self) -> bool:
         """Whether the connection is open."""

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from kombulite import Connection
-from kombulite.brokers.amqp.handshake import OPTIONS as AMQP_OPTIONS
+from kombulite.brokers.amqp.connector import OPTIONS as AMQP_OPTIONS
 from kombulite.brokers.filesystem.folders import OPTIONS as FILESYSTEM_OPTIONS
 from kombulite.brokers.options import CONNECT_OPTIONS
 from kombulite.brokers.redis.options import Options as RedisOptions

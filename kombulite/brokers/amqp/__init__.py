@@ -20,8 +20,8 @@ from kombulite import exceptions
 from kombulite._core import Delivery, NotEncodable
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed, all_done
+from kombulite.brokers.amqp.connector import DEFAULT_TIMEOUT, OPTIONS, open_link
 from kombulite.brokers.amqp.conversation import Channel, Conversation
-from kombulite.brokers.amqp.handshake import DEFAULT_TIMEOUT, OPTIONS, open_link
 from kombulite.brokers.amqp.limits import PrefetchLimit
 from kombulite.brokers.amqp.link import Link
 from kombulite.brokers.amqp.pulse import pulse
@@ -80,10 +80,10 @@ class Transport(BaseTransport):
     # --- the connection
 
     def connect(self) -> None:
-        link, handshake = open_link(self.settings, self._write_timeout)
-        self._channel_max = min(handshake.channel_max or MOST_CHANNELS, MOST_CHANNELS)
+        link, login = open_link(self.settings, self._write_timeout)
+        self._channel_max = login.channel_max
         self._numbers = cycle(range(1, self._channel_max + 1))
-        self.server_properties = dict(handshake.server_properties)
+        self.server_properties = login.server_properties
         name = self.client.as_uri() if self.client is not None else repr(self.settings)
         self._conversation = Conversation(link, self._reply_timeout, self.settings.options, name)
         able = self.server_properties.get("capabilities")
@@ -109,6 +109,10 @@ class Transport(BaseTransport):
         talk, self._conversation = self._conversation, None
         if talk is not None:
             talk.link.close()
+
+    def update_secret(self, secret: str, reason: str = "") -> None:
+        talk = self._talk()
+        talk.request(talk.root, methods.CONNECTION_UPDATE_SECRET, secret, reason)
 
     @property
     def connected(self) -> bool:

@@ -13,6 +13,7 @@ from kombulite import exceptions
 from kombulite._core import ConfirmReceived, Delivery, MethodReceived, ReturnReceived, Settled
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed
+from kombulite.brokers.amqp.errors import closing_error
 from kombulite.brokers.amqp.limits import PrefetchLimit
 from kombulite.brokers.amqp.link import Link
 from kombulite.brokers.amqp.methods import Method
@@ -385,17 +386,15 @@ class Conversation:
         )
 
     def _connection_closed(self, arguments: bytes) -> None:
-        code, text, class_id, method_id = methods.decode(methods.CLOSE_ARGUMENTS, arguments)
         link = self.link
-        link.fail(self._error(code, text, (class_id, method_id), exceptions.ConnectionError))
+        link.fail(closing_error(arguments, exceptions.ConnectionError))
         link.farewell(link.encoder.method(0, *methods.CONNECTION_CLOSE.reply, b""))
 
     def _channel_closed(self, number: int, arguments: bytes) -> None:
-        code, text, class_id, method_id = methods.decode(methods.CLOSE_ARGUMENTS, arguments)
-        error = self._error(code, text, (class_id, method_id), exceptions.ChannelError)
+        error = closing_error(arguments, exceptions.ChannelError)
         if not isinstance(error, exceptions.ChannelError):
             # A code that is for connections, but it is the channel that is closed.
-            error = exceptions.ChannelError(text, error.method_sig, error.method_name, code)
+            error = exceptions.ChannelError(error.reply_text, error.method_sig, error.method_name, error.reply_code)
         channel = self.channels.get(number)
         if channel is None or number == 0:
             raise exceptions.UnexpectedFrame(f"channel {number} is closed, which is not open")
@@ -409,16 +408,6 @@ class Conversation:
         self.events.append(ChannelClosed(number, error))
         if channel.confirms is not None:
             channel.confirms.fail(error)
-
-    def _error(
-        self, code: int, text: str, signature: methods.Signature, default: type[exceptions.AMQPError]
-    ) -> exceptions.AMQPError:
-        from amqp.exceptions import METHOD_NAME_MAP
-
-        name = METHOD_NAME_MAP.get(signature, "")
-        if code == exceptions.PreconditionFailed.code and "inequivalent arg" in text:
-            return exceptions.NotEquivalentError(text, signature, name, code)
-        return exceptions.error_for_code(code, text, signature, name, default)
 
     # --- what waits to be received
 

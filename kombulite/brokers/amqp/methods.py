@@ -7,7 +7,7 @@ short string, ``S`` long string, ``F`` table.
 
 from __future__ import annotations
 
-from struct import pack
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from amqp.serialization import dumps, loads
@@ -27,15 +27,20 @@ class Method(NamedTuple):
     reply_arguments: str = ""
 
     def encode(self, *arguments: Any) -> bytes:
-        """The arguments as bytes. Raises EncodeError."""
-        try:
-            return bytes(dumps(self.arguments, arguments)) if self.arguments else b""
-        except Exception as error:  # py-amqp raises whatever the failed conversion does
-            raise exceptions.EncodeError(f"{self.name}: {error}") from error
+        """Return the arguments as bytes. Raises EncodeError."""
+        return encode(self.name, self.arguments, arguments)
 
     def decode(self, arguments: bytes) -> list[Any]:
         """The arguments of the reply."""
         return decode(self.reply_arguments, arguments)
+
+
+def encode(name: str, format: str, arguments: Sequence[Any]) -> bytes:
+    """Return the arguments of a method as bytes. Raises EncodeError."""
+    try:
+        return bytes(dumps(format, arguments)) if format else b""
+    except Exception as error:  # py-amqp raises whatever the failed conversion does
+        raise exceptions.EncodeError(f"{name}: {error}") from error
 
 
 def decode(format: str, arguments: bytes) -> list[Any]:
@@ -49,6 +54,7 @@ def decode(format: str, arguments: bytes) -> list[Any]:
     return values
 
 
+CONNECTION_UPDATE_SECRET = Method("Connection.update-secret", (10, 70), "Ss", (10, 71))
 CONNECTION_CLOSE = Method("Connection.close", (10, 50), "BsBB", (10, 51))
 CHANNEL_OPEN = Method("Channel.open", (20, 10), "s", (20, 11))
 CHANNEL_FLOW = Method("Channel.flow", (20, 20), "b", (20, 21))
@@ -71,12 +77,11 @@ CONFIRM_SELECT = Method("Confirm.select", (85, 10), "b", (85, 11))
 
 # What the broker says of its own accord.
 CLOSE_ARGUMENTS = "BsBB"  # reply code, reply text, class id, method id
+CONNECTION_START: Signature = (10, 10)
+CONNECTION_SECURE: Signature = (10, 20)
+CONNECTION_TUNE: Signature = (10, 30)
+CONNECTION_OPEN_OK: Signature = (10, 41)
 CONNECTION_BLOCKED: Signature = (10, 60)
 CONNECTION_UNBLOCKED: Signature = (10, 61)
 BASIC_PUBLISH: Signature = (60, 40)
 BASIC_GET_EMPTY: Signature = (60, 72)
-
-
-def payload(signature: Signature, arguments: bytes) -> bytes:
-    """A method as it stands in its frame."""
-    return pack(">HH", *signature) + arguments

@@ -1,0 +1,189 @@
+"""Opening a connection for threads, and what both streams need for it: addresses, TCP options, TLS."""
+
+from __future__ import annotations
+
+import math
+import socket
+import ssl
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any, NamedTuple
+
+from kombulite import exceptions
+from kombulite.brokers.amqp.link import Link
+from kombulite.brokers.amqp.login import PROTOCOL_HEADER, Endpoint, Login
+from kombulite.brokers.base import Settings
+from kombulite.brokers.options import check_tls_settings
+
+DEFAULT_TIMEOUT = 30.0  # seconds, for the broker's answers and for writing
+
+#: All transport options, with those that py-amqp has and this client does not need.
+OPTIONS = frozenset(
+    [
+        *("authentication", "channel_max", "client_properties", "confirm_publish", "connection_name", "frame_handler"),
+        *("frame_max", "frame_writer", "heartbeat_thread", "locale", "login_response", "on_blocked", "on_open"),
+        *("on_tune_ok", "on_unblocked", "read_timeout", "socket_settings", "write_timeout"),
+    ]
+)
+#: Seconds: a connection on which nothing came for so long is probed, and so often. Whatever the probes are for, the
+#: kernel gives it up after the write timeout.
+KEEPALIVE_AFTER, KEEPALIVE_INTERVAL = 15, 5
+#: TLS settings that a client's side has a use for, and those that py-amqp has beside them.
+TLS_OPTIONS = (
+    *("keyfile", "certfile", "ca_certs", "cert_reqs", "server_hostname", "ciphers", "context"),
+    *("ssl_version", "tls_minimum_version", "tls_maximum_version"),
+)
+
+
+class TLS(NamedTuple):
+    """How to encrypt a connection."""
+
+    context: ssl.SSLContext
+    server_hostname: str
+
+
+def address_of(settings: Settings) -> tuple[str, int]:
+    """Return the host and the port to connect to."""
+    host = settings.hostname or "localhost"
+    return "127.0.0.1" if host == "localhost" else host, settings.port or 5672
+
+
+def set_socket_options(sock: Any, settings: Settings, write_timeout: float) -> None:
+    """Set TCP options, where the system has them: a host that has vanished is found within the write timeout.
+
+    py-amqp's own would give a broker up that has not read for a second, as one does that is short of memory.
+    """
+    wanted: dict[int, Any] = {socket.TCP_NODELAY: 1}
+    for name, value in (
+        ("TCP_USER_TIMEOUT", math.ceil(write_timeout * 1000)),  # milliseconds
+        ("TCP_KEEPIDLE", KEEPALIVE_AFTER),
+        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL),
+    ):
+        if hasattr(socket, name):
+            wanted[getattr(socket, name)] = value
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in {**wanted, **(settings.options.get("socket_settings") or {})}.items():
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def tls_of(settings: Settings) -> TLS | None:
+    """Return how to encrypt, or None. The host's name is checked unless certificates are not checked at all.
+
+    Raises:
+        ValueError: A setting is unknown.
+        TypeError: A setting does not go together with ``context``.
+    """
+    wanted = settings.ssl
+    if not wanted:
+        return None
+    given = dict(wanted) if isinstance(wanted, Mapping) else {}
+    check_tls_settings(given)
+    every = {name: given.get(name, given.get(f"ssl_{name}")) for name in TLS_OPTIONS}
+    found: dict[str, Any] = {name: value for name, value in every.items() if value is not None}
+    checks = given.get("check_hostname", given.get("ssl_check_hostname", True))
+    name = found.pop("server_hostname", None) or settings.hostname or "localhost"
+    arguments = found.pop("context", None)
+    if arguments is not None:
+        if found:
+            raise TypeError(f"ssl: {', '.join(sorted(found))} must stand in the context's arguments")
+        arguments = {"check_hostname": checks, **arguments}
+        checks = arguments.pop("check_hostname")
+        context = ssl.create_default_context(**arguments)
+        context.check_hostname = bool(checks)
+        return TLS(context, name)
+    context = ssl.SSLContext(found.get("ssl_version", ssl.PROTOCOL_TLS_CLIENT))
+    if "tls_maximum_version" in found:
+        context.maximum_version = found["tls_maximum_version"]
+    if "tls_minimum_version" in found:
+        context.minimum_version = found["tls_minimum_version"]
+    if "certfile" in found:
+        context.load_cert_chain(found["certfile"], found.get("keyfile"))
+    if "ca_certs" in found:
+        context.load_verify_locations(found["ca_certs"])
+    if "ciphers" in found:
+        context.set_ciphers(found["ciphers"])
+    requirement = found.get("cert_reqs", ssl.CERT_REQUIRED)
+    context.check_hostname = bool(checks) and requirement != ssl.CERT_NONE
+    context.verify_mode = requirement
+    if "ca_certs" not in found and requirement != ssl.CERT_NONE:
+        context.load_default_certs()
+    return TLS(context, name)
+
+
+def open_link(settings: Settings, write_timeout: float) -> tuple[Link, Login]:
+    """Connect and log in within ``connect_timeout`` seconds. Returns the link, and the login with what was negotiated.
+
+    Raises:
+        AccessRefused: User or password is wrong.
+        NotAllowed: There is no such virtual host, or the user may not have it.
+        OSError: There is no connection, or TimeoutError.
+    """
+    deadline = None if settings.connect_timeout is None else monotonic() + settings.connect_timeout
+    tls = tls_of(settings)
+    sock = _connect(settings, deadline)
+    try:
+        login = Login(settings, Endpoint(sock, address_of(settings)[0]))
+        set_socket_options(sock, settings, write_timeout)
+        if tls is not None:
+            sock.settimeout(_left(deadline))
+            sock = tls.context.wrap_socket(sock, server_hostname=tls.server_hostname, do_handshake_on_connect=False)
+            sock.do_handshake()
+        link = Link(sock, write_timeout)
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        _log_in(link, login, deadline)
+    except BaseException:
+        link.close()
+        raise
+    link.decoder.frame_max = link.encoder.frame_max = login.frame_max
+    link.heartbeat = float(login.heartbeat)
+    return link, login
+
+
+def _left(deadline: float | None) -> float | None:
+    """Return the seconds until a deadline. Raises TimeoutError after it."""
+    if deadline is None:
+        return None
+    left = deadline - monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+def _connect(settings: Settings, deadline: float | None) -> Any:
+    """Connect to the first address of the host that takes a connection."""
+    host, port = address_of(settings)
+    error: OSError | None = None
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(_left(deadline))
+            sock.connect(address)
+            return sock
+        except OSError as failure:
+            sock.close()
+            error = failure
+        except BaseException:
+            sock.close()
+            raise
+    assert error is not None
+    raise error
+
+
+def _log_in(link: Link, login: Login, deadline: float | None) -> None:
+    def handle(event: Any) -> None:
+        if answer := login.receive(event):
+            link.send(answer)
+
+    link.handle = handle
+    try:
+        link.send(PROTOCOL_HEADER)
+        if not link.wait(lambda: login.is_done, deadline):
+            raise TimeoutError("the broker did not answer in time")
+    except (OSError, exceptions.RecoverableConnectionError) as error:
+        explained = login.explain(error)
+        if explained is error:
+            raise
+        raise explained from error
