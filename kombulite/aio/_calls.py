@@ -54,7 +54,7 @@ class Caller:
             del self._waiting[correlation_id]
 
     async def _open(self) -> None:
-        queue = Queue(f"reply.{uuid()}", durable=False, expires=EXPIRES)
+        queue = Queue(f"reply.{uuid()}", expires=EXPIRES)  # durable: others the operator may refuse
         messages = self._connection.consume(queue, no_ack=True, prefetch=1000)
         await messages.__aenter__()
         self._queue = queue

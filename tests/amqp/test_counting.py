@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -9,8 +10,10 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from kombulite import Connection, Consumer, Queue, Quorum
+from kombulite.cli import commands
 
 QUORUM = {"x-queue-type": "quorum"}
 TIMEOUT = 20.0  # seconds
@@ -125,3 +128,23 @@ def test_the_limit_of_a_kind_is_known(
         Consumer(connection, queue, max_deliveries=5, dead_letter="unused", on_message=lambda message: None),
     ):
         assert "delivery limit of 3" in caplog.records[0].getMessage()
+
+
+def test_a_message_that_is_moved_leaves_its_counts_behind(
+    connection: Connection, declared: Callable[..., Queue], amqp_url: str
+) -> None:
+    source, target = declared("source"), declared("target")
+    connection.Producer().publish("x", routing_key=source.name, headers={"mine": 1})
+    for failed in (True, False):
+        next_of(source).requeue(failed=failed)
+    line = ["move", "--broker", amqp_url, source.name, target.name, "--json"]
+    deadline = time.monotonic() + TIMEOUT
+    while json.loads(CliRunner().invoke(commands.kombulite, line).stdout) != {"moved": 1}:
+        assert time.monotonic() < deadline
+    message = next_of(target)
+    assert message.delivery_count == 0
+    assert message.headers["mine"] == 1
+    assert "x-acquired-count" not in message.headers
+    assert message.headers.get("x-delivery-count", 0) == 0  # which RabbitMQ 3 adds anew
+    message.requeue()
+    assert next_of(target).delivery_count == 1

@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.celery.fleet import LIBRARIES, TIMEOUT, Fleet, cpu_seconds, settle, wakeups
-from tests.servers import RabbitMQServer, RedisServer, free_port, wait_until
+from tests.servers import RabbitMQServer, RedisServer, free_port, version, wait_until
 
 BOTH_BROKERS = pytest.mark.parametrize("fleet", ["redis", "amqp"], indirect=True)
 BOTH_LIBRARIES = pytest.mark.parametrize(
@@ -336,3 +336,14 @@ with app.connection_for_write() as connection:
     fleet.worker(library, name="heir")
     wait_until(lambda: fleet.noted("late") == 1, TIMEOUT, "{}", worker.log)
     fleet.close()
+
+
+def test_operator_refuses_transient_queues(make_fleet, start_server):
+    if int(version("rabbitmqctl").split(".")[0]) < 4:
+        pytest.skip("RabbitMQ 3 refuses no queue for being transient")
+    server = start_server(lambda: RabbitMQServer({"deprecated_features.permit.transient_nonexcl_queues": "false"}))
+    fleet = make_fleet("amqp-rpc", broker=server.url)
+    fleet.worker("kombulite", "prefork", "-E")
+    client = fleet.client("kombulite")
+    for scenario in ("delay_and_errors", "broadcast", "remote_control", "events"):
+        assert client.run(scenario) is None, fleet.logs()
