@@ -65,7 +65,8 @@ def test_buffers_and_broadcasts(connection):
     everybody.declare()
     connection.Producer().publish("y", exchange=Exchange("everybody", "fanout"))
     message = everybody.get()
-    assert message is not None and message.payload == "y"
+    assert message is not None
+    assert message.payload == "y"
 
 
 def test_calls(url):
