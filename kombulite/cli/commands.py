@@ -13,6 +13,8 @@ from kombulite.cli import queues as queue_commands
 from kombulite.cli.display import SilentDisplay, closing_json, closing_table, display_for
 from kombulite.cli.load import Plan, Report, Run
 from kombulite.cli.options import FAILED, INTERRUPTED, POSITIVE, broker_url, finite, queue_name
+from kombulite.cli.relay import relay
+from kombulite.cli.sql import sql
 from kombulite.cli.top import top
 from kombulite.cli.web.command import web
 
@@ -37,6 +39,8 @@ for command in (
     queue_commands.queues,
     queue_commands.purge,
     queue_commands.ping,
+    relay,
+    sql,
     top,
     web,
 ):

@@ -337,14 +337,16 @@ def peek(queue: Queue, connection: Connection, count: int) -> list[dict[str, Any
 
 
 def _publish_copy(queue: Queue, message: Message) -> None:
-    """Publish a message again as it was; its body came inflated, and goes so."""
+    queue.channel.basic_publish(copy_of(message, queue.channel), routing_key=queue.name)
+
+
+def copy_of(message: Message, channel: Any) -> Any:
+    """Return a message to publish on a channel as it was received; its body came inflated, and goes so."""
     properties = {name: value for name, value in message.properties.items() if name in KEYWORD_PROPERTIES}
     headers = without_delivery_headers(message.headers)
     if not message.errors:
         headers.pop("compression", None)
-    channel = queue.channel
     body = message.body if isinstance(message.body, bytes) else str(message.body)
-    copy = channel.prepare_message(
+    return channel.prepare_message(
         body, message.properties.get("priority"), message.content_type, message.content_encoding, headers, properties
     )
-    channel.basic_publish(copy, routing_key=queue.name)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
+import django.conf
+import django.db
 import pytest
 
 from kombulite import Connection
@@ -42,3 +45,33 @@ def own_postgresql(request: pytest.FixtureRequest) -> Iterator[PostgreSQLServer]
     request.getfixturevalue("postgresql_url")  # skips where there is none
     with PostgreSQLServer() as server:
         yield server
+
+
+@pytest.fixture
+def django_connection(database: Database) -> Iterator[Any]:
+    """A connection of Django to the database."""
+    if not django.conf.settings.configured:
+        django.conf.settings.configure(LOGGING_CONFIG=None)
+        django.setup()
+    if database.url.startswith("sqlite"):
+        place = {"ENGINE": "django.db.backends.sqlite3", "NAME": database.url.removeprefix("sqlite://")}
+    else:
+        parts = urlsplit(database.url)
+        place = {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": parts.path[1:],
+            "USER": parts.username,
+            "HOST": parts.hostname,
+            "PORT": parts.port,
+        }
+    handler = django.db.utils.ConnectionHandler({"default": place})
+    yield handler["default"]
+    handler.close_all()
+
+
+def sqlalchemy_url(database: Database, driver: str | None = None) -> str:
+    """Return the URL of a database for SQLAlchemy."""
+    scheme, rest = database.url.split("://")
+    if scheme == "sqlite":
+        return f"sqlite+{driver or 'pysqlite'}:///{rest}"
+    return f"postgresql+{driver or 'psycopg'}://{rest}"

@@ -6,12 +6,9 @@ import asyncio
 import sqlite3
 import time
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, suppress
-from urllib.parse import urlsplit
 
 import aiosqlite
 import asyncpg
-import django.conf
-import django.db
 import psycopg
 import pytest
 import sqlalchemy
@@ -19,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, exceptions, hooks
+from tests.sql.conftest import sqlalchemy_url
 
 
 @pytest.fixture
@@ -37,20 +35,12 @@ def driver(database):
     return psycopg.connect(database.url)
 
 
-def url_of(database, driver):
-    """The URL for SQLAlchemy."""
-    scheme, rest = database.url.split("://")
-    return f"{scheme}+{driver}://{'/' if scheme == 'sqlite' else ''}{rest}"
-
-
 def session(database):
-    name = "pysqlite" if database.url.startswith("sqlite") else "psycopg"
-    return Session(sqlalchemy.create_engine(url_of(database, name), poolclass=sqlalchemy.NullPool))
+    return Session(sqlalchemy.create_engine(sqlalchemy_url(database), poolclass=sqlalchemy.NullPool))
 
 
 def connection_of_sqlalchemy(database):
-    name = "pysqlite" if database.url.startswith("sqlite") else "psycopg"
-    return sqlalchemy.create_engine(url_of(database, name), poolclass=sqlalchemy.NullPool).connect()
+    return sqlalchemy.create_engine(sqlalchemy_url(database), poolclass=sqlalchemy.NullPool).connect()
 
 
 @pytest.mark.parametrize("open_transaction", [driver, session, connection_of_sqlalchemy])
@@ -176,7 +166,7 @@ async def async_driver(database):
 @asynccontextmanager
 async def async_session(database):
     name = "aiosqlite" if database.url.startswith("sqlite") else "psycopg"
-    engine = create_async_engine(url_of(database, name))
+    engine = create_async_engine(sqlalchemy_url(database, name))
     async with AsyncSession(engine) as session:
         yield session, session.commit, session.rollback
     await engine.dispose()
@@ -186,7 +176,7 @@ async def async_session(database):
 async def session_over_asyncpg(database):
     if database.url.startswith("sqlite"):
         pytest.skip("asyncpg is for PostgreSQL")
-    engine = create_async_engine(url_of(database, "asyncpg"))
+    engine = create_async_engine(sqlalchemy_url(database, "asyncpg"))
     async with AsyncSession(engine) as session:
         yield session, session.commit, session.rollback
     await engine.dispose()
@@ -233,27 +223,6 @@ def test_message_exists_if_the_transaction_on_the_loop_commits(database, orders,
 
 
 # --- Django
-
-
-@pytest.fixture
-def django_connection(database):
-    if not django.conf.settings.configured:
-        django.conf.settings.configure(LOGGING_CONFIG=None)
-        django.setup()
-    if database.url.startswith("sqlite"):
-        place = {"ENGINE": "django.db.backends.sqlite3", "NAME": database.url.removeprefix("sqlite://")}
-    else:
-        parts = urlsplit(database.url)
-        place = {
-            "ENGINE": "django.db.backends.postgresql",
-            "NAME": parts.path[1:],
-            "USER": parts.username,
-            "HOST": parts.hostname,
-            "PORT": parts.port,
-        }
-    handler = django.db.utils.ConnectionHandler({"default": place})
-    yield handler["default"]
-    handler.close_all()
 
 
 def test_message_exists_if_the_transaction_of_django_commits(database, orders, django_connection):

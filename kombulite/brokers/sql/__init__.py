@@ -21,10 +21,11 @@ from importlib.metadata import version
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
 from kombulite.brokers.sql.database import Database
+from kombulite.brokers.sql.schema import schema_statements
 from kombulite.brokers.sql.sqlite import SQLite
 from kombulite.brokers.sql.transport import SQLTransport
 
-__all__ = ["PostgreSQLTransport", "SQLTransport", "SQLiteTransport"]
+__all__ = ["PostgreSQLTransport", "SQLTransport", "SQLiteTransport", "schema_statements"]
 
 
 class SQLiteTransport(SQLTransport):

@@ -15,6 +15,7 @@ from typing import Any
 from kombulite import exceptions
 from kombulite.brokers.sql import schema
 from kombulite.brokers.sql.outbox import Statement
+from kombulite.brokers.sql.schema import check_name
 
 __all__ = ["Database"]
 
@@ -41,11 +42,10 @@ class Database(ABC):
     #: Seconds between two calls of ``has_news``, where nothing wakes a connection.
     tick: float | None = None
 
-    def __init__(self, prefix: str, qualified_prefix: str = "") -> None:
-        if not prefix.replace("_", "a").isalnum() or not prefix.isascii():
-            raise ValueError(f"table_prefix must consist of ASCII letters, digits and '_', got {prefix!r:.80}")
-        self.index_prefix = prefix  # an index is in the schema of its table
-        self.prefix = qualified_prefix or prefix
+    def __init__(self, prefix: str, schema_name: str | None = None) -> None:
+        self._bare_prefix = check_name("table_prefix", prefix)
+        self._schema = schema_name and check_name("schema", schema_name)
+        self.prefix = f"{schema_name}.{prefix}" if schema_name else prefix
         self._statements: dict[str, str] = {}
         self._depth = 0
 
@@ -170,17 +170,14 @@ class Database(ABC):
         with self.transaction():
             self.lock_schema()
             if not self.has_tables():
-                for statement in self.schema_statements():
+                name = "postgresql" if self.is_postgresql else "sqlite"
+                for statement in schema.schema_statements(name, self._bare_prefix, self._schema):
                     self.rows(statement)
         version = self.value("SELECT version FROM {p}meta")
         if version != schema.VERSION:
             raise exceptions.OperationalError(
                 f"the tables {self.prefix}* are of version {version}, this kombulite needs version {schema.VERSION}"
             )
-
-    def schema_statements(self) -> list[str]:
-        """Return the statements that create the tables."""
-        return schema.statements(self.prefix, self.index_prefix, self.is_postgresql)
 
     @abstractmethod
     def lock_schema(self) -> None:

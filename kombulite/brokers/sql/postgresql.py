@@ -70,11 +70,8 @@ class PostgreSQL(Database):
     is_postgresql = True
 
     def __init__(self, settings: Settings, prefix: str) -> None:
+        super().__init__(prefix, settings.options.get("schema"))
         self._settings = settings
-        self._schema = settings.options.get("schema")
-        if self._schema is not None and not (self._schema.replace("_", "a").isalnum() and self._schema.isascii()):
-            raise ValueError(f"schema must consist of ASCII letters, digits and '_', got {self._schema!r:.80}")
-        super().__init__(prefix, f"{self._schema}.{prefix}" if self._schema else prefix)
         timeout = settings.options.get("socket_timeout")
         self._timeout = SOCKET_TIMEOUT if timeout is None else float(timeout)
         if self._timeout <= 0:
@@ -224,15 +221,6 @@ class PostgreSQL(Database):
                 self.channel,
                 list(queues),
             )
-
-    def schema_statements(self) -> list[str]:
-        """Return the statements that create the tables, and their schema if it is missing."""
-        statements = super().schema_statements()
-        if self._schema:
-            name = self._schema
-            missing = f"to_regnamespace('{name}') IS NULL"
-            statements.insert(0, f"DO $$ BEGIN IF {missing} THEN CREATE SCHEMA {name}; END IF; END $$")
-        return statements
 
     def lock_schema(self) -> None:
         """Take an advisory lock until the transaction ends: CREATE TABLE IF NOT EXISTS of two sessions may collide."""

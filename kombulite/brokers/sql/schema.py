@@ -41,7 +41,35 @@ STATEMENTS = (
 )
 
 
-def statements(prefix: str, index_prefix: str, is_postgresql: bool) -> list[str]:
-    """Return the statements that create the tables, with ``prefix`` before each table's name."""
+DEFAULT_PREFIX = "kombulite_"
+
+
+def check_name(option: str, name: str) -> str:
+    """Return what is put into statements as it is. Raises ValueError for what is no plain name."""
+    if not name.replace("_", "a").isalnum() or not name.isascii():
+        raise ValueError(f"{option} must consist of ASCII letters, digits and '_', got {name!r:.80}")
+    return name
+
+
+def schema_statements(database: str, table_prefix: str = DEFAULT_PREFIX, schema: str | None = None) -> list[str]:
+    """Return the statements that create the broker's tables, as for a migration.
+
+    Args:
+        database: ``postgresql`` or ``sqlite``.
+        table_prefix: What the names of tables and indexes begin with, as the transport option.
+        schema: Where they are on PostgreSQL, created if it is missing; None: the first of the search path.
+
+    Raises:
+        ValueError: One of them cannot be.
+    """
+    if database not in ("postgresql", "sqlite"):
+        raise ValueError(f"database must be 'postgresql' or 'sqlite', got {database!r:.80}")
+    prefix = check_name("table_prefix", table_prefix)
+    is_postgresql = database == "postgresql"
     types = {name: both[is_postgresql] for name, both in TYPES.items()}
-    return [statement.format(p=prefix, i=index_prefix, **types) for statement in STATEMENTS]
+    qualified = f"{check_name('schema', schema)}.{prefix}" if schema else prefix
+    made = [statement.format(p=qualified, i=prefix, **types) for statement in STATEMENTS]
+    if schema and is_postgresql:
+        missing = f"to_regnamespace('{schema}') IS NULL"
+        made.insert(0, f"DO $$ BEGIN IF {missing} THEN CREATE SCHEMA {schema}; END IF; END $$")
+    return made

@@ -14,6 +14,7 @@ from kombulite.brokers.channels import ChannelTransport, Consumer, Taken
 from kombulite.brokers.options import check_transport_options
 from kombulite.brokers.sql.database import Database
 from kombulite.brokers.sql.outbox import runner
+from kombulite.brokers.sql.schema import DEFAULT_PREFIX
 from kombulite.brokers.sql.session import Session
 from kombulite.brokers.sql.topology import QueueRecord
 from kombulite.utils.locks import Condition
@@ -24,7 +25,6 @@ __all__ = ["SQLTransport"]
 OPTIONS = frozenset(
     ["table_prefix", "lease", "create_tables", "synchronous", "schema", "socket_timeout", "connect_args"]
 )
-DEFAULT_PREFIX = "kombulite_"
 DEFAULT_LEASE = 30.0  # seconds
 MAX_COUNTED = 10_000  # messages, where their number is asked for in passing: to count millions takes seconds
 REFUSALS = (exceptions.MessageNacked, exceptions.IrrecoverableChannelError, exceptions.MessageReturned)

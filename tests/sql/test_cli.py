@@ -1,0 +1,223 @@
+"""The commands on both databases, and the relay from them to another broker."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from uuid import uuid4
+
+import pytest
+import sqlalchemy
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from click.testing import CliRunner
+from django.db import migrations
+
+from kombulite import Connection, Exchange, Producer, Queue, exceptions
+from kombulite.brokers.sql import schema_statements
+from kombulite.cli.commands import kombulite
+from tests.servers import RabbitMQServer
+from tests.sql.conftest import sqlalchemy_url
+
+
+@pytest.fixture
+def run(database):
+    """Run a command on the database: what it prints, and its status."""
+
+    def run(command, *arguments, **more):
+        options = ["--broker", database.url, "-o", f"table_prefix={database.prefix}"]
+        return CliRunner().invoke(kombulite, [*command.split(), *options, *arguments], **more)
+
+    return run
+
+
+def test_queues_publish_tail_move_and_purge(run, database):
+    assert run("publish", "-q", "orders", "--declare", "1", "2", "3").output == "3 published\n"
+    assert json.loads(run("queues", "--json").output) == [
+        {"queue": "orders", "message_count": 3, "consumer_count": 0, "unacked": 0}
+    ]
+    assert run("tail", "orders", "-n", "1").output == "orders\t1\n"
+    moved = run("move", "orders", "archive", "--declare", "-n", "1", "--to-transport-option", "lease=30")
+    assert (moved.output, moved.exit_code) == ("1 moved from orders to archive\n", 0)
+    assert run("purge", "-y", "orders", "archive").output == "1 removed from orders\n1 removed from archive\n"
+    assert [status["message_count"] for status in json.loads(run("queues", "--json").output)] == [0, 0]
+
+
+def test_top_shows_the_queues(run, database):
+    run("publish", "-q", "orders", "--declare", "1", "2")
+    options = ["-o", f"table_prefix={database.prefix}", "-n", "1"]
+    shown = CliRunner().invoke(kombulite, ["top", *options, database.url])
+    assert shown.exit_code == 0, shown.output
+    assert "orders" in shown.output
+
+
+def test_run_moves_a_stream(database):
+    done = CliRunner().invoke(
+        kombulite, ["run", "--broker", database.url, "--messages", "200", "--consumers", "1", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["consumed"] == 200
+
+
+def test_tables_are_created_once(run, database):
+    with pytest.raises(exceptions.AMQPError):
+        database.connect(create_tables=False).connect()
+    for _ in range(2):
+        assert run("sql init").exit_code == 0
+    database.connect(create_tables=False).connect()
+
+
+def test_tables_are_printed_for_migrations(run, database):
+    printed = run("sql print", "--json").output
+    kind = database.url.partition(":")[0]
+    assert json.loads(printed) == schema_statements(kind, database.prefix)
+
+
+def test_tables_are_created_by_a_migration_of_alembic(database):
+    engine = sqlalchemy.create_engine(sqlalchemy_url(database), poolclass=sqlalchemy.NullPool)
+    with engine.begin() as connection:
+        operations = Operations(MigrationContext.configure(connection))
+        for statement in schema_statements(engine.dialect.name, database.prefix):
+            operations.execute(statement)
+    database.connect(create_tables=False).connect()
+
+
+def test_tables_are_created_by_a_migration_of_django(database, django_connection):
+    operation = migrations.RunSQL(schema_statements(django_connection.vendor, database.prefix))
+    with django_connection.schema_editor(atomic=False) as editor:
+        operation.database_forwards("app", editor, None, None)
+    database.connect(create_tables=False).connect()
+
+
+@pytest.mark.parametrize("option", ["table_prefix=a;b", 'schema="a b"'])
+def test_names_that_cannot_be_are_refused(option):
+    refused = CliRunner().invoke(kombulite, ["sql", "print", "-b", "postgresql://", "-o", option])
+    assert refused.exit_code == 2
+    assert "must consist of ASCII letters" in refused.output
+
+
+def test_other_brokers_have_no_tables():
+    refused = CliRunner().invoke(kombulite, ["sql", "print", "-b", "memory://"])
+    assert (refused.exit_code, "must be sqlite:// or postgresql://" in refused.output) == (2, True)
+
+
+# --- relay
+
+
+@pytest.fixture
+def target(amqp_url):
+    """A queue at RabbitMQ, bound to an exchange."""
+    with Connection(amqp_url) as connection:
+        name = f"relay.{uuid4().hex}"
+        queue = Queue(name, Exchange(name, "topic"), routing_key="order.*")(connection)
+        queue.declare()
+        yield queue
+        queue.delete()
+        queue.exchange.delete()
+
+
+@pytest.fixture
+def relay(database, target, amqp_url):
+    """The arguments of a relay from the queue ``orders`` to the exchange of the target."""
+    own = ["-o", f"table_prefix={database.prefix}", "-o", "lease=1"]
+    return ["relay", database.url, amqp_url, "orders", *own]
+
+
+def published(database, target, count):
+    """Messages on the database, to an exchange of the target's name."""
+    connection = database.connect()
+    exchange = Exchange(target.name, "topic")
+    Queue("orders", exchange, routing_key="#")(connection).declare()
+    producer = Producer(connection, exchange)
+    producer.publish_many(range(count), "order.new", headers={"a": 1}, correlation_id="c")
+    return producer
+
+
+def taken(target):
+    found = []
+    while (message := target.get(no_ack=True)) is not None:
+        found.append(message)
+    return found
+
+
+def test_relay_moves_what_is_committed_and_nothing_else(database, target, relay):
+    published(database, target, 250)
+    done = CliRunner().invoke(kombulite, [*relay, "--timeout", "0.5"])
+    assert (done.output, done.exit_code) == ("250 relayed\n", 0)
+    messages = taken(target)
+    assert [message.payload for message in messages] == list(range(250))
+    assert (messages[0].headers["a"], messages[0].properties["correlation_id"]) == (1, "c")
+    assert Queue("orders")(database.connect()).get() is None
+
+
+def test_message_that_the_target_has_no_queue_for_stays(database, target, relay):
+    producer = published(database, target, 2)
+    producer.publish("stays", "other.key")
+    done = CliRunner().invoke(kombulite, [*relay, "--timeout", "5"])
+    assert done.exit_code == 1
+    assert "does not take a message with the routing key 'other.key'" in done.output
+    assert [message.payload for message in taken(target)] == [0, 1]
+    assert Queue("orders")(database.connect()).get(no_ack=True).payload == "stays"
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
+def test_relay_is_killed_and_nothing_is_lost(database, target, relay, kills):
+    producer = published(database, target, 300 * kills)
+    counted = 0
+    for _ in range(kills):
+        process = subprocess.Popen([sys.executable, "-m", "kombulite", *relay])
+        deadline = time.monotonic() + 30
+        while target.queue_declare(passive=True).message_count < counted + 150 and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.kill()
+        process.wait(20)
+        counted = target.queue_declare(passive=True).message_count
+    producer.publish("last", "order.new")
+    subprocess.run([sys.executable, "-m", "kombulite", *relay, "--timeout", "3"], check=True, timeout=120)
+    bodies = [message.payload for message in taken(target)]
+    assert {*bodies} == {*range(300 * kills), "last"}
+    assert len(bodies) - 300 * kills - 1 <= 100 * kills
+
+
+def test_relay_ends_in_good_order_at_sigterm(database, target, relay):
+    published(database, target, 150)
+    process = subprocess.Popen([sys.executable, "-m", "kombulite", *relay], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while target.queue_declare(passive=True).message_count < 150 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "150 relayed\n"
+    assert process.returncode == 0
+    assert len(taken(target)) == 150
+
+
+def test_relay_goes_on_when_the_target_was_away(database, start_server, tmp_path):
+    server = start_server(RabbitMQServer)
+    with Connection(server.url) as connection:
+        Queue("orders", durable=True)(connection).declare()
+    connection = database.connect()
+    Queue("orders")(connection).declare()
+    producer = Producer(connection, routing_key="orders")
+    relay = ["relay", database.url, server.url, "orders", "-o", f"table_prefix={database.prefix}"]
+    process = subprocess.Popen([sys.executable, "-m", "kombulite", *relay], stderr=subprocess.PIPE, text=True)
+    producer.publish_many(range(100))
+    with Connection(server.url) as target:
+        wait_for(Queue("orders")(target), 100)
+    server.restart()
+    producer.publish_many(range(100, 200))
+    with Connection(server.url) as target:
+        wait_for(Queue("orders")(target), 200)
+        process.send_signal(signal.SIGTERM)
+        assert "connecting again" in process.communicate(timeout=60)[1]
+        bodies = [message.payload for message in taken(Queue("orders")(target))]
+    assert sorted({*bodies}) == list(range(200))
+
+
+def wait_for(queue, count):
+    deadline = time.monotonic() + 60
+    while queue.queue_declare(passive=True).message_count < count:
+        assert time.monotonic() < deadline, "the messages do not come"
+        time.sleep(0.02)
