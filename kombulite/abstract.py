@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, TypeVar
 
-from kombulite._client.interfaces import Channel
 from kombulite.exceptions import NotBoundError
+from kombulite.utils.functional import ChannelPromise
 
 __all__ = ["MaybeChannelBound", "Object", "is_connection", "maybe_channel", "unpickle_dict"]
 
@@ -39,7 +39,11 @@ class Object:
                 return [plain(item) for item in value]
             return value
 
-        return {name: plain(getattr(self, name)) for name, _ in self.attrs}
+        values = ((name, convert, getattr(self, name)) for name, convert in self.attrs)
+        return {
+            name: plain(value if convert is None or value is None or isinstance(value, Object) else convert(value))
+            for name, convert, value in values
+        }
 
     def __copy__(self: T) -> T:
         return type(self)(**Object.as_dict(self))
@@ -59,7 +63,7 @@ class MaybeChannelBound(Object):
     #: Whether one declaration lasts as long as the connection.
     can_cache_declaration = False
 
-    _channel: Channel | None = None
+    _channel: Any = None
     _is_bound = False
 
     def __call__(self: Self, channel: Any) -> Self:
@@ -90,21 +94,26 @@ class MaybeChannelBound(Object):
         return self._is_bound and self._channel is not None
 
     @property
-    def channel(self) -> Channel:
+    def channel(self) -> Any:
         """The channel. Raises NotBoundError."""
-        if self._channel is None:
+        channel = self._channel
+        if channel is None:
             raise NotBoundError(f"{type(self).__name__} {getattr(self, 'name', '')!r} is not bound to a channel")
-        return self._channel
+        if isinstance(channel, ChannelPromise):
+            channel = self._channel = channel()
+        return channel
 
     def _attach(self, channel: Any) -> None:
         self._channel = maybe_channel(channel)
         self._is_bound = True
         self.when_bound()
 
-    def _repr_entity(self, text: str) -> str:
-        if self._channel is not None:
-            return f"<{text} bound to chan:{self._channel.channel_id}>"
-        return f"<unbound {text}>"
+    def __repr__(self) -> str:
+        return self._repr_entity(type(self).__name__)
+
+    def _repr_entity(self, item: str = "") -> str:
+        item = item or type(self).__name__
+        return f"<{item} bound to chan:{self.channel.channel_id}>" if self.is_bound else f"<unbound {item}>"
 
 
 def maybe_channel(channel: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from kombulite import exceptions
@@ -52,9 +53,6 @@ __all__ = [
 
 T = TypeVar("T")
 Errback = Callable[[Any, float], Any]
-
-#: Transport options that say how often the default channel tries to connect.
-CONNECT_RETRY_OPTIONS = ("max_retries", "interval_start", "interval_step", "interval_max", "errback", "callback")
 
 
 class ErrorClasses:
@@ -154,7 +152,7 @@ class Connection(Address):
             },
         )
         self._lock = Lock()
-        self._transport: Transport | None = None
+        self._carrier: Transport | None = None  # as this class uses the transport
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self.session = ChannelSession(self.as_uri)
         self._loop: Any = None  # the event loop that the lost connection was registered with
@@ -166,14 +164,23 @@ class Connection(Address):
 
     def clone(self, **overrides: Any) -> Connection:
         """A connection of the same settings and hooks, not opened."""
-        arguments = self.info()
-        arguments["transport_options"] = dict(self.transport_options)
-        arguments["alternates"] = list(self.alt)
-        arguments.update(overrides)
-        clone = type(self)(**arguments)
+        arguments = {**self._own_info(), **overrides}
+        return self._hook_up(type(self)(**arguments))
+
+    def clone_for(self, pool: ConnectionPool) -> Connection:
+        """A clone for a pool: a ``PooledConnection``, or one of this connection's class where that is a subclass."""
+        if type(self) is not Connection:
+            return self.clone()
+        return self._hook_up(PooledConnection(pool, **self._own_info()))
+
+    def _hook_up(self, clone: Connection) -> Connection:
         for hook in self.hooks or ():
             clone.add_hook(hook)
         return clone
+
+    def _own_info(self) -> dict[str, Any]:
+        """The constructor's arguments, of which nothing is shared with this connection."""
+        return {**self.info(), "transport_options": dict(self.transport_options), "alternates": list(self.alt)}
 
     def __copy__(self) -> Connection:
         return self.clone()
@@ -209,14 +216,24 @@ class Connection(Address):
     def _own_transport(self) -> Transport:
         """The transport as this class uses it, made when it is first asked for."""
         with self._lock:
-            if self._transport is None:
-                self._transport = self._make_transport()
-            return self._transport
+            if self._carrier is None:
+                self._carrier = self._make_transport()
+            return self._carrier
 
     @property
     def transport(self) -> Any:
         """The transport, made when it is first asked for."""
         return self._own_transport().public
+
+    @property
+    def _transport(self) -> Any:
+        """The transport, or None if there is none yet. Programs may set another one."""
+        return None if self._carrier is None else self._carrier.public
+
+    @_transport.setter
+    def _transport(self, transport: Any) -> None:
+        is_usable = transport is None or isinstance(transport, Transport)
+        self._carrier = transport if is_usable else AdaptedTransport(self, transport)
 
     def _transport_defaults(self) -> Mapping[str, Any]:
         # Only a transport that is made for this connection knows, and whoever asks for a URL has made it.
@@ -237,7 +254,7 @@ class Connection(Address):
     @property
     def connected(self) -> bool:
         """Whether the connection is open and alive."""
-        return self._transport is not None and self._transport.connected
+        return self._carrier is not None and not self._closed and self._carrier.connected
 
     @property
     def connection(self) -> Any:
@@ -247,8 +264,17 @@ class Connection(Address):
     @property
     def _connection(self) -> Any:
         """The same if it is connected, else None."""
-        transport = self._transport
-        return None if transport is None or not transport.connected else transport.public_connection
+        transport = self._carrier
+        if transport is None:
+            return None
+        return transport.public_connection if transport.adapted is not None or transport.connected else None
+
+    @_connection.setter
+    def _connection(self, connection: Any) -> None:
+        adapted = self._own_transport().adapted
+        if adapted is None:
+            raise AttributeError("the connection of one of kombulite's own transports cannot be replaced")
+        adapted.link = connection
 
     @property
     def client(self) -> Connection:
@@ -261,12 +287,16 @@ class Connection(Address):
 
     def _connected_transport(self) -> Transport:
         if not self.connected:
-            self.ensure_connection(max_retries=max(1, len(self.alt) - 1), reraise_as_library_errors=False)
+            self._ensure_connection(max_retries=max(1, len(self.alt) - 1), reraise_as_library_errors=False)
         return self._own_transport()
 
     def _establish_connection(self) -> Any:
         """Have a transport of others connect."""
         return self.transport.establish_connection()
+
+    def _connection_factory(self) -> Any:
+        """Connect, without another try. Returns ``connection``."""
+        return self._connect_once().public_connection
 
     @property
     def state(self) -> State:
@@ -275,7 +305,7 @@ class Connection(Address):
 
     def _watch(self) -> State:
         """See whether the broker has fallen silent, or speaks again. Returns the state."""
-        state, transport = self.session.life.state, self._transport
+        state, transport = self.session.life.state, self._carrier
         if state not in (State.OPEN, State.SUSPECT):
             return state
         if transport is None or not transport.connected:
@@ -283,7 +313,7 @@ class Connection(Address):
         seen = State.SUSPECT if transport.is_suspect else State.OPEN
         if seen is not state and self._lock.acquire(blocking=False):  # another thread may be connecting
             try:
-                if self._transport is transport and self.session.life.state in (State.OPEN, State.SUSPECT):
+                if self._carrier is transport and self.session.life.state in (State.OPEN, State.SUSPECT):
                     self.session.life.to(seen)
             finally:
                 self._lock.release()
@@ -293,23 +323,22 @@ class Connection(Address):
         with self._lock:
             if self.connected:
                 return self._own_transport()
-            if self._is_unused(self._transport):
-                transport = self._transport  # a program that looked at it may have changed it
-            else:
+            transport = self._carrier
+            if not self._is_unused(transport):  # else a program that looked at it may have changed it
                 self._suspend()
                 transport = self._make_transport()
             assert transport is not None
             before = self.session.life.state
             self.session.life.to(State.CONNECTING)
             self._closed = False
-            self._transport = transport if transport.adapted is not None else None
+            self._carrier = transport if transport.adapted is not None else None
             try:
                 transport.connect()
             except BaseException as error:
                 self.session.life.to(before, error)
-                self._transport = None
+                self._carrier = None
                 raise
-            self._transport = transport
+            self._carrier = transport
             if transport.adapted is None:  # those of others hold the connection
                 # Whoever drops a connection without closing it loses nothing: its messages go back.
                 self._finalizer = weakref.finalize(self, _close_in, os.getpid(), transport)
@@ -324,22 +353,26 @@ class Connection(Address):
                 transport.register_with_event_loop(transport, loop)
             return transport
 
-    @staticmethod
-    def _is_unused(transport: Transport | None) -> bool:
-        """Whether it is one of others that has not been connected yet."""
-        return transport is not None and transport.adapted is not None and transport.adapted.is_unused
+    def _is_unused(self, transport: Transport | None) -> bool:
+        """Whether it has not been connected yet, and is for the place where the connection is now."""
+        if transport is None:
+            return False
+        if transport.adapted is not None:
+            return bool(transport.adapted.is_unused)
+        return self.session.life.state is State.CLOSED and transport.settings == self.settings()
 
     def _suspend(self, reason: object = None) -> None:
         """The transport's connection is lost, or given up: keep the channels for the next."""
-        transport, self._transport = self._transport, None
+        life = self.session.life
+        if life.state in (State.OPEN, State.SUSPECT, State.RESTORING):
+            life.to(State.LOST, reason)
+        transport, self._carrier = self._carrier, None
         self.session.lose_connection(reason)
         self._drop_finalizer()
         if transport is not None:
             self._loop = transport.event_loop or self._loop
             transport.unregister_from_event_loop(transport, self._loop)
             transport.collect()
-        if self.session.life.state in (State.OPEN, State.SUSPECT, State.RESTORING):
-            self.session.life.to(State.LOST, reason)
 
     def _restore(self, transport: Transport) -> None:
         """Go on with the channels of the connection before."""
@@ -401,8 +434,32 @@ class Connection(Address):
         next one is tried at once; it sleeps when all were tried. Raises OperationalError, or with
         ``reraise_as_library_errors=False`` the transport's own error.
         """
+        self._ensure_connection(
+            errback,
+            max_retries,
+            interval_start,
+            interval_step,
+            interval_max,
+            callback,
+            reraise_as_library_errors,
+            timeout,
+        )
+        return self
+
+    def _ensure_connection(
+        self,
+        errback: Errback | None = None,
+        max_retries: int | None = None,
+        interval_start: float = 2,
+        interval_step: float = 2,
+        interval_max: float = 30,
+        callback: Callable[[], Any] | None = None,
+        reraise_as_library_errors: bool = True,
+        timeout: float | None = None,
+    ) -> Any:
+        """Do what ``ensure_connection`` does, and return ``connection``."""
         if self.connected:
-            return self
+            return self._connection
         refusals = Refusals(self.recoverable_connection_errors, len(set(self.alt)))
         retryable = self.recoverable_connection_errors
         if self.cycle is not None:
@@ -438,20 +495,19 @@ class Connection(Address):
                     callback=callback,
                     timeout=timeout,
                 )
-            except retryable as error:
-                if isinstance(error, self.recoverable_connection_errors):
+            except BaseException as error:
+                if not self.connected:  # whatever has ended it, the next call must not begin at the same host
+                    self.maybe_switch_next()
+                if isinstance(error, self.recoverable_connection_errors) or not isinstance(error, retryable):
                     raise
                 raise refusals.summarize(error) from error
-            finally:  # whatever has ended it, the next call must not begin at the same host
-                if not self.connected:
-                    self.maybe_switch_next()
 
         if reraise_as_library_errors:
             with self._reraise_as_library_errors():
                 connect()
         else:
             connect()
-        return self
+        return self._connection
 
     def _reraise_as_library_errors(
         self,
@@ -497,10 +553,7 @@ class Connection(Address):
         channel = self.session.default_channel
         if channel is not None and facade_channel(channel).is_open and self.connected:
             return channel
-        given = self.transport_options
-        options = {name: given[name] for name in CONNECT_RETRY_OPTIONS if name in given}
-        timeout = self.transport_options.get("connect_retries_timeout", self.connect_timeout)
-        self.ensure_connection(timeout=timeout, **options)
+        self._ensure_connection(**self._extract_failover_opts())
         with self._lock:
             if self.session.default_channel is None or not facade_channel(self.session.default_channel).is_open:
                 self.session.default_channel = self.channel()
@@ -597,10 +650,12 @@ class Connection(Address):
         if self.session.dispatch_at_hand():
             return None
         if kwargs:
-            return self._connected_transport().public.drain_events(self.connection, timeout=timeout, **kwargs)
+            if timeout is not None:
+                kwargs["timeout"] = timeout
+            return self._connected_transport().public.drain_events(self.connection, **kwargs)
         if not self.drain(timeout):
             raise TimeoutError("timed out")
-        transport = self._transport
+        transport = self._carrier
         return None if transport is None else transport.drained
 
     def drain(self, timeout: float | None) -> bool:
@@ -617,7 +672,7 @@ class Connection(Address):
 
     def _receive(self, timeout: float | None) -> Sequence[Event]:
         """What came in; nothing if nothing did in time. Connects if needed, and notices when the connection is lost."""
-        transport = self._transport
+        transport = self._carrier
         if transport is None:
             try:
                 self.ensure_connection(max_retries=0, reraise_as_library_errors=False)
@@ -628,7 +683,7 @@ class Connection(Address):
             events = transport.receive(timeout)
         except self.connection_errors as error:
             with self._lock:
-                if self._transport is transport and not transport.connected:
+                if self._carrier is transport and not transport.connected:
                     self._suspend(error)
             raise
         if not events:
@@ -669,11 +724,16 @@ class Connection(Address):
         ensured.__doc__ = fun.__doc__
         return ensured
 
+    @property
+    def ensures_itself(self) -> bool:
+        """Whether ``ensure`` is this class's, and was not replaced by a subclass or a program."""
+        return type(self).ensure is Connection.ensure and "ensure" not in self.__dict__
+
     def call_insured(self, obj: Any, policy: RetryPolicy, fun: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call ``fun`` as what ``ensure`` returns does."""
         retrier: Retrier | None = None
         while True:
-            transport = self._transport
+            transport = self._carrier
             try:
                 return fun(*args, **kwargs)
             except Exception as error:
@@ -683,7 +743,7 @@ class Connection(Address):
     def abandon(self, transport: Transport | None, reason: object) -> None:
         """Something failed on that transport: take the next URL, and be ready to connect anew."""
         with self._lock:
-            if self._transport is transport:  # else another thread has replaced it already
+            if self._carrier is transport:  # else another thread has replaced it already
                 self.maybe_switch_next()
                 self._suspend(reason)
 
@@ -701,7 +761,7 @@ class Connection(Address):
         def retried(*args: Any, **kwargs: Any) -> tuple[T, Any]:
             return ensured(*args, **kwargs), holder.channel
 
-        retried.__name__, retried.__doc__ = getattr(fun, "__name__", "retried"), fun.__doc__
+        retried.__name__, retried.__doc__ = f"{getattr(fun, '__name__', fun)}(ensured)", fun.__doc__
         return retried
 
     def revive(self, new_channel: Any) -> None:
@@ -713,6 +773,7 @@ class Connection(Address):
     def switch(self, conn_str: str) -> None:
         """Close, and take over another URL; it is not connected to yet."""
         self.release()
+        self._closed = False
         self.take(conn_str)
 
     def maybe_switch_next(self) -> None:
@@ -720,6 +781,7 @@ class Connection(Address):
         if self.cycle is not None:
             with self._lock:
                 self._suspend()
+                self._closed = False
             self.take(next(self.cycle))
 
     # --- lifetime
@@ -733,11 +795,25 @@ class Connection(Address):
 
     def release(self) -> None:
         """Close the channels and the connection. It opens again when it is used again."""
+        self._close()
+
+    def _close(self) -> None:
+        self._do_close_self()
+        self._do_close_transport()
+        self._closed = True
+
+    def _do_close_transport(self) -> None:
+        """Drop a transport that is not connected."""
         with self._lock:
-            transport, self._transport = self._transport, None
-            channel = self.session.default_channel
+            if self._carrier is not None and not self._carrier.connected:
+                self._carrier = None
+
+    def _do_close_self(self) -> None:
+        """Close the channels and the connection."""
+        with self._lock:
+            transport, channel = self._carrier, self.session.default_channel
             self._forget()
-            self._closed = True
+            self._carrier = None
         if transport is not None:
             transport.unregister_from_event_loop(transport, None)
             if transport.adapted is not None and channel is not None:
@@ -751,18 +827,25 @@ class Connection(Address):
 
     def collect(self, socket_timeout: float | None = None) -> None:
         """Drop the connection without a word to the broker, as after a fork or a failure."""
+        if self._carrier is None:
+            self._do_close_self()
         with self._lock:
-            transport, self._transport = self._transport, None
+            transport, channel = self._carrier, self.session.default_channel
             self._forget()
+            self._carrier = None
         if transport is not None:
             transport.unregister_from_event_loop(transport, None)
+            if transport.adapted is not None and channel is not None and transport.adapted.closes_to_collect:
+                with suppress(Exception):
+                    channel.close()
             transport.collect()
+        self._do_close_transport()
 
     def after_fork(self) -> None:
         """Called in a forked child: forget the connection, which is the parent's."""
         self._lock = Lock()
         self.session.tally.clear()
-        if self._transport is not None and not self._transport.survives_fork:
+        if self._carrier is not None and not self._carrier.survives_fork:
             self.collect()
 
     def __enter__(self) -> Connection:
@@ -784,6 +867,15 @@ class Connection(Address):
     @declared_entities.setter
     def declared_entities(self, declared: set[Any]) -> None:
         self.session.declared = declared
+
+    @property
+    def _default_channel(self) -> Any:
+        """The default channel, or None if it was not opened."""
+        return self.session.default_channel
+
+    @_default_channel.setter
+    def _default_channel(self, channel: Any) -> None:
+        self.session.default_channel = channel
 
     @property
     def hooks(self) -> Hooks | None:
@@ -811,7 +903,7 @@ class Connection(Address):
 
     def heartbeat_check(self, rate: float = 2) -> None:
         """Send a heartbeat if one is due; raise if the broker's are missing. To be called about once a second."""
-        self._own_transport().heartbeat_check(rate)
+        self._own_transport().heartbeat_check(rate=rate)
 
     def update_secret(self, secret: str, reason: str = "") -> None:
         """Give the broker a new secret for the connection that is open, as before an OAuth 2 token expires (RabbitMQ).
@@ -856,6 +948,23 @@ class Connection(Address):
     def qos_semantics_matches_spec(self) -> bool:
         """Whether a prefetch count without ``apply_global`` bounds the channel (AMQP), not a consumer (RabbitMQ)."""
         return self._own_transport().qos_semantics_matches_spec()
+
+
+class PooledConnection(Connection):
+    """A connection of a pool, which replaces it after an exception in its context."""
+
+    __slots__ = ("_pool",)
+
+    def __init__(self, pool: ConnectionPool, **kwargs: Any) -> None:
+        self._pool = pool
+        super().__init__(**kwargs)
+
+    def clone(self, **overrides: Any) -> Connection:
+        """A connection of the same settings and hooks, not opened, that belongs to no pool."""
+        return self._hook_up(Connection(**{**self._own_info(), **overrides}))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (Connection, self.info())
 
 
 def error_classes(cls: Any, name: str) -> tuple[type[BaseException], ...]:

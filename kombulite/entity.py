@@ -5,7 +5,7 @@ Longer than other modules for the many attributes and verbs that kombu's users e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from kombulite._client.interfaces import DeclaredQueue
@@ -55,7 +55,7 @@ class Exchange(MaybeChannelBound):
         ("durable", bool),
         ("passive", bool),
         ("auto_delete", bool),
-        ("delivery_mode", maybe_delivery_mode),
+        ("delivery_mode", lambda mode: DELIVERY_MODES.get(mode) or mode),
         ("no_declare", bool),
     )
 
@@ -159,11 +159,11 @@ class Exchange(MaybeChannelBound):
         mandatory: bool = False,
         immediate: bool = False,
         exchange: Exchange | str | None = None,
-    ) -> None:
-        """Publish what ``Message`` made."""
+    ) -> Any:
+        """Publish what ``Message`` made. Returns what the channel returns."""
         if isinstance(message, str):
             message = self.Message(message)
-        self.channel.basic_publish(
+        return self.channel.basic_publish(
             message,
             exchange=self.name if exchange is None else _name_of(exchange),
             routing_key=routing_key or "",
@@ -262,6 +262,21 @@ class binding(Object):  # noqa: N801 - kombu's name
         return f"{_name_of(self.exchange)}->{self.routing_key}"
 
 
+class BindingSet(set["binding"]):
+    """Bindings, in the order in which they were given."""
+
+    def __init__(self, bindings: Iterable[binding] = ()) -> None:
+        self._given = dict.fromkeys(bindings)
+        super().__init__(self._given)
+
+    def __iter__(self) -> Iterator[binding]:
+        yield from (each for each in self._given if each in self)
+        yield from (each for each in super().__iter__() if each not in self._given)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (list(self),)
+
+
 class Queue(MaybeChannelBound):
     """A queue: where messages wait for consumers.
 
@@ -332,7 +347,7 @@ class Queue(MaybeChannelBound):
         self.name = name or self.name
         self.routing_key = routing_key or self.routing_key
         self.on_declared = on_declared
-        self.bindings: list[binding] = list(bindings or ())
+        self.bindings: set[binding] = BindingSet(bindings or ())
         if exchange is None:
             exchange = type(self).exchange
         if isinstance(exchange, str):
@@ -340,7 +355,7 @@ class Queue(MaybeChannelBound):
         elif isinstance(exchange, Exchange) or exchange is None:
             self.exchange = exchange
         else:
-            self.bindings += exchange
+            self.bindings = BindingSet([*self.bindings, *exchange])
         if self.bindings:
             self.exchange = None
         if self.exclusive:
@@ -479,7 +494,7 @@ class Queue(MaybeChannelBound):
         no_ack: bool | None = None,
         nowait: bool = False,
         on_cancel: Callable[[str], Any] | None = None,
-    ) -> str:
+    ) -> Any:
         """Start a consumer: ``callback(message)`` runs in ``drain_events``. Returns the consumer tag.
 
         ``on_cancel(tag)`` is called when the broker ends it.
@@ -538,25 +553,18 @@ class Queue(MaybeChannelBound):
             auto_delete=exchange_auto_delete,
             arguments=options.get("exchange_arguments"),
         )
+        others = {name: options[name] for name, _ in cls.attrs if name in options and name not in cls._FROM_DICT_GIVEN}
         return cls(
             queue,
             exchange=exchange,
             routing_key=binding_key or "",
             durable=queue_durable,
-            exclusive=options.get("exclusive"),
             auto_delete=queue_auto_delete,
-            no_ack=options.get("no_ack"),
-            queue_arguments=options.get("queue_arguments"),
-            binding_arguments=options.get("binding_arguments"),
-            consumer_arguments=options.get("consumer_arguments"),
-            bindings=options.get("bindings"),
-            expires=options.get("expires"),
-            message_ttl=options.get("message_ttl"),
-            max_length=options.get("max_length"),
-            max_length_bytes=options.get("max_length_bytes"),
-            max_priority=options.get("max_priority"),
-            kind=options.get("kind"),
+            **others,
         )
+
+    #: Attributes that ``from_dict`` makes of other settings; all others it takes as they are.
+    _FROM_DICT_GIVEN = frozenset(["name", "exchange", "routing_key", "durable", "auto_delete"])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Queue):

@@ -103,6 +103,7 @@ __all__ = [
     "ResourceLocked",
     "SerializationError",
     "SerializerNotInstalled",
+    "TimeoutError",
     "UnexpectedFrame",
     "VersionMismatch",
     "reraise",

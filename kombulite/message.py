@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kombulite import serialization
 from kombulite._client.interfaces import Channel
-from kombulite._core import Received
+from kombulite._core import NOT_DECODED, Received
 from kombulite.compression import decompress
 from kombulite.exceptions import DecodeError, MessageStateError
+from kombulite.utils.functional import dictfilter
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -85,6 +86,19 @@ class Message(Received):
 
     # --- content
 
+    @property
+    def _decoded_cache(self) -> Any:
+        """The decoded body, or None if it was not decoded yet."""
+        return None if self._decoded is NOT_DECODED else self._decoded
+
+    @_decoded_cache.setter
+    def _decoded_cache(self, value: Any) -> None:
+        self._decoded = NOT_DECODED if value is None else value
+
+    def _decode(self) -> Any:
+        """Decode the body anew."""
+        return self.loads(self.body, self.content_type, self.content_encoding, accept=self.accept)
+
     def refuse(self, state: str) -> NoReturn:
         """Raise the error for a message that cannot come to ``state``."""
         if self.channel is None:
@@ -123,14 +137,14 @@ class Message(Received):
         )
 
     def __repr__(self) -> str:
-        details = {
-            "state": self._state,
-            "content_type": self.content_type,
-            "delivery_tag": self.delivery_tag,
-            "body_length": len(self.body) if self.body is not None else None,
-            "properties": {"correlation_id": self.properties.get("correlation_id")},
-            "delivery_info": self.delivery_info,
-        }
+        details = dictfilter(
+            state=self._state,
+            content_type=self.content_type,
+            delivery_tag=self.delivery_tag,
+            body_length=len(self.body) if self.body is not None else None,
+            properties=dictfilter({name: self.properties.get(name) for name in ("correlation_id", "type")}),
+            delivery_info=dictfilter({name: self.delivery_info.get(name) for name in ("exchange", "routing_key")}),
+        )
         return f"<{type(self).__name__} object at {id(self):#x} with details {details!r}>"
 
 

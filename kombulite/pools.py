@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from contextvars import ContextVar
 from time import monotonic
 from typing import Any
 
-from kombulite import messaging
 from kombulite.connection import Connection
-from kombulite.resource import ConnectionPool, Resource
+from kombulite.messaging import Producer
+from kombulite.resource import ConnectionPool, Resource, evaluated
 from kombulite.utils.collections import EqualityDict, eqhash
+from kombulite.utils.functional import lazy
 
 __all__ = [
     "PoolGroup",
@@ -26,6 +28,9 @@ __all__ = [
 #: Stands for the limit that ``set_limit`` sets.
 use_global_limit = object()
 
+#: How long a producer that goes out waits for its connection: arguments of ``acquire``.
+_waiting: ContextVar[dict[str, Any]] = ContextVar("_waiting", default={"block": True})  # noqa: B039 - never changed
+
 _limit = 10
 _groups: list[PoolGroup] = []
 
@@ -36,7 +41,7 @@ class ProducerPool(Resource):
     Further arguments are those of ``Resource``; ``Producer`` may be another class of producers.
     """
 
-    Producer: type[messaging.Producer] = messaging.Producer
+    Producer: Any = Producer
     close_after_fork = True
 
     def __init__(self, connections: ConnectionPool, *args: Any, **kwargs: Any) -> None:
@@ -44,39 +49,57 @@ class ProducerPool(Resource):
         self.Producer = kwargs.pop("Producer", None) or self.Producer
         super().__init__(*args, **kwargs)
 
-    def new(self) -> messaging.Producer:
-        """A producer without a connection."""
-        return self.Producer(None)
+    def new(self) -> Any:
+        """What makes a producer when it is called."""
+        return lazy(self.create_producer)
 
-    def create_producer(self) -> messaging.Producer:
+    def create_producer(self) -> Any:
         """Make a producer with a connection of the pool's."""
-        return self.Producer(self._acquire_connection())
+        connection = self._acquire_connection()
+        try:
+            return self.Producer(connection)
+        except BaseException:
+            connection.release()
+            raise
 
     def _acquire_connection(self) -> Any:
-        return self.connections.acquire(block=True)
+        return self.connections.acquire(**_waiting.get())
 
-    def prepare(self, p: messaging.Producer) -> messaging.Producer:
-        """Give it a connection."""
-        if p.connection is None:
-            p.revive(self._acquire_connection())
+    def prepare(self, p: Any) -> Any:
+        """Give it a connection, if it has none."""
+        p = evaluated(p)
+        if p._channel is None and getattr(p, "__connection__", None) is None:
+            connection = self._acquire_connection()
+            try:
+                p.revive(connection)
+            except BaseException:
+                connection.release()
+                raise
         return p
 
-    def prepare_in_time(self, resource: messaging.Producer, block: bool, deadline: float | None) -> messaging.Producer:
+    def prepare_in_time(self, resource: Any, block: bool, deadline: float | None) -> Any:
         """Give it a connection, within what is left of the time."""
         left = None if deadline is None else max(deadline - monotonic(), 0)
-        resource.revive(self.connections.acquire(block=block, timeout=left))
-        return self.prepare(resource)
+        before = _waiting.set({"block": block, "timeout": left})
+        try:
+            return self.prepare(resource)
+        finally:
+            _waiting.reset(before)
 
-    def release_resource(self, resource: messaging.Producer) -> None:
-        """Give its connection back."""
-        if resource.connection is not None:
-            resource.connection.release()
-        resource.revive(None)
+    def release(self, resource: Any) -> None:
+        """Take a producer back, without its connection, which goes back too."""
+        connection = getattr(resource, "__connection__", None)
+        if connection is not None:
+            connection.release()
+        resource.channel = None
+        resource.__connection__ = None
+        super().release(resource)
 
-    def close_resource(self, resource: messaging.Producer) -> None:
+    def close_resource(self, resource: Any) -> None:
         """Give its connection up, if it has one."""
-        if resource.connection is not None:
-            resource.connection.discard()
+        connection = getattr(resource, "__connection__", None)
+        if connection is not None:
+            connection.discard()
         resource.revive(None)
 
 

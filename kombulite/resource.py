@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from queue import LifoQueue
 from time import monotonic
 from typing import Any, ClassVar
 from weakref import WeakSet, ref
 
 from kombulite import exceptions
 from kombulite.transport.adapter import facade_channel
+from kombulite.utils.functional import lazy
 from kombulite.utils.locks import Condition, Lock
 
 __all__ = ["ChannelPool", "ConnectionPool", "Resource"]
@@ -27,8 +29,9 @@ class Resource:
 
     ``preload``: how many are made at once; the others are made when they are needed. The one that was given back last
     goes out first. A subclass says what it is a pool of: ``new`` makes one, ``prepare`` readies one that goes out,
-    ``close_resource`` ends one. May be shared by threads; with ``close_after_fork`` a forked child starts with an empty
-    pool and leaves its parent's resources alone.
+    ``close_resource`` ends one. ``_resource`` is the queue of what can go out, in which ``lazy(self.new)`` stands for
+    a resource that is not made yet; a subclass may fill it in ``setup``. May be shared by threads; with
+    ``close_after_fork`` a forked child starts with an empty pool and leaves its parent's resources alone.
     """
 
     LimitExceeded: ClassVar[type[exceptions.LimitExceeded]] = exceptions.LimitExceeded
@@ -50,8 +53,8 @@ class Resource:
         self.setup()
 
     def _empty(self) -> None:
-        self._free: list[Any] = []
-        self._dirty: dict[int, Any] = {}  # those that are out, by identity
+        self._resource: Any = LifoQueue()
+        self._dirty: set[Any] = set()  # those that are out
         self._out = 0  # with those that are just being made or taken back
         self._lock = Lock()  # garbage that is collected meanwhile may come back
         self._changed = Condition(self._lock)
@@ -64,12 +67,15 @@ class Resource:
         raise NotImplementedError(f"{type(self).__name__} does not say how to make a resource")
 
     def setup(self) -> None:
-        """Make those that shall be there from the start."""
-        self._free += [self.new() for _ in range(min(self.preload, self._limit))]
+        """Fill the queue: with resources that shall be there from the start, and with what stands for the others."""
+        available, room = self._resource.queue, self._limit - self._out
+        available[:0] = [lazy(self.new) for _ in range(room - len(available))]
+        for index in range(max(len(available) - self.preload, 0), len(available)):
+            available[index] = evaluated(available[index])
 
     def prepare(self, resource: Any) -> Any:
-        """Ready a resource that goes out; returns it, or another in its place."""
-        return resource
+        """Ready a resource that goes out, which may not be made yet; returns it, or another in its place."""
+        return evaluated(resource)
 
     def prepare_in_time(self, resource: Any, block: bool, deadline: float | None) -> Any:
         """The same where that may have to wait: only with ``block``, and until the deadline (monotonic clock)."""
@@ -98,32 +104,43 @@ class Resource:
         deadline = None if timeout is None else monotonic() + timeout
         kept = self._take(block, deadline)
         try:
-            resource = self.prepare_in_time(self.new() if kept is None else kept, block, deadline)
+            resource = self.prepare_in_time(kept, block, deadline)
         except BaseException:
-            if kept is not None:
+            if is_made(kept):
                 self._end(kept, self.close_resource)
-            self._vacate()
+                self._vacate()
+            else:
+                self._vacate(kept)
             raise
-        if resource is not kept:
+        if resource is not kept or "release" not in vars(resource):
             pool, this = ref(self), ref(resource)  # a resource that is dropped goes at once, not with the garbage
             resource.release = partial(_give_back, pool, this)
             resource.discard = partial(_give_up, pool, this)
         with self._lock:
-            self._dirty[id(resource)] = resource
+            self._dirty.add(resource)
         if DEBUG:
             _debug("acquired", resource)
         return resource
 
     def _take(self, block: bool, deadline: float | None) -> Any:
-        """Claim a place: with a resource that is kept, or None for a new one."""
+        """Claim a place, with a resource that is kept, or what stands for a new one."""
         with self._lock:
             if self._closed or not self._has_room():
                 self._await_room(block, deadline)
+            if not self._resource.queue:
+                self._add_when_empty()
+            kept = self._resource.queue.pop()
             self._out += 1
-            return self._free.pop() if self._free else None
+            return kept
 
     def _has_room(self) -> bool:
-        return bool(self._free) or not self._limit or self._out < self._limit
+        return bool(self._resource.queue) or not self._limit or self._out < self._limit
+
+    def _add_when_empty(self) -> None:
+        """Put what stands for a new resource into the queue. Raises LimitExceeded if there is no room."""
+        if not self._has_room():
+            raise self.LimitExceeded(self._limit)
+        self._resource.queue.append(lazy(self.new))
 
     def _await_room(self, block: bool, deadline: float | None) -> None:
         while True:
@@ -144,9 +161,10 @@ class Resource:
         """Give a place up; a resource is kept if there is room for it. Returns whether it is."""
         with self._lock:
             self._out -= 1
-            keep = resource is not None and not self._closed and len(self._free) + self._out < self._limit
+            available = self._resource.queue
+            keep = resource is not None and not self._closed and len(available) + self._out < self._limit
             if keep:
-                self._free.append(resource)
+                available.append(resource)
             if self._waiting:
                 self._changed.notify()
             return keep
@@ -154,7 +172,9 @@ class Resource:
     def _is_back(self, resource: Any) -> bool:
         """Note that a resource is not out any more; whether it was."""
         with self._lock:
-            return self._dirty.pop(id(resource), None) is not None
+            is_out = resource in self._dirty
+            self._dirty.discard(resource)
+            return is_out
 
     def release(self, resource: Any) -> None:
         """Take a resource back. One that is not out is left alone."""
@@ -189,14 +209,15 @@ class Resource:
         """End all resources, those too that are out. With ``close_pool`` nothing can be had from it any more."""
         with self._lock:
             self._closed = self._closed or close_pool
-            free, self._free = self._free, []
-            dirty, self._dirty = self._dirty, {}
+            available = self._resource.queue
+            free, available[:] = [each for each in available if is_made(each)], []
+            dirty, self._dirty = self._dirty, set()
             self._out -= len(dirty)
             self._changed.notify_all()
         with ExitStack() as stack:  # if ending one raises, the others are ended all the same
             for resource in reversed(free):
                 stack.callback(self._end, resource, self.close_resource)
-            for resource in reversed(dirty.values()):
+            for resource in dirty:
                 stack.callback(self._end, resource, self.collect_resource)
 
     def resize(self, limit: int | None, force: bool = False, ignore_errors: bool = False, reset: bool = False) -> None:
@@ -211,15 +232,21 @@ class Resource:
             reset = True
         with self._lock:
             self._limit = limit
-            room = max(limit - self._out, 0)
-            surplus = self._free[room:]
-            del self._free[room:]
             self._changed.notify_all()
-        for resource in surplus:
-            self._end(resource, self.close_resource)
         if reset:
             self.force_close_all(close_pool=False)
-            self.setup()
+        self._shrink_down()
+        self.setup()
+
+    def _shrink_down(self, collect: bool = True) -> None:
+        """End what is over the limit, or only forget it."""
+        with self._lock:
+            room = max(self._limit - self._out, 0)
+            surplus = self._resource.queue[room:]
+            del self._resource.queue[room:]
+        for resource in surplus:
+            if collect and is_made(resource):
+                self._end(resource, self.close_resource)
 
     @property
     def limit(self) -> int:
@@ -243,7 +270,7 @@ class ConnectionPool(Resource):
 
     def new(self) -> Any:
         """A connection, not opened."""
-        return self.connection.clone()
+        return self.connection.clone_for(self)
 
     def collect_resource(self, resource: Any, socket_timeout: float | None = 0.1) -> None:
         """Drop a connection that another thread may be waiting on."""
@@ -271,9 +298,24 @@ class ChannelPool(Resource):
 
     def prepare(self, resource: Any) -> Any:
         """Replace a channel that was closed while it was kept, if it does not come back with its connection."""
+        resource = evaluated(resource)
         if not facade_channel(resource).is_open:
             self.connection.ensure_connection()
         return resource if facade_channel(resource).is_open else self.new()
+
+
+def is_made(resource: Any) -> bool:
+    """Return whether something in a pool's queue is a resource, and does not stand for one."""
+    return not isinstance(resource, lazy)
+
+
+def evaluated(resource: Any) -> Any:
+    """Return a resource, made now if it stands for one."""
+    if not isinstance(resource, lazy):
+        return resource() if callable(resource) else resource
+    while isinstance(resource, lazy):
+        resource = resource()
+    return resource
 
 
 def _give_back(pool: ref[Resource], resource: ref[Any]) -> None:

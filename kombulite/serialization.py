@@ -16,6 +16,7 @@ __all__ = [
     "dumps",
     "enable_insecure_serializers",
     "loads",
+    "pickle",  # noqa: F822 - see __getattr__
     "prepare_accept_content",
     "raw_encode",
     "register",
@@ -56,6 +57,7 @@ class SerializerRegistry(Codecs):
     """Serializers by name, decoders by content type, and which content types are refused by default."""
 
     def __init__(self) -> None:
+        self.default = (None, None, None)  # type: ignore[assignment]
         self.type_to_name: dict[str | None, str] = {}
         self.name_to_type: dict[str, str | None] = {}
         self._entry_points_loaded = False
@@ -81,7 +83,7 @@ class SerializerRegistry(Codecs):
         try:
             content_type = self.name_to_type.pop(name)
         except KeyError:
-            raise SerializerNotInstalled(f"no serializer {name!r} is installed") from None
+            raise SerializerNotInstalled(f"No encoder/decoder installed for {name}") from None
         self.decoders.pop(content_type, None)
         self.encoders.pop(name, None)
         self.type_to_name.pop(content_type, None)
@@ -149,7 +151,7 @@ class SerializerRegistry(Codecs):
     def find_encoder(self, name: str) -> Codec:
         self._load_entry_points()
         if name not in self.encoders:
-            raise SerializerNotInstalled(f"no encoder is installed for {name!r}")
+            raise SerializerNotInstalled(f"No encoder installed for {name}")
         return self.encoders[name]
 
     def find_decoder(self, content_type: str) -> Callable[[Any], Any] | None:
@@ -159,7 +161,8 @@ class SerializerRegistry(Codecs):
 
     def refuse(self, content_type: str) -> NoReturn:
         name = self.type_to_name.get(content_type, content_type)
-        raise ContentDisallowed(f"Refusing to deserialize content of type {name} ({content_type}): it is not accepted")
+        why = "disabled" if content_type in self.disabled else "untrusted"
+        raise ContentDisallowed(f"Refusing to deserialize {why} content of type {name} ({content_type})")
 
     def encode_failed(self, error: Exception) -> NoReturn:
         if isinstance(error, SerializerNotInstalled):

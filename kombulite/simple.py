@@ -102,6 +102,10 @@ class SimpleBase:
             self.buffer.clear()
             return_unseen(unseen)
 
+    def _receive(self, message_data: Any, message: Message) -> None:
+        """Keep a message for ``get``."""
+        self.buffer.append(message)
+
     def _consume(self) -> None:
         if not self._consuming:
             self.consumer.consume(no_ack=self.no_ack)

@@ -17,6 +17,9 @@ DEFAULT_SCHEME = "amqp"
 
 #: What a URL may say in its query, besides ``ssl_*``.
 URL_OPTIONS = frozenset(["connect_timeout", "heartbeat", "login_method", "ssl", "credential_provider", "insist"])
+#: Transport options that say how often the default channel tries to connect.
+CONNECT_RETRY_OPTIONS = ("max_retries", "interval_start", "interval_step", "interval_max", "errback", "callback")
+
 URL_PARTS = frozenset(["hostname", "port", "userid", "password", "virtual_host"])
 
 
@@ -46,7 +49,7 @@ def _is_scheme(transport: str) -> bool:
 
 def _seconds(name: str, value: Any) -> float | None:
     try:
-        return None if value is None else float(value)
+        return value if value is None or type(value) is int else float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} is a number of seconds, not {value!r:.80}") from None
 
@@ -273,6 +276,33 @@ class Address:
             self.virtual_host,
             repr(self.transport_options),
         )
+
+    # --- private names of kombu's that programs use
+
+    @property
+    def _initial_params(self) -> dict[str, Any]:
+        """What the constructor was given."""
+        return {"hostname": self.hostname, **self._given}
+
+    @property
+    def _failover_strategy(self) -> Any:
+        strategy = self.failover_strategy
+        return FAILOVER_STRATEGIES[strategy] if isinstance(strategy, str) else strategy
+
+    def _info(self, resolve: bool = True) -> Iterator[tuple[str, Any]]:
+        return iter(self.info().items())
+
+    def _init_params(self, transport: Any = None, **params: Any) -> None:
+        """Take over settings by their names, without connecting to them."""
+        self.transport_cls = transport or DEFAULT_SCHEME
+        for name, value in params.items():
+            setattr(self, name, value)
+
+    def _extract_failover_opts(self) -> dict[str, Any]:
+        """Return how often and how long the default channel tries to connect: arguments of ``ensure_connection``."""
+        given = self.transport_options or {}
+        timeout = given.get("connect_retries_timeout", self.connect_timeout)
+        return {"timeout": timeout, **{name: given[name] for name in CONNECT_RETRY_OPTIONS if name in given}}
 
     @property
     def host(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from kombulite import exceptions, serialization
 from kombulite._core import Delivery, PlainMessages, make_properties
 from kombulite.compression import compress
-from kombulite.entity import DELIVERY_MODES, PERSISTENT_DELIVERY_MODE, Exchange, Queue
+from kombulite.entity import DELIVERY_MODES, PERSISTENT_DELIVERY_MODE, Exchange, Queue, maybe_delivery_mode
 
 LONGEST_SHORT_STRING = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
 
@@ -189,3 +189,29 @@ class MessageMaker:
             properties = _as_they_travel(properties, expiration)
         own = make_properties(content_type, content_encoding, headers, mode, priority, properties)
         return Delivery(name, routing_key, own, body)
+
+    # --- private methods of kombu's producer that programs call
+
+    def _prepare(
+        self,
+        body: Any,
+        serializer: str | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        compression: str | None = None,
+        headers: Any = None,
+    ) -> tuple[Any, str, str | None]:
+        """Return a body as it travels, its content type and content encoding; ``headers`` gets its compression."""
+        if content_type:
+            content_encoding, body = _as_it_is(body, content_encoding)
+        else:
+            content_type, content_encoding, body = serialization.dumps(body, serializer or self.serializer)
+        if compression:
+            body, headers["compression"] = compress(body, compression)
+        return body, content_type, content_encoding
+
+    def _delivery_details(self, exchange: Any, delivery_mode: int | str | None = None) -> tuple[Any, int]:
+        """Return the name of an exchange, and the delivery mode of what is published there."""
+        is_entity = isinstance(exchange, Exchange)
+        mode = delivery_mode or (exchange if is_entity else self.exchange).delivery_mode
+        return exchange.name if is_entity else exchange, maybe_delivery_mode(mode)

@@ -712,6 +712,12 @@ class Channel(BaseChannel):
         if self._size(queue) is None:
             self.queue_declare(queue, durable=False)
 
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return self._size(queue) is not None
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        self.queue_delete(queue)
+
     def _size(self, queue: str) -> int | None:
         with suppress(exceptions.NotFound):
             info = self.queue_declare(queue, passive=True)

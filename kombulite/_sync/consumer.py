@@ -21,8 +21,6 @@ from kombulite.serialization import prepare_accept_content
 from kombulite.transport.adapter import facade_channel
 from kombulite.utils.functional import maybe_list
 
-_tags = count(1)
-
 
 def _arguments_of(queue: Queue) -> Mapping[str, Any]:
     """Return the arguments with which a queue is declared, as far as its kind and the program name them."""
@@ -49,6 +47,8 @@ class Consumer:
     """
 
     ContentDisallowed = exceptions.ContentDisallowed
+
+    _tags = count(1)
 
     no_ack: bool | None = None
     auto_declare = True
@@ -82,7 +82,7 @@ class Consumer:
         self._queues: dict[str, Queue] = {}
         self._unnamed = maybe_list(queues) or []
         self._active_tags: dict[str, str] = {}
-        self._no_ack_of: dict[str, bool | None] = {}
+        self._active_queue_no_ack: dict[str, bool | None] = {}
         self._offsets = None if offsets is None else OffsetKeeper(offsets)
         self._cancelled: set[str] = set()  # queues whose consumers the broker ended
         self.no_ack = self.no_ack if no_ack is None else no_ack
@@ -99,6 +99,7 @@ class Consumer:
         self._rule = dead_letter_rule(max_deliveries, dead_letter)
         self._dead_letter_channel: Channel | None = None  # with confirms, and nothing else on it
         self._overrides_receive = type(self).receive is not Consumer.receive
+        self._overrides_callback = type(self)._receive_callback is not Consumer._receive_callback
         if on_batch is not None and (self.callbacks or self.on_message is not None):
             raise ValueError("a consumer has on_batch, or callbacks for single messages")
         self._collector = None if on_batch is None else BatchCollector(on_batch, batch_size, batch_timeout)
@@ -144,7 +145,7 @@ class Consumer:
         facade = None if is_connection(self.channel) else self._facade
         if facade is not None:
             facade.disown(self._active_tags.values())
-        resumed = {name: self._no_ack_of.get(name) for name in (*self._active_tags, *self._cancelled)}
+        resumed = {name: self._active_queue_no_ack.get(name) for name in (*self._active_tags, *self._cancelled)}
         positions = self.stream_offsets
         self._cancelled.clear()
         for tag in self._active_tags.values():
@@ -164,22 +165,43 @@ class Consumer:
         if self.prefetch_count is not None:
             self.qos(prefetch_count=self.prefetch_count)
         self.go_on(positions)
-        for name, no_ack in resumed.items():
-            if name in self._queues:
-                self._consume(self._queues[name], no_ack)
+        self._consume_queues(resumed)
 
     def consume(self, no_ack: bool | None = None) -> None:
         """Start consuming from all queues where that is not so already."""
         no_ack = self.no_ack if no_ack is None else no_ack
-        for queue in list(self._queues.values()):
-            if queue.name not in self._active_tags:
-                self._consume(queue, no_ack)
+        self._consume_queues(dict.fromkeys(self._queues, no_ack))
 
-    def _consume(self, queue: Queue, no_ack: bool | None) -> None:
-        tag = self._new_tag()
-        self._no_ack_of[queue.name] = no_ack
+    def _consume_queues(self, no_ack_by_queue: Mapping[str, bool | None]) -> None:
+        """Consume from queues, by their names, where that is not so already."""
+        due = [name for name in no_ack_by_queue if name in self._queues and name not in self._active_tags]
+        for name in due:
+            self._basic_consume(self._queues[name], no_ack=no_ack_by_queue[name], nowait=name is not due[-1])
+
+    def _add_tag(self, queue: Queue, consumer_tag: str | None = None) -> str:
+        tag = consumer_tag or self._new_tag()
+        self._active_tags[queue.name] = tag
+        return tag
+
+    def _basic_consume(
+        self, queue: Queue, consumer_tag: str | None = None, no_ack: bool | None = None, nowait: bool = True
+    ) -> str:
+        """Consume from a queue, unless that is so already. Returns the consumer tag."""
+        known = self._active_tags.get(queue.name)
+        if known is not None:
+            return known
+        tag = self._add_tag(queue, consumer_tag)
+        try:
+            self._start(queue, tag, no_ack, nowait and not isinstance(self.channel, Channel))
+        except BaseException:
+            self._active_tags.pop(queue.name, None)
+            raise
+        return tag
+
+    def _start(self, queue: Queue, tag: str, no_ack: bool | None, nowait: bool) -> None:
+        self._active_queue_no_ack[queue.name] = no_ack
         self._cancelled.discard(queue.name)
-        receive: Callable[[Message], Any] = self._receive
+        receive: Callable[[Message], Any] = self._receive_callback if self._overrides_callback else self._receive
         if self._offsets is not None:
             kept = self._offsets.offsets.get(queue.name)
             if kept is not None and queue.name not in self._facade.stream_positions.to_go_on:
@@ -197,11 +219,9 @@ class Consumer:
         receive = facade.receiver(self, tag, queue.name, bool(queue.no_ack if no_ack is None else no_ack), receive)
         if self._collector is not None:
             facade.add_collector(self._collector)
-        self._active_tags[queue.name] = tag
         try:
-            queue.consume(tag, receive, no_ack=no_ack, on_cancel=self._on_cancelled)
+            queue.consume(tag, receive, no_ack=no_ack, nowait=nowait, on_cancel=self._on_cancelled)
         except BaseException:
-            self._active_tags.pop(queue.name, None)
             facade.forget(tag)
             raise
         facade.tell_renames(tag, self._on_renamed)
@@ -229,7 +249,7 @@ class Consumer:
         queue = self._queues[now] = self._queues.pop(before)
         queue.name = now
         self._active_tags[now] = self._active_tags.pop(before)
-        self._no_ack_of[now] = self._no_ack_of.pop(before)
+        self._active_queue_no_ack[now] = self._active_queue_no_ack.pop(before)
 
     @property
     def stream_offsets(self) -> dict[str, int]:
@@ -259,6 +279,7 @@ class Consumer:
         if self._offsets is not None:
             self._offsets.update(self.stream_offsets, at_once=True)
         self._cancelled.clear()
+        self._active_queue_no_ack.clear()
         with ExitStack() as stack:  # if a callback raises meanwhile, the others are cancelled all the same
             stack.callback(self._stop_collecting, tags)
             for name in reversed(list(self._active_tags)):
@@ -271,6 +292,7 @@ class Consumer:
         name = queue.name if isinstance(queue, Queue) else queue
         self._queues.pop(name, None)
         self._cancelled.discard(name)
+        self._active_queue_no_ack.pop(name, None)
         tag = self._active_tags.pop(name, None)
         if tag is not None:
             self._end(tag)
@@ -311,7 +333,7 @@ class Consumer:
                 self._active_tags[name] = successor
 
     def _new_tag(self) -> str:
-        return f"{self.tag_prefix}{next(_tags)}"
+        return f"{self.tag_prefix}{next(self._tags)}"
 
     def flow(self, active: bool) -> None:
         """Pause deliveries, or let them go on."""

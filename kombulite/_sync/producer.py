@@ -19,6 +19,7 @@ from kombulite.abstract import is_connection
 from kombulite.entity import Exchange, is_declared
 from kombulite.message import Message
 from kombulite.transport.adapter import facade_channel
+from kombulite.utils.functional import ChannelPromise
 
 if TYPE_CHECKING:
     from kombulite._client.hooks import Hooks
@@ -106,7 +107,7 @@ class Producer(MessageMaker):
         compression: str | None = None,
         on_return: Callable[[Exception, str, str, Message], Any] | None = None,
     ) -> None:
-        self._channel: Channel | None = None
+        self._facade: Channel | None = None
         self.__connection__: BlockingConnection | None = None
         self._declared: Any = None  # the connection's declarations that hold ours
         self._exchange: Exchange | None = None  # of this exchange
@@ -122,22 +123,41 @@ class Producer(MessageMaker):
 
     @property
     def channel(self) -> Any:
-        """The channel. One that comes from a connection is opened now if it was not yet, or is not any more."""
+        """The channel, or None. One that comes from a connection is opened now if it is not, or is not any more."""
+        if self._facade is None and self.__connection__ is None:
+            return None
         return self._open_channel().public
 
     @channel.setter
     def channel(self, channel: Any) -> None:
-        self._channel = None if channel is None else facade_channel(channel)
+        self._facade = None if channel is None or isinstance(channel, ChannelPromise) else facade_channel(channel)
+
+    @property
+    def _channel(self) -> Any:
+        """The channel, a promise of it if it comes from a connection and is not opened yet, or None."""
+        if self._facade is not None:
+            return self._facade.public
+        return None if self.__connection__ is None else ChannelPromise(self._get_channel)
+
+    @_channel.setter
+    def _channel(self, channel: Any) -> None:
+        self.channel = channel
+
+    def _get_channel(self) -> Any:
+        return self.channel
+
+    def _set_channel(self, channel: Any) -> None:
+        self.channel = channel
 
     def _open_channel(self) -> Channel:
-        channel = self._channel
+        channel = self._facade
         if channel is not None and channel.connection.state is State.LOST:
             # That was raised already, to whoever noticed it. Now it comes back, with its channels; one try.
             channel.connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
         if channel is None or (self.__connection__ is not None and not channel.is_open):
             if self.__connection__ is None:
                 raise exceptions.NotBoundError("the producer has no channel and no connection")
-            self._channel = None
+            self._facade = None
             if channel is not None and channel.publish_failed:
                 # What was published since may be lost: each producer on that channel is told, once.
                 assert channel.failure is not None
@@ -149,7 +169,7 @@ class Producer(MessageMaker):
     @property
     def connection(self) -> Any:
         """The connection, if there is one yet."""
-        return self.__connection__ or (self._channel.connection.client if self._channel is not None else None)
+        return self.__connection__ or (self._facade.connection.client if self._facade is not None else None)
 
     @property
     def supports_batch_publish(self) -> bool:
@@ -162,12 +182,12 @@ class Producer(MessageMaker):
         """Go on with another channel, or a connection's, after the old one was lost."""
         if channel is None or is_connection(channel):
             self.__connection__ = channel
-            self._channel = None
+            self._facade = None
         else:
             self._attach(facade_channel(channel))
 
     def _attach(self, channel: Channel) -> None:
-        self._channel = channel
+        self._facade = channel
         public = channel.public
         if not (self.exchange.is_bound and self.exchange.channel is public):
             self.exchange = self.exchange(public)
@@ -266,9 +286,11 @@ class Producer(MessageMaker):
 
     def _insured(self, retry_policy: Mapping[str, Any] | None, fun: Callable[..., Any], *args: Any) -> Any:
         """Call, and call again as the policy says."""
-        connection = self.__connection__ or (self._channel.connection if self._channel is not None else None)
+        connection: Any = self.__connection__ or (self._facade.connection if self._facade is not None else None)
         if connection is None:
             raise exceptions.NotBoundError("the producer has no channel and no connection")
+        if getattr(connection, "ensures_itself", None) is not True:  # a program has replaced it, or its method
+            return connection.ensure(self, fun, **(retry_policy or {}))(*args)
         policy = RetryPolicy(**retry_policy) if retry_policy else RetryPolicy()
         return connection.call_insured(self, policy, fun, *args)
 
@@ -383,11 +405,11 @@ class Producer(MessageMaker):
     def _leave_closed(self, channel: Channel) -> None:
         """Do not ask a channel again what it failed with: that is being told now."""
         if not channel.is_open and self.__connection__ is not None:
-            self._channel = None
+            self._facade = None
 
     def _ready_channel(self, declare: Iterable[Any] | None) -> Channel | None:
         """The channel, if it is open, and our exchange and all these entities were declared."""
-        channel = self._channel
+        channel = self._facade
         if channel is None or not channel.is_open:
             return None
         declared = channel.session.declared
@@ -436,5 +458,5 @@ class Producer(MessageMaker):
         )
 
     def __repr__(self) -> str:
-        channel = None if self._channel is None else self._channel.public
+        channel = None if self._facade is None else self._facade.public
         return f"<{type(self).__name__}: {channel or self.__connection__!r}>"

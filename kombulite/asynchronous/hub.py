@@ -14,10 +14,11 @@ from threading import get_ident
 from types import GeneratorType
 from typing import Any
 
+from kombulite.asynchronous import debug
 from kombulite.asynchronous.timer import Entry, Timer
 from kombulite.log import get_logger
 from kombulite.utils.compat import fileno
-from kombulite.utils.eventio import ERR, READ, WRITE, poll
+from kombulite.utils.eventio import ERR, READ, WRITE, Poller, poll
 from kombulite.utils.locks import Lock
 from kombulite.utils.objects import cached_property
 
@@ -110,6 +111,7 @@ class Hub:
         self._ready: list[Callable[[], Any]] = []
         self._ready_lock = Lock()
         self._loop: Iterator[None] | None = None
+        self._running = False
         self._poller: Any = None
         self._waker: _Waker | None = None
         self._thread: int | None = None  # that runs it
@@ -120,8 +122,7 @@ class Hub:
     def poller(self) -> Any:
         """What waits for the descriptors; made when it is first asked for."""
         if self._poller is None:
-            self._poller, self._waker = poll(), _Waker()
-            self._poller.register(self._waker.fileno(), READ)
+            self._create_poller()
         return self._poller
 
     @poller.setter
@@ -129,9 +130,18 @@ class Hub:
         if self._waker is not None:
             self._waker.close()
         self._poller, self._waker = poller, None
-        if poller is not None:
+        if isinstance(poller, Poller):  # what others wait with need not know of the pipe
             self._waker = _Waker()
             poller.register(self._waker.fileno(), READ)
+
+    def _create_poller(self) -> None:
+        self.poller = poll()
+
+    def _close_poller(self) -> None:
+        poller = self._poller
+        if poller is not None:
+            self.poller = None
+            poller.close()
 
     def add(
         self,
@@ -148,10 +158,11 @@ class Hub:
         fd = fileno(fd)
         callbacks = self.readers if flags & READ else self.writers
         callbacks[fd] = None if consolidate else (callback, args)
+        other = (WRITE if fd in self.writers else 0) if flags & READ else (READ | ERR if fd in self.readers else 0)
         try:
-            self._watch(fd)
+            self.poller.register(fd, flags | other)
         except (ValueError, OSError):
-            self.remove(fd)
+            self._remove_from_loop(fd)
             raise
         if consolidate:
             self.consolidate.add(fd)
@@ -166,7 +177,22 @@ class Hub:
 
     def remove(self, fd: Any) -> None:
         """Forget a descriptor."""
-        self._forget(fileno(fd), self.readers, self.writers)
+        self._remove_from_loop(fileno(fd))
+
+    def _remove_from_loop(self, fd: int) -> None:
+        self._forget(fd, self.readers, self.writers)
+
+    def _discard(self, fd: Any) -> None:
+        """Forget the callbacks of a descriptor, and leave the poller alone."""
+        fd = fileno(fd)
+        for listing in (self.readers, self.writers):
+            listing.pop(fd, None)
+        self.consolidate.discard(fd)
+
+    def _unregister(self, fd: Any) -> None:
+        """Have the poller forget a descriptor, which may be closed, and leave its callbacks alone."""
+        with suppress(AttributeError, KeyError, OSError, ValueError):
+            self.poller.unregister(fd)
 
     def remove_reader(self, fd: Any) -> None:
         """Wait no longer for reading."""
@@ -181,16 +207,12 @@ class Hub:
             listing.pop(fd, None)
         if fd not in self.writers:
             self.consolidate.discard(fd)
-        with suppress(ValueError, OSError):  # it may be closed by now
-            self._watch(fd)
-
-    def _watch(self, fd: int) -> None:
-        """Have the poller wait for what there are callbacks for."""
         events = (READ | ERR if fd in self.readers else 0) | (WRITE if fd in self.writers else 0)
         if events:
-            self.poller.register(fd, events)
+            with suppress(ValueError, OSError):  # it may be closed by now
+                self.poller.register(fd, events)
         else:
-            self.poller.unregister(fd)
+            self._unregister(fd)
 
     # --- calls
 
@@ -235,7 +257,7 @@ class Hub:
     ) -> float:
         """Make the timed calls that are due, ``max_timers`` at most. Returns the seconds until the next is."""
         delay: float | None = None
-        for _ in range(max_timers if len(self.timer) else 0):
+        for _ in range(max_timers if self.timer._queue else 0):
             delay, entry = next(self.scheduler)
             if entry is None:
                 break
@@ -248,7 +270,7 @@ class Hub:
                     raise
                 logger.error("Error in timer: %r", error, exc_info=True)
         else:
-            if len(self.timer):
+            if self.timer._queue:
                 return 0  # more may be due
         return min(min_delay if delay is None else delay, max_delay)
 
@@ -260,11 +282,15 @@ class Hub:
 
     def run_forever(self) -> None:
         """Run until ``stop``."""
-        while True:
-            try:
-                self.run_once()
-            except Stop:
-                return
+        self._running = True
+        try:
+            while True:
+                try:
+                    self.run_once()
+                except Stop:
+                    return
+        finally:
+            self._running = False
 
     def run_once(self) -> None:
         """Run one turn: it may wait for events, 10 seconds at most."""
@@ -278,7 +304,7 @@ class Hub:
 
     def stop(self) -> None:
         """Leave the loop at the next turn; from any thread."""
-        self.call_soon(_raise_stop)
+        self.call_soon(_raise_stop_error)
 
     @property
     def loop(self) -> Iterator[None]:
@@ -303,16 +329,26 @@ class Hub:
                 if ready:  # one raised, and the others are due still
                     with self._ready_lock:
                         self._ready[:0] = ready
-            self._poll(0 if has_more or self._ready else delay)
+            try:
+                events = self.poller.poll(0 if has_more or self._ready else delay)
+            except ValueError:  # the poller was closed
+                return
+            self._dispatch(events)
             yield
 
-    def _poll(self, timeout: float) -> None:
+    def _dispatch(self, found: Any) -> None:
         writable = []
-        for fd, events in self.poller.poll(timeout):
+        for fd, events in found or ():
             if self._waker is not None and fd == self._waker.fileno():
                 self._waker.drain()
             elif fd in self.consolidate and self.writers.get(fd) is None:
                 writable.append(fd)
+            elif fd not in self.readers and fd not in self.writers:
+                self._unregister(fd)
+            elif not events & (READ | WRITE):
+                if not events & ERR:
+                    logger.info(W_UNKNOWN_EVENT, events, fd)
+                self._call(fd, self.readers if fd in self.readers else self.writers)
             else:
                 for event, callbacks in ((READ, self.readers), (WRITE, self.writers)):
                     if events & event and fd in callbacks:
@@ -382,9 +418,17 @@ class Hub:
             self._waker.close()
             self._poller = self._waker = None
 
+    def repr_active(self) -> str:
+        """Return what it waits for, as text."""
+        return debug.repr_active(self)
+
+    def repr_events(self, events: Any) -> str:
+        """Return events that a poller returned, as text."""
+        return debug.repr_events(self, events or [])
+
     def __repr__(self) -> str:
         return f"<Hub@{id(self):#x}: R:{len(self.readers)} W:{len(self.writers)}>"
 
 
-def _raise_stop() -> None:
+def _raise_stop_error() -> None:
     raise Stop

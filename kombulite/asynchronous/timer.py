@@ -6,6 +6,7 @@ import sys
 import time as clock
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone, tzinfo
+from functools import total_ordering
 from heapq import heappop, heappush
 from itertools import count
 from time import monotonic
@@ -44,6 +45,7 @@ def to_timestamp(
     return max((d - EPOCH).total_seconds() - clock.time() + time(), 0)
 
 
+@total_ordering
 class Entry:
     """A call: ``fun(*args, **kwargs)``. ``canceled``: it will not be made."""
 

@@ -237,7 +237,7 @@ class Transport:
 
     def driver_version(self) -> str:
         """Version of the library that talks to the broker."""
-        return ""
+        return "N/A"
 
     @property
     def heartbeat_interval(self) -> float:
@@ -249,10 +249,10 @@ class Transport:
         """Whether half of the time is gone after which a silent broker is given up."""
         return False
 
-    def heartbeat_check(self, rate: float = 2) -> None:
+    def heartbeat_check(self, connection: Any = None, rate: float = 2) -> None:
         """Send a heartbeat if one is due, and raise if the broker's are missing."""
 
-    def qos_semantics_matches_spec(self) -> bool:
+    def qos_semantics_matches_spec(self, connection: Any = None) -> bool:
         """Whether a prefetch count without ``apply_global`` bounds the channel (AMQP), not a consumer (RabbitMQ)."""
         return True
 
@@ -289,6 +289,57 @@ class Transport:
             exchange_type=able.exchange_types,
             heartbeats=able.heartbeats,
         )
+
+    # --- the verbs of kombu's transports, for programs that call them: ``connection`` is this transport
+
+    default_port: ClassVar[int | None] = None
+    can_parse_url: ClassVar[bool] = False
+
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        """What a URL that leaves it out stands for, by the names of ``Connection``'s parameters."""
+        return {"port": self.default_port, "hostname": "localhost"}
+
+    def establish_connection(self) -> Any:
+        """Connect, if that was not done yet. Returns the transport."""
+        if not self.connected:
+            self.connect()
+        return self
+
+    def close_connection(self, connection: Any) -> None:
+        """Close the connection."""
+        self.close()
+
+    def create_channel(self, connection: Any) -> Any:
+        """Return a new channel of the ``Connection`` that it was made for."""
+        return self.client.channel()
+
+    def drain_events(self, connection: Any, **kwargs: Any) -> Any:
+        """Wait for one event and run its callback, as the ``Connection`` does."""
+        return self.client.drain_events(**kwargs)
+
+    def verify_connection(self, connection: Any) -> bool:
+        """Return whether the connection is open."""
+        return self.connected
+
+    def get_heartbeat_interval(self, connection: Any) -> float:
+        """Return the seconds between heartbeats, 0 for none."""
+        return self.heartbeat_interval
+
+    @property
+    def supports_heartbeats(self) -> bool:
+        """Whether it has heartbeats."""
+        return self.capabilities.heartbeats
+
+    @property
+    def supports_ev(self) -> bool:
+        """Whether an event loop can wait for its events."""
+        return self.capabilities.asynchronous
+
+    @property
+    def manager(self) -> Any:
+        """What administers the broker."""
+        return self.get_manager()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Let a ``Hub`` run the callbacks of what arrives. Nothing where the transport is not asynchronous."""

@@ -121,6 +121,9 @@ class ChannelVerbs:
         """Bound the messages that are delivered and not settled."""
         self.raw.basic_qos(prefetch_size, prefetch_count, apply_global)
 
+    def successor_count(self, channel: int, consumer_tag: str, prefetch_count: int, apply_global: bool) -> None:
+        """Return None: no running consumer has to be replaced."""
+
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
         """Say what becomes of a delivery."""
         if outcome is Outcome.ACK:
@@ -174,7 +177,8 @@ def _prepared(properties: Properties) -> tuple[Any, ...]:
     others = properties.as_dict()
     priority, content_type = others.pop("priority", None), others.pop("content_type", None)
     content_encoding, headers = others.pop("content_encoding", None), others.pop("headers", None) or {}
-    is_text = content_encoding == "utf-8" and "compression" not in headers
+    # As kombu's serializers return it; a body that was text already goes as bytes there.
+    is_text = content_encoding == "utf-8" and content_type != "text/plain" and "compression" not in headers
     return priority, content_type, content_encoding, headers, others, is_text
 
 
@@ -320,7 +324,7 @@ def facade_channel(channel: Any) -> Channel:
         found: AdaptedChannel = known
         return found
     client = getattr(getattr(channel, "connection", None), "client", None)
-    transport = getattr(client, "_transport", None)
+    transport = getattr(client, "_carrier", None)
     if isinstance(transport, AdaptedTransport):
         made = AdaptedChannel(client, transport, transport.open_channel(), channel)
     else:
@@ -354,6 +358,7 @@ class BorrowedConnection:
 
     hooks = None
     state = State.OPEN
+    ensures_itself = True
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
@@ -471,6 +476,11 @@ class AdaptedTransport(base.Transport):
                 pass
         self.raw.client = None
 
+    @property
+    def closes_to_collect(self) -> bool:
+        """Whether dropping the connection is the same as closing it: the transport knows no other way."""
+        return os.getpid() == self._process and not hasattr(self.raw, "_collect")
+
     def collect(self) -> None:
         """Drop the connection, talking to the broker as little as the transport can."""
         link, self.link = self.link, None
@@ -516,11 +526,11 @@ class AdaptedTransport(base.Transport):
         """Seconds between heartbeats, 0 for none."""
         return self.raw.get_heartbeat_interval(self.link)  # type: ignore[no-any-return]
 
-    def heartbeat_check(self, rate: float = 2) -> Any:
+    def heartbeat_check(self, connection: Any = None, rate: float = 2) -> Any:
         """Send a heartbeat if one is due."""
         return self.raw.heartbeat_check(self.link, rate=rate)
 
-    def qos_semantics_matches_spec(self) -> bool:
+    def qos_semantics_matches_spec(self, connection: Any = None) -> bool:
         """Return whether a prefetch count without ``apply_global`` bounds the channel."""
         return bool(self.raw.qos_semantics_matches_spec(self.link))
 
@@ -559,7 +569,7 @@ class AdaptedTransport(base.Transport):
         """Return a number for the facade's part of a channel."""
         return next(self._numbers)
 
-    def create_channel(self) -> Any:
+    def create_channel(self, connection: Any = None) -> Any:
         """Return a new channel of the transport's."""
         return self.raw.create_channel(self.link)
 

@@ -1,7 +1,7 @@
 """The memory transport as others subclass it: queues of the process.
 
-The URL ``memory://`` means kombulite's own memory transport, which is another one (``kombulite.brokers.memory``): this
-module's classes are what subclasses and mocks stand on.
+The URL ``memory://`` means kombulite's own memory transport, which is another one (``kombulite.brokers.memory``), with
+queues of its own. This module's classes are for programs that name or subclass them, and look into their queues.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class Channel(virtual.Channel):
     def _queue_bind(self, *args: Any) -> None:
         """Do nothing: the bindings are in the process's state."""
 
-    def _size(self, queue: str) -> int:
-        return int(self._queue_for(queue).qsize())
+    def _size(self, queue: str) -> Any:
+        return self._queue_for(queue).qsize()
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         self.queues.pop(queue, None)
 
-    def _purge(self, queue: str) -> int:
+    def _purge(self, queue: str) -> Any:
         waiting = self._queue_for(queue)
-        size = int(waiting.qsize())
+        size = waiting.qsize()
         waiting.queue.clear()
         return size
 
@@ -68,9 +68,6 @@ class Channel(virtual.Channel):
 
 class Transport(virtual.Transport):
     """A connection to the queues of the process."""
-
-    #: What ``Connection`` runs for this very class.
-    native = "kombulite.brokers.memory:Transport"
 
     Channel: Any = Channel
 

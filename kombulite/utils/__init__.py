@@ -12,6 +12,7 @@ from kombulite.utils.uuid import uuid
 __all__ = [
     "EqualityDict",
     "cached_property",
+    "emergency_dump_state",
     "fileno",
     "fxrange",
     "fxrangemax",

@@ -20,7 +20,7 @@ ERR = 0x008 | 0x010
 SELECT_BAD_FD = {errno.EBADF}
 
 
-class _Poller:
+class Poller:
     """Descriptors, and the events to wait for at each. In a forked child it starts with none."""
 
     def __init__(self) -> None:
@@ -62,9 +62,9 @@ class _Poller:
         self._selector.close()
 
 
-def poll(*args: Any, **kwargs: Any) -> _Poller:
+def poll(*args: Any, **kwargs: Any) -> Poller:
     """A poller."""
-    return _Poller()
+    return Poller()
 
 
 def selector_of(file: Any, events: int) -> selectors.BaseSelector:

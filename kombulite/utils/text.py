@@ -44,18 +44,15 @@ def fmatch_best(needle: str, haystack: Iterable[str], min_ratio: float = 0.6) ->
 
 
 def version_string_as_tuple(s: str) -> version_info_t:
-    """Return a version such as ``3.13.0rc1-2`` in parts."""
+    """Return a version such as ``3.13.0rc1-2`` or ``3.3.1.a3.40c32`` in parts."""
     numbers = s.split(".", 3)
-    digits = [int(number) for number in numbers[:2]]
-    major, minor = [*digits, 0][:2]
-    micro_text, release, serial = "0", "", ""
-    if len(numbers) > 2:
-        micro_text = numbers[2]
-        if len(numbers) > 3:
-            release = numbers[3]
-        else:
-            size = next((i for i, letter in enumerate(micro_text) if not letter.isdigit()), len(micro_text))
-            micro_text, release = micro_text[:size], micro_text[size:]
-        if "-" in release:
-            release, _, serial = release.partition("-")
-    return version_info_t(major, minor, int(micro_text or 0), release, serial)
+    major, minor = (int(number) for number in [*numbers[:2], "0"][:2])
+    if len(numbers) < 3:
+        return version_info_t(major, minor, 0, "", "")
+    if len(numbers) > 3:
+        release, _, serial = numbers[3].replace("-", ".").partition(".")
+        return version_info_t(major, minor, int(numbers[2]), release, serial)
+    micro = numbers[2]
+    size = next((i for i, letter in enumerate(micro) if not letter.isdigit()), len(micro))
+    release, _, serial = micro[size:].partition("-")
+    return version_info_t(major, minor, int(micro[:size] or 0), release, serial)

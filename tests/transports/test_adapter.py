@@ -385,18 +385,19 @@ def test_a_channel_that_is_dropped_gives_its_messages_back(connection, queue):
     assert len(StoreChannel.stores["q"]) == 1
 
 
-def test_subclasses_of_the_memory_transport_are_not_replaced():
+def test_classes_of_the_memory_transport_are_not_replaced():
     class Mine(memory_module.Transport):
         pass
 
-    with Connection(transport=Mine) as connection:
-        assert type(connection.transport) is Mine
-        channel = connection.default_channel
-        channel._new_queue("mine")
-        channel._put("mine", channel.prepare_message("x"))
-        assert channel._size("mine") == 1
-        assert channel._purge("mine") == 1
-    with Connection(transport=memory_module.Transport) as connection:
+    for cls in (Mine, memory_module.Transport):
+        with Connection(transport=cls) as connection:
+            assert type(connection.transport) is cls
+            channel = connection.default_channel
+            channel._new_queue("mine")
+            channel._put("mine", channel.prepare_message("x"))
+            assert channel._size("mine") == 1
+            assert channel._purge("mine") == 1
+    with Connection(transport="memory") as connection:
         assert connection.transport.driver_type == "memory"
         assert type(connection.channel()) is kombulite._sync.channel.Channel
 

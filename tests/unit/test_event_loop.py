@@ -475,7 +475,7 @@ def test_facts_about_transports():
     connection = Connection("memory://")
     transport = connection.transport
     assert transport.client is connection
-    assert (transport.driver_type, transport.driver_name, transport.driver_version()) == ("memory", "memory", "")
+    assert (transport.driver_type, transport.driver_name, transport.driver_version()) == ("memory", "memory", "N/A")
     implements = transport.implements
     assert implements["heartbeats"] is implements.heartbeats is False
     assert implements.asynchronous is False

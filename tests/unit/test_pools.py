@@ -86,7 +86,7 @@ def test_limit_is_kept_whatever_threads_do():
     assert most[0] <= 3
     assert not pool._dirty
     assert pool._out == 0
-    assert len(pool._free) <= 3
+    assert pool._resource.qsize() <= 3
 
 
 @pytest.mark.parametrize("give_back", ["release", "replace", "resize", "close"])
@@ -137,7 +137,7 @@ def test_without_limit_nothing_is_kept():
             thing.release()
         assert all(thing.closed for thing in things)
         assert not pool._dirty
-        assert not pool._free
+        assert pool._resource.empty()
 
 
 def test_released_twice_is_kept_once():
@@ -254,8 +254,10 @@ def test_failing_to_make_one_gives_the_place_back():
 
 
 def test_preload():
-    assert len(Things(3, preload=2)._free) == 2
-    assert len(Things(3, preload=5)._free) == 3
+    for preload, made in ((2, 2), (5, 3)):
+        pool = Things(3, preload=preload)
+        assert pool._resource.qsize() == 3
+        assert sum(isinstance(each, Thing) for each in pool._resource.queue) == made
 
 
 def test_limit_is_a_number():
@@ -407,13 +409,13 @@ kept.release()
 pool._lock.acquire()  # as another thread might hold it
 child = os.fork()
 if child == 0:
-    assert pool._free == [] and pool._out == 0
+    assert pool._resource.empty() and pool._out == 0
     fresh = pool.acquire(block=True, timeout=5)
     assert fresh is not kept and fresh is not out
     fresh.connect()
     fresh.release()
     out.release()
-    assert pool._free == [fresh]
+    assert pool._resource.queue == [fresh]
     os._exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 pool._lock.release()

@@ -128,14 +128,21 @@ class Transport(BaseTransport):
     def is_suspect(self) -> bool:
         return self._conversation is not None and self._conversation.link.is_suspect
 
-    def heartbeat_check(self, rate: float = 2) -> None:
+    default_port = 5672
+
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        """What a URL that leaves it out stands for."""
+        return {**super().default_connection_params, "userid": "guest", "password": "guest", "login_method": "PLAIN"}
+
+    def heartbeat_check(self, connection: Any = None, rate: float = 2) -> None:
         self._talk().link.beat(rate)
 
     @property
     def heartbeat_interval(self) -> float:
         return self._conversation.link.heartbeat if self._conversation is not None else super().heartbeat_interval
 
-    def qos_semantics_matches_spec(self) -> bool:
+    def qos_semantics_matches_spec(self, connection: Any = None) -> bool:
         # RabbitMQ 3.3 to 3.x: the limit is for each consumer.
         return not self._is_rabbitmq_since((3, 3)) or self._is_rabbitmq_since((4, 0))
 

@@ -52,6 +52,7 @@ class Transport(BaseTransport):
     Raises ValueError for settings that cannot be.
     """
 
+    default_port = 6379
     driver_type = "redis"
     driver_name = "redis"
     async_transport = "kombulite.brokers.redis.aio:AsyncTransport"

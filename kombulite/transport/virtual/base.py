@@ -21,8 +21,9 @@ from time import monotonic, sleep
 from typing import Any, ClassVar, NamedTuple
 from weakref import ref
 
+from amqp.protocol import queue_declare_ok_t
+
 from kombulite import exceptions
-from kombulite.brokers.base import QueueInfo
 from kombulite.exceptions import (
     ChannelError,
     DecodeError,
@@ -527,7 +528,7 @@ class Channel(AbstractChannel, base.StdChannel):
             raise self._not_found("queue", queue)
         elif _is_inherited(self, "_has_queue"):
             self._new_queue(queue, **kwargs)  # nobody knows whether it is there, and asking must not fail for that
-        return QueueInfo(queue, self._size(queue), 0)
+        return queue_declare_ok_t(queue, self._size(queue), 0)
 
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any) -> Any:
         """Delete a queue and its bindings."""
@@ -887,7 +888,7 @@ class Channel(AbstractChannel, base.StdChannel):
                 connection._used_channel_ids.append(channel_id)
                 return channel_id
         text = f"No free channel ids, current={len(connection.channels)}, channel_max={connection.channel_max}"
-        raise ResourceError(text, (20, 10))
+        raise ResourceError(text, (20, 10), "Channel.open")
 
 
 def _is_inherited(channel: Channel, name: str) -> bool:
