@@ -139,6 +139,7 @@ class OffsetKeeper:
         self._offsets = dict(store.load())
         self._saved = dict(self._offsets)
         self._due = monotonic() + SAVE_INTERVAL
+        self._lock = Lock()
 
     @property
     def offsets(self) -> Mapping[str, int]:
@@ -147,11 +148,13 @@ class OffsetKeeper:
 
     def update(self, offsets: Mapping[str, int], at_once: bool = False) -> None:
         """Note how far the consumer is, and save that if it is time."""
-        self._offsets.update(offsets)
-        if (at_once or monotonic() >= self._due) and self._offsets != self._saved:
-            self._store.save(self._offsets)
-            self._saved = dict(self._offsets)
-            self._due = monotonic() + SAVE_INTERVAL
+        with self._lock:
+            self._offsets.update(offsets)
+            if (at_once or self.is_due()) and self._offsets != self._saved:
+                self._store.save(self._offsets)
+                self._saved = dict(self._offsets)
+            if self.is_due():
+                self._due = monotonic() + SAVE_INTERVAL
 
     def is_due(self) -> bool:
         """Return whether it is time to save."""

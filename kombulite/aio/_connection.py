@@ -14,6 +14,7 @@ from kombulite._client.hooks import Hook, Hooks
 from kombulite._client.lifecycle import State
 from kombulite._client.process import register
 from kombulite._client.retry import NextTry, RetryPolicy, next_try
+from kombulite._client.streams import OffsetStore
 from kombulite._client.topology import Binding
 from kombulite._core import declaration_key
 from kombulite.aio._calls import Caller
@@ -270,6 +271,7 @@ class Connection(Address):
         dead_letter: Queue | Exchange | str | None = None,
         exclusive: bool = False,
         auto_declare: bool = True,
+        offsets: OffsetStore | None = None,
     ) -> Messages:
         """Consume from queues, within ``async with``.
 
@@ -281,12 +283,14 @@ class Connection(Address):
             max_deliveries: With ``dead_letter``: a message that was delivered so many times and came back goes there.
             exclusive: Whether no other consumer may have the queues.
             auto_declare: Whether the queues are declared first.
+            offsets: A place where the offsets of streams are kept for the next start of the program, such as
+                ``kombulite.contrib.stream_offsets.OffsetFile``. It is used in a thread.
         """
         given = [queues] if isinstance(queues, (Queue, str)) else list(queues)
         found = [Queue(each) if isinstance(each, str) else each for each in given]
         rule = dead_letter_rule(max_deliveries, dead_letter)
         accepted = prepare_accept_content(accept)
-        return Messages(self, self.session, found, prefetch, no_ack, accepted, rule, exclusive, auto_declare)
+        return Messages(self, self.session, found, prefetch, no_ack, accepted, rule, exclusive, auto_declare, offsets)
 
     async def get(
         self,

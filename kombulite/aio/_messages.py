@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from datetime import datetime
 from functools import partial
 from logging import getLogger
 from time import monotonic
@@ -15,6 +17,7 @@ from kombulite import message as messages
 from kombulite._client.batching import MessageBatch as SyncMessageBatch
 from kombulite._client.dead_letters import DeadLetterRule, Verdict
 from kombulite._client.declarations import consumer_arguments
+from kombulite._client.streams import OffsetKeeper, OffsetStore, StreamPositions, now
 from kombulite._core import Delivery
 from kombulite.aio._session import Channel, Session
 from kombulite.brokers.aio import Pending, closed, refuse, resolve
@@ -166,6 +169,7 @@ class Messages:
         rule: DeadLetterRule | None,
         exclusive: bool,
         auto_declare: bool,
+        offsets: OffsetStore | None,
     ) -> None:
         if prefetch < 1:
             raise ValueError(f"prefetch must be at least 1, got {prefetch}")
@@ -184,6 +188,10 @@ class Messages:
         self._waiters: deque[Pending[None]] = deque()
         self._error: BaseException | None = None
         self._is_over = False
+        self._positions = StreamPositions()
+        self._started: datetime | None = None
+        self._store = offsets
+        self._keeper: OffsetKeeper | None = None
 
     # --- beginning and end
 
@@ -193,6 +201,10 @@ class Messages:
         if self._auto_declare:
             for queue in self._queues:
                 await self._connection.declare(queue)
+        if self._store is not None and self._keeper is None:
+            self._keeper = await asyncio.to_thread(OffsetKeeper, self._store)
+            for name, offset in self._keeper.offsets.items():
+                self._positions.go_on(name, offset)
         await session.ensure(deadline)
         self._error, self._is_over = None, False
         try:
@@ -203,7 +215,11 @@ class Messages:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self._end()
+        try:
+            await self._end()
+        finally:
+            if self._keeper is not None:
+                await asyncio.to_thread(self._keeper.update, self.stream_offsets, at_once=True)
 
     async def start(self) -> None:
         """Consume on the connection that there is now."""
@@ -212,6 +228,7 @@ class Messages:
         self._names.clear()
         channel = await session.open_channel()
         channel.on_event = self._on_event
+        channel.positions = self._positions
         transport = session.transport
         assert transport is not None
         try:
@@ -220,7 +237,11 @@ class Messages:
                 queue.name = session.topology.renamed.get(queue.name, queue.name)
                 tag = f"{id(self):x}.{number}"
                 self._names[tag] = queue.name
-                arguments = consumer_arguments(queue)
+                arguments: Any = consumer_arguments(queue)
+                if self._started is not None:
+                    arguments = self._positions.resuming(tag, arguments, self._started)
+                else:
+                    arguments = self._positions.starting(queue.name, arguments)
                 await session.answer(
                     transport.consume(channel.number, queue.name, tag, False, self._exclusive, arguments)
                 )
@@ -233,6 +254,7 @@ class Messages:
                 transport.close_channel(channel.number)
             raise
         self._channel = channel
+        self._started = self._started or now()
         session.restored.add(self)
 
     def fail(self, error: BaseException) -> None:
@@ -251,7 +273,10 @@ class Messages:
             for tag in list(self._names):
                 await self._session.wait(transport.cancel(channel.number, tag), deadline, "cancel")
             while self._ready and channel.is_open:
-                pending = channel.settle(self._ready.popleft().delivery_tag, Outcome.RETURN)
+                delivery = self._ready.popleft()
+                if delivery.stream_offset is not None:
+                    continue  # a stream takes nothing back
+                pending = channel.settle(delivery.delivery_tag, Outcome.RETURN)
                 if pending is not None:
                     await self._session.wait(pending, deadline, "settle")
         self._wake_all()
@@ -269,6 +294,21 @@ class Messages:
                 await session.once(channel, close, session.deadline(None), "close a channel")
             except (exceptions.ConnectionError, OSError) as error:
                 logger.warning("a consumer could not be ended: %s", error)
+
+    # --- streams
+
+    @property
+    def stream_offsets(self) -> dict[str, int]:
+        """The offsets at which it would go on, by stream: behind the last message up to which all are acknowledged."""
+        found = {name: self._positions.offset_of(tag) for tag, name in self._names.items()}
+        return {name: offset for name, offset in found.items() if offset is not None}
+
+    async def _save_offsets(self) -> None:
+        """Save how far it is, if it is time; in a thread, for a store may wait. The tasks that iterate do it once."""
+        keeper = self._keeper
+        if keeper is not None and keeper.is_due():
+            save = partial(asyncio.to_thread, keeper.update, self.stream_offsets)
+            await self._session.once((self, "offsets"), save, self._session.deadline(None), "save offsets")
 
     # --- messages
 
@@ -330,7 +370,8 @@ class Messages:
             while not self._ready:
                 self._check()
                 await self._wait()
-            message = await self._take()
+            await self._save_offsets()
+            message = await self._take() if self._ready else None
             if message is not None:
                 return message
 
@@ -342,7 +383,8 @@ class Messages:
                 self._check()
                 if not await self._wait(deadline):
                     return None
-            message = await self._take()
+            await self._save_offsets()
+            message = await self._take() if self._ready else None
             if message is not None:
                 return message
 
@@ -355,6 +397,9 @@ class Messages:
         message = Message.from_delivery(delivery, channel)
         message.queue = self._names.get(delivery.consumer_tag, "")
         message.accept = self._accept
+        if delivery.stream_offset is not None:
+            tag, offset = delivery.consumer_tag or "", delivery.stream_offset
+            self._positions.receive(tag, delivery.delivery_tag, offset, redelivered=delivery.redelivered)
         if self._rule is not None and (verdict := self._rule.judge(message)) is not Verdict.RECEIVE:
             if verdict is Verdict.DEAD_LETTER:
                 await self._dead_letter(message)
@@ -403,6 +448,7 @@ class Messages:
         while len(self._ready) < size and not self._is_over and self._error is None:
             if not await self._wait(deadline):
                 break
+        await self._save_offsets()
         batch = MessageBatch()
         try:
             while self._ready and len(batch) < size:

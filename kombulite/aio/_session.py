@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Iterable
 from functools import partial
 from math import inf
 from time import monotonic
@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar, cast
 from kombulite import exceptions
 from kombulite._client.address import Address
 from kombulite._client.lifecycle import Lifecycle, State
+from kombulite._client.streams import StreamPositions
 from kombulite._client.topology import Topology
 from kombulite._core import Delivery, Tally
 from kombulite.brokers import is_native, resolve_transport
@@ -49,15 +50,23 @@ class Channel:
         self.number = number
         self.is_open = True
         self.on_event: Callable[[Event], object] | None = None
+        self.positions: StreamPositions | None = None  # of its consumers
         self._transport = transport
 
     def settle(self, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> Pending[None] | None:
         """Say what becomes of a delivery. Raises RecoverableConnectionError if its channel is closed."""
+        self._note_settled((delivery_tag,), outcome, multiple)
         return self._transport.settle(self.number, delivery_tag, self._outcome(outcome), multiple)
 
     def settle_many(self, delivery_tags: list[Any], outcome: Outcome) -> Pending[None] | None:
         """Say what becomes of some deliveries."""
+        self._note_settled(delivery_tags, outcome)
         return self._transport.settle_many(self.number, delivery_tags, self._outcome(outcome))
+
+    def _note_settled(self, delivery_tags: Iterable[Any], outcome: Outcome, multiple: bool = False) -> None:
+        """Note how far consumers of streams are, which take nothing back."""
+        if self.positions is not None and self.is_open and outcome in (Outcome.ACK, Outcome.REJECT):
+            self.positions.settle(delivery_tags, multiple)
 
     def _outcome(self, outcome: Outcome) -> Outcome:
         """Return the outcome as the broker knows it."""
