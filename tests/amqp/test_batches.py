@@ -24,7 +24,7 @@ def test_one_ack_for_a_batch_unless_others_are_out(connect, name, monkeypatch):
         batches[-1].ack()
         return sum(sent)
 
-    link = connection.transport._talk().link
+    link = connection.transport._opened().stream
     send = link.send
     monkeypatch.setattr(link, "send", lambda data, *rest, **more: (sent.append(len(data)), send(data, *rest, **more)))
 

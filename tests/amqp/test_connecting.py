@@ -85,7 +85,7 @@ def test_options_in_the_url(dial):
     connection = dial("//?heartbeat=7&connect_timeout=9&login_method=AMQPLAIN")
     connection.connect()
     assert connection.heartbeat == 7
-    assert connection.transport._conversation.link.heartbeat == 7
+    assert connection.transport._protocol.stream.heartbeat.interval == 7
 
 
 def test_password_may_be_a_callable(own_broker):
@@ -324,7 +324,7 @@ def test_sasl_objects(peer):
 
 def test_socket_settings(dial):
     connection = dial(transport_options={"socket_settings": {socket.TCP_KEEPIDLE: 33}})
-    sock = connection.connect()._conversation.link._sock
+    sock = connection.connect()._protocol.stream._sock
     assert sock.getsockopt(socket.SOL_TCP, socket.TCP_KEEPIDLE) == 33
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert sock.getsockopt(socket.SOL_TCP, socket.TCP_NODELAY)

@@ -138,7 +138,7 @@ def test_survives_a_lost_connection(connection, queue):
     drain_until(connection, held, 8)
     consumer.qos(prefetch_count=20)
     drain_until(connection, held, 20)
-    connection.transport._conversation.link.fail(RecoverableConnectionError("the test cut it"))
+    connection.transport._protocol.stream.fail(RecoverableConnectionError("the test cut it"))
     held.clear()
     connection.ensure_connection()
     expected = 0 if queue.auto_delete else 20  # it went with its consumer

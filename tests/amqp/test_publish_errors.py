@@ -9,7 +9,7 @@ import pytest
 
 from kombulite import Consumer, Exchange, Producer, Queue, exceptions
 from kombulite._core import Delivery
-from kombulite.brokers.amqp import conversation
+from kombulite.brokers.amqp import protocol
 from tests.amqp.conftest import in_threads
 
 
@@ -150,8 +150,8 @@ def test_failed_publishes_leave_nothing_behind(connection, name):
     for _ in range(150):
         with pytest.raises(exceptions.NotFound):
             producer.publish("x", exchange=name("missing"))
-    assert not connection.transport._conversation.events
-    assert not connection.transport._conversation._failed
+    assert not connection.transport._protocol.events
+    assert not connection.transport._protocol._failed
 
 
 def test_threads_that_publish_while_their_channel_is_closed(connection, name):
@@ -215,7 +215,7 @@ def test_process_that_only_publishes_gets_what_comes_back(connection, name):
 
 
 def test_returned_messages_do_not_pile_up_without_end(connection, name, monkeypatch, caplog):
-    monkeypatch.setattr(conversation, "MOST_WAITING", 20)
+    monkeypatch.setattr(protocol, "MAX_WAITING_EVENTS", 20)
     channel = connection.channel()
     message = channel.prepare_message("lost", content_type="text/plain", content_encoding="utf-8")
     for number in range(50):

@@ -103,7 +103,7 @@ def test_a_channel_with_a_stream_and_a_queue(
 
 def cut(connection: Connection) -> None:
     """End the TCP connection, as a network does."""
-    connection.transport._talk().link._shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
+    connection.transport._opened().stream._shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
 
 
 class Reader:

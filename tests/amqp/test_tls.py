@@ -162,7 +162,7 @@ def test_default_port():
 def test_versions(dial, broker, name, version):
     connection = dial({"ca_certs": broker.ca, "tls_minimum_version": version, "tls_maximum_version": version})
     connection.connect()
-    assert connection.transport._conversation.link._sock.version() == version.name.replace("_", ".")
+    assert connection.transport._protocol.stream._sock.version() == version.name.replace("_", ".")
     round_trip(connection, name)
 
 

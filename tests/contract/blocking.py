@@ -245,6 +245,7 @@ def blocking(cls: type[BaseTransport], threaded: bool = False) -> type[BlockingT
 
 
 base_requeue = memory.REQUEUE
+AMQPTransport = blocking(amqp.Transport)
 MemoryTransport = blocking(memory.Transport)
 ThreadedMemoryTransport = blocking(memory.Transport, threaded=True)
 FilesystemTransport = blocking(filesystem.Transport, threaded=True)

@@ -66,6 +66,12 @@ BROKERS = {
     "sqlite": Kind("sqlite_url"),
     "postgresql": Kind("postgresql_url"),
     "amqp": Kind("amqp_url", frozenset(["nacks", "flow", "channel prefetch"])),
+    "amqp-aio": Kind(
+        "amqp_url",
+        frozenset(["nacks", "flow", "channel prefetch"]) | EAGER,
+        transport=f"{BLOCKING}:AMQPTransport",
+        like="amqp",
+    ),
     "memory-aio": Kind("localhost", EAGER, transport=f"{BLOCKING}:MemoryTransport", like="memory"),
     "memory-thread": Kind("localhost", EAGER, transport=f"{BLOCKING}:ThreadedMemoryTransport", like="memory"),
     "redis-aio": Kind("redis_url", REDIS_LACKS | EAGER, transport=f"{BLOCKING}:RedisTransport", like="redis"),

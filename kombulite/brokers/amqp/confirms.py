@@ -28,12 +28,11 @@ class Unconfirmed:
 class Confirms:
     """The messages of one channel, by the number that the broker counts them with.
 
-    ``add`` is for when it is the messages' turn to be sent (``Link.send``), so that both count alike. One thread
-    publishes while another reads what the broker says.
+    ``add`` is for when it is the messages' turn to be sent (``send`` of the stream), so that both count alike.
     """
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._first = 1  # no lower number is outstanding
         self._next = 1
         self._outstanding: dict[int, Unconfirmed] = {}
 
@@ -42,59 +41,81 @@ class Confirms:
 
     def add(self, messages: Iterable[Unconfirmed]) -> None:
         """Count messages that are about to be sent."""
-        with self._lock:
-            for message in messages:
-                self._outstanding[self._next] = message
-                self._next += 1
+        for message in messages:
+            self._outstanding[self._next] = message
+            self._next += 1
+
+    def add_one(self, message: Unconfirmed) -> None:
+        """Count a message that is about to be sent."""
+        self._outstanding[self._next] = message
+        self._next += 1
 
     def settle(self, confirm: ConfirmReceived) -> None:
-        """The broker took or refused one message, or all up to it. A number that is not outstanding is nobody's."""
-        tag, outstanding = confirm.delivery_tag, self._outstanding
-        with self._lock:
-            if not confirm.multiple:
-                settled = [outstanding.pop(tag)] if tag in outstanding else []
-            else:
-                settled = [outstanding.pop(number) for number in self._up_to(tag)]
+        """Settle what the broker took or refused: one message, or all up to it. Ignore unknown numbers."""
         error = None if confirm.accepted else exceptions.MessageNacked("the broker refused the message")
-        for message in settled:
+        for message in self.take(confirm.delivery_tag, confirm.multiple):
             message.settle(error)
 
-    def _up_to(self, tag: int) -> list[int]:
-        numbers = []
-        for number in self._outstanding:  # they are in order
-            if tag and number > tag:  # 0 stands for all
-                break
-            numbers.append(number)
-        return numbers
+    def take(self, tag: int, multiple: bool) -> list[Unconfirmed]:
+        """Take out one message, or all up to it (0: all)."""
+        outstanding = self._outstanding
+        if not multiple:
+            message = outstanding.pop(tag, None)
+            return [] if message is None else [message]
+        end = min(tag + 1, self._next) if tag else self._next
+        found = []
+        for number in range(self._first, end):
+            if (message := outstanding.pop(number, None)) is not None:
+                found.append(message)
+        self._first = max(self._first, end)
+        return found
 
     def returned(self, event: ReturnReceived) -> bool:
-        """A message came back; its confirm follows. Returns whether it was one of ours.
+        """Note that a message came back; its confirm follows. Return whether it was one of these.
 
-        It does not say which: of those that are alike it is the first that has not come back yet.
+        The broker does not say which: of those that are alike it is the first that has not come back yet.
         """
         back = event.delivery
         body = body_of(back)
-        with self._lock:
-            for message in self._outstanding.values():
-                sent = message.delivery
-                if (
-                    message.error is None
-                    and sent.routing_key == back.routing_key
-                    and sent.exchange == back.exchange
-                    and sent.body == body
-                ):
-                    message.error = exceptions.MessageReturned(
-                        event.reply_text, (60, 50), "Basic.return", event.reply_code
-                    )
-                    return True
+        for message in self._outstanding.values():
+            sent = message.delivery
+            if (
+                message.error is None
+                and sent.routing_key == back.routing_key
+                and sent.exchange == back.exchange
+                and sent.body == body
+            ):
+                message.error = exceptions.MessageReturned(event.reply_text, (60, 50), "Basic.return", event.reply_code)
+                return True
         return False
 
     def fail(self, error: Exception) -> None:
-        """The channel is closed: what was not confirmed was not taken, or that is not known."""
+        """Settle all, because the channel is closed: the broker did not take them, or that is not known."""
+        for message in self.take(0, True):
+            message.settle(error)
+
+
+class SharedConfirms(Confirms):
+    """Confirms of a channel that threads share: one publishes while another reads what the broker says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = Lock()
+
+    def add(self, messages: Iterable[Unconfirmed]) -> None:
+        """Count messages that are about to be sent."""
         with self._lock:
-            for message in self._outstanding.values():
-                message.settle(error)
-            self._outstanding.clear()
+            super().add(messages)
+
+    def take(self, tag: int, multiple: bool) -> list[Unconfirmed]:
+        """Take out one message, or all up to it (0: all)."""
+        with self._lock:
+            return super().take(tag, multiple)
+
+    def returned(self, event: ReturnReceived) -> bool:
+        """Note that a message came back; its confirm follows. Return whether it was one of these."""
+        with self._lock:
+            return super().returned(event)
 
 
 def all_done(messages: Iterable[Unconfirmed]) -> Callable[[], bool]:

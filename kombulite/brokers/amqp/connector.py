@@ -10,8 +10,8 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from kombulite import exceptions
-from kombulite.brokers.amqp.link import Link
 from kombulite.brokers.amqp.login import PROTOCOL_HEADER, Endpoint, Login
+from kombulite.brokers.amqp.stream import Stream
 from kombulite.brokers.base import Settings
 from kombulite.brokers.options import check_tls_settings
 
@@ -110,8 +110,8 @@ def tls_of(settings: Settings) -> TLS | None:
     return TLS(context, name)
 
 
-def open_link(settings: Settings, write_timeout: float) -> tuple[Link, Login]:
-    """Connect and log in within ``connect_timeout`` seconds. Returns the link, and the login with what was negotiated.
+def open_stream(settings: Settings, write_timeout: float) -> tuple[Stream, Login]:
+    """Connect and log in within ``connect_timeout`` seconds. Return the stream and the login.
 
     Raises:
         AccessRefused: User or password is wrong.
@@ -128,18 +128,18 @@ def open_link(settings: Settings, write_timeout: float) -> tuple[Link, Login]:
             sock.settimeout(_left(deadline))
             sock = tls.context.wrap_socket(sock, server_hostname=tls.server_hostname, do_handshake_on_connect=False)
             sock.do_handshake()
-        link = Link(sock, write_timeout)
+        stream = Stream(sock, write_timeout)
     except BaseException:
         sock.close()
         raise
     try:
-        _log_in(link, login, deadline)
+        _log_in(stream, login, deadline)
     except BaseException:
-        link.close()
+        stream.close()
         raise
-    link.decoder.frame_max = link.encoder.frame_max = login.frame_max
-    link.heartbeat = float(login.heartbeat)
-    return link, login
+    stream.decoder.frame_max = stream.encoder.frame_max = login.frame_max
+    stream.heartbeat.interval = float(login.heartbeat)
+    return stream, login
 
 
 def _left(deadline: float | None) -> float | None:
@@ -172,15 +172,15 @@ def _connect(settings: Settings, deadline: float | None) -> Any:
     raise error
 
 
-def _log_in(link: Link, login: Login, deadline: float | None) -> None:
+def _log_in(stream: Stream, login: Login, deadline: float | None) -> None:
     def handle(event: Any) -> None:
         if answer := login.receive(event):
-            link.send(answer)
+            stream.send(answer)
 
-    link.handle = handle
+    stream.handle = handle
     try:
-        link.send(PROTOCOL_HEADER)
-        if not link.wait(lambda: login.is_done, deadline):
+        stream.send(PROTOCOL_HEADER)
+        if not stream.wait(lambda: login.is_done, deadline):
             raise TimeoutError("the broker did not answer in time")
     except (OSError, exceptions.RecoverableConnectionError) as error:
         explained = login.explain(error)

@@ -173,6 +173,17 @@ class Login:
         )
 
 
+def is_rabbitmq_since(server_properties: Mapping[str, Any], version: tuple[int, int]) -> bool:
+    """Return whether a broker is a RabbitMQ of this version (major, minor) or a later one."""
+    if server_properties.get("product") != "RabbitMQ":
+        return False
+    try:
+        major, minor = (int(part) for part in str(server_properties.get("version")).split(".")[:2])
+    except ValueError:
+        return False
+    return (major, minor) >= version
+
+
 def lower(theirs: int, ours: int) -> int:
     """Return the lower of two limits, of which 0 means none."""
     return min(theirs, ours) if theirs and ours else theirs or ours

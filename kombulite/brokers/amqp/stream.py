@@ -26,6 +26,7 @@ from weakref import WeakSet
 from kombulite import exceptions
 from kombulite._core import HEARTBEAT_FRAME, FrameDecoder, FrameEncoder, ProtocolError
 from kombulite.brokers.amqp.errors import codec_error
+from kombulite.brokers.amqp.heartbeat import Heartbeat
 from kombulite.utils.eventio import selector_of
 from kombulite.utils.locks import NOT_ACQUIRED, Condition, Lock
 
@@ -40,11 +41,11 @@ MAX_SLEEP = 1.0
 MORE: int = getattr(socket, "MSG_MORE", 0)
 
 
-class Link:
+class Stream:
     """A connected socket, with the codec on it.
 
     ``write_timeout``: seconds that a ``send`` may take by default. ``handle(event)``, to be set, is called with what
-    the decoder gives, by the thread that reads; ``heartbeat``: the interval that was negotiated (seconds, 0: none).
+    the decoder gives, by the thread that reads; ``heartbeat``: its interval is set when it was negotiated.
     """
 
     handle: Callable[[Any], None]
@@ -52,8 +53,8 @@ class Link:
     def __init__(self, sock: Any, write_timeout: float) -> None:
         self.decoder = FrameDecoder()
         self.encoder = FrameEncoder()
-        self.failure: Exception | None = None  # why the link is of no use any more
-        self.heartbeat = 0.0
+        self.failure: Exception | None = None  # why the stream is of no use any more
+        self.heartbeat = Heartbeat()
         self.writing = Lock()
         self.reading = Lock()  # the reader's role
         self.waiters = 0  # threads that sleep until the reader has done something
@@ -61,12 +62,9 @@ class Link:
         self._write_timeout = write_timeout
         self._unsent: bytes | memoryview = b""
         self._corked = False
-        self._writes = self._reads = 0
-        self._writes_seen = self._reads_seen = -1
-        self._sent_at = self._received_at = 0.0
         self._pid = os.getpid()
         self._take(sock)
-        _links.add(self)
+        _streams.add(self)
 
     def _take(self, sock: Any) -> None:
         sock.setblocking(False)
@@ -114,14 +112,14 @@ class Link:
         self._abandon()
 
     def _abandon(self) -> None:
-        _links.discard(self)
+        _streams.discard(self)
         self._readable.close()
         self._writable.close()
         self._sock.close()
         self.wake()
 
     def fail(self, error: Exception) -> None:
-        """Note that the link is of no use any more. The first error counts."""
+        """Note that the stream is of no use any more. The first error counts."""
         if self.failure is None:
             self.failure = error
         self.wake()
@@ -132,7 +130,7 @@ class Link:
         self._raise()
 
     def check(self) -> None:
-        """Raise the error that the link ended with, if it has."""
+        """Raise the error that the stream ended with, if it has."""
         if self.failure is not None:
             self._raise()
 
@@ -181,7 +179,7 @@ class Link:
             except self._blocking_errors:
                 sent = 0
             self._corked = more
-            self._writes += 1
+            self.heartbeat.writes += 1
             if sent != len(data):
                 self._unsent = memoryview(data)[sent:]
         except (OSError, exceptions.AMQPError):
@@ -191,7 +189,7 @@ class Link:
             raise
 
     def farewell(self, data: bytes) -> None:
-        """Send frames if that can be done at once, after the link has failed."""
+        """Send frames if that can be done at once, after the stream has failed."""
         with suppress(OSError):
             self._send(data)
 
@@ -232,7 +230,7 @@ class Link:
             self.give_up(codec_error(error))
 
     def dispatch(self, event: Any) -> None:
-        """Have an event handled. One that cannot be is the end of the link. For the reader."""
+        """Have an event handled. One that cannot be is the end of the stream. For the reader."""
         try:
             self.handle(event)
         except exceptions.ConnectionError as error:
@@ -241,7 +239,7 @@ class Link:
     def wait(self, done: Callable[[], object], deadline: float | None) -> bool:
         """Read, or let another thread read, until ``done()``, or until the deadline (of the monotonic clock).
 
-        Returns whether it is done. Raises what the link ended with.
+        Returns whether it is done. Raises what the stream ended with.
         """
         while not done():
             self.check()
@@ -305,9 +303,9 @@ class Link:
     def _read(self, timeout: float | None) -> bool:
         """Read what is there, or wait for it; returns whether there was anything."""
         self.uncork()
-        if self.heartbeat:
+        if self.heartbeat.interval:
             self.beat()
-            beat = self.heartbeat / 4
+            beat = self.heartbeat.next_look()
             timeout = beat if timeout is None else min(timeout, beat)
         if not self._has_data(timeout):
             return False
@@ -319,7 +317,7 @@ class Link:
             self._lose(error)
         if not size:
             self._lose(exceptions.RecoverableConnectionError("the broker closed the connection without a word"))
-        self._reads += 1
+        self.heartbeat.reads += 1
         return True
 
     def _has_data(self, timeout: float | None) -> bool:
@@ -351,26 +349,24 @@ class Link:
 
         Whatever is sent or received counts as a heartbeat.
         """
-        if not self.heartbeat:
+        heartbeat = self.heartbeat
+        if not heartbeat.interval:
             return
         now = monotonic()
-        if self._writes != self._writes_seen:
-            self._writes_seen, self._sent_at = self._writes, now
-        if self._reads != self._reads_seen:
-            self._reads_seen, self._received_at = self._reads, now
-        if now > self._sent_at + self.heartbeat / (rate if rate > 0 else 2):
+        heartbeat.look(now)
+        if heartbeat.is_due(now, rate):
             self._send_heartbeat()
-            self._writes_seen, self._sent_at = self._writes, now
-        if now > self._received_at + 2 * self.heartbeat and not self._is_readable():
+            heartbeat.note_sent(now)
+        if heartbeat.is_missed(now) and not self._is_readable():
             self.give_up(exceptions.ConnectionForced("Too many heartbeats missed"))
 
     @property
     def is_suspect(self) -> bool:
         """Whether the broker has missed one heartbeat, and not two yet."""
-        if not self.heartbeat or self.failure is not None or self._reads != self._reads_seen:
+        if self.failure is not None or not self.heartbeat.is_late(monotonic()):
             return False
         try:
-            return monotonic() > self._received_at + self.heartbeat and not self._is_readable()
+            return not self._is_readable()
         except ValueError:
             return False  # another thread has closed it
 
@@ -401,12 +397,12 @@ def _locked(lock: Lock, call: Callable[..., int]) -> Callable[..., int]:
     return partial(lock.call, None, call)
 
 
-_links: WeakSet[Link] = WeakSet()
+_streams: WeakSet[Stream] = WeakSet()
 
 
 def _disown_all() -> None:
-    for link in list(_links):
-        link.disown()
+    for stream in list(_streams):
+        stream.disown()
 
 
 if hasattr(os, "register_at_fork"):

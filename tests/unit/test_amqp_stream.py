@@ -11,7 +11,7 @@ import pytest
 
 from kombulite import exceptions
 from kombulite._core import HEARTBEAT_FRAME, FrameEncoder
-from kombulite.brokers.amqp.link import Link
+from kombulite.brokers.amqp.stream import Stream
 
 ENCODER = FrameEncoder()
 
@@ -29,16 +29,16 @@ def ends():
         theirs, _ = listener.accept()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     theirs.settimeout(30)
-    link = Link(ours, 5.0)
-    link.events = events = []
-    link.handle = lambda event: events.append(event.signature[1])
-    yield link, theirs
-    link.close()
+    stream = Stream(ours, 5.0)
+    stream.events = events = []
+    stream.handle = lambda event: events.append(event.signature[1])
+    yield stream, theirs
+    stream.close()
     theirs.close()
 
 
 @pytest.fixture
-def link(ends):
+def stream(ends):
     return ends[0]
 
 
@@ -63,64 +63,64 @@ def soon(seconds=0.1):
 # --- writing
 
 
-def test_what_is_sent_arrives(link, theirs):
-    link.send(b"one")
-    link.send(b"two", more=True)
-    link.uncork()
+def test_what_is_sent_arrives(stream, theirs):
+    stream.send(b"one")
+    stream.send(b"two", more=True)
+    stream.uncork()
     assert read_all(theirs, 6) == b"onetwo"
 
 
-def test_large_writes_wait_for_the_reader(link, theirs):
+def test_large_writes_wait_for_the_reader(stream, theirs):
     data = bytes(range(256)) * 10_000
     got = []
     reader = threading.Thread(target=lambda: got.append(read_all(theirs, len(data))))
     reader.start()
-    link.send(data, 30)
+    stream.send(data, 30)
     reader.join(30)
     assert got == [data]
 
 
-def test_a_write_that_times_out_is_finished_by_the_next(link, theirs):
+def test_a_write_that_times_out_is_finished_by_the_next(stream, theirs):
     first, second = b"a" * 1_000_000, b"b" * 1000
     with pytest.raises(exceptions.RecoverableConnectionError, match="timed out"):
-        link.send(first, 0.05)
+        stream.send(first, 0.05)
     with pytest.raises(exceptions.RecoverableConnectionError, match="timed out"):
-        link.send(b"never", 0.05)
-    assert link.failure is None
+        stream.send(b"never", 0.05)
+    assert stream.failure is None
     got = []
     reader = threading.Thread(target=lambda: got.append(read_all(theirs, len(first) + len(second))))
     reader.start()
-    link.send(second, 30)
+    stream.send(second, 30)
     reader.join(30)
     assert got == [first + second]
 
 
-def test_turns_are_counted_with_what_is_written(link, theirs):
+def test_turns_are_counted_with_what_is_written(stream, theirs):
     counted = []
-    link.send(b"1", on_turn=lambda: counted.append(1))
+    stream.send(b"1", on_turn=lambda: counted.append(1))
     with pytest.raises(exceptions.RecoverableConnectionError):
-        link.send(b"2" * 1_000_000, 0.05, on_turn=lambda: counted.append(2))
+        stream.send(b"2" * 1_000_000, 0.05, on_turn=lambda: counted.append(2))
     with pytest.raises(exceptions.RecoverableConnectionError):
-        link.send(b"3", 0.05, on_turn=lambda: counted.append(3))
+        stream.send(b"3", 0.05, on_turn=lambda: counted.append(3))
     assert counted == [1, 2]
 
 
-def test_a_turn_that_is_refused_writes_nothing(link, theirs):
+def test_a_turn_that_is_refused_writes_nothing(stream, theirs):
     def refuse():
         raise exceptions.NotFound("gone")
 
     with pytest.raises(exceptions.NotFound):
-        link.send(b"never", on_turn=refuse)
-    link.send(b"next")
+        stream.send(b"never", on_turn=refuse)
+    stream.send(b"next")
     assert read_all(theirs, 4) == b"next"
 
 
-def test_threads_write_whole_frames(link, theirs):
+def test_threads_write_whole_frames(stream, theirs):
     frames = [bytes([65 + number]) * 5000 for number in range(8)]
     got = []
     reader = threading.Thread(target=lambda: got.append(read_all(theirs, 8 * 20 * 5000)))
     reader.start()
-    writers = [threading.Thread(target=lambda data=data: [link.send(data, 30) for _ in range(20)]) for data in frames]
+    writers = [threading.Thread(target=lambda data=data: [stream.send(data, 30) for _ in range(20)]) for data in frames]
     for writer in writers:
         writer.start()
     for thread in (*writers, reader):
@@ -130,13 +130,13 @@ def test_threads_write_whole_frames(link, theirs):
     assert sorted(pieces) == sorted(frames * 20)
 
 
-def test_a_writer_does_not_wait_for_ever_for_another(link):
-    with link.writing:
+def test_a_writer_does_not_wait_for_ever_for_another(stream):
+    with stream.writing:
         errors = []
 
         def send():
             try:
-                link.send(b"x", 0.05)
+                stream.send(b"x", 0.05)
             except exceptions.RecoverableConnectionError as error:
                 errors.append(str(error))
 
@@ -146,134 +146,134 @@ def test_a_writer_does_not_wait_for_ever_for_another(link):
     assert "another thread is writing" in errors[0]
 
 
-def test_write_to_nobody(link, theirs):
+def test_write_to_nobody(stream, theirs):
     theirs.close()
     with pytest.raises(OSError, match=r"."):
         for _ in range(100):
-            link.send(b"x" * 1000)
-    assert link.failure is not None
+            stream.send(b"x" * 1000)
+    assert stream.failure is not None
     with pytest.raises(OSError, match=r"."):
-        link.send(b"x")
+        stream.send(b"x")
 
 
-def test_the_broker_may_have_said_why_before_it_went(link, theirs):
-    link.handle = lambda event: link.fail(exceptions.ConnectionForced("going down"))
+def test_the_broker_may_have_said_why_before_it_went(stream, theirs):
+    stream.handle = lambda event: stream.fail(exceptions.ConnectionForced("going down"))
     theirs.sendall(frame(50))
     theirs.close()
     with pytest.raises(exceptions.ConnectionForced, match="going down"):
         for _ in range(100):
-            link.send(b"x" * 1000)
+            stream.send(b"x" * 1000)
 
 
 # --- reading
 
 
-def test_wait_handles_what_comes_until_it_is_done(link, theirs):
+def test_wait_handles_what_comes_until_it_is_done(stream, theirs):
     theirs.sendall(frame(1) + frame(2) + frame(3))
-    assert link.wait(lambda: 2 in link.events, soon(30))
-    assert link.events == [1, 2]
-    link.look()
-    assert link.events == [1, 2, 3]
+    assert stream.wait(lambda: 2 in stream.events, soon(30))
+    assert stream.events == [1, 2]
+    stream.look()
+    assert stream.events == [1, 2, 3]
 
 
-def test_wait_ends_by_its_deadline(link):
-    assert link.wait(lambda: False, soon(0.05)) is False
-    assert link.wait(lambda: False, soon(-1)) is False
+def test_wait_ends_by_its_deadline(stream):
+    assert stream.wait(lambda: False, soon(0.05)) is False
+    assert stream.wait(lambda: False, soon(-1)) is False
 
 
-def test_what_is_there_counts_though_the_deadline_has_passed(link, theirs):
+def test_what_is_there_counts_though_the_deadline_has_passed(stream, theirs):
     theirs.sendall(frame(1))
-    assert link.wait(lambda: link.events, soon(-1)) is True
+    assert stream.wait(lambda: stream.events, soon(-1)) is True
 
 
-def test_look_does_not_wait(link, theirs):
-    link.look()
+def test_look_does_not_wait(stream, theirs):
+    stream.look()
     theirs.sendall(frame(1)[:5])
-    link.look()
-    assert link.events == []
+    stream.look()
+    assert stream.events == []
     theirs.sendall(frame(1)[5:])
-    link.look()
-    assert link.events == [1]
+    stream.look()
+    assert stream.events == [1]
 
 
-def test_end_of_the_stream(link, theirs):
+def test_end_of_the_stream(stream, theirs):
     theirs.sendall(frame(1))
     theirs.close()
     with pytest.raises(exceptions.RecoverableConnectionError, match="without a word"):
-        link.wait(lambda: False, soon(30))
-    assert link.events == [1]
+        stream.wait(lambda: False, soon(30))
+    assert stream.events == [1]
 
 
-def test_garbage_fails_the_link_for_all(link, theirs):
+def test_garbage_fails_the_link_for_all(stream, theirs):
     theirs.sendall(b"HTTP/1.1 400 Bad Request")
     with pytest.raises(exceptions.FrameError):
-        link.wait(lambda: False, soon(30))
-    for use in (lambda: link.send(b"x"), link.check, lambda: link.wait(lambda: False, None)):
+        stream.wait(lambda: False, soon(30))
+    for use in (lambda: stream.send(b"x"), stream.check, lambda: stream.wait(lambda: False, None)):
         with pytest.raises(exceptions.FrameError) as caught:
             use()
-        assert caught.value is not link.failure  # each gets its own
+        assert caught.value is not stream.failure  # each gets its own
 
 
-def test_an_event_that_makes_no_sense_fails_the_link(link, theirs):
+def test_an_event_that_makes_no_sense_fails_the_link(stream, theirs):
     def handle(event):
         raise exceptions.UnexpectedFrame("nobody asked")
 
-    link.handle = handle
+    stream.handle = handle
     theirs.sendall(frame(1))
     with pytest.raises(exceptions.UnexpectedFrame):
-        link.look()
+        stream.look()
     with pytest.raises(exceptions.UnexpectedFrame):
-        link.check()
+        stream.check()
 
 
-def test_the_first_failure_counts(link):
-    link.fail(exceptions.ConnectionForced("first"))
-    link.fail(exceptions.InternalError("second"))
+def test_the_first_failure_counts(stream):
+    stream.fail(exceptions.ConnectionForced("first"))
+    stream.fail(exceptions.InternalError("second"))
     with pytest.raises(exceptions.ConnectionForced):
-        link.check()
+        stream.check()
     with pytest.raises(exceptions.ConnectionForced):
-        link.give_up(exceptions.InternalError("third"))
+        stream.give_up(exceptions.InternalError("third"))
 
 
-def test_fail_wakes_those_that_wait_for_the_reader(link):
-    with link.reading:
+def test_fail_wakes_those_that_wait_for_the_reader(stream):
+    with stream.reading:
         errors = []
 
         def wait():
             try:
-                link.wait(lambda: False, None)
+                stream.wait(lambda: False, None)
             except exceptions.ConnectionForced as error:
                 errors.append(error)
 
         thread = threading.Thread(target=wait)
         thread.start()
-        while not link.waiters:
+        while not stream.waiters:
             time.sleep(0.01)
         time.sleep(0.05)
-        link.fail(exceptions.ConnectionForced("down"))
+        stream.fail(exceptions.ConnectionForced("down"))
         thread.join(30)
     assert len(errors) == 1
 
 
-def test_close_wakes_the_reader(link):
+def test_close_wakes_the_reader(stream):
     errors = []
 
     def wait():
         try:
-            link.wait(lambda: False, None)
+            stream.wait(lambda: False, None)
         except exceptions.RecoverableConnectionError as error:
             errors.append(str(error))
 
     thread = threading.Thread(target=wait)
     thread.start()
     time.sleep(0.1)
-    link.close()
+    stream.close()
     thread.join(30)
     assert errors == ["connection already closed"]
-    link.close()
+    stream.close()
 
 
-def test_a_reader_whose_event_another_has_handled_does_not_wait(link):
+def test_a_reader_whose_event_another_has_handled_does_not_wait(stream):
     """Between its look and its turn to read the event came: it must not wait for the next one."""
     looks = []
 
@@ -281,18 +281,18 @@ def test_a_reader_whose_event_another_has_handled_does_not_wait(link):
         looks.append(1)
         return len(looks) > 1
 
-    waiting = threading.Thread(target=lambda: link.wait(done, None), daemon=True)
+    waiting = threading.Thread(target=lambda: stream.wait(done, None), daemon=True)
     waiting.start()
     waiting.join(30)
     assert not waiting.is_alive()
 
 
-def test_the_role_passes_on(link, theirs):
+def test_the_role_passes_on(stream, theirs):
     """Two threads wait; the one that reads is done first, and the other reads on."""
     done = []
 
     def wait(number):
-        assert link.wait(lambda: number in link.events, soon(30))
+        assert stream.wait(lambda: number in stream.events, soon(30))
         done.append(number)
 
     threads = [threading.Thread(target=wait, args=(number,)) for number in (1, 2)]
@@ -345,76 +345,76 @@ class Encrypted(ssl.SSLSocket):
 def test_tls_is_read_while_a_writer_waits():
     ours, far = socket.socketpair()
     encrypted = Encrypted(ours)
-    link = Link(encrypted, 30.0)
-    link.handle = (events := []).append
-    writer = threading.Thread(target=link.send, args=(frame(1),))
+    stream = Stream(encrypted, 30.0)
+    stream.handle = (events := []).append
+    writer = threading.Thread(target=stream.send, args=(frame(1),))
     writer.start()
-    while not link._unsent:
+    while not stream._unsent:
         time.sleep(0.001)
     far.sendall(frame(2))
-    assert link.wait(lambda: events, soon(20))
+    assert stream.wait(lambda: events, soon(20))
     assert writer.is_alive()
     encrypted.stuck = False
     writer.join(30)
     assert far.recv(100) == frame(1)
     assert not encrypted.was_shared
-    link._abandon()
+    stream._abandon()
     far.close()
 
 
 # --- heartbeats
 
 
-def test_heartbeat_is_sent_when_one_is_due(link, theirs):
-    link.heartbeat = 10.0
-    link.beat()
-    link.beat()
-    link._sent_at -= 6
-    link.beat()
-    link._sent_at -= 6
-    assert not link.wait(lambda: False, soon(0.01))
+def test_heartbeat_is_sent_when_one_is_due(stream, theirs):
+    stream.heartbeat.interval = 10.0
+    stream.beat()
+    stream.beat()
+    stream.heartbeat.sent_at -= 6
+    stream.beat()
+    stream.heartbeat.sent_at -= 6
+    assert not stream.wait(lambda: False, soon(0.01))
     theirs.settimeout(0.2)
     data = theirs.recv(1000)
     assert data == HEARTBEAT_FRAME * (len(data) // 8)
     assert len(data) // 8 >= 2
 
 
-def test_heartbeat_does_not_wait_for_a_writer(link):
-    link.heartbeat = 10.0
-    link._sent_at = -100.0
+def test_heartbeat_does_not_wait_for_a_writer(stream):
+    stream.heartbeat.interval = 10.0
+    stream.heartbeat.sent_at = -100.0
     holding, release = threading.Event(), threading.Event()
 
     def hold():
-        with link.writing:
+        with stream.writing:
             holding.set()
             release.wait(30)
 
     holder = threading.Thread(target=hold)
     holder.start()
     holding.wait(30)
-    assert not link.wait(lambda: False, soon(0.05))
+    assert not stream.wait(lambda: False, soon(0.05))
     assert holder.is_alive()
     release.set()
     holder.join(30)
 
 
-def test_heartbeat_does_not_wait_for_a_peer_that_does_not_read(link):
+def test_heartbeat_does_not_wait_for_a_peer_that_does_not_read(stream):
     with pytest.raises(exceptions.RecoverableConnectionError):
-        link.send(b"x" * 1_000_000, 0.05)
-    link.heartbeat = 10.0
-    link._sent_at = -100.0
-    link.beat()
-    assert link.failure is None
+        stream.send(b"x" * 1_000_000, 0.05)
+    stream.heartbeat.interval = 10.0
+    stream.heartbeat.sent_at = -100.0
+    stream.beat()
+    assert stream.failure is None
 
 
-def test_silence_ends_the_link(link, theirs):
-    link.heartbeat = 10.0
-    link.beat()
-    link._received_at -= 21
+def test_silence_ends_the_link(stream, theirs):
+    stream.heartbeat.interval = 10.0
+    stream.beat()
+    stream.heartbeat.received_at -= 21
     theirs.sendall(frame(1))
-    link.beat()  # something is there to be read
-    link.look()
-    link.beat()
-    link._received_at -= 21
+    stream.beat()  # something is there to be read
+    stream.look()
+    stream.beat()
+    stream.heartbeat.received_at -= 21
     with pytest.raises(exceptions.ConnectionForced, match="heartbeats missed"):
-        link.beat()
+        stream.beat()

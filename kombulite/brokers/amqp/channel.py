@@ -1,0 +1,130 @@
+"""What both sides know of a channel: its consumers, what is settled and confirmed, the requests under way."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from kombulite import exceptions
+from kombulite._core import Settled
+from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed
+from kombulite.brokers.amqp.limits import PrefetchLimit
+from kombulite.brokers.amqp.methods import Signature
+
+
+class Request:
+    """A request that is under way, and its answer: the arguments of a method, or a message.
+
+    ``replies``: the methods that may answer it.
+    """
+
+    __slots__ = ("answer", "replies")
+
+    def __init__(self, replies: tuple[Signature, ...]) -> None:
+        self.replies = replies
+        self.answer: Any = None
+
+    def succeed(self, answer: Any) -> None:
+        """Take the answer."""
+        self.answer = answer
+
+    def fail(self, error: Exception) -> None:
+        """Take the error that came instead of an answer."""
+
+
+class AMQPChannel:
+    """The state of a channel."""
+
+    def __init__(self, number: int, tag_offset: int = 0) -> None:
+        self.number = number
+        self.tag_offset = tag_offset  # what our delivery tags have more than the broker's
+        self.stale = tag_offset  # tags up to this one are not to be settled any more
+        self.requests: deque[Request] = deque()  # that are not answered yet, in the order of their answers
+        self.error: exceptions.ChannelError | None = None  # why the broker closed it
+        self.closing = False  # one side has closed it: whatever is sent on it now would end the connection
+        self.consumers: dict[str, bool] = {}  # tag -> no_ack
+        self.prefetch_count = 0  # of consumers that are to start
+        self.limits: dict[str, PrefetchLimit] = {}  # of those that are running, by tag
+        self.takes_acks = False  # whether there may be deliveries to settle
+        self.failed: set[int] = set()  # the broker's tags of deliveries that failed and are not settled
+        self.confirms: Confirms | None = None
+        self.settled = Settled()  # the broker's tags
+        self.flows = 0  # answers to channel.flow that are to come
+
+    # For ``send`` of a stream, when it is a frame's turn.
+
+    def check(self) -> None:
+        """Raise RecoverableConnectionError if the channel is closed."""
+        if self.closing:
+            raise self.closed_error()
+
+    def closed_error(self) -> exceptions.RecoverableConnectionError:
+        """What all are told but the one whose request or message it was closed for."""
+        reason = f": {self.error}" if self.error is not None else ""
+        return exceptions.RecoverableConnectionError(f"channel already closed{reason}")
+
+    def leave(self) -> None:
+        """This frame is the last one."""
+        self.closing = True
+
+    def close(self) -> None:
+        """This frame, which asks the broker to close the channel, is the last one."""
+        self.check()
+        self.closing = True
+
+    def forget_failures(self, delivery_tag: int, multiple: bool) -> None:
+        """Note that failed deliveries are settled."""
+        if multiple:
+            self.failed = {tag for tag in self.failed if 0 < delivery_tag < tag}
+        else:
+            self.failed.discard(delivery_tag)
+
+    def settle_all(self, tags: Sequence[int]) -> None:
+        """Note that deliveries are settled, by the broker's tags."""
+        for tag in tags:
+            self.settled.add(tag)
+        self.failed.difference_update(tags)
+
+    def recovered(self, last_tag: int) -> None:
+        """Note that all deliveries went back to their queues, up to this one."""
+        self.stale = last_tag
+        self.settled.add(last_tag - self.tag_offset, True)
+        self.failed.clear()
+
+    def stale_error(self) -> exceptions.AMQPError:
+        """Return the error for a delivery that is not to be settled any more."""
+        if self.stale > self.tag_offset:
+            return exceptions.PreconditionFailed("the message went back to its queue when the channel recovered")
+        return exceptions.RecoverableConnectionError("the message came on a connection that was lost")
+
+    def ask_flow(self) -> None:
+        """Expect one more answer to channel.flow."""
+        self.check()
+        self.flows += 1
+
+    def count(self, messages: Sequence[Unconfirmed]) -> None:
+        """Expect confirms for messages. Raises what the channel was closed for."""
+        if self.closing:
+            raise self.error or self.closed_error()
+        assert self.confirms is not None
+        self.confirms.add(messages)
+
+    def take_request(self, signature: Signature) -> Request | None:
+        """Take out the request that a method answers, or None."""
+        try:
+            request = self.requests[0]
+        except IndexError:
+            return None
+        if signature not in request.replies:
+            return None
+        with suppress(IndexError):  # its thread was interrupted just now
+            self.requests.popleft()
+        return request
+
+    def fail_requests(self, error: Exception, following: Exception) -> None:
+        """End the requests that are under way: the first one with one error, all others with another."""
+        while self.requests:
+            self.requests.popleft().fail(error)
+            error = following
