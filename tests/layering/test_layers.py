@@ -185,7 +185,7 @@ def test_transports_implement_the_whole_interface(transport):
     unfinished = [
         name
         for name, method in inspect.getmembers(BaseTransport, inspect.isfunction)
-        if "raise NotImplementedError" in inspect.getsource(method) and name not in vars(transport)
+        if "raise NotImplementedError" in inspect.getsource(method) and getattr(transport, name) is method
     ]
     assert unfinished == []
 
