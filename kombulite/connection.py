@@ -16,7 +16,7 @@ from kombulite._client.address import DEFAULT_FAILOVER_STRATEGY, FAILOVER_STRATE
 from kombulite._client.counters import Counters
 from kombulite._client.lifecycle import State
 from kombulite._client.process import add_hook, register, remove_hook, watch_connections
-from kombulite._client.retry import ChannelHolder, Refusals, Retrier, RetryPolicy, library_errors
+from kombulite._client.retry import BlockingRetrier, ChannelHolder, Refusals, RetryPolicy, library_errors
 from kombulite._client.session import ChannelSession
 from kombulite._client.topology import restore_topology
 from kombulite._core import declaration_key
@@ -103,7 +103,7 @@ class Connection(Address):
     failover_strategies: ClassVar[dict[str, Any]]
 
     # Not in its dict: CPython looks attributes up fast as long as there are no more than 30.
-    __slots__ = ("_closed", "_missed", "kept_state")
+    __slots__ = ("_closed", "kept_state")
 
     #: What a broken connection raises, and a failed request; and those of them after which trying again may do.
     connection_errors: ErrorClasses = ErrorClasses()
@@ -156,7 +156,6 @@ class Connection(Address):
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self.session = ChannelSession(self.as_uri)
         self._loop: Any = None  # the event loop that the lost connection was registered with
-        self._missed = False  # whether the last try to restore found something missing that may be declared again
         #: The exchanges and bindings that a virtual transport of others knew, kept for the next one.
         self.kept_state: Any = None
         self._closed: bool | None = None
@@ -376,37 +375,27 @@ class Connection(Address):
 
     def _restore(self, transport: Transport) -> None:
         """Go on with the channels of the connection before."""
-        channels, topology = list(self.session.channels.values()), self.session.topology
-        everything = not transport.capabilities.keeps_durable or topology.place not in (None, self.place)
+        session = self.session
+        channels, topology = list(session.channels.values()), session.topology
+        everything = session.must_declare_all(self.place, transport.capabilities.keeps_durable)
         if not channels and not topology.needs_restoring(everything):
             topology.place = self.place
             return
-        self.session.life.to(State.RESTORING)
+        session.life.to(State.RESTORING)
         try:
             restore_topology(transport, topology, everything)
             for channel in channels:
                 channel.reopen(transport)
-            self.session.replace_channels(channels)
+            session.replace_channels(channels)
             for channel in channels:
                 channel.resume(topology.renamed)
-        except exceptions.ResourceLocked as error:
-            # The broker has not noticed yet that the old connection is gone: it holds its exclusive queues.
-            self._suspend(error)
-            raise exceptions.RecoverableConnectionError(str(error)) from error
-        except exceptions.NotFound as error:
-            self._suspend(error)
-            if self._missed or not topology.needs_restoring(everything):
-                raise
-            # It may have been there when it was declared, and gone since: with the old connection, which the broker
-            # had not noticed to be gone. That happens once.
-            self._missed = True
-            raise exceptions.RecoverableConnectionError(str(error)) from error
         except BaseException as error:
             self._suspend(error)
-            raise
-        self._missed = False
-        topology.renamed = {}
-        topology.place = self.place
+            raised = session.restore_error(error, everything)
+            if raised is error:
+                raise
+            raise raised from error
+        session.note_restored(self.place)
 
     def _drop_finalizer(self) -> None:
         if self._finalizer is not None:
@@ -731,14 +720,14 @@ class Connection(Address):
 
     def call_insured(self, obj: Any, policy: RetryPolicy, fun: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call ``fun`` as what ``ensure`` returns does."""
-        retrier: Retrier | None = None
+        retrier: BlockingRetrier | None = None
         while True:
             transport = self._carrier
             try:
                 return fun(*args, **kwargs)
             except Exception as error:
-                retrier = retrier or Retrier(self, obj, policy)
-                retrier.failed(error, transport)
+                retrier = retrier or BlockingRetrier(self, obj, policy)
+                retrier.prepare(error, transport)
 
     def abandon(self, transport: Transport | None, reason: object) -> None:
         """Something failed on that transport: take the next URL, and be ready to connect anew."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import cycle
-from typing import Any
+from typing import Any, TypedDict
 
 from kombulite.brokers import Scheme, check_scheme, is_native, native_scheme, resolve_transport
 from kombulite.brokers.base import Settings
@@ -71,6 +71,39 @@ def _takes_whole_url(transport: Any) -> bool:
     return not is_native(cls) and bool(getattr(cls, "can_parse_url", False))
 
 
+class ConnectionSettings(TypedDict, total=False):
+    """Settings of a connection that a URL may say too."""
+
+    userid: str | None
+    password: str | Callable[[], str] | None
+    virtual_host: str | None
+    port: int | None
+    insist: bool  #: has no effect
+    ssl: Any  #: True, or a dict of TLS settings
+    transport: Any
+    connect_timeout: float | None  #: seconds
+    login_method: str | None
+    heartbeat: float | None  #: seconds
+    uri_prefix: str | None
+    credential_provider: Any
+
+
+DEFAULT_SETTINGS: ConnectionSettings = {
+    "userid": None,
+    "password": None,
+    "virtual_host": None,
+    "port": None,
+    "insist": False,
+    "ssl": False,
+    "transport": None,
+    "connect_timeout": 5,
+    "login_method": None,
+    "heartbeat": 0,
+    "uri_prefix": None,
+    "credential_provider": None,
+}
+
+
 class Address:
     """One broker, or several that stand in for one another: the settings of a connection, without the connection.
 
@@ -86,7 +119,7 @@ class Address:
         alternates: Iterable[str] | None,
         failover_strategy: str | Callable[[Iterable[str]], Iterator[str]] | None,
         transport_options: Mapping[str, Any] | None,
-        given: dict[str, Any],
+        given: Mapping[str, Any],
     ) -> None:
         if isinstance(hostname, str) and ";" in hostname:
             hostname = hostname.split(";")

@@ -14,6 +14,14 @@ from kombulite.brokers.base import Outcome
 from kombulite.message import Message
 from kombulite.utils.locks import Lock
 
+#: What becomes of a message, as its ``state`` tells.
+STATES = {
+    Outcome.ACK: "ACK",
+    Outcome.REJECT: "REJECTED",
+    Outcome.REQUEUE: "REQUEUED",
+    Outcome.RETURN: "REQUEUED",
+}
+
 
 class MessageBatch(list[Message]):
     """Received messages of one channel: a list. Settling leaves out those that are settled already."""
@@ -23,28 +31,32 @@ class MessageBatch(list[Message]):
         """The decoded bodies."""
         return [message.payload for message in self]
 
+    def unsettled(self) -> tuple[list[Message], list[Any]]:
+        """Return the messages that are not settled, and the delivery tags of those that have to be."""
+        messages = [message for message in self if not message.acknowledged]
+        return messages, [message.delivery_tag for message in messages if not message.no_ack]
+
     def ack(self) -> None:
         """Acknowledge all, at once where the transport can. Raises PreconditionFailed as ``Message.ack`` does."""
-        self._settle(Outcome.ACK, "ACK")
+        self._settle(Outcome.ACK)
 
     def reject(self, requeue: bool = False) -> None:
         """Reject all: to the dead letter exchanges of their queues, or with ``requeue`` back to their queues."""
-        self._settle(Outcome.REQUEUE if requeue else Outcome.REJECT, "REJECTED")
+        self._settle(Outcome.REQUEUE if requeue else Outcome.REJECT)
 
     def requeue(self, failed: bool = True) -> None:
         """Put all back into their queues; ``failed`` as for ``Message.requeue``."""
-        self._settle(Outcome.REQUEUE if failed else Outcome.RETURN, "REQUEUED")
+        self._settle(Outcome.REQUEUE if failed else Outcome.RETURN)
 
-    def _settle(self, outcome: Outcome, state: str) -> None:
-        messages = [message for message in self if not message.acknowledged]
-        outstanding = [message.delivery_tag for message in messages if not message.no_ack]
+    def _settle(self, outcome: Outcome) -> None:
+        messages, outstanding = self.unsettled()
         if outstanding:
             channel = messages[0].channel
             if channel is None:
                 raise exceptions.MessageStateError("the messages have no channel, and cannot be settled")
             channel.settle_many(outstanding, outcome)
         for message in messages:
-            message._state = state
+            message._state = STATES[outcome]
 
 
 def return_unseen(messages: Iterable[Message]) -> None:

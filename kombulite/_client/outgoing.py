@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypedDict
 
 from kombulite import exceptions, serialization
 from kombulite._core import Delivery, PlainMessages, make_properties
@@ -120,6 +121,70 @@ class Chunk:
         raise_refused(sorted(self._refused, key=itemgetter(0)), self.total)
 
 
+class DeliveryBatch:
+    """Messages that wait to be sent together. ``is_full``: it is time to send."""
+
+    def __init__(self, max_size: int) -> None:
+        if max_size < 1:
+            raise ValueError(f"max_size must be at least 1, got {max_size}")
+        self._max_size = max_size
+        self.is_full = False
+        self._waiting: list[tuple[Delivery, bool]] = []
+        self._refused: list[tuple[int, Exception]] = []  # of those that were sent since the last report
+        self._sent = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def append(self, delivery: Delivery, mandatory: bool) -> None:
+        """Put a message behind the others."""
+        self._waiting.append((delivery, mandatory))
+        self.is_full = len(self._waiting) >= self._max_size
+
+    @property
+    def is_mandatory(self) -> bool:
+        """Whether the first that waits is mandatory."""
+        return self._waiting[0][1]
+
+    def first_alike(self) -> list[Delivery]:
+        """Return those that wait first and are all mandatory, or all not."""
+        return [delivery for delivery, _ in next(groupby(self._waiting, itemgetter(1)))[1]] if self._waiting else []
+
+    def note_sent(self, alike: list[Delivery], refused: list[tuple[int, Exception]]) -> None:
+        """Note that the first ones were sent, all but these."""
+        self._refused += [(self._sent + index, error) for index, error in refused]
+        self._sent += len(alike)
+        del self._waiting[: len(alike)]
+        self.is_full = len(self._waiting) >= self._max_size
+
+    def raise_refused(self) -> None:
+        """Raise BatchPublishError, if messages were refused since the last report."""
+        refused, total, self._refused, self._sent = self._refused, self._sent, [], 0
+        raise_refused(refused, total)
+
+
+class MessageArguments(TypedDict, total=False):
+    """What ``publish`` may be told about a message, the rest of it being AMQP's properties."""
+
+    exchange: Any  #: an Exchange or its name, ``""`` for the default exchange
+    delivery_mode: int | str | None  #: 1 or "transient", 2 or "persistent" (None: the exchange's)
+    priority: int | None
+    content_type: str | None  #: what the body is: it is sent as it is then
+    content_encoding: str | None
+    serializer: str | None  #: name of the serializer (None: the producer's)
+    headers: Mapping[str, Any] | None
+    compression: str | None  #: name of the compression (None: the producer's)
+    expiration: float | None  #: seconds after which the broker drops it
+    correlation_id: str | None
+    reply_to: Any  #: a Queue or its name
+    message_id: str | None
+    timestamp: Any
+    type: str | None
+    user_id: str | None
+    app_id: str | None
+    cluster_id: str | None
+
+
 class MessageMaker:
     """The defaults of a producer, and the messages that it makes: the base of the producers of both facades."""
 
@@ -189,6 +254,38 @@ class MessageMaker:
             properties = _as_they_travel(properties, expiration)
         own = make_properties(content_type, content_encoding, headers, mode, priority, properties)
         return Delivery(name, routing_key, own, body)
+
+    def make(
+        self,
+        body: Any,
+        routing_key: str | None = None,
+        *,
+        exchange: Exchange | str | None = None,
+        delivery_mode: int | str | None = None,
+        priority: int | None = 0,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        serializer: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        compression: str | None = None,
+        expiration: float | None = None,
+        **properties: Any,
+    ) -> Delivery:
+        """Return a message that is not published yet."""
+        return self._make(
+            exchange,
+            routing_key,
+            body,
+            delivery_mode,
+            priority,
+            content_type,
+            content_encoding,
+            serializer,
+            headers,
+            compression,
+            expiration,
+            properties,
+        )
 
     # --- private methods of kombu's producer that programs call
 

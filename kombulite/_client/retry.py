@@ -58,37 +58,47 @@ def next_try(error: BaseException, policy: RetryPolicy, retries: int, transport:
 class Retrier:
     """The calls of one function so far, all of which have failed. Made after the first: most calls have no second."""
 
-    def __init__(self, connection: BlockingConnection, obj: Any, policy: RetryPolicy) -> None:
-        self._connection = connection
-        self._obj = obj
-        self._policy = policy
-        self._count = 0
+    def __init__(self, policy: RetryPolicy) -> None:
+        self.policy = policy
+        self.count = 0
         self._intervals = retry_intervals(policy.interval_start, policy.interval_step, policy.interval_max)
 
-    def failed(self, error: BaseException, transport: Transport | None) -> None:
-        """Make ready for another call after one that failed with ``error``, begun on ``transport``.
+    def failed(self, error: BaseException, transport: Any) -> tuple[NextTry, float]:
+        """Count a failure; returns what has to be done before the next call, and seconds to pause.
 
-        Raises what ends the attempts: ``error`` itself, or an OperationalError.
+        ``transport`` as for ``next_try``. Raises what ends the tries: ``error`` itself, or an OperationalError.
         """
-        retries, self._count = self._count, self._count + 1
-        connection, policy = self._connection, self._policy
-        following = next_try(error, policy, retries, connection)
-        if following is NextTry.WHEN_CONNECTED:
-            self._reconnect(error, transport, retries)
-        elif not isinstance(error, tuple(policy.retry_errors or ())):
-            pause = next(self._intervals) if following is NextTry.AFTER_PAUSE else 0
-            if policy.errback is not None:
-                policy.errback(error, pause)
-            sleep_in_slices(pause)
-
-    def _reconnect(self, error: BaseException, transport: Transport | None, retries: int) -> None:
-        connection, policy = self._connection, self._policy
-        connection.abandon(transport, error)
+        following = next_try(error, self.policy, self.count, transport)
         # The first new connection is made at once. If that one fails too, the broker is there and cannot do it yet.
-        pause = next(self._intervals) if retries else 0
-        if policy.errback is not None:
+        is_paused = following is NextTry.AFTER_PAUSE or (following is NextTry.WHEN_CONNECTED and self.count > 0)
+        self.count += 1
+        return following, next(self._intervals) if is_paused else 0.0
+
+    def report(self, error: BaseException, pause: float) -> None:
+        """Tell the program of a failure, except one that it has called retryable itself."""
+        policy = self.policy
+        if policy.errback is not None and not isinstance(error, tuple(policy.retry_errors or ())):
             policy.errback(error, pause)
+
+
+class BlockingRetrier(Retrier):
+    """The same for a synchronous connection, which it connects again. ``obj``: what the function belongs to."""
+
+    def __init__(self, connection: BlockingConnection, obj: Any, policy: RetryPolicy) -> None:
+        super().__init__(policy)
+        self._connection = connection
+        self._obj = obj
+
+    def prepare(self, error: BaseException, transport: Transport | None) -> None:
+        """Make ready for another call after one that failed with ``error``, begun on ``transport``."""
+        connection, policy, retries = self._connection, self.policy, self.count
+        following, pause = self.failed(error, connection)
+        if following is NextTry.WHEN_CONNECTED:
+            connection.abandon(transport, error)
+        self.report(error, pause)
         sleep_in_slices(pause)
+        if following is not NextTry.WHEN_CONNECTED:
+            return
         left = None if policy.max_retries is None else max(policy.max_retries - retries, 1)
         connection.ensure_connection(policy.errback, left, *policy[2:5])
         channel = connection.default_channel

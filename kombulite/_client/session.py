@@ -19,6 +19,7 @@ from kombulite._client.lifecycle import Lifecycle
 from kombulite._client.topology import Topology
 from kombulite._core import BaseInbox, Tally
 from kombulite.brokers.base import Event, Outcome
+from kombulite.exceptions import NotFound, RecoverableConnectionError, ResourceLocked
 
 if TYPE_CHECKING:
     from kombulite._client.hooks import Hooks
@@ -41,10 +42,38 @@ class Session:
         self.tally = Tally()
         #: What is around its publishing and consuming, if anything.
         self.hooks: Hooks | None = None
+        self._was_missing = False  # whether the last try to restore found something missing that may be declared again
 
     def forget_declarations(self) -> None:
         """Declare again what is needed: the connection is new, or something was deleted."""
         self.declared = set()
+
+    # --- after a loss
+
+    def must_declare_all(self, place: Any, keeps_durable: bool) -> bool:
+        """Return whether a broker at that place may have nothing of the topology, not even what is durable."""
+        return not keeps_durable or self.topology.place not in (None, place)
+
+    def note_restored(self, place: Any) -> None:
+        """Note that the broker at that place has all of the topology."""
+        self._was_missing = False
+        self.topology.renamed = {}
+        self.topology.place = place
+
+    def restore_error(self, error: BaseException, everything: bool) -> BaseException:
+        """Return what a failure to restore raises: RecoverableConnectionError where it may go well the next time."""
+        if isinstance(error, ResourceLocked):
+            # The broker has not noticed yet that the old connection is gone: it holds its exclusive queues.
+            return RecoverableConnectionError(str(error))
+        is_first = not self._was_missing and self.topology.needs_restoring(everything)
+        if isinstance(error, NotFound) and is_first:
+            # It may have been there when it was declared, and gone since: with the old connection, which the broker
+            # had not noticed to be gone. That happens once.
+            self._was_missing = True
+            return RecoverableConnectionError(str(error))
+        return error
+
+    # --- what is seen of it
 
     @property
     def counters(self) -> Counters:

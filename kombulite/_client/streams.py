@@ -87,6 +87,11 @@ class StreamPositions:
         position = self._by_tag.get(consumer_tag)
         return None if position is None else position.offset
 
+    def offsets_of(self, queues: Mapping[str, str]) -> dict[str, int]:
+        """Return the offsets at which consumers, of which these are the queues by tag, would go on."""
+        found = {queue: self.offset_of(tag) for tag, queue in queues.items()}
+        return {queue: offset for queue, offset in found.items() if offset is not None}
+
     def starting(self, stream: str, arguments: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         """Return the arguments for a new consumer of a stream."""
         offset = self.to_go_on.pop(stream, None)

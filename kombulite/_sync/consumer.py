@@ -12,7 +12,7 @@ from kombulite import exceptions
 from kombulite._client.batching import BatchCollector, MessageBatch
 from kombulite._client.dead_letters import DeadLetterRule, Verdict, dead_letter_rule
 from kombulite._client.queue_kinds import with_kind
-from kombulite._client.streams import OffsetKeeper, OffsetStore
+from kombulite._client.streams import OffsetKeeper, OffsetStore, StreamPositions
 from kombulite._sync.channel import Channel
 from kombulite.abstract import is_connection, maybe_channel
 from kombulite.entity import Exchange, Queue
@@ -262,11 +262,10 @@ class Consumer:
         return {**cancelled, **self._offsets_of(self._active_tags)}
 
     def _offsets_of(self, tags: Mapping[str, str]) -> dict[str, int]:
-        positions = self._facade.positions
+        positions: StreamPositions | None = self._facade.positions
         if positions is None:
             return {}
-        found = {name: positions.offset_of(tag) for name, tag in tags.items()}
-        return {name: offset for name, offset in found.items() if offset is not None}
+        return positions.offsets_of({tag: name for name, tag in tags.items()})
 
     def go_on(self, offsets: Mapping[str, int]) -> None:
         """Have ``consume`` start at these offsets, by stream, whatever the arguments of the queues say."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import groupby
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from kombulite import exceptions
 from kombulite._client.interfaces import BlockingConnection
 from kombulite._client.lifecycle import State
-from kombulite._client.outgoing import Chunk, MessageMaker, raise_refused
+from kombulite._client.outgoing import Chunk, DeliveryBatch, MessageMaker
 from kombulite._client.retry import RetryPolicy
 from kombulite._core import Delivery
 from kombulite._sync.channel import Channel
@@ -25,21 +23,12 @@ if TYPE_CHECKING:
     from kombulite._client.hooks import Hooks
 
 
-class Batch:
-    """Messages that wait to be sent together. Made by ``Producer.batch()``. ``is_full``: it is time to send."""
+class Batch(DeliveryBatch):
+    """Messages that wait to be sent together. Made by ``Producer.batch()``."""
 
     def __init__(self, producer: Producer, max_size: int) -> None:
-        if max_size < 1:
-            raise ValueError(f"a batch holds one message or more, not {max_size}")
+        super().__init__(max_size)
         self._producer = producer
-        self._max_size = max_size
-        self.is_full = False
-        self._waiting: list[tuple[Delivery, bool]] = []
-        self._refused: list[tuple[int, Exception]] = []  # of those that were sent since the last report
-        self._sent = 0
-
-    def __len__(self) -> int:
-        return len(self._waiting)
 
     def add(self, delivery: Delivery, mandatory: bool) -> None:
         """Add a message.
@@ -52,8 +41,7 @@ class Batch:
                 self.flush()
         finally:
             if not self.is_full:
-                self._waiting.append((delivery, mandatory))
-                self.is_full = len(self._waiting) >= self._max_size
+                self.append(delivery, mandatory)
 
     def flush(self) -> None:
         """Send what waits. Raises BatchPublishError, which names the messages that were refused.
@@ -61,19 +49,12 @@ class Batch:
         An error of the connection is raised as it is. Those that were being sent go on waiting, though the broker may
         have some of them, and what was refused before them is told with the next flush.
         """
-        while self._waiting:
-            mandatory = self._waiting[0][1]
-            alike = [delivery for delivery, _ in next(groupby(self._waiting, itemgetter(1)))[1]]
-            self._refused += [(self._sent + i, error) for i, error in self._producer.send_many(alike, mandatory)]
-            self._sent += len(alike)
-            del self._waiting[: len(alike)]
-            self.is_full = len(self._waiting) >= self._max_size
-        refused, total = self._refused, self._sent
-        self._refused, self._sent = [], 0
-        raise_refused(refused, total)
+        while alike := self.first_alike():
+            self.note_sent(alike, self._producer.send_many(alike, self.is_mandatory))
+        self.raise_refused()
 
 
-class ObservedBatch(Batch):
+class HookedBatch(Batch):
     """A batch that tells the hooks of its connection what is put into it."""
 
     def __init__(self, producer: Producer, max_size: int, hooks: Hooks) -> None:
@@ -361,7 +342,7 @@ class Producer(MessageMaker):
             yield self._batch
             return
         hooks = None if self.connection is None else self.connection.hooks
-        batch = self._batch = Batch(self, max_size) if hooks is None else ObservedBatch(self, max_size, hooks)
+        batch = self._batch = Batch(self, max_size) if hooks is None else HookedBatch(self, max_size, hooks)
         try:
             yield batch
         finally:

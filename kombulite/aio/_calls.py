@@ -8,7 +8,7 @@ from typing import Any
 
 from kombulite.aio._messages import Message, Messages
 from kombulite.aio._producer import Producer
-from kombulite.aio._session import Session
+from kombulite.aio._session import AsyncSession
 from kombulite.brokers.aio import Pending, refuse, resolve
 from kombulite.entity import Queue
 from kombulite.exceptions import RecoverableConnectionError
@@ -22,7 +22,7 @@ EXPIRES = 3600.0  # seconds after which a broker may delete a reply queue that n
 class Caller:
     """The calls of one connection, whose replies come to one queue."""
 
-    def __init__(self, connection: Any, session: Session) -> None:
+    def __init__(self, connection: Any, session: AsyncSession) -> None:
         self._connection = connection
         self._session = session
         self._waiting: dict[str, Pending[Message]] = {}
@@ -34,10 +34,10 @@ class Caller:
         """Publish a request, and wait for its reply."""
         session = self._session
         if self._queue is None:
-            await session.once("reply queue", self._open, deadline, "declare a reply queue")
+            await session.waits.once("reply queue", self._open, deadline, "declare a reply queue")
         assert self._queue is not None
         correlation_id = arguments.pop("correlation_id", None) or uuid()
-        reply: Pending[Message] = session.check_loop().create_future()
+        reply: Pending[Message] = session.waits.check_loop().create_future()
         self._waiting[correlation_id] = reply
         try:
             await producer.publish(
@@ -49,7 +49,7 @@ class Caller:
                 reply_to=self._queue.name,
                 **arguments,
             )
-            return await session.wait(reply, deadline, "call")
+            return await session.waits.wait(reply, deadline, "call")
         finally:
             del self._waiting[correlation_id]
 
@@ -59,8 +59,8 @@ class Caller:
         await messages.__aenter__()
         self._queue = queue
         session = self._session
-        task = session.check_loop().create_task(self._receive(messages, queue))
-        session.keep("replies", task)
+        task = session.waits.check_loop().create_task(self._receive(messages, queue))
+        session.waits.keep("replies", task)
 
     async def _receive(self, messages: Messages, queue: Queue) -> None:
         try:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kombulite._client.address import Address
+from kombulite._client.address import DEFAULT_SETTINGS, Address
 from kombulite._client.counters import Counters
 from kombulite._client.dead_letters import dead_letter_rule
 from kombulite._client.declarations import binding_step, declaring, require_kind
 from kombulite._client.hooks import Hook, Hooks
 from kombulite._client.lifecycle import State
 from kombulite._client.process import register
-from kombulite._client.retry import NextTry, RetryPolicy, next_try
+from kombulite._client.retry import Retrier, RetryPolicy
 from kombulite._client.streams import OffsetStore
 from kombulite._client.topology import Binding
 from kombulite._core import declaration_key
@@ -21,11 +21,15 @@ from kombulite.aio._calls import Caller
 from kombulite.aio._messages import Message, Messages, OnError
 from kombulite.aio._producer import Producer
 from kombulite.aio._serving import Server
-from kombulite.aio._session import Session
+from kombulite.aio._session import AsyncSession
 from kombulite.brokers.base import QueueInfo, QueueSpec, QueueStatus, Transport
 from kombulite.entity import Exchange, Queue
 from kombulite.serialization import prepare_accept_content
-from kombulite.utils.functional import retry_intervals
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from kombulite._client.address import ConnectionSettings
 
 Queues = Queue | str | Iterable[Queue | str]
 
@@ -33,40 +37,19 @@ Queues = Queue | str | Iterable[Queue | str]
 def connect(
     hostname: str | Iterable[str] | None = "localhost",
     *,
-    userid: str | None = None,
-    password: str | Callable[[], str] | None = None,
-    virtual_host: str | None = None,
-    port: int | None = None,
-    ssl: Any = False,
-    transport: Any = None,
-    connect_timeout: float | None = 5,
-    transport_options: Mapping[str, Any] | None = None,
-    login_method: str | None = None,
-    uri_prefix: str | None = None,
-    heartbeat: float | None = 0,
-    failover_strategy: str | Callable[[Iterable[str]], Iterator[str]] = "round-robin",
     alternates: Iterable[str] | None = None,
-    credential_provider: Any = None,
+    failover_strategy: str | Callable[[Iterable[str]], Iterator[str]] = "round-robin",
+    transport_options: Mapping[str, Any] | None = None,
+    **settings: Unpack[ConnectionSettings],
 ) -> Connection:
     """Make a connection for ``async with``, or for ``await connection.connect()``. Nothing is opened before.
 
     The arguments are those of the synchronous ``Connection``.
     """
-    given = {
-        "userid": userid,
-        "password": password,
-        "virtual_host": virtual_host,
-        "port": port,
-        "insist": False,
-        "ssl": ssl,
-        "transport": transport,
-        "connect_timeout": connect_timeout,
-        "login_method": login_method,
-        "heartbeat": heartbeat,
-        "uri_prefix": uri_prefix,
-        "credential_provider": credential_provider,
-    }
-    return Connection(hostname, alternates, failover_strategy, transport_options, given)
+    unknown = settings.keys() - DEFAULT_SETTINGS.keys()
+    if unknown:
+        raise TypeError(f"connect() got an unexpected keyword argument {min(unknown)!r}")
+    return Connection(hostname, alternates, failover_strategy, transport_options, {**DEFAULT_SETTINGS, **settings})
 
 
 class Connection(Address):
@@ -84,13 +67,10 @@ class Connection(Address):
         given: dict[str, Any],
     ) -> None:
         super().__init__(hostname, alternates, failover_strategy, transport_options, given)
-        self.session = Session(self)
-        self.tally = self.session.tally  #: what went through it: for those who watch connections
-        self.hooks: Hooks | None = None  #: what is around its publishing and consuming, if anything
+        self.session = AsyncSession(self)
         self._caller = Caller(self, self.session)
         self._control = Producer(self, "", "", None, None, True, False)
-        observed: Any = self  # as hooks and watchers see it, it is a connection like others
-        register(observed)
+        register(self)
 
     @classmethod
     def of(cls, connection: Any) -> Connection:
@@ -106,7 +86,7 @@ class Connection(Address):
 
     async def connect(self, timeout: float | None = None) -> Connection:
         """Connect now. Raises what connecting ended with, TimeoutError."""
-        await self.session.ensure(self.session.deadline(timeout))
+        await self.session.ensure(self.session.waits.deadline(timeout))
         return self
 
     async def close(self) -> None:
@@ -124,9 +104,9 @@ class Connection(Address):
 
         The arguments and errors are those of the synchronous ``update_secret``.
         """
-        deadline = self.session.deadline(timeout)
+        deadline = self.session.waits.deadline(timeout)
         transport = await self.session.ensure(deadline)
-        await self.session.wait(transport.update_secret(secret, reason), deadline, "update_secret")
+        await self.session.waits.wait(transport.update_secret(secret, reason), deadline, "update_secret")
 
     @property
     def connected(self) -> bool:
@@ -163,7 +143,7 @@ class Connection(Address):
 
         Raises NotFound (passive), NotEquivalentError, ResourceLocked, TimeoutError.
         """
-        deadline, session = self.session.deadline(timeout), self.session
+        deadline, session = self.session.waits.deadline(timeout), self.session
         if isinstance(entity, Queue) and entity.kind is not None:
             require_kind(entity.kind, session.transport_class)
         for step in declaring(entity):
@@ -175,7 +155,7 @@ class Connection(Address):
 
     async def maybe_declare(self, entity: Exchange | Queue) -> bool:
         """Declare an entity unless that was done on this connection; returns whether it was done now."""
-        await self.session.ensure(self.session.deadline(None))
+        await self.session.ensure(self.session.waits.deadline(None))
         key = declaration_key(entity) if entity.can_cache_declaration else None
         declared = self.session.declared
         if key is not None and key in declared:
@@ -194,7 +174,7 @@ class Connection(Address):
     ) -> None:
         """Bind a queue, or an exchange, to an exchange. Raises NotFound."""
         step = binding_step(exchange, destination, routing_key, arguments)
-        await self.session.ask(step.verb, *step.arguments, deadline=self.session.deadline(None))
+        await self.session.ask(step.verb, *step.arguments, deadline=self.session.waits.deadline(None))
         self.session.topology.note(step)
 
     async def unbind(
@@ -206,13 +186,13 @@ class Connection(Address):
     ) -> None:
         """Take a binding away."""
         step = binding_step(exchange, destination, routing_key, arguments)
-        await self.session.ask("unbind", *step.arguments, deadline=self.session.deadline(None))
+        await self.session.ask("unbind", *step.arguments, deadline=self.session.waits.deadline(None))
         self.session.topology.unbound(Binding(*step.arguments))
 
     async def delete(self, entity: Exchange | Queue, if_unused: bool = False, if_empty: bool = False) -> int:
         """Delete an exchange, or a queue; returns the messages gone with it. Raises PreconditionFailed."""
         session, name = self.session, entity.name
-        deadline = session.deadline(None)
+        deadline = session.waits.deadline(None)
         deleted = 0
         if isinstance(entity, Exchange):
             await session.ask("delete_exchange", name, if_unused, deadline=deadline)
@@ -225,18 +205,18 @@ class Connection(Address):
 
     async def purge(self, queue: Queue | str) -> int:
         """Remove the messages that wait in a queue; returns how many. Raises NotFound."""
-        purged: int = await self.session.ask("purge", _name(queue), deadline=self.session.deadline(None))
+        purged: int = await self.session.ask("purge", _name(queue), deadline=self.session.waits.deadline(None))
         return purged
 
     async def status(self, queue: Queue | str) -> QueueInfo:
         """Return a queue's name, and how many messages and consumers it has. Raises NotFound."""
-        spec, deadline = QueueSpec(_name(queue)), self.session.deadline(None)
+        spec, deadline = QueueSpec(_name(queue)), self.session.waits.deadline(None)
         info: QueueInfo = await self.session.ask("declare_queue", spec, True, deadline=deadline)
         return info
 
     async def list_queues(self) -> Sequence[QueueStatus]:
         """Return all queues. Raises AMQPNotImplementedError where a broker cannot list them."""
-        found: Sequence[QueueStatus] = await self.session.ask("list_queues", deadline=self.session.deadline(None))
+        found: Sequence[QueueStatus] = await self.session.ask("list_queues", deadline=self.session.waits.deadline(None))
         return found
 
     # --- messages
@@ -301,7 +281,7 @@ class Connection(Address):
     ) -> Message | None:
         """Fetch the next message of a queue, or None. One that comes after a cancellation goes back."""
         accepted, name = prepare_accept_content(accept), _name(queue)
-        found = await self.session.get(name, no_ack, self.session.deadline(timeout))
+        found = await self.session.get(name, no_ack, self.session.waits.deadline(timeout))
         if found is None:
             return None
         delivery, channel = found
@@ -327,7 +307,7 @@ class Connection(Address):
         The answering side publishes to the queue ``message.properties["reply_to"]`` with the ``correlation_id`` of the
         request, as the function ``reply`` does. Raises MessageReturned where no queue takes the request, TimeoutError.
         """
-        accepted, deadline = prepare_accept_content(accept), self.session.deadline(timeout)
+        accepted, deadline = prepare_accept_content(accept), self.session.waits.deadline(timeout)
         message = await self._caller.call(self._control, body, routing_key, exchange, deadline, arguments)
         message.accept = accepted
         return message
@@ -376,23 +356,18 @@ class Connection(Address):
 
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until the broker has answered all that was published before."""
-        await self.session.flush(self.session.deadline(timeout))
+        await self.session.window.flush(self.session.waits.deadline(timeout))
 
     async def insured(self, fun: Callable[[], Awaitable[None]], policy: RetryPolicy) -> None:
         """Call ``fun``, and again after a failure, as a policy says. Raises OperationalError at the end of it."""
-        retries, intervals = 0, retry_intervals(policy.interval_start, policy.interval_step, policy.interval_max)
+        retrier = Retrier(policy)
         while True:
             try:
                 await fun()
                 return
             except Exception as error:
-                following = next_try(error, policy, retries, self.get_transport_cls())
-                # The first new connection is made at once, as by the synchronous facade.
-                is_paused = following is NextTry.AFTER_PAUSE or (following is NextTry.WHEN_CONNECTED and retries)
-                pause = next(intervals) if is_paused else 0.0
-                if policy.errback is not None:
-                    policy.errback(error, pause)
-                retries += 1
+                _, pause = retrier.failed(error, self.get_transport_cls())
+                retrier.report(error, pause)
             await asyncio.sleep(pause)
 
     # --- what is seen of it
@@ -402,25 +377,23 @@ class Connection(Address):
         return self.session.transport_class
 
     @property
+    def hooks(self) -> Hooks | None:
+        """What is around its publishing and consuming, if anything."""
+        return self.session.hooks
+
+    @property
     def counters(self) -> Counters:
         """What went through it since it was made, whenever it was lost or closed in between."""
-        return Counters(*self.session.tally.values())
+        return self.session.counters
 
     def add_hook(self, hook: Hook) -> None:
         """Have a hook around what is published, and around ``process`` and ``serve``, from now on. Once is enough."""
-        hooks = tuple(self.hooks or ())
-        if hook not in hooks:
-            self._observe((*hooks, hook))
-            observed: Any = self
-            hook.installed(observed)
+        if self.session.add_hook(hook, self):
+            hook.installed(self)
 
     def remove_hook(self, hook: Hook) -> None:
         """Take a hook away, if it is there."""
-        self._observe(tuple(each for each in self.hooks or () if each is not hook))
-
-    def _observe(self, hooks: tuple[Hook, ...]) -> None:
-        observed: Any = self
-        self.hooks = Hooks(observed, hooks) if hooks else None
+        self.session.remove_hook(hook, self)
 
 
 def _name(queue: Queue | str) -> str:

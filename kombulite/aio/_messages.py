@@ -14,25 +14,21 @@ from typing import Any, Literal
 
 from kombulite import exceptions
 from kombulite import message as messages
+from kombulite._client.batching import STATES
 from kombulite._client.batching import MessageBatch as SyncMessageBatch
 from kombulite._client.dead_letters import DeadLetterRule, Verdict
 from kombulite._client.declarations import consumer_arguments
 from kombulite._client.streams import OffsetKeeper, OffsetStore, StreamPositions, now
 from kombulite._core import Delivery
-from kombulite.aio._session import Channel, Session
-from kombulite.brokers.aio import Pending, closed, refuse, resolve
+from kombulite.aio._session import AsyncSession, Channel
+from kombulite.brokers.aio import Pending, closed
 from kombulite.brokers.base import Cancelled, ChannelClosed, Event, Outcome
+from kombulite.brokers.waits import WaitQueue
 from kombulite.entity import Queue
 
 logger = getLogger("kombulite.aio")
 
 OnError = Literal["requeue", "reject", "keep"]
-STATES = {
-    Outcome.ACK: "ACK",
-    Outcome.REJECT: "REJECTED",
-    Outcome.REQUEUE: "REQUEUED",
-    Outcome.RETURN: "REQUEUED",
-}
 
 
 class Message(messages.Message):
@@ -67,7 +63,7 @@ class Message(messages.Message):
         try:
             pending = channel.settle(self.delivery_tag, outcome, multiple)
             if pending is not None and (outcome is not Outcome.ACK or multiple):
-                await channel.session.wait(pending, channel.session.deadline(None), "settle")
+                await channel.session.waits.wait(pending, channel.session.waits.deadline(None), "settle")
             elif pending is not None:
                 # A broker does not answer an ack, and a thread does what it is asked in order: waiting would make
                 # consuming half as fast. If the connection is lost before, the message comes again.
@@ -133,8 +129,7 @@ class MessageBatch(SyncMessageBatch):
         await self._settle_all(Outcome.REQUEUE if failed else Outcome.RETURN)
 
     async def _settle_all(self, outcome: Outcome) -> None:
-        unsettled = [message for message in self if not message.acknowledged]
-        tags = [message.delivery_tag for message in unsettled if not message.no_ack]
+        unsettled, tags = self.unsettled()
         for message in unsettled:
             message._state = STATES[outcome]
         if not tags:
@@ -143,7 +138,7 @@ class MessageBatch(SyncMessageBatch):
         try:
             pending = channel.settle_many(tags, outcome)
             if pending is not None:
-                await channel.session.wait(pending, channel.session.deadline(None), "settle")
+                await channel.session.waits.wait(pending, channel.session.waits.deadline(None), "settle")
         except Exception:
             for message in unsettled:
                 message._state = "RECEIVED"
@@ -161,7 +156,7 @@ class Messages:
     def __init__(
         self,
         connection: Any,
-        session: Session,
+        session: AsyncSession,
         queues: list[Queue],
         prefetch: int,
         no_ack: bool,
@@ -185,7 +180,7 @@ class Messages:
         self._channel: Channel | None = None
         self._names: dict[str, str] = {}  # consumer tag -> queue
         self._ready: deque[Delivery] = deque()
-        self._waiters: deque[Pending[None]] = deque()
+        self._changes = WaitQueue()
         self._error: BaseException | None = None
         self._is_over = False
         self._positions = StreamPositions()
@@ -197,7 +192,7 @@ class Messages:
 
     async def __aenter__(self) -> Messages:
         session = self._session
-        deadline = session.deadline(None)
+        deadline = session.waits.deadline(None)
         if self._auto_declare:
             for queue in self._queues:
                 await self._connection.declare(queue)
@@ -208,7 +203,7 @@ class Messages:
         await session.ensure(deadline)
         self._error, self._is_over = None, False
         try:
-            await session.once(self, self.start, deadline, "consume")
+            await session.waits.once(self, self.start, deadline, "consume")
         except BaseException:
             await self._end()
             raise
@@ -232,7 +227,7 @@ class Messages:
         transport = session.transport
         assert transport is not None
         try:
-            await session.answer(transport.qos(channel.number, 0, self.prefetch, False))
+            await session.waits.answer(transport.qos(channel.number, 0, self.prefetch, False))
             for number, queue in enumerate(self._queues, 1):
                 queue.name = session.topology.renamed.get(queue.name, queue.name)
                 tag = f"{id(self):x}.{number}"
@@ -242,7 +237,7 @@ class Messages:
                     arguments = self._positions.resuming(tag, arguments, self._started)
                 else:
                     arguments = self._positions.starting(queue.name, arguments)
-                await session.answer(
+                await session.waits.answer(
                     transport.consume(channel.number, queue.name, tag, False, self._exclusive, arguments)
                 )
             if self._is_over:  # it ended meanwhile
@@ -261,7 +256,7 @@ class Messages:
         """Have those who wait raise an error."""
         self._error = self._error or error
         self._session.restored.discard(self)
-        self._wake_all()
+        self._changes.wake_all()
 
     async def stop(self) -> None:
         """Have no more come: what was handed over may be settled still, what was not goes back to its queue."""
@@ -269,29 +264,29 @@ class Messages:
         self._session.restored.discard(self)
         channel, transport = self._channel, self._session.transport
         if channel is not None and channel.is_open and transport is not None:
-            deadline = self._session.deadline(None)
+            deadline = self._session.waits.deadline(None)
             for tag in list(self._names):
-                await self._session.wait(transport.cancel(channel.number, tag), deadline, "cancel")
+                await self._session.waits.wait(transport.cancel(channel.number, tag), deadline, "cancel")
             while self._ready and channel.is_open:
                 delivery = self._ready.popleft()
                 if delivery.stream_offset is not None:
                     continue  # a stream takes nothing back
                 pending = channel.settle(delivery.delivery_tag, Outcome.RETURN)
                 if pending is not None:
-                    await self._session.wait(pending, deadline, "settle")
-        self._wake_all()
+                    await self._session.waits.wait(pending, deadline, "settle")
+        self._changes.wake_all()
 
     async def _end(self) -> None:
         self._is_over = True
         self._session.restored.discard(self)
         channel, self._channel = self._channel, None
         self._ready.clear()
-        self._wake_all()
+        self._changes.wake_all()
         if channel is not None and channel.is_open:
             session = self._session
             close = partial(session.close_channel, channel)
             try:
-                await session.once(channel, close, session.deadline(None), "close a channel")
+                await session.waits.once(channel, close, session.waits.deadline(None), "close a channel")
             except (exceptions.ConnectionError, OSError) as error:
                 logger.warning("a consumer could not be ended: %s", error)
 
@@ -300,61 +295,30 @@ class Messages:
     @property
     def stream_offsets(self) -> dict[str, int]:
         """The offsets at which it would go on, by stream: behind the last message up to which all are acknowledged."""
-        found = {name: self._positions.offset_of(tag) for tag, name in self._names.items()}
-        return {name: offset for name, offset in found.items() if offset is not None}
+        return self._positions.offsets_of(self._names)
 
     async def _save_offsets(self) -> None:
         """Save how far it is, if it is time; in a thread, for a store may wait. The tasks that iterate do it once."""
         keeper = self._keeper
         if keeper is not None and keeper.is_due():
             save = partial(asyncio.to_thread, keeper.update, self.stream_offsets)
-            await self._session.once((self, "offsets"), save, self._session.deadline(None), "save offsets")
+            await self._session.waits.once((self, "offsets"), save, self._session.waits.deadline(None), "save offsets")
 
     # --- messages
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Delivery):
             self._ready.append(event)
-            self._wake()
+            self._changes.wake()
         elif isinstance(event, Cancelled):
             queue = self._names.pop(event.consumer_tag, "")
             self.fail(exceptions.ConsumerCancelled(f"the broker cancelled the consumer of queue {queue!r}"))
         elif isinstance(event, ChannelClosed):
             self.fail(event.error)
 
-    def _wake(self) -> None:
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
-
-    def _wake_all(self) -> None:
-        while self._waiters:
-            resolve(self._waiters.popleft())
-
-    async def _wait(self, deadline: float | None = None) -> bool:
-        """Wait for a change. Cancelled, it changes nothing. Returns whether there was one by the deadline."""
-        loop = self._session.check_loop()
-        waiter: Pending[None] = loop.create_future()
-        self._waiters.append(waiter)
-        timer = None if deadline is None else loop.call_later(max(deadline - monotonic(), 0), _time_out, waiter)
-        try:
-            await waiter
-        except TimeoutError:
-            return False
-        except BaseException:
-            if waiter.done() and not waiter.cancelled():
-                self._wake()  # another may take what we were woken for
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-        return True
-
     def _check(self) -> None:
         """Raise what the consumer ended with; StopAsyncIteration after ``stop`` or the end of ``async with``."""
-        self._session.check_loop()
+        self._session.waits.check_loop()
         if self._error is not None:
             raise self._error
         if self._is_over:
@@ -369,7 +333,7 @@ class Messages:
         while True:
             while not self._ready:
                 self._check()
-                await self._wait()
+                await self._changes.wait()
             await self._save_offsets()
             message = await self._take() if self._ready else None
             if message is not None:
@@ -381,7 +345,7 @@ class Messages:
         while True:
             while not self._ready:
                 self._check()
-                if not await self._wait(deadline):
+                if not await self._changes.wait(deadline):
                     return None
             await self._save_offsets()
             message = await self._take() if self._ready else None
@@ -419,7 +383,7 @@ class Messages:
         try:
             await self._connection.declare(rule.destination)
             letter = rule.letter(message, message.queue)
-            await self._session.publish(letter, True, True, self._session.deadline(None))
+            await self._session.publish(letter, True, True, self._session.waits.deadline(None))
             await message.ack()
         except BaseException:
             if message.channel.is_open and not message.acknowledged:
@@ -443,10 +407,10 @@ class Messages:
         """Return the next batch. Nothing is taken before it is complete: a wait that is cancelled changes nothing."""
         while not self._ready:
             self._check()
-            await self._wait()
+            await self._changes.wait()
         deadline = monotonic() + within
         while len(self._ready) < size and not self._is_over and self._error is None:
-            if not await self._wait(deadline):
+            if not await self._changes.wait(deadline):
                 break
         await self._save_offsets()
         batch = MessageBatch()
@@ -474,7 +438,3 @@ class Batches:
 
     async def __anext__(self) -> MessageBatch:
         return await self._source.next_batch(self._size, self._within)
-
-
-def _time_out(waiter: Pending[None]) -> None:
-    refuse(waiter, TimeoutError())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kombulite._client.outgoing import Chunk, MessageMaker, raise_refused
+from kombulite._client.outgoing import Chunk, DeliveryBatch, MessageArguments, MessageMaker
 from kombulite._client.retry import RetryPolicy
 from kombulite._core import Delivery
 from kombulite.entity import Exchange
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Producer(MessageMaker):
@@ -40,28 +43,22 @@ class Producer(MessageMaker):
         body: Any,
         routing_key: str | None = None,
         *,
-        exchange: Exchange | str | None = None,
         mandatory: bool = False,
-        delivery_mode: int | str | None = None,
-        priority: int | None = 0,
-        content_type: str | None = None,
-        content_encoding: str | None = None,
-        serializer: str | None = None,
-        headers: Mapping[str, Any] | None = None,
-        compression: str | None = None,
-        expiration: float | None = None,
         declare: Iterable[Any] = (),
         timeout: float | None = None,
         retry: bool = False,
         retry_policy: Mapping[str, Any] | None = None,
         via: Any = None,
-        **properties: Any,
+        **arguments: Unpack[MessageArguments],
     ) -> None:
         """Publish a message. Cancelled before its turn, it is not sent.
 
-        The arguments are those of the synchronous ``Producer.publish``.
-
         Args:
+            body: What the serializer can serialise, or text or bytes with a ``content_type``.
+            routing_key: The routing key (None: the producer's).
+            mandatory: Whether it comes back where no queue takes it.
+            declare: Entities to declare first.
+            arguments: What the message is to be like: see ``MessageArguments``.
             timeout: Seconds for all of it (None: the connection's default, 30).
             retry: Connect and publish again after a failure, as ``retry_policy`` says.
             via: A transaction of the caller's on the database that is the broker (SQL brokers only): an asynchronous
@@ -76,26 +73,13 @@ class Producer(MessageMaker):
             TimeoutError: The broker did not answer in time; it may have the message.
             RecoverableConnectionError: The connection was lost; the broker may have the message.
         """
-        delivery = self._make(
-            exchange,
-            routing_key,
-            body,
-            delivery_mode,
-            priority,
-            content_type,
-            content_encoding,
-            serializer,
-            headers,
-            compression,
-            expiration,
-            properties,
-        )
+        delivery = self.make(body, routing_key, **arguments)
         session = self._session
-        session.check_loop()
-        deadline = session.deadline(timeout)
+        session.waits.check_loop()
+        deadline = session.waits.deadline(timeout)
         if via is not None:
             await self._declare(declare)
-            hooks = self.connection.hooks
+            hooks = self._session.hooks
             if hooks is not None:
                 delivery = hooks.collect(delivery, mandatory)
             await session.publish_via(via, delivery, mandatory, deadline)
@@ -110,7 +94,7 @@ class Producer(MessageMaker):
         session = self._session
         if self._declared is not session.declared or declare:
             await self._declare(declare)
-        hooks = self.connection.hooks
+        hooks = self._session.hooks
         if hooks is None:
             await session.publish(delivery, mandatory, self.confirm, deadline)
             return
@@ -128,75 +112,21 @@ class Producer(MessageMaker):
             await connection.maybe_declare(entity)
         self._declared = session.declared if self.exchange.can_cache_declaration else None
 
-    def make(
-        self,
-        body: Any,
-        routing_key: str | None = None,
-        *,
-        exchange: Exchange | str | None = None,
-        delivery_mode: int | str | None = None,
-        priority: int | None = 0,
-        content_type: str | None = None,
-        content_encoding: str | None = None,
-        serializer: str | None = None,
-        headers: Mapping[str, Any] | None = None,
-        compression: str | None = None,
-        expiration: float | None = None,
-        **properties: Any,
-    ) -> Delivery:
-        """Return a message that is not published yet."""
-        return self._make(
-            exchange,
-            routing_key,
-            body,
-            delivery_mode,
-            priority,
-            content_type,
-            content_encoding,
-            serializer,
-            headers,
-            compression,
-            expiration,
-            properties,
-        )
-
     async def publish_many(
         self,
         bodies: Iterable[Any] | AsyncIterable[Any],
         routing_key: str | None = None,
         *,
-        exchange: Exchange | str | None = None,
         mandatory: bool = False,
-        delivery_mode: int | str | None = None,
-        priority: int | None = 0,
-        content_type: str | None = None,
-        content_encoding: str | None = None,
-        serializer: str | None = None,
-        headers: Mapping[str, Any] | None = None,
-        compression: str | None = None,
-        expiration: float | None = None,
         declare: Iterable[Any] = (),
         timeout: float | None = None,
-        **properties: Any,
+        **arguments: Unpack[MessageArguments],
     ) -> int:
         """Publish many bodies, of an iterable or an asynchronous one that may be endless. Returns how many were taken.
 
         They are handed over a thousand, or some megabytes, at a time; ``timeout`` is for each hand-over. Raises
         BatchPublishError, whose ``refused`` names those that were not taken by their index.
         """
-
-        arguments = {
-            "exchange": exchange,
-            "delivery_mode": delivery_mode,
-            "priority": priority,
-            "content_type": content_type,
-            "content_encoding": content_encoding,
-            "serializer": serializer,
-            "headers": headers,
-            "compression": compression,
-            "expiration": expiration,
-            **properties,
-        }
 
         def make(body: Any) -> Delivery:
             return self.make(body, routing_key, **arguments)
@@ -222,8 +152,8 @@ class Producer(MessageMaker):
         self, deliveries: list[Delivery], mandatory: bool, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
         """Publish what is prepared already; gives those refused, as (index, exception)."""
-        session, hooks = self._session, self.connection.hooks
-        deadline = session.deadline(timeout)
+        session, hooks = self._session, self._session.hooks
+        deadline = session.waits.deadline(timeout)
         if hooks is None:
             refused: list[tuple[int, Exception]] = await session.publish_many(
                 deliveries, mandatory, self.confirm, deadline
@@ -250,41 +180,38 @@ class Producer(MessageMaker):
         await batch.flush()
 
 
-class Batch:
+class Batch(DeliveryBatch):
     """Messages that wait to be sent together. Made by ``Producer.batch()``."""
 
     def __init__(self, producer: Producer, max_size: int) -> None:
-        if max_size < 1:
-            raise ValueError(f"max_size must be at least 1, got {max_size}")
+        super().__init__(max_size)
         self._producer = producer
-        self._max_size = max_size
-        self._waiting: list[Delivery] = []
-        self._refused: list[tuple[int, Exception]] = []
-        self._sent = 0
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    async def publish(self, body: Any, routing_key: str | None = None, **arguments: Any) -> None:
-        """Add a message, with the arguments of ``Producer.publish`` that are about the message; send a full batch."""
+    async def publish(
+        self,
+        body: Any,
+        routing_key: str | None = None,
+        *,
+        mandatory: bool = False,
+        declare: Iterable[Any] = (),
+        **arguments: Unpack[MessageArguments],
+    ) -> None:
+        """Add a message, as ``Producer.publish`` would send it; send a full batch."""
         producer = self._producer
         delivery = producer.make(body, routing_key, **arguments)
+        if declare:
+            await producer._declare(declare)
         hooks = producer.connection.hooks
-        self._waiting.append(delivery if hooks is None else hooks.collect(delivery, False))
-        if len(self._waiting) >= self._max_size:
+        self.append(delivery if hooks is None else hooks.collect(delivery, mandatory), mandatory)
+        if self.is_full:
             await self.flush()
 
     async def flush(self) -> None:
         """Send what waits. Raises BatchPublishError; after an error of the connection they go on waiting."""
-        if self._waiting:
-            producer, sending = self._producer, list(self._waiting)
-            await producer._declare(())
-            refused = await producer.send_many(sending, False)
-            self._refused += [(self._sent + index, error) for index, error in refused]
-            self._sent += len(sending)
-            del self._waiting[: len(sending)]
-        refused, total, self._refused, self._sent = self._refused, self._sent, [], 0
-        raise_refused(refused, total)
+        while alike := self.first_alike():
+            await self._producer._declare(())
+            self.note_sent(alike, await self._producer.send_many(alike, self.is_mandatory))
+        self.raise_refused()
 
 
 async def _asynchronous(bodies: Iterable[Any]) -> AsyncIterator[Any]:

@@ -1,31 +1,24 @@
-"""The broker connection of a ``Connection``: when it is opened and restored, and who waits for what until when.
-
-Many tasks share it. What several of them need (the connection itself, a channel) is done by one task of its own, which
-they wait for: a task that is cancelled takes nothing away from the others, and nothing stays half done.
-
-Longer than other modules: waits, turns, channels and the connection fail together, and come back together.
-"""
+"""The broker connection of a ``Connection``: when it is opened and restored, its channels, what is sent over them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Coroutine, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from math import inf
-from time import monotonic
 from typing import Any, Protocol, TypeVar, cast
 
 from kombulite import exceptions
 from kombulite._client.address import Address
 from kombulite._client.lifecycle import Lifecycle, State
+from kombulite._client.session import Session
 from kombulite._client.streams import StreamPositions
 from kombulite._client.topology import Topology
-from kombulite._core import Delivery, Tally
+from kombulite._core import Delivery
 from kombulite.brokers import is_native, resolve_transport
-from kombulite.brokers.aio import AsyncTransport, Pending, closed, refuse, resolve
+from kombulite.brokers.aio import AsyncTransport, Pending, closed
 from kombulite.brokers.base import ChannelClosed, Event, ExchangeSpec, Outcome, Transport
 from kombulite.brokers.threaded import async_transport
+from kombulite.brokers.waits import Waits, Window
 from kombulite.utils.functional import retry_intervals
 
 T = TypeVar("T")
@@ -33,18 +26,12 @@ T = TypeVar("T")
 WINDOW = 4096  # messages that may be on their way to the broker, and not answered yet
 DEFAULT_TIMEOUT = 30.0  # seconds
 CLOSE_TIMEOUT = 10.0  # seconds
-COUNTS = {
-    Outcome.ACK: "count_acked",
-    Outcome.REJECT: "count_rejected",
-    Outcome.REQUEUE: "count_requeued",
-    Outcome.RETURN: "count_requeued",
-}
 
 
 class Channel:
     """A channel of one broker connection. What came on it is settled on it, and on no other."""
 
-    def __init__(self, session: Session, transport: AsyncTransport, number: int) -> None:
+    def __init__(self, session: AsyncSession, transport: AsyncTransport, number: int) -> None:
         self.session = session
         self.connection: Any = session.address
         self.number = number
@@ -70,7 +57,7 @@ class Channel:
 
     def _outcome(self, outcome: Outcome) -> Outcome:
         """Return the outcome as the broker knows it."""
-        self.session.check_loop()
+        self.session.waits.check_loop()
         if not self.is_open:
             raise exceptions.RecoverableConnectionError("the message came on a channel that is closed")
         is_known = outcome is not Outcome.RETURN or self._transport.counts_failures
@@ -92,104 +79,21 @@ class Restored(Protocol):
         """End: there will be no connection."""
 
 
-class Session:
+class AsyncSession(Session):
     """The broker connection of one ``Connection``, opened when it is needed."""
 
     def __init__(self, address: Address) -> None:
+        super().__init__(address.as_uri)
         self.address = address
-        self.life = Lifecycle(address.as_uri)
-        self.topology = Topology()
-        self.tally = Tally()
-        self.declared: set[Any] = set()
         self.exchanges: set[str] = {""}  # that are known to be there
         self.restored: set[Restored] = set()
         self.transport: AsyncTransport | None = None
-        self.timeout = float(address.transport_options.get("read_timeout") or DEFAULT_TIMEOUT)
         self.watchers: list[Callable[[State], object]] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
+        timeout = float(address.transport_options.get("read_timeout") or DEFAULT_TIMEOUT)
+        self.waits = Waits(timeout, lambda: self.transport is None)
+        self.window = Window(WINDOW, self.waits)
         self._channels: dict[int, Channel] = {}
         self._roles: dict[str, Channel] = {}
-        self._tasks: dict[Hashable, asyncio.Task[Any]] = {}
-        self._waits: dict[Pending[Any], tuple[float, str]] = {}
-        self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at = inf
-        self.sent: set[Pending[Any]] = set()  # publishes that the broker has not answered
-        self._turns: deque[Pending[None]] = deque()
-        self._is_closing = False
-
-    # --- the loop
-
-    def check_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop. Raises RuntimeError in another one, or in a thread without one."""
-        running = asyncio.get_running_loop()
-        if running is not self._loop:
-            if self._loop is not None and not (self._loop.is_closed() and self.transport is None):
-                raise RuntimeError("the connection belongs to another event loop; make one for each loop")
-            self._loop = running
-            self._tasks, self._roles, self._waits = {}, {}, {}
-        return running
-
-    def deadline(self, timeout: float | None) -> float:
-        """Return when a wait of so many seconds (None: the connection's default) ends."""
-        return monotonic() + (self.timeout if timeout is None else timeout)
-
-    async def wait(self, pending: Pending[T], deadline: float, what: str) -> T:
-        """Wait for a pending answer that is the caller's alone. Raises TimeoutError."""
-        if not pending.done():
-            self._waits[pending] = deadline, what
-            if deadline < self._alarm_at:
-                self._set_alarm(deadline)
-            try:
-                return await pending
-            finally:
-                del self._waits[pending]
-        return pending.result()
-
-    async def answer(self, pending: Pending[T]) -> T:
-        """Wait for an answer, as long as the connection's default is."""
-        return await self.wait(pending, self.deadline(None), "request")
-
-    def _set_alarm(self, deadline: float) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm_at = deadline
-        self._alarm = self.check_loop().call_later(max(deadline - monotonic(), 0), self._expire)
-
-    def _expire(self) -> None:
-        """End the waits whose time is over."""
-        self._alarm, self._alarm_at = None, inf
-        now, following = monotonic(), inf
-        for pending, (deadline, what) in list(self._waits.items()):
-            if deadline <= now:
-                refuse(pending, TimeoutError(f"{what}: the broker did not answer in time"))
-            else:
-                following = min(following, deadline)
-        if following < inf:
-            self._set_alarm(following)
-
-    async def once(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]], deadline: float, what: str) -> T:
-        """Wait for what a task does for all who ask for it with the same key."""
-        loop = self.check_loop()
-        task = self._tasks.get(key)
-        if task is None:
-            if self._is_closing:
-                raise closed()
-            task = loop.create_task(make())
-            self.keep(key, task)
-        waiter: Pending[T] = loop.create_future()
-        task.add_done_callback(partial(_pass_on, waiter))
-        return await self.wait(waiter, deadline, what)
-
-    def keep(self, key: Hashable, task: asyncio.Task[Any]) -> None:
-        """Have a task end with the connection."""
-        self._tasks[key] = task
-        task.add_done_callback(partial(self._done, key))
-
-    def _done(self, key: Hashable, task: asyncio.Task[Any]) -> None:
-        if self._tasks.get(key) is task:
-            del self._tasks[key]
-        if not task.cancelled():
-            task.exception()  # it is told to those who wait, or nobody
 
     # --- the connection
 
@@ -222,7 +126,7 @@ class Session:
     async def ensure(self, deadline: float) -> AsyncTransport:
         """Return the open connection, after connecting if need be. Raises what connecting ended with."""
         while not self.is_open:
-            await self.once("connect", self._connect, deadline, "connect")
+            await self.waits.once("connect", self._connect, deadline, "connect")
         assert self.transport is not None
         return self.transport
 
@@ -271,26 +175,23 @@ class Session:
     async def _restore(self, transport: AsyncTransport) -> None:
         """Declare again what may be gone, and start the consumers again."""
         self._to(State.RESTORING)
+        place = self.address.place
+        everything = self.must_declare_all(place, self.transport_class.capabilities.keeps_durable)
         try:
-            everything = (
-                not self.transport_class.capabilities.keeps_durable or self.topology.place != self.address.place
-            )
             if self.topology.needs_restoring(everything):
-                number = await self.answer(transport.open_channel())
+                number = await self.waits.answer(transport.open_channel())
                 for step in self.topology.restoring(everything):
-                    step.answer = await self.answer(getattr(transport, step.verb)(number, *step.arguments))
-                await self.answer(transport.close_channel(number))
+                    step.answer = await self.waits.answer(getattr(transport, step.verb)(number, *step.arguments))
+                await self.waits.answer(transport.close_channel(number))
             for each in list(self.restored):
                 await each.start()
-            self.topology.renamed = {}
-            self.topology.place = self.address.place
-        except exceptions.ResourceLocked as error:
-            # The broker has not noticed yet that the old connection is gone: it holds its exclusive queues.
-            self._drop(transport, error)
-            raise exceptions.RecoverableConnectionError(str(error)) from error
         except BaseException as error:
             self._drop(transport, error)
-            raise
+            raised = self.restore_error(error, everything)
+            if raised is error:
+                raise
+            raise raised from error
+        self.note_restored(place)
 
     def _on_event(self, event: Event) -> None:
         channel = self._channels.get(event.channel)
@@ -304,8 +205,8 @@ class Session:
     def _lost(self, transport: AsyncTransport, error: Exception) -> None:
         if self.transport is transport:
             self._drop(transport, error)
-            if self.restored and not self._is_closing and "connect" not in self._tasks:
-                self.keep("connect", self.check_loop().create_task(self._connect()))
+            if self.restored and not self.waits.is_closing and not self.waits.is_busy("connect"):
+                self.waits.keep("connect", self.waits.check_loop().create_task(self._connect()))
 
     def _drop(self, transport: AsyncTransport, reason: object) -> None:
         """Forget a connection that is lost."""
@@ -316,29 +217,23 @@ class Session:
         for channel in list(self._channels.values()):
             self.forget(channel)
         self.forget_declarations()
-        for pending in list(self.sent):
-            refuse(pending, exceptions.RecoverableConnectionError(f"the connection is lost: {reason}"))
-        self._take_turns()
+        self.window.lose(exceptions.RecoverableConnectionError(f"the connection is lost: {reason}"))
         if self.life.state is not State.CLOSED:
             self._to(State.LOST, reason)
 
     def forget_declarations(self) -> None:
         """Declare again what is needed: the connection is new, or something was deleted."""
-        self.declared = set()
+        super().forget_declarations()
         self.exchanges = {""}
 
     async def close(self) -> None:
         """Close the connection, and end all that was going on for it."""
-        self.check_loop()
-        self._is_closing = True
+        self.waits.check_loop()
+        self.waits.is_closing = True
         try:
             for each in list(self.restored):
                 each.fail(closed())
-            tasks = list(self._tasks.values())
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT)
+            await self.waits.end_tasks(CLOSE_TIMEOUT)
             transport, self.transport = self.transport, None
             for channel in list(self._channels.values()):
                 self.forget(channel)
@@ -347,21 +242,19 @@ class Session:
                     await transport.close()
                 except (*self.transport_class.connection_errors, *self.transport_class.channel_errors):
                     transport.abort()
-            for pending in list(self._waits):
-                refuse(pending, closed())
+            self.waits.end_waits()
+            self.window.close()
         finally:
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm, self._alarm_at = None, inf
+            self.waits.disarm()
             self.topology = Topology()
             self.forget_declarations()
-            self._is_closing = False
+            self.waits.is_closing = False
             self._to(State.CLOSED)
 
     def abandon(self) -> None:
         """Forget the connection in a forked child, whose parent has it."""
-        self.transport, self._loop, self._alarm, self._alarm_at = None, None, None, inf
-        self._channels, self._roles, self._tasks, self._waits = {}, {}, {}, {}
+        self.waits.abandon()
+        self.transport, self._channels, self._roles = None, {}, {}
         self.restored = set()
         self.tally.clear()
         self.life = Lifecycle(self.address.as_uri)
@@ -373,7 +266,7 @@ class Session:
         transport = self.transport
         if transport is None:
             raise closed()
-        number = await self.answer(transport.open_channel())
+        number = await self.waits.answer(transport.open_channel())
         channel = self._channels[number] = Channel(self, transport, number)
         return channel
 
@@ -381,7 +274,7 @@ class Session:
         """Close a channel, if it is open: its consumers end, messages not settled go back."""
         if channel.is_open and self.transport is not None:
             self.forget(channel)
-            await self.answer(self.transport.close_channel(channel.number))
+            await self.waits.answer(self.transport.close_channel(channel.number))
 
     def forget(self, channel: Channel) -> None:
         """Take a channel for closed."""
@@ -396,14 +289,14 @@ class Session:
         """Return the channel of a role: "control", "get", "confirmed" or "plain"."""
         await self.ensure(deadline)
         while (channel := self._roles.get(role)) is None or not channel.is_open:
-            await self.once(role, partial(self._open_role, role), deadline, "open a channel")
+            await self.waits.once(role, partial(self._open_role, role), deadline, "open a channel")
         return channel
 
     async def _open_role(self, role: str) -> None:
         channel = await self.open_channel()
         if role == "confirmed":
             assert self.transport is not None
-            await self.answer(self.transport.confirm(channel.number))
+            await self.waits.answer(self.transport.confirm(channel.number))
         self._roles[role] = channel
 
     async def ask(self, verb: str, *arguments: Any, deadline: float) -> Any:
@@ -411,7 +304,7 @@ class Session:
         channel = await self.channel("control", deadline)
         assert self.transport is not None
         try:
-            return await self.wait(getattr(self.transport, verb)(channel.number, *arguments), deadline, verb)
+            return await self.waits.wait(getattr(self.transport, verb)(channel.number, *arguments), deadline, verb)
         except exceptions.ChannelError:
             channel.notice()
             raise
@@ -427,10 +320,10 @@ class Session:
                 channel = await self.channel(role, deadline)
             elif delivery.exchange not in self.exchanges:
                 await self._find_exchange(delivery.exchange, deadline)
-            elif len(self.sent) >= WINDOW:
-                await self._turn(deadline)
+            elif self.window.is_full:
+                await self.window.turn(deadline)
             elif (room := self.transport.writable()) is not None:  # type: ignore[union-attr]
-                await self._share(room, deadline)
+                await self.window.share(room, deadline)
             else:
                 break
         transport = self.transport
@@ -438,13 +331,7 @@ class Session:
         try:
             pending = transport.publish(channel.number, delivery, mandatory)
             if pending is not None:
-                self.sent.add(pending)
-                try:
-                    await self.wait(pending, deadline, "publish")
-                finally:
-                    self.sent.discard(pending)
-                    if self._turns:
-                        self._take_turns()
+                await self.window.wait_for_answer(pending, deadline, "publish")
         except exceptions.ChannelError:
             channel.notice()
             raise
@@ -469,11 +356,9 @@ class Session:
         transport = self.transport
         assert transport is not None
         pending = transport.publish_many(channel.number, deliveries, mandatory)
-        self.sent.add(pending)
         try:
-            refused = await self.wait(pending, deadline, "publish_many")
+            refused = await self.window.wait_for_answer(pending, deadline, "publish_many")
         finally:
-            self.sent.discard(pending)
             channel.notice()
         self.tally.count_many(deliveries, confirm, {index for index, _ in refused})
         return refused
@@ -483,69 +368,26 @@ class Session:
         await self.ask("declare_exchange", ExchangeSpec(name), True, deadline=deadline)
         self.exchanges.add(name)
 
-    async def _turn(self, deadline: float) -> None:
-        turn: Pending[None] = self.check_loop().create_future()
-        self._turns.append(turn)
-        try:
-            await self.wait(turn, deadline, "publish")
-        except BaseException:
-            if turn.done() and not turn.cancelled():
-                self._take_turns()  # it was ours, and another may have it
-            raise
-
-    def _take_turns(self) -> None:
-        room = WINDOW - len(self.sent)
-        while self._turns and room > 0:
-            turn = self._turns.popleft()
-            room -= not turn.done()
-            resolve(turn)
-
-    async def _share(self, pending: Pending[None], deadline: float) -> None:
-        """Wait for what others wait for too."""
-        waiter: Pending[None] = self.check_loop().create_future()
-        pending.add_done_callback(lambda _: resolve(waiter))
-        await self.wait(waiter, deadline, "publish")
-
-    async def flush(self, deadline: float) -> None:
-        """Wait until all that was published before is answered."""
-        for pending in list(self.sent):
-            await self._share(pending, deadline)
-
     # --- fetching
 
     async def get(self, queue: str, no_ack: bool, deadline: float) -> tuple[Delivery, Channel] | None:
         """Fetch a message. One that comes after the caller was cancelled goes back to its queue."""
         key = object()
         try:
-            return await self.once(key, partial(self._get, queue, no_ack, deadline), deadline, "get")
+            return await self.waits.once(key, partial(self._get, queue, no_ack, deadline), deadline, "get")
         except BaseException:
-            task = self._tasks.get(key)
-            if task is not None:
-                task.add_done_callback(_put_back)
+            self.waits.when_done(key, _put_back)
             raise
 
     async def _get(self, queue: str, no_ack: bool, deadline: float) -> tuple[Delivery, Channel] | None:
         channel = await self.channel("get", deadline)
         assert self.transport is not None
         try:
-            delivery = await self.answer(self.transport.get(channel.number, queue, no_ack))
+            delivery = await self.waits.answer(self.transport.get(channel.number, queue, no_ack))
         except exceptions.ChannelError:
             channel.notice()
             raise
         return None if delivery is None else (delivery, channel)
-
-    def count(self, outcome: Outcome, number: int = 1) -> None:
-        """Count deliveries that were settled."""
-        getattr(self.tally, COUNTS[outcome])(number)
-
-
-def _pass_on(waiter: Pending[Any], task: asyncio.Task[Any]) -> None:
-    if task.cancelled():
-        refuse(waiter, closed())
-    elif (error := task.exception()) is not None:
-        refuse(waiter, error)
-    else:
-        resolve(waiter, task.result())
 
 
 def _put_back(task: asyncio.Task[tuple[Delivery, Channel] | None]) -> None:

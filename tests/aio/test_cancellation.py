@@ -84,7 +84,7 @@ def test_a_publish_may_be_cancelled_at_any_await(place, is_connected):
                     break
             assert not was_cut
             await connection.flush()
-            assert not connection.session.sent
+            assert not connection.session.window.sent
             sure = {1000 + number for number in range(at + 1)} | {at}
             found = await bodies_of(connection, queue, sure)
             assert len(found) == len(set(found)), "one was sent twice"

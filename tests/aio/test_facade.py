@@ -424,7 +424,7 @@ def test_a_synchronous_connection_gives_its_settings(place):
     async def main():
         async with aio.Connection.of(given) as connection:
             assert connection.as_uri() == given.as_uri()
-            assert connection.session.timeout == 7
+            assert connection.session.waits.timeout == 7
             assert list(connection.hooks) == [hook]
             name = place.name("shared")
             with given.SimpleQueue(name) as queue:
