@@ -268,7 +268,8 @@ class Messages:
             for tag in list(self._names):
                 await self._session.waits.wait(transport.cancel(channel.number, tag), deadline, "cancel")
             while self._ready and channel.is_open:
-                delivery = self._ready.popleft()
+                # The last first: where each goes to the front of its queue, they are in order again.
+                delivery = self._ready.pop()
                 if delivery.stream_offset is not None:
                     continue  # a stream takes nothing back
                 pending = channel.settle(delivery.delivery_tag, Outcome.RETURN)

@@ -134,7 +134,7 @@ class BlockingTransport(BaseTransport):
                 self._events.remove(event)
         if no_ack:
             return [*mine, *left]
-        for event in mine:
+        for event in reversed(mine):
             self.settle(channel, event.delivery_tag, base_requeue)
         return left
 
