@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from contextlib import suppress
@@ -12,7 +13,8 @@ import pytest
 import redis
 import trustme
 
-from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, exceptions
+from tests.aio.conftest import run
 from tests.redis.conftest import drain
 from tests.servers import RedisServer, wait_until
 
@@ -89,6 +91,24 @@ def test_tls_that_is_asked_for_is_on_and_checks_the_server(tls, scheme, ssl):
 def test_tls_without_checks_when_they_are_declined(tls, name):
     with Connection(f"rediss://127.0.0.1:{tls.tls_port}?ssl_cert_reqs=none&ssl_check_hostname=false") as connection:
         assert works(connection, name)
+
+
+def test_an_event_loop_speaks_tls(tls, authority, name):
+    large = "x" * 5_000_000  # more than a record of TLS, or a buffer of the socket
+
+    async def main():
+        url = f"rediss://127.0.0.1:{tls.tls_port}/0?ssl_ca_certs={authority}/ca.pem"
+        async with aio.connect(url) as connection, connection.consume(name, prefetch=201) as messages:
+            producer = connection.producer(routing_key=name)
+            await asyncio.gather(*(producer.publish(number) for number in range(200)), producer.publish(large))
+            got = [await messages.next(20) for _ in range(201)]
+            assert {message.payload for message in got} == {large, *range(200)}
+            for message in got:
+                await message.ack()
+        with pytest.raises(exceptions.RecoverableConnectionError, match=r"(?i)certificate"):
+            await aio.connect(f"rediss://127.0.0.1:{tls.tls_port}").connect()
+
+    run(main, debug=False)
 
 
 # --- users

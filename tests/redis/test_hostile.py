@@ -13,8 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, exceptions
 from kombulite.brokers.redis.stream import READ_SIZE, Stream
+from tests.aio.conftest import run
 from tests.redis.conftest import drain
 
 PASSWORD = "hunter2"  # and the user is not part of it
@@ -117,6 +118,28 @@ def test_nonsense_instead_of_an_answer(serve, nonsense):
             Producer(channel).publish(1, exchange="e", routing_key="k")
             Queue("q")(channel).get()
             raise exceptions.ConnectionError("all of it went well")
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+@pytest.mark.parametrize("greets", [True, False])
+def test_nonsense_on_an_event_loop(serve, nonsense, greets):
+    def answer(data: bytes) -> bytes:
+        if greets and b"HELLO" in data:
+            return b"%2\r\n+server\r\n+redis\r\n+proto\r\n:3\r\n"
+        setting = data.startswith((b"*4\r\n$6\r\nCLIENT", b"*2\r\n$6\r\nSELECT"))
+        return b"+OK\r\n" if greets and setting else nonsense
+
+    async def main():
+        url, options = f"redis://127.0.0.1:{serve(answer)}/", {"socket_timeout": 0.2}
+        connection = aio.connect(url, connect_timeout=0.5, transport_options=options)
+        with pytest.raises((exceptions.ConnectionError, exceptions.ChannelError, exceptions.MessageNacked, OSError)):
+            await connection.declare(Queue("q", Exchange("e"), "k"))
+            await connection.producer(Exchange("e"), "k").publish(1)
+            await connection.get("q")
+            raise exceptions.ConnectionError("all of it went well")
+        await connection.close()
+
+    run(main)
 
 
 def test_a_string_without_end_is_not_collected(serve, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import Callable
@@ -11,8 +12,9 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from kombulite import Connection, Consumer, Exchange, Producer, Queue, pools
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, pools
 from kombulite.asynchronous import Hub
+from tests.aio.conftest import run, soon
 from tests.proxy import Proxy
 from tests.redis.conftest import drain
 from tests.servers import RedisServer, wait_until
@@ -266,3 +268,62 @@ def test_ack_without_an_answer_is_said_again_over_the_next_connection(redis_url,
             assert client.hlen("unacked") == 0
             assert client.llen(name) == 1  # the second
             assert queue(connection).get().payload == second.payload
+
+
+# --- on an event loop
+
+
+def test_publishers_and_getters_on_an_event_loop_do_not_notice(server, name):
+    async def main():
+        async with aio.connect(server.url, transport_options=UNASKED) as connection:
+            await connection.producer().publish(1, name)
+            await asyncio.to_thread(let_close, server)
+            await connection.producer().publish(2, name)
+            await asyncio.to_thread(let_close, server)
+            got = [(await connection.get(name, no_ack=True)).payload for _ in range(2)]
+            assert got == [1, 2]
+
+    run(main, timeout=100)
+
+
+def test_idle_consumer_on_an_event_loop_goes_on(server, name):
+    async def main():
+        async with aio.connect(server.url, transport_options=UNASKED) as connection:
+            async with connection.consume(name) as messages:
+                for number in range(2):
+                    await asyncio.to_thread(let_idle, server)
+                    with Connection(server.url) as other:
+                        Producer(other).publish(number, routing_key=name)
+                    message = await messages.next(20)
+                    assert message.payload == number
+                    await message.ack()
+
+    run(main, timeout=100)
+
+
+def test_a_loop_asks_sooner_where_the_server_closes_sooner(server, name):
+    async def main():
+        async with aio.connect(server.url) as connection:
+            async with connection.consume(name) as messages:
+
+                async def is_lost():
+                    return connection.counters.reconnects
+
+                await soon(is_lost, 30)
+                with redis.Redis(port=server.port) as client:
+
+                    def pings():
+                        return client.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"]
+
+                    before = pings()
+
+                    async def is_asked():
+                        return pings() >= before + 6
+
+                    await soon(is_asked, 30)
+                assert connection.counters.reconnects == 1
+                await connection.producer().publish("x", name)
+                message = await messages.next(20)
+                await message.ack()
+
+    run(main, timeout=100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -11,8 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 
-from kombulite import Connection, Consumer, Producer, Queue
+from kombulite import Connection, Consumer, Producer, Queue, aio
 from kombulite.brokers.redis.sentinels import ABORTED, PROMOTED, SWITCHED, MasterWatch, Sentinels
+from tests.aio.conftest import run, soon
 from tests.redis.conftest import drain
 from tests.redis.test_connecting import Sentinel
 from tests.servers import RedisServer, wait_until
@@ -92,6 +94,28 @@ def test_old_master_is_left_while_it_still_acknowledges(cluster, name):
             producer.publish("more", routing_key=name)
             assert old.llen(name) == before
             assert new.llen(name) == here + 1
+
+
+def test_an_event_loop_follows_the_master(cluster, name):
+    async def main():
+        policy = {"max_retries": 100, "interval_start": 0.1, "interval_step": 0, "interval_max": 0.1}
+        async with aio.connect(cluster.url, transport_options=OPTIONS) as connection:
+            async with connection.consume(f"{name}.c") as messages:
+                await connection.producer().publish("first", name)
+                await asyncio.to_thread(cluster.fail_over)
+
+                async def is_at_the_new_one():
+                    await connection.producer().publish("x", name, retry=True, retry_policy=policy)
+                    stream = getattr(connection.session.transport, "_stream", None)
+                    return stream is not None and stream.address[1] == cluster.replica.port
+
+                await soon(is_at_the_new_one, 60)
+                await connection.producer().publish("heard", f"{name}.c", retry=True, retry_policy=policy)
+                message = await messages.next(30)
+                assert message.payload == "heard"
+                await message.ack()
+
+    run(main, timeout=120)
 
 
 def test_master_that_hangs_is_left_in_the_middle_of_a_command(cluster, name):
