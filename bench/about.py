@@ -17,7 +17,8 @@ from tests.servers import Unavailable
 from tests.servers import version as broker_version
 
 LIBRARIES = (
-    "kombulite", "kombu", "amqp", "pika", "amqpstorm", "aio-pika", "redis", "hiredis", "celery", "pytest-benchmark",
+    "kombulite", "kombu", "amqp", "pika", "amqpstorm", "aio-pika", "faststream", "redis", "hiredis", "celery",
+    "pytest-benchmark",
 )  # fmt: skip
 BROKERS = {"redis-server": "redis-server", "RabbitMQ": "rabbitmqctl"}
 C_CLIENT = ("dpkg-query", "-W", "-f", "${Version}", "librabbitmq-dev")

@@ -1,4 +1,4 @@
-"""kombulite.aio beside what programs on an event loop use: aio-pika, redis.asyncio, asyncio.Queue."""
+"""kombulite.aio beside what programs on an event loop use: aio-pika, FastStream, redis.asyncio, asyncio.Queue."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import aio_pika
 import pytest
 import redis.asyncio
+from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 
 import kombulite
 from bench.duel import Side, duel
@@ -179,6 +180,58 @@ def test_amqp_consume(benchmark: Any, loop: asyncio.AbstractEventLoop, amqp_url:
     duel(benchmark, work, *sides, operations=MESSAGES, rounds=ROUNDS, rival="aio-pika", at_least=10)
     loop.run_until_complete(connection.close())
     loop.run_until_complete(rival.close())
+
+
+def test_amqp_serve(benchmark: Any, loop: asyncio.AbstractEventLoop, amqp_url: str) -> None:
+    connection = loop.run_until_complete(aio.connect(amqp_url).connect())
+    loop.run_until_complete(connection.declare(kombulite.Queue("bench")))
+    producer = connection.producer(routing_key="bench")
+    made: list[tuple[Any, asyncio.Event]] = []
+
+    async def fill(n: int) -> None:
+        await connection.purge("bench")
+        await producer.publish_many((SMALL for _ in range(n)), delivery_mode=1)
+
+    async def ours(n: int) -> None:
+        stop, left = asyncio.Event(), n
+
+        async def handle(message: aio.Message) -> None:
+            nonlocal left
+            assert message.payload == SMALL
+            await asyncio.sleep(0.001)
+            left -= 1
+            if not left:
+                stop.set()
+
+        await connection.serve("bench", handle, concurrency=PREFETCH, stop=stop, auto_declare=False)
+
+    async def make(n: int) -> None:
+        await fill(n)
+        broker = RabbitBroker(amqp_url, default_channel=Channel(prefetch_count=PREFETCH), logger=None)
+        done, left = asyncio.Event(), n
+
+        @broker.subscriber(RabbitQueue("bench", declare=False), no_reply=True)
+        async def handle(message: dict[str, Any]) -> None:
+            nonlocal left
+            assert message == SMALL
+            await asyncio.sleep(0.001)
+            left -= 1
+            if not left:
+                done.set()
+
+        await broker.connect()
+        made.append((broker, done))
+
+    async def theirs(n: int) -> None:
+        broker, done = made.pop()
+        await broker.start()
+        await done.wait()
+        await broker.stop()
+
+    sides = side(loop, ours, fill), side(loop, theirs, make)
+    work = "RabbitMQ, serve with handlers that await 1 ms, concurrency 1000"
+    duel(benchmark, work, *sides, operations=MESSAGES, rounds=ROUNDS, rival="FastStream", at_least=5)
+    loop.run_until_complete(connection.close())
 
 
 def test_redis_publish(benchmark: Any, loop: asyncio.AbstractEventLoop, redis_url: str) -> None:
