@@ -71,6 +71,7 @@ class Producer(MessageMaker):
             NotFound: There is no such exchange.
             EncodeError: The body cannot be encoded.
             TimeoutError: The broker did not answer in time; it may have the message.
+            Blocked: The broker takes no messages, because it is short of memory or disk (RabbitMQ).
             RecoverableConnectionError: The connection was lost; the broker may have the message.
         """
         delivery = self.make(body, routing_key, **arguments)

@@ -90,7 +90,7 @@ class AsyncSession(Session):
         self.transport: AsyncTransport | None = None
         self.watchers: list[Callable[[State], object]] = []
         timeout = float(address.transport_options.get("read_timeout") or DEFAULT_TIMEOUT)
-        self.waits = Waits(timeout, lambda: self.transport is None)
+        self.waits = Waits(timeout, lambda: self.transport is None, self._blocked)
         self.window = Window(WINDOW, self.waits)
         self._channels: dict[int, Channel] = {}
         self._roles: dict[str, Channel] = {}
@@ -122,6 +122,9 @@ class AsyncSession(Session):
             self.life.to(state, reason)
             for watcher in list(self.watchers):
                 watcher(state)
+
+    def _blocked(self) -> str | None:
+        return None if self.transport is None else self.transport.blocked
 
     async def ensure(self, deadline: float) -> AsyncTransport:
         """Return the open connection, after connecting if need be. Raises what connecting ended with."""

@@ -76,6 +76,11 @@ class AsyncTransport:
         return False
 
     @property
+    def blocked(self) -> str | None:
+        """Why the broker takes no messages now, or None."""
+        return None
+
+    @property
     def counts_failures(self) -> bool:
         """Whether the broker tells ``Outcome.RETURN`` from ``Outcome.REQUEUE``."""
         return False

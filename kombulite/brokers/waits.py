@@ -14,6 +14,7 @@ from math import inf
 from time import monotonic
 from typing import Any, TypeVar
 
+from kombulite import exceptions
 from kombulite.brokers.aio import Pending, closed, refuse, resolve
 
 T = TypeVar("T")
@@ -25,10 +26,14 @@ class Waits:
     Args:
         timeout: Seconds that a wait lasts by default.
         is_idle: Returns whether nothing is open: then a loop that is closed leaves it to the next one.
+        blocked: Returns why the broker takes no messages, or None.
     """
 
-    def __init__(self, timeout: float, is_idle: Callable[[], bool]) -> None:
+    def __init__(
+        self, timeout: float, is_idle: Callable[[], bool], blocked: Callable[[], str | None] = lambda: None
+    ) -> None:
         self.timeout = timeout
+        self._blocked = blocked
         self._is_idle = is_idle
         self.is_closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -79,11 +84,18 @@ class Waits:
         now, following = monotonic(), inf
         for pending, (deadline, what) in list(self._waits.items()):
             if deadline <= now:
-                refuse(pending, TimeoutError(f"{what}: the broker did not answer in time"))
+                refuse(pending, self.timed_out(what))
             else:
                 following = min(following, deadline)
         if following < inf:
             self._set_alarm(following)
+
+    def timed_out(self, what: str) -> Exception:
+        """Return the error for a wait whose time is over."""
+        reason = self._blocked()
+        if reason is not None:
+            return exceptions.Blocked(f"{what}: the broker does not take messages: {reason}")
+        return TimeoutError(f"{what}: the broker did not answer in time")
 
     async def once(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]], deadline: float, what: str) -> T:
         """Wait for what a task does for all who ask for it with the same key."""
@@ -226,7 +238,7 @@ class Window:
     async def turn(self, deadline: float) -> None:
         """Wait for room. A turn that comes too late for its task is the next one's."""
         if not await self._turns.wait(deadline):
-            raise TimeoutError("publish: the broker did not answer in time")
+            raise self._waits.timed_out("publish")
 
     async def share(self, pending: Pending[None], deadline: float) -> None:
         """Wait for what others wait for too."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from urllib.parse import quote
 
 import pytest
 import trustme
 
-from kombulite import Connection, Consumer, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Producer, Queue, aio, exceptions
+from tests.aio.conftest import run
 from tests.servers import RabbitMQServer, Unavailable, free_port
 
 REFUSED = (ssl.SSLError, exceptions.ConnectionError, ConnectionError)
@@ -189,3 +191,46 @@ def test_plain_amqp_to_a_port_that_speaks_tls(broker):
     with Connection(f"amqp://localhost:{broker.port}//", connect_timeout=5) as connection:
         with pytest.raises((exceptions.ConnectionError, OSError)):
             connection.ensure_connection(max_retries=0, timeout=5, reraise_as_library_errors=False)
+
+
+# --- on an event loop
+
+
+def test_tasks_over_tls(broker, name):
+    async def main():
+        queue = Queue(name("tls"), exclusive=True, durable=False)
+        tls = {"ca_certs": broker.ca}
+        async with aio.connect(f"amqps://guest:guest@localhost:{broker.port}//", ssl=tls) as connection:
+            await connection.declare(queue)
+            producer = connection.producer(routing_key=queue.name)
+            large = "0123456789abcdef" * 500_000
+            await asyncio.gather(producer.publish(large), *(producer.publish(number) for number in range(500)))
+            async with connection.consume(queue, prefetch=50, auto_declare=False) as messages:
+                got = []
+                while len(got) < 501:
+                    message = await messages.next(30)
+                    got.append(message.payload)
+                    await message.ack()
+            assert got == [large, *range(500)]
+
+    run(main)
+
+
+def test_tasks_check_certificates_too(broker):
+    async def main():
+        for host, tls in (("127.0.0.1", {"ca_certs": broker.ca}), ("localhost", {"ca_certs": broker.other_ca})):
+            with pytest.raises(REFUSED):
+                await aio.connect(f"amqps://guest:guest@{host}:{broker.port}//", ssl=tls).connect()
+
+    run(main)
+
+
+def test_tasks_may_log_in_with_a_certificate(broker):
+    async def main():
+        tls = {"ca_certs": broker.ca, "keyfile": broker.key, "certfile": broker.certificate}
+        url = f"amqps://localhost:{broker.port}//"
+        async with aio.connect(url, ssl=tls, login_method="EXTERNAL"):
+            users = await asyncio.to_thread(broker.server.control, "list_connections", "user")
+            assert "worker" in users
+
+    run(main)

@@ -109,12 +109,13 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
         self.on_lost = do_nothing
         try:
             if self._protocol is not None and stream.failure is None:
+                deadline = monotonic() + CLOSE_TIMEOUT
                 ends = [self.close_channel(number) for number in self._protocol.channels if number]
                 if ends:
                     await asyncio.wait(ends, timeout=CLOSE_TIMEOUT)
                 if stream.failure is None:
                     farewell = self._ask(self._protocol.root, methods.CONNECTION_CLOSE, 0, "", 0, 0)
-                    await asyncio.wait([farewell], timeout=CLOSE_TIMEOUT)
+                    await asyncio.wait([farewell], timeout=max(deadline - monotonic(), 0))
         finally:
             self.abort()
         if self._protocol is not None:
@@ -145,6 +146,10 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
     @property
     def connected(self) -> bool:
         return self._protocol is not None and self._stream.failure is None
+
+    @property
+    def blocked(self) -> str | None:
+        return None if self._protocol is None else self._protocol.blocked
 
     @property
     def counts_failures(self) -> bool:

@@ -75,7 +75,7 @@ class AsyncStream(asyncio.BufferedProtocol):
                 handle(event)
         except ProtocolError as error:
             self.fail(codec_error(error))
-        except exceptions.ConnectionError as error:
+        except exceptions.AMQPError as error:
             self.fail(error)
         self.on_progress()
 
