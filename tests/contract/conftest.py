@@ -167,13 +167,13 @@ def queue(broker: Broker, channel: Any) -> Queue:
     return queue
 
 
-def drain(connection: Connection, wanted: Callable[[], bool], timeout: float = 5) -> None:
+def drain(connection: Connection, wanted: Callable[[], bool], timeout: float = 20) -> None:
     """Drain events until something holds."""
     while not wanted():
         connection.drain_events(timeout=timeout)
 
 
-def soon(look: Callable[[], Any], wanted: Callable[[Any], object] = bool, timeout: float = 5) -> Any:
+def soon(look: Callable[[], Any], wanted: Callable[[Any], object] = bool, timeout: float = 20) -> Any:
     """What ``look()`` gives as soon as it is what is wanted: some brokers do things a little later."""
     deadline = time.monotonic() + timeout
     while not wanted(found := look()) and time.monotonic() < deadline:
@@ -204,6 +204,6 @@ class Inbox:
         if self._ack:
             message.ack()
 
-    def wait(self, connection: Connection, count: int, timeout: float = 5) -> list[Any]:
+    def wait(self, connection: Connection, count: int, timeout: float = 20) -> list[Any]:
         drain(connection, lambda: len(self.bodies) >= count, timeout)
         return self.bodies

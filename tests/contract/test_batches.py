@@ -279,10 +279,10 @@ def test_cancelling_one_queue_keeps_what_came_of_the_others(broker, connection, 
 
 def test_closing_the_channel_puts_back_what_was_gathered(broker, connection, channel, queue):
     publish(channel, queue, range(3))
-    got = Batches(channel, queue, batch_timeout=0.3)
+    got = Batches(channel, queue, batch_timeout=2)
     gather(connection, got)
     channel.close()
-    time.sleep(0.3)  # now the batch would be due
+    time.sleep(2)  # now the batch would be due
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0)
     assert left_in(broker, queue, 3) == [0, 1, 2]

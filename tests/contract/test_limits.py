@@ -266,11 +266,11 @@ def test_time_to_live_behind_a_message_without_one(channel, queue):
 
 @pytest.mark.needs("expiration")
 def test_time_to_live_of_a_requeued_message(channel, queue):
-    Producer(channel).publish("short", routing_key=queue.name, expiration=0.1)
+    Producer(channel).publish("short", routing_key=queue.name, expiration=2)
     message = queue.get()
     queue.queue_declare(passive=True)
     message.requeue()
-    time.sleep(0.2)
+    time.sleep(2.2)
     assert queue.get() is None
 
 
@@ -323,12 +323,12 @@ def test_consumer_without_credit_leaves_the_message_to_others(broker, connection
 
 @pytest.mark.needs("queue expiry")
 def test_unused_queue_expires(broker, connection, channel):
-    queue = make(broker, channel, "expires", expires=0.3)
+    queue = make(broker, channel, "expires", expires=2)
     inbox = Inbox(channel, queue)
-    time.sleep(0.5)
+    time.sleep(2.2)
     assert queue.queue_declare(passive=True).consumer_count == 1
     inbox.consumer.cancel()
-    time.sleep(0.5)
+    time.sleep(2.2)
     with pytest.raises(exceptions.NotFound):
         Queue(queue.name)(connection.channel()).queue_declare(passive=True)
 

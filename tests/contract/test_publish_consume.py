@@ -608,7 +608,7 @@ def test_returned_message_without_listener_raises(broker, connection, channel):
 def test_publish_to_an_unknown_exchange_is_an_error(broker, connection, channel):
     with pytest.raises(exceptions.NotFound):
         Producer(channel).publish(1, exchange=broker.name("no-such-exchange"), routing_key="x")
-        connection.drain_events(timeout=1)
+        connection.drain_events(timeout=20)
 
 
 @pytest.mark.needs("flow")
