@@ -20,6 +20,7 @@ from kombulite.log import get_logger
 from kombulite.message import Message
 from kombulite.serialization import registry
 from kombulite.transport.adapter import facade_channel
+from kombulite.utils.compat import get_gevent_concurrent_error
 from kombulite.utils.locks import Lock
 from kombulite.utils.uuid import uuid
 
@@ -219,6 +220,10 @@ def _ignoring(conn: Any) -> Iterator[None]:
         yield
     except (*conn.connection_errors, *conn.channel_errors):
         pass
+    except Exception as error:
+        concurrent = get_gevent_concurrent_error()  # another green thread uses the connection still
+        if concurrent is None or not isinstance(error, concurrent):
+            raise
 
 
 def ignore_errors(

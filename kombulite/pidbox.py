@@ -14,7 +14,7 @@ from typing import Any
 from kombulite.clocks import LamportClock
 from kombulite.common import maybe_declare, oid_from
 from kombulite.entity import Exchange, Queue
-from kombulite.exceptions import InconsistencyError
+from kombulite.exceptions import InconsistencyError, ResourceLocked
 from kombulite.log import get_logger
 from kombulite.matcher import match
 from kombulite.message import Message
@@ -65,7 +65,11 @@ class Node:
         self.mailbox.clock.adjust(clock)
 
     def Consumer(self, channel: Any = None, no_ack: bool = True, accept: Any = None, **options: Any) -> MessageConsumer:
-        """A consumer of the node's queue, not started; further arguments are those of ``Consumer``."""
+        """A consumer of the node's queue, not started; further arguments are those of ``Consumer``.
+
+        Raises:
+            InconsistencyError: Another node of that name has the queue for itself (``queue_exclusive``).
+        """
         queue = self.mailbox.get_queue(self.hostname)
 
         def verify_alone(name: str, messages: int, consumers: int) -> None:
@@ -77,7 +81,12 @@ class Node:
 
         queue.on_declared = verify_alone
         accept = self.mailbox.accept if accept is None else accept
-        return MessageConsumer(channel or self.channel, [queue], no_ack=no_ack, accept=accept, **options)
+        try:
+            return MessageConsumer(channel or self.channel, [queue], no_ack=no_ack, accept=accept, **options)
+        except Exception as error:
+            if getattr(error, "code", None) != ResourceLocked.code:
+                raise
+            raise InconsistencyError(W_PIDBOX_IN_USE.format(node=self)) from error
 
     def handler(self, fun: Callable[..., Any]) -> Callable[..., Any]:
         """A decorator: the function handles the command of its name, as ``fun(state, **arguments)``."""

@@ -96,6 +96,39 @@ class ClosedTransport:
     settle = publish
 
 
+class ChannelQoS:
+    """The prefetch count of a channel, as programs ask for it, and what they put in the place of ``can_consume``.
+
+    On Redis a function that is assigned to ``can_consume`` is asked before each message that is taken.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.may_take: Callable[[], Any] | None = None
+
+    @property
+    def prefetch_count(self) -> int:
+        """How many messages may be delivered and not acknowledged; 0 for no bound."""
+        return self._channel.prefetch_limit
+
+    @prefetch_count.setter
+    def prefetch_count(self, count: int) -> None:
+        self._channel.basic_qos(0, count, False)
+
+    @property
+    def can_consume(self) -> Callable[[], Any]:
+        """Return what says whether another message may be taken. It may be replaced."""
+        return self.may_take or self._always
+
+    @can_consume.setter
+    def can_consume(self, may_take: Callable[[], Any]) -> None:
+        self.may_take = may_take
+        self._channel.apply_gate()
+
+    def _always(self) -> bool:
+        return True  # the broker keeps to the prefetch count by itself
+
+
 class Channel(BaseChannel):
     """One conversation with the broker. Made by ``Connection.channel()``."""
 
@@ -104,6 +137,8 @@ class Channel(BaseChannel):
 
     #: Which consumers acknowledge nothing is known by each message.
     no_ack_consumers: Any = None
+
+    _qos: ChannelQoS | None = None
 
     _transport: Transport
     _bare_transport: Transport  # without hooks around it
@@ -700,6 +735,18 @@ class Channel(BaseChannel):
         """Whether it is closed."""
         return not self.is_open
 
+    @property
+    def qos(self) -> Any:
+        """The prefetch count, and whether another message may be taken."""
+        if self._qos is None:
+            self._qos = ChannelQoS(self)
+        return self._qos
+
+    def apply_gate(self) -> None:
+        """Have the broker's client ask what was put in the place of ``qos.can_consume``, if anything."""
+        if self._qos is not None and self._qos.may_take is not None:
+            self._transport.gate(self.channel_id, self._qos.may_take)
+
     def Consumer(self, queues: Any = None, *args: Any, **kwargs: Any) -> Any:
         """A consumer on this channel."""
         return self.connection.Consumer(queues, self, *args, **kwargs)
@@ -767,6 +814,7 @@ class Channel(BaseChannel):
             self._transport.confirm(self.channel_id)
         for a_global, (size, count) in self._limits.items():
             self._transport.qos(self.channel_id, size, count, a_global)
+        self.apply_gate()
         for tag, each in self._subscriptions.items():
             if each.queue in renamed:
                 before, each.queue = each.queue, renamed[each.queue]

@@ -447,6 +447,9 @@ class Transport:
         """Bound the messages that are delivered and not settled (0: no bound)."""
         raise NotImplementedError
 
+    def gate(self, channel: int, may_take: Callable[[], Any] | None) -> None:
+        """Ask ``may_take`` before each message that is taken from a queue; None to ask no more. Nothing by default."""
+
     def successor_count(self, channel: int, consumer_tag: str, prefetch_count: int, apply_global: bool) -> int | None:
         """Return what a running consumer has to be replaced with to get by with a prefetch count that was just set.
 

@@ -278,6 +278,11 @@ class AdaptedChannel(Channel):
         if self._adapted is not None and self._adapted.event_loop is not None:
             self._adapted.event_loop.call_later(seconds, _nothing)
 
+    @property
+    def qos(self) -> Any:
+        """What the channel has for it."""
+        return self.raw.qos
+
     def tell_renames(self, consumer_tag: str, on_renamed: Callable[[str, str], Any]) -> None:
         """Do nothing: queues keep their names here."""
 

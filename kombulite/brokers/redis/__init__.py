@@ -10,7 +10,7 @@ The class is as wide as the interface that it implements; what its verbs mean is
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -193,6 +193,10 @@ class Transport(BaseTransport):
 
     def qos(self, channel: int, prefetch_size: int, prefetch_count: int, apply_global: bool) -> None:
         self._protocol.channel(channel).prefetch_count = prefetch_count
+        self._wake()
+
+    def gate(self, channel: int, may_take: Callable[[], Any] | None) -> None:
+        self._protocol.channel(channel).gate = may_take
         self._wake()
 
     def flow(self, channel: int, active: bool) -> None:

@@ -212,6 +212,8 @@ class RedisChannel:
         self.number = number
         self.prefetch_count = 0
         self.active = True
+        #: Asked before each message is taken, if the program wants to be; then they are taken one at a time.
+        self.gate: Callable[[], Any] | None = None
         self.consumers: dict[str, Consumer] = {}
         self.outstanding: dict[Any, Lease] = {}
         self.leased, self.taken = ClaimQueue(False, order, lease), ClaimQueue(True, order, False)
@@ -234,6 +236,8 @@ class RedisChannel:
         ):
             return 0
         ready = len(claims.ready)
+        if self.gate is not None:
+            return 1 if not ready and self.may_deliver() and self.gate() else 0
         if claims.no_ack:
             credit = MAX_UNBOUNDED
         elif self.prefetch_count == 0:
