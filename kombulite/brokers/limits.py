@@ -62,8 +62,18 @@ class Limits(NamedTuple):
         )
 
 
-def expiration_of(delivery: Delivery) -> float:
-    """Seconds that a message may wait. Raises PreconditionFailed where its property is no number."""
+def reports_expiry(delivery: Delivery) -> bool:
+    """Return whether the receiver wants the message though it is late, since a header says when it expired.
+
+    Celery's worker marks such a task as revoked: who waits for its result would wait for ever if the message vanished.
+    """
+    return bool((delivery.properties.headers or {}).get("expires"))
+
+
+def expiration_of(delivery: Delivery) -> float | None:
+    """Seconds that a message may wait; None for no bound. Raises PreconditionFailed where its property is no number."""
+    if reports_expiry(delivery):
+        return None
     try:
         milliseconds = int(str(delivery.properties.expiration))
     except (TypeError, ValueError):

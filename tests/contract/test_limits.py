@@ -67,6 +67,15 @@ def test_message_with_expiration_is_gone_after_it(channel, queue):
     assert queue.get() is None
 
 
+def test_late_message_that_says_when_it_expired_reaches_the_receiver(channel, queue):
+    if channel.connection.transport.driver_type == "amqp":
+        pytest.skip("the broker drops it, with kombu too")
+    headers = {"expires": "2026-01-01T00:00:00+00:00"}  # as Celery's tasks have it
+    Producer(channel).publish("late", routing_key=queue.name, expiration=0.001, headers=headers)
+    time.sleep(0.05)
+    assert queue.get().payload == "late"
+
+
 def test_message_with_expiration_is_there_before_it(channel, queue):
     Producer(channel).publish("long", routing_key=queue.name, expiration=60)
     assert queue.get().payload == "long"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from queue import Empty
+from types import ModuleType
 from unittest.mock import Mock
 
 import pytest
 
-from kombulite import Connection
+from kombulite import Connection, exceptions
 from kombulite.asynchronous import Hub
+from kombulite.common import ignore_errors
+from kombulite.pidbox import Mailbox
 
 
 def test_channels_of_memory_have_the_verbs_of_a_store():
@@ -57,3 +61,41 @@ def test_the_poller_of_a_hub_can_be_set():
     hub.poller = None
     assert hub.poller is not None
     hub.close()
+
+
+def test_a_mailbox_whose_exclusive_queue_is_taken_says_so():
+    mailbox = Mailbox("taken", queue_exclusive=True)
+    with Connection("memory://taken") as one, Connection("memory://taken") as other:
+        mailbox(one).Node("host", channel=one.default_channel).listen()
+        node = mailbox(other).Node("host", channel=other.default_channel)
+        with pytest.raises(exceptions.InconsistencyError, match="host") as raised:
+            node.listen()
+        assert isinstance(raised.value.__cause__, exceptions.ResourceLocked)
+
+
+def test_errors_of_green_threads_that_share_a_connection_are_ignored(monkeypatch):
+    class ConcurrentObjectUseError(AssertionError):
+        """As gevent has it."""
+
+    gevent = ModuleType("gevent.exceptions")
+    connection = Connection("memory://")
+    with pytest.raises(ConcurrentObjectUseError):
+        ignore_errors(connection, Mock(side_effect=ConcurrentObjectUseError))
+    gevent.ConcurrentObjectUseError = ConcurrentObjectUseError
+    monkeypatch.setitem(sys.modules, "gevent.exceptions", gevent)
+    ignore_errors(connection, Mock(side_effect=ConcurrentObjectUseError))
+    with ignore_errors(connection):
+        raise ConcurrentObjectUseError
+    with pytest.raises(ZeroDivisionError):
+        ignore_errors(connection, Mock(side_effect=ZeroDivisionError))
+
+
+def test_a_transport_that_was_changed_before_connecting_is_connected():
+    with Connection("memory://changed") as connection:
+        transport = connection.transport
+        assert connection.connection is transport
+        assert connection.transport is transport
+    with Connection("memory://changed") as connection:
+        transport = connection.transport
+        connection.virtual_host = "elsewhere"
+        assert connection.connection is not transport

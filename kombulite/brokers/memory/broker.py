@@ -44,7 +44,7 @@ class Queue(BaseQueue):
         ttl = self.limits.message_ttl
         if delivery.properties.expiration is not None:
             own = expiration_of(delivery)
-            ttl = own if ttl is None else min(ttl, own)
+            ttl = min((each for each in (ttl, own) if each is not None), default=None)
         return 0 if ttl is None else now + ttl
 
     def next_deadline(self) -> float | None:

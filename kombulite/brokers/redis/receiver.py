@@ -17,6 +17,7 @@ from hiredis import ReplyError
 
 from kombulite._core import Delivery, MalformedEnvelope, decode_envelope, pack_command
 from kombulite.brokers.base import Event
+from kombulite.brokers.limits import reports_expiry
 from kombulite.brokers.redis.claims import ClaimQueue, RedisChannel, consumers_of
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.fanout import Subscriptions
@@ -333,9 +334,7 @@ def has_expired(delivery: Delivery, limits: Limits | None, now: float) -> bool:
     if type(published_at) is not int:
         return False  # nobody knows how old it is
     lives = [] if limits is None or limits.message_ttl is None else [limits.message_ttl]
-    # A header says when it expires where the receiver wants to know of it: Celery's worker reports such a task as
-    # revoked, and whoever waits for its result would wait for ever if the message vanished.
-    if properties.expiration is not None and not (properties.headers or {}).get("expires"):
+    if properties.expiration is not None and not reports_expiry(delivery):
         with suppress(ValueError):
             lives.append(int(str(properties.expiration)))
     return bool(lives) and published_at + min(lives) <= now * 1000

@@ -109,7 +109,7 @@ class Messages:
         ttl = limits.message_ttl
         if properties.expiration is not None:
             own = expiration_of(delivery)
-            ttl = own if ttl is None else min(ttl, own)
+            ttl = min((each for each in (ttl, own) if each is not None), default=None)
         known, text = self._encoded
         if known is not properties:
             text = codec.dumps(properties.as_dict())
