@@ -1,4 +1,7 @@
-"""Receiving messages."""
+"""Receiving messages.
+
+The class is wider than others: kombu's users find all of this on it.
+"""
 
 from __future__ import annotations
 

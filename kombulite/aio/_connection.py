@@ -1,4 +1,7 @@
-"""A connection to a broker on an event loop."""
+"""A connection to a broker on an event loop.
+
+The class is wider than others: it has a verb for each thing that a program asks of a broker.
+"""
 
 from __future__ import annotations
 

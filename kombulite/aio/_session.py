@@ -1,4 +1,7 @@
-"""The broker connection of a ``Connection``: when it is opened and restored, its channels, what is sent over them."""
+"""The broker connection of a ``Connection``: when it is opened and restored, its channels, what is sent over them.
+
+The class is wider than others: channels and the connection fail together, and come back together.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from kombulite.brokers.base import ChannelClosed, Event, ExchangeSpec, Outcome, 
 from kombulite.brokers.threaded import async_transport
 from kombulite.brokers.waits import Waits, Window
 from kombulite.utils.functional import retry_intervals
+from kombulite.utils.imports import symbol_by_name
 
 T = TypeVar("T")
 
@@ -101,8 +105,8 @@ class AsyncSession(Session):
     def transport_class(self) -> type[Transport]:
         """The class of the synchronous transport, which knows the errors."""
         found = resolve_transport(self.address.transport_cls)
-        if not is_native(found):
-            raise ValueError(f"{found!r} is written against kombu's interface: use the synchronous facade for it")
+        if not is_native(found):  # the synchronous facade runs it, which this one does not import for others
+            found = symbol_by_name("kombulite.transport.foreign:foreign_transport")(found)
         return cast("type[Transport]", found)
 
     @property

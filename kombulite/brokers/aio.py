@@ -8,6 +8,8 @@ took 24 % more instructions on AMQP, one more Python layer 50 % on memory.
 
 What the broker says by itself goes to ``on_event``, and the end of the connection to ``on_lost``. Both are called by
 the loop, never by a verb. All of it belongs to the thread of one loop.
+
+Its classes are wider than others: the verbs of a broker are as many.
 """
 
 from __future__ import annotations

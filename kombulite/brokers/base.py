@@ -7,6 +7,8 @@ back. Calls raise this library's errors only: a transport maps its driver's.
 The interface is wide since the verbs of a broker are; in most transports few of them need more than a line.
 
 Subclass ``Transport`` and implement the methods that raise ``NotImplementedError`` here; the others have defaults.
+
+Longer and wider than other modules: the verbs of a broker are as many, and each says what it has to do.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ loop: once, for every transport over something that only stores messages. Such a
     settle ── out of the ledger ── settle_taken (acknowledge, dead-letter or requeue what was taken)
 
 The class is as wide as the interface that it implements, and as what it asks of its subclasses.
+
+The class is wider than others: the verbs of a broker are as many.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ counters, batches, consumers that come back with the connection) is kept beside 
 No callback of a program runs inside a transport's ``drain_events``: what arrives is queued there, and dispatched one
 message at a time afterwards. So an exception of a callback neither passes for an empty queue nor drops the rest of a
 batch that the transport has read.
+
+Longer than other modules: channels, transports and messages of others are adapted together.
 """
 
 from __future__ import annotations

@@ -6,13 +6,16 @@ import asyncio
 import gc
 import threading
 import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from queue import Empty
+from typing import Any, ClassVar
 
 import pytest
 
 from kombulite import aio
 from kombulite.brokers.memory import Transport as MemoryTransport
+from kombulite.transport import virtual
 
 
 class ThreadedMemory(MemoryTransport):
@@ -21,7 +24,47 @@ class ThreadedMemory(MemoryTransport):
     async_transport = None
 
 
-KINDS = ["memory", "memory-thread", "redis", "amqp"]
+class KombuStyle(virtual.Transport):
+    """A transport as others write them, against kombu's interface."""
+
+    class Channel(virtual.Channel):
+        queues: ClassVar[dict[str, deque[Any]]] = {}
+
+        def _queue(self, name: str) -> deque[Any]:
+            return self.queues.setdefault(name, deque())
+
+        def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+            return queue in self.queues
+
+        def _new_queue(self, queue: str, **kwargs: Any) -> None:
+            self._queue(queue)
+
+        def _get(self, queue: str, timeout: float | None = None) -> Any:
+            try:
+                return self._queue(queue).popleft()
+            except IndexError:
+                raise Empty from None
+
+        def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+            self._queue(queue).append(message)
+
+        def _size(self, queue: str) -> int:
+            return len(self._queue(queue))
+
+        def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+            self.queues.pop(queue, None)
+
+        def _purge(self, queue: str) -> int:
+            size = len(self._queue(queue))
+            self._queue(queue).clear()
+            return size
+
+    polling_interval = 0.01
+    global_state = virtual.BrokerState()
+    driver_type = driver_name = "others"
+
+
+KINDS = ["memory", "memory-thread", "kombu-style", "redis", "amqp"]
 
 
 class Place:
@@ -43,6 +86,8 @@ def place(request: pytest.FixtureRequest) -> Place:
     kind = request.param
     if kind == "memory":
         return Place(kind, "memory://", {})
+    if kind == "kombu-style":
+        return Place(kind, "localhost", {"transport": KombuStyle})
     if kind == "memory-thread":
         return Place(kind, "localhost", {"transport": ThreadedMemory})
     return Place(kind, request.getfixturevalue(f"{kind}_url"), {})

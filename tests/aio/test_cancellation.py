@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from kombulite import Connection, Queue, aio, exceptions
+from kombulite import Connection, Exchange, Queue, aio, exceptions
 from tests.aio.conftest import run, soon
 
 WAITS = 40  # more awaits than any operation has
@@ -104,6 +104,88 @@ def test_a_declaration_may_be_cancelled_at_any_await(place):
                 if not was_cut:
                     break
             assert not was_cut
+
+    run(main)
+
+
+@pytest.mark.parametrize("verb", ["purge", "bind", "unbind", "delete", "status", "flush"])
+def test_a_request_may_be_cancelled_at_any_await(place, verb):
+    async def main():
+        exchange, other = Exchange(place.name("e"), "direct"), Queue(place.name("other"))
+        async with place.connect() as connection:
+            await connection.declare(exchange)
+            await connection.declare(other)
+            for at in range(WAITS):
+                queue = Queue(place.name(f"q{at}"))
+                await connection.declare(queue)
+                await connection.bind(queue, exchange, "kept")
+                operations = {
+                    "purge": lambda queue=queue: connection.purge(queue),
+                    "bind": lambda queue=queue: connection.bind(queue, exchange, "key"),
+                    "unbind": lambda queue=queue: connection.unbind(queue, exchange, "kept"),
+                    "delete": lambda queue=queue: connection.delete(queue),
+                    "status": lambda queue=queue: connection.status(queue),
+                    "flush": connection.flush,
+                }
+                was_cut = await cut(operations[verb](), at)
+                # The next answer is the next question's, and the connection goes on.
+                assert (await connection.status(other)).queue == other.name
+                await connection.producer().publish(at, other.name)
+                message = await connection.get(other)
+                assert message.payload == at
+                await message.ack()
+                if not was_cut:
+                    break
+            assert not was_cut
+
+    run(main)
+
+
+def test_publishing_many_may_be_cancelled_at_any_await(place):
+    async def main():
+        queue = Queue(place.name("q"))
+        async with place.connect() as connection:
+            await connection.declare(queue)
+            for at in range(WAITS):
+                first, last = at * 100, at * 100 + 4
+                was_cut = await cut(connection.producer().publish_many(range(first, last), queue.name), at)
+                await connection.producer().publish(last, queue.name)
+                found = await bodies_of(connection, queue, {last})
+                several = [each for each in found if each != last]
+                # All or none of one hand-over, in order, and each once.
+                assert several in ([], [*range(first, last)])
+                assert found[-1] == last
+                if not was_cut:
+                    assert several
+                    break
+            assert not was_cut
+            assert not connection.session.window.sent
+
+    run(main)
+
+
+def test_a_call_may_be_cancelled_at_any_await(place):
+    async def main():
+        queue = Queue(place.name("rpc"))
+        async with place.connect() as connection, place.connect() as server:
+            await connection.declare(queue)
+            stop = asyncio.Event()
+
+            async def answer(message):
+                await server.reply(message, message.payload * 2)
+
+            serving = asyncio.create_task(server.serve(queue, answer, stop=stop))
+            try:
+                for at in range(WAITS):
+                    was_cut = await cut(connection.call(at, queue.name, timeout=20), at)
+                    reply = await connection.call(1000 + at, queue.name, timeout=20)
+                    assert reply.payload == 2 * (1000 + at)
+                    if not was_cut:
+                        break
+                assert not was_cut
+            finally:
+                stop.set()
+                await serving
 
     run(main)
 

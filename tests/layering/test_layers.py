@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ FLOORS = [
     {"_client"},
     {"_sync", "transport.adapter", "messaging"},
     {"resource", "simple", "connection", "hooks", "aio"},
-    {f"transport.{name}" for name in ("base", "virtual", "memory", "redis", "pyamqp", "filesystem")},
+    {f"transport.{name}" for name in ("base", "virtual", "memory", "redis", "pyamqp", "filesystem", "foreign")},
     {"pools", "common", "mixins", "pidbox", "compat", "asynchronous", "aliasing", "contrib"},
     {"__init__"},
     {"cli", "run", "__main__"},
@@ -112,6 +113,22 @@ def test_the_facades_do_not_import_each_other():
 
 def test_interfaces_import_nothing_of_ours():
     assert imports_of(PACKAGE / "_client" / "interfaces.py") == set()
+
+
+MAX_METHODS, MAX_LINES = 25, 500
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+REASON = re.compile(r"\b(longer|wider|as wide|is long|many methods)\b", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_what_is_large_says_why(path):
+    """A class of over 25 methods, or a file of over 500 lines, has its reason at the top of its module."""
+    source = path.read_text()
+    tree = ast.parse(source)
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    methods = [{each.name for each in cls.body if isinstance(each, FUNCTIONS)} for cls in classes]
+    is_large = len(source.splitlines()) > MAX_LINES or any(len(names) > MAX_METHODS for names in methods)
+    assert not is_large or REASON.search(ast.get_docstring(tree) or "")
 
 
 def test_no_transport_imports_another():

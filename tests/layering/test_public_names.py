@@ -17,7 +17,16 @@ PACKAGE = Path(kombulite.__file__).parent
 PINNED = Path(__file__).with_name("public_names.txt")
 
 #: Internal, or without names of their own: modules that get kombu's when one of them is asked for.
-INTERNAL = {"__main__", "brokers", "cli", "contrib", "transport.adapter", "transport.distribution", "run"}
+INTERNAL = {
+    "__main__",
+    "brokers",
+    "cli",
+    "contrib",
+    "run",
+    "transport.adapter",
+    "transport.distribution",
+    "transport.foreign",
+}
 DYNAMIC = {"transport.redis", "transport.filesystem"}
 
 

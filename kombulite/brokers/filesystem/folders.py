@@ -13,6 +13,8 @@
     not keep.
 
 The class is wide since all that the store's verbs do is a matter of these names.
+
+The class is wider than others: it is a store, and a store has these methods.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 All connections of a process that name the same virtual host share one ``Broker``. One lock guards it; a consumer that
 waits sleeps on a condition of that lock and is woken by the publish that has something for it. Nothing is done in the
 background: messages and queues expire when somebody looks, and whoever waits looks in time.
+
+Longer and wider than other modules: the verbs of a broker are as many.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 redis-py opens it (TLS, authentication, RESP3, Sentinel); after that commands are packed by the core and replies parsed
 by hiredis, straight on its socket.
+
+The class is wider than others: reading, writing and replacing the socket share its state.
 """
 
 from __future__ import annotations
