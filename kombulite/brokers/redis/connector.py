@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -22,6 +23,12 @@ from kombulite.brokers.redis.stream import Stream
 DEFAULT_SENTINEL_PORT = 26379
 #: Seconds between two tries to find the new master.
 FAILOVER_PAUSE = 0.2
+#: A tag that puts all keys with it into one slot of a cluster (Redis Cluster specification, "Hash tags").
+HASH_TAG = re.compile(r"\{[^}]+\}")
+NO_CLUSTER = (
+    "the server is a node of a Redis Cluster, where a queue and its leases would be on different nodes: "
+    "use a single server, or put all keys into one slot, such as global_keyprefix='{kombulite}:', and name its node"
+)
 
 
 class Connector:
@@ -31,6 +38,7 @@ class Connector:
         self._options = options
         self._sentinels: Sentinels | None = None
         self.protocol = options.protocol or 3
+        self._has_one_slot = HASH_TAG.search(options.global_keyprefix) is not None
         self.address = settings.hostname or "localhost", settings.port or 6379
         self._arguments: dict[str, Any] = {
             "db": database_of(settings.virtual_host),
@@ -125,6 +133,9 @@ class Connector:
             # Not from it: where the server quotes what it was sent, its words have the password.
             raise _connect_error(error)
         assert connection is not None
+        if not self._has_one_slot and _is_in_cluster(connection):
+            connection.disconnect()  # type: ignore[no-untyped-call]
+            raise exceptions.NotAllowed(NO_CLUSTER)
         return connection
 
     def _connect(self) -> tuple[AbstractConnection | None, driver.RedisError | None]:
@@ -160,6 +171,18 @@ def _is_replica(connection: AbstractConnection) -> bool:
     try:  # RESP2
         connection.send_command("ROLE")  # type: ignore[no-untyped-call]
         return connection.read_response()[0] in (b"slave", "slave")
+    except driver.ResponseError:
+        return False  # its user may not ask
+
+
+def _is_in_cluster(connection: AbstractConnection) -> bool:
+    """Whether the server is a node of a Redis Cluster, where it says."""
+    greeting = getattr(connection, "handshake_metadata", None)
+    if isinstance(greeting, dict):
+        return greeting.get(b"mode", greeting.get("mode")) in (b"cluster", "cluster")
+    try:  # RESP2
+        connection.send_command("INFO", "cluster")  # type: ignore[no-untyped-call]
+        return b"cluster_enabled:1" in bytes(connection.read_response(disable_decoding=True))
     except driver.ResponseError:
         return False  # its user may not ask
 
