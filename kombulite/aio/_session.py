@@ -308,13 +308,29 @@ class AsyncSession(Session):
 
     async def ask(self, verb: str, *arguments: Any, deadline: float) -> Any:
         """Have the transport do something on the control channel, and return the answer."""
-        channel = await self.channel("control", deadline)
-        assert self.transport is not None
-        try:
-            return await self.waits.wait(getattr(self.transport, verb)(channel.number, *arguments), deadline, verb)
-        except exceptions.ChannelError:
-            channel.notice()
-            raise
+        answer, _ = await self._request("control", verb, *arguments, deadline=deadline)
+        return answer
+
+    async def _request(self, role: str, verb: str, *arguments: Any, deadline: float) -> tuple[Any, Channel]:
+        """Have the transport do something on the channel of a role. Returns the answer, and the channel.
+
+        A broker may close the channel for a request that it refuses. It ignores the requests of other tasks that came
+        after that one, so they are made again on the next channel.
+        """
+        while True:
+            channel = await self.channel(role, deadline)
+            transport = self.transport
+            assert transport is not None
+            try:
+                pending = getattr(transport, verb)(channel.number, *arguments)
+                return await self.waits.wait(pending, deadline, verb), channel
+            except exceptions.ChannelError:
+                channel.notice()
+                raise
+            except exceptions.RecoverableConnectionError:
+                if not transport.connected or transport.channel_is_open(channel.number):
+                    raise
+                channel.notice()
 
     # --- publishing
 
@@ -387,13 +403,9 @@ class AsyncSession(Session):
             raise
 
     async def _get(self, queue: str, no_ack: bool, deadline: float) -> tuple[Delivery, Channel] | None:
-        channel = await self.channel("get", deadline)
-        assert self.transport is not None
-        try:
-            delivery = await self.waits.answer(self.transport.get(channel.number, queue, no_ack))
-        except exceptions.ChannelError:
-            channel.notice()
-            raise
+        # Not by the caller's deadline: a message that comes for a caller who has gone is put back.
+        answered = self.waits.deadline(None)
+        delivery, channel = await self._request("get", "get", queue, no_ack, deadline=max(deadline, answered))
         return None if delivery is None else (delivery, channel)
 
 

@@ -66,6 +66,24 @@ def test_producer_with_the_name_of_an_exchange_declares_nothing(place):
     run(main)
 
 
+def test_a_request_that_is_refused_spares_those_of_other_tasks(place):
+    async def main():
+        async with place.connect() as connection:
+            queues = [Queue(place.name(f"q{number}")) for number in range(5)]
+            missing = place.name("missing")
+            got = await asyncio.gather(
+                connection.status(missing), *map(connection.declare, queues), return_exceptions=True
+            )
+            assert isinstance(got[0], exceptions.NotFound)
+            assert got[1:] == [queue.name for queue in queues]
+            got = await asyncio.gather(connection.get(missing), *map(connection.get, queues), return_exceptions=True)
+            assert got[1:] == [None] * 5
+            for queue in queues:
+                await connection.delete(queue)
+
+    run(main)
+
+
 def test_many_tasks_share_a_connection(place):
     async def main():
         queue = Queue(place.name("q"))
