@@ -343,7 +343,7 @@ class Connection(Address):
                 self._finalizer = weakref.finalize(self, _close_in, os.getpid(), transport)
                 self._finalizer.atexit = False
             self._restore(transport)
-            self.session.connect(transport.at_hand)
+            self.session.connect(transport.poll_ready)
             self.session.life.to(State.OPEN)
             if before is State.LOST:
                 self.session.tally.count_reconnect()
@@ -636,7 +636,7 @@ class Connection(Address):
         connection is lost that is raised once; the next call connects again (one try, within ``connect_timeout``), and
         goes on with the consumers. Other keywords are for transports of others, and so is what they return.
         """
-        if self.session.dispatch_at_hand():
+        if self.session.dispatch_ready():
             return None
         if kwargs:
             if timeout is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kombulite import serialization
 from kombulite._client.interfaces import Channel
-from kombulite._core import NOT_DECODED, Received
+from kombulite._core import NOT_DECODED, BaseMessage
 from kombulite.compression import decompress
 from kombulite.exceptions import DecodeError, MessageStateError
 from kombulite.utils.functional import dictfilter
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Message"]
 
 
-class Message(Received):
+class Message(BaseMessage):
     """A received message.
 
     ``body``: bytes (or text), decompressed; ``payload``: decoded on demand. ``headers``, ``properties`` and

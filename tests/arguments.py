@@ -35,7 +35,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "object": lambda: "anything",
     "Hashable": lambda: "anything",
     "Exception": lambda: ValueError("an error"),
-    "type": lambda: _core.Received,
+    "type": lambda: _core.BaseMessage,
     "Callable": lambda: lambda *arguments, **keywords: None,
     "Mapping": dict,
     "dict": dict,

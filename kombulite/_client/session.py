@@ -17,7 +17,7 @@ from kombulite._client.counters import Counters
 from kombulite._client.interfaces import Connection, Hook, SessionChannel
 from kombulite._client.lifecycle import Lifecycle
 from kombulite._client.topology import Topology
-from kombulite._core import BaseInbox, Tally
+from kombulite._core import BaseSession, CounterBlock
 from kombulite.brokers.base import Event, Outcome
 from kombulite.exceptions import NotFound, RecoverableConnectionError, ResourceLocked
 
@@ -39,7 +39,7 @@ class Session:
         #: Keys of the entities that were declared since the connection is there.
         self.declared: set[Any] = set()
         #: What went through it.
-        self.tally = Tally()
+        self.tally = CounterBlock()
         #: What is around its publishing and consuming, if anything.
         self.hooks: Hooks | None = None
         self._was_missing = False  # whether the last try to restore found something missing that may be declared again
@@ -108,7 +108,7 @@ class Session:
         self.hooks = Hooks(connection, hooks) if hooks else None
 
 
-class ChannelSession(Session, BaseInbox):
+class ChannelSession(Session, BaseSession):
     """The session of a synchronous connection: its open channels by their number, and what comes in for them."""
 
     channels: dict[int, SessionChannel]
@@ -132,7 +132,7 @@ class ChannelSession(Session, BaseInbox):
 
     def _find_source(self) -> None:
         # To ask for these each time, in Python, takes 2 % of a message's way.
-        self.at_hand = None if self.collectors or self.unreported else self._source
+        self.poll_ready = None if self.collectors or self.unreported else self._source
 
     def _observe(self, hooks: tuple[Any, ...], connection: Connection) -> None:
         super()._observe(hooks, connection)
@@ -189,7 +189,7 @@ class ChannelSession(Session, BaseInbox):
         self._closed = {}
         self.forget_declarations()
 
-    def miss(self, event: Event) -> None:
+    def on_unknown_channel(self, event: Event) -> None:
         """Deal with an event for a channel that is not there: its consumers may have to be told that it was closed."""
         closed = self._closed.pop(event.channel, None)  # the caller of what it was closed for knows it
         if closed is not None:

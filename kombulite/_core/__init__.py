@@ -3,7 +3,7 @@
 Imports nothing of the facade: it loads without it.
 """
 
-from kombulite._core.channel import GATHERED, BaseChannel, BaseInbox, BaseSubscription
+from kombulite._core.channel import GATHERED, BaseChannel, BaseSession, BaseSubscription
 from kombulite._core.codecs import Codecs
 from kombulite._core.envelope import EnvelopeTemplate, MalformedEnvelope, TagSequence, decode_envelope
 from kombulite._core.fieldtable import (
@@ -24,11 +24,11 @@ from kombulite._core.frames import (
     ReturnReceived,
 )
 from kombulite._core.locks import NOT_ACQUIRED, BaseLock, Condition
-from kombulite._core.message import NOT_DECODED, Delivery, Properties, Received, Tally, declaration_key
+from kombulite._core.message import NOT_DECODED, BaseMessage, CounterBlock, Delivery, Properties, declaration_key
 from kombulite._core.outgoing import KEYWORD_PROPERTIES, PlainMessages, make_properties
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.publishing import BaseQueue, PublishPath
-from kombulite._core.queueing import Claimant, Ledger, MessageQueue, Rota, Settled, Tap
+from kombulite._core.queueing import AckWatermark, ConsumerRing, ConsumerSlot, FastPath, MessageQueue, UnackedDeliveries
 from kombulite._core.resp import ListPush, end_of_run, pack_command
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
 from kombulite._core.serialization import JSON, InvalidValue, UnknownType
@@ -40,22 +40,26 @@ __all__ = [
     "KEYWORD_PROPERTIES",
     "NOT_ACQUIRED",
     "NOT_DECODED",
+    "AckWatermark",
     "BaseChannel",
-    "BaseInbox",
     "BaseLock",
+    "BaseMessage",
     "BaseQueue",
+    "BaseSession",
     "BaseSubscription",
     "Binding",
-    "Claimant",
     "Codecs",
     "Condition",
     "ConfirmReceived",
+    "ConsumerRing",
+    "ConsumerSlot",
+    "CounterBlock",
     "Delivery",
     "EnvelopeTemplate",
+    "FastPath",
     "FrameDecoder",
     "FrameEncoder",
     "InvalidValue",
-    "Ledger",
     "ListPush",
     "MalformedEnvelope",
     "MalformedFrame",
@@ -68,14 +72,10 @@ __all__ = [
     "Properties",
     "ProtocolError",
     "PublishPath",
-    "Received",
     "ReturnReceived",
-    "Rota",
     "RoutingTable",
-    "Settled",
     "TagSequence",
-    "Tally",
-    "Tap",
+    "UnackedDeliveries",
     "UnexpectedFrame",
     "UnknownExchange",
     "UnknownType",

@@ -17,7 +17,7 @@ from kombulite._client.queue_kinds import QueueKind
 from kombulite._client.session import ChannelSession
 from kombulite._client.streams import StreamPositions, now
 from kombulite._client.topology import Binding
-from kombulite._core import BaseChannel, BaseSubscription, Delivery, Tally, make_properties
+from kombulite._core import BaseChannel, BaseSubscription, CounterBlock, Delivery, make_properties
 from kombulite.brokers.base import (
     Cancelled,
     ChannelClosed,
@@ -54,7 +54,7 @@ class Subscription(BaseSubscription):
         self,
         cls: type[Message],
         channel: Channel,
-        tally: Tally,
+        tally: CounterBlock,
         queue: str,
         no_ack: bool,
         callback: MessageCallback | None,
@@ -805,7 +805,7 @@ class Channel(BaseChannel):
     def _join(self, transport: Transport) -> None:
         self._bare_transport = transport
         self._transport = transport if self._hooks is None else self._hooks.observe(transport)
-        acknowledge = transport.acknowledger(self.channel_id)
+        acknowledge = transport.fast_ack(self.channel_id)
         self.use(self._transport.publish, transport.settle, acknowledge, transport.confirms)
 
     def resume(self, renamed: Mapping[str, str]) -> None:

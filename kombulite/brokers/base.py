@@ -596,7 +596,7 @@ class Transport:
         """The next message of a queue, or None. Raises NotFound."""
         raise NotImplementedError
 
-    def acknowledger(self, channel: int) -> Callable[[Any], bool] | None:
+    def fast_ack(self, channel: int) -> Callable[[Any], bool] | None:
         """What acks one delivery of an open channel for less than ``settle`` takes; None if nothing does.
 
         It returns False where ``settle`` has to be asked: the tag is not outstanding, or there is more to do.
@@ -631,7 +631,7 @@ class Transport:
         raise NotImplementedError
 
     #: The next event if there is no need to wait for it, or None: where that costs less than ``receive``.
-    at_hand: Callable[[], Event | None] | None = None
+    poll_ready: Callable[[], Event | None] | None = None
 
     def receive(self, timeout: float | None) -> Sequence[Event]:
         """Wait for events, at most ``timeout`` seconds (None: until there is one); empty if there was none.

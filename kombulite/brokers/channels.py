@@ -24,7 +24,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from kombulite import exceptions
-from kombulite._core import Delivery, Ledger
+from kombulite._core import Delivery, UnackedDeliveries
 from kombulite.brokers import base
 from kombulite.brokers.base import Cancelled, Event, Outcome, Settings
 from kombulite.utils.locks import Condition, Lock
@@ -57,7 +57,7 @@ class Channel:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.ledger = Ledger()
+        self.ledger = UnackedDeliveries()
         self.consumers: dict[str, Consumer] = {}
         self.tokens: dict[Any, Any] = {}  # what the store knows a delivery by, by delivery tag
 

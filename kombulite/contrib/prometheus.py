@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from kombulite._client.counters import Counters
-from kombulite._core import Tally
+from kombulite._core import CounterBlock
 from kombulite.connection import Connection, watch_connections
 from kombulite.hooks import Hook, Outgoing
 from kombulite.message import Message
@@ -53,7 +53,7 @@ class CountersCollector(Collector):
 
     def __init__(self, registry: CollectorRegistry | None = REGISTRY) -> None:
         self._lock = Lock()
-        self._watched: list[tuple[ref[Connection], Tally, Labels]] = []
+        self._watched: list[tuple[ref[Connection], CounterBlock, Labels]] = []
         self._gone: dict[Labels, Counters] = {}  # of connections that were collected
         self._pid = os.getpid()
         watch_connections(self._watch)

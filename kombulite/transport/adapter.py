@@ -148,7 +148,7 @@ class ChannelVerbs:
         """Return nothing: the channel has its own events for returned messages."""
         return ()
 
-    def acknowledger(self, channel: int) -> None:
+    def fast_ack(self, channel: int) -> None:
         """Return nothing: there is no faster way to acknowledge."""
 
     def highest_tag(self, channel: int) -> int:
@@ -572,7 +572,7 @@ class AdaptedTransport(base.Transport):
 
     # --- channels and events
 
-    def open_channel(self, above: int = 0) -> int:
+    def open_channel(self, tag_offset: int = 0) -> int:
         """Return a number for the facade's part of a channel."""
         return next(self._numbers)
 
@@ -587,7 +587,7 @@ class AdaptedTransport(base.Transport):
         self._arrivals.append(event)
         return True
 
-    def at_hand(self) -> Arrived | None:  # type: ignore[override]
+    def poll_ready(self) -> Arrived | None:  # type: ignore[override]
         """Return the next message that has arrived, or None."""
         return self._arrivals.popleft() if self._arrivals else None
 

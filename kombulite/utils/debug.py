@@ -29,7 +29,7 @@ LOGGERS = ("kombu.connection", "kombu.channel")
 INTERNAL = frozenset(
     [
         *(
-            "acknowledger",
+            "fast_ack",
             "channel_is_open",
             "detach",
             "disown",

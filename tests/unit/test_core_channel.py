@@ -4,12 +4,21 @@ from collections import namedtuple
 
 import pytest
 
-from kombulite._core import GATHERED, BaseChannel, BaseInbox, BaseSubscription, Delivery, Properties, Received, Tally
+from kombulite._core import (
+    GATHERED,
+    BaseChannel,
+    BaseMessage,
+    BaseSession,
+    BaseSubscription,
+    CounterBlock,
+    Delivery,
+    Properties,
+)
 
 Notice = namedtuple("Notice", ["channel"])
 
 
-class Message(Received):
+class Message(BaseMessage):
     def refuse(self, state):
         raise RuntimeError(state)
 
@@ -18,7 +27,7 @@ class Channel(BaseChannel):
     """Keeps what comes to the methods that the facade has."""
 
     def __init__(self, **verbs):
-        super().__init__(1, Tally(), "ack")
+        super().__init__(1, CounterBlock(), "ack")
         self.seen = []
         self.asked = []
         self.failing = None
@@ -99,12 +108,12 @@ def test_errors_of_a_callback_pass():
     assert numbers(channel) == (0, 0, 1, 0)
 
 
-class Inbox(BaseInbox):
+class Inbox(BaseSession):
     def __init__(self):
         super().__init__()
         self.missed = []
 
-    def miss(self, event):
+    def on_unknown_channel(self, event):
         self.missed.append(event)
 
 
@@ -124,13 +133,13 @@ def test_one_event_at_hand_at_a_time():
     inbox, channel, got = Inbox(), Channel(), []
     inbox.channels[1] = channel
     channel.consume("tag", got.append)
-    assert inbox.dispatch_at_hand() is False  # nobody can tell
+    assert inbox.dispatch_ready() is False  # nobody can tell
     events = [delivery(), delivery()]
-    inbox.at_hand = lambda: events.pop() if events else None
-    assert inbox.dispatch_at_hand() is True
+    inbox.poll_ready = lambda: events.pop() if events else None
+    assert inbox.dispatch_ready() is True
     assert len(got) == 1
-    assert inbox.dispatch_at_hand() is True
-    assert inbox.dispatch_at_hand() is False
+    assert inbox.dispatch_ready() is True
+    assert inbox.dispatch_ready() is False
     assert len(got) == 2
 
 
@@ -144,10 +153,10 @@ def test_what_is_at_hand_and_kept_is_followed_by_the_next():
 
     channel.consume("tag", callback)
     events = [delivery() for _ in range(5)]
-    inbox.at_hand = lambda: events.pop() if events else None
-    assert inbox.dispatch_at_hand() is True
+    inbox.poll_ready = lambda: events.pop() if events else None
+    assert inbox.dispatch_ready() is True
     assert len(got) == 3
-    assert inbox.dispatch_at_hand() is False
+    assert inbox.dispatch_ready() is False
     assert len(got) == 5
 
 

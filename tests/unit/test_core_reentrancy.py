@@ -10,19 +10,19 @@ import pytest
 from kombulite import _core
 from kombulite._core import (
     JSON,
+    AckWatermark,
+    BaseMessage,
     BaseSubscription,
-    Claimant,
+    ConsumerRing,
+    ConsumerSlot,
+    CounterBlock,
     Delivery,
     FrameDecoder,
     FrameEncoder,
-    Ledger,
     MessageQueue,
     Properties,
-    Received,
-    Rota,
     RoutingTable,
-    Settled,
-    Tally,
+    UnackedDeliveries,
     declaration_key,
     end_of_run,
     make_properties,
@@ -223,7 +223,7 @@ def test_a_comparison_that_fails_settles_nothing():
 
         __hash__ = int.__hash__
 
-    ledger = Ledger()
+    ledger = UnackedDeliveries()
     for _ in range(3):
         ledger.hand_over(delivery(), None, 1, "tag", False)
     with pytest.raises(ZeroDivisionError):
@@ -232,21 +232,21 @@ def test_a_comparison_that_fails_settles_nothing():
 
 
 def test_a_tag_that_is_named_twice_is_settled_once_and_not_lost():
-    ledger = Ledger()
+    ledger = UnackedDeliveries()
     ledger.hand_over(delivery(b"one"), None, 1, "tag", False)
     assert [each.body for each in ledger.settle_all([1, 1])] == [b"one"]
     assert len(ledger) == 0
 
 
 def test_consumers_that_say_they_are_equal_are_not_taken_for_each_other():
-    class Equal(Claimant):
+    class Equal(ConsumerSlot):
         def __eq__(self, other):
             return True
 
         __hash__ = None
 
-    rota, queue = Rota(), MessageQueue()
-    first, second = (Equal(queue, Ledger(), 1, tag, True) for tag in ("first", "second"))
+    rota, queue = ConsumerRing(), MessageQueue()
+    first, second = (Equal(queue, UnackedDeliveries(), 1, tag, True) for tag in ("first", "second"))
     rota.add(first)
     rota.add(second)
     rota.remove(second)
@@ -255,7 +255,7 @@ def test_consumers_that_say_they_are_equal_are_not_taken_for_each_other():
 
 
 def test_no_tags_are_completed_by_none():
-    assert Settled().completes([]) is False
+    assert AckWatermark().completes([]) is False
 
 
 def test_none_among_messages_is_refused():
@@ -269,7 +269,7 @@ def test_none_among_messages_is_refused():
 
 
 def test_a_subclass_whose_new_returns_something_else_is_refused():
-    class Message(Received):
+    class Message(BaseMessage):
         def __new__(cls, *arguments):
             return "no message"
 
@@ -278,12 +278,12 @@ def test_a_subclass_whose_new_returns_something_else_is_refused():
 
 
 def test_messages_are_made_of_a_subclass_of_received():
-    with pytest.raises(TypeError, match="Received"):
-        BaseSubscription(int, None, Tally(), True, print)
+    with pytest.raises(TypeError, match="BaseMessage"):
+        BaseSubscription(int, None, CounterBlock(), True, print)
 
 
 def test_errors_that_were_emptied_are_an_error_and_no_crash():
-    class Message(Received):
+    class Message(BaseMessage):
         pass
 
     message = Message.from_delivery(delivery(), None)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kombulite._core
-from kombulite._core import NOT_DECODED, Delivery, Properties, Received
+from kombulite._core import NOT_DECODED, BaseMessage, Delivery, Properties
 
 NAMES = [
     "content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",
@@ -179,7 +179,7 @@ class Refused(Exception):
     pass
 
 
-class Message(Received):
+class Message(BaseMessage):
     decoded = 0
 
     def loads(self, body, content_type, content_encoding, accept):
@@ -311,7 +311,7 @@ def test_without_a_channel_nothing_can_be_settled():
 
 
 def test_base_leaves_the_rest_to_the_facade():
-    message = Received()
+    message = BaseMessage()
     message.body = b""
     for call in (message.decode, message.ack, lambda: message.inflate("x")):
         with pytest.raises(NotImplementedError):

@@ -428,7 +428,7 @@ with Connection("memory://user:secret@localhost/") as connection:
         assert ("[Kombu channel:1] close()" in result.stderr) == (
             names == ["KOMBU_LOG_DEBUG"]
         )  # shown without a handler
-        assert not re.search("detach|use\\(|unregister|acknowledger", result.stdout)  # nothing of the inside
+        assert not re.search("detach|use\\(|unregister|fast_ack", result.stdout)  # nothing of the inside
         assert "secret" not in result.stdout
 
 

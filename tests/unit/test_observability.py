@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from kombulite import Connection, Consumer, Queue, exceptions, uuid
 from kombulite import connection as connections
 from kombulite._client.counters import Counters
-from kombulite._core import Delivery, Properties, Tally
+from kombulite._core import CounterBlock, Delivery, Properties
 from kombulite.contrib.prometheus import CountersCollector, TimingHook
 from kombulite.hooks import Hook
 
@@ -49,7 +49,7 @@ def queue(connection):
     ],
 )
 def test_text_counts_as_the_bytes_that_it_travelled_as(body, encoding, size):
-    tally = Tally()
+    tally = CounterBlock()
     delivery = Delivery("", "", Properties(content_encoding=encoding), body)
     tally.count_published(delivery, False)
     tally.count_consumed(delivery)
@@ -60,7 +60,7 @@ def test_text_counts_as_the_bytes_that_it_travelled_as(body, encoding, size):
 
 
 def test_each_number_has_its_name():
-    tally = Tally()
+    tally = CounterBlock()
     tally.count_published(Delivery("", "", Properties(), b"four"), False)
     assert Counters(*tally.values()) == Counters(1, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0)
     tally.count_published(Delivery("", "", Properties(), b"four"), True)

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kombulite._core import Claimant, Delivery, Ledger, MessageQueue, Properties, Rota, Settled, Tap
+from kombulite._core import (
+    AckWatermark,
+    ConsumerRing,
+    ConsumerSlot,
+    Delivery,
+    FastPath,
+    MessageQueue,
+    Properties,
+    UnackedDeliveries,
+)
 
 
 def message(body=b"body", priority=None):
@@ -233,7 +242,7 @@ SOURCES = [MessageQueue() for _ in range(10)]
 
 
 def handed(count):
-    ledger = Ledger()
+    ledger = UnackedDeliveries()
     for number in range(count):
         ledger.hand_over(message(b"%d" % number), SOURCES[number], 3, "consumer", False)
     return ledger
@@ -244,7 +253,7 @@ def told(settled):
 
 
 def test_hand_over_fills_in_the_delivery():
-    ledger = Ledger()
+    ledger = UnackedDeliveries()
     for tag, consumer_tag in ((1, "consumer"), (2, None)):
         delivery = message()
         ledger.hand_over(delivery, None, 3, consumer_tag, False)
@@ -253,7 +262,7 @@ def test_hand_over_fills_in_the_delivery():
 
 
 def test_no_ack_is_numbered_but_not_noted():
-    ledger, first, second = Ledger(), message(), message()
+    ledger, first, second = UnackedDeliveries(), message(), message()
     ledger.hand_over(first, None, 1, "c", True)
     ledger.hand_over(second, None, 1, "c", False)
     assert (first.delivery_tag, second.delivery_tag, len(ledger)) == (1, 2, 1)
@@ -304,7 +313,7 @@ def test_settle_up_to_0_is_all():
 
 
 def test_credit():
-    ledger = Ledger()
+    ledger = UnackedDeliveries()
     assert ledger.has_credit()
     ledger.prefetch_count = 2
     for credit in (True, False):
@@ -331,16 +340,16 @@ def test_close_strikes_all():
 # --- rota
 
 
-class Consumer(Claimant):
+class Consumer(ConsumerSlot):
     pass
 
 
 def consumer(queue, tag="c", ledger=None, no_ack=False, channel=1):
-    return Consumer(queue, Ledger() if ledger is None else ledger, channel, tag, no_ack)
+    return Consumer(queue, UnackedDeliveries() if ledger is None else ledger, channel, tag, no_ack)
 
 
 def rota_of(*claimants):
-    rota = Rota()
+    rota = ConsumerRing()
     for claimant in claimants:
         rota.add(claimant)
     return rota
@@ -351,7 +360,7 @@ def claim(rota, count, now=0):
 
 
 def test_empty_rota():
-    rota = Rota()
+    rota = ConsumerRing()
     assert (rota.next(0), list(rota), rota.take_left()) == (None, [], ([], [], []))
 
 
@@ -364,7 +373,7 @@ def test_claiming_hands_over():
 
 
 def test_claimant_tells_what_it_was_made_of():
-    queue, ledger = MessageQueue(), Ledger()
+    queue, ledger = MessageQueue(), UnackedDeliveries()
     claimant = Consumer(queue, ledger, 5, "tag", True)
     assert (claimant.messages, claimant.ledger) == (queue, ledger)
     assert (claimant.channel_number, claimant.tag, claimant.no_ack, claimant.listed) == (5, "tag", True, False)
@@ -441,7 +450,7 @@ def test_stalled_are_told():
 
 
 def test_prefetch_counts_for_the_whole_channel():
-    ledger = Ledger()
+    ledger = UnackedDeliveries()
     ledger.prefetch_count = 3
     claimants = [consumer(filled(5), tag, ledger) for tag in "ab"]
     rota = rota_of(*claimants)
@@ -566,7 +575,7 @@ def test_order_of_one_producer_survives_threads():
 
 
 def test_threads_hand_over_and_settle():
-    ledger, each = Ledger(), 5000
+    ledger, each = UnackedDeliveries(), 5000
     tags = deque()
 
     def hand_over():
@@ -619,7 +628,7 @@ def test_threads_share_a_rota():
 
 
 def test_a_ledger_strikes_all_or_none():
-    ledger = Ledger()
+    ledger = UnackedDeliveries()
     for body in (b"1", b"2", b"3"):
         ledger.hand_over(Delivery("", "", Properties(), body), None, 1, "tag", False)
     with pytest.raises(KeyError):
@@ -643,14 +652,14 @@ def test_a_ledger_strikes_all_or_none():
     ],
 )
 def test_settled_knows_whether_a_batch_completes_what_is_settled(settled, tags, completes):
-    settlement = Settled()
+    settlement = AckWatermark()
     for tag in settled:
         settlement.add(tag)
     assert settlement.completes(tags) is completes
 
 
 def test_settled_of_all_up_to_a_tag():
-    settlement = Settled()
+    settlement = AckWatermark()
     settlement.add(2)
     settlement.add(5, multiple=True)
     assert settlement.completes([6, 7])
@@ -661,7 +670,7 @@ def test_settled_of_all_up_to_a_tag():
 @given(st.permutations(range(1, 9)), st.integers(0, 7), st.sets(st.integers(1, 8), min_size=1))
 def test_settled_never_claims_too_much(order, count, wanted):
     settled = set(order[:count])
-    settlement = Settled()
+    settlement = AckWatermark()
     for tag in order[:count]:
         settlement.add(tag)
     batch = sorted(wanted - settled)
@@ -673,9 +682,9 @@ def test_settled_never_claims_too_much(order, count, wanted):
 def tap():
     """A tap on a rota of one consumer with a message, and what it is told to look at."""
     notices, expiring, tidied = deque(), {}, []
-    rota, queue = Rota(), filled(1)
-    rota.add(Claimant(queue, Ledger(), 1, "tag", True))
-    return Tap(rota, notices, expiring, lambda: tidied.append(rota.take_left())), notices, expiring, tidied
+    rota, queue = ConsumerRing(), filled(1)
+    rota.add(ConsumerSlot(queue, UnackedDeliveries(), 1, "tag", True))
+    return FastPath(rota, notices, expiring, lambda: tidied.append(rota.take_left())), notices, expiring, tidied
 
 
 def test_a_tap_gives_what_a_rota_has(tap):
@@ -704,9 +713,9 @@ def test_what_a_tap_gives_is_not_lost_when_tidying_fails():
     def tidy():
         raise OSError("no")
 
-    rota, queue, ledger = Rota(), filled(2), Ledger()
+    rota, queue, ledger = ConsumerRing(), filled(2), UnackedDeliveries()
     ledger.prefetch_count = 1
-    rota.add(Claimant(queue, ledger, 1, "tag", False))  # the message takes its last credit: it leaves the rota
+    rota.add(ConsumerSlot(queue, ledger, 1, "tag", False))  # the message takes its last credit: it leaves the rota
     with pytest.raises(OSError, match="no"):
-        Tap(rota, (), (), tidy).next()
+        FastPath(rota, (), (), tidy).next()
     assert [delivery.body for delivery in ledger.close()] == [b"0"]

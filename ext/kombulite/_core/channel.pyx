@@ -6,7 +6,7 @@ that is gone) goes to methods of the facade's subclasses.
 
 cimport cython
 
-from kombulite._core.message cimport Delivery, Received, Tally, received
+from kombulite._core.message cimport Delivery, BaseMessage, CounterBlock, received
 
 #: What a callback returns where it has kept the message, and the application has not been called.
 GATHERED = object()
@@ -15,22 +15,22 @@ GATHERED = object()
 cdef class BaseSubscription:
     """A consumer as its messages see it.
 
-    ``run``: what is called with each message; ``cls``: what messages are made of, a subclass of Received.
+    ``run``: what is called with each message; ``cls``: what messages are made of, a subclass of BaseMessage.
     """
 
     cdef public object run
     cdef readonly bint no_ack
     cdef type _cls
     cdef object _channel
-    cdef Tally _tally
+    cdef CounterBlock _tally
 
     def __cinit__(self):
-        self._cls = Received
-        self._tally = Tally()
+        self._cls = BaseMessage
+        self._tally = CounterBlock()
 
-    def __init__(self, type cls not None, channel, Tally tally not None, bint no_ack, run):
-        if not issubclass(cls, Received):
-            raise TypeError(f"messages are made of a subclass of Received, not of {cls.__name__}")
+    def __init__(self, type cls not None, channel, CounterBlock tally not None, bint no_ack, run):
+        if not issubclass(cls, BaseMessage):
+            raise TypeError(f"messages are made of a subclass of BaseMessage, not of {cls.__name__}")
         self._cls = cls
         self._channel = channel
         self._tally = tally
@@ -39,7 +39,7 @@ cdef class BaseSubscription:
 
     cdef object _receive(self, Delivery delivery):
         """Make the message of a delivery, count it and run the callback; returns what that returns."""
-        cdef Received message = received(self._cls, delivery, self._channel)
+        cdef BaseMessage message = received(self._cls, delivery, self._channel)
         message.no_ack = self.no_ack
         self._tally._consume(delivery)
         if delivery.properties.following_offset:
@@ -64,14 +64,14 @@ cdef class BaseChannel:
     cdef bint _confirmed
     cdef object _acknowledged
     cdef public object positions  # of its consumers in streams, once there are any
-    cdef readonly Tally _tally
+    cdef readonly CounterBlock _tally
     cdef readonly dict _subscriptions  # by consumer tag
 
     def __cinit__(self):
-        self._tally = Tally()
+        self._tally = CounterBlock()
         self._subscriptions = {}
 
-    def __init__(self, channel_id, Tally tally not None, acknowledged):
+    def __init__(self, channel_id, CounterBlock tally not None, acknowledged):
         self.channel_id = channel_id
         self._tally = tally
         self._acknowledged = acknowledged
@@ -162,20 +162,20 @@ cdef class BaseChannel:
         raise NotImplementedError
 
 
-cdef class BaseInbox:
+cdef class BaseSession:
     """The open channels of a connection, by their number, and the way of what was received to them.
 
-    ``at_hand()``: the transport's next event if there is no need to wait for it, or None; it is None itself where
+    ``poll_ready()``: the transport's next event if there is no need to wait for it, or None; it is None itself where
     that is not to be asked.
     """
 
     cdef public dict channels
-    cdef public object at_hand
+    cdef public object poll_ready
 
     def __cinit__(self):
         self.channels = {}
 
-    def miss(self, event):
+    def on_unknown_channel(self, event):
         """Deal with an event for a channel that is not there."""
         raise NotImplementedError
 
@@ -186,18 +186,18 @@ cdef class BaseInbox:
             is_kept = self._dispatch(event)
         return is_kept
 
-    def dispatch_at_hand(self):
+    def dispatch_ready(self):
         """Run the callback that the event at hand is for. Returns whether there was one."""
         with cython.critical_section(self):
-            at_hand = self.at_hand
-        return at_hand is not None and self._dispatch_from(at_hand)
+            poll_ready = self.poll_ready
+        return poll_ready is not None and self._dispatch_from(poll_ready)
 
-    def dispatch_from(self, at_hand):
-        """The same for events that ``at_hand()`` gives, until one was not kept for a batch. Returns whether one was."""
-        return self._dispatch_from(at_hand)
+    def dispatch_from(self, poll_ready):
+        """The same for what ``poll_ready()`` gives, until one was not kept for a batch. Returns whether one was."""
+        return self._dispatch_from(poll_ready)
 
-    cdef bint _dispatch_from(self, at_hand) except -1:
-        while (event := at_hand()) is not None:
+    cdef bint _dispatch_from(self, poll_ready) except -1:
+        while (event := poll_ready()) is not None:
             if not self._dispatch(event):
                 return True
         return False
@@ -207,6 +207,6 @@ cdef class BaseInbox:
             channels = self.channels
         channel = channels.get(event.channel)
         if channel is None:
-            self.miss(event)
+            self.on_unknown_channel(event)
             return False
         return (<BaseChannel?> channel)._dispatch(event)

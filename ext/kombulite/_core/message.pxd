@@ -44,7 +44,7 @@ cdef class Delivery:
     cdef Py_ssize_t size  # bytes in the body, as a MessageQueue counts them
 
 
-cdef class Received:
+cdef class BaseMessage:
     cdef public object channel
     cdef public object delivery_tag
     cdef public object content_type
@@ -64,11 +64,11 @@ cdef class Received:
     cdef bint _needs_no_ack(self) except -1
 
 
-cdef Received received(cls, Delivery delivery, channel)
+cdef BaseMessage received(cls, Delivery delivery, channel)
 
 
 @cython.final
-cdef class Tally:
+cdef class CounterBlock:
     cdef unsigned long long _published
     cdef unsigned long long _confirmed
     cdef unsigned long long _returned

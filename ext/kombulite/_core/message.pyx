@@ -194,7 +194,7 @@ def _restore(exchange, routing_key, properties, body, consumer_tag, delivery_tag
 NOT_DECODED = object()
 
 
-cdef class Received:
+cdef class BaseMessage:
     """A delivery in the hands of its receiver. The base of the facade's ``Message``.
 
     Its fields can be set; ``headers``, ``properties``, ``delivery_info`` and ``errors`` are made of the delivery when
@@ -405,9 +405,9 @@ cdef class Received:
         return self._errors
 
 
-cdef Received received(cls, Delivery delivery, channel):
+cdef BaseMessage received(cls, Delivery delivery, channel):
     # Checked: a subclass's `__new__` may return what it likes.
-    cdef Received self = <Received?> (<PyTypeObject*> cls).tp_new(<type> cls, <PyObject*> (), NULL)
+    cdef BaseMessage self = <BaseMessage?> (<PyTypeObject*> cls).tp_new(<type> cls, <PyObject*> (), NULL)
     cdef Properties properties = delivery.properties
     if properties is None:
         raise TypeError("a Delivery without properties: it was made without its __init__")
@@ -453,7 +453,7 @@ cdef Py_ssize_t size_of(Delivery delivery) except -1:
 
 
 @cython.final
-cdef class Tally:
+cdef class CounterBlock:
     """What went through a connection, in numbers. May be shared by threads: each method is one step."""
 
     def count_published(self, Delivery delivery not None, bint confirmed):

@@ -144,7 +144,7 @@ cdef class MessageQueue:
 
 
 @cython.final
-cdef class Ledger:
+cdef class UnackedDeliveries:
     """The deliveries of one channel that are not settled yet, by delivery tag.
 
     ``prefetch_count``: how many there may be (0: no bound); ``active``: whether there may be more at all; ``stalled``:
@@ -231,7 +231,7 @@ cdef class Ledger:
 
 
 @cython.final
-cdef class Settled:
+cdef class AckWatermark:
     """Which of the deliveries 1, 2, 3, … of a channel are settled, as far as two numbers can tell.
 
     It may know of fewer than there are, never of more: each delivery is settled once.
@@ -270,20 +270,21 @@ cdef class Settled:
             return last - self._count if last > self._count else 0
 
 
-cdef class Claimant:
+cdef class ConsumerSlot:
     """A consumer as far as claiming goes: the queue it takes from, the ledger of its channel. To be subclassed.
 
     What it claims gets that queue as its ``source``.
     """
 
     cdef readonly MessageQueue messages
-    cdef readonly Ledger ledger
+    cdef readonly UnackedDeliveries ledger
     cdef readonly object tag
     cdef readonly unsigned int channel_number
     cdef readonly bint no_ack
     cdef readonly bint listed  # whether a rota holds it
 
-    def __init__(self, MessageQueue messages not None, Ledger ledger not None, unsigned int channel_number, tag,
+    def __init__(self, MessageQueue messages not None, UnackedDeliveries ledger not None,
+                 unsigned int channel_number, tag,
                  bint no_ack):
         self.messages = messages
         self.ledger = ledger
@@ -294,13 +295,13 @@ cdef class Claimant:
     def may_claim(self):
         """Whether it could take another message, if there is one."""
         if self.ledger is None:
-            raise TypeError("a Claimant without a ledger: it was made without its __init__")
+            raise TypeError("a ConsumerSlot without a ledger: it was made without its __init__")
         with cython.critical_section(self.ledger):  # an ack that is under way has seen who is stalled, or is seen here
             return self.ledger.active if self.no_ack else self.ledger.has_credit()
 
 
 @cython.final
-cdef class Rota:
+cdef class ConsumerRing:
     """The consumers of one connection whose queues may have something for them, taking turns.
 
     Some leave it without a message: their queue was empty, or they have no credit left; and messages may be found
@@ -340,23 +341,23 @@ cdef class Rota:
         with cython.critical_section(self):
             return iter(list(self._ready))
 
-    def add(self, Claimant claimant not None):
+    def add(self, ConsumerSlot claimant not None):
         """Add a consumer, if it is not listed yet."""
         if claimant.messages is None:
-            raise TypeError("a Claimant without a queue: it was made without its __init__")
+            raise TypeError("a ConsumerSlot without a queue: it was made without its __init__")
         with cython.critical_section(self):
             if not claimant.listed:
                 claimant.listed = True
                 self._ready.append(claimant)
 
-    def remove(self, Claimant claimant not None):
+    def remove(self, ConsumerSlot claimant not None):
         """Remove a consumer, if it is listed."""
         with cython.critical_section(self):
             self._unlist(claimant)
             self._emptied = [other for other in self._emptied if other is not claimant]
             self._stalled = [other for other in self._stalled if other is not claimant]
 
-    cdef int _unlist(self, Claimant claimant) except -1:
+    cdef int _unlist(self, ConsumerSlot claimant) except -1:
         cdef Py_ssize_t place
         if claimant.listed:
             claimant.listed = False
@@ -375,12 +376,12 @@ cdef class Rota:
         return self._next(now)
 
     cdef Delivery _next(self, double now):
-        cdef Claimant claimant
+        cdef ConsumerSlot claimant
         with cython.critical_section(self):
             while self._ready:
                 if self._turn >= len(self._ready):
                     self._turn = 0
-                claimant = <Claimant> self._ready[self._turn]
+                claimant = <ConsumerSlot> self._ready[self._turn]
                 # Taking from the queue and noting it are one step: a channel closed meanwhile leaves nothing behind.
                 with cython.critical_section(claimant.messages, claimant.ledger):
                     delivery = self._claim(claimant, now)
@@ -392,12 +393,12 @@ cdef class Rota:
                 self._unlist(claimant)
         return None
 
-    cdef int _stall(self, Ledger ledger) except -1:
+    cdef int _stall(self, UnackedDeliveries ledger) except -1:
         """Take the consumers off that a channel's last credit leaves without: others may want what waits for them."""
-        cdef Claimant claimant
+        cdef ConsumerSlot claimant
         kept = []
         for item in self._ready:
-            claimant = <Claimant> item
+            claimant = <ConsumerSlot> item
             if claimant.ledger is ledger and not claimant.no_ack:
                 claimant.listed = False
                 self._stalled.append(claimant)
@@ -407,9 +408,9 @@ cdef class Rota:
         self._ready = kept
         return 0
 
-    cdef Delivery _claim(self, Claimant claimant, double now):
+    cdef Delivery _claim(self, ConsumerSlot claimant, double now):
         cdef Delivery delivery
-        cdef Ledger ledger = claimant.ledger
+        cdef UnackedDeliveries ledger = claimant.ledger
         if ledger._closed:
             return None
         if not (ledger.active if claimant.no_ack else ledger.has_credit()):
@@ -430,18 +431,18 @@ cdef class Rota:
 
 
 @cython.final
-cdef class Tap:
+cdef class FastPath:
     """The next message of a rota, as long as there is nothing else to see to.
 
     ``notices`` and ``expiring`` are empty then; ``tidy()`` is called when somebody has left the rota.
     """
 
-    cdef Rota _rota
+    cdef ConsumerRing _rota
     cdef object _notices
     cdef object _expiring
     cdef object _tidy
 
-    def __cinit__(self, Rota rota not None, notices, expiring, tidy):
+    def __cinit__(self, ConsumerRing rota not None, notices, expiring, tidy):
         self._rota = rota
         self._notices = notices
         self._expiring = expiring

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from kombulite import exceptions
-from kombulite._core import Settled
+from kombulite._core import AckWatermark
 from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed
 from kombulite.brokers.amqp.limits import PrefetchLimit
 from kombulite.brokers.amqp.methods import Signature
@@ -50,7 +50,7 @@ class AMQPChannel:
         self.takes_acks = False  # whether there may be deliveries to settle
         self.failed: set[int] = set()  # the broker's tags of deliveries that failed and are not settled
         self.confirms: Confirms | None = None
-        self.settled = Settled()  # the broker's tags
+        self.settled = AckWatermark()  # the broker's tags
         self.flows = 0  # answers to channel.flow that are to come
 
     # For ``send`` of a stream, when it is a frame's turn.

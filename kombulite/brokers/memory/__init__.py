@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any
 
 from kombulite import exceptions
-from kombulite._core import Delivery, PublishPath, Rota, Tap
+from kombulite._core import ConsumerRing, Delivery, FastPath, PublishPath
 from kombulite.brokers.base import (
     Capabilities,
     Event,
@@ -57,9 +57,9 @@ class Transport(BaseTransport):
         # A number comes again only after all others: what is still under way for a closed channel finds nobody.
         self._numbers = cycle(range(1, MOST_CHANNELS + 1))
         self._expiring = self._broker.expiring
-        self._rota = Rota()
+        self._rota = ConsumerRing()
         self._events: deque[Event] = deque()
-        self.at_hand: Callable[[], Delivery | None] = _nothing
+        self.poll_ready: Callable[[], Delivery | None] = _nothing
         self._publish: Callable[[int, Delivery, bool], None] = _closed
         self._connected = False
         self.waiting = 0  # threads that sleep in receive
@@ -67,7 +67,7 @@ class Transport(BaseTransport):
     def connect(self) -> None:
         self._connected = True
         # The common case takes no lock: claiming is atomic.
-        self.at_hand = Tap(self._rota, self._events, self._expiring, self._tidy_rota).next
+        self.poll_ready = FastPath(self._rota, self._events, self._expiring, self._tidy_rota).next
         broker = self._broker
         self._publish = PublishPath(
             self._lock,
@@ -87,7 +87,7 @@ class Transport(BaseTransport):
                 if queue.owner is self:
                     self._broker.delete_queue(queue)
             self._connected = False
-            self.at_hand = _nothing  # the tap leads back here, and so does the path
+            self.poll_ready = _nothing  # the fast path leads back here, and so does the path
             self._publish = _closed
             self._events.clear()
             self._wake.notify_all()
@@ -350,7 +350,7 @@ class Transport(BaseTransport):
                 delivery.message_count = len(found.messages)
             return delivery
 
-    def acknowledger(self, channel: int) -> Callable[[Any], bool]:
+    def fast_ack(self, channel: int) -> Callable[[Any], bool]:
         return self._channel(channel).ledger.acknowledge
 
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
@@ -401,7 +401,7 @@ class Transport(BaseTransport):
             self._broker.put_back(delivery)
 
     def receive(self, timeout: float | None) -> Sequence[Event]:
-        delivery: Delivery | None = self.at_hand()
+        delivery: Delivery | None = self.poll_ready()
         if delivery is not None:
             return (delivery,)
         with self._lock:
@@ -439,7 +439,7 @@ class Transport(BaseTransport):
 
     def poll(self) -> Event | None:
         """Return the next event, or None."""
-        delivery: Delivery | None = self.at_hand()
+        delivery: Delivery | None = self.poll_ready()
         if delivery is not None:
             return delivery
         with self._lock:

@@ -8,7 +8,15 @@ from typing import Any
 from weakref import WeakSet
 
 from kombulite import exceptions
-from kombulite._core import BaseQueue, Claimant, Delivery, Ledger, MessageQueue, RoutingTable, UnknownExchange
+from kombulite._core import (
+    BaseQueue,
+    ConsumerSlot,
+    Delivery,
+    MessageQueue,
+    RoutingTable,
+    UnackedDeliveries,
+    UnknownExchange,
+)
 from kombulite.brokers.base import Cancelled, ExchangeSpec, QueueSpec
 from kombulite.brokers.limits import Limits, dead_letter, describe, expiration_of
 from kombulite.brokers.memory import clock
@@ -56,7 +64,7 @@ class Queue(BaseQueue):
         return deadline
 
 
-class Consumer(Claimant):
+class Consumer(ConsumerSlot):
     """A consumer of a queue, on a channel."""
 
     def __init__(self, tag: str, queue: Queue, channel: Channel, no_ack: bool, exclusive: bool) -> None:
@@ -72,7 +80,7 @@ class Channel:
     def __init__(self, number: int, transport: Any) -> None:
         self.number = number
         self.transport = transport
-        self.ledger = Ledger()
+        self.ledger = UnackedDeliveries()
         self.consumers: dict[str, Consumer] = {}
 
 
