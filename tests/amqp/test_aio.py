@@ -123,6 +123,35 @@ def test_confirms_are_credited_to_their_messages(peer):
     run(main)
 
 
+def test_messages_without_confirms_that_are_lost_are_logged(peer, caplog):
+    def script(session):
+        session.handshake()
+        number = session.open_channel()
+        session.expect(p.PUBLISH)
+        session.verify()
+        session.expect(p.PUBLISH)
+        session.close_channel(406, "PRECONDITION_FAILED - too large", channel=number)
+        session.expect(p.CHANNEL_CLOSE_OK)
+        session.open_channel()
+        session.expect(p.PUBLISH)
+        session.farewell()
+
+    async def main():
+        async with dial(peer) as connection:
+            producer = connection.producer(routing_key="q", confirm=False)
+            await producer.publish(1)
+            await producer.publish(2)
+
+            async def logged():
+                return "published without confirms are lost" in caplog.text
+
+            await soon(logged, 20)
+            await producer.publish(3)
+
+    peer.play(script)
+    run(main)
+
+
 # --- answers, and those that do not come
 
 

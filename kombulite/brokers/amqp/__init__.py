@@ -40,7 +40,7 @@ from kombulite.utils.uuid import uuid
 
 CLOSE_TIMEOUT = 5.0  # seconds to wait for the broker's farewell
 LOOK_INTERVAL = 0.01  # seconds after which a publisher looks whether the broker has said something
-MOST_AHEAD = 100  # events that a publisher reads for others, at the most
+MAX_READ_AHEAD = 100  # events that a publisher reads for others, at the most
 CHUNK = 65536  # bytes, about what is sent at once of many messages
 WINDOW = 4096  # messages of publish_many that may be unconfirmed
 
@@ -252,7 +252,7 @@ class Transport(AMQPVerbs, BaseTransport):
         Returns what is left of the timeout.
         """
         stream = protocol.stream
-        if len(protocol.events) < MOST_AHEAD:
+        if len(protocol.events) < MAX_READ_AHEAD:
             stream.look()
         self._look_at = monotonic() + LOOK_INTERVAL
         stream.check()

@@ -178,6 +178,11 @@ class AMQPProtocol:
         assert channel.error is not None
         raise channel.error
 
+    def is_without_confirms(self, number: int) -> bool:
+        """Return whether no message on a channel that the broker has closed was to be confirmed."""
+        channel = self._failed.get(number)
+        return channel is not None and channel.confirms is None
+
     def forget_failure(self, number: int) -> None:
         """Note that the application learns from an event that the broker closed a channel."""
         self._failed.pop(number, None)

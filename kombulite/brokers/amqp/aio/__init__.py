@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from logging import getLogger
 from time import monotonic
 from typing import Any
 
@@ -31,6 +32,8 @@ from kombulite.brokers.amqp.verbs import ACK, RETURN, AMQPVerbs
 from kombulite.brokers.base import ChannelClosed, Event, Outcome, QueueStatus, Settings
 from kombulite.brokers.options import check_transport_options
 from kombulite.utils.uuid import uuid
+
+logger = getLogger("kombulite.amqp")
 
 CLOSE_TIMEOUT = 5.0  # seconds to wait for the broker's farewell
 CHUNK = 65536  # bytes, about what is encoded at once of many messages
@@ -160,9 +163,12 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
         return self._stream.failure is None and self._stream.heartbeat.is_late(monotonic())
 
     def _emit(self, event: Event) -> None:
-        if type(event) is ChannelClosed and event.error.method_sig != methods.BASIC_PUBLISH:
-            assert self._protocol is not None
-            self._protocol.forget_failure(event.channel)  # the event tells of it
+        if type(event) is ChannelClosed:
+            protocol = self._opened()
+            if event.error.method_sig != methods.BASIC_PUBLISH:
+                protocol.forget_failure(event.channel)  # the event tells of it
+            elif protocol.is_without_confirms(event.channel):
+                logger.warning("messages that were published without confirms are lost: %s", event.error)
         self.on_event(event)
 
     def _beat(self) -> None:
