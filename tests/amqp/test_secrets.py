@@ -89,7 +89,7 @@ def test_a_connection_goes_on_beyond_its_first_token(broker, name):
 
 
 def test_a_token_that_has_expired_ends_what_may_be_done(broker, name):
-    with dial(broker, token(3)) as connection:
+    with dial(broker, token(5)) as connection:
         connection.connect()
         wait_until(lambda: is_refused(connection, name("q")), 30, "the token does not expire")
         connection.update_secret(token(3600))

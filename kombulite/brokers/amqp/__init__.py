@@ -339,7 +339,7 @@ class Transport(AMQPVerbs, BaseTransport):
                     self._await_confirms(protocol, lambda: len(confirms) <= WINDOW // 2, timeout)
             self._await_confirms(protocol, all_done(messages), timeout)
         except (exceptions.ChannelError, exceptions.Blocked, TimeoutError) as error:
-            # Whether the broker has those that it has not confirmed is not known; if it says so later nobody hears.
+            # Whether the broker has those that it has not confirmed is not known; a later confirm is ignored.
             for message in messages:
                 if not message.done:
                     message.settle(error)
@@ -424,7 +424,7 @@ class Transport(AMQPVerbs, BaseTransport):
 
 
 def _next_delivery(stream: Stream, events: Collection[Event]) -> Delivery | None:
-    """The next message of what was read, if it comes next. For the reader."""
+    """Return the next message of what was read, if it comes next. For the reader."""
     event = stream.next_event() if not events else None  # the thread that read until now may have left some
     if type(event) is Delivery and event.consumer_tag is not None:
         return event

@@ -99,7 +99,7 @@ class BlockingProtocol(AMQPProtocol):
         return method.decode(self.request(self.channel(number), method, *arguments))
 
     def request(self, channel: SharedChannel, method: Method, *arguments: Any, timeout: float | None = None) -> Any:
-        """The same on a channel whose state one has; returns the answer as bytes."""
+        """Send a request on a channel, wait for its answer, and return that as bytes."""
         frame = self.encode(channel.number, method, *arguments)
         on_turn = channel.close if method is methods.CHANNEL_CLOSE else channel.check
         return self.exchange(channel, method.name, frame, (method.reply,), timeout, on_turn)
@@ -161,7 +161,7 @@ class BlockingProtocol(AMQPProtocol):
     # --- what waits to be received
 
     def wait_for_event(self, timeout: float | None) -> Sequence[Event]:
-        """The next event, in a tuple; an empty one if there was none in ``timeout`` seconds."""
+        """Return the next event in a tuple; an empty one if there was none in ``timeout`` seconds."""
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             if timeout is None and not self.events and not self._has_consumers():

@@ -61,7 +61,7 @@ class AMQPChannel:
             raise self.closed_error()
 
     def closed_error(self) -> exceptions.RecoverableConnectionError:
-        """What all are told but the one whose request or message it was closed for."""
+        """Return the error for all but the request or message that the channel was closed for."""
         reason = f": {self.error}" if self.error is not None else ""
         return exceptions.RecoverableConnectionError(f"channel already closed{reason}")
 

@@ -10,7 +10,7 @@ from kombulite.utils.locks import Lock
 
 
 class Unconfirmed:
-    """A message that was published: whether the broker took it is known when ``done``; ``error``: why it did not."""
+    """A message that was published. When it is ``done``, ``error`` says why the broker did not take it, or is None."""
 
     __slots__ = ("delivery", "done", "error")
 
@@ -119,7 +119,7 @@ class SharedConfirms(Confirms):
 
 
 def all_done(messages: Iterable[Unconfirmed]) -> Callable[[], bool]:
-    """A function that says whether all of them are done. It looks at each once."""
+    """Return a function that returns whether all are done, and looks at each once."""
     waiting = iter(messages)
     current = next(waiting, None)
 
@@ -133,6 +133,6 @@ def all_done(messages: Iterable[Unconfirmed]) -> Callable[[], bool]:
 
 
 def body_of(delivery: Delivery) -> bytes:
-    """The body as it was sent: a received one may be text."""
+    """Return the body as it was sent: a received one may be text."""
     body: bytes | str = delivery.body
     return body.encode(delivery.properties.content_encoding or "utf-8") if isinstance(body, str) else body

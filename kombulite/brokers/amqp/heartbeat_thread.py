@@ -53,7 +53,7 @@ class HeartbeatThread:
                     stream.beat()
                 except Exception as error:  # whatever ails one, the others' heartbeats go on
                     logger.warning("a connection is lost: %s", error)
-            del streams, stream  # or one that nobody needs would be kept for an interval
+            del streams, stream  # or one that is not needed would be kept for an interval
             with self._changed.lock:
                 self._changed.wait(interval)
 
@@ -62,7 +62,7 @@ heartbeats = HeartbeatThread()
 
 
 def _start_anew() -> None:
-    heartbeats.__init__()  # type: ignore[misc]  # the thread, and whoever held the lock, are in the parent
+    heartbeats.__init__()  # type: ignore[misc]  # the thread, and the holder of the lock, are in the parent
 
 
 if hasattr(os, "register_at_fork"):

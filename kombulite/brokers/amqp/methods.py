@@ -31,7 +31,7 @@ class Method(NamedTuple):
         return encode(self.name, self.arguments, arguments)
 
     def decode(self, arguments: bytes) -> list[Any]:
-        """The arguments of the reply."""
+        """Return the arguments of the reply."""
         return decode(self.reply_arguments, arguments)
 
 
@@ -44,7 +44,7 @@ def encode(name: str, format: str, arguments: Sequence[Any]) -> bytes:
 
 
 def decode(format: str, arguments: bytes) -> list[Any]:
-    """Arguments from their bytes. Raises FrameSyntaxError."""
+    """Return arguments from their bytes. Raises FrameSyntaxError."""
     if not format:
         return []
     try:

@@ -93,7 +93,7 @@ class AMQPProtocol:
         self.streams_take_nacks = is_rabbitmq_since(login.server_properties, STREAMS_TAKE_NACKS)
         self._numbers = cycle(range(1, login.channel_max + 1))
         self._drops_returns = False
-        self._failed: dict[int, Any] = {}  # closed by the broker, and nobody knows it yet
+        self._failed: dict[int, Any] = {}  # closed by the broker, and the application does not know it yet
         self._on_blocked, self._on_unblocked = options.get("on_blocked"), options.get("on_unblocked")
         self._facts = {"connection": name}
 
@@ -115,14 +115,14 @@ class AMQPProtocol:
         self.stream.check()
         if len(self.channels) > self.channel_max:  # one of them is the connection
             raise exceptions.ResourceError(f"all {self.channel_max} channels of this connection are open")
-        # A number comes again only after all others: what is still under way for a closed channel finds nobody.
+        # A number comes again only after all others: what is still under way for a closed channel has no taker.
         number = next(number for number in self._numbers if number not in self.channels)
         channel = self.channels[number] = self.channel_class(number, tag_offset)
         self._failed.pop(number, None)
         return channel
 
     def highest_tag(self, number: int) -> int:
-        """The highest delivery tag given out on a channel, also on one that the broker has closed."""
+        """Return the highest delivery tag given out on a channel, also on one that the broker has closed."""
         failed = self._failed.get(number)
         return failed.tag_offset if failed is not None else self.stream.decoder.last_tag(number)
 
@@ -154,7 +154,7 @@ class AMQPProtocol:
             stream.send(b"".join([*failed, stream.encoder.nack(number, 0, True, True)]), timeout, True, channel.check)
 
     def channel(self, number: int) -> Any:
-        """The state of a channel. Raises the error that the broker closed it with, once."""
+        """Return the state of a channel. Raises the error that the broker closed it with, once."""
         try:
             return self.channels[number]
         except KeyError:
@@ -164,13 +164,13 @@ class AMQPProtocol:
             raise exceptions.RecoverableConnectionError("channel already closed")
         assert channel.error is not None
         if channel.error.method_sig == methods.BASIC_PUBLISH:
-            # The publisher's to know (`publish` raises it); for all others the channel is just closed.
+            # `publish` raises it; for all other verbs the channel is just closed.
             raise channel.closed_error() from channel.error
         self.mark_reported(channel)
         raise channel.error
 
     def publisher(self, number: int) -> Any:
-        """The state of a channel to publish on. Raises what an earlier publish ended in, if it closed the channel."""
+        """Return the state of a channel to publish on. Raises the error of a publish that closed the channel."""
         channel = self._failed.get(number)
         if channel is None:
             return self.channel(number)
@@ -188,7 +188,7 @@ class AMQPProtocol:
         self._failed.pop(number, None)
 
     def mark_reported(self, channel: AMQPChannel) -> None:
-        """Somebody knows that the broker closed the channel. Its consumers, if it had any, learn it from the event."""
+        """Note that the application knows that a channel is closed. Its consumers learn that from the event."""
         self._failed.pop(channel.number, None)
         if not channel.consumers:
             self.drop_events(lambda event: event.channel == channel.number)
@@ -202,7 +202,7 @@ class AMQPProtocol:
     # --- what the broker says
 
     def handle(self, event: Any) -> None:
-        """Take an event to where it belongs. Called by the thread that reads."""
+        """Handle an event of the decoder. Called by the thread that reads."""
         if type(event) is Delivery:
             if event.consumer_tag is not None:
                 self.emit(event)
@@ -272,7 +272,7 @@ class AMQPProtocol:
                 self._drop_oldest_return()
 
     def _drop_oldest_return(self) -> None:
-        """On a connection that nobody drains they would pile up without end. Deliveries have their prefetch count."""
+        """Drop the oldest returned message, if no thread drains the connection. Deliveries are bounded by prefetch."""
         oldest = next(each for each in list(self.events) if type(each) is Returned)
         with suppress(ValueError):  # another thread took it
             self.events.remove(oldest)
@@ -321,7 +321,7 @@ class AMQPProtocol:
         channel.error = error
         stream.send(stream.encoder.method(number, *methods.CHANNEL_CLOSE.reply, b""), on_turn=channel.leave)
         channel.tag_offset = stream.decoder.last_tag(number)
-        # Whoever waits for an answer on it takes the error from there; else the event tells, or the next request.
+        # A thread that waits for an answer on it gets the error there; else the event, or the next request, has it.
         self._failed[number] = channel
         self.drop_channel(channel, (Delivery, Cancelled))
         channel.fail_requests(error, channel.closed_error())

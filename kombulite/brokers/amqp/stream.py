@@ -1,13 +1,13 @@
-"""The byte stream between us and the broker, shared by threads.
+"""The byte stream between threads and the broker.
 
 **Writing.** One lock; each call of ``send`` writes all of its bytes before another one's. A send that times out halfway
 leaves the rest for the next: frames are never torn.
 
-**Reading.** One thread at a time has the reader's role. Whoever waits for something (a reply, a confirm, a delivery)
-takes it if it is free, reads, and has each event handled, whoever it is for; the others sleep until that thread has
-done so, or gives the role up. So nothing is read twice, and whoever waits for the broker reads for all others too.
+**Reading.** One thread at a time has the reader's role. A thread that waits for something (a reply, a confirm, a
+delivery) takes it if it is free, reads, and has each event handled, also those of other threads; these sleep until it
+has done so, or gives the role up. So nothing is read twice, and one thread that waits reads for all.
 
-The class has many methods, each short: they share the socket, the two locks and who has the role.
+The class has many methods, each short: they share the socket, the two locks and the role.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Stream:
         self._writable = selector_of(self._sock, EVENT_WRITE)
 
     def fileno(self) -> int:
-        """The socket's descriptor."""
+        """Return the socket's descriptor."""
         number: int = self._sock.fileno()
         return number
 
@@ -223,7 +223,7 @@ class Stream:
     # --- reading
 
     def next_event(self) -> Any:
-        """The next event of what was read already, or None. For the thread that has the reader's role."""
+        """Return the next event of what was read already, or None. For the thread that has the reader's role."""
         try:
             return self.decoder.next_event()
         except ProtocolError as error:
@@ -278,7 +278,7 @@ class Stream:
     def _await_reader(self, seconds: float) -> None:
         """Sleep until the reader has done something, or gives the role up."""
         with self._changed.lock:
-            self.waiters += 1  # before the look: who gives the role up after it sees that somebody waits
+            self.waiters += 1  # before the look: a thread that gives the role up after it sees this
             try:
                 if self.reading.call(0, _never) is NOT_ACQUIRED:
                     self._changed.wait(seconds)
@@ -286,12 +286,12 @@ class Stream:
                 self.waiters -= 1
 
     def wake(self) -> None:
-        """Let all who wait look again."""
+        """Let all threads that wait look again."""
         with self._changed.lock:
             self._changed.notify_all()
 
     def _decode(self, done: Callable[[], object]) -> bool:
-        """Handle events until ``done()``: what nobody waits for yet stays undecoded. Returns whether there were any."""
+        """Handle events until ``done()``: what no thread waits for yet stays undecoded. Return whether any was."""
         found = False
         while (event := self.next_event()) is not None:
             found = True
@@ -333,7 +333,7 @@ class Stream:
                 return another.select(timeout)
 
     def _lose(self, error: Exception) -> NoReturn:
-        """The stream has ended; if the broker said why before that, it shall be known."""
+        """Fail, with the reason that the broker gave before the stream ended, if it did."""
         self.reading.call(0, self._read_last)
         self.give_up(error)
 
@@ -371,7 +371,7 @@ class Stream:
             return False  # another thread has closed it
 
     def _is_readable(self) -> bool:
-        """Whether there is something to read, asked by a thread that may not be the reader."""
+        """Return whether there is something to read, for a thread that may not be the reader."""
         if self._pending is not None and self._pending():
             return True
         with selector_of(self._sock, EVENT_READ) as selector:

@@ -33,7 +33,7 @@ class PendingRequest(Request):
         self.sent_at = monotonic()
 
     def succeed(self, answer: Any) -> None:
-        """Set the result, which is made also where nobody waits for it any more."""
+        """Set the result, which is made also if the task that asked was cancelled."""
         try:
             result = self.result(answer)
         except Exception as error:
