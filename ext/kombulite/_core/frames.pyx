@@ -241,6 +241,8 @@ cdef class FrameEncoder:
             buffer_free(&out)
         return 0
 
+    @cython.nonecheck(False)  # of this and the next one: a head is what _prepare has returned
+    @cython.cdivision(True)  # a chunk has some bytes
     cdef Py_ssize_t _length(self, _Head head, Py_ssize_t size) noexcept:
         return PyBytes_GET_SIZE(head.frames) + size + (size + self._chunk - 1) // self._chunk * OVERHEAD
 
@@ -251,6 +253,7 @@ cdef class FrameEncoder:
         out.size += length
         return 0
 
+    @cython.nonecheck(False)
     cdef void _fill(self, char* at, _Head head, bytes content) noexcept:
         """Write a message to where there is room for it."""
         cdef const char* body = PyBytes_AS_STRING(content)
@@ -721,6 +724,7 @@ cdef class FrameDecoder:
                 return confirm
         return method_received(channel, class_id, method_id, cursor)
 
+    @cython.nonecheck(False)  # the caller has looked
     cdef int _begin(self, _Content content, unsigned int channel, uint16_t method_id, Cursor* cursor) except -1:
         """A method came that a message follows."""
         cdef Delivery delivery = Delivery.__new__(Delivery)
@@ -833,6 +837,7 @@ cdef class FrameDecoder:
             return None
         return self._complete(content, <const uint8_t*> PyBytes_AS_STRING(content.body), content.size)
 
+    @cython.nonecheck(False)  # the callers have looked, and properties come before a body
     cdef object _complete(self, _Content content, const uint8_t* body, uint64_t size):
         cdef Delivery delivery = content.delivery
         cdef bytes whole = content.body
