@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import uvloop
+from amqp.serialization import dumps
 
 from kombulite import Queue, aio, exceptions
 from kombulite._client.lifecycle import State
@@ -401,6 +402,50 @@ def test_a_broker_that_does_not_answer_what_was_proposed(peer, end):
         kind = TimeoutError if end == "silence" else exceptions.RecoverableConnectionError
         with pytest.raises(kind, match="after frame_max=9000, channel_max=10 was proposed"):
             await connection.connect()
+
+    peer.play(script)
+    run(main)
+
+
+def test_what_comes_behind_the_login_is_not_lost(peer):
+    def script(session):
+        session.start()
+        session.send(0, p.TUNE, "BlB", 10, 131072, 0)
+        session.expect(p.TUNE_OK)
+        session.expect(p.OPEN)
+        frames = session.encoder.method(0, *p.OPEN_OK, bytes(dumps("s", [""])))
+        session.sock.sendall(frames + session.encoder.method(0, *p.BLOCKED, bytes(dumps("s", ["disk"]))))
+        session.farewell()
+
+    async def main():
+        async with dial(peer, transport_options={"on_blocked": blocked.append}):
+
+            async def heard():
+                return bool(blocked)
+
+            await soon(heard, 20)
+
+    blocked = []
+    peer.play(script)
+    run(main)
+    assert blocked == ["disk"]
+
+
+def test_a_broker_that_closes_behind_the_login(peer):
+    def script(session):
+        session.start()
+        session.send(0, p.TUNE, "BlB", 10, 131072, 0)
+        session.expect(p.TUNE_OK)
+        session.expect(p.OPEN)
+        close = bytes(dumps("BsBB", [320, "CONNECTION_FORCED - going down", 0, 0]))
+        frames = session.encoder.method(0, *p.OPEN_OK, bytes(dumps("s", [""])))
+        session.sock.sendall(frames + session.encoder.method(0, *p.CLOSE, close))
+        session.silence()
+
+    async def main():
+        with pytest.raises(exceptions.RecoverableConnectionError):
+            async with dial(peer) as connection:
+                await connection.status("q")
 
     peer.play(script)
     run(main)

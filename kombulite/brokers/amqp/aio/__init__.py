@@ -68,7 +68,8 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
             tls = tls_of(self.settings)
             host, port = address_of(self.settings)
             login = Login(self.settings, Endpoint(None, host))
-            await asyncio.wait_for(self._open(host, port, tls, login), self.settings.connect_timeout)
+            early = await asyncio.wait_for(self._open(host, port, tls, login), self.settings.connect_timeout)
+            self._begin(login, early)
         except BaseException as error:
             self.abort()
             if isinstance(error, asyncio.TimeoutError):  # another class than TimeoutError before Python 3.11
@@ -76,6 +77,9 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
             if login is not None and isinstance(error, (OSError, exceptions.RecoverableConnectionError)):
                 raise login.explain(error) from None
             raise
+
+    def _begin(self, login: Login, early: list[Any]) -> None:
+        """Go on with what was agreed on, and with the events that came behind the login."""
         stream = self._stream
         stream.decoder.frame_max = stream.encoder.frame_max = login.frame_max
         stream.heartbeat.interval = float(login.heartbeat)
@@ -83,15 +87,23 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
         self._protocol = AMQPProtocol(stream, self.settings.options, login, repr(self.settings), self._emit)
         stream.handle = self._protocol.handle
         stream.on_progress = self._offer_room
+        for event in early:
+            self._protocol.handle(event)
+        stream.check()
         if stream.heartbeat.interval:
             self._beat()
 
-    async def _open(self, host: str, port: int, tls: Any, login: Login) -> None:
+    async def _open(self, host: str, port: int, tls: Any, login: Login) -> list[Any]:
+        """Connect and log in. Returns the events that came behind the login."""
         stream, loop = self._stream, self._loop
+        early: list[Any] = []
         done: Pending[None] = loop.create_future()
         self._logged_in = done
 
         def handle(event: Any) -> None:
+            if login.is_done:
+                early.append(event)
+                return
             answer = login.receive(event)
             if answer:
                 stream.write(answer)
@@ -106,6 +118,7 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
         set_socket_options(sock, self.settings, self._write_timeout)
         stream.write(PROTOCOL_HEADER)
         await done
+        return early
 
     async def close(self) -> None:
         stream = self._stream
