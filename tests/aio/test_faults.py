@@ -14,8 +14,8 @@ from kombulite._client.lifecycle import State
 from tests.aio.conftest import Place, run
 from tests.proxy import Proxy
 
-COUNT = 300
-CUTS = 5
+#: Messages, and how often both connections are cut meanwhile.
+AMOUNTS = [(300, 5), pytest.param(20_000, 60, marks=pytest.mark.soak)]
 
 
 @pytest.fixture(params=["amqp_url", "redis_url"])
@@ -29,8 +29,9 @@ def proxy(url: str) -> Iterator[Proxy]:
         yield proxy
 
 
+@pytest.mark.parametrize(("count", "cuts"), AMOUNTS)
 @pytest.mark.parametrize("end", ["reset", "finish"])
-def test_what_was_published_is_consumed_though_connections_are_cut(proxy, url, end):
+def test_what_was_published_is_consumed_though_connections_are_cut(proxy, url, end, count, cuts):
     async def main():
         queue = Queue(Place("", "", {}).name("ledger"))
         confirmed, consumed = set(), set()
@@ -45,26 +46,26 @@ def test_what_was_published_is_consumed_though_connections_are_cut(proxy, url, e
 
         async def handle(message):
             consumed.add(message.payload)
-            if len(consumed) == COUNT:
+            if len(consumed) == count:
                 everything.set()
 
         async with aio.connect(proxy.url(url)) as sender, aio.connect(proxy.url(url)) as receiver:
             await sender.declare(queue)
             producer = sender.producer()
-            tasks = [asyncio.create_task(publish(producer, range(part, COUNT, 5))) for part in range(5)]
+            tasks = [asyncio.create_task(publish(producer, range(part, count, 5))) for part in range(5)]
             tasks.append(asyncio.create_task(receiver.serve(queue, handle, concurrency=5, stop=everything)))
-            for cut in range(CUTS):
-                goal = (cut + 1) * COUNT // (CUTS + 1)
+            for cut in range(cuts):
+                goal = (cut + 1) * count // (cuts + 1)
                 while len(confirmed) < goal:
                     await asyncio.sleep(0.005)
                 await asyncio.to_thread(getattr(proxy, end))
             await asyncio.gather(*tasks)
-            assert confirmed == consumed == set(range(COUNT))
+            assert confirmed == consumed == set(range(count))
             assert sender.counters.reconnects >= 1
             assert receiver.counters.reconnects >= 1
             await sender.delete(queue)
 
-    run(main, timeout=100)
+    run(main, timeout=100 if count == 300 else 600)
 
 
 def test_a_silent_broker_ends_each_wait_by_its_deadline(proxy, url):
