@@ -58,6 +58,7 @@ async def send(signature: celery.canvas.Signature, **options: Any) -> AsyncResul
         RecoverableConnectionError, OperationalError, TimeoutError: The broker does not have the task, or it is not
             known whether it has.
     """
+    _check(signature)
     return await _client_of(signature.app).send(signature, **options)
 
 
@@ -98,6 +99,7 @@ class Client:
 
     async def send(self, signature: celery.canvas.Signature, **options: Any) -> AsyncResult:
         """Send a task; see the function ``send``."""
+        _check(signature)
         if "reply_to" not in options and (reply_to := await self._results.open()) is not None:
             options["reply_to"] = reply_to
         first, options, last = _unchained(signature, options)
@@ -450,9 +452,14 @@ def _unchained(signature: Any, options: dict[str, Any]) -> tuple[Any, dict[str, 
             step.set(reply_to=given["reply_to"])  # that of this thread was set
         first, last = steps.pop(), results[0]
         options = {**given, "chain": steps} if steps else given
-    if not isinstance(first, celery.canvas.Signature) or first.get("subtask_type") not in (None, "chain"):
-        raise TypeError(f"signature must be of a task or of a chain that begins with one, got {signature!r:.200}")
+    _check(first)
     return first, options, last
+
+
+def _check(signature: Any) -> None:
+    """Raise TypeError for what is no signature of a task or a chain."""
+    if not isinstance(signature, celery.canvas.Signature) or signature.get("subtask_type") not in (None, "chain"):
+        raise TypeError(f"signature must be of a task or of a chain that begins with one, got {signature!r:.200}")
 
 
 def _entity(entity: Any) -> Queue | Exchange:

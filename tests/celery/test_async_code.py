@@ -77,6 +77,13 @@ async def main():
         await send(group(add.s(1, 1), add.s(2, 2)))
     except TypeError as error:
         refused = str(error)[:20]
+    for wrong in (add, "shop.add", None):
+        try:
+            await send(wrong)
+        except TypeError as error:
+            assert str(error).startswith("signature must be of"), error
+        else:
+            raise AssertionError(wrong)
     found = await elsewhere.get(timeout=30)
     return {
         "simple": [await simple.get(timeout=30), simple.state, simple.ready(), simple.result],
