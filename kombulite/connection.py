@@ -671,9 +671,12 @@ class Connection(Address):
         try:
             events = transport.receive(timeout)
         except self.connection_errors as error:
+            is_lost = not transport.connected
             with self._lock:
-                if self._carrier is transport and not transport.connected:
+                if self._carrier is transport and is_lost:
                     self._suspend(error)
+            if is_lost and isinstance(error, TimeoutError):  # it must not be taken for "no message"
+                raise exceptions.RecoverableConnectionError(str(error)) from error
             raise
         if not events:
             self._watch()

@@ -32,6 +32,7 @@ Exception
 │   │   │   │   ├── ChannelNotOpen          504
 │   │   │   │   ├── UnexpectedFrame         505
 │   │   │   │   ├── NotAllowed              530
+│   │   │   │   │   └── LoginRefused        403: it is an AccessRefused too
 │   │   │   │   ├── AMQPNotImplementedError 540
 │   │   │   │   └── InternalError           541
 │   │   │   └── InconsistencyError          the broker lost what it was told
@@ -363,6 +364,10 @@ class NotFound(IrrecoverableChannelError):
     code = 404
 
 
+class LoginRefused(NotAllowed, AccessRefused):
+    """The broker does not know the user, or not with that password."""
+
+
 class PreconditionFailed(IrrecoverableChannelError):
     """The request does not fit the state of what it is about."""
 
@@ -410,6 +415,56 @@ def with_driver_classes(errors: tuple[type[BaseException], ...]) -> tuple[type[B
     if not DRIVER_CLASSES:
         return errors
     return (*errors, *(DRIVER_CLASSES[cls] for cls in errors if cls in DRIVER_CLASSES))
+
+
+_combined: dict[tuple[type[Exception], ...], type[Exception]] = {}
+
+
+def combined(*classes: type[Exception]) -> type[Exception]:
+    """Return a class of all these errors, so that programs may catch any; it is made, and shown, as the first."""
+    found = _combined.get(classes)
+    if found is None:
+        parts = tuple(part for cls in classes for part in vars(cls).get("parts", (cls,)))
+        first = parts[0]
+        # Who unpickles it may not have the drivers.
+        portable = tuple(cls for cls in parts if cls.__module__ == __name__ or issubclass(cls, OSError))
+
+        def arguments(error: Any) -> tuple[Any, ...]:
+            if isinstance(error, AMQPError):
+                return error.reply_text, error.method_sig, error.method_name, error.reply_code
+            args: tuple[Any, ...] = error.args
+            return args
+
+        def reduce(error: Any) -> tuple[Any, ...]:
+            return make_combined, (portable, arguments(error))
+
+        def copy(error: Any) -> Any:
+            another = type(error)(*arguments(error))
+            if isinstance(error, OSError):
+                another.errno, another.strerror = error.errno, error.strerror
+            return another
+
+        facts = {"__module__": first.__module__, "__doc__": first.__doc__, "__repr__": Exception.__repr__}
+        facts |= {"__reduce__": reduce, "__copy__": copy, "parts": parts}
+        found = _combined[classes] = type(first.__name__, parts, facts)
+    return found
+
+
+def make_combined(classes: tuple[type[Exception], ...], arguments: tuple[Any, ...]) -> Exception:
+    """Return an error of all these classes."""
+    return (classes[0] if len(classes) == 1 else combined(*classes))(*arguments)
+
+
+def socket_error(error: OSError, *others: type[Exception]) -> Exception:
+    """Return an error of a socket as the error of a connection that is lost, or cannot be had.
+
+    It is a RecoverableConnectionError, is of the class of ``error`` too, and of the ``others``.
+    """
+    if isinstance(error, RecoverableConnectionError):
+        return error
+    lost: Any = combined(RecoverableConnectionError, type(error), *others)(str(error))
+    lost.errno, lost.strerror = error.errno, error.strerror
+    return lost  # type: ignore[no-any-return]
 
 
 def error_for_code(

@@ -109,6 +109,10 @@ class Proxy:
         """The URL of the broker, with the proxy in its place."""
         return url.replace(f":{urlsplit(url).port}", f":{self.port}")
 
+    def refuse(self) -> None:
+        """Take no new connections any more."""
+        self._on_loop(self._server.close)
+
     def reset(self) -> None:
         """End all connections with RST."""
         self._on_loop(lambda: [pair.end(reset=True) for pair in self._pairs])

@@ -13,7 +13,7 @@ Longer and wider than other modules: the verbs of a broker are as many, and each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -79,6 +79,12 @@ class ExchangeSpec(NamedTuple):
     durable: bool = True
     auto_delete: bool = False
     arguments: Mapping[str, Any] | None = None
+
+
+def unknown_type(spec: ExchangeSpec, known: Iterable[str]) -> exceptions.AMQPError:
+    """Return the error for an exchange of a type that a broker does not have."""
+    text = f"exchange '{spec.name}': {spec.type!r:.80} is not one of {', '.join(sorted(known))}"
+    return (exceptions.AMQPNotImplementedError if spec.type == "headers" else exceptions.InvalidCommand)(text)
 
 
 class QueueSpec(NamedTuple):

@@ -55,11 +55,19 @@ class Consumer(NamedTuple):
 class Channel:
     """A channel: its consumers, and what was delivered on it and is not settled yet."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, tag_offset: int = 0) -> None:
         self.number = number
-        self.ledger = UnackedDeliveries()
+        self.tag_offset = tag_offset
+        self.ledger = UnackedDeliveries(tag_offset)
         self.consumers: dict[str, Consumer] = {}
         self.tokens: dict[Any, Any] = {}  # what the store knows a delivery by, by delivery tag
+
+
+def unknown_tag(tag: Any, tag_offset: int) -> exceptions.AMQPError:
+    """Return why a delivery tag cannot be settled on a channel whose own tags begin above an offset."""
+    if isinstance(tag, int) and 0 < tag <= tag_offset:
+        return exceptions.RecoverableConnectionError("the message came on a connection that was lost")
+    return exceptions.PreconditionFailed(f"unknown delivery tag {tag!r:.80}")
 
 
 class ChannelTransport(base.Transport):
@@ -73,6 +81,7 @@ class ChannelTransport(base.Transport):
         self._lock = Lock()
         self._wake = Condition(self._lock)
         self._channels: dict[int, Channel] = {}
+        self._highest_tags: dict[int, int] = {}  # of channels that were lost with the connection
         # A number is used again only after all others, so that a late ack for a closed channel meets no other channel.
         self._numbers = cycle(range(1, MAX_CHANNELS + 1))
         self._turns: deque[Consumer] = deque()
@@ -136,8 +145,18 @@ class ChannelTransport(base.Transport):
             if len(self._channels) >= MAX_CHANNELS:
                 raise exceptions.ResourceError(f"all {MAX_CHANNELS} channels of this connection are open")
             number = next(number for number in self._numbers if number not in self._channels)
-            self._channels[number] = Channel(number)
+            self._channels[number] = Channel(number, above)
             return number
+
+    def highest_tag(self, channel: int) -> int:
+        """Return the highest delivery tag of a channel, also after the connection was lost."""
+        state = self._channels.get(channel)
+        return self._highest_tags.get(channel, 0) if state is None else state.ledger.highest_tag
+
+    def _forget_channels(self) -> None:
+        """Forget the channels of a connection that is lost, except their highest delivery tags."""
+        self._highest_tags = {number: state.ledger.highest_tag for number, state in self._channels.items()}
+        self._channels.clear()
 
     def close_channel(self, channel: int) -> None:
         """Close a channel: its consumers end, its unacknowledged messages go back to their queues."""
@@ -271,7 +290,7 @@ class ChannelTransport(base.Transport):
             except KeyError:
                 settled = []
             if not settled and (delivery_tag or not multiple):
-                raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r}")
+                raise unknown_tag(delivery_tag, state.tag_offset)
             self._settle(state, settled, outcome)
 
     def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
@@ -281,7 +300,7 @@ class ChannelTransport(base.Transport):
             try:
                 settled = state.ledger.settle_all(delivery_tags)
             except KeyError as error:
-                raise exceptions.PreconditionFailed(f"unknown delivery tag {error}") from None
+                raise unknown_tag(error.args[0], state.tag_offset) from None
             self._settle(state, settled, outcome)
 
     def recover(self, channel: int) -> None:

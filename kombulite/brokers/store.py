@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from kombulite import exceptions
 from kombulite._core import Delivery, RoutingTable
-from kombulite.brokers.base import ExchangeSpec, QueueSpec, Settings
+from kombulite.brokers.base import ExchangeSpec, QueueSpec, Settings, unknown_type
 
 PREDECLARED = {f"amq.{kind}": kind for kind in ("direct", "fanout", "topic")}
 
@@ -153,9 +153,9 @@ class Catalogue:
         return kind or "direct"
 
     def declare_exchange(self, spec: ExchangeSpec) -> None:
-        """Create an exchange. Raises NotEquivalentError, InvalidCommand."""
+        """Create an exchange. Raises NotEquivalentError, InvalidCommand, AMQPNotImplementedError."""
         if spec.type not in self._exchange_types:
-            raise exceptions.InvalidCommand(f"unknown exchange type '{spec.type}'")
+            raise unknown_type(spec, self._exchange_types)
         if PREDECLARED.get(spec.name) != spec.type:
             self._create("exchange", spec)
 

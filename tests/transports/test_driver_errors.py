@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
+import socket
 import subprocess
 import sys
 
@@ -86,6 +88,17 @@ def test_errors_of_redis_are_caught_by_either_name(error, ours, theirs):
     copy = pickle.loads(pickle.dumps(error))
     assert isinstance(copy, ours)
     assert str(copy) == str(error)
+
+
+def test_errors_of_sockets_are_of_the_operating_system_s_class_too():
+    for raised in (ConnectionRefusedError(111, "refused"), TimeoutError("late"), socket.gaierror(-2, "no name")):
+        error = exceptions.socket_error(raised)
+        for each in (error, copy.copy(error)):
+            assert isinstance(each, exceptions.RecoverableConnectionError)
+            assert isinstance(each, type(raised))
+            assert str(each) == str(raised)
+            assert each.errno == raised.errno
+        assert type(pickle.loads(pickle.dumps(error))) is type(error)
 
 
 def test_a_missing_extra_is_named():

@@ -45,7 +45,7 @@ def test_each_error_of_the_driver_is_in_the_table(cls):
         ("READONLY You can't write against a read only replica.", exceptions.RecoverableConnectionError),
         ("LOADING Redis is loading the dataset in memory", exceptions.RecoverableConnectionError),
         ("NOPERM this user has no permissions", exceptions.AccessRefused),
-        ("NOAUTH Authentication required.", exceptions.NotAllowed),
+        ("NOAUTH Authentication required.", exceptions.LoginRefused),
         ("WRONGTYPE Operation against a key", exceptions.PreconditionFailed),
         ("MOVED 3999 127.0.0.1:6381", exceptions.AMQPNotImplementedError),
         ("ERR unknown command 'FOO'", exceptions.IrrecoverableChannelError),

@@ -148,20 +148,22 @@ cdef class UnackedDeliveries:
     """The deliveries of one channel that are not settled yet, by delivery tag.
 
     ``prefetch_count``: how many there may be (0: no bound); ``active``: whether there may be more at all; ``stalled``:
-    the consumers that wait for an ack, not for a message.
+    the consumers that wait for an ack, not for a message; ``highest_tag``: that of the last delivery. Tags begin above
+    ``tag_offset``.
     """
 
     cdef dict _outstanding
     cdef readonly list stalled
-    cdef unsigned long long _tag
+    cdef readonly unsigned long long highest_tag
     cdef bint _closed
     cdef public Py_ssize_t prefetch_count
     cdef public bint active
 
-    def __cinit__(self):
+    def __cinit__(self, unsigned long long tag_offset=0):
         self._outstanding = {}
         self.stalled = []
         self.active = True
+        self.highest_tag = tag_offset
 
     def __len__(self):
         return len(self._outstanding)
@@ -181,8 +183,8 @@ cdef class UnackedDeliveries:
 
     cdef int _hand_over(self, Delivery delivery, MessageQueue source, unsigned int channel, consumer_tag,
                         bint no_ack) except -1:
-        self._tag += 1
-        delivery.delivery_tag = self._tag
+        self.highest_tag += 1
+        delivery.delivery_tag = self.highest_tag
         delivery.channel = channel
         delivery.consumer_tag = consumer_tag
         if not no_ack:

@@ -114,10 +114,17 @@ def open_stream(settings: Settings, write_timeout: float) -> tuple[Stream, Login
     """Connect and log in within ``connect_timeout`` seconds. Return the stream and the login.
 
     Raises:
-        AccessRefused: User or password is wrong.
+        LoginRefused: User or password is wrong.
         NotAllowed: There is no such virtual host, or the user may not have it.
-        OSError: There is no connection, or TimeoutError.
+        RecoverableConnectionError: There is no connection; it is of the class of the system's error too.
     """
+    try:
+        return _open_stream(settings, write_timeout)
+    except OSError as error:
+        raise exceptions.socket_error(error) from error
+
+
+def _open_stream(settings: Settings, write_timeout: float) -> tuple[Stream, Login]:
     deadline = None if settings.connect_timeout is None else monotonic() + settings.connect_timeout
     tls = tls_of(settings)
     sock = _connect(settings, deadline)

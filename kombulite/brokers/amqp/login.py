@@ -94,7 +94,7 @@ class Login:
         """Return the frames that answer an event.
 
         Raises:
-            AccessRefused: User or password is wrong.
+            LoginRefused: User or password is wrong.
             NotAllowed: There is no such virtual host, or the user may not have it.
             ConnectionError: The broker offers no mechanism that can be used, or closed the connection.
             UnexpectedFrame: The event has no place in a login.
@@ -115,7 +115,10 @@ class Login:
                 self._on_open(self)
             return b""
         if signature == methods.CONNECTION_CLOSE.signature:
-            raise closing_error(arguments, exceptions.ConnectionError)
+            error = closing_error(arguments, exceptions.ConnectionError)
+            if isinstance(error, exceptions.AccessRefused):
+                raise exceptions.LoginRefused(error.reply_text, error.method_sig, error.method_name, error.reply_code)
+            raise error
         raise exceptions.UnexpectedFrame(f"method {signature} during the handshake")
 
     def explain(self, error: Exception) -> Exception:

@@ -121,7 +121,7 @@ class Stream:
     def fail(self, error: Exception) -> None:
         """Note that the stream is of no use any more. The first error counts."""
         if self.failure is None:
-            self.failure = error
+            self.failure = exceptions.socket_error(error) if isinstance(error, OSError) else error
         self.wake()
 
     def give_up(self, error: Exception) -> NoReturn:

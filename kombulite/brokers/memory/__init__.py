@@ -29,6 +29,7 @@ from kombulite.brokers.base import (
     Settings,
 )
 from kombulite.brokers.base import Transport as BaseTransport
+from kombulite.brokers.channels import unknown_tag
 from kombulite.brokers.memory import clock
 from kombulite.brokers.memory.broker import Channel, Consumer, Queue, broker_of
 from kombulite.utils.locks import Condition
@@ -98,15 +99,19 @@ class Transport(BaseTransport):
 
     # --- channels
 
-    def open_channel(self, above: int = 0) -> int:  # a connection to one's own process is never lost
+    def open_channel(self, above: int = 0) -> int:
         with self._lock:
             if not self._connected:
                 raise exceptions.RecoverableConnectionError("connection already closed")
             if len(self._channels) >= MOST_CHANNELS:
                 raise exceptions.ResourceError(f"all {MOST_CHANNELS} channels of this connection are open")
             number = next(number for number in self._numbers if number not in self._channels)
-            self._channels[number] = Channel(number, self)
+            self._channels[number] = Channel(number, self, above)
             return number
+
+    def highest_tag(self, channel: int) -> int:
+        state = self._channels.get(channel)
+        return 0 if state is None else state.ledger.highest_tag
 
     def close_channel(self, channel: int) -> None:
         with self._lock:
@@ -361,9 +366,9 @@ class Transport(BaseTransport):
         try:
             settled = state.ledger.settle_up_to(delivery_tag) if multiple else state.ledger.settle(delivery_tag)
         except KeyError:
-            raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r}") from None
+            raise unknown_tag(delivery_tag, state.tag_offset) from None
         if multiple and not settled and delivery_tag:
-            raise exceptions.PreconditionFailed(f"unknown delivery tag {delivery_tag!r}")
+            raise unknown_tag(delivery_tag, state.tag_offset)
         if outcome is not ACK:
             self._return_or_bury(settled if isinstance(settled, list) else [settled], outcome)
         if state.ledger.stalled:
@@ -375,7 +380,7 @@ class Transport(BaseTransport):
         try:
             settled = state.ledger.settle_all(delivery_tags)
         except KeyError as error:
-            raise exceptions.PreconditionFailed(f"unknown delivery tag {error}") from None
+            raise unknown_tag(error.args[0], state.tag_offset) from None
         if outcome is not ACK:
             self._return_or_bury(settled, outcome)
         if state.ledger.stalled:

@@ -77,10 +77,11 @@ class Consumer(ConsumerSlot):
 class Channel:
     """A channel: its consumers, and what was delivered on it and not settled yet."""
 
-    def __init__(self, number: int, transport: Any) -> None:
+    def __init__(self, number: int, transport: Any, tag_offset: int = 0) -> None:
         self.number = number
         self.transport = transport
-        self.ledger = UnackedDeliveries()
+        self.tag_offset = tag_offset
+        self.ledger = UnackedDeliveries(tag_offset)
         self.consumers: dict[str, Consumer] = {}
 
 

@@ -81,11 +81,10 @@ class Transport(BaseTransport):
     def connect(self) -> None:
         try:
             self._connect()
-        except exceptions.ChannelError as error:
+        except BaseException as error:
             self.collect()
-            raise exceptions.NotAllowed(str(error)) from error
-        except BaseException:
-            self.collect()
+            if isinstance(error, exceptions.ChannelError) and not isinstance(error, exceptions.ConnectionError):
+                raise exceptions.NotAllowed(str(error)) from error
             raise
 
     def _connect(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from redis import exceptions as driver
@@ -33,12 +34,12 @@ TABLE = (
             "RedisError",
         ),
     ),
-    Row(exceptions.TimeoutError, (), ("TimeoutError",)),
+    Row(exceptions.combined(exceptions.RecoverableConnectionError, exceptions.TimeoutError), (), ("TimeoutError",)),
     # It is no Redis.
     Row(exceptions.FrameError, (), ("InvalidResponse",)),
     # It would not let us in the next time either.
     Row(
-        exceptions.NotAllowed,
+        exceptions.LoginRefused,
         ("NOAUTH", "WRONGPASS"),
         (
             "AuthenticationError",
@@ -121,28 +122,28 @@ DRIVER_CLASS_OF_CODE = {
 }
 
 
-_shared: dict[Any, type[Exception]] = {}
-
-
-def shared(kind: Any, theirs: Any) -> type[Exception]:
+def shared(kind: type[Exception], theirs: Any) -> Callable[[str], Exception]:
     """Return a class that is one of our errors and one of redis-py's: programs catch either."""
-    found = _shared.get((kind, theirs))
-    if found is None:
-        # It cannot be found by its name, so what is pickled is our error.
-        def reduce(error: Any) -> tuple[Any, ...]:
-            if not isinstance(error, exceptions.AMQPError):
-                return kind, error.args
-            return kind, (error.reply_text, error.method_sig, error.method_name, error.reply_code)
+    found: Any = exceptions.combined(kind, theirs)
+    found.error_type, found.status_code = theirs.__name__, None
+    cls: Callable[[str], Exception] = found
+    return cls
 
-        facts = {"__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce__": reduce}
-        facts |= {"__repr__": Exception.__repr__, "error_type": theirs.__name__, "status_code": None}
-        found = _shared[kind, theirs] = type(kind.__name__, (kind, theirs), facts)
-    return found
+
+class ServerClosed(exceptions.RecoverableConnectionError, driver.ConnectionError):
+    """The server has closed the connection."""
 
 
 def connection_lost(text: str) -> Exception:
     """Return the error for a connection that is lost or cannot be had."""
     return shared(exceptions.RecoverableConnectionError, driver.ConnectionError)(text)
+
+
+def socket_error(error: OSError) -> Exception:
+    """Return the error for what the socket of a connection ended with."""
+    return exceptions.socket_error(
+        error, driver.TimeoutError if isinstance(error, TimeoutError) else driver.ConnectionError
+    )
 
 
 def is_forbidden(error: exceptions.ChannelError) -> bool:
@@ -158,6 +159,9 @@ def driver_error(error: driver.RedisError, text: str | None = None) -> Exception
     name = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in BY_CLASS)
     code = str(error).partition(" ")[0]
     kind = BY_CODE.get(code, BY_CLASS[name]) if name in ("ResponseError", "ConnectionError") else BY_CLASS[name]
+    reason = error.__context__
+    if name == "ConnectionError" and isinstance(reason, OSError):
+        kind = exceptions.combined(kind, type(reason))
     return shared(kind, type(error))(str(error) if text is None else text)
 
 

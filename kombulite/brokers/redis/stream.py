@@ -21,9 +21,8 @@ from typing import Any, NoReturn, TypeVar
 
 from hiredis import ReplyError
 
-from kombulite import exceptions
 from kombulite._core import pack_command
-from kombulite.brokers.redis.errors import connection_lost, reply_error
+from kombulite.brokers.redis.errors import ServerClosed, connection_lost, reply_error, socket_error
 from kombulite.brokers.redis.plans import Plan, Wait
 from kombulite.brokers.redis.replies import OnReply, Posted, ReplyQueue
 from kombulite.utils.eventio import selector_of
@@ -51,10 +50,6 @@ PING = pack_command(("PING",))
 T = TypeVar("T")
 
 
-class ServerClosed(exceptions.RecoverableConnectionError):
-    """The server has closed the connection."""
-
-
 def gathered(commands: Iterable[bytes]) -> Iterator[bytes]:
     """The same bytes in pieces that are worth a call each: what is small is joined, what is large is not copied."""
     waiting: list[bytes] = []
@@ -72,7 +67,7 @@ class Stream:
     """A connection to a server. May be shared between threads: a command and its reply are one step.
 
     ``on_push(message)`` gets what the server sends unasked (RESP3), within whichever call reads it. Calls raise what
-    ``errors`` makes of error replies; OSError or RecoverableConnectionError where the connection breaks, which ends it:
+    ``errors`` makes of error replies; RecoverableConnectionError if the connection breaks, which ends it:
     nobody knows what became of the commands under way.
 
     If the server closes an idle connection, nothing is lost: with ``renew`` it is opened anew before the next command.
@@ -251,7 +246,7 @@ class Stream:
         return self._queue.unanswered
 
     def poll(self) -> None:
-        """Read what has arrived, without waiting. Raises TimeoutError if posted commands wait too long for a reply."""
+        """Read what has arrived, without waiting. Raises one if posted commands wait too long for a reply."""
         self._check()
         with self.lock:
             if self._converses:
@@ -271,7 +266,7 @@ class Stream:
                 raise
             if self._posted and self._timeout and monotonic() - self._waiting_since > self._timeout:
                 self.drop()
-                raise TimeoutError("the server did not answer in time")
+                raise socket_error(TimeoutError("the server did not answer in time"))
 
     def _receive_all(self) -> None:
         """Take what has arrived."""
@@ -367,7 +362,7 @@ class Stream:
         """Wait until the socket may be read or written."""
         left = None if deadline is None else deadline - monotonic()
         if left is not None and left <= 0:
-            raise TimeoutError("the server did not answer in time")
+            raise socket_error(TimeoutError("the server did not answer in time"))
         selector.select(left)
 
     def _send(self, data: bytes, timeout: float | None) -> None:
@@ -379,6 +374,9 @@ class Stream:
             sent = self._sock.send(data) if data else 0
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             sent = 0
+        except OSError as error:
+            self.drop()
+            raise socket_error(error) from error
         except BaseException:
             self.drop()
             raise
@@ -395,6 +393,8 @@ class Stream:
                     self._wait(self._writable, deadline)
                 except ssl.SSLWantReadError:
                     self._wait(self._readable, deadline)
+                except OSError as error:
+                    raise socket_error(error) from error
         except BaseException:
             self.drop()
             raise
@@ -418,6 +418,8 @@ class Stream:
             data = self._sock.recv(READ_SIZE)
         except (BlockingIOError, ssl.SSLWantReadError):
             return False
+        except OSError as error:
+            raise socket_error(error) from error
         if not data:
             raise ServerClosed(self._end_reason)
         self._queue.feed(data)

@@ -13,7 +13,7 @@ from typing import Any
 from hiredis import ReplyError
 
 from kombulite import exceptions
-from kombulite.brokers.base import ExchangeSpec, QueueInfo, QueueSpec
+from kombulite.brokers.base import ExchangeSpec, QueueInfo, QueueSpec, unknown_type
 from kombulite.brokers.redis.deadlines import (
     LATE_LIFE,
     MIN_BINDING_LIFE,
@@ -55,11 +55,9 @@ class Topology:
     # --- exchanges
 
     def declare_exchange(self, spec: ExchangeSpec) -> Plan[None]:
-        """Declare an exchange. Raises AMQPNotImplementedError for a type that Redis lacks, NotEquivalentError."""
+        """Declare an exchange. Raises NotEquivalentError, InvalidCommand, AMQPNotImplementedError."""
         if spec.type not in TYPES:
-            raise exceptions.AMQPNotImplementedError(
-                f"exchange '{spec.name}': Redis has direct, topic and fanout exchanges, not {spec.type!r:.80}"
-            )
+            raise unknown_type(spec, TYPES)
         known = self._exchanges.get(spec.name)
         if known not in (None, spec) or self.types.get(spec.name) not in (None, spec.type):
             raise exceptions.NotEquivalentError(f"exchange '{spec.name}' is declared already, as {known}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -30,6 +31,9 @@ TRANSIENT = frozenset(["40001", "40P01", "55P03", "57014"])
 NO_RESOURCES = "53"
 #: That of a standby, or of a primary that has become one: another server may take writes.
 READ_ONLY = "25006"
+#: What a server says that refuses a user, or the database; one that speaks another language is asked again and again.
+LOGIN_REFUSED = re.compile(r"authentication failed|no password supplied|no pg_hba\.conf entry|role .* does not exist")
+DATABASE_REFUSED = re.compile(r"database .* does not exist|permission denied for database")
 
 COLUMNS = "queue, rank, due, expires, exchange, routing_key, properties, body"
 
@@ -101,7 +105,7 @@ class PostgreSQL(Database):
         try:
             return Wire(psycopg.connect(autocommit=True, **parameters), self._timeout)
         except psycopg.Error as error:
-            raise _translated(str(error), error.sqlstate, is_lost=True) from None  # its frames may hold the password
+            raise _refused(error) from None  # its text and its frames may hold the password
 
     def open(self) -> None:
         """Connect to the server."""
@@ -262,6 +266,19 @@ def _copied_head(row: Message, now: float) -> bytes:
             *(_size(len(text)) + text for text in texts),
         )
     )
+
+
+def _refused(error: psycopg.Error) -> Exception:
+    """Return why there is no connection. libpq gives no code for that, so it is the server's words that tell."""
+    text = f"PostgreSQL: {error}".strip()
+    if LOGIN_REFUSED.search(text):
+        return exceptions.LoginRefused(text)
+    if DATABASE_REFUSED.search(text):
+        return exceptions.NotAllowed(text)
+    lost = exceptions.RecoverableConnectionError
+    if isinstance(error, psycopg.errors.ConnectionTimeout):
+        return exceptions.combined(lost, TimeoutError)(text)
+    return exceptions.combined(lost, ConnectionRefusedError)(text) if "refused" in text else lost(text)
 
 
 def _translated(text: str, sqlstate: str | None, is_lost: bool) -> Exception:

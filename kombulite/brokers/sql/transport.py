@@ -102,7 +102,7 @@ class SQLTransport(ChannelTransport):
     def _ended(self) -> None:
         """Forget the client's half of a connection that has ended."""
         self._connected = False
-        self._channels.clear()
+        self._forget_channels()
         self._turns.clear()
         self._events.clear()
         self._queue_of.clear()

@@ -75,8 +75,10 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
             if isinstance(error, asyncio.TimeoutError):  # another class than TimeoutError before Python 3.11
                 error = TimeoutError("the broker did not answer in time")
             if login is not None and isinstance(error, (OSError, exceptions.RecoverableConnectionError)):
-                raise login.explain(error) from None
-            raise
+                error = login.explain(error)
+            if isinstance(error, OSError):
+                raise exceptions.socket_error(error) from error
+            raise error
 
     def _begin(self, login: Login, early: list[Any]) -> None:
         """Go on with what was agreed on, and with the events that came behind the login."""

@@ -158,7 +158,7 @@ class AsyncStream(asyncio.BufferedProtocol):
     def fail(self, error: Exception) -> None:
         """Note that the stream is of no use any more. The first error counts."""
         if self.failure is None:
-            self.failure = error
+            self.failure = exceptions.socket_error(error) if isinstance(error, OSError) else error
             self._loop.call_soon(self._end)
 
     def _end(self) -> None:
