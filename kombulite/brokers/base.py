@@ -83,8 +83,8 @@ class ExchangeSpec(NamedTuple):
 
 def unknown_type(spec: ExchangeSpec, known: Iterable[str]) -> exceptions.AMQPError:
     """Return the error for an exchange of a type that a broker does not have."""
-    text = f"exchange '{spec.name}': {spec.type!r:.80} is not one of {', '.join(sorted(known))}"
-    return (exceptions.AMQPNotImplementedError if spec.type == "headers" else exceptions.InvalidCommand)(text)
+    error = exceptions.AMQPNotImplementedError if spec.type == "headers" else exceptions.InvalidCommand
+    return error(f"exchange '{spec.name}': {spec.type!r:.80} is not one of {', '.join(sorted(known))}")
 
 
 class QueueSpec(NamedTuple):
@@ -385,7 +385,7 @@ class Transport:
         self.on_readable(connection, loop)
         self._watch()
         if self._timed_turns is None and self._registered is not None and (interval := self.look_interval) is not None:
-            self._timed_turns = loop.call_repeatedly(interval, self._turn)
+            self._timed_turns = loop.call_later(interval, self._timed_turn)
 
     def _watch(self) -> None:
         if self._registered is None:
@@ -400,6 +400,10 @@ class Transport:
 
     def _turn(self) -> None:
         """Nothing: the loop has turned, and will tick."""
+
+    def _timed_turn(self) -> None:
+        """Have the tick that follows ask for the next interval."""
+        self._timed_turns = None
 
     def _unwatch(self, hub: Any, fd: int | None) -> None:
         if fd is not None and hub.readers.get(fd, (None, ()))[0] == self._turn:

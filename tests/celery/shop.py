@@ -1,5 +1,6 @@
 """An application for Celery. It knows nothing of kombulite; the environment says which broker it has."""
 
+import json
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from kombu.serialization import register
 
 SPACE = os.environ["SHOP_SPACE"]  # goes before all names, so that fleets do not meet
 BROKER = os.environ["SHOP_BROKER"]
+BROKER = json.loads(BROKER) if BROKER.startswith("[") else BROKER
 IS_QUORUM = os.environ.get("SHOP_QUEUES") == "quorum"
 
 register("python", repr, eval, "application/x-python", "utf-8")
@@ -33,7 +35,10 @@ app.conf.update(
     control_exchange=named("pidbox"),
     event_exchange=named("celeryev"),
     event_queue_prefix=named("celeryev"),
-    broker_transport_options={"visibility_timeout": int(os.environ.get("SHOP_LEASE", "3600"))},
+    broker_transport_options={
+        "visibility_timeout": int(os.environ.get("SHOP_LEASE", "3600")),
+        **json.loads(os.environ.get("SHOP_OPTIONS", "{}")),
+    },
     result_expires=600,
     task_default_queue=named("celery"),
     task_default_exchange=named("celery"),

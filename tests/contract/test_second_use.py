@@ -55,7 +55,10 @@ def test_a_closed_connection_holds_nothing(broker: Broker) -> None:
         connection.release()
         exchange_messages(broker, connection)
         connection.release()
-    assert soon(held, lambda found: found == before) == before
+    # Fewer are no fault: what tests before this one had left is closed at any time.
+    now = soon(held, lambda found: found[0] <= before[0] and found[1] == before[1])
+    assert now[0] <= before[0]
+    assert now[1] == before[1]
 
 
 def test_an_event_loop_that_is_closed_is_nobodys(broker: Broker) -> None:

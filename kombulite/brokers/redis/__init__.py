@@ -290,6 +290,7 @@ class Transport(BaseTransport):
         arguments: Mapping[str, Any] | None,
     ) -> str:
         self._protocol.channel(channel)
+        self._perform(self._protocol.check_rights(queue, no_ack))
         with self._stream.lock:
             if not self.connected:  # the system would give the descriptor of the broken connection to the new one
                 raise connection_lost("connection already closed")

@@ -219,6 +219,11 @@ class RedisProtocol:
 
     # --- consuming
 
+    def check_rights(self, queue: str, no_ack: bool) -> Plan[None]:
+        """Claim no message of a queue: what its consumer may not do is known when it starts. Raises AccessRefused."""
+        lease = self.options.ack_emulation and not no_ack
+        yield from Claim(self.keys, self.receiver.tags, (queue,), 0, lease).run()
+
     def start_consumer(self, channel: int, queue: str, consumer_tag: str, no_ack: bool, exclusive: bool) -> str:
         """Start a consumer, where there is a connection that listens; returns its tag."""
         state = self.channel(channel)

@@ -30,8 +30,9 @@ from kombulite.brokers.redis.publisher import PUBLISHED_AT
 from kombulite.brokers.redis.topology import Topology
 from kombulite.utils.json import codec
 
-#: Seconds between two looks where the server cannot wake us, at most.
-POLLING_INTERVAL = 1.0
+#: Seconds between two looks where the server cannot wake us: at most, at least, and as a share of those since the last
+#: message.
+POLLING_INTERVAL, SHORTEST_POLL, POLL_SHARE = 1.0, 0.02, 0.1
 
 #: Commands of an acknowledgement.
 ACK_REPLIES = 2
@@ -77,6 +78,7 @@ class Receiver:
         self._sends_source = False  # whether the server has forgotten the script, and gets it with the next claim
         self._news = News()
         self._polled_at = 0.0
+        self._found_at = monotonic()  # when a message was found last, or the consumer started
         self._listened = False
         self._checked_at = monotonic()
 
@@ -111,7 +113,7 @@ class Receiver:
         """Log that the server does not tell of changes, if so."""
         if not self._tells_of_lists:
             text = "The server does not tell %s of changes: a message for an idle consumer waits up to %g seconds"
-            logger.warning(text, self._options.client_name or "us", self.polling_interval)
+            logger.warning(text, self._options.client_name or "us", self._longest_poll)
 
     @property
     def listens(self) -> bool:
@@ -120,7 +122,11 @@ class Receiver:
 
     @property
     def polling_interval(self) -> float:
-        """Seconds between two looks where the server does not wake us."""
+        """Seconds between two looks where the server does not wake us: the less, the sooner the last message came."""
+        return min(self._longest_poll, max((monotonic() - self._found_at) * POLL_SHARE, SHORTEST_POLL))
+
+    @property
+    def _longest_poll(self) -> float:
         # kombu's documentation has people set it high, for there the server wakes who waits.
         return min(self._options.polling_interval or POLLING_INTERVAL, POLLING_INTERVAL)
 
@@ -248,6 +254,8 @@ class Receiver:
                 state.error = reply_error(str(reply))
             return
         emptied, found = claims.claimed(reply)
+        if found:
+            self._found_at = monotonic()
         if found or not claims.dirty_queues:
             self.pace.claimed(found, monotonic())
         if self.listens or found:
