@@ -147,13 +147,16 @@ class Proxy:
         asyncio.run_coroutine_threadsafe(do(), self._loop).result(10)
 
     async def _cancel_rest(self) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)  # connections that were just accepted get their tasks, which note them
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
-        for transport in list(self._transports):  # some wait for a peer that reads no more
-            transport.abort()
-        await asyncio.sleep(0)  # they are closed in the loop's next turn
+        for _ in range(5):  # they are closed in the loop's next turns
+            for transport in list(self._transports):  # some wait for a peer that reads no more
+                transport.abort()
+            await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.taken += 1
@@ -161,8 +164,11 @@ class Proxy:
         try:
             broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", self._broker_port)
         except OSError:
-            writer.close()
+            writer.transport.abort()
             return
+        except asyncio.CancelledError:
+            writer.transport.abort()
+            raise
         self._transports.add(broker_writer.transport)
         pair = Pair(writer, broker_writer, next(self.cuts, None))
         pair.silent = self.deaf

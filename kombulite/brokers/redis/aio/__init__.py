@@ -23,7 +23,7 @@ from kombulite.brokers.redis.aio.dispatcher import Dispatcher
 from kombulite.brokers.redis.aio.maintainer import AsyncMaintainer
 from kombulite.brokers.redis.aio.stream import Answer, AsyncStream
 from kombulite.brokers.redis.claims import RedisChannel
-from kombulite.brokers.redis.errors import connection_lost
+from kombulite.brokers.redis.errors import connection_lost, socket_error
 from kombulite.brokers.redis.leases import Lease, logger
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.plans import Plan, call
@@ -90,12 +90,11 @@ class AsyncTransport(interface.AsyncTransport):
             await asyncio.wait_for(self._connect(), self.settings.connect_timeout)
         except asyncio.TimeoutError as error:  # not the built-in one before Python 3.11
             self.abort()
-            raise TimeoutError("the server did not answer in time") from error
-        except exceptions.ChannelError as error:
+            raise socket_error(TimeoutError("the server did not answer in time")) from error
+        except BaseException as error:
             self.abort()
-            raise exceptions.NotAllowed(str(error)) from error
-        except BaseException:
-            self.abort()
+            if isinstance(error, exceptions.ChannelError) and not isinstance(error, exceptions.ConnectionError):
+                raise exceptions.NotAllowed(str(error)) from error
             raise
 
     async def _connect(self) -> None:
@@ -356,6 +355,7 @@ class AsyncTransport(interface.AsyncTransport):
 
     def _consume(self, channel: int, queue: str, consumer_tag: str, no_ack: bool, exclusive: bool) -> Plan[str]:
         self._protocol.channel(channel)
+        yield from self._protocol.check_rights(queue, no_ack)
         if self._listener is None:
             if self._listening is None or self._listening.done():
                 self._listening = self._loop.create_task(self._listen())

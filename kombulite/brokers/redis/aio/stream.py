@@ -20,7 +20,7 @@ from hiredis import ReplyError
 
 from kombulite._core import pack_command
 from kombulite.brokers.aio import Pending, refuse, resolve
-from kombulite.brokers.redis.errors import connection_lost, reply_error
+from kombulite.brokers.redis.errors import connection_lost, reply_error, socket_error
 from kombulite.brokers.redis.plans import Plan, Wait
 from kombulite.brokers.redis.replies import OnReply, Posted, ReplyQueue
 
@@ -373,6 +373,8 @@ class AsyncStream:
 
     def _lose(self, error: Exception) -> None:
         self.close()
+        if isinstance(error, OSError):
+            error = socket_error(error)
         self._on_lost(self, error)
         self.fail(error)
 
