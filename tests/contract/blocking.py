@@ -50,7 +50,11 @@ class BlockingTransport(BaseTransport):
 
         if threading.current_thread() is self._thread:
             raise AssertionError("called by the loop")
-        return asyncio.run_coroutine_threadsafe(perform(), loop).result(PATIENCE)
+        performed = asyncio.run_coroutine_threadsafe(perform(), loop)
+        try:
+            return performed.result(PATIENCE)
+        finally:
+            performed.cancel()  # after a timeout it would be left running
 
     def _ask(self, verb: str, *arguments: Any) -> Any:
         if self._lost is not None:

@@ -96,7 +96,7 @@ class Scene:
                 yield connection, proxy
             finally:
                 connection.collect()  # or its threads would try to connect anew
-        gc.collect()  # what a thread that connects meanwhile leaves to the proxy's loop, while warnings of it are ignored
+        gc.collect()  # what a thread that connects now leaves to the proxy, while warnings of it are ignored
 
 
 CAUSES: dict[str, Callable[[Scene], object]] = {}
