@@ -78,6 +78,8 @@ class Receiver:
         self._sends_source = False  # whether the server has forgotten the script, and gets it with the next claim
         self._news = News()
         self._polled_at = 0.0
+        # kombu's documentation has people set it high, for there the server wakes who waits.
+        self._longest_poll = min(options.polling_interval or POLLING_INTERVAL, POLLING_INTERVAL)
         self._found_at = monotonic()  # when a message was found last, or the consumer started
         self._listened = False
         self._checked_at = monotonic()
@@ -124,11 +126,6 @@ class Receiver:
     def polling_interval(self) -> float:
         """Seconds between two looks where the server does not wake us: the less, the sooner the last message came."""
         return min(self._longest_poll, max((monotonic() - self._found_at) * POLL_SHARE, SHORTEST_POLL))
-
-    @property
-    def _longest_poll(self) -> float:
-        # kombu's documentation has people set it high, for there the server wakes who waits.
-        return min(self._options.polling_interval or POLLING_INTERVAL, POLLING_INTERVAL)
 
     def subscribe(self, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
         """Subscribe to what these queues are bound to, as (fanout exchange, routing key), and to nothing else."""
