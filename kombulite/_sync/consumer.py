@@ -321,7 +321,8 @@ class Consumer:
         """Bound the messages that are delivered and not acknowledged (0: no bound).
 
         If it is consuming and the broker takes such a bound for new consumers only (RabbitMQ, and for ``apply_global``
-        too since version 4), it is consuming by other consumers then, with the same messages in the same order.
+        too since version 4), it is consuming by other consumers then, with the same messages in the same order. On
+        quorum queues messages that come at that moment may change places.
         """
         facade = self._facade
         facade.basic_qos(prefetch_size, prefetch_count, apply_global)
