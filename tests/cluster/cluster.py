@@ -58,9 +58,9 @@ class Cluster:
             list(pool.map(Node.start, self.nodes))
         wait_until(lambda: self.running() == SIZE, FORM_TIMEOUT, "the nodes do not form a cluster")
 
-    def running(self) -> int:
-        """Return how many nodes an arbitrary live one sees running."""
-        status = json.loads(self.alive().control("cluster_status", "--formatter=json"))
+    def running(self, node: Node | None = None) -> int:
+        """Return how many nodes one, or an arbitrary live one, sees running."""
+        status = json.loads((node or self.alive()).control("cluster_status", "--formatter=json"))
         return len(status["running_nodes"])
 
     def alive(self) -> Node:
@@ -79,6 +79,28 @@ class Cluster:
 
         wait_until(ask, FORM_TIMEOUT, f"{queue} has no leader")
         return found[0]
+
+    def isolate(self, node: Node) -> None:
+        """Part a node from the others, as a network does, though clients reach all: no connection between them."""
+        part = "erlang:set_cookie(N, parted), erlang:disconnect_node(N)"
+        node.control("eval", f"[begin {part} end || N <- {self._others(node)}].")
+        wait_until(lambda: node.control("eval", "nodes().").strip() == "[]", FORM_TIMEOUT, "the nodes do not part")
+
+    def unite(self) -> None:
+        """Let the nodes be a cluster again."""
+        join = f"erlang:set_cookie(N, {COOKIE}), net_kernel:connect_node(N)"
+        for node in self.nodes:
+            if node.process is not None:
+                node.control("eval", f"[begin {join} end || N <- {self._others(node)}].")
+        wait_until(self.is_whole, FORM_TIMEOUT, "the nodes do not come together")
+
+    def _others(self, node: Node) -> str:
+        """Return the names of the other nodes as a term of Erlang."""
+        return f"[{', '.join(repr(each.name) for each in self.nodes if each is not node)}]"
+
+    def is_whole(self) -> bool:
+        """Return whether each node sees all."""
+        return all(node.process is not None and self.running(node) == SIZE for node in self.nodes)
 
     def for_each_in_turn(self, act: Callable[[Node], None]) -> None:
         """Do something to one node after the other, each time to a whole cluster."""

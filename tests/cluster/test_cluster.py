@@ -1,7 +1,7 @@
 """A cluster that loses nodes under load: what was confirmed is consumed, and every consumer goes on.
 
-Programs have the nodes' URLs as a failover list. A partition is made with SIGSTOP: the node keeps its connections and
-answers nobody, as behind a network that drops everything.
+Programs have the nodes' URLs as a failover list. A node that is paused keeps its connections and answers nobody, as
+behind a network that drops everything; one that is isolated has lost the other nodes only, and its clients do not know.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from tests.cluster.cluster import SIZE, Cluster, Node
 from tests.conftest import missing
-from tests.faults.stage import Stage
+from tests.faults.stage import Program, Stage
 from tests.servers import RabbitMQServer, Unavailable, program, version, wait_until
 
 
@@ -33,17 +34,35 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 class ClusterStage(Stage):
     """Programs that know all nodes."""
 
-    def __init__(self, cluster: Cluster, queue_type: str) -> None:
-        super().__init__(cluster.nodes[0], "kombulite", queue_type=queue_type)
-        self.cluster = cluster
+    def __init__(self, cluster: Cluster, library: str, queue_type: str) -> None:
+        super().__init__(cluster.nodes[0], library, queue_type=queue_type)
+        self.reached = cluster.nodes
 
     def _address(self) -> str:
-        return self.cluster.url
+        return ";".join(node.url for node in self.reached)
+
+    def start_at(self, role: str, nodes: list[Node]) -> Program:
+        """Start a program that knows some of the nodes."""
+        before, self.reached = self.reached, nodes
+        try:
+            return self.produce() if role == "produce" else self.consume()
+        finally:
+            self.reached = before
 
 
 @pytest.fixture(params=["quorum", "stream"])
-def stage(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[ClusterStage]:
-    with ClusterStage(cluster, request.param) as stage:
+def queue_type(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(params=["kombulite", "kombulite.aio"])
+def library(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def stage(cluster: Cluster, library: str, queue_type: str) -> Iterator[ClusterStage]:
+    with ClusterStage(cluster, library, queue_type) as stage:
         for _ in range(2):
             stage.produce()
             stage.consume()
@@ -53,7 +72,7 @@ def stage(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[ClusterS
             node.resume()
             if node.process is None:
                 node.start()
-        wait_until(lambda: cluster.running() == SIZE, 120, "the cluster is not whole")
+        cluster.unite()
 
 
 def check(stage: ClusterStage, record_property: Callable[[str, object], None]) -> None:
@@ -103,6 +122,29 @@ def test_leader_silent(cluster, stage, record_property):
     leader.pause()
     assert stage.goes_on(), stage.logs()
     leader.resume()
+    check(stage, record_property)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("queue_type", ["quorum"])  # a stream's consumers at the isolated node get nothing any more
+def test_leader_isolated(cluster, stage, record_property):
+    leader = cluster.leader(stage.queue)
+    cluster.isolate(leader)
+    majority = [node for node in cluster.nodes if node is not leader]
+    reached = [stage.start_at(role, majority) for role in ("produce", "consume")]
+    assert stage.wait_for_progress(*reached), stage.logs()
+    cluster.unite()
+    check(stage, record_property)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_nodes_stopped_and_started_under_load(cluster, stage, record_property):
+    for node in cluster.nodes:
+        node.stop()
+        assert stage.goes_on(), stage.logs()
+        node.start()
+    wait_until(cluster.is_whole, 120, "the nodes do not come back")
     check(stage, record_property)
 
 

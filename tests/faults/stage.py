@@ -24,7 +24,9 @@ from tests.clock import Clock
 from tests.proxy import Proxy
 from tests.servers import RabbitMQServer, RedisServer, Server, tail
 
-PROGRAM = Path(__file__).with_name("programs.py")
+HERE = Path(__file__).parent
+#: The programs of a library; those of the others are the same.
+PROGRAMS: Mapping[str, Path] = {"kombulite.aio": HERE / "aio_programs.py"}
 NUMBERS = 1_000_000  # that one producer may use
 PATIENCE = 20.0  # seconds that a program has to end when it is asked to, and to do something when it should
 SETTLE = 20.0  # seconds in which all is consumed that can be, or something has moved
@@ -68,7 +70,7 @@ class Program:
         self.journal, self.log = folder / f"{stem}.out", folder / f"{stem}.log"
         with self.journal.open("ab") as out, self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(PROGRAM), *arguments],
+                [sys.executable, str(PROGRAMS.get(arguments[0], HERE / "programs.py")), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,
