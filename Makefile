@@ -52,6 +52,8 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint ext
+	$(BIN)/codespell kombulite/*.py kombulite/*/ ext tests/*/ bench
+	$(BIN)/codespell -D - -D .glossary.txt README.md CONTRIBUTING.md SECURITY.md CODE_OF_CONDUCT.md docs
 
 docs: $(VENV)/.installed  ## the site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
