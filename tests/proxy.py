@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import struct
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import Enum
@@ -133,6 +135,9 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+        with warnings.catch_warnings():  # a client that connects meanwhile leaves a transport that has no task yet
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
     def __enter__(self) -> Proxy:
         return self

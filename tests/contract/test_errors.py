@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -96,7 +95,6 @@ class Scene:
                 yield connection, proxy
             finally:
                 connection.collect()  # or its threads would try to connect anew
-        gc.collect()  # what a thread that connects now leaves to the proxy, while warnings of it are ignored
 
 
 CAUSES: dict[str, Callable[[Scene], object]] = {}
@@ -557,7 +555,6 @@ def amqp_url(amqp_server: RabbitMQServer) -> str:
     return amqp_server.url
 
 
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.parametrize("name", CAUSES)
 def test_the_table(broker: Broker, request: pytest.FixtureRequest, name: str) -> None:
     row = TABLE[name]
