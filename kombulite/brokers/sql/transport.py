@@ -393,13 +393,15 @@ class SQLTransport(ChannelTransport):
 
     def _wait_for_news(self, seconds: float) -> None:
         """Wait until the database wakes this connection, or has news where it does not; for at most ``seconds``."""
-        tick, deadline = self._database.tick, monotonic() + seconds
+        tick = self._database.tick
         if tick is None:
             self._wake.wait(seconds)
             return
-        while not self._database.has_news():
+        deadline = monotonic() + seconds
+        has_news, wait = self._database.has_news, self._wake.wait
+        while not has_news():
             left = deadline - monotonic()
-            if left <= 0 or self._wake.wait(min(left, tick)) or not self._connected:
+            if left <= 0 or wait(tick if tick < left else left) or not self._connected:
                 return
 
     def _ring(self) -> None:
