@@ -385,7 +385,7 @@ class Transport:
         self.on_readable(connection, loop)
         self._watch()
         if self._timed_turns is None and self._registered is not None and (interval := self.look_interval) is not None:
-            self._timed_turns = loop.call_later(interval, self._timed_turn)
+            self._timed_turns = loop.call_later(interval, self._timed_turn, loop)
 
     def _watch(self) -> None:
         if self._registered is None:
@@ -401,9 +401,10 @@ class Transport:
     def _turn(self) -> None:
         """Nothing: the loop has turned, and will tick."""
 
-    def _timed_turn(self) -> None:
-        """Have the tick that follows ask for the next interval."""
+    def _timed_turn(self, loop: Any) -> None:
+        """Have the loop turn at once: the tick that follows looks, and asks for the next interval."""
         self._timed_turns = None
+        loop.call_soon(self._turn)
 
     def _unwatch(self, hub: Any, fd: int | None) -> None:
         if fd is not None and hub.readers.get(fd, (None, ()))[0] == self._turn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import deque
 from time import monotonic
@@ -64,6 +65,7 @@ class BlockingTransport(BaseTransport):
         return self._in_loop(getattr(self._made, verb), *arguments)
 
     def connect(self) -> None:
+        self._pid = os.getpid()
         loop = self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=loop.run_forever, daemon=True)
         self._thread.start()
@@ -96,7 +98,7 @@ class BlockingTransport(BaseTransport):
 
     def collect(self) -> None:
         made, self._made = self._made, None
-        if made is not None:
+        if made is not None and os.getpid() == self._pid:  # a forked child has no thread that runs the loop
             self._in_loop(made.abort)
             self._stop()
 
