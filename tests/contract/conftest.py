@@ -111,7 +111,11 @@ class Broker:
             connection.release()
 
 
-@pytest.fixture(params=BROKERS)
+#: Transports that a thread runs for a loop, beside memory's, take long: they are soaked.
+SOAKED = ("redis-thread", "sqlite-thread", "postgresql-thread")
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.soak] if kind in SOAKED else []) for kind in BROKERS])
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     kind = BROKERS[request.param]
     for mark in request.node.iter_markers("needs"):
