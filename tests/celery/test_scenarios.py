@@ -24,9 +24,9 @@ SCENARIOS = [
 LACKS = {
     "memory-kombu": {"topic_exchange"},  # `#` stands for no word too, but not there
     "redis-kombu": {"topic_exchange", "broadcast"},  # neither `#` for no word, nor fanout with a key
-    # Without a descriptor to wait on, Celery's children share billiard's locks: one that is terminated may keep one.
-    "postgresql-kombulite": {"terminate"},
-    "sqlite-kombulite": {"terminate"},
+    # Without a descriptor to wait on, Celery's children share billiard's locks: one that is killed may keep one.
+    "postgresql-kombulite": {"terminate", "time_limits", "worker_lost"},
+    "sqlite-kombulite": {"terminate", "time_limits", "worker_lost"},
     "rpc": {"results_are_forgotten", "terminate"},  # a state can be seen once only
     "solo": {"terminate", "time_limits", "worker_lost"},
     "threads": {"terminate", "time_limits", "worker_lost"},
@@ -38,7 +38,7 @@ SHORT = {
     ("memory", "solo", "kombulite"),
     ("redis", "prefork", "kombulite"),
     ("amqp", "prefork", "kombulite"),
-    ("postgresql", "prefork", "kombulite"),
+    ("postgresql", "solo", "kombulite"),
 }
 
 FLEETS = [
