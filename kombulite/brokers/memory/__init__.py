@@ -328,6 +328,12 @@ class Transport(BaseTransport):
         if consumer in consumer.queue.idle:
             consumer.queue.idle.remove(consumer)
 
+    def stall_consumer(self, consumer: Consumer) -> None:
+        """Have a consumer that found nothing before look again when its channel has credit."""
+        consumer.ledger.stalled.append(consumer)
+        consumer.queue.idle.remove(consumer)
+        self._relist(consumer.channel)  # an ack may have come meanwhile: it takes no lock
+
     def notify(self, event: Event) -> None:
         """Let the next ``receive`` report an event."""
         self._events.append(event)

@@ -273,12 +273,18 @@ class Broker:
             self.bury(queue, delivery, "rejected")
 
     def offer(self, queue: Queue) -> None:
-        """Wake one consumer that sleeps; those awake look by themselves."""
+        """Wake one consumer that sleeps; those awake look by themselves, and those without credit after an ack."""
+        stalled = []
         for consumer in queue.idle:
             transport = consumer.channel.transport
-            if transport.waiting and consumer.may_claim():
+            if not transport.waiting:
+                continue
+            if consumer.may_claim():
                 transport.list_consumer(consumer)
-                return
+                break
+            stalled.append(consumer)
+        for consumer in stalled:
+            consumer.channel.transport.stall_consumer(consumer)
 
     def expire(self, now: float) -> None:
         """Remove messages and queues whose time is over."""
