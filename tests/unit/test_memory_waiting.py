@@ -16,6 +16,9 @@ from kombulite.brokers.base import Outcome, QueueSpec, Settings
 from kombulite.brokers.memory import Transport, broker
 from kombulite.brokers.memory.aio import AsyncTransport
 
+TO_LATE = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "late"}
+SOON = 50  # milliseconds
+
 
 def until(condition):
     deadline = threading.Event()
@@ -139,3 +142,61 @@ def test_message_that_a_consumer_has_no_credit_for_goes_to_another(waiting, sett
         transport.consume(second, "q", "c", False, False, None)
         publish(other, "q")
         assert events.get(timeout=20).channel == second
+
+
+# --- time
+
+
+def consume_dead_letters(transport):
+    transport.open_channel()
+    transport.declare_queue(1, QueueSpec("late"), False)
+    transport.declare_queue(1, QueueSpec("waiting", arguments=TO_LATE), False)
+    transport.declare_queue(1, QueueSpec("unused", arguments={**TO_LATE, "x-expires": 3_600_000}), False)
+    transport.consume(1, "late", "c", True, False, None)
+
+
+def test_message_that_expires_before_all_others_wakes_in_time(waiting, settings, other):
+    with waiting(settings, consume_dead_letters) as (_, events):
+        for queue, milliseconds in (("unused", 1_800_000), ("waiting", SOON)):
+            publish(other, queue, milliseconds)
+        assert events.get(timeout=20).routing_key == "late"
+
+
+def test_message_in_a_queue_that_itself_expires_wakes_in_time(waiting, settings, other):
+    with waiting(settings, consume_dead_letters) as (_, events):
+        publish(other, "unused", SOON)
+        assert events.get(timeout=20).routing_key == "late"
+
+
+@pytest.mark.parametrize("take", ["get", "consume"])
+def test_message_that_comes_to_the_head_of_its_queue_wakes_in_time(waiting, settings, other, take):
+    with waiting(settings, consume_dead_letters) as (_, events):
+        publish(other, "waiting")  # it does not expire, and keeps what is behind it
+        publish(other, "waiting", SOON)
+        if take == "get":
+            assert other.get(1, "waiting", no_ack=True) is not None
+        else:
+            other.qos(1, 0, 1, False)
+            other.consume(1, "waiting", "c", False, False, None)
+            assert other.receive(20)
+        assert events.get(timeout=20).routing_key == "late"
+
+
+def test_message_that_is_put_back_wakes_in_time(waiting, settings, other):
+    other.declare_queue(1, QueueSpec("waiting", arguments=TO_LATE), False)
+    other.declare_queue(1, QueueSpec("late"), False)
+    taken = None
+    while taken is None:  # not if it has expired already
+        publish(other, "waiting", 500)
+        taken = other.get(1, "waiting", no_ack=False)
+    other.purge(1, "late")
+    with waiting(settings, consume_dead_letters) as (_, events):
+        other.settle(1, taken.delivery_tag, Outcome.REQUEUE)
+        assert events.get(timeout=20).routing_key == "late"
+
+
+def test_clock_that_is_moved_brings_the_next_expiry_closer(waiting, settings, other):
+    with waiting(settings, consume_dead_letters) as (_, events):
+        publish(other, "waiting", 3_600_000 + SOON)
+        broker.advance(3600)
+        assert events.get(timeout=20).routing_key == "late"

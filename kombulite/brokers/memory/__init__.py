@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
+from math import inf
 from threading import TIMEOUT_MAX
 from time import monotonic
 from typing import Any
@@ -64,9 +65,12 @@ class Transport(BaseTransport):
         self._publish: Callable[[int, Delivery, bool], None] = _closed
         self._connected = False
         self.waiting = 0  # threads that sleep in receive
+        self.alarm = inf  # when those that wait look by themselves, by clock.now()
 
     def connect(self) -> None:
         self._connected = True
+        with self._lock:
+            self._broker.connections.add(self)
         # The common case takes no lock: claiming is atomic.
         self.poll_ready = FastPath(self._rota, self._events, self._expiring, self._tidy_rota).next
         broker = self._broker
@@ -359,6 +363,8 @@ class Transport(BaseTransport):
             if delivery is not None:
                 state.ledger.hand_over(delivery, found.messages, channel, None, no_ack)
                 delivery.message_count = len(found.messages)
+                if self._broker.expiring:
+                    self._broker.set_alarms(found)  # for what is at its head now
             return delivery
 
     def fast_ack(self, channel: int) -> Callable[[Any], bool]:
@@ -437,6 +443,9 @@ class Transport(BaseTransport):
             return self._events.popleft()
         delivery: Delivery | None = self._rota.next(clock.now() if self._broker.expiring else 0.0)
         self._tidy_rota()
+        if delivery is not None and self._broker.expiring:
+            consumer = self._channels[delivery.channel].consumers[delivery.consumer_tag]
+            self._broker.set_alarms(consumer.queue)  # for what is at its head now
         return delivery
 
     # --- on an event loop
@@ -446,7 +455,6 @@ class Transport(BaseTransport):
         with self._lock:
             self._wake = LoopWake(self, wake)  # type: ignore[assignment]
             self.waiting = 1
-            self._broker.pollers.add(self)
 
     def poll(self) -> Event | None:
         """Return the next event, or None."""
@@ -460,13 +468,15 @@ class Transport(BaseTransport):
             return event
 
     def reset_alarm(self) -> None:
-        """Poll again: something may expire sooner than was known."""
-        self._wake.notify()
+        """Look again: something expires sooner than was known."""
+        self._wake.notify_all()
 
     def next_expiry(self) -> float | None:
-        """Return when something expires next, by ``clock.now()``."""
+        """Return when something expires next, by ``clock.now()``: the loop looks by then."""
         with self._lock:
-            return self._broker.next_deadline() if self._broker.expiring else None
+            expiry = self._broker.next_deadline() if self._broker.expiring else None
+            self.alarm = inf if expiry is None else expiry
+            return expiry
 
     def _tidy_rota(self) -> None:
         """Do what is due for those that left the rota without a message."""
@@ -496,6 +506,8 @@ class Transport(BaseTransport):
 
     def _sleep(self, seconds: float | None) -> None:
         expiry = self._broker.next_deadline() if self._broker.expiring else None
+        alarm = inf if expiry is None else expiry
+        self.alarm = max(self.alarm, alarm) if self.waiting else alarm  # of several threads the last one's
         if expiry is not None:
             until_expiry = max(expiry - clock.now(), 0)
             seconds = until_expiry if seconds is None else min(seconds, until_expiry)

@@ -102,7 +102,7 @@ class Broker:
         self.queues: dict[str, Queue] = {}
         self.queue_of: dict[MessageQueue, Queue] = {}
         self.expiring: set[Queue] = set()
-        self.pollers: WeakSet[Any] = WeakSet()  # connections on event loops, which wait with an alarm
+        self.connections: WeakSet[Any] = WeakSet()  # those that wait do so until what expires next
         self._dead: deque[tuple[Queue, Delivery, str]] = deque()
         self._burying = False
         for name, kind in PREDECLARED.items():
@@ -229,15 +229,22 @@ class Broker:
         if queue.messages.may_expire:
             self.expire_messages(queue, now)
         queue.messages.add(delivery, queue.expiry_of(delivery, now))
-        if queue.messages.may_expire and queue not in self.expiring:
+        if queue.messages.may_expire:
             self.expiring.add(queue)
-            for transport in list(self.pollers):
-                transport.reset_alarm()
         while queue.is_over():
             dropped = queue.messages.pop()
             if dropped is None:
                 break
             self.bury(queue, dropped, "maxlen")
+        self.set_alarms(queue)
+
+    def set_alarms(self, queue: Queue) -> None:
+        """Wake the connections that would look only after the message at the head of a queue has expired."""
+        deadline = queue.messages.next_expiry()
+        if deadline is not None:
+            for transport in list(self.connections):
+                if transport.waiting and transport.alarm > deadline:
+                    transport.reset_alarm()
 
     def bury(self, queue: Queue, delivery: Delivery, reason: str) -> None:
         """Send a message to the queue's dead letter exchange, if it has one. A dead letter is never refused."""
@@ -263,6 +270,7 @@ class Broker:
             queue.messages.put_back(delivery)
             if delivery.expires_at:
                 self.expiring.add(queue)
+                self.set_alarms(queue)
             if queue.idle:
                 self.offer(queue)
 
@@ -339,7 +347,7 @@ def advance(seconds: float) -> None:
     for broker in brokers:
         with broker.lock:
             broker.expire(clock.now())
-            for transport in list(broker.pollers):
+            for transport in list(broker.connections):
                 transport.reset_alarm()
 
 
