@@ -195,7 +195,8 @@ class ThreadedTransport(DelegatingTransport):
 
     def _wait_in_receive(self) -> None:
         """Wait for messages as the transport does, until it has some or is interrupted by a call."""
-        self._is_asleep = self._is_receiving = True
+        self._is_receiving = True  # first: a call that finds the thread asleep has to know how to wake it
+        self._is_asleep = True
         found = () if self._calls or self._is_ending else self.sync.receive(LONGEST_RECEIVE)
         self._is_asleep = self._is_receiving = False
         if found:

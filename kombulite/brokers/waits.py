@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Hashable
+from contextlib import suppress
 from functools import partial
 from math import inf
 from time import monotonic
@@ -48,8 +49,8 @@ class Waits:
         if running is not self._loop:
             if self._loop is not None and not (self._loop.is_closed() and self._is_idle()):
                 raise RuntimeError("the connection belongs to another event loop; make one for each loop")
+            self.abandon()
             self._loop = running
-            self._tasks, self._waits = {}, {}
         return running
 
     def deadline(self, timeout: float | None) -> float:
@@ -151,7 +152,7 @@ class Waits:
         self._alarm, self._alarm_at = None, inf
 
     def abandon(self) -> None:
-        """Forget all in a forked child, whose parent has it."""
+        """Forget all that belongs to a loop that is closed, or to the parent of a forked child."""
         self._loop, self._alarm, self._alarm_at = None, None, inf
         self._tasks, self._waits = {}, {}
 
@@ -193,15 +194,22 @@ class WaitQueue:
         try:
             await waiter
         except TimeoutError:
+            self._remove(waiter)
             return False
         except BaseException:
             if waiter.done() and not waiter.cancelled():
                 self.wake()
+            else:
+                self._remove(waiter)
             raise
         finally:
             if timer is not None:
                 timer.cancel()
         return True
+
+    def _remove(self, waiter: Pending[None]) -> None:
+        with suppress(ValueError):  # ``wake`` has passed over it
+            self._waiters.remove(waiter)
 
 
 def _time_out(waiter: Pending[None]) -> None:
