@@ -398,8 +398,7 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
                 state.confirms.add(sent)
             else:
                 for each in sent:
-                    each.done = True
-                batch.left -= len(sent)
+                    each.settle(None)
         exchanges = {delivery.exchange for delivery in deliveries}
         if state.confirms is None and not self._known_exchanges.issuperset(exchanges):
             refused = [(number, each.error) for number, each in enumerate(batch.messages) if each.error is not None]

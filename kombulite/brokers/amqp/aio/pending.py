@@ -70,18 +70,19 @@ class PendingBatch:
     def __init__(self, pending: Pending[list[tuple[int, Exception]]]) -> None:
         self.pending = pending
         self.messages: list[BatchConfirm] = []
-        self.left = 0
+        self._left = 1  # to be settled; one of them stands for the messages that are still to be added
 
     def add(self, deliveries: Sequence[Delivery]) -> list[BatchConfirm]:
         """Return what to count for messages that are about to be sent."""
         added = [BatchConfirm(delivery, self) for delivery in deliveries]
         self.messages += added
-        self.left += len(added)
+        self._left += len(added)
         return added
 
     def finish(self) -> None:
-        """Set the result if all are settled."""
-        if not self.left:
+        """Note that one is settled, or all are added. Set the result if that was the last."""
+        self._left -= 1
+        if not self._left:
             outcome = [(number, each.error) for number, each in enumerate(self.messages) if each.error is not None]
             resolve(self.pending, outcome)
 
@@ -99,5 +100,4 @@ class BatchConfirm(Unconfirmed):
         """Note the outcome."""
         if not self.done:
             super().settle(error)
-            self.batch.left -= 1
             self.batch.finish()
