@@ -260,6 +260,41 @@ def test_garbage_is_a_typed_error(peer, garbage):
     run(main)
 
 
+def test_a_consumer_that_ends_while_its_connection_is_closed(peer):
+    def script(session):
+        session.handshake()
+        number = session.open_channel()
+        answer(session, (60, 10), (60, 11))
+        tag = session.consume()
+        session.deliver(1, consumer_tag=tag, channel=number)
+        session.expect(p.CANCEL)
+        ending.set()
+        session.expect(p.CANCEL)  # of the close
+        for _ in range(2):
+            session.send(number, p.CANCEL_OK, "s", tag)
+        seen.append(session.expect(p.NACK).read("Lb"))
+        answer(session, p.CHANNEL_CLOSE, p.CHANNEL_CLOSE_OK)
+        answer(session, p.CLOSE, p.CLOSE_OK)
+        closed.set()
+
+    async def main():
+        async def consume():
+            async with connection.consume("q", auto_declare=False) as messages:
+                await messages.next(20)
+
+        async with dial(peer) as connection:
+            task = asyncio.create_task(consume())
+            await asyncio.to_thread(ending.wait, 20)
+        await asyncio.wait([task])
+        assert task.exception() is None
+
+    ending, closed, seen = threading.Event(), threading.Event(), []
+    peer.play(script)
+    run(main)
+    assert closed.wait(20)
+    assert seen == [[0, True]]
+
+
 # --- heartbeats, and brokers that take no messages
 
 

@@ -312,9 +312,12 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
         if state is None or state.closing:
             resolve(ended)
             return ended
-        self._flush_acks()
 
         def finish(_: Any = None) -> None:
+            if state.closing:  # by another call, which waited for the end of the consumers too
+                resolve(ended)
+                return
+            self._flush_acks()
             protocol.give_back(state)
             closed = self._ask(state, methods.CHANNEL_CLOSE, 0, "", 0, 0, result=lambda _: protocol.drop_channel(state))
             closed.add_done_callback(partial(_pass_end_on, ended))
