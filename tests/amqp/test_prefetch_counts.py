@@ -14,6 +14,7 @@ import pytest
 from kombulite import Connection, Consumer, Queue, Quorum, Stream
 from kombulite.brokers.amqp.limits import PrefetchLimit
 from kombulite.exceptions import RecoverableConnectionError
+from tests.amqp import peer as p
 
 MESSAGES = 1000
 TIMEOUT = 20.0  # seconds
@@ -182,3 +183,34 @@ def test_counts_of_successors():
     limit.succeed(0, 16)
     assert limit.count_for(0, 16, 16, True) is None
     assert limit.count_for(40, 0, 16, True) == 40
+
+
+def test_one_that_the_broker_cancels_meanwhile(peer):
+    def script(session):
+        session.handshake()
+        number = session.open_channel()
+        tag = session.consume()
+        qos, qos_ok = (60, 10), (60, 11)
+        session.expect(qos)
+        session.send(number, p.CANCEL, "sb", tag, True)
+        session.send(number, qos_ok)
+        assert session.expect(p.CANCEL).read("sb") == [tag, True]  # the answer to the broker's own
+        session.consume()
+        session.expect(p.CANCEL)
+        session.send(number, p.CANCEL_OK, "s", tag)
+        session.expect(qos)
+        session.send(number, qos_ok)
+        session.deliver(1, consumer_tag="new", channel=number)
+        session.farewell()
+
+    peer.play(script)
+    with peer.connection() as connection:
+        transport = connection.connect()
+        number = transport.open_channel()
+        transport.consume(number, "q", "old", False, False, None)
+        transport.replace_consumer(number, "old", "new", 5, "q", None)
+        events = [transport.receive(TIMEOUT)[0] for _ in range(2)]
+    assert [(type(event).__name__, event.consumer_tag) for event in events] == [
+        ("Cancelled", "old"),
+        ("Delivery", "new"),
+    ]

@@ -188,9 +188,10 @@ class Transport(AMQPVerbs, BaseTransport):
         self.consume(channel, queue, successor, False, False, arguments)
         protocol.request(state, methods.BASIC_CANCEL, consumer_tag, False)
         self.qos(channel, 0, wanted, False)
-        limit = state.limits.pop(consumer_tag)
-        limit.succeed(prefetch_count, last)
-        state.limits[successor] = limit
+        limit = state.limits.pop(consumer_tag, None)
+        if limit is not None:  # else the broker has cancelled it meanwhile
+            limit.succeed(prefetch_count, last)
+            state.limits[successor] = limit
         state.consumers.pop(consumer_tag, None)
         for event in list(protocol.events):
             if type(event) is Delivery and event.channel == channel and event.consumer_tag == consumer_tag:
