@@ -135,7 +135,7 @@ class Login:
         if not isinstance(server_properties, dict):
             raise exceptions.FrameSyntaxError("the broker's properties are no table")
         self.server_properties = server_properties
-        names = [_bytes(name) for name in _bytes(offered).split(b" ")]
+        names = _bytes(offered).split(b" ")
         response: Any = NotImplemented
         for mechanism in self._mechanisms:
             if mechanism.mechanism in names:

@@ -190,9 +190,8 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
         """Send a heartbeat if one is due, and end the connection if the broker has missed two."""
         stream, now = self._stream, monotonic()
         heartbeat = stream.heartbeat
-        was_missed = heartbeat.is_missed(now) and heartbeat.received_at > 0
         heartbeat.look(now)
-        if was_missed and heartbeat.is_missed(now):
+        if heartbeat.is_missed(now):
             stream.fail(exceptions.ConnectionForced("Too many heartbeats missed"))
             return
         if heartbeat.is_due(now):
