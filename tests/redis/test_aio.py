@@ -16,9 +16,11 @@ import redis
 
 import kombulite
 from kombulite import Exchange, Producer, Queue, aio, exceptions
+from kombulite.brokers.base import Outcome
 from kombulite.brokers.redis.aio import AsyncTransport
 from kombulite.brokers.redis.aio.connector import AsyncConnector
 from kombulite.brokers.redis.aio.stream import HIGH_WATER, AsyncStream
+from kombulite.brokers.redis.plans import call
 from tests.aio.conftest import run, soon
 from tests.servers import RedisServer, wait_until
 
@@ -424,6 +426,71 @@ def test_an_ack_that_was_not_sent_yet_is_sent_over_the_next_connection(redis_url
                 assert again.delivery_info["redelivered"]
                 await again.ack()
             assert await bodies(connection, name) == []
+
+    run(main)
+
+
+def test_a_consumer_that_starts_while_its_channel_closes_takes_no_messages(redis_url, client, name):
+    queues = [f"{name}.0", f"{name}.1"]
+
+    async def main():
+        async with aio.connect(redis_url) as connection:
+            for queue in queues:
+                await connection.producer().publish_many(range(10), queue)
+            transport = transport_of(connection)
+            channel = await transport.open_channel()
+            await transport.consume(channel, queues[0], "first", False, False, None)
+
+            async def has_messages():
+                return transport._channels[channel].outstanding
+
+            await soon(has_messages, 20)
+            starting = transport.consume(channel, queues[1], "second", False, False, None)
+            closing = transport.close_channel(channel)
+            with pytest.raises(exceptions.RecoverableConnectionError, match="closed"):
+                await starting
+            await closing
+            for queue in queues:
+                assert await bodies(connection, queue) == list(range(10))
+            assert not client.exists("unacked", "unacked_index")
+
+    run(main)
+
+
+def test_what_is_put_back_as_the_connection_is_lost_comes_again_over_the_next(redis_url, client, name):
+    async def main():
+        async with aio.connect(redis_url) as connection:
+            await connection.producer().publish(1, name)
+            async with connection.consume(name) as messages:
+                message = await messages.next(20)
+                transport = transport_of(connection)
+                requeued = transport.settle(message.channel.number, message.delivery_tag, Outcome.REQUEUE)
+                transport._stream._lose(ConnectionResetError("in the same turn of the loop"))
+                with pytest.raises(exceptions.RecoverableConnectionError):
+                    await requeued
+                again = await messages.next(20)
+                assert again.payload == 1
+                await again.ack()
+
+    run(main)
+
+
+def test_closing_does_not_wait_for_a_silent_server_that_has_all_the_time(start_server, name):
+    server = start_server(RedisServer)
+
+    async def main():
+        async with aio.connect(server.url, transport_options={"socket_timeout": None}) as connection:
+            async with connection.consume(name):
+                transport = transport_of(connection)
+                server.pause()
+                try:
+                    unanswered = transport._perform(call("PING"))
+                    with pytest.raises(exceptions.RecoverableConnectionError):
+                        await asyncio.wait_for(transport.close(), 20)
+                    with pytest.raises(exceptions.RecoverableConnectionError):
+                        await unanswered
+                finally:
+                    server.resume()
 
     run(main)
 

@@ -274,3 +274,21 @@ def test_count_of_deliveries_outlives_a_kombu_consumer(ours, theirs, name, clien
     assert message.payload == "x"
     assert message.delivery_count == 2
     message.ack()
+
+
+def test_what_an_ending_consumer_had_ahead_comes_again_after_a_loss(ours, client, name, monkeypatch):
+    monkeypatch.setattr("kombulite.brokers.redis.stream.IDLE", 600)  # a connection that is killed is lost
+    connection = ours()
+    Producer(connection).publish_many(range(10), routing_key=name)
+    got = []
+    consumer = Consumer(connection.channel(), Queue(name), on_message=got.append, prefetch_count=10)
+    consumer.consume()
+    drain(connection, lambda: got)
+    client.client_kill_filter(_type="normal", skipme=True)
+    with pytest.raises(connection.recoverable_connection_errors):
+        consumer.cancel()
+    assert client.hlen("unacked") == 10
+    connection.collect()
+    queue = Queue(name)(connection.channel())
+    assert [queue.get(no_ack=True).payload for _ in range(10)] == list(range(10))
+    assert not client.exists("unacked", "unacked_index")

@@ -229,6 +229,8 @@ class RedisProtocol:
     def start_consumer(self, channel: int, queue: str, consumer_tag: str, no_ack: bool, exclusive: bool) -> str:
         """Start a consumer, where there is a connection that listens; returns its tag."""
         state = self.channel(channel)
+        if state.is_closing:
+            raise connection_lost("channel already closed")
         consumer_tag = consumer_tag or f"ctag-{uuid()}"
         if consumer_tag in state.consumers:
             raise exceptions.NotAllowed(f"consumer tag '{consumer_tag}' is in use")
@@ -263,7 +265,12 @@ class RedisProtocol:
         left = claims.remove(consumer)
         state.remove_fanout(consumer)
         self._subscribe()
-        yield from self._put_back(left, claims.lease)
+        try:
+            yield from self._put_back(left, claims.lease)
+        except Exception:
+            if claims.lease:
+                state.outstanding.update((lease.tag, lease) for lease in left)  # the server does not know
+            raise
         self._wake()
 
     def _subscribe(self) -> None:

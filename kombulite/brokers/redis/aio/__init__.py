@@ -142,17 +142,17 @@ class AsyncTransport(interface.AsyncTransport):
         if self._is_over:
             return
         self._is_over = True
-        if self._is_begun:
-            unanswered = [] if self._stream is None else self._stream.unanswered
-            if data := self._protocol.receiver.acknowledgement(self._acked):
-                unanswered.append((_ignore, data, ACK_REPLIES))
-            self._protocol.abandon(unanswered)
         self._dispatcher.stop()
         self._maintainer.stop()
         if self._listening is not None:
             self._listening.cancel()
+        unanswered = [] if self._stream is None else self._stream.unanswered
         for stream in self._streams:
-            stream.drop(error)
+            stream.drop(error)  # first: messages that are on their way back count as outstanding again
+        if self._is_begun:
+            if data := self._protocol.receiver.acknowledgement(self._acked):
+                unanswered.append((_ignore, data, ACK_REPLIES))
+            self._protocol.abandon(unanswered)
         if self._ack_pending is not None:
             refuse(self._ack_pending, error)
 

@@ -250,6 +250,8 @@ class AsyncStream:
         self._timeout = seconds if self._timeout is None else min(self._timeout, seconds)
         if self._alarm is not None:
             self._alarm.cancel()
+            self._alarm = None
+        if self._posted:
             self._alarm = self._loop.call_later(self._timeout, self._on_silence)
 
     def writable(self) -> Pending[None] | None:
