@@ -88,6 +88,7 @@ __all__ = [
     "IrrecoverableConnectionError",
     "KombuError",
     "LimitExceeded",
+    "LoginRefused",
     "MessageNacked",
     "MessageReturned",
     "MessageStateError",

@@ -149,7 +149,7 @@ class ClaimQueue:
     ) -> Iterable[str]:
         """Ask for as many messages as there is credit for. The answer goes to ``on_claimed``, then to ``claimed``.
 
-        Returns queues that were not asked, since the order leaves them out, and are not dirty_queues any more.
+        Returns queues that were not asked, since the order leaves them out, and are not dirty any more.
         """
         asked = list(islice((queue for queue in self.queues if queue in self.dirty_queues), MAX_ASKED))
         if not asked:

@@ -154,7 +154,7 @@ def is_forbidden(error: exceptions.ChannelError) -> bool:
 def driver_error(error: driver.RedisError, text: str | None = None) -> Exception:
     """The error for one that redis-py raised: that of its class, or of the nearest ancestor in the table.
 
-    ``text``: what it says, in destination of the words of ``error``.
+    ``text``: what it says, in place of the words of ``error``.
     """
     name = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in BY_CLASS)
     code = str(error).partition(" ")[0]

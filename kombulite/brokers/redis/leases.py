@@ -2,7 +2,7 @@
 
 A lease is an entry of the ``unacked`` hash, dated in ``unacked_index`` by the server's clock. Its tag is made for each
 claim, so that a late ack of an earlier holder touches nobody else's. It begins with the holder's timeout: that tells
-others of us when it segments out.
+others of us when it runs out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The state of one connection, and what each verb asks of the server, without I/O.
 
 Theory of operation: a verb is a plan (``plans.py``), or does at once what needs no answer. The transports, one for
-threads (``__init__.py``) and one for event loops (``aio.py``), have the plans performed by streams of theirs, and ask
+threads (``__init__.py``) and one for event loops (``aio/``), have the plans performed by streams of theirs, and ask
 the receiver for events.
 
 ``RedisProtocol`` is wider than other classes: it has a method for each verb.

@@ -18,7 +18,7 @@ from kombulite.brokers.redis.plans import Exchange, Plan
 from kombulite.brokers.redis.router import Router, Routes
 from kombulite.utils.json import codec
 
-#: Places that are remembered.
+#: Destinations that are remembered.
 MAX_DESTINATIONS = 1000
 #: Bytes of messages in one command, or so, unless a single one has more. A server works on one while the next is made.
 MAX_TOGETHER = 1 << 16

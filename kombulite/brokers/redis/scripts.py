@@ -1,6 +1,6 @@
 """What the server does in one step: scripts in Lua (``lua/``), run by EVALSHA, and by EVAL where a server lacks one.
 
-All keys come as KEYS, with the key prefix in destination. Times are the server's own (TIME), in seconds.
+All keys come as KEYS, with the key prefix in place. Times are the server's own (TIME), in seconds.
 
 If memory is full, a server refuses a command that may need more, unless the script has written before. Scripts that
 keep or free what is there must not be refused, so they begin with a write that is always allowed, and changes nothing:
