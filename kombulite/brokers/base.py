@@ -16,11 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from enum import Enum
 from functools import partial
+from time import monotonic
 from typing import Any, ClassVar, NamedTuple
 from weakref import ref
 
 from kombulite import exceptions
 from kombulite._core import Delivery
+
+#: Seconds by which a turn of an event loop has to be due sooner than the one that was asked for, to be asked for anew.
+MIN_GAIN = 0.01
 
 
 class Settings(NamedTuple):
@@ -197,7 +201,8 @@ class Transport:
 
     _client: ref[Any] | None = None
     _registered: tuple[Any, Any, int | None] | None = None  # with an event loop, by what, at which descriptor
-    _timed_turns: Any = None  # of that loop
+    _timed_turn: Any = None  # of that loop, and when (monotonic clock)
+    _turns_at = 0.0
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -372,9 +377,9 @@ class Transport:
             hub.on_tick.discard(tick)
             hub.on_close.discard(self._on_loop_closed)
             self._unwatch(hub, fd)
-            if self._timed_turns is not None:
-                self._timed_turns.cancel()
-                self._timed_turns = None
+            if self._timed_turn is not None:
+                self._timed_turn.cancel()
+                self._timed_turn = None
 
     def _on_loop_closed(self, loop: Any) -> None:
         self.unregister_from_event_loop(self, loop)
@@ -384,8 +389,8 @@ class Transport:
         # or changed, the descriptor to wait on.
         self.on_readable(connection, loop)
         self._watch()
-        if self._timed_turns is None and self._registered is not None and (interval := self.look_interval) is not None:
-            self._timed_turns = loop.call_later(interval, self._timed_turn, loop)
+        if self._registered is not None and (seconds := self.look_interval) is not None:
+            self._turn_in(seconds, loop)
 
     def _watch(self) -> None:
         if self._registered is None:
@@ -401,10 +406,18 @@ class Transport:
     def _turn(self) -> None:
         """Nothing: the loop has turned, and will tick."""
 
-    def _timed_turn(self, loop: Any) -> None:
-        """Have the loop turn at once: the tick that follows looks, and asks for the next interval."""
-        self._timed_turns = None
-        loop.call_soon(self._turn)
+    def _turn_in(self, seconds: float, loop: Any) -> None:
+        """Have the loop turn in so many seconds: the tick that follows looks, and asks for the next time."""
+        at = monotonic() + seconds
+        if self._timed_turn is not None:
+            if at > self._turns_at - MIN_GAIN:
+                return
+            self._timed_turn.cancel()
+        self._timed_turn, self._turns_at = loop.call_later(seconds, self._on_timed_turn), at
+        loop.call_soon(self._turn)  # a loop decides before the tick for how long it sleeps after it
+
+    def _on_timed_turn(self) -> None:
+        self._timed_turn = None
 
     def _unwatch(self, hub: Any, fd: int | None) -> None:
         if fd is not None and hub.readers.get(fd, (None, ()))[0] == self._turn:

@@ -165,7 +165,7 @@ class Transport(BaseTransport):
         if self._waiter is None:
             return None
         receiver = self._protocol.receiver
-        return None if receiver.listener is None or receiver.listens else receiver.polling_interval
+        return None if receiver.listener is None else receiver.next_look
 
     def _perform(self, plan: Plan[T]) -> T:
         if self._waiter is None:

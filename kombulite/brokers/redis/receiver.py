@@ -77,10 +77,10 @@ class Receiver:
         self._watched: dict[bytes, str] = {}  # lists of which it will -> their queue
         self._sends_source = False  # whether the server has forgotten the script, and gets it with the next claim
         self._news = News()
-        self._polled_at = 0.0
+        self._look_at = 0.0  # when all queues are asked once more
         # kombu's documentation has people set it high, for there the server wakes who waits.
         self._longest_poll = min(options.polling_interval or POLLING_INTERVAL, POLLING_INTERVAL)
-        self._found_at = monotonic()  # when a message was found last, or the consumer started
+        self._found_at = monotonic()  # when a message was found last, or the connection began
         self._listened = False
         self._checked_at = monotonic()
 
@@ -122,9 +122,8 @@ class Receiver:
         """Whether the server says when a list changes, and that is worth while."""
         return self._tells_of_lists and self._news.is_on(monotonic())
 
-    @property
-    def polling_interval(self) -> float:
-        """Seconds between two looks where the server does not wake us: the less, the sooner the last message came."""
+    def _polling_interval(self) -> float:
+        """Return the seconds until the next look: the less, the sooner the last message came."""
         return min(self._longest_poll, max((monotonic() - self._found_at) * POLL_SHARE, SHORTEST_POLL))
 
     def subscribe(self, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
@@ -210,16 +209,19 @@ class Receiver:
             self.look_everywhere()
 
     def look_if_due(self) -> None:
-        """Ask all queues once more, if the server does not say when they change and it is time."""
+        """Ask all queues once more, if the server does not say when they change and it is time, or if it says so again."""
         listened, self._listened = self._listened, self.listens
-        if not listened and monotonic() - self._polled_at >= self.polling_interval:
-            self._polled_at = monotonic()
+        if self._listened:
+            if not listened:
+                self.look_everywhere()  # it is told which lists to watch as they are found empty
+        elif monotonic() >= self._look_at:
+            self._look_at = monotonic() + self._polling_interval()
             self.look_everywhere()
 
     @property
     def next_look(self) -> float | None:
         """Seconds until ``look_if_due`` has something to do, None for never."""
-        return None if self.listens else max(self._polled_at + self.polling_interval - monotonic(), 0)
+        return None if self.listens else max(self._look_at - monotonic(), 0)
 
     def look_everywhere(self) -> None:
         """Ask all queues once more."""
@@ -253,6 +255,7 @@ class Receiver:
         emptied, found = claims.claimed(reply)
         if found:
             self._found_at = monotonic()
+            self._look_at = min(self._look_at, self._found_at + self._polling_interval())
         if found or not claims.dirty_queues:
             self.pace.claimed(found, monotonic())
         if self.listens or found:
@@ -314,6 +317,12 @@ class Receiver:
         return bool(self.events) or any(
             state.error is not None or state.has_ready() for state in list(self._channels.values())
         )
+
+    @property
+    def is_claiming(self) -> bool:
+        """Whether the server has been asked for messages, and has not answered yet."""
+        states = list(self._channels.values())
+        return any(claims.claiming is not None for state in states for claims in state.claim_queues)
 
     def has_something(self) -> bool:
         """Return whether there is, or there may be something to claim."""

@@ -13,6 +13,7 @@ from kombulite.brokers.redis.leases import logger
 from kombulite.brokers.redis.maintainer import Chores
 from kombulite.brokers.redis.plans import Plan
 from kombulite.brokers.redis.protocol import RedisProtocol
+from kombulite.brokers.redis.receiver import SHORTEST_POLL
 from kombulite.brokers.redis.stream import IDLE, MIN_PING_INTERVAL
 
 MIN_TICK, MAX_TICK = 0.01, 5.0  # seconds between two looks at what is due
@@ -93,7 +94,8 @@ class AsyncMaintainer:
             receiver.look_if_due()
             self._dispatch()
             if (look := receiver.next_look) is not None:
-                pauses.append(look)
+                # What it has just asked for may be there, and the next look due the sooner.
+                pauses.append(min(look, SHORTEST_POLL) if receiver.is_claiming else look)
         if self._is_active:
             pauses.append(self._work())
             self._tick_in(max(min(pauses), MIN_TICK))

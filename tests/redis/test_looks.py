@@ -1,0 +1,161 @@
+"""When an idle consumer looks for messages, where the server does not say that there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kombulite.brokers import base
+from kombulite.brokers.base import Settings
+from kombulite.brokers.redis import receiver as receiving
+from kombulite.brokers.redis.claims import Consumer, RedisChannel
+from kombulite.brokers.redis.keys import Keys
+from kombulite.brokers.redis.options import Options, OrderStrategy
+from kombulite.brokers.redis.receiver import Receiver
+
+MOMENT = 1e-6  # seconds: more than what a float of the clock is rounded by
+
+
+class Clock:
+    """A clock that goes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (receiving, base):
+        monkeypatch.setattr(module, "monotonic", clock)
+    return clock
+
+
+class Wire:
+    """A stream that keeps where the replies go."""
+
+    protocol = 3
+    lock = nullcontext()
+
+    def __init__(self) -> None:
+        self.on_replies: list[Callable[[Any], None]] = []
+
+    def post(self, data: bytes, replies: int, on_reply: Callable[[Any], None], **flags: bool) -> None:
+        self.on_replies.append(on_reply)
+
+
+class Idle:
+    """A consumer of an empty queue, on a channel without credit limits."""
+
+    def __init__(self) -> None:
+        options = Options()
+        self.wire = Wire()
+        self.state = RedisChannel(1, OrderStrategy("round_robin"), True)
+        self.claims = self.state.leased
+        topology: Any = SimpleNamespace(limits={}, router=None)
+        self.receiver = Receiver(
+            self.wire, lambda plan: None, Keys(options, 0), options, {1: self.state}, topology, lambda: 0.0
+        )
+        self.claims.add(Consumer("tag", "queue", False, False))
+
+    def looks(self) -> bool:
+        """Whether the queue is asked now, if that is due."""
+        self.claims.dirty_queues.clear()
+        self.receiver.look_if_due()
+        return bool(self.claims.dirty_queues)
+
+
+@pytest.fixture
+def idle(clock: Clock) -> Idle:
+    return Idle()
+
+
+def test_the_next_look_is_due_when_it_was_said_to_be(clock, idle):
+    pauses = []
+    for _ in range(100):
+        assert idle.looks()
+        assert not idle.looks()
+        pauses.append(idle.receiver.next_look)
+        clock.now += pauses[-1] + MOMENT
+    assert pauses == sorted(pauses)
+    assert pauses[0] == pytest.approx(receiving.SHORTEST_POLL)
+    assert pauses[-1] == pytest.approx(receiving.POLLING_INTERVAL)
+
+
+def test_a_message_brings_the_next_look_forward(clock, idle):
+    clock.now += 100
+    assert idle.looks()
+    idle.receiver.claim(idle.state)
+    assert idle.receiver.is_claiming
+    (on_claimed,) = idle.wire.on_replies
+    on_claimed([1, [b"{}"]])
+    assert not idle.receiver.is_claiming
+    assert idle.receiver.next_look == pytest.approx(receiving.SHORTEST_POLL)
+
+
+def test_queues_are_asked_when_the_server_is_listened_to_again(clock, idle):
+    """What it says while nobody listens is lost, so the lists have to be watched anew."""
+    idle.receiver._tells_of_lists = True
+    idle.receiver._news._deaf_until = clock.now + 60
+    assert idle.looks()
+    idle.receiver._news._deaf_until = 0.0
+    assert idle.looks()
+    assert not idle.looks()
+    assert idle.receiver.next_look is None
+
+
+class Loop:
+    """An event loop that keeps what it is asked to call, and when."""
+
+    def __init__(self) -> None:
+        self.on_tick: set[Any] = set()
+        self.on_close: set[Any] = set()
+        self.readers: dict[int, Any] = {}
+        self.later: list[Any] = []
+        self.soon: list[Any] = []
+
+    def call_later(self, seconds: float, callback: Callable[[], Any]) -> Any:
+        entry = SimpleNamespace(seconds=seconds, fire=callback, is_cancelled=False)
+        entry.cancel = lambda: setattr(entry, "is_cancelled", True)
+        self.later.append(entry)
+        return entry
+
+    def call_soon(self, callback: Callable[[], Any]) -> None:
+        self.soon.append(callback)
+
+    def tick(self) -> None:
+        for tick in list(self.on_tick):
+            tick()
+
+
+class Polling(base.Transport):
+    """A transport that is to look now and then."""
+
+    capabilities = base.Capabilities(asynchronous=True)
+    look_interval = 1.0
+
+
+def test_an_event_loop_turns_when_the_next_look_is_due(clock):
+    transport, loop = Polling(Settings()), Loop()
+    transport.register_with_event_loop(transport, loop)
+    loop.tick()
+    assert [entry.seconds for entry in loop.later] == [1.0]
+    assert loop.soon  # it had decided already for how long it sleeps
+    loop.tick()
+    assert len(loop.later) == 1
+    transport.look_interval = 0.02  # a message came
+    loop.tick()
+    assert [entry.seconds for entry in loop.later if not entry.is_cancelled] == [0.02]
+    clock.now += 0.02
+    loop.later[-1].fire()
+    loop.tick()
+    assert len(loop.later) == 3
+    transport.unregister_from_event_loop(transport, loop)
+    assert loop.later[-1].is_cancelled
