@@ -209,7 +209,7 @@ class Receiver:
             self.look_everywhere()
 
     def look_if_due(self) -> None:
-        """Ask all queues once more, if the server does not say when they change and it is time, or if it says so again."""
+        """Ask all queues once more, if the server does not say when they change and it is time, or says so again."""
         listened, self._listened = self._listened, self.listens
         if self._listened:
             if not listened:
