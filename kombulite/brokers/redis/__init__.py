@@ -351,7 +351,7 @@ class Transport(BaseTransport):
             return
         try:
             self._protocol.receiver.acknowledge(state, leases)
-        except Exception:
+        except BaseException:
             state.outstanding.update((lease.tag, lease) for lease in leases)  # the server does not know
             raise
         self._wake()

@@ -239,7 +239,8 @@ class RedisProtocol:
             raise exceptions.AccessRefused(f"queue '{queue}' has an exclusive consumer, or consumers already")
         consumer = state.consumers[consumer_tag] = Consumer(consumer_tag, queue, no_ack, exclusive)
         state.claims_of(consumer).add(consumer)
-        self._subscribe()
+        if self.topology.fanout_bindings(queue):
+            self._subscribe()
         self._keep(queue)
         self._wake()
         return consumer_tag
@@ -264,10 +265,11 @@ class RedisProtocol:
             claims.holds -= 1
         left = claims.remove(consumer)
         state.remove_fanout(consumer)
-        self._subscribe()
+        if self.topology.fanout_bindings(consumer.queue):
+            self._subscribe()
         try:
             yield from self._put_back(left, claims.lease)
-        except Exception:
+        except BaseException:
             if claims.lease:
                 state.outstanding.update((lease.tag, lease) for lease in left)  # the server does not know
             raise
@@ -333,7 +335,7 @@ class RedisProtocol:
         """Put deliveries back that were taken out of what is outstanding."""
         try:
             yield from self._put_back(leases)
-        except Exception:
+        except BaseException:
             state.outstanding.update((lease.tag, lease) for lease in leases)  # the server does not know
             raise
         for lease in reversed(leases):
