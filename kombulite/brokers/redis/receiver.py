@@ -318,12 +318,6 @@ class Receiver:
             state.error is not None or state.has_ready() for state in list(self._channels.values())
         )
 
-    @property
-    def is_claiming(self) -> bool:
-        """Whether the server has been asked for messages, and has not answered yet."""
-        states = list(self._channels.values())
-        return any(claims.claiming is not None for state in states for claims in state.claim_queues)
-
     def has_something(self) -> bool:
         """Return whether there is, or there may be something to claim."""
         return self.has_ready() or any(

@@ -95,10 +95,16 @@ class AsyncMaintainer:
             self._dispatch()
             if (look := receiver.next_look) is not None:
                 # What it has just asked for may be there, and the next look due the sooner.
-                pauses.append(min(look, SHORTEST_POLL) if receiver.is_claiming else look)
+                pauses.append(min(look, SHORTEST_POLL) if self._is_claiming else look)
         if self._is_active:
             pauses.append(self._work())
             self._tick_in(max(min(pauses), MIN_TICK))
+
+    @property
+    def _is_claiming(self) -> bool:
+        """Whether the server has been asked for messages, and has not answered yet."""
+        states = self._protocol.channels.values()
+        return any(claims.claiming is not None for state in states for claims in state.claim_queues)
 
     def _work(self) -> float:
         """Do the chores that are due; returns the seconds until the next is."""
