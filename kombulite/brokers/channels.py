@@ -9,8 +9,6 @@ loop: once, for every transport over something that only stores messages. Such a
     settle ── out of the ledger ── settle_taken (acknowledge, dead-letter or requeue what was taken)
 
 The class is as wide as the interface that it implements, and as what it asks of its subclasses.
-
-The class is wider than others: the verbs of a broker are as many.
 """
 
 from __future__ import annotations
@@ -320,13 +318,13 @@ class ChannelTransport(base.Transport):
         attempt = 0
         with self._lock:
             while True:
+                if self._is_interrupted:  # what is asked for comes before another look
+                    self._is_interrupted = False
+                    return ()
                 event = self._next_event()
                 if event is not None:
                     return (event,)
                 self._check_connected()
-                if self._is_interrupted:
-                    self._is_interrupted = False
-                    return ()
                 left = None if deadline is None else deadline - monotonic()
                 if left is not None and left <= 0:
                     return ()

@@ -191,3 +191,13 @@ def test_forked_child_leaves_the_connection_to_its_parent(database):
     message.ack()
     assert queue.get(no_ack=True).payload == 2
     assert queue.get() is None
+
+
+def test_get_after_an_interruption_that_no_wait_noticed_finds_the_message(database):
+    """A loop interrupts a wait of its thread for what it asks, and may come just before it or behind."""
+    connection = database.connect()
+    queue = Queue("orders")(connection)
+    queue.declare()
+    Producer(connection, routing_key="orders").publish(1)
+    connection.transport.interrupt()
+    assert queue.get(no_ack=True).payload == 1

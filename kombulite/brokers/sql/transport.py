@@ -340,8 +340,6 @@ class SQLTransport(ChannelTransport):
             return None
         token = self._claims.next(record)
         if token is None:
-            if self._is_interrupted:
-                return None  # what is asked for comes before another look
             self._session.flush()
             with self._session.use():
                 token = self._claims.claim(record, credit)
