@@ -113,8 +113,8 @@ class PostgreSQL(Database):
         backend = self.value("SELECT pg_backend_pid()")
         self.is_pooled = backend != self._wire.backend
         self.look_interval = POOLED_LOOK_INTERVAL if self.is_pooled else LOOK_INTERVAL
+        self._wire.prepares = not self.is_pooled
         if self.is_pooled:
-            self._wire.prepares = False
             logger.warning(
                 "There is a pooler before PostgreSQL: nothing can be listened to behind one that pools transactions,"
                 " so consumers poll"

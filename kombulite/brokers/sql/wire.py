@@ -56,14 +56,16 @@ class Wire:
     Args:
         connection: A psycopg connection in autocommit mode, which nobody else uses.
         timeout: Seconds for the server to answer one statement. If it does not, the connection is closed.
-        prepares: Whether statements are prepared once; a transaction pooler does not keep them.
+
+    Attributes:
+        prepares: Whether statements are prepared once; a pooler gives them to another client.
     """
 
-    def __init__(self, connection: psycopg.Connection[Any], timeout: float, prepares: bool = True) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], timeout: float) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
         self._timeout = timeout
-        self.prepares = prepares
+        self.prepares = False
         self._prepared: dict[str, bytes] = {}
 
     # --- the connection
