@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 import psycopg
 import pytest
 
-from kombulite import Connection, Consumer, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
 
 
 def test_messages_are_readable_with_plain_sql(tmp_path):
@@ -201,3 +201,18 @@ def test_get_after_an_interruption_that_no_wait_noticed_finds_the_message(databa
     Producer(connection, routing_key="orders").publish(1)
     connection.transport.interrupt()
     assert queue.get(no_ack=True).payload == 1
+
+
+def test_text_without_utf8_is_refused_and_the_connection_goes_on(database):
+    connection = database.connect()
+    queue = Queue("orders", Exchange("shop", "fanout"))(connection)
+    queue.declare()
+    producer = Producer(connection, queue.exchange)
+    producer.publish("taken")
+    message = queue.get()
+    with pytest.raises(UnicodeEncodeError):
+        producer.publish_many(["never"] * 2, routing_key="\ud800")
+    message.ack()
+    producer.publish_many(["kept"])
+    assert queue.get(no_ack=True).payload == "kept"
+    assert queue.get() is None

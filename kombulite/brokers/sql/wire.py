@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -157,11 +158,18 @@ class Wire:
                     while not pgconn.put_copy_data(piece[start : start + COPY_CHUNK]):
                         self._flush(deadline)
                     self._flush(deadline)
-            deadline = monotonic() + self._timeout
-            while not pgconn.put_copy_end():
-                self._flush(deadline)
+            self._end_copy()
         except psycopg.Error as error:
             raise ServerError(str(error)) from error
+        except UnicodeError:  # text of a message that has no UTF-8: nothing is copied, and the connection goes on
+            with suppress(ServerError):
+                self._end_copy(b"the text cannot be encoded")
+            raise
+
+    def _end_copy(self, refusal: bytes | None = None) -> None:
+        deadline = monotonic() + self._timeout
+        while not self._pgconn.put_copy_end(refusal):
+            self._flush(deadline)
         self._result(deadline)
 
     def _open(self) -> Any:
