@@ -7,6 +7,7 @@ API where that answers, every other broker by what its transport can tell of its
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import urllib.error
 import urllib.parse
@@ -21,6 +22,18 @@ from kombulite.brokers.base import QueueStatus
 MANAGEMENT_PORT = 15672
 MANAGEMENT_TIMEOUT = 5.0  # seconds
 MAX_ANSWER = 64 * 1024 * 1024  # bytes of an answer of the management API
+
+#: What an answer raises that is none of a management API's.
+UNUSABLE = (
+    OSError,
+    http.client.HTTPException,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 class QueueReading(NamedTuple):
@@ -123,6 +136,8 @@ class StatusSource:
     def read(self) -> Sequence[QueueReading]:
         """Return how its queues stand. Raises ``SourceError``."""
         connection = self._connection
+        errors = (*connection.connection_errors, *connection.channel_errors)
+        known: tuple[type[BaseException], ...] = (*errors, exceptions.KombuError)
         try:
             connection.ensure_connection(max_retries=0)
             return [
@@ -131,10 +146,7 @@ class StatusSource:
             ]
         except exceptions.AMQPNotImplementedError as error:
             raise SourceError(f"{error}; name them") from error
-        except Exception as error:
-            known = (*connection.connection_errors, *connection.channel_errors, exceptions.KombuError)
-            if not isinstance(error, known):
-                raise
+        except known as error:
             connection.collect()
             raise SourceError(str(error)) from error
 
@@ -144,9 +156,15 @@ class StatusSource:
 
 
 class ManagementSource:
-    """A RabbitMQ by the HTTP API of its management plugin (https://www.rabbitmq.com/docs/http-api-reference)."""
+    """A RabbitMQ by the HTTP API of its management plugin (https://www.rabbitmq.com/docs/http-api-reference).
+
+    Raises:
+        SourceError: ``url`` is none of HTTP's.
+    """
 
     def __init__(self, broker: str, url: str, virtual_host: str, user: str, password: str) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise SourceError(f"management must be an http:// or https:// URL, got {url!r:.80}")
         self.broker = broker
         self._url = f"{url.rstrip('/')}/api/queues/{urllib.parse.quote(virtual_host, safe='')}"
         credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
@@ -161,7 +179,7 @@ class ManagementSource:
             if len(content) > MAX_ANSWER:
                 raise SourceError(f"the management API answers with more than {MAX_ANSWER} bytes")
             return [_management_reading(each) for each in json.loads(content)]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except UNUSABLE as error:
             raise SourceError(f"management API: {error}") from error
 
     def close(self) -> None:
@@ -170,9 +188,9 @@ class ManagementSource:
 
 def _management_reading(queue: Mapping[str, Any]) -> QueueReading:
     stats = queue.get("message_stats") or {}
-    stamp = queue.get("head_message_timestamp")
+    stamp, memory = queue.get("head_message_timestamp"), queue.get("memory")
     return QueueReading(
-        queue["name"],
+        _text(queue["name"]),
         int(queue.get("messages_ready") or 0),
         int(queue.get("messages_unacknowledged") or 0),
         int(queue.get("consumers") or 0),
@@ -181,8 +199,14 @@ def _management_reading(queue: Mapping[str, Any]) -> QueueReading:
         _rate(stats, "deliver_get"),
         _rate(stats, "redeliver"),
         max(time() - stamp, 0) if isinstance(stamp, int) else None,
-        queue.get("memory"),
+        None if memory is None else int(memory),
     )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a queue's name is {value!r:.80}")
+    return value
 
 
 def _rate(stats: Mapping[str, Any], name: str) -> float | None:

@@ -69,7 +69,13 @@ class View(NamedTuple):
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Readings to take.  [default: until q or Ctrl-C]")
 @click.option("--management", metavar="URL", help="RabbitMQ's management API.  [default: port 15672 of the host]")
 @click.option(
-    "-o", "--transport-option", "options", metavar="NAME=VALUE", multiple=True, callback=pairs, help="As it says."
+    "-o",
+    "--transport-option",
+    "options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=pairs,
+    help="A transport option; may be repeated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each reading.")
 @click.pass_context

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -183,9 +184,42 @@ def test_management_api_is_read(api):
 
 @pytest.mark.parametrize(
     ("status", "content"),
-    [(401, b"{}"), (200, b"no json"), (200, b"{}x"), (200, b"[1]"), (200, b'[{"messages": 1}]'), (200, b"null")],
+    [
+        (401, b"{}"),
+        (200, b"no json"),
+        (200, b"{}x"),
+        (200, b"[1]"),
+        (200, b'[{"messages": 1}]'),
+        (200, b"null"),
+        (200, b'[{"name": 1}]'),
+        (200, b'[{"name": "a", "memory": [1]}]'),
+        (200, b'[{"name": "a", "consumers": Infinity}]'),
+        (200, b"[" * 100_000),
+    ],
 )
 def test_rubbish_from_the_management_api_is_an_error(api, status, content):
     api.status, api.content = status, content
     with pytest.raises(SourceError, match="management API"):
         ManagementSource("amqp://", f"http://127.0.0.1:{api.server_port}", "/", "guest", "guest").read()
+
+
+def test_server_that_does_not_speak_http_is_no_management_api():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            client, _ = server.accept()
+            with client:
+                client.recv(65536)
+                client.sendall(b"220 mail.example ESMTP\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(SourceError, match="management API"):
+            ManagementSource("amqp://", f"http://127.0.0.1:{server.getsockname()[1]}", "/", "guest", "guest").read()
+        thread.join(20)
+
+
+@pytest.mark.parametrize("url", ["localhost:15672", "file:///etc", ""])
+def test_management_must_be_a_url_of_http(url):
+    with pytest.raises(SourceError, match="management must be an http:// or https:// URL"):
+        ManagementSource("amqp://", url, "/", "guest", "guest")
