@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
 from starlette.testclient import TestClient
@@ -113,6 +115,7 @@ def test_nothing_is_changed_unless_allowed(visit, shop, what):
         {"broker": 0, "queue": "orders", "confirm": "failed", "target": "failed"},
         {"broker": 7, "queue": "orders", "confirm": "orders", "target": "failed"},
         {"broker": "x", "queue": "orders", "confirm": "orders", "target": "failed"},
+        {"broker": -1, "queue": "orders", "confirm": "orders", "target": "failed"},
         {"broker": 0, "queue": ["orders"], "confirm": ["orders"], "target": "failed"},
         {"broker": 0, "queue": "orders", "confirm": "orders", "target": "orders"},
         [],
@@ -123,6 +126,11 @@ def test_what_is_not_understood_changes_nothing(visit, shop, body):
     answer = visit(may_change=True).post("/api/move", json=body, headers=ALLOWED)
     assert answer.status_code in (400, 413)
     assert Queue("orders")(shop).queue_declare(passive=True).message_count == 3
+
+
+def test_body_that_is_nested_too_deeply_is_not_understood(visit):
+    headers = {**ALLOWED, "content-type": "application/json"}
+    assert visit(may_change=True).post("/api/tail", content=b"[" * 60_000, headers=headers).status_code == 400
 
 
 def test_tail_move_and_purge(visit, shop):
@@ -155,6 +163,22 @@ def served(tmp_path):
     process.terminate()
     process.wait(20)
     process.stdout.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such address")
+def test_address_that_is_printed_lets_in_and_ctrl_c_ends_it(kombulite_url):
+    command = [sys.executable, "-m", "kombulite", "web", kombulite_url, "--host", "127.0.0.2", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    try:
+        address = process.stdout.readline().strip()
+        with build_opener(HTTPCookieProcessor()).open(address, timeout=30) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 @pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="chromium is not installed")

@@ -8,6 +8,7 @@ operator allowed it, takes JSON only, and must name the queue once more.
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -118,12 +119,11 @@ class Panel:
                 body += part
                 if len(body) > MAX_BODY:
                     raise HTTPException(413, f"the body has more than {MAX_BODY} bytes")
-            request._body = body  # what json() reads
             try:
-                arguments = await request.json()
-                broker = self._brokers[int(arguments["broker"])]
+                arguments = json.loads(body)
+                broker = dict(enumerate(self._brokers))[arguments["broker"]]
                 result = await asyncio.to_thread(change, broker, arguments)
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                 raise HTTPException(400, f"not understood: {error!r}") from error
             except click.ClickException as error:
                 raise HTTPException(502, error.message) from error

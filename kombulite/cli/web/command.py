@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_address
 from typing import Any
 
 import click
 
+from kombulite.cli.messages import piped
 from kombulite.cli.monitor import Monitor, SourceError, source_of
 from kombulite.cli.options import POSITIVE, broker_urls, finite, pairs
 
@@ -26,8 +26,18 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
     "-i", "--interval", type=POSITIVE, callback=finite, default=2.0, show_default=True, help="Seconds between readings."
 )
 @click.option("--management", metavar="URL", help="RabbitMQ's management API.  [default: port 15672 of the host]")
-@click.option("-o", "--transport-option", "options", metavar="NAME=VALUE", multiple=True, callback=pairs)
+@click.option(
+    "-o",
+    "--transport-option",
+    "options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=pairs,
+    help="A transport option; may be repeated.",
+)
+@click.pass_context
 def web(
+    ctx: click.Context,
     brokers: Sequence[str],
     names: Sequence[str],
     host: str,
@@ -59,20 +69,15 @@ def web(
         monitor,
         token=token,
         interval=interval,
-        hosts=LOOPBACK_NAMES if _is_loopback(host) else (host, *LOOPBACK_NAMES),
+        hosts=(_netloc(host), *LOOPBACK_NAMES),
         may_change=may_change,
     )
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", server_header=False)
     listening = config.bind_socket()
+    listening.listen()  # who opens the address at once is served when the application has started
     click.echo(f"http://{_netloc(host)}:{listening.getsockname()[1]}/?token={token}")
-    uvicorn.Server(config).run(sockets=[listening])
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    with piped(ctx):
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 def _netloc(host: str) -> str:
