@@ -14,9 +14,11 @@ from types import SimpleNamespace
 import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, exceptions
+from kombulite.brokers.redis.replies import ReplyQueue
 from kombulite.brokers.redis.stream import READ_SIZE, Stream
 from tests.aio.conftest import run
 from tests.redis.conftest import drain
+from tests.redis.test_looks import Idle
 
 PASSWORD = "hunter2"  # and the user is not part of it
 
@@ -140,6 +142,33 @@ def test_nonsense_on_an_event_loop(serve, nonsense, greets):
         await connection.close()
 
     run(main)
+
+
+@pytest.mark.parametrize(
+    "push",
+    [
+        b">0\r\n",
+        b">1\r\n+invalidate\r\n",
+        b">2\r\n+invalidate\r\n:5\r\n",
+        b">2\r\n+pmessage\r\n+x\r\n",
+        b">4\r\n+pmessage\r\n+x\r\n+x\r\n:1\r\n",
+    ],
+)
+def test_nonsense_on_a_connection_that_listens_ends_it(push):
+    replies = ReplyQueue(3, Idle().receiver.on_push)
+    replies.feed(push)
+    with pytest.raises(exceptions.RecoverableConnectionError, match="makes no sense"):
+        replies.take(0, [])
+
+
+@pytest.mark.parametrize("answer", [b":1\r\n", b"*1\r\n:1\r\n", b"*2\r\n:9\r\n*0\r\n", b"*2\r\n:1\r\n:1\r\n", b"_\r\n"])
+def test_nonsense_in_the_place_of_messages_ends_the_connection(answer):
+    idle, replies = Idle(), ReplyQueue(3, print)
+    idle.receiver.claim(idle.state)
+    replies.expect(1, idle.wire.on_replies[0])
+    replies.feed(answer)
+    with pytest.raises(exceptions.RecoverableConnectionError, match="makes no sense"):
+        replies.take(0, [])
 
 
 def test_a_string_without_end_is_not_collected(serve, monkeypatch):

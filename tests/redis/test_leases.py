@@ -292,3 +292,12 @@ def test_what_an_ending_consumer_had_ahead_comes_again_after_a_loss(ours, client
     queue = Queue(name)(connection.channel())
     assert [queue.get(no_ack=True).payload for _ in range(10)] == list(range(10))
     assert not client.exists("unacked", "unacked_index")
+
+
+def test_what_another_thread_takes_over_at_the_same_time_is_left_to_it(monkeypatch):
+    class Raced(list):
+        def __bool__(self):
+            return True  # when it was looked at
+
+    monkeypatch.setitem(handover._abandoned, ("place",), Raced())
+    assert list(handover.take_over(("place",), None)) == []

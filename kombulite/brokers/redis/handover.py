@@ -50,7 +50,10 @@ def take_over(identity: tuple[Any, ...], keys: Keys) -> Plan[None]:
     """Put back what earlier connections have left."""
     waiting = _abandoned.get(identity, [])
     while waiting:
-        left = waiting.pop(0)  # connections that begin at the same time take one after the other
+        try:
+            left = waiting.pop(0)  # connections that begin at the same time take one after the other
+        except IndexError:  # another thread has taken the last
+            return
         try:
             yield from _bring_back(left, keys)
         except BaseException:

@@ -76,6 +76,8 @@ class ReplyQueue:
                     raise connection_lost(f"unexpected reply without a pending command: {reply!r:.80}")
         except ProtocolError as error:
             raise connection_lost(f"the server does not speak RESP: {error}") from error
+        except (LookupError, TypeError, ValueError) as error:  # where it went, it could not be read
+            raise connection_lost(f"the server sends a reply that makes no sense: {error!r:.80}") from error
 
 
 def _is_resp2_push(reply: Any) -> bool:
