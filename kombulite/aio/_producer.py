@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -182,11 +183,12 @@ class Producer(MessageMaker):
 
 
 class Batch(DeliveryBatch):
-    """Messages that wait to be sent together. Made by ``Producer.batch()``."""
+    """Messages that wait to be sent together. Made by ``Producer.batch()``; tasks may share it."""
 
     def __init__(self, producer: Producer, max_size: int) -> None:
         super().__init__(max_size)
         self._producer = producer
+        self._sending = asyncio.Lock()  # what waits is noted as sent by the task that sends it
 
     async def publish(
         self,
@@ -209,10 +211,11 @@ class Batch(DeliveryBatch):
 
     async def flush(self) -> None:
         """Send what waits. Raises BatchPublishError; after an error of the connection they go on waiting."""
-        while alike := self.first_alike():
-            await self._producer._declare(())
-            self.note_sent(alike, await self._producer.send_many(alike, self.is_mandatory))
-        self.raise_refused()
+        async with self._sending:
+            while alike := self.first_alike():
+                await self._producer._declare(())
+                self.note_sent(alike, await self._producer.send_many(alike, self.is_mandatory))
+            self.raise_refused()
 
 
 async def _asynchronous(bodies: Iterable[Any]) -> AsyncIterator[Any]:
