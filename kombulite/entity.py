@@ -347,7 +347,7 @@ class Queue(MaybeChannelBound):
         self.name = name or self.name
         self.routing_key = routing_key or self.routing_key
         self.on_declared = on_declared
-        self.bindings: set[binding] = BindingSet(bindings or ())
+        self.bindings: set[binding] = BindingSet(bindings) if bindings else set()
         if exchange is None:
             exchange = type(self).exchange
         if isinstance(exchange, str):
