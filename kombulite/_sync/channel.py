@@ -655,9 +655,13 @@ class Channel(BaseChannel):
 
     def turn_loop_in(self, seconds: float) -> None:
         """If there is an event loop, have it look for something to do after so many seconds at the latest."""
-        loop = self._bare_transport.event_loop
+        loop = self._event_loop
         if loop is not None:
             loop.call_later(seconds, _nothing)
+
+    @property
+    def _event_loop(self) -> Any:
+        return self._bare_transport.event_loop if self.is_open else None
 
     def _on_returned(self, error: exceptions.MessageReturned, delivery: Delivery) -> None:
         self._tally.count_returned()

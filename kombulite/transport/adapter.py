@@ -275,10 +275,9 @@ class AdaptedChannel(Channel):
         self._subscriptions.pop(consumer_tag, None)
         self.consumers.pop(consumer_tag, None)
 
-    def turn_loop_in(self, seconds: float) -> None:
-        """If the transport has an event loop, have it look for something to do in time."""
-        if self._adapted is not None and self._adapted.event_loop is not None:
-            self._adapted.event_loop.call_later(seconds, _nothing)
+    @property
+    def _event_loop(self) -> Any:
+        return None if self._adapted is None else self._adapted.event_loop
 
     @property
     def qos(self) -> Any:
@@ -308,10 +307,6 @@ class AdaptedChannel(Channel):
         self.consumers.clear()
         for consumer in consumers:
             consumer.revive(self.raw)
-
-
-def _nothing() -> None:
-    """For a timer that only makes the event loop turn."""
 
 
 def attach(raw: Any, channel: AdaptedChannel) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import sys
 
 import pytest
 
 from kombulite import Connection, Consumer, Exchange, Message, Producer, Queue, binding, exceptions
+from kombulite._core import Delivery, Properties
 from kombulite.entity import maybe_delivery_mode
 
 
@@ -465,3 +467,33 @@ def test_amqp_errors_say_what_and_where():
     assert (error.code, error.reply_code, error.reply_text) == (404, 404, "NOT_FOUND - no queue 'x'")
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.method_sig) == (str(error), (50, 10))
+
+
+def test_an_entity_that_was_declared_is_recognized_without_a_call_for_its_bindings(connection):
+    queue, producer, called = Queue("messaging.recognized"), Producer(connection), []
+    for _ in range(2):
+        producer.publish(1, routing_key=queue.name, declare=[queue])
+    sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        producer.publish(1, routing_key=queue.name, declare=[queue])
+    finally:
+        sys.setprofile(None)
+    assert "is_declared" in called
+    assert "__iter__" not in called
+
+
+def test_a_message_of_a_batch_that_was_read_before_the_loss_is_not_dropped(connection, queue):
+    batches = []
+    with Consumer(connection, queue, on_batch=batches.append, batch_size=2, no_ack=True) as consumer:
+        channel = consumer.channel
+        (consumer_tag,) = consumer._active_tags.values()
+        delivery = Delivery("", queue.name, Properties(content_type="application/json", content_encoding="utf-8"), b"7")
+        delivery.channel, delivery.consumer_tag, delivery.delivery_tag = channel.channel_id, consumer_tag, 1
+        channel.suspend("it was cut")
+        connection.session.dispatch([delivery])
+        connection.session.lose_connection("it was cut")
+        producer = connection.Producer()
+        connection.abandon(connection._carrier, "it was cut")
+        producer.publish(8, routing_key=queue.name, declare=[queue])
+        connection.drain_events(timeout=20)
+    assert [each for batch in batches for each in batch.payloads] == [7, 8]
