@@ -790,9 +790,9 @@ class Connection(Address):
         self._close()
 
     def _close(self) -> None:
+        self._closed = True  # before: another thread may connect again meanwhile
         self._do_close_self()
         self._do_close_transport()
-        self._closed = True
 
     def _do_close_transport(self) -> None:
         """Drop a transport that is not connected."""

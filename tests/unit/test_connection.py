@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import socket
+import threading
 from itertools import islice
 
 import pytest
@@ -600,3 +601,21 @@ def test_an_attribute_error_amid_connecting_is_told():
 
     with pytest.raises(AttributeError, match="broken inside"):
         Consumer(Connection(transport=Broken), Queue("q"))
+
+
+def test_a_connection_that_is_used_while_it_is_closed_is_open_then():
+    with Connection("memory://") as connection:
+        connection.connect()
+        closed = connection.transport
+        close = closed.close
+
+        def close_while_another_thread_connects():
+            close()
+            thread = threading.Thread(target=connection.connect)
+            thread.start()
+            thread.join(20)
+
+        closed.close = close_while_another_thread_connects
+        connection.release()
+        assert connection.connected
+        assert connection.transport is not closed
