@@ -211,7 +211,9 @@ class ForeignTransport(Transport):
     ) -> str:
         """Start a consumer; returns its tag."""
         arrive = partial(self._arrive, channel, consumer_tag)
-        self._channels[channel].raw.basic_consume(queue, no_ack, callback=arrive, consumer_tag=consumer_tag)
+        self._channels[channel].raw.basic_consume(
+            queue, no_ack, callback=arrive, consumer_tag=consumer_tag, arguments=arguments
+        )
         return consumer_tag
 
     def _arrive(self, channel: int, consumer_tag: str, message: Any) -> None:

@@ -9,9 +9,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from kombulite import Exchange, Queue
+from kombulite import Exchange, Queue, aio
 from kombulite.contrib.opentelemetry import OpenTelemetryHook
-from tests.aio.conftest import run
+from tests.aio.conftest import KombuStyle, run
 
 
 def test_it_runs_on_uvloop(place):
@@ -137,3 +137,27 @@ def test_publish_many_takes_what_comes_in_time(place):
             assert await connection.purge(queue) == 2500
 
     run(main)
+
+
+def test_the_arguments_of_a_consumer_reach_transports_of_others():
+    given = []
+
+    class Channel(KombuStyle.Channel):
+        def basic_consume(self, *args, **kwargs):
+            given.append(kwargs["arguments"])
+            return super().basic_consume(*args, **kwargs)
+
+    class Transport(KombuStyle):
+        pass
+
+    Transport.Channel = Channel
+
+    async def main():
+        queue = Queue("of others", consumer_arguments={"x-priority": 5})
+        async with aio.connect(transport=Transport) as connection:
+            async with connection.consume(queue):
+                pass
+            await connection.delete(queue)
+
+    run(main)
+    assert given == [{"x-priority": 5}]
