@@ -226,6 +226,7 @@ class Results:
         self.backend = backend
         self._coming: WeakValueDictionary[str, asyncio.Future[Meta]] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asked: set[str] = set()  # tasks about which the backend is asked already
 
     def future(self, task_id: str) -> asyncio.Future[Meta]:
         """Return what is done when the task is. It is forgotten when its AsyncResult is."""
@@ -247,15 +248,19 @@ class Results:
     async def look(self, task_ids: list[str]) -> None:
         """See to it that the results of these tasks come."""
         for task_id in task_ids:
-            if not self.future(task_id).done():
+            if task_id not in self._asked and not self.future(task_id).done():
+                self._asked.add(task_id)
                 self.run(self._poll(task_id))
 
     async def _poll(self, task_id: str) -> None:
         pause = SHORTEST_PAUSE
-        while task_id in self._coming and not self._coming[task_id].done():
-            self.come({"task_id": task_id, **await asyncio.to_thread(self.backend.get_task_meta, task_id)})
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+        try:
+            while task_id in self._coming and not self._coming[task_id].done():
+                self.come({"task_id": task_id, **await asyncio.to_thread(self.backend.get_task_meta, task_id)})
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+        finally:
+            self._asked.discard(task_id)
 
     def run(self, work: Any) -> None:
         """Run a task until ``close``."""
@@ -406,7 +411,6 @@ def _client_of(app: celery.Celery) -> Client:
 
 def _connection_of(app: celery.Celery) -> aio.Connection:
     info = app.connection_for_write().info()
-    info.pop("insist", None)
     return aio.connect(**{**info, "transport_options": dict(info.get("transport_options") or {})})
 
 

@@ -260,3 +260,42 @@ run(main)
 def test_waiting_ends_in_time_or_cancelled_and_does_not_block_the_loop(fleet):
     found = json.loads(fleet.run("kombulite", PATIENCE).splitlines()[-1])
     assert found == [False, True, 2, True, 4, 6]
+
+
+POLLING = """
+import asyncio, json, threading
+from kombulite.contrib.celery import Results
+
+class Backend:
+    def __init__(self):
+        self.asked, self.most, self.lock = 0, 0, threading.Lock()
+        self.done = threading.Event()
+
+    def get_task_meta(self, task_id):
+        with self.lock:
+            self.asked += 1
+            self.most = max(self.most, self.asked)
+        is_done = self.done.wait(0.2)
+        with self.lock:
+            self.asked -= 1
+        return {"status": "SUCCESS" if is_done else "PENDING", "result": 3}
+
+async def main():
+    backend = Backend()
+    results = Results(backend)
+    coming = results.future("t")
+    for _ in range(5):
+        await results.look(["t"])
+        await asyncio.sleep(0)
+    backend.done.set()
+    meta = await asyncio.wait_for(coming, 20)
+    await results.close()
+    return [meta["result"], backend.most]
+
+print(json.dumps(asyncio.run(main())))
+"""
+
+
+@pytest.mark.parametrize("fleet", ["memory"], indirect=True)
+def test_a_backend_is_asked_once_at_a_time_however_often_a_result_is_awaited(fleet):
+    assert json.loads(fleet.run("kombulite", POLLING).splitlines()[-1]) == [3, 1]
