@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ class PublishedMessage(NamedTuple):
     Attributes:
         exchange: Name of the exchange, ``""`` for the default one.
         routing_key: The routing key.
-        body: The body, decompressed and decoded.
+        body: The body, decompressed and decoded; as it was sent if it cannot be.
         headers: The headers.
         properties: The AMQP properties that are set, by name.
     """
@@ -55,10 +55,16 @@ class RecordingHook(Hook):
 
 
 def _published(outgoing: Outgoing) -> PublishedMessage:
-    properties, body = outgoing.properties, outgoing.delivery().body
-    method = outgoing.headers.get("compression")
-    if method is not None:
-        body = compression.decompress(body, method)
+    properties, sent = outgoing.properties, outgoing.delivery().body
+    try:
+        body = _decoded(sent, outgoing.headers.get("compression"), properties)
+    except Exception:  # whatever a serializer raises: the broker has the message, and its publisher must know
+        body = sent
+    return PublishedMessage(outgoing.exchange, outgoing.routing_key, body, dict(outgoing.headers), properties)
+
+
+def _decoded(body: Any, compressed_by: str | None, properties: Mapping[str, Any]) -> Any:
+    if compressed_by is not None:
+        body = compression.decompress(body, compressed_by)
     content_type = properties.get("content_type")
-    decoded = serialization.loads(body, content_type, properties.get("content_encoding"), accept=[content_type])
-    return PublishedMessage(outgoing.exchange, outgoing.routing_key, decoded, dict(outgoing.headers), properties)
+    return serialization.loads(body, content_type, properties.get("content_encoding"), accept=[content_type])

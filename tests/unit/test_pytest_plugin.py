@@ -38,6 +38,22 @@ def test_published_messages_are_recorded(kombulite_connection, kombulite_publish
     assert [message.body["id"] for message in kombulite_published] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("body", "properties"),
+    [
+        (b"{", {"content_type": "application/json", "content_encoding": "utf-8"}),
+        (b"x", {"content_type": "text/plain", "content_encoding": "utf-8", "headers": {"compression": "unknown"}}),
+    ],
+)
+def test_message_that_cannot_be_decoded_is_recorded_as_it_was_sent(
+    kombulite_connection, kombulite_published, body, properties
+):
+    queue = Queue("q")
+    kombulite_connection.Producer().publish(body, routing_key="q", declare=[queue], **properties)
+    assert [message.body for message in kombulite_published] == [body]
+    assert queue(kombulite_connection).queue_declare(passive=True).message_count == 1
+
+
 def test_messages_published_on_a_loop_are_recorded(kombulite_url, kombulite_published):
     async def main():
         async with aio.connect(kombulite_url) as connection:
