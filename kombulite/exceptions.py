@@ -425,8 +425,14 @@ def combined(*classes: type[Exception]) -> type[Exception]:
     """Return a class of all these errors, so that programs may catch any; it is made, and shown, as the first."""
     found = _combined.get(classes)
     if found is None:
-        parts = tuple(part for cls in classes for part in vars(cls).get("parts", (cls,)))
-        first = parts[0]
+        given = [part for cls in classes for part in vars(cls).get("parts", (cls,))]
+        first = given[0]
+        # A class must not have a base twice, nor before one of that base's subclasses.
+        parts = tuple(
+            part
+            for number, part in enumerate(given)
+            if part not in given[:number] and not any(issubclass(other, part) for other in given if other is not part)
+        )
         # Who unpickles it may not have the drivers.
         portable = tuple(cls for cls in parts if cls.__module__ == __name__ or issubclass(cls, OSError))
 

@@ -113,3 +113,40 @@ def test_a_missing_extra_is_named():
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True, env=os.environ)
     assert b"kombulite[redis]" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        (exceptions.RecoverableConnectionError, exceptions.RecoverableConnectionError),
+        (exceptions.ConnectionError, exceptions.RecoverableConnectionError),
+        (exceptions.RecoverableConnectionError, type(exceptions.socket_error(ConnectionResetError("reset")))),
+        (type(exceptions.socket_error(TimeoutError("late"))), OSError, exceptions.RecoverableConnectionError),
+    ],
+)
+def test_classes_that_have_ancestors_in_common_are_combined(classes):
+    """A server that goes while it greets: the driver's error has one of ours as its cause."""
+    error = exceptions.combined(*classes)("gone")
+    for cls in classes:
+        assert all(isinstance(error, part) for part in vars(cls).get("parts", (cls,)))
+    assert type(error).__name__ == classes[0].__name__
+    for another in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert str(another) == str(error)
+        assert isinstance(another, exceptions.ConnectionError)
+
+
+def test_error_of_ours_may_be_the_cause_of_a_drivers():
+    for cause in (
+        exceptions.socket_error(ConnectionResetError("reset")),
+        exceptions.socket_error(TimeoutError("late")),
+    ):
+        try:
+            try:
+                raise cause
+            except Exception as ours:
+                raise redis.exceptions.ConnectionError("the greeting was cut off") from ours
+        except redis.exceptions.ConnectionError as error:
+            found = driver_error(error)
+        assert isinstance(found, exceptions.RecoverableConnectionError)
+        assert isinstance(found, redis.exceptions.ConnectionError)
+        assert isinstance(found, OSError)
