@@ -338,6 +338,7 @@ with app.connection_for_write() as connection:
     fleet.close()
 
 
+@pytest.mark.usefixtures("amqp_url")  # which is skipped where there is no RabbitMQ
 def test_operator_refuses_transient_queues(make_fleet, start_server):
     if int(version("rabbitmqctl").split(".")[0]) < 4:
         pytest.skip("RabbitMQ 3 refuses no queue for being transient")
