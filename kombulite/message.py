@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kombulite import serialization
@@ -10,6 +11,7 @@ from kombulite._client.interfaces import Channel
 from kombulite._core import NOT_DECODED, BaseMessage
 from kombulite.compression import decompress
 from kombulite.exceptions import DecodeError, MessageStateError
+from kombulite.utils import amqp10
 from kombulite.utils.functional import dictfilter
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class Message(BaseMessage):
     """
 
     MessageStateError = MessageStateError
-    loads = staticmethod(serialization.loads)
+    loads: Callable[..., Any] = staticmethod(serialization.loads)
 
     def __init__(
         self,
@@ -67,6 +69,10 @@ class Message(BaseMessage):
             self.body = decompress(self.body, compression)
         except Exception:
             self.errors.append(sys.exc_info())
+
+    def expect_sections(self) -> None:
+        """Have the body decoded as AMQP 1.0 has it."""
+        self.loads = _loads_sections
 
     def note_error(self, error: Exception) -> None:
         """Note in ``errors`` that the transport could not understand all of the message."""
@@ -148,6 +154,17 @@ class Message(BaseMessage):
         return f"<{type(self).__name__} object at {id(self):#x} with details {details!r}>"
 
 
+def _loads_sections(
+    body: Any, content_type: str | None, content_encoding: str | None, accept: Collection[str | None] | None
+) -> Any:
+    """Decode a body in the encoding of AMQP 1.0, of which only data has a content type. Raises DecodeError."""
+    try:
+        is_data, value = amqp10.read_body(body)
+    except ValueError as error:
+        raise DecodeError(f"cannot decode a body in the encoding of AMQP 1.0: {error}") from error
+    return serialization.loads(value, content_type, content_encoding, accept=accept) if is_data else value
+
+
 def _restore(
     cls: type[Message],
     body: Any,
@@ -168,6 +185,8 @@ def _restore(
     self.properties = properties
     self.headers = headers
     self._state = state
+    if "application_headers" in properties and properties.get("type") == amqp10.TYPE:
+        self.expect_sections()
     return self
 
 

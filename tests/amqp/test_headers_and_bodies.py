@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from kombulite import Connection, Queue
-from kombulite.exceptions import ChannelError, DecodeError, PreconditionFailed
+from kombulite.exceptions import ChannelError, PreconditionFailed
 
 
 def test_bytes_that_are_no_text_come_back_as_bytes(connection: Connection, queue: Queue) -> None:
@@ -17,33 +16,6 @@ def test_bytes_that_are_no_text_come_back_as_bytes(connection: Connection, queue
     message = queue.get()
     assert message is not None
     assert message.headers == {"raw": b"\xff\x00", "text": "text", "nested": {"raw": [b"\x80"]}}
-
-
-def test_a_body_of_amqp_1_is_an_error_and_never_a_wrong_text(connection: Connection, queue: Queue) -> None:
-    # What RabbitMQ 4 makes of the text "hello" from a client of AMQP 1.0.
-    body = b"\x00\x53\x77\xa1\x05hello"
-    channel = connection.channel()
-    message = channel.prepare_message(body, properties={"type": "amqp-1.0"})
-    channel.basic_publish(message, routing_key=queue.name)
-    connection.Producer().publish("mine", routing_key=queue.name, type="order")
-    failed: list[Any] = []
-    seen: list[Any] = []
-
-    def receive(body: Any, message: Any) -> None:
-        seen.append(body)
-        message.ack()
-
-    def note(message: Any, error: Exception) -> None:
-        failed.append((message.body, error))
-        message.ack()
-
-    with connection.Consumer(queue, callbacks=[receive], on_decode_error=note):
-        while not seen:
-            connection.drain_events(timeout=20)
-    ((raw, error),) = failed
-    assert raw == body
-    assert isinstance(error, DecodeError)
-    assert seen == ["mine"]
 
 
 @pytest.mark.parametrize("confirms", [False, True])

@@ -5,6 +5,7 @@ import pytest
 from kombulite.compression import set_max_inflated
 from tests.fuzz import (
     engine,
+    fuzz_amqp10,
     fuzz_bodies,
     fuzz_envelope,
     fuzz_frames,
@@ -18,7 +19,16 @@ from tests.fuzz.engine import Target
 EXECUTIONS = 1000
 ALL = [
     module.target
-    for module in (fuzz_bodies, fuzz_envelope, fuzz_frames, fuzz_json, fuzz_redis, fuzz_routing, fuzz_tables)
+    for module in (
+        fuzz_amqp10,
+        fuzz_bodies,
+        fuzz_envelope,
+        fuzz_frames,
+        fuzz_json,
+        fuzz_redis,
+        fuzz_routing,
+        fuzz_tables,
+    )
 ]
 targets = pytest.mark.parametrize("target", ALL, ids=[target.name for target in ALL])
 

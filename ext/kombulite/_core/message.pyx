@@ -220,6 +220,10 @@ cdef class BaseMessage:
         """Note in ``errors`` why the message cannot be understood."""
         raise NotImplementedError
 
+    def expect_sections(self):
+        """Have the body decoded as RabbitMQ 4 passes those of AMQP 1.0 clients on."""
+        raise NotImplementedError
+
     def loads(self, body, content_type, content_encoding, accept):
         """Decode a body."""
         raise NotImplementedError
@@ -420,8 +424,8 @@ cdef BaseMessage received(cls, Delivery delivery, channel):
     if delivery.error is not None:
         self.note_error(delivery.error)
     if properties.type is not None and properties.from_header and properties.type == "amqp-1.0":
-        self.note_error(ValueError("the body is in the encoding of AMQP 1.0: its sender has to send binary data"))
-    if properties.headers is not None:
+        self.expect_sections()
+    elif properties.headers is not None:
         compression = properties.headers.get("compression")
         if compression is not None:
             self.inflate(compression)
