@@ -35,7 +35,7 @@ class ClusterStage(Stage):
     """Programs that know all nodes."""
 
     def __init__(self, cluster: Cluster, library: str, queue_type: str) -> None:
-        super().__init__(cluster.nodes[0], library, queue_type=queue_type)
+        super().__init__(cluster.nodes[0], [library], queue_type=queue_type)
         self.reached = cluster.nodes
 
     def _address(self) -> str:

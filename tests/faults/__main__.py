@@ -1,4 +1,4 @@
-"""The faults on both libraries, side by side: ``python -m tests.faults``. Prints a Markdown table.
+"""The faults on each library, side by side: ``python -m tests.faults``. Prints a Markdown table.
 
 Each row is a run of its own: two producers and two consumers of one library, through our proxy, on a private broker.
 """
@@ -16,7 +16,8 @@ from tests.faults.inflict import FAULTS, Fault
 from tests.faults.stage import BROKERS, Outcome, Stage
 from tests.servers import Server
 
-LIBRARIES = ("kombu", "kombulite")
+#: Libraries, and the brokers that they know.
+LIBRARIES = {"kombu": BROKERS, "kombulite": BROKERS, "kombulite.aio": BROKERS, "aio-pika": ("RabbitMQ",)}
 QUEUE_TYPES = ("classic", "quorum", "stream")
 HEAD = ["fault", "broker", "library", *Outcome._fields]
 
@@ -31,7 +32,7 @@ def run(
     queue_type: str = "classic",
 ) -> tuple[Outcome, str]:
     """Put a fault on. Returns the outcome, and what the programs had to say."""
-    with Stage(server, library, fault.moves_clock, queue_type) as stage:
+    with Stage(server, [library], fault.moves_clock, queue_type) as stage:
         for _ in range(programs):
             stage.produce()
             stage.consume()
@@ -82,7 +83,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.queue_type != "classic":
         options.brokers = ["RabbitMQ"]
-    pairs = [(broker, library) for broker in options.brokers for library in options.libraries]
+    pairs = [
+        (broker, library)
+        for broker in options.brokers
+        for library in options.libraries
+        if broker in LIBRARIES[library]
+    ]
     with ThreadPoolExecutor(options.jobs) as pool:
         made = [
             pool.submit(lane, *pair, options.faults, options.seed, options.verbose, options.queue_type)

@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import NamedTuple
 
+import redis
+
 from tests.faults.stage import HEARTBEAT, Stage
 from tests.proxy import Cut, Direction
+from tests.servers import RabbitMQServer, Server
 
 AWAY = 3 * HEARTBEAT + 1  # seconds that a silent broker is silent: past two heartbeats
 LONGEST_CUT = 1400  # bytes: more than any handshake and the publish or claim that follows it
@@ -49,6 +52,25 @@ def pause_broker(stage: Stage, times: int, random: Random) -> None:
         stage.server.resume()
         if not stage.goes_on():
             return
+
+
+def block_broker(stage: Stage, times: int, random: Random) -> None:
+    """The broker is short of memory: it takes no messages, and hands out those that it has."""
+    for _ in range(times):
+        limit_memory(stage.server, True)
+        time.sleep(AWAY)
+        limit_memory(stage.server, False)
+        if not stage.goes_on():
+            return
+
+
+def limit_memory(server: Server, is_short: bool) -> None:
+    """Let a broker have too little memory, or enough."""
+    if isinstance(server, RabbitMQServer):
+        server.control("set_vm_memory_high_watermark", "0.000001" if is_short else "0.4")
+    else:
+        with redis.Redis(port=server.port) as client:
+            client.config_set("maxmemory", int(is_short))
 
 
 def reset(stage: Stage, times: int, random: Random) -> None:
@@ -139,7 +161,7 @@ def at_random(stage: Stage, seconds: float, random: Random) -> bool:
 
 
 #: What may happen at any time.
-HARMS = (kill_consumers, kill_producers, kill_broker, pause_broker, reset, finish, silence, slices, refuse_descriptors)
+HARMS = (kill_consumers, kill_producers, kill_broker, pause_broker, block_broker, reset, finish, silence, slices, refuse_descriptors)
 
 
 class Fault(NamedTuple):
@@ -159,6 +181,7 @@ FAULTS = {
         Fault("producer killed (SIGKILL)", kill_producers, 5, 50),
         Fault("broker killed and started again", kill_broker, 3, 20),
         Fault("broker stopped (SIGSTOP) past two heartbeats", pause_broker, 1, 5),
+        Fault("broker takes no messages, past two heartbeats", block_broker, 1, 5),
         Fault("connections reset (RST)", reset, 10, 50),
         Fault("connections ended (FIN)", finish, 10, 50),
         Fault("network silent past two heartbeats", silence, 1, 5),

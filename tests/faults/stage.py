@@ -12,7 +12,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -26,7 +27,10 @@ from tests.servers import RabbitMQServer, RedisServer, Server, tail
 
 HERE = Path(__file__).parent
 #: The programs of a library; those of the others are the same.
-PROGRAMS: Mapping[str, Path] = {"kombulite.aio": HERE / "aio_programs.py"}
+PROGRAMS: Mapping[str, Path] = {
+    "kombulite.aio": HERE / "aio_programs.py",
+    "aio-pika": HERE / "aio_pika_programs.py",
+}
 NUMBERS = 1_000_000  # that one producer may use
 PATIENCE = 20.0  # seconds that a program has to end when it is asked to, and to do something when it should
 SETTLE = 20.0  # seconds in which all is consumed that can be, or something has moved
@@ -147,16 +151,22 @@ class Outcome(NamedTuple):
 
 
 class Stage:
-    """The programs, the broker, the proxy between them."""
+    """The programs, the broker, the proxy between them.
 
-    def __init__(self, server: Server, library: str, own_clock: bool = False, queue_type: str = "classic") -> None:
+    Args:
+        libraries: Whose programs are started, in turn.
+    """
+
+    def __init__(
+        self, server: Server, libraries: Sequence[str], own_clock: bool = False, queue_type: str = "classic"
+    ) -> None:
         self.server = server
         self._queue_type = queue_type
         self.folder = Path(tempfile.mkdtemp(prefix="kombulite-faults-"))
         self.proxy = Proxy(urlsplit(server.url).port or 0)
         self.producers: list[Program] = []
         self.consumers: list[Program] = []
-        self.library = library
+        self._libraries = {role: cycle(libraries) for role in ("produce", "consume")}
         self.clock = Clock(self.folder) if own_clock else None
         self.queue = f"faults-{uuid.uuid4()}"
         self._all: list[Program] = []
@@ -167,7 +177,7 @@ class Stage:
     def _start(self, role: str, url: str, **options: Any) -> Program:
         connection = next(settings for kind, settings in SETTINGS.items() if isinstance(self.server, kind))
         settings = {"connection": connection, "queue_type": self._queue_type, **options}
-        arguments = [self.library, role, url, self.queue, json.dumps(settings)]
+        arguments = [next(self._libraries[role]), role, url, self.queue, json.dumps(settings)]
         program = Program(role, arguments, self.folder, self.clock.environment if self.clock else {})
         self._all.append(program)
         return program

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Any
@@ -21,6 +21,7 @@ from tests.servers import RedisServer, Server, Unavailable
 SECONDS = float(os.environ.get("SOAK_SECONDS", "300"))  # how long anything may happen
 MEMORY_KEPT = 4 << 20  # bytes that a program may have more at the end: buffers that have grown
 
+FACADES = ["kombulite", "kombulite.aio"]
 #: What happens in `make test`, beside a broker that is killed twice.
 SHORT = {"kill_consumers": 5, "kill_producers": 1, "reset": 1, "finish": 1}
 
@@ -32,11 +33,11 @@ def server(request: pytest.FixtureRequest) -> Server:
 
 @pytest.fixture
 def start_stage(server: Server, request: pytest.FixtureRequest) -> Callable[..., Stage]:
-    """A stage with so many producers and consumers at work."""
+    """A stage with so many producers and consumers at work: of the synchronous facade, and of that of event loops."""
 
-    def start(programs: int = 2, own_clock: bool = False, **options: Any) -> Stage:
+    def start(libraries: Sequence[str], programs: int = 2, own_clock: bool = False, **options: Any) -> Stage:
         try:
-            stage = Stage(server, "kombulite", own_clock)
+            stage = Stage(server, libraries, own_clock)
         except Unavailable as error:
             missing(request, str(error))
         request.addfinalizer(stage.close)
@@ -62,23 +63,26 @@ def check(record_property: Callable[[str, object], None]) -> Callable[[Stage], N
     return check
 
 
-def test_one_thing_and_another(start_stage, check):
-    stage = start_stage(programs=1)
+def test_one_thing_and_another(start_stage, check, monkeypatch):
+    stage = start_stage(FACADES, programs=2)
     with ThreadPoolExecutor(1) as beside:
         broker = beside.submit(kill_broker, stage, 2, Random())
         for name, times in SHORT.items():
             FAULTS[name].inflict(stage, times, Random())
         broker.result()
+    monkeypatch.setattr("tests.faults.inflict.AWAY", 1)
+    FAULTS["block_broker"].inflict(stage, 1, Random())
     assert stage.goes_on(), stage.logs()
     check(stage)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("library", FACADES)
 @pytest.mark.parametrize("name", FAULTS)
-def test_many_times(start_stage, check, name):
+def test_many_times(start_stage, check, name, library):
     fault = FAULTS[name]
-    stage = start_stage(own_clock=fault.moves_clock)
+    stage = start_stage([library], own_clock=fault.moves_clock)
     fault.inflict(stage, fault.many, Random())
     assert stage.goes_on(), stage.logs()
     check(stage)
@@ -86,9 +90,10 @@ def test_many_times(start_stage, check, name):
 
 @pytest.mark.soak
 @pytest.mark.timeout(SECONDS + 1200)
-def test_anything_for_long(start_stage, check, record_property):
+@pytest.mark.parametrize("library", FACADES)
+def test_anything_for_long(start_stage, check, record_property, library):
     """Eight producers and eight consumers that live through it all, and hold no more at the end than early on."""
-    stage = start_stage(programs=8, pause=0.02)
+    stage = start_stage([library], programs=8, pause=0.02)
     survivors = stage.programs()
     random = Random()
     assert at_random(stage, SECONDS / 3, random), stage.logs()
@@ -110,7 +115,7 @@ def test_anything_for_long(start_stage, check, record_property):
 def test_what_is_lost_is_seen(start_server, monkeypatch):
     monkeypatch.setattr("tests.faults.stage.SETTLE", 1)
     server = start_server(RedisServer)
-    with Stage(server, "kombulite") as stage, Connection(server.url) as connection:
+    with Stage(server, ["kombulite"]) as stage, Connection(server.url) as connection:
         stage.wait_for_progress(stage.produce())
         Queue(stage.queue)(connection).purge()
         stage.wait_for_progress(*stage.producers)
@@ -122,7 +127,7 @@ def test_what_is_lost_is_seen(start_server, monkeypatch):
 
 
 def test_what_stands_still_or_dies_is_seen(start_server, monkeypatch):
-    with Stage(start_server(RedisServer), "kombulite") as stage:
+    with Stage(start_server(RedisServer), ["kombulite"]) as stage:
         stage.wait_for_progress(stage.produce(), stopped := stage.consume())
         for name in ("SETTLE", "PATIENCE"):
             monkeypatch.setattr(f"tests.faults.stage.{name}", 1)
