@@ -72,7 +72,6 @@ class Connection(Address):
         super().__init__(hostname, alternates, failover_strategy, transport_options, given)
         self.session = AsyncSession(self)
         self._caller = Caller(self, self.session)
-        self._control = Producer(self, "", "", None, None, True, False)
         register(self)
 
     @classmethod
@@ -305,26 +304,34 @@ class Connection(Address):
         accept: Iterable[str] | None = None,
         **arguments: Any,
     ) -> Message:
-        """Publish a request, and return the reply to it. ``arguments`` as ``Producer.publish`` takes them.
+        """Publish a request, and return the reply to it.
 
-        The answering side publishes to the queue ``message.properties["reply_to"]`` with the ``correlation_id`` of the
-        request, as the function ``reply`` does. Raises MessageReturned where no queue takes the request, TimeoutError.
+        The answering side calls ``reply``, or publishes to ``message.properties["reply_to"]`` with the request's
+        ``correlation_id``.
+
+        Args:
+            timeout: Seconds for all of it (None: the connection's default, 30).
+            arguments: Others of ``Producer.publish``.
+
+        Raises:
+            MessageReturned: No queue takes the request.
+            TimeoutError: No reply came in time.
+            RecoverableConnectionError: The connection was lost, and a reply with it (RabbitMQ); the request may have
+                been handled.
         """
         accepted, deadline = prepare_accept_content(accept), self.session.waits.deadline(timeout)
-        message = await self._caller.call(self._control, body, routing_key, exchange, deadline, arguments)
+        message = await self._caller.call(body, routing_key, exchange, deadline, arguments)
         message.accept = accepted
         return message
 
-    async def reply(self, request: Message, body: Any, **arguments: Any) -> None:
-        """Publish the answer to a request of ``call``."""
-        properties = request.properties
-        await self._control.publish(
-            body,
-            properties["reply_to"],
-            exchange="",
-            correlation_id=properties.get("correlation_id"),
-            **arguments,
-        )
+    async def reply(self, request: Message, body: Any, *, mandatory: bool = False, **arguments: Any) -> None:
+        """Publish the reply to a request of ``call``.
+
+        Args:
+            mandatory: Whether MessageReturned is raised where the requester is known to be gone.
+            arguments: Others of ``Producer.publish``.
+        """
+        await self._caller.reply(request, body, mandatory, arguments)
 
     async def serve(
         self,

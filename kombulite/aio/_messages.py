@@ -243,10 +243,7 @@ class Messages:
             if self._is_over:  # it ended meanwhile
                 raise closed()
         except BaseException:
-            channel.notice()
-            if channel.is_open and session.transport is transport:
-                session.forget(channel)
-                transport.close_channel(channel.number)
+            session.drop_channel(channel)
             raise
         self._channel = channel
         self._started = self._started or now()
@@ -384,7 +381,7 @@ class Messages:
         try:
             await self._connection.declare(rule.destination)
             letter = rule.letter(message, message.queue)
-            await self._session.publish(letter, True, True, self._session.waits.deadline(None))
+            await self._session.publish(letter, True, "confirmed", self._session.waits.deadline(None))
             await message.ack()
         except BaseException:
             if message.channel.is_open and not message.acknowledged:

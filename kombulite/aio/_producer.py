@@ -35,6 +35,7 @@ class Producer(MessageMaker):
         super().__init__(exchange, routing_key, serializer, compression)
         self.connection = connection
         self.confirm = confirm
+        self.role = "confirmed" if confirm else "plain"  # of the channel that it publishes on
         self.auto_declare = auto_declare and isinstance(exchange, Exchange)
         self._session = connection.session
         self._declared: set[Any] | None = None  # the connection's declarations that hold our exchange
@@ -98,13 +99,13 @@ class Producer(MessageMaker):
             await self._declare(declare)
         hooks = self._session.hooks
         if hooks is None:
-            await session.publish(delivery, mandatory, self.confirm, deadline)
+            await session.publish(delivery, mandatory, self.role, deadline)
             return
         with ExitStack() as stack:
             for outgoing, around in hooks.publishing(delivery, mandatory):
                 stack.enter_context(around)
                 delivery = outgoing.delivery()
-            await session.publish(delivery, mandatory, self.confirm, deadline)
+            await session.publish(delivery, mandatory, self.role, deadline)
 
     async def _declare(self, entities: Iterable[Any]) -> None:
         session, connection = self._session, self.connection

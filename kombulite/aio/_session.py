@@ -6,7 +6,7 @@ The class is wider than others: channels and the connection fail together, and c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
@@ -41,18 +41,19 @@ class Channel:
         self.number = number
         self.is_open = True
         self.on_event: Callable[[Event], object] | None = None
+        self.on_closed: Callable[[object], object] | None = None  # called with why it is closed
         self.positions: StreamPositions | None = None  # of its consumers
-        self._transport = transport
+        self.transport = transport
 
     def settle(self, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> Pending[None] | None:
         """Say what becomes of a delivery. Raises RecoverableConnectionError if its channel is closed."""
         self._note_settled((delivery_tag,), outcome, multiple)
-        return self._transport.settle(self.number, delivery_tag, self._outcome(outcome), multiple)
+        return self.transport.settle(self.number, delivery_tag, self._outcome(outcome), multiple)
 
     def settle_many(self, delivery_tags: list[Any], outcome: Outcome) -> Pending[None] | None:
         """Say what becomes of some deliveries."""
         self._note_settled(delivery_tags, outcome)
-        return self._transport.settle_many(self.number, delivery_tags, self._outcome(outcome))
+        return self.transport.settle_many(self.number, delivery_tags, self._outcome(outcome))
 
     def _note_settled(self, delivery_tags: Iterable[Any], outcome: Outcome, multiple: bool = False) -> None:
         """Note how far consumers of streams are, which take nothing back."""
@@ -64,13 +65,13 @@ class Channel:
         self.session.waits.check_loop()
         if not self.is_open:
             raise exceptions.RecoverableConnectionError("the message came on a channel that is closed")
-        is_known = outcome is not Outcome.RETURN or self._transport.counts_failures
+        is_known = outcome is not Outcome.RETURN or self.transport.counts_failures
         return outcome if is_known else Outcome.REQUEUE
 
     def notice(self) -> None:
         """After an error: see whether the broker has closed the channel for it."""
-        if self.is_open and not self._transport.channel_is_open(self.number):
-            self.session.forget(self)
+        if self.is_open and not self.transport.channel_is_open(self.number):
+            self.session.forget(self, "the channel was closed")
 
 
 class Restored(Protocol):
@@ -98,6 +99,8 @@ class AsyncSession(Session):
         self.window = Window(WINDOW, self.waits)
         self._channels: dict[int, Channel] = {}
         self._roles: dict[str, Channel] = {}
+        #: What readies the channel of a role, where that takes something.
+        self.preparing: dict[str, Callable[[Channel], Awaitable[object]]] = {"confirmed": self._confirm}
 
     # --- the connection
 
@@ -205,7 +208,7 @@ class AsyncSession(Session):
         if channel is None:
             return
         if isinstance(event, ChannelClosed):
-            self.forget(channel)
+            self.forget(channel, event.error)
         if channel.on_event is not None:
             channel.on_event(event)
 
@@ -222,7 +225,7 @@ class AsyncSession(Session):
         self.transport = None
         transport.abort()
         for channel in list(self._channels.values()):
-            self.forget(channel)
+            self.forget(channel, reason)
         self.forget_declarations()
         self.window.lose(exceptions.RecoverableConnectionError(f"the connection is lost: {reason}"))
         if self.life.state is not State.CLOSED:
@@ -243,7 +246,7 @@ class AsyncSession(Session):
             await self.waits.end_tasks(CLOSE_TIMEOUT)
             transport, self.transport = self.transport, None
             for channel in list(self._channels.values()):
-                self.forget(channel)
+                self.forget(channel, closed())
             if transport is not None:
                 try:
                     await transport.close()
@@ -280,12 +283,14 @@ class AsyncSession(Session):
     async def close_channel(self, channel: Channel) -> None:
         """Close a channel, if it is open: its consumers end, messages not settled go back."""
         if channel.is_open and self.transport is not None:
-            self.forget(channel)
+            self.forget(channel, "it was closed")
             await self.waits.answer(self.transport.close_channel(channel.number))
 
-    def forget(self, channel: Channel) -> None:
+    def forget(self, channel: Channel, reason: object) -> None:
         """Take a channel for closed."""
         channel.is_open = False
+        if channel.on_closed is not None:
+            channel.on_closed(reason)
         if self._channels.get(channel.number) is channel:
             del self._channels[channel.number]
         for role, each in list(self._roles.items()):
@@ -293,7 +298,7 @@ class AsyncSession(Session):
                 del self._roles[role]
 
     async def channel(self, role: str, deadline: float) -> Channel:
-        """Return the channel of a role: "control", "get", "confirmed" or "plain"."""
+        """Return the channel of a role: "control", "get", "confirmed", "plain", "calls"."""
         await self.ensure(deadline)
         while (channel := self._roles.get(role)) is None or not channel.is_open:
             await self.waits.once(role, partial(self._open_role, role), deadline, "open a channel")
@@ -301,10 +306,23 @@ class AsyncSession(Session):
 
     async def _open_role(self, role: str) -> None:
         channel = await self.open_channel()
-        if role == "confirmed":
-            assert self.transport is not None
-            await self.waits.answer(self.transport.confirm(channel.number))
+        try:
+            if (prepare := self.preparing.get(role)) is not None:
+                await prepare(channel)
+        except BaseException:
+            self.drop_channel(channel)
+            raise
         self._roles[role] = channel
+
+    async def _confirm(self, channel: Channel) -> None:
+        await self.waits.answer(channel.transport.confirm(channel.number))
+
+    def drop_channel(self, channel: Channel) -> None:
+        """Have a channel closed that could not be made ready; nothing waits for that."""
+        channel.notice()
+        if channel.is_open and self.transport is channel.transport:
+            self.forget(channel, "it could not be made ready")
+            channel.transport.close_channel(channel.number)
 
     async def ask(self, verb: str, *arguments: Any, deadline: float) -> Any:
         """Have the transport do something on the control channel, and return the answer."""
@@ -334,9 +352,8 @@ class AsyncSession(Session):
 
     # --- publishing
 
-    async def publish(self, delivery: Delivery, mandatory: bool, confirm: bool, deadline: float) -> None:
-        """Publish one message, when it is its turn. Cancelled before that, it is not sent."""
-        role = "confirmed" if confirm else "plain"
+    async def publish(self, delivery: Delivery, mandatory: bool, role: str, deadline: float) -> None:
+        """Publish one message on the channel of a role, when it is its turn. Cancelled before that, it is not sent."""
         while True:
             channel = self._roles.get(role)
             if channel is None or not channel.is_open or not self.is_open:
@@ -358,7 +375,7 @@ class AsyncSession(Session):
         except exceptions.ChannelError:
             channel.notice()
             raise
-        self.tally.count_published(delivery, confirm)
+        self.tally.count_published(delivery, role != "plain")
 
     async def publish_via(self, via: Any, delivery: Delivery, mandatory: bool, deadline: float) -> None:
         """Publish one message within a transaction of the caller's, on this loop."""

@@ -92,6 +92,14 @@ class AsyncTransport:
         name = type(self).__module__.split(".")[-2]
         raise exceptions.AMQPNotImplementedError(f"the {name} transport cannot update a secret")
 
+    @property
+    def reply_address(self) -> str | None:
+        """The name whose consumer gets the replies to what its channel publishes with that name as ``reply_to``.
+
+        None where the broker passes on no replies without a queue.
+        """
+        return None
+
     def writable(self) -> Pending[None] | None:
         """What is done when more may be sent; None where that is so now."""
         return None

@@ -84,10 +84,7 @@ def main() -> None:
     if options.queue_type != "classic":
         options.brokers = ["RabbitMQ"]
     pairs = [
-        (broker, library)
-        for broker in options.brokers
-        for library in options.libraries
-        if broker in LIBRARIES[library]
+        (broker, library) for broker in options.brokers for library in options.libraries if broker in LIBRARIES[library]
     ]
     with ThreadPoolExecutor(options.jobs) as pool:
         made = [

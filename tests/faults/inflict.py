@@ -161,7 +161,18 @@ def at_random(stage: Stage, seconds: float, random: Random) -> bool:
 
 
 #: What may happen at any time.
-HARMS = (kill_consumers, kill_producers, kill_broker, pause_broker, block_broker, reset, finish, silence, slices, refuse_descriptors)
+HARMS = (
+    kill_consumers,
+    kill_producers,
+    kill_broker,
+    pause_broker,
+    block_broker,
+    reset,
+    finish,
+    silence,
+    slices,
+    refuse_descriptors,
+)
 
 
 class Fault(NamedTuple):

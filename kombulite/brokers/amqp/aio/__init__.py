@@ -36,6 +36,7 @@ from kombulite.utils.uuid import uuid
 logger = getLogger("kombulite.amqp")
 
 CLOSE_TIMEOUT = 5.0  # seconds to wait for the broker's farewell
+DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 CHUNK = 65536  # bytes, about what is encoded at once of many messages
 
 
@@ -172,6 +173,11 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
     @property
     def counts_failures(self) -> bool:
         return True
+
+    @property
+    def reply_address(self) -> str | None:
+        able = self.server_properties.get("capabilities")
+        return DIRECT_REPLY_TO if isinstance(able, dict) and able.get("direct_reply_to") else None
 
     @property
     def is_suspect(self) -> bool:
