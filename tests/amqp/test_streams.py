@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from kombulite import Connection, Consumer, Queue
+from kombulite import Connection, Consumer, Exchange, Queue, Stream
 from kombulite.contrib.stream_offsets import OffsetFile, OffsetQueue
+from kombulite.exceptions import ResourceLocked
 from kombulite.mixins import ConsumerMixin
 
 MESSAGES = 50
@@ -232,3 +233,125 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ValueError):
         OffsetFile(path).load()
+
+
+# --- super streams: a program reads the partitions that it has locked, each by an exclusive queue
+
+PARTITIONS = 3
+
+
+@pytest.fixture
+def super_stream(name: Callable[[str], str], channel: Any) -> Iterator[Exchange]:
+    """An exchange and its partitions, as RabbitMQ's own clients lay them out."""
+    exchange = Exchange(name("invoices"), "direct", arguments={"x-super-stream": True})
+    partitions = [
+        Queue(
+            f"{exchange.name}-{number}",
+            exchange,
+            routing_key=str(number),
+            binding_arguments={"x-stream-partition-order": number},
+            kind=Stream(),
+        )
+        for number in range(PARTITIONS)
+    ]
+    for each in partitions:
+        each(channel).declare()
+    yield exchange
+    for each in partitions:
+        channel.queue_delete(each.name)
+        channel.queue_delete(f"{each.name}.offsets")
+    exchange(channel).delete()
+
+
+def publish_to(exchange: Exchange, confirming: Connection, first: int) -> None:
+    """Publish numbers, each to the partition that is its rest."""
+    for number in range(first, first + MESSAGES):
+        confirming.Producer(exchange=exchange).publish(number, routing_key=str(number % PARTITIONS))
+
+
+class PartitionReader:
+    """A program that reads those partitions of a super stream that no other one reads."""
+
+    def __init__(self, connection: Connection, exchange: Exchange) -> None:
+        self.connection = connection
+        self.bodies: dict[str, list[int]] = {}
+        self.consumers: list[Consumer] = []
+        self._names = [f"{exchange.name}-{number}" for number in range(PARTITIONS)]
+
+    def try_lock(self, name: str) -> bool:
+        """Become the one reader of a partition, for as long as the connection lives."""
+        try:
+            Queue(f"{name}.reader", exclusive=True)(self.connection.channel()).declare()
+        except ResourceLocked:
+            return False
+        return True
+
+    def start(self) -> list[str]:
+        """Consume the partitions that are free; returns their names."""
+        free = [name for name in self._names if name not in self.bodies and self.try_lock(name)]
+        for name in free:
+            bodies = self.bodies[name] = []
+            stream = Queue(name, no_declare=True, kind=Stream(offset="first"))
+            consumer = Consumer(
+                self.connection.channel(),
+                stream,
+                on_message=lambda message, bodies=bodies: (bodies.append(message.payload), message.ack()),
+                prefetch_count=10,
+                offsets=OffsetQueue(self.connection, f"{name}.offsets"),
+            )
+            consumer.consume()
+            self.consumers.append(consumer)
+        return free
+
+    def end(self) -> None:
+        """Cancel the consumers, which saves the offsets, and unlock."""
+        for consumer in self.consumers:
+            consumer.cancel()
+        self.connection.release()
+
+    def wait(self, number: int) -> None:
+        """Drain until so many messages have come."""
+        deadline = time.monotonic() + TIMEOUT
+        while sum(map(len, self.bodies.values())) < number:
+            assert time.monotonic() < deadline, self.bodies
+            with suppress(TimeoutError):
+                self.connection.drain_events(timeout=0.5)
+
+
+def test_one_program_reads_a_partition_and_the_next_goes_on_where_it_was(
+    super_stream: Exchange, confirming: Connection, connect: Callable[..., Connection]
+) -> None:
+    publish_to(super_stream, confirming, 0)
+    first, second = (PartitionReader(connect(), super_stream) for _ in range(2))
+    assert len(first.start()) == PARTITIONS
+    assert second.start() == []
+    first.wait(MESSAGES)
+    first.end()
+    publish_to(super_stream, confirming, MESSAGES)
+    assert len(second.start()) == PARTITIONS
+    second.wait(MESSAGES)
+    for reader, start in ((first, 0), (second, MESSAGES)):
+        for number, name in enumerate(sorted(reader.bodies)):
+            expected = [each for each in range(start, start + MESSAGES) if each % PARTITIONS == number]
+            assert reader.bodies[name] == expected
+
+
+def test_a_program_that_lost_its_lock_reads_no_more_when_it_comes_back(
+    super_stream: Exchange, confirming: Connection, connect: Callable[..., Connection]
+) -> None:
+    first, second = (PartitionReader(connect(), super_stream) for _ in range(2))
+    first.start()
+    cut(first.connection)
+    deadline = time.monotonic() + TIMEOUT
+    while len(second.bodies) < PARTITIONS:  # the broker unlocks one after the other
+        assert time.monotonic() < deadline
+        second.start()
+    publish_to(super_stream, confirming, 0)
+    error = ""
+    while "RESOURCE_LOCKED" not in error:  # the first one is that the connection is lost
+        assert time.monotonic() < deadline
+        with pytest.raises(first.connection.recoverable_connection_errors) as caught:
+            first.connection.drain_events(timeout=TIMEOUT)
+        error = str(caught.value)
+    second.wait(MESSAGES)
+    assert not any(first.bodies.values())
