@@ -73,23 +73,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--brokers", nargs="+", choices=BROKERS, default=list(BROKERS))
-    parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
+    parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=["kombu", "kombulite"])
     parser.add_argument(
-        "--queue-type", choices=QUEUE_TYPES, default="classic", help="default: %(default)s; others: RabbitMQ only"
+        "--queue-type", nargs="+", choices=QUEUE_TYPES, default=["classic"], help="of RabbitMQ; default: classic"
     )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--verbose", action="store_true", help="print what the programs said when it did not end well")
     options = parser.parse_args()
-    if options.queue_type != "classic":
-        options.brokers = ["RabbitMQ"]
-    pairs = [
-        (broker, library) for broker in options.brokers for library in options.libraries if broker in LIBRARIES[library]
+    triples = [
+        (broker, library, queue_type)
+        for broker in options.brokers
+        for queue_type in (options.queue_type if broker == "RabbitMQ" else ["classic"])
+        for library in options.libraries
+        if broker in LIBRARIES[library]
     ]
     with ThreadPoolExecutor(options.jobs) as pool:
         made = [
-            pool.submit(lane, *pair, options.faults, options.seed, options.verbose, options.queue_type)
-            for pair in pairs
+            pool.submit(lane, broker, library, options.faults, options.seed, options.verbose, queue_type)
+            for broker, library, queue_type in triples
         ]
         lanes = [each.result() for each in made]
     print("\n".join(table(lanes)))
