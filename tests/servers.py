@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -60,11 +61,16 @@ def program(name: str) -> str:
 
 def version(name: str) -> str:
     """Return the version of a broker's program, such as ``8.0.6``. Raises Unavailable."""
-    question = {"rabbitmqctl": "version"}.get(name, "--version")
-    answer = subprocess.run([program(name), question], capture_output=True, text=True, timeout=60, check=False).stdout
+    return _version_of(program(name))
+
+
+@cache  # rabbitmqctl takes a second to say
+def _version_of(path: str) -> str:
+    question = {"rabbitmqctl": "version"}.get(Path(path).name, "--version")
+    answer = subprocess.run([path, question], capture_output=True, text=True, timeout=60, check=False).stdout
     found = re.search(r"\d+(\.\d+)+", answer)
     if found is None:
-        raise Unavailable(f"{name} does not tell its version, but {answer!r:.80}")
+        raise Unavailable(f"{path} does not tell its version, but {answer!r:.80}")
     return found[0]
 
 

@@ -40,7 +40,7 @@ class BlockingTransport(BaseTransport):
 
     # --- the loop
 
-    def _in_loop(self, call: Any, *arguments: Any) -> Any:
+    def _in_loop(self, call: Any, *arguments: Any, timeout: float = PATIENCE) -> Any:
         loop = self._loop
         if loop is None or loop.is_closed():
             raise exceptions.RecoverableConnectionError("connection already closed")
@@ -53,16 +53,16 @@ class BlockingTransport(BaseTransport):
             raise AssertionError("called by the loop")
         performed = asyncio.run_coroutine_threadsafe(perform(), loop)
         try:
-            return performed.result(PATIENCE)
+            return performed.result(timeout)
         finally:
             performed.cancel()  # after a timeout it would be left running
 
-    def _ask(self, verb: str, *arguments: Any) -> Any:
+    def _ask(self, verb: str, *arguments: Any, timeout: float | None = None) -> Any:
         if self._lost is not None:
             raise exceptions.RecoverableConnectionError(str(self._lost)) from self._lost
         if self._made is None:
             raise exceptions.RecoverableConnectionError("connection already closed")
-        return self._in_loop(getattr(self._made, verb), *arguments)
+        return self._in_loop(getattr(self._made, verb), *arguments, timeout=PATIENCE if timeout is None else timeout)
 
     def connect(self) -> None:
         self._pid = os.getpid()
@@ -116,13 +116,24 @@ class BlockingTransport(BaseTransport):
     def connected(self) -> bool:
         return self._made is not None and self._lost is None and self._made.connected
 
+    def open_channels(self, count: int) -> None:
+        """Open so many channels, without a turn to the loop and back for each."""
+        made = self._made
+        assert made is not None
+
+        async def open_all() -> None:
+            for _ in range(count):
+                await made.open_channel()
+
+        self._in_loop(open_all)
+
     # --- verbs that are more than their answer
 
     def publish(self, channel, delivery, mandatory=False, timeout=None, confirm_timeout=None):
-        self._ask("publish", channel, delivery, mandatory)
+        self._ask("publish", channel, delivery, mandatory, timeout=timeout)
 
     def publish_many(self, channel, deliveries, mandatory=False, timeout=None):
-        return self._ask("publish_many", channel, deliveries, mandatory)
+        return self._ask("publish_many", channel, deliveries, mandatory, timeout=timeout)
 
     def consume(self, channel, queue, consumer_tag, no_ack, exclusive, arguments):
         tag = self._ask("consume", channel, queue, consumer_tag, no_ack, exclusive, arguments)

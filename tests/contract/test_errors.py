@@ -15,6 +15,7 @@ import redis
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
 from tests.conftest import started
+from tests.contract.blocking import BlockingTransport
 from tests.contract.conftest import Broker, Inbox, drain, soon
 from tests.proxy import Cut, Direction, Proxy
 from tests.servers import RabbitMQServer, RedisServer, free_port, version
@@ -22,6 +23,7 @@ from tests.servers import RabbitMQServer, RedisServer, free_port, version
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 PATIENCE = 20  # seconds
 MIB = 1 << 20
+STRANGER = "stranger"  # a user with no right to any queue
 
 
 class Row(NamedTuple):
@@ -237,15 +239,8 @@ def closed_channel(scene: Scene) -> object:
 
 def stranger(scene: Scene) -> Connection:
     """Return a connection of a user that may connect, and has no right to any queue."""
-    name = scene.broker.name("stranger")
-    if scene.scheme == "redis":
-        with redis.Redis.from_url(scene.broker.url) as admin:
-            admin.execute_command("ACL", "SETUSER", name, "on", ">pw", "+@all", "~nothing", "resetchannels")
-    else:
-        server = scene._request.getfixturevalue("amqp_server")
-        server.control("add_user", name, "pw")
-        server.control("set_permissions", name, "^$", "^$", "^$")
-    return scene.connect(scene.at(user=name, password="pw"))
+    scene._request.getfixturevalue(f"{scene.scheme}_stranger")
+    return scene.connect(scene.at(user=STRANGER, password="pw"))
 
 
 @cause("no right to declare a queue")
@@ -534,6 +529,8 @@ def empty_pool(scene: Scene) -> object:
 @cause("no channel number is left")
 def no_numbers(scene: Scene) -> object:
     transport = scene.connection.connect()
+    if isinstance(transport, BlockingTransport):
+        return transport.open_channels(65536)
     for _ in range(65536):
         transport.open_channel()
     return None
@@ -557,6 +554,25 @@ def amqp_url(amqp_server: RabbitMQServer) -> str:
     return amqp_server.url
 
 
+@pytest.fixture(scope="module")
+def redis_stranger(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as admin:
+        admin.execute_command("ACL", "SETUSER", STRANGER, "on", ">pw", "+@all", "~nothing", "resetchannels")
+
+
+@pytest.fixture(scope="module")
+def amqp_stranger(amqp_server: RabbitMQServer) -> None:
+    amqp_server.control("add_user", STRANGER, "pw")
+    amqp_server.control("set_permissions", STRANGER, "^$", "^$", "^$")
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``connect()`` make its second attempt at once: the case asks for that attempt's error."""
+    monkeypatch.setattr("kombulite.utils.functional.sleep_in_slices", lambda seconds, callback=None: None)
+
+
+@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("name", CAUSES)
 def test_the_table(broker: Broker, request: pytest.FixtureRequest, name: str) -> None:
     row = TABLE[name]
