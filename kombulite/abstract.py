@@ -30,7 +30,11 @@ class Object:
                 setattr(self, name, None)
 
     def as_dict(self, recurse: bool = False) -> dict[str, Any]:
-        """The attributes by name; with ``recurse`` also those that are such objects themselves."""
+        """Return the attributes by name.
+
+        Args:
+            recurse: If True, attributes that are such objects become dicts too.
+        """
 
         def plain(value: Any) -> Any:
             if recurse and isinstance(value, Object):
@@ -71,31 +75,43 @@ class MaybeChannelBound(Object):
         return self.bind(channel)
 
     def bind(self: Self, channel: Any) -> Self:
-        """A copy bound to a channel, or to a connection's default channel."""
+        """Return a copy that is bound to a channel.
+
+        Args:
+            channel: A channel, or a connection for its default channel.
+        """
         return self.__copy__().maybe_bind(channel)
 
     def maybe_bind(self: Self, channel: Any) -> Self:
-        """Bind this very entity, unless it is bound already or there is nothing to bind it to."""
+        """Bind this very entity, unless it is bound already or there is no channel.
+
+        Args:
+            channel: A channel, a connection for its default channel, or None.
+        """
         if not self._is_bound and channel:
             self._attach(channel)
         return self
 
     def revive(self, channel: Any) -> None:
-        """Take another channel, if bound at all."""
+        """Move a bound entity to another channel.
+
+        Args:
+            channel: The new channel.
+        """
         if self._is_bound:
             self._attach(channel)
 
     def when_bound(self) -> None:
-        """Called after binding."""
+        """React to binding."""
 
     @property
     def is_bound(self) -> bool:
-        """Whether it has a channel."""
+        """True if the entity has a channel."""
         return self._is_bound and self._channel is not None
 
     @property
     def channel(self) -> Any:
-        """The channel. Raises NotBoundError."""
+        """The channel. Reading it raises NotBoundError if there is none."""
         channel = self._channel
         if channel is None:
             raise NotBoundError(f"{type(self).__name__} {getattr(self, 'name', '')!r} is not bound to a channel")
@@ -117,7 +133,7 @@ class MaybeChannelBound(Object):
 
 
 def maybe_channel(channel: Any) -> Any:
-    """The channel itself, or the default channel of a connection."""
+    """Return the channel itself, or the default channel of a connection."""
     return channel.default_channel if is_connection(channel) else channel
 
 

@@ -21,7 +21,7 @@ class timetuple(tuple[Any, ...]):  # noqa: N801 - kombu's name
     __slots__ = ()
 
     def __new__(cls, clock: int | None, timestamp: float, id: str, obj: Any = None) -> timetuple:
-        """A time from its parts."""
+        """Return a time from its parts."""
         return super().__new__(cls, (clock, timestamp, id, obj))
 
     clock = property(itemgetter(0))
@@ -53,9 +53,13 @@ class timetuple(tuple[Any, ...]):  # noqa: N801 - kombu's name
 
 
 class LamportClock:
-    """A logical clock (Lamport, 1978): a number that goes up with each event, and jumps past those of messages.
+    """Logical clock (Lamport, 1978): a number that grows with each event, and jumps past the numbers in messages.
 
-    ``mutex`` guards ``value``; where there is but one thread it may be replaced by a context manager that does nothing.
+    ``mutex`` guards ``value``; a program with a single thread may replace it by a context manager without effect.
+
+    Args:
+        initial_value: First value.
+        Lock: Class of the lock.
     """
 
     value = 0
@@ -65,21 +69,29 @@ class LamportClock:
         self.mutex = Lock()
 
     def adjust(self, other: int) -> int:
-        """Take the clock of a message that came into account; returns the new value."""
+        """Advance the clock past that of a message, and return the new value.
+
+        Args:
+            other: Clock of the message.
+        """
         with self.mutex:
             self.value = max(self.value, other) + 1
             return self.value
 
     def forward(self) -> int:
-        """Count an event of one's own; returns the new value."""
+        """Count an event of this process, and return the new value."""
         with self.mutex:
             self.value += 1
             return self.value
 
     def sort_heap(self, h: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
-        """The first of events in order, each (clock, id of the process, …): of equal clocks the one with the lowest id.
+        """Return the first event in order. Of equal clocks it is the one with the lowest id.
 
-        Raises IndexError where there are none.
+        Args:
+            h: Events, each (clock, id of the process, ...).
+
+        Raises:
+            IndexError: There are none.
         """
         clock = h[0][0]
         same = []

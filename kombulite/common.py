@@ -52,17 +52,29 @@ logger = get_logger(__name__)
 
 @cache
 def get_node_id() -> int:
-    """A number for this machine and process start."""
+    """Return a number for this machine and this start of the process."""
     return UUID(uuid()).int
 
 
 def generate_oid(node_id: int, process_id: int, thread_id: int, instance: object) -> str:
-    """An identity for an object: UUID (version 3) as text, always the same for the same arguments."""
+    """Return an identity of an object as text: a UUID, version 3, the same for the same arguments.
+
+    Args:
+        node_id: Number of the machine.
+        process_id: Number of the process.
+        thread_id: Number of the thread.
+        instance: The object.
+    """
     return str(uuid3(NAMESPACE_OID, f"{node_id:x}-{process_id:x}-{thread_id:x}-{id(instance):x}"))
 
 
 def oid_from(instance: object, threads: bool = True) -> str:
-    """An identity for an object in this process, and with ``threads`` in this thread."""
+    """Return an identity of an object in this process.
+
+    Args:
+        instance: The object.
+        threads: If True, it differs by thread.
+    """
     return generate_oid(get_node_id(), os.getpid(), threading.get_ident() if threads else 0, instance)
 
 
@@ -70,10 +82,16 @@ def oid_from(instance: object, threads: bool = True) -> str:
 
 
 class Broadcast(Queue):
-    """A queue of its own for each consumer, bound to a fanout exchange: what is published reaches all.
+    """Queue of its own for each consumer, bound to a fanout exchange: every consumer gets every message.
 
-    ``name``: of the exchange (and the alias); ``queue``: of the queue, with a UUID behind it if ``unique``; without one
-    it is ``bcast.<uuid>``.
+    Args:
+        name: Name of the exchange, and the alias.
+        queue: Name of the queue (default: ``bcast.<uuid>``).
+        unique: If True, a UUID is appended to ``queue``.
+        auto_delete: If True (default), the queue is deleted with its last consumer.
+        exchange: The exchange, or its name.
+        alias: A name that programs give it.
+        **kwargs: Keywords of ``Queue``.
     """
 
     attrs: ClassVar[tuple[tuple[str, Any], ...]] = (*Queue.attrs, ("queue", None))
@@ -101,11 +119,20 @@ class Broadcast(Queue):
 
 
 def maybe_declare(entity: Any, channel: Any = None, retry: bool = False, **retry_policy: Any) -> bool:
-    """Declare an entity unless that was done on this connection; True if it was done now.
+    """Declare an entity, unless this connection has declared it already.
 
-    ``channel``: a channel or connection, needed for an entity that is not bound. ``retry``: reconnect and try again as
-    the policy says (keywords of ``Connection.ensure``). Raises ChannelError without a channel,
-    RecoverableConnectionError for one that is closed.
+    Args:
+        entity: Exchange or queue.
+        channel: A channel or connection; needed for an entity that is not bound.
+        retry: If True, reconnect and try again after a failure.
+        **retry_policy: Keywords of ``Connection.ensure``.
+
+    Returns:
+        True if it was declared now.
+
+    Raises:
+        ChannelError: There is no channel.
+        RecoverableConnectionError: The channel is closed.
     """
     channel = maybe_channel(channel)
     if channel is None:
@@ -121,10 +148,16 @@ def maybe_declare(entity: Any, channel: Any = None, retry: bool = False, **retry
 def eventloop(
     conn: Any, limit: int | None = None, timeout: float | None = None, ignore_timeouts: bool = False
 ) -> Iterator[Any]:
-    """Drain events, ``limit`` times (None: for ever): a generator of what ``drain_events`` returned.
+    """Return a generator that drains events, and yields what ``drain_events`` returned.
 
-    ``timeout``: seconds for each. Raises TimeoutError (``socket.timeout``) when there is none in time, unless
-    ``ignore_timeouts``.
+    Args:
+        conn: The connection.
+        limit: Number of events (None: no limit).
+        timeout: Seconds to wait for each.
+        ignore_timeouts: If True, it continues after a timeout.
+
+    Raises:
+        TimeoutError: No event came in time (``socket.timeout``).
     """
     for _ in range(limit) if limit else count():
         try:
@@ -140,7 +173,14 @@ def drain_consumer(
     timeout: float | None = None,
     callbacks: Iterable[Callable[[Any, Message], Any]] | None = None,
 ) -> Iterator[tuple[Any, Message]]:
-    """A generator of (body, message): ``limit`` events, ``timeout`` seconds for each; it ends when there is none."""
+    """Return a generator of (body, message) that a consumer gets. It ends when no event comes in time.
+
+    Args:
+        consumer: The consumer.
+        limit: Number of events (None: no limit).
+        timeout: Seconds to wait for each.
+        callbacks: Further callbacks of the consumer.
+    """
     received: deque[tuple[Any, Message]] = deque()
     consumer.callbacks = [*(callbacks or ()), lambda body, message: received.append((body, message))]
     with consumer:
@@ -158,7 +198,17 @@ def itermessages(
     callbacks: Iterable[Callable[[Any, Message], Any]] | None = None,
     **kwargs: Any,
 ) -> Iterator[tuple[Any, Message]]:
-    """A generator of (body, message) from a queue, with a consumer of its own (keywords: its arguments)."""
+    """Return a generator of (body, message) from a queue, with a consumer of its own.
+
+    Args:
+        conn: The connection.
+        channel: The channel.
+        queue: The queue.
+        limit: Number of events (None: no limit).
+        timeout: Seconds to wait for each.
+        callbacks: Further callbacks of the consumer.
+        **kwargs: Keywords of ``Consumer``.
+    """
     return drain_consumer(Consumer(channel, queues=[queue], **kwargs), limit, timeout, callbacks)
 
 
@@ -174,9 +224,20 @@ def send_reply(
     retry_policy: Mapping[str, Any] | None = None,
     **props: Any,
 ) -> None:
-    """Publish ``msg`` as the reply to a request: to its ``reply_to``, with its correlation id and serializer.
+    """Publish the reply to a request: to its ``reply_to``, with its correlation id and serializer.
 
-    Raises KeyError for a request whose content type has no serializer, or that asks for no reply.
+    Args:
+        exchange: The exchange.
+        req: The request.
+        msg: The body of the reply.
+        producer: The producer.
+        retry: If True, reconnect and try again after a failure.
+        retry_policy: Keywords of ``Connection.ensure``: max_retries, interval_start, interval_step, interval_max,
+            errback, on_revive, retry_errors.
+        **props: Keywords of ``Producer.publish``.
+
+    Raises:
+        KeyError: The request asks for no reply, or its content type has no serializer.
     """
     return producer.publish(  # type: ignore[no-any-return]
         msg,
@@ -194,9 +255,16 @@ def send_reply(
 
 
 def collect_replies(conn: Any, channel: Any, queue: Queue, *args: Any, **kwargs: Any) -> Iterator[Any]:
-    """A generator of the bodies that come to a reply queue; the arguments are those of ``itermessages``.
+    """Return a generator of the bodies that arrive in a reply queue.
 
-    They count as acknowledged when sent, unless ``no_ack=False``: then each is acknowledged here.
+    They count as acknowledged when sent; with ``no_ack=False`` each is acknowledged here.
+
+    Args:
+        conn: The connection.
+        channel: The channel.
+        queue: The reply queue.
+        *args: Arguments of ``itermessages``.
+        **kwargs: Keywords of ``itermessages``.
     """
     no_ack = kwargs.setdefault("no_ack", True)
     received = False
@@ -229,7 +297,14 @@ def _ignoring(conn: Any) -> Iterator[None]:
 def ignore_errors(
     conn: Any, fun: Callable[..., Any] | None = None, *args: Any, **kwargs: Any
 ) -> Any | AbstractContextManager[None]:
-    """Call ``fun`` and ignore errors of connection and channel; without ``fun``: a context manager that does so."""
+    """Call a function and ignore errors of connection and channel. Without one, return a context manager for that.
+
+    Args:
+        conn: The connection.
+        fun: The function, or None.
+        *args: Its positional arguments.
+        **kwargs: Its keyword arguments.
+    """
     if fun is None:
         return _ignoring(conn)
     with _ignoring(conn):
@@ -246,10 +321,16 @@ def insured(
     on_revive: Callable[[Any], Any] | None = None,
     **opts: Any,
 ) -> Any:
-    """Call ``fun(*args, **kwargs, connection=…, channel=…)`` with a connection of a pool, reconnecting as needed.
+    """Call ``fun(*args, **kwargs, connection=..., channel=...)`` with a pool's connection, and reconnect as needed.
 
-    ``errback(exception, interval)``: told of each failure, which is logged by default; ``on_revive(channel)``: called
-    after reconnecting; ``opts``: those of ``Connection.ensure``.
+    Args:
+        pool: Pool of connections.
+        fun: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        errback: Called with (exception, interval in seconds) after each failure (default: it is logged).
+        on_revive: Called with the new channel after a reconnect.
+        **opts: Keywords of ``Connection.ensure``.
     """
 
     def log(error: Any, interval: float) -> None:
@@ -268,10 +349,14 @@ def insured(
 
 
 class QoS:
-    """A prefetch count that threads may ask to change, and that is sent to the broker by ``update``.
+    """Prefetch count that threads may change, and that ``update`` sends to the broker.
 
-    ``callback(prefetch_count=n)`` sends it; ``initial_value``: 0 for no bound; ``max_prefetch``: as far as it may grow.
-    Safe for threads, but for ``update``, which sends.
+    All methods may be called by any thread, except ``update`` and ``set``, which send.
+
+    Args:
+        callback: Called with ``prefetch_count=n`` to send it.
+        initial_value: First value; 0 for no limit.
+        max_prefetch: Largest value (None: no limit).
     """
 
     prev: int | None = None
@@ -283,7 +368,11 @@ class QoS:
         self.max_prefetch = max_prefetch
 
     def increment_eventually(self, n: int = 1) -> int:
-        """Raise the value by the next ``update``; no bound stays none. Returns it."""
+        """Raise the value by the next ``update``, and return it. No limit stays no limit.
+
+        Args:
+            n: By how much.
+        """
         with self._mutex:
             if self.value:
                 value = self.value + max(n, 0)
@@ -291,14 +380,22 @@ class QoS:
             return self.value
 
     def decrement_eventually(self, n: int = 1) -> int:
-        """Lower the value by the next ``update``, to 1 at the least; no bound stays none. Returns it."""
+        """Lower the value by the next ``update``, to 1 at the least, and return it. No limit stays no limit.
+
+        Args:
+            n: By how much.
+        """
         with self._mutex:
             if self.value:
                 self.value = max(self.value - n, 1)
             return self.value
 
     def set(self, pcount: int) -> int:
-        """Send a count, if it is not the one that was sent last. One that AMQP cannot express is sent as no bound."""
+        """Send a value, unless it was sent last. A value that AMQP cannot express is sent as no limit.
+
+        Args:
+            pcount: The value.
+        """
         if pcount != self.prev:
             count = pcount
             if pcount > PREFETCH_COUNT_MAX:
@@ -310,18 +407,29 @@ class QoS:
         return pcount
 
     def update(self) -> int:
-        """Send the value, if it changed. Returns it."""
+        """Send the value if it changed, and return it."""
         with self._mutex:
             return self.set(self.value)
 
 
 def declaration_cached(entity: Any, channel: Any) -> bool:
-    """Return whether a channel's connection remembers that an entity was declared."""
+    """Return True if a channel's connection has declared an entity already.
+
+    Args:
+        entity: Exchange or queue.
+        channel: The channel.
+    """
     return is_declared(entity, channel.connection.client.declared_entities)
 
 
 def revive_connection(connection: Any, channel: Any, on_revive: Callable[[Any], Any] | None = None) -> None:
-    """Let a connection go on with a channel, after it was lost."""
+    """Continue on another channel after a connection was lost.
+
+    Args:
+        connection: The connection.
+        channel: The new channel.
+        on_revive: Called with the new channel after a reconnect.
+    """
     if on_revive is not None:
         on_revive(channel)
     connection.revive(channel)

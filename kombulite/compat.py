@@ -130,7 +130,7 @@ class Consumer(messaging.Consumer):
         return self.iterqueue(infinite=True)
 
     def fetch(self, no_ack: bool | None = None, enable_callbacks: bool = False) -> Message | None:
-        """The next message, or None; with ``enable_callbacks`` the callbacks get it too."""
+        """Return the next message, or None; with ``enable_callbacks`` the callbacks get it too."""
         message = self.queues[0].get(self.no_ack if no_ack is None else no_ack)
         if message is not None and enable_callbacks:
             self.receive(message.payload, message)
@@ -148,7 +148,7 @@ class Consumer(messaging.Consumer):
         return self.purge()
 
     def iterconsume(self, limit: int | None = None, no_ack: bool | None = None) -> Iterator[None]:
-        """A generator that waits for an event at each step."""
+        """Return a generator that waits for an event at each step."""
         return _iterconsume(self, no_ack, limit)
 
     def wait(self, limit: int | None = None) -> list[None]:
@@ -156,7 +156,7 @@ class Consumer(messaging.Consumer):
         return list(self.iterconsume(limit))
 
     def iterqueue(self, limit: int | None = None, infinite: bool = False) -> Iterator[Message | None]:
-        """A generator of messages, ``limit`` at most; it ends where there is none, or with ``infinite`` gives None."""
+        """Return a generator of messages, at most ``limit``. With ``infinite`` it yields None where it would end."""
         for _ in range(limit) if limit else count():
             message = self.fetch()
             if message is None and not infinite:
@@ -182,7 +182,7 @@ class ConsumerSet(messaging.Consumer):
         super().__init__(self.backend, queues, **kwargs)
 
     def iterconsume(self, limit: int | None = None, no_ack: bool = False) -> Iterator[None]:
-        """A generator that waits for an event at each step."""
+        """Return a generator that waits for an event at each step."""
         return _iterconsume(self, no_ack, limit)
 
     def discard_all(self) -> int:

@@ -23,7 +23,11 @@ _packages: dict[str, tuple[str, ...]] = {}  # content type -> packages of which 
 
 
 def set_max_inflated(size: int) -> None:
-    """Bytes that one body may inflate to (default 256 MiB); more raises InflateError."""
+    """Set the size that one body may decompress to; a larger one raises InflateError.
+
+    Args:
+        size: Bytes (default: 256 MiB).
+    """
     _limits["inflated"] = size
 
 
@@ -33,36 +37,74 @@ def register(
     content_type: str,
     aliases: Iterable[str] | None = None,
 ) -> None:
-    """Add a method. ``decoder`` has to bound its output itself."""
+    """Add a compression method.
+
+    Args:
+        encoder: Function that compresses bytes.
+        decoder: Function that decompresses them; it has to limit the size of its result.
+        content_type: Content type of the method.
+        aliases: Further names.
+    """
     _encoders[content_type] = encoder
     _decoders[content_type] = decoder
     _aliases.update((alias, content_type) for alias in aliases or ())
 
 
 def encoders() -> list[str]:
-    """The content types of all methods that can be used."""
+    """Return the content types of the methods that can be used."""
     return [content_type for content_type in _encoders if _is_available(content_type)]
 
 
 def get_encoder(t: str) -> tuple[Callable[[bytes], bytes], str]:
-    """The encoder of a method, and its content type. Raises KeyError."""
+    """Return the function that compresses, and the content type of a method.
+
+    Args:
+        t: Name or content type of the method.
+
+    Raises:
+        KeyError: The method is unknown.
+    """
     content_type = _aliases.get(t, t)
     return _encoders[content_type], content_type
 
 
 def get_decoder(t: str) -> Callable[[bytes], bytes]:
-    """The decoder of a method. Raises KeyError."""
+    """Return the function that decompresses.
+
+    Args:
+        t: Name or content type of the method.
+
+    Raises:
+        KeyError: The method is unknown.
+    """
     return _decoders[_aliases.get(t, t)]
 
 
 def compress(body: str | bytes, content_type: str) -> tuple[bytes, str]:
-    """The compressed body, and the content type to send along. Raises KeyError for an unknown method."""
+    """Return the compressed body and the content type of the method.
+
+    Args:
+        body: The body.
+        content_type: Name or content type of the method.
+
+    Raises:
+        KeyError: The method is unknown.
+    """
     encoder, content_type = get_encoder(content_type)
     return encoder(body.encode("utf-8") if isinstance(body, str) else body), content_type
 
 
 def decompress(body: bytes, content_type: str) -> bytes:
-    """The body behind compressed data. Raises KeyError for an unknown method, InflateError for bad data."""
+    """Return the body of compressed data.
+
+    Args:
+        body: The compressed body.
+        content_type: Name or content type of the method.
+
+    Raises:
+        KeyError: The method is unknown.
+        InflateError: The data is broken, or decompresses to more than is allowed.
+    """
     return get_decoder(content_type)(body)
 
 
@@ -182,7 +224,7 @@ def _brotli_decompress(data: bytes) -> bytes:
 
 
 def _zstd() -> Any:
-    """The zstd module of Python 3.14, or its backport: one and the same interface."""
+    """Return the zstd module of Python 3.14, or its backport: one and the same interface."""
     try:
         from compression import zstd
     except ImportError:

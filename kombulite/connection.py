@@ -56,7 +56,7 @@ Errback = Callable[[Any, float], Any]
 
 
 class ErrorClasses:
-    """A tuple of error classes, that of the connection's transport. It can be set on a connection."""
+    """Tuple of error classes: that of the connection's transport, unless a program sets another."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -74,15 +74,40 @@ class ErrorClasses:
 
 
 class Connection(Address):
-    """A connection to a broker. Nothing is opened until it is needed.
+    """Connection to a broker.
 
-    ``hostname``: a URL, several (a list, or separated by ``;``: the others are tried when one fails), or a host.
-    What a URL says wins over the keywords, but for ``transport``. ``connect_timeout`` and ``heartbeat`` in seconds;
-    ``ssl``: True or a dict of TLS settings; ``transport_options``: the transport's own; ``failover_strategy``:
-    ``round-robin``, ``shuffle`` or a callable that makes an endless iterator of the URLs; ``password`` may be a
-    callable.
+    Creating one does no I/O: it opens when it is first used, and opens again if it is used after it was lost or closed.
+    Threads may share it, but only one of them may drain events. A value in the URL wins over the keyword, except for
+    ``transport``.
 
-    Raises KeyError for an unknown transport, ValueError for a URL that cannot be or has options that are not known.
+    Args:
+        hostname: A URL, a list of URLs or one string with ``;`` between them (failover: if one fails, the next is
+            tried), or a host name.
+        userid: User name.
+        password: Password, or a callable that returns one; it is called for each connect.
+        virtual_host: Virtual host on AMQP, database number on Redis (default: the transport's).
+        port: TCP port (default: the transport's).
+        insist: Has no effect; kombu's programs pass it.
+        ssl: True for TLS, or a dict of TLS settings, as docs of the transport list them.
+        transport: Name of a transport, a path ``"module:Class"``, or a class (default: the URL's scheme).
+        connect_timeout: Seconds for one attempt to connect, including TLS and login.
+        transport_options: Options of the transport.
+        login_method: SASL mechanism on AMQP, such as ``"PLAIN"`` or ``"EXTERNAL"``.
+        uri_prefix: Prefix of the URL, as in ``sqla+sqlite://``.
+        heartbeat: Seconds between AMQP heartbeats; 0 switches them off.
+        failover_strategy: ``"round-robin"``, ``"shuffle"``, or a callable that makes an endless iterator over the
+            URLs.
+        alternates: Further URLs for failover.
+        credential_provider: An object of redis-py's interface that returns user name and password.
+        ignored: Other keywords, accepted because kombu accepts them.
+
+    Raises:
+        KeyError: The transport is unknown.
+        ValueError: The URL is malformed or has an unknown option.
+
+    Example:
+        with Connection("amqp://guest:guest@localhost//") as connection:
+            connection.Producer().publish({"n": 1}, routing_key="numbers", declare=[Queue("numbers")])
     """
 
     # What programs read from the class.
@@ -162,12 +187,20 @@ class Connection(Address):
         register(self)
 
     def clone(self, **overrides: Any) -> Connection:
-        """A connection of the same settings and hooks, not opened."""
+        """Return a connection with the same settings and hooks, not opened.
+
+        Args:
+            **overrides: Arguments of the constructor to replace.
+        """
         arguments = {**self._own_info(), **overrides}
         return self._hook_up(type(self)(**arguments))
 
     def clone_for(self, pool: ConnectionPool) -> Connection:
-        """A clone for a pool: a ``PooledConnection``, or one of this connection's class where that is a subclass."""
+        """Return a clone for a pool: a ``PooledConnection``, or an instance of the subclass of ``Connection``.
+
+        Args:
+            pool: The pool that the clone belongs to.
+        """
         if type(self) is not Connection:
             return self.clone()
         return self._hook_up(PooledConnection(pool, **self._own_info()))
@@ -178,7 +211,7 @@ class Connection(Address):
         return clone
 
     def _own_info(self) -> dict[str, Any]:
-        """The constructor's arguments, of which nothing is shared with this connection."""
+        """Return the constructor's arguments, of which nothing is shared with this connection."""
         return {**self.info(), "transport_options": dict(self.transport_options), "alternates": list(self.alt)}
 
     def __copy__(self) -> Connection:
@@ -193,11 +226,11 @@ class Connection(Address):
     # --- the transport
 
     def get_transport_cls(self) -> Any:
-        """The class of the transport: one of kombulite's own (``brokers.base``), or of kombu's interface."""
+        """Return the class of the transport: one of kombulite's own (``brokers.base``), or of kombu's interface."""
         return resolve_transport(self.transport_cls)
 
     def create_transport(self) -> Any:
-        """A transport of its own, not connected."""
+        """Return a new transport that is not connected."""
         cls = self.get_transport_cls()
         if not is_native(cls):
             return cls(client=self)
@@ -208,12 +241,12 @@ class Connection(Address):
         return transport
 
     def _make_transport(self) -> Transport:
-        """The same, as this class uses it."""
+        """Return a new transport, as this class uses it."""
         made = self.create_transport()
         return made if isinstance(made, Transport) else AdaptedTransport(self, made)
 
     def _own_transport(self) -> Transport:
-        """The transport as this class uses it, made when it is first asked for."""
+        """Return the transport as this class uses it, made when it is first asked for."""
         with self._lock:
             if self._carrier is None:
                 self._carrier = self._make_transport()
@@ -221,7 +254,7 @@ class Connection(Address):
 
     @property
     def transport(self) -> Any:
-        """The transport, made when it is first asked for."""
+        """The transport, created when it is first read."""
         return self._own_transport().public
 
     @property
@@ -242,22 +275,27 @@ class Connection(Address):
         return params
 
     def get_manager(self, *args: Any, **kwargs: Any) -> Any:
-        """What administers the broker, where the transport has such."""
+        """Return the object that administers the broker, if the transport has one.
+
+        Args:
+            *args: Passed on to the transport.
+            **kwargs: Passed on to the transport.
+        """
         return self.transport.get_manager(*args, **kwargs)
 
     @cached_property
     def manager(self) -> Any:
-        """The same, made once."""
+        """The object that administers the broker, created once."""
         return self.get_manager()
 
     @property
     def connected(self) -> bool:
-        """Whether the connection is open and alive."""
+        """True if the connection is open and alive."""
         return self._carrier is not None and not self._closed and self._carrier.connected
 
     @property
     def connection(self) -> Any:
-        """The transport, or what it has for a connection; connected now if it was not yet."""
+        """The transport, or the connection object of a foreign transport; reading it connects if needed."""
         return self._connected_transport().public_connection
 
     @property
@@ -277,11 +315,15 @@ class Connection(Address):
 
     @property
     def client(self) -> Connection:
-        """The connection itself: channels of kombu lead here by ``channel.connection.client``."""
+        """The connection itself, for kombu's path ``channel.connection.client``."""
         return self
 
     def connect(self) -> Any:
-        """Connect now, trying twice. Returns ``connection``; raises the transport's errors as they are."""
+        """Connect now, in two attempts. Return ``connection``.
+
+        Raises:
+            ConnectionError: Connecting failed; the transport's own error.
+        """
         return self._connected_transport().public_connection
 
     def _connected_transport(self) -> Transport:
@@ -299,7 +341,7 @@ class Connection(Address):
 
     @property
     def state(self) -> State:
-        """Where the connection stands."""
+        """The state of the connection: new, connecting, open, suspect, lost, restoring or closed."""
         return self._watch()
 
     def _watch(self) -> State:
@@ -361,7 +403,7 @@ class Connection(Address):
         return self.session.life.state is State.CLOSED and transport.settings == self.settings()
 
     def _suspend(self, reason: object = None) -> None:
-        """The transport's connection is lost, or given up: keep the channels for the next."""
+        """Keep the channels for the next connection, because the transport lost its own."""
         life = self.session.life
         if life.state in (State.OPEN, State.SUSPECT, State.RESTORING):
             life.to(State.LOST, reason)
@@ -413,15 +455,24 @@ class Connection(Address):
         reraise_as_library_errors: bool = True,
         timeout: float | None = None,
     ) -> Connection:
-        """Connect, trying again as the arguments say; returns the connection.
+        """Connect, and retry as the arguments say. Return the connection.
 
-        If there are several URLs, a refusal (of a password, a database, a virtual host) is final only after all of them
-        have refused; the error then names them all.
+        If there are several URLs, the next one is tried at once; the thread sleeps only after all were tried. A refusal
+        (of a password, a database, a virtual host) is final only after all URLs have refused; the error then names them
+        all.
 
-        ``max_retries``: further tries after the first (None: no limit); ``timeout``: seconds after which it gives up;
-        intervals in seconds. ``errback(exception, interval)`` is told of each failure. Where there are other URLs the
-        next one is tried at once; it sleeps when all were tried. Raises OperationalError, or with
-        ``reraise_as_library_errors=False`` the transport's own error.
+        Args:
+            errback: Called with (exception, interval in seconds) after each failure.
+            max_retries: Further attempts after the first (None: no limit).
+            interval_start: Seconds before the first further attempt.
+            interval_step: Seconds by which the interval grows with each attempt.
+            interval_max: Seconds that the interval grows to.
+            callback: Called before each attempt after a failure.
+            reraise_as_library_errors: If False, the transport's own error is raised.
+            timeout: Seconds after which retrying ends.
+
+        Raises:
+            OperationalError: No broker could be reached.
         """
         self._ensure_connection(
             errback,
@@ -506,7 +557,13 @@ class Connection(Address):
         return library_errors(self, ConnectionError, ChannelError)
 
     def as_uri(self, include_password: bool = False, mask: str = "**", getfields: Any = None) -> str:
-        """The URL, its password masked unless it is asked for; for some transports of others as they show it."""
+        """Return the URL of the connection. The password is masked by default.
+
+        Args:
+            include_password: If True, the password is in the URL.
+            mask: Text shown for the password.
+            getfields: Fields of kombu's URL to use instead of the connection's.
+        """
         if self._facts is None and not is_native(self.get_transport_cls()):
             hostname = self.hostname or "localhost"
             if self.transport.can_parse_url is True:
@@ -523,7 +580,7 @@ class Connection(Address):
     # --- channels and entities
 
     def channel(self) -> Any:
-        """A new channel, connecting if needed: a ``Channel``, or that of a transport of others."""
+        """Return a new channel, connecting if needed: a ``Channel``, or a channel of a foreign transport."""
         transport = self._connected_transport()
         with self._lock:
             if transport.adapted is not None:
@@ -538,7 +595,7 @@ class Connection(Address):
 
     @property
     def default_channel(self) -> Any:
-        """One channel for all who do not want their own, opened (after reconnecting) when it is asked for."""
+        """A channel that all users without one of their own share; reading it opens it, after reconnecting."""
         channel = self.session.default_channel
         if channel is not None and facade_channel(channel).is_open and self.connected:
             return channel
@@ -549,14 +606,31 @@ class Connection(Address):
             return self.session.default_channel
 
     def maybe_close_channel(self, channel: Any) -> None:
-        """Close a channel; errors of the connection and the channel are ignored."""
+        """Close a channel, and ignore errors of the connection and the channel.
+
+        Args:
+            channel: The channel.
+        """
         try:
             channel.close()
         except (*self.connection_errors, *self.channel_errors):
             pass
 
     def maybe_declare(self, entity: Any, channel: Any = None, retry: bool = False, **retry_policy: Any) -> bool:
-        """Declare an entity unless that was done on this connection; True if it was done now."""
+        """Declare an entity, unless this connection has declared it already.
+
+        Args:
+            entity: Exchange or queue.
+            channel: Channel to declare it on (default: the default channel).
+            retry: If True, reconnect and try again after a failure.
+            **retry_policy: Keywords of ``ensure``.
+
+        Returns:
+            True if it was declared now.
+
+        Raises:
+            RecoverableConnectionError: The channel is closed.
+        """
         channel = maybe_channel(channel) or self.default_channel
         if not facade_channel(channel).is_open:
             raise exceptions.RecoverableConnectionError("channel disconnected")
@@ -577,13 +651,23 @@ class Connection(Address):
         return True
 
     def Pool(self, limit: int | None = None, **kwargs: Any) -> ConnectionPool:
-        """A pool of at most that many connections like this one (None or 0: no bound)."""
+        """Return a pool of connections like this one.
+
+        Args:
+            limit: Largest number of resources (None or 0: no limit).
+            **kwargs: Keywords of ``ConnectionPool``.
+        """
         from kombulite.resource import ConnectionPool  # this and the next: not all programs need them
 
         return ConnectionPool(self, limit, **kwargs)
 
     def ChannelPool(self, limit: int | None = None, **kwargs: Any) -> ChannelPool:
-        """A pool of at most that many channels of this connection (None or 0: no bound)."""
+        """Return a pool of channels of this connection.
+
+        Args:
+            limit: Largest number of resources (None or 0: no limit).
+            **kwargs: Keywords of ``ChannelPool``.
+        """
         from kombulite.resource import ChannelPool
 
         return ChannelPool(self, limit, **kwargs)
@@ -598,7 +682,17 @@ class Connection(Address):
         channel: Any = None,
         **kwargs: Any,
     ) -> SimpleQueue:
-        """A queue to put to and get from; the arguments are those of ``simple.SimpleQueue``."""
+        """Return a queue with ``put`` and ``get``, as ``simple.SimpleQueue``.
+
+        Args:
+            name: Name of queue, exchange and routing key, or a ``Queue``.
+            no_ack: If True, a message counts as acknowledged when the broker sends it.
+            queue_opts: Keywords of ``Queue``.
+            queue_args: Arguments of the queue, under the broker's names.
+            exchange_opts: Keywords of ``Exchange``.
+            channel: Channel to use (default: the connection's default channel).
+            **kwargs: Keywords of ``simple.SimpleQueue``.
+        """
         from kombulite.simple import SimpleQueue
 
         return SimpleQueue(channel or self, name, no_ack, queue_opts, queue_args, exchange_opts, **kwargs)
@@ -613,28 +707,60 @@ class Connection(Address):
         channel: Any = None,
         **kwargs: Any,
     ) -> SimpleBuffer:
-        """The same for messages that may be lost; the arguments are those of ``simple.SimpleBuffer``."""
+        """Return a queue for messages that may be lost, as ``simple.SimpleBuffer``.
+
+        Args:
+            name: Name of queue, exchange and routing key, or a ``Queue``.
+            no_ack: If True, a message counts as acknowledged when the broker sends it.
+            queue_opts: Keywords of ``Queue``.
+            queue_args: Arguments of the queue, under the broker's names.
+            exchange_opts: Keywords of ``Exchange``.
+            channel: Channel to use (default: the connection's default channel).
+            **kwargs: Keywords of ``simple.SimpleBuffer``.
+        """
         from kombulite.simple import SimpleBuffer
 
         return SimpleBuffer(channel or self, name, no_ack, queue_opts, queue_args, exchange_opts, **kwargs)
 
     def Producer(self, channel: Any = None, *args: Any, **kwargs: Any) -> Producer:
-        """A producer on this connection."""
+        """Return a producer on this connection.
+
+        Args:
+            channel: Channel to use (default: the connection's default channel).
+            *args: Arguments of ``Producer`` after ``channel``.
+            **kwargs: Keywords of ``Producer``.
+        """
         return Producer(channel or self, *args, **kwargs)
 
     def Consumer(self, queues: Any = None, channel: Any = None, *args: Any, **kwargs: Any) -> Consumer:
-        """A consumer on this connection."""
+        """Return a consumer on this connection.
+
+        Args:
+            queues: A queue, or several.
+            channel: Channel to use (default: the connection's default channel).
+            *args: Arguments of ``Consumer`` after ``queues``.
+            **kwargs: Keywords of ``Consumer``.
+        """
         return Consumer(channel or self, queues, *args, **kwargs)
 
     # --- events
 
     def drain_events(self, timeout: float | None = None, **kwargs: Any) -> Any:
-        """Wait for one event and run the callback it is for. A batch of messages is one event.
+        """Wait for one event, and run its callback. A batch of messages is one event.
 
-        ``timeout`` in seconds, None to wait until there is one. Raises TimeoutError (``socket.timeout``) when there was
-        none in time, OperationalError for a wait that could never end, and what the callback raises. When the
-        connection is lost that is raised once; the next call connects again (one try, within ``connect_timeout``), and
-        goes on with the consumers. Other keywords are for transports of others, and so is what they return.
+        If the connection is lost, the error is raised once; the next call reconnects (one attempt, within
+        ``connect_timeout``) and continues with the same consumers.
+
+        Args:
+            timeout: Seconds to wait (None: no limit).
+            **kwargs: For foreign transports only.
+
+        Returns:
+            None; on foreign transports what their ``drain_events`` returns.
+
+        Raises:
+            TimeoutError: No event came in time (``socket.timeout``).
+            OperationalError: The wait could never end, because nothing is consumed.
         """
         if self.session.dispatch_ready():
             return None
@@ -648,7 +774,13 @@ class Connection(Address):
         return None if transport is None else transport.drained
 
     def drain(self, timeout: float | None) -> bool:
-        """``drain_events`` that returns whether there was an event, so that no other time-out is taken for silence."""
+        """Wait for one event as ``drain_events`` does. Return True if there was one.
+
+        Unlike ``drain_events`` it raises no TimeoutError of its own, so a TimeoutError comes from a callback.
+
+        Args:
+            timeout: Seconds to wait (None: no limit).
+        """
         session = self.session
         if session.unreported:
             session.report_unreported()
@@ -660,7 +792,7 @@ class Connection(Address):
         return bool(events)
 
     def _receive(self, timeout: float | None) -> Sequence[Event]:
-        """What came in; nothing if nothing did in time. Connects if needed, and notices when the connection is lost."""
+        """Return the next events, or an empty sequence on timeout. Connect if needed, and notice a lost connection."""
         transport = self._carrier
         if transport is None:
             try:
@@ -683,7 +815,11 @@ class Connection(Address):
         return events
 
     def register_with_event_loop(self, loop: Any) -> None:
-        """Let a ``Hub`` run the callbacks of what arrives; connects if needed."""
+        """Let a ``Hub`` run the callbacks of arriving events; connect if needed.
+
+        Args:
+            loop: The hub.
+        """
         transport = self._connected_transport()
         transport.register_with_event_loop(transport, loop)
 
@@ -701,11 +837,23 @@ class Connection(Address):
         on_revive: Callable[[Channel], Any] | None = None,
         retry_errors: tuple[type[BaseException], ...] | None = None,
     ) -> Callable[..., T]:
-        """A wrapper of ``fun`` that reconnects and calls it again when the connection fails.
+        """Return a wrapper of ``fun`` that reconnects and calls it again if the connection fails.
 
-        ``obj.revive(channel)`` moves what ``fun`` belongs to onto a new channel, then ``on_revive(channel)`` is
-        called. ``max_retries``: further calls after the first (None: no limit); intervals in seconds. ``retry_errors``:
-        errors to try again on at once. Raises OperationalError for errors of connection and channel.
+        After a reconnect ``obj.revive(channel)`` moves the owner of ``fun`` to a new channel.
+
+        Args:
+            obj: The owner of ``fun``, with a method ``revive(channel)``.
+            fun: The function.
+            errback: Called with (exception, interval in seconds) after each failure.
+            max_retries: Further attempts after the first (None: no limit).
+            interval_start: Seconds before the first further attempt.
+            interval_step: Seconds by which the interval grows with each attempt.
+            interval_max: Seconds that the interval grows to.
+            on_revive: Called with the new channel after a reconnect.
+            retry_errors: Error classes after which the call is repeated at once, on the same connection.
+
+        Raises:
+            OperationalError: From the wrapper, if the attempts are used up.
         """
         policy = RetryPolicy(errback, max_retries, interval_start, interval_step, interval_max, on_revive, retry_errors)
 
@@ -718,11 +866,19 @@ class Connection(Address):
 
     @property
     def ensures_itself(self) -> bool:
-        """Whether ``ensure`` is this class's, and was not replaced by a subclass or a program."""
+        """True if ``ensure`` was not replaced by a subclass or a program."""
         return type(self).ensure is Connection.ensure and "ensure" not in self.__dict__
 
     def call_insured(self, obj: Any, policy: RetryPolicy, fun: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call ``fun`` as what ``ensure`` returns does."""
+        """Call ``fun`` with the retries that ``ensure`` describes.
+
+        Args:
+            obj: The owner of ``fun``, with a method ``revive(channel)``.
+            policy: How to retry.
+            fun: The function.
+            *args: Its positional arguments.
+            **kwargs: Its keyword arguments.
+        """
         retrier: BlockingRetrier | None = None
         while True:
             transport = self._carrier
@@ -733,16 +889,26 @@ class Connection(Address):
                 retrier.prepare(error, transport)
 
     def abandon(self, transport: Transport | None, reason: object) -> None:
-        """Something failed on that transport: take the next URL, and be ready to connect anew."""
+        """Drop a transport that failed, and select the next URL; another transport is left alone.
+
+        Args:
+            transport: The transport that failed.
+            reason: The error, for the state's listeners.
+        """
         with self._lock:
             if self._carrier is transport:  # else another thread has replaced it already
                 self.maybe_switch_next()
                 self._suspend(reason)
 
     def autoretry(self, fun: Callable[..., T], channel: Any = None, **ensure_options: Any) -> Callable[..., Any]:
-        """A wrapper of ``fun`` that calls it with a channel (keyword), reconnecting as ``ensure`` does.
+        """Return a wrapper of ``fun`` that calls it with ``channel=...`` and reconnects as ``ensure`` does.
 
-        It returns (result, the channel used last).
+        The wrapper returns (result, the channel used last).
+
+        Args:
+            fun: A function with a keyword ``channel``.
+            channel: Channel for the first call (default: the connection's default channel).
+            **ensure_options: Keywords of ``ensure``.
         """
         on_revive = ensure_options.pop("on_revive", None)
         holder = ChannelHolder(channel, on_revive)
@@ -757,19 +923,27 @@ class Connection(Address):
         return retried
 
     def revive(self, new_channel: Any) -> None:
-        """Drop the old default channel."""
+        """Close the default channel, because another channel replaces it.
+
+        Args:
+            new_channel: The new channel.
+        """
         if self.session.default_channel is not None and self.session.default_channel is not new_channel:
             self.maybe_close_channel(self.session.default_channel)
             self.session.default_channel = None
 
     def switch(self, conn_str: str) -> None:
-        """Close, and take over another URL; it is not connected to yet."""
+        """Close the connection, and select another URL. It connects when it is used.
+
+        Args:
+            conn_str: The URL.
+        """
         self.release()
         self._closed = False
         self.take(conn_str)
 
     def maybe_switch_next(self) -> None:
-        """Take over the next URL, if there are several."""
+        """Select the next URL, if there are several."""
         if self.cycle is not None:
             with self._lock:
                 self._suspend()
@@ -818,7 +992,11 @@ class Connection(Address):
     close = discard = release  # a pool sets its own ``release`` and ``discard`` on the connections that are out
 
     def collect(self, socket_timeout: float | None = None) -> None:
-        """Drop the connection without a word to the broker, as after a fork or a failure."""
+        """Drop the connection without a message to the broker, as after a fork or a failure.
+
+        Args:
+            socket_timeout: Has no effect on kombulite's own transports, which do not wait here.
+        """
         if self._carrier is None:
             self._do_close_self()
         with self._lock:
@@ -834,7 +1012,7 @@ class Connection(Address):
         self._do_close_transport()
 
     def after_fork(self) -> None:
-        """Called in a forked child: forget the connection, which is the parent's."""
+        """Forget the parent's connection, in a forked child."""
         self._lock = Lock()
         self.session.tally.clear()
         if self._carrier is not None and not self._carrier.survives_fork:
@@ -853,7 +1031,7 @@ class Connection(Address):
 
     @property
     def declared_entities(self) -> set[Any]:
-        """The keys of the entities that were declared on this connection."""
+        """Keys of the entities that were declared on this connection."""
         return self.session.declared
 
     @declared_entities.setter
@@ -871,30 +1049,45 @@ class Connection(Address):
 
     @property
     def hooks(self) -> Hooks | None:
-        """What is around its publishing and consuming, if anything."""
+        """The hooks around publishing and consuming, or None."""
         return self.session.hooks
 
     @property
     def counters(self) -> Counters:
-        """What went through it since it was made, whenever it was lost or closed in between."""
+        """Counts of messages and reconnects since the connection was created; closing does not reset them."""
         return self.session.counters
 
     def add_hook(self, hook: Hook) -> None:
-        """Have a hook around all that is published and consumed here from now on, and on clones. Once is enough."""
+        """Install a hook around publishing and consuming on this connection and later clones. Repeating has no effect.
+
+        Args:
+            hook: The hook.
+        """
         with self._lock:
             if not self.session.add_hook(hook, self):
                 return
         hook.installed(self)
 
     def remove_hook(self, hook: Hook) -> None:
-        """Take a hook away, if it is there."""
+        """Remove a hook, if it is installed.
+
+        Args:
+            hook: The hook.
+        """
         with self._lock:
             self.session.remove_hook(hook, self)
 
     # --- what the transport can do
 
     def heartbeat_check(self, rate: float = 2) -> None:
-        """Send a heartbeat if one is due; raise if the broker's are missing. To be called about once a second."""
+        """Send a heartbeat if one is due. Call it about once a second.
+
+        Args:
+            rate: Checks for each heartbeat interval.
+
+        Raises:
+            ConnectionForced: The broker's heartbeats are missing.
+        """
         self._own_transport().heartbeat_check(rate=rate)
 
     def update_secret(self, secret: str, reason: str = "") -> None:
@@ -913,21 +1106,25 @@ class Connection(Address):
         self._own_transport().update_secret(secret, reason)
 
     def get_heartbeat_interval(self) -> float:
-        """Seconds between heartbeats, 0 for none."""
+        """Return the seconds between heartbeats; 0 if there are none."""
         return self._own_transport().heartbeat_interval
 
     @property
     def supports_heartbeats(self) -> bool:
-        """Whether the transport has heartbeats."""
+        """True if the transport has heartbeats."""
         return self._capabilities.heartbeats
 
     @property
     def is_evented(self) -> bool:
-        """Whether an event loop can wait for its events."""
+        """True if an event loop can wait for the transport's events."""
         return self._capabilities.asynchronous
 
     def supports_exchange_type(self, exchange_type: str) -> bool:
-        """Whether the transport has exchanges of that type."""
+        """Return True if the transport has exchanges of a type.
+
+        Args:
+            exchange_type: ``"direct"``, ``"topic"``, ``"fanout"``, ``"headers"`` or a plugin's type.
+        """
         return exchange_type in self._capabilities.exchange_types
 
     @property
@@ -938,12 +1135,12 @@ class Connection(Address):
 
     @property
     def qos_semantics_matches_spec(self) -> bool:
-        """Whether a prefetch count without ``apply_global`` bounds the channel (AMQP), not a consumer (RabbitMQ)."""
+        """True if a prefetch count without ``apply_global`` limits the channel (AMQP); False: a consumer."""
         return self._own_transport().qos_semantics_matches_spec()
 
 
 class PooledConnection(Connection):
-    """A connection of a pool, which replaces it after an exception in its context."""
+    """Connection of a pool, which replaces it after an exception in its context."""
 
     __slots__ = ("_pool",)
 
@@ -952,7 +1149,11 @@ class PooledConnection(Connection):
         super().__init__(**kwargs)
 
     def clone(self, **overrides: Any) -> Connection:
-        """A connection of the same settings and hooks, not opened, that belongs to no pool."""
+        """Return a connection with the same settings and hooks, not opened, that belongs to no pool.
+
+        Args:
+            **overrides: Arguments of the constructor to replace.
+        """
         return self._hook_up(Connection(**{**self._own_info(), **overrides}))
 
     def __reduce__(self) -> tuple[Any, ...]:

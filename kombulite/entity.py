@@ -28,7 +28,16 @@ INTERNAL_EXCHANGE_PREFIX = ("amq.",)
 def maybe_delivery_mode(
     v: int | str | None, modes: dict[str, int] | None = None, default: int = PERSISTENT_DELIVERY_MODE
 ) -> int:
-    """The delivery mode behind its number or name."""
+    """Return the number of a delivery mode.
+
+    Args:
+        v: A number, a name, or None for the default.
+        modes: Numbers by name.
+        default: The number for None.
+
+    Raises:
+        KeyError: The name is unknown.
+    """
     if not v:
         return default
     if isinstance(v, str):
@@ -37,12 +46,21 @@ def maybe_delivery_mode(
 
 
 class Exchange(MaybeChannelBound):
-    """An exchange: where messages are published to.
+    """Exchange: the address that messages are published to.
 
-    ``type``: direct, topic, fanout or headers; ``durable``: survives a broker restart; ``auto_delete``: goes with its
-    last binding; ``delivery_mode``: default for messages (1 or ``"transient"``, 2 or ``"persistent"``);
-    ``arguments``: the broker's own; ``passive``: declaring only asserts that it is there; ``no_declare``: it is never
-    declared.
+    Args:
+        name: Name; ``""`` is the broker's default exchange.
+        type: ``"direct"``, ``"topic"``, ``"fanout"``, ``"headers"``, or a type of a broker's plugin.
+        channel: Channel to bind the exchange to.
+        durable: If True (default), it survives a restart of the broker.
+        auto_delete: If True, it is deleted with its last binding.
+        delivery_mode: Default for messages: 1 or ``"transient"``, 2 or ``"persistent"``.
+        arguments: The broker's own arguments, by name.
+        passive: If True, declaring only asserts that it exists.
+        no_declare: If True, it is never declared.
+
+    Example:
+        orders = Exchange("orders", type="topic")
     """
 
     TRANSIENT_DELIVERY_MODE = TRANSIENT_DELIVERY_MODE
@@ -76,13 +94,20 @@ class Exchange(MaybeChannelBound):
 
     @property
     def can_cache_declaration(self) -> bool:  # type: ignore[override]
-        """Whether one declaration lasts as long as the connection."""
+        """True if one declaration lasts as long as the connection."""
         return not self.auto_delete
 
     def declare(self, nowait: bool = False, passive: bool | None = None, channel: Any = None) -> None:
-        """Create it on the broker, or with ``passive`` assert that it is there.
+        """Create the exchange on the broker, or assert that it exists.
 
-        Raises NotFound, NotEquivalentError.
+        Args:
+            nowait: If True, return without waiting for the broker's answer.
+            passive: If True, only assert that it exists; nothing is created or changed.
+            channel: Channel to use instead of the one that the entity is bound to.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+            NotEquivalentError: It exists with other settings.
         """
         if self._can_declare():
             passive = self.passive if passive is None else passive
@@ -107,7 +132,15 @@ class Exchange(MaybeChannelBound):
         nowait: bool = False,
         channel: Any = None,
     ) -> None:
-        """Let messages of another exchange come to this one."""
+        """Bind the exchange to a source exchange, whose messages it then receives (RabbitMQ, memory, SQL).
+
+        Args:
+            exchange: The source, or its name.
+            routing_key: Routing key.
+            arguments: Arguments of the binding, such as those of a headers exchange.
+            nowait: If True, return without waiting for the broker's answer.
+            channel: Channel to use instead of the one that the entity is bound to.
+        """
         (channel or self.channel).exchange_bind(
             destination=self.name,
             source=_name_of(exchange),
@@ -124,7 +157,15 @@ class Exchange(MaybeChannelBound):
         arguments: dict[str, Any] | None = None,
         channel: Any = None,
     ) -> None:
-        """Take a binding from another exchange away."""
+        """Remove a binding to a source exchange.
+
+        Args:
+            source: The source, or its name.
+            routing_key: Routing key.
+            nowait: If True, return without waiting for the broker's answer.
+            arguments: Arguments of the binding.
+            channel: Channel to use instead of the one that the entity is bound to.
+        """
         (channel or self.channel).exchange_unbind(
             destination=self.name, source=_name_of(source), routing_key=routing_key, nowait=nowait, arguments=arguments
         )
@@ -135,7 +176,13 @@ class Exchange(MaybeChannelBound):
         arguments: dict[str, Any] | None = None,
         unbind_arguments: dict[str, Any] | None = None,
     ) -> binding:
-        """A binding to this exchange, for ``Queue(bindings=...)``."""
+        """Return a binding to this exchange, for ``Queue(bindings=...)``.
+
+        Args:
+            routing_key: Routing key.
+            arguments: Arguments of the binding.
+            unbind_arguments: Arguments with which it is removed.
+        """
         return binding(self, routing_key, arguments, unbind_arguments)
 
     def Message(
@@ -145,7 +192,14 @@ class Exchange(MaybeChannelBound):
         properties: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """A message for ``publish``. ``kwargs`` as ``Channel.prepare_message`` takes them."""
+        """Return a message for ``publish``.
+
+        Args:
+            body: The body, text or bytes.
+            delivery_mode: 1 or ``"transient"``, 2 or ``"persistent"`` (default: the exchange's, else persistent).
+            properties: Properties of the message, by name.
+            **kwargs: Keywords of ``Channel.prepare_message``.
+        """
         properties = dict(properties or {})
         properties["delivery_mode"] = maybe_delivery_mode(delivery_mode or self.delivery_mode)
         if isinstance(body, str):
@@ -160,7 +214,15 @@ class Exchange(MaybeChannelBound):
         immediate: bool = False,
         exchange: Exchange | str | None = None,
     ) -> Any:
-        """Publish what ``Message`` made. Returns what the channel returns."""
+        """Publish a message that ``Message`` returned, and return the channel's result.
+
+        Args:
+            message: The message, or a text.
+            routing_key: Routing key.
+            mandatory: If True, the broker returns the message if no queue takes it.
+            immediate: Ignored, as current brokers do.
+            exchange: Another exchange, or its name.
+        """
         if isinstance(message, str):
             message = self.Message(message)
         return self.channel.basic_publish(
@@ -172,7 +234,15 @@ class Exchange(MaybeChannelBound):
         )
 
     def delete(self, if_unused: bool = False, nowait: bool = False) -> None:
-        """Delete it on the broker. ``if_unused``: only if nothing is bound to it. Raises PreconditionFailed."""
+        """Delete the exchange on the broker.
+
+        Args:
+            if_unused: Delete only if nothing is bound to it.
+            nowait: If True, return without waiting for the broker's answer.
+
+        Raises:
+            PreconditionFailed: It is in use.
+        """
         self.channel.exchange_delete(exchange=self.name, if_unused=if_unused, nowait=nowait)
 
     def __eq__(self, other: object) -> bool:
@@ -203,7 +273,14 @@ def _name_of(entity: Any) -> str:
 
 
 class binding(Object):  # noqa: N801 - kombu's name
-    """A binding of a queue (or exchange) to ``exchange`` under ``routing_key``."""
+    """Binding of a queue or exchange to an exchange.
+
+    Args:
+        exchange: The exchange, or its name.
+        routing_key: Routing key.
+        arguments: Arguments of the binding, such as those of a headers exchange.
+        unbind_arguments: Arguments with which it is removed.
+    """
 
     attrs: ClassVar[tuple[tuple[str, Any], ...]] = (
         ("exchange", None),
@@ -225,12 +302,23 @@ class binding(Object):  # noqa: N801 - kombu's name
         self.unbind_arguments = unbind_arguments
 
     def declare(self, channel: Any, nowait: bool = False) -> None:
-        """Declare the exchange, if it has a name."""
+        """Declare the exchange, if it has a name.
+
+        Args:
+            channel: The channel.
+            nowait: If True, return without waiting for the broker's answer.
+        """
         if self.exchange is not None and self.exchange.name:
             self.exchange.declare(channel=channel, nowait=nowait)
 
     def bind(self, entity: Queue | Exchange, nowait: bool = False, channel: Any = None) -> None:
-        """Bind a queue or exchange."""
+        """Bind a queue or exchange.
+
+        Args:
+            entity: The queue or exchange.
+            nowait: If True, return without waiting for the broker's answer.
+            channel: Channel to use instead of the one that the entity is bound to.
+        """
         entity.bind_to(
             exchange=self.exchange or "",
             routing_key=self.routing_key,
@@ -240,7 +328,13 @@ class binding(Object):  # noqa: N801 - kombu's name
         )
 
     def unbind(self, entity: Queue | Exchange, nowait: bool = False, channel: Any = None) -> None:
-        """Take the binding away."""
+        """Remove the binding of a queue or exchange.
+
+        Args:
+            entity: The queue or exchange.
+            nowait: If True, return without waiting for the broker's answer.
+            channel: Channel to use instead of the one that the entity is bound to.
+        """
         entity.unbind_from(
             self.exchange or "",
             routing_key=self.routing_key,
@@ -278,16 +372,37 @@ class BindingSet(set["binding"]):
 
 
 class Queue(MaybeChannelBound):
-    """A queue: where messages wait for consumers.
+    """Queue: the place where messages wait for consumers.
 
-    ``exchange`` and ``routing_key``, or a list of ``bindings``, say what comes in. ``durable``: survives a broker
-    restart; ``exclusive``: for this connection only (and auto-deleted); ``auto_delete``: goes with its last consumer;
-    ``expires`` and ``message_ttl`` in seconds; ``max_length`` in messages, ``max_length_bytes``; ``max_priority``:
-    priorities 0 to that, the highest first; ``queue_arguments``, ``binding_arguments``, ``consumer_arguments``:
-    the broker's own; ``on_declared(name, messages, consumers)``; ``no_ack``: messages count as acknowledged when sent.
+    Args:
+        name: Name; for ``""`` the broker chooses one.
+        exchange: Exchange to bind it to, its name, or several bindings.
+        routing_key: Routing key of the binding.
+        channel: Channel to bind the queue to.
+        bindings: Bindings, instead of ``exchange`` and ``routing_key``.
+        on_declared: Called with (name, messages, consumers) after each declaration.
+        durable: If True (default), it survives a restart of the broker.
+        exclusive: If True, only this connection may use it, and it is deleted with the connection.
+        auto_delete: If True, it is deleted with its last consumer.
+        no_ack: If True, messages count as acknowledged when the broker sends them.
+        expires: Seconds without a consumer after which it is deleted.
+        message_ttl: Seconds after which a waiting message expires.
+        max_length: Largest number of waiting messages.
+        max_length_bytes: Largest size of the waiting messages, in bytes.
+        max_priority: Largest priority; the highest is delivered first.
+        queue_arguments: The broker's own arguments of the queue.
+        binding_arguments: The broker's own arguments of the binding.
+        consumer_arguments: The broker's own arguments of its consumers.
+        kind: ``Quorum(...)`` or ``Stream(...)`` for RabbitMQ's other queues. Arguments under the broker's names win
+            over those of the kind.
+        no_declare: If True, it is never declared.
+        alias: A name that programs give it.
 
-    ``kind``: ``Quorum(...)`` or ``Stream(...)`` for RabbitMQ's other queues, with their options. Arguments under the
-    broker's names go over those of the kind. Raises ValueError for an attribute that such a queue cannot have.
+    Raises:
+        ValueError: An attribute contradicts ``kind``.
+
+    Example:
+        Queue("invoices", Exchange("orders", type="topic"), routing_key="order.paid", message_ttl=3600)
     """
 
     attrs: ClassVar[tuple[tuple[str, Any], ...]] = (
@@ -365,7 +480,11 @@ class Queue(MaybeChannelBound):
         self.maybe_bind(channel)
 
     def bind(self, channel: Any) -> Queue:
-        """A copy bound to a channel, or to a connection's default channel."""
+        """Return a copy that is bound to a channel.
+
+        Args:
+            channel: A channel, or a connection for its default channel.
+        """
         bound = super().bind(channel)
         bound.on_declared = self.on_declared
         return bound
@@ -377,12 +496,24 @@ class Queue(MaybeChannelBound):
 
     @property
     def can_cache_declaration(self) -> bool:  # type: ignore[override]
-        """Whether one declaration lasts as long as the connection."""
+        """True if one declaration lasts as long as the connection."""
         expires = self.expires is not None or "x-expires" in (self.queue_arguments or {})
         return not self.auto_delete and not expires
 
     def declare(self, nowait: bool = False, channel: Any = None) -> str:
-        """Declare the exchange, the queue, and bind them. Returns the name, which the broker chooses for ``""``."""
+        """Declare the exchange and the queue, and bind them.
+
+        Args:
+            nowait: If True, return without waiting for the broker's answer.
+            channel: Channel to use instead of the one that the entity is bound to.
+
+        Returns:
+            The name, which the broker chooses for ``""``.
+
+        Raises:
+            NotEquivalentError: It exists with other settings.
+            ResourceLocked: It is an exclusive queue of another connection.
+        """
         if not self.no_declare:
             channel = channel or self.channel
             self._create_exchange(nowait, channel)
@@ -405,9 +536,20 @@ class Queue(MaybeChannelBound):
             each.bind(self, nowait=nowait, channel=channel)
 
     def queue_declare(self, nowait: bool = False, passive: bool = False, channel: Any = None) -> DeclaredQueue | None:
-        """Declare just the queue: (queue, message_count, consumer_count), None with ``nowait``.
+        """Declare only the queue.
 
-        ``passive`` only asserts that it is there. Raises NotFound, NotEquivalentError, ResourceLocked.
+        Args:
+            nowait: If True, return without waiting for the broker's answer.
+            passive: If True, only assert that it exists; nothing is created or changed.
+            channel: Channel to use instead of the one that the entity is bound to.
+
+        Returns:
+            (queue, message_count, consumer_count); None with ``nowait``.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+            NotEquivalentError: It exists with other settings.
+            ResourceLocked: It is an exclusive queue of another connection.
         """
         channel = channel or self.channel
         of_kind = {} if self.kind is None else {"kind": self.kind}  # channels of kombu's know no such keyword
@@ -436,7 +578,12 @@ class Queue(MaybeChannelBound):
         return info
 
     def queue_bind(self, nowait: bool = False, channel: Any = None) -> None:
-        """Bind the queue to its exchange."""
+        """Bind the queue to its exchange.
+
+        Args:
+            nowait: If True, return without waiting for the broker's answer.
+            channel: Channel to use instead of the one that the entity is bound to.
+        """
         self.bind_to(self.exchange or "", self.routing_key, self.binding_arguments, channel=channel, nowait=nowait)
 
     def bind_to(
@@ -447,13 +594,30 @@ class Queue(MaybeChannelBound):
         nowait: bool = False,
         channel: Any = None,
     ) -> None:
-        """Bind the queue to an exchange. Raises NotFound."""
+        """Bind the queue to an exchange.
+
+        Args:
+            exchange: The exchange, or its name.
+            routing_key: Routing key.
+            arguments: Arguments of the binding, such as those of a headers exchange.
+            nowait: If True, return without waiting for the broker's answer.
+            channel: Channel to use instead of the one that the entity is bound to.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+        """
         (channel or self.channel).queue_bind(
             queue=self.name, exchange=_name_of(exchange), routing_key=routing_key, arguments=arguments, nowait=nowait
         )
 
     def queue_unbind(self, arguments: dict[str, Any] | None = None, nowait: bool = False, channel: Any = None) -> None:
-        """Take the binding to its exchange away."""
+        """Remove the binding to the queue's exchange.
+
+        Args:
+            arguments: Arguments of the binding.
+            nowait: If True, return without waiting for the broker's answer.
+            channel: Channel to use instead of the one that the entity is bound to.
+        """
         self.unbind_from(self.exchange or "", self.routing_key, arguments, nowait, channel)
 
     def unbind_from(
@@ -464,13 +628,26 @@ class Queue(MaybeChannelBound):
         nowait: bool = False,
         channel: Any = None,
     ) -> None:
-        """Take a binding away."""
+        """Remove a binding to an exchange.
+
+        Args:
+            exchange: The exchange, or its name.
+            routing_key: Routing key.
+            arguments: Arguments of the binding.
+            nowait: If True, return without waiting for the broker's answer.
+            channel: Channel to use instead of the one that the entity is bound to.
+        """
         (channel or self.channel).queue_unbind(
             queue=self.name, exchange=_name_of(exchange), routing_key=routing_key, arguments=arguments, nowait=nowait
         )
 
     def get(self, no_ack: bool | None = None, accept: Iterable[str] | None = None) -> Any:
-        """The next message, or None. ``accept``: as for a consumer."""
+        """Return the next message, or None if none waits.
+
+        Args:
+            no_ack: If True, a message counts as acknowledged when the broker sends it.
+            accept: Serializer names or content types that may be decoded (None: all that are not disabled).
+        """
         no_ack = self.no_ack if no_ack is None else no_ack
         accepted = prepare_accept_content(accept)
         message: Any = self.channel.basic_get(queue=self.name, no_ack=bool(no_ack))
@@ -484,7 +661,11 @@ class Queue(MaybeChannelBound):
         return message
 
     def purge(self, nowait: bool = False) -> int:
-        """Remove the messages that wait. Returns how many."""
+        """Remove the waiting messages. Return their number.
+
+        Args:
+            nowait: If True, return without waiting for the broker's answer.
+        """
         return self.channel.queue_purge(queue=self.name, nowait=nowait) or 0
 
     def consume(
@@ -495,9 +676,14 @@ class Queue(MaybeChannelBound):
         nowait: bool = False,
         on_cancel: Callable[[str], Any] | None = None,
     ) -> Any:
-        """Start a consumer: ``callback(message)`` runs in ``drain_events``. Returns the consumer tag.
+        """Start a consumer, and return its tag.
 
-        ``on_cancel(tag)`` is called when the broker ends it.
+        Args:
+            consumer_tag: Tag that names the consumer on its channel.
+            callback: Called with each message, in ``drain_events``.
+            no_ack: If True, a message counts as acknowledged when the broker sends it.
+            nowait: If True, return without waiting for the broker's answer.
+            on_cancel: Called with the consumer tag if the broker ends the consumer.
         """
         no_ack = self.no_ack if no_ack is None else no_ack
         arguments = self.consumer_arguments
@@ -518,15 +704,32 @@ class Queue(MaybeChannelBound):
         return tag
 
     def cancel(self, consumer_tag: str) -> None:
-        """End a consumer."""
+        """Cancel a consumer.
+
+        Args:
+            consumer_tag: Its tag.
+        """
         self.channel.basic_cancel(consumer_tag)
 
     def delete(self, if_unused: bool = False, if_empty: bool = False, nowait: bool = False) -> int:
-        """Delete it, with the messages in it. Returns how many. Raises PreconditionFailed."""
+        """Delete the queue. Return the number of messages that were deleted with it.
+
+        Args:
+            if_unused: Delete only if it has no consumer.
+            if_empty: Delete only if no message waits in it.
+            nowait: If True, return without waiting for the broker's answer.
+
+        Raises:
+            PreconditionFailed: It is in use, or not empty.
+        """
         return self.channel.queue_delete(queue=self.name, if_unused=if_unused, if_empty=if_empty, nowait=nowait) or 0
 
     def as_dict(self, recurse: bool = False) -> dict[str, Any]:
-        """The attributes by name, as kombu has them: ``kind`` is among them if it is set."""
+        """Return the attributes by name, as kombu does; ``kind`` is among them if it is set.
+
+        Args:
+            recurse: If True, the exchange and bindings become dicts too.
+        """
         attributes = super().as_dict(recurse)
         if self.kind is None:
             del attributes["kind"]
@@ -534,7 +737,12 @@ class Queue(MaybeChannelBound):
 
     @classmethod
     def from_dict(cls, queue: str, **options: Any) -> Queue:
-        """A queue from plain settings, as configuration files hold them."""
+        """Return a queue made from plain settings, as configuration files hold them.
+
+        Args:
+            queue: Name of the queue.
+            **options: Attributes of the queue and its exchange, under kombu's names.
+        """
         binding_key = options.get("binding_key") or options.get("routing_key")
         exchange_durable = options.get("exchange_durable")
         exchange_durable = options.get("durable") if exchange_durable is None else exchange_durable
@@ -593,7 +801,12 @@ class Queue(MaybeChannelBound):
 
 
 def is_declared(entity: Any, declared: set[Any]) -> bool:
-    """Whether an entity, as it is now, is among the declarations that a connection remembers."""
+    """Return True if an entity, as it is now, is among the declarations of a connection.
+
+    Args:
+        entity: Exchange or queue.
+        declared: Keys of the declarations.
+    """
     return entity.can_cache_declaration and declaration_key(entity) in declared
 
 

@@ -116,25 +116,33 @@ BaseExceptionType = TypeVar("BaseExceptionType", bound=BaseException)
 
 
 def reraise(tp: type[BaseExceptionType], value: BaseExceptionType, tb: Any = None) -> NoReturn:
-    """Raise an exception with a traceback."""
+    """Raise an exception with a traceback.
+
+    Args:
+        tp: Class of the exception.
+        value: The exception.
+        tb: The traceback.
+    """
     if value.__traceback__ is not tb:
         raise value.with_traceback(tb)
     raise value
 
 
 class KombuError(Exception):
-    """Base of the library's own errors."""
+    """Base class of the library's own errors."""
 
 
 class OperationalError(KombuError):
-    """The broker cannot be reached, or the connection to it broke."""
+    """The broker cannot be reached, or the connection to it was lost."""
 
 
 class BatchPublishError(KombuError):
-    """Some messages of a batch were not taken.
+    """Some messages of a batch were refused.
 
-    ``refused``: list of (index in the batch, exception); empty where the outcome is not known.
-    ``published``: how many were taken.
+    Args:
+        message: Text of the error.
+        refused: The refused messages, as (index in the batch, exception); empty if the outcome is not known.
+        published: Number of messages that the broker took.
     """
 
     def __init__(self, message: str, refused: list[tuple[int, Exception]] | None = None, published: int = 0) -> None:
@@ -156,7 +164,7 @@ class DecodeError(SerializationError):
 
 
 class InflateError(DecodeError):
-    """Compressed data is broken, or inflates to more than is allowed."""
+    """Compressed data is broken, or decompresses to more than is allowed."""
 
 
 class NotBoundError(KombuError):
@@ -168,7 +176,7 @@ class MessageStateError(KombuError):
 
 
 class LimitExceeded(KombuError):
-    """A pool has no more to give."""
+    """All resources of a pool are in use."""
 
 
 class ConnectionLimitExceeded(LimitExceeded):
@@ -180,7 +188,7 @@ class ChannelLimitExceeded(LimitExceeded):
 
 
 class VersionMismatch(KombuError):
-    """A library is of a version that does not do."""
+    """A library has a version that cannot be used."""
 
 
 class SerializerNotInstalled(KombuError):
@@ -196,9 +204,13 @@ class BrokerError(Exception):
 
 
 class AMQPError(BrokerError):
-    """An error with a reply code of AMQP 0-9-1.
+    """Error with a reply code of AMQP 0-9-1.
 
-    ``reply_code``, ``reply_text``; ``method_sig`` (class and method id) and ``method_name`` of what was refused.
+    Args:
+        reply_text: The broker's text.
+        method_sig: Class and method number of the method that was refused.
+        method_name: Name of that method.
+        reply_code: The reply code.
     """
 
     code = 0
@@ -234,21 +246,21 @@ class AMQPError(BrokerError):
 
 
 class ConnectionError(AMQPError):
-    """The connection is, or has to be, closed."""
+    """The connection is closed, or has to be."""
 
 
 class RecoverableConnectionError(ConnectionError):
-    """A new connection may do better."""
+    """The connection failed; a new connection may succeed."""
 
 
 class ConnectionForced(RecoverableConnectionError):
-    """The operator closed the connection."""
+    """The broker's operator closed the connection, or its heartbeats are missing."""
 
     code = 320
 
 
 class ResourceError(RecoverableConnectionError):
-    """The broker, or the channel numbers, are exhausted."""
+    """The broker, or the numbers for channels, are exhausted."""
 
     code = 506
 
@@ -258,7 +270,7 @@ class ConsumerCancelled(RecoverableConnectionError):
 
 
 class Blocked(RecoverableConnectionError):
-    """The broker does not take messages for now."""
+    """The broker takes no messages for now."""
 
 
 class IrrecoverableConnectionError(ConnectionError):
@@ -302,13 +314,13 @@ class UnexpectedFrame(IrrecoverableConnectionError):
 
 
 class NotAllowed(IrrecoverableConnectionError):
-    """Forbidden by the broker, whatever the user's rights."""
+    """The broker refuses a request, whatever the user's permissions."""
 
     code = 530
 
 
 class AMQPNotImplementedError(IrrecoverableConnectionError):
-    """The broker cannot do that."""
+    """The broker has no such feature."""
 
     code = 540
 
@@ -320,7 +332,7 @@ class InternalError(IrrecoverableConnectionError):
 
 
 class InconsistencyError(ConnectionError):
-    """What the broker says does not fit what it was told before."""
+    """The broker's answer contradicts what it was told before."""
 
 
 class ChannelError(AMQPError):
@@ -328,7 +340,7 @@ class ChannelError(AMQPError):
 
 
 class RecoverableChannelError(ChannelError):
-    """Trying again may do."""
+    """The request failed; a new attempt may succeed."""
 
 
 class ContentTooLarge(RecoverableChannelError):
@@ -354,23 +366,23 @@ class IrrecoverableChannelError(ChannelError):
 
 
 class AccessRefused(IrrecoverableChannelError):
-    """The user has no right to do that."""
+    """The user has no permission for the request."""
 
     code = 403
 
 
 class NotFound(IrrecoverableChannelError):
-    """No such queue or exchange."""
+    """The queue or exchange does not exist."""
 
     code = 404
 
 
 class LoginRefused(NotAllowed, AccessRefused):
-    """The broker does not know the user, or not with that password."""
+    """The broker refuses the user name or the password."""
 
 
 class PreconditionFailed(IrrecoverableChannelError):
-    """The request does not fit the state of what it is about."""
+    """The request contradicts the state of its queue, exchange or message."""
 
     code = 406
 
@@ -386,7 +398,7 @@ class MessageReturned(ChannelError):
 
     @classmethod
     def no_route(cls) -> MessageReturned:
-        """What brokers say that have no words of their own."""
+        """Return the error for brokers that give no text of their own."""
         return cls("NO_ROUTE", (60, 50), "Basic.return", cls.code)
 
 
@@ -477,7 +489,7 @@ def socket_error(error: OSError, *others: type[Exception]) -> Exception:
 def error_for_code(
     code: int, text: str, method_sig: tuple[int, int], method_name: str, default: type[AMQPError]
 ) -> AMQPError:
-    """The error that an AMQP reply code stands for, ``default`` for an unknown one."""
+    """Return the error that an AMQP reply code stands for, ``default`` for an unknown one."""
 
     def of_code(cls: type[AMQPError]) -> type[AMQPError] | None:
         if vars(cls).get("code") == code:
@@ -488,7 +500,13 @@ def error_for_code(
 
 
 class HttpError(Exception):
-    """An HTTP request failed with status ``code``."""
+    """An HTTP request failed.
+
+    Args:
+        code: The status.
+        message: Text of the error.
+        response: The response.
+    """
 
     def __init__(self, code: int, message: str | None = None, response: Any = None) -> None:
         super().__init__(code, message, response)

@@ -24,7 +24,7 @@ DISABLE_TRACEBACKS = os.environ.get("DISABLE_TRACEBACKS")
 
 
 def get_logger(logger: str | logging.Logger) -> logging.Logger:
-    """The logger of a name, with a handler that does nothing if it has none."""
+    """Return the logger of a name, with a handler that does nothing if it has none."""
     if isinstance(logger, str):
         logger = logging.getLogger(logger)
     if not logger.handlers:
@@ -33,7 +33,7 @@ def get_logger(logger: str | logging.Logger) -> logging.Logger:
 
 
 def get_loglevel(level: str | int) -> int:
-    """The number of a level. Raises KeyError for a name that is none."""
+    """Return the number of a level. Raises KeyError for a name that is none."""
     return _NUMBERS[level] if isinstance(level, str) else level
 
 
@@ -65,7 +65,7 @@ class LogMixin:
         self.log(severity, *args, **kwargs)
 
     def annotate(self, text: str) -> str:
-        """The text as it is logged."""
+        """Return the text as it is logged."""
         return f"{self.logger_name} - {text}"
 
     def log(self, severity: int, *args: Any, **kwargs: Any) -> None:
@@ -78,7 +78,7 @@ class LogMixin:
             self.logger.log(severity, self.annotate(safe_str(text)), *values, **kwargs)
 
     def get_logger(self) -> logging.Logger:
-        """The logger."""
+        """Return the logger."""
         return get_logger(self.logger_name)
 
     def is_enabled_for(self, level: str | int) -> bool:
@@ -86,7 +86,7 @@ class LogMixin:
         return self.logger.isEnabledFor(get_loglevel(level))
 
     def get_loglevel(self, level: str | int) -> int:
-        """The number of a level."""
+        """Return the number of a level."""
         return get_loglevel(level)
 
     @cached_property
@@ -108,7 +108,7 @@ class Log(LogMixin):
         self._logger = logger
 
     def get_logger(self) -> logging.Logger:
-        """The logger that was given, or that of the name."""
+        """Return the logger that was given, or that of the name."""
         return self._logger or get_logger(self._logger_name)
 
     @property

@@ -17,7 +17,10 @@ class MatcherNotInstalled(Exception):
 
 
 class MatcherRegistry:
-    """Matchers by name: ``matcher(data, pattern)``, or (pattern, data) for those in ``matcher_pattern_first``."""
+    """Registry of matchers by name.
+
+    A matcher is called with (data, pattern); one in ``matcher_pattern_first`` with (pattern, data).
+    """
 
     MatcherNotInstalled = MatcherNotInstalled
     matcher_pattern_first: ClassVar[list[str]] = ["pcre"]
@@ -28,11 +31,23 @@ class MatcherRegistry:
         self._entry_points_loaded = False
 
     def register(self, name: str, matcher: Callable[..., Any]) -> None:
-        """Add or replace a matcher."""
+        """Add or replace a matcher.
+
+        Args:
+            name: Name of the matcher.
+            matcher: The function.
+        """
         self._matchers[name] = matcher
 
     def unregister(self, name: str) -> None:
-        """Forget a matcher. Raises MatcherNotInstalled."""
+        """Remove a matcher.
+
+        Args:
+            name: Name of the matcher.
+
+        Raises:
+            MatcherNotInstalled: It is unknown.
+        """
         if self._matchers.pop(name, None) is None:
             raise MatcherNotInstalled(f"No matcher installed for {name}")
 
@@ -42,7 +57,17 @@ class MatcherRegistry:
     def match(
         self, data: Any, pattern: Any, matcher: str | None = None, matcher_kwargs: Mapping[str, Any] | None = None
     ) -> bool:
-        """Whether ``data`` fits ``pattern``. Raises MatcherNotInstalled."""
+        """Return True if data matches a pattern.
+
+        Args:
+            data: The data.
+            pattern: The pattern.
+            matcher: Name of the matcher (default: the first one).
+            matcher_kwargs: Keywords of the matcher.
+
+        Raises:
+            MatcherNotInstalled: The matcher is unknown.
+        """
         function = self._find(matcher) if matcher else self._default_matcher
         if function is None:
             raise MatcherNotInstalled("there is no default matcher")
@@ -76,12 +101,12 @@ MatcherFunction = Callable[..., Any]
 
 
 def register_glob() -> None:
-    """Put the matcher of shell patterns (back) into the registry."""
+    """Add the matcher of shell patterns to the registry (again)."""
     registry.register("glob", fnmatch)
 
 
 def register_pcre() -> None:
-    """Put the matcher of regular expressions (back) into the registry."""
+    """Add the matcher of regular expressions to the registry (again)."""
     registry.register("pcre", re.match)
 
 

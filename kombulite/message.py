@@ -21,11 +21,26 @@ __all__ = ["Message"]
 
 
 class Message(BaseMessage):
-    """A received message.
+    """Received message.
 
-    ``body``: bytes (or text), decompressed; ``payload``: decoded on demand. ``headers``, ``properties`` and
-    ``delivery_info`` are dicts of its own. ``accept``: the content types that may be decoded (None: all that are not
-    disabled). ``errors``: what went wrong before decoding, as exc_info tuples.
+    ``headers``, ``properties`` and ``delivery_info`` are dicts of its own; ``payload`` is decoded when it is first
+    read.
+
+    Args:
+        body: Body, bytes or text, decompressed.
+        delivery_tag: Number of the delivery on its channel.
+        content_type: Content type of the body.
+        content_encoding: Encoding of the body.
+        delivery_info: Facts on the delivery: exchange, routing_key, redelivered, ...
+        properties: Properties by name.
+        headers: Headers by name.
+        postencode: Encoding for a body that is text.
+        accept: Content types that may be decoded (None: all that are not disabled).
+        channel: Channel that it was delivered on.
+        kwargs: Ignored, as kombu's transports pass more.
+
+    Attributes:
+        errors: What failed before decoding, as exc_info tuples.
     """
 
     MessageStateError = MessageStateError
@@ -64,7 +79,11 @@ class Message(BaseMessage):
                 self.errors.append(sys.exc_info())
 
     def inflate(self, compression: str) -> None:
-        """Undo the compression of the body; what goes wrong is noted in ``errors``."""
+        """Decompress the body; an error is noted in ``errors``.
+
+        Args:
+            compression: Content type of the compression method.
+        """
         try:
             self.body = decompress(self.body, compression)
         except Exception:
@@ -75,7 +94,11 @@ class Message(BaseMessage):
         self.loads = _loads_sections
 
     def note_error(self, error: Exception) -> None:
-        """Note in ``errors`` that the transport could not understand all of the message."""
+        """Note in ``errors`` that the transport could not read all of the message.
+
+        Args:
+            error: The error.
+        """
         self.errors.append((DecodeError, DecodeError(str(error)), None))
 
     def _reraise_error(self, callback: Any = None) -> None:
@@ -87,7 +110,7 @@ class Message(BaseMessage):
 
     @property
     def state(self) -> str:
-        """What became of it: RECEIVED, ACK, REJECTED or REQUEUED."""
+        """RECEIVED, ACK, REJECTED or REQUEUED."""
         return self._state
 
     # --- content
@@ -106,13 +129,23 @@ class Message(BaseMessage):
         return self.loads(self.body, self.content_type, self.content_encoding, accept=self.accept)
 
     def refuse(self, state: str) -> NoReturn:
-        """Raise the error for a message that cannot come to ``state``."""
+        """Raise MessageStateError for a message that cannot change its state.
+
+        Args:
+            state: The state that was asked for.
+        """
         if self.channel is None:
             raise MessageStateError(f"the message has no channel, and cannot become {state}")
         raise MessageStateError(f"the message is {self._state} already, and cannot become {state}")
 
     def ack_log_error(self, logger: Logger, errors: tuple[type[BaseException], ...], multiple: bool = False) -> None:
-        """Acknowledge it; log the given errors instead of raising them."""
+        """Acknowledge the message, and log given errors instead of raising them.
+
+        Args:
+            logger: Where to log.
+            errors: Error classes to log.
+            multiple: If True, this applies to all earlier messages of the channel too.
+        """
         try:
             self.ack(multiple=multiple)
         except BrokenPipeError as error:
@@ -122,7 +155,14 @@ class Message(BaseMessage):
             logger.critical("Couldn't ack %r, reason:%r", self.delivery_tag, error, exc_info=True)
 
     def reject_log_error(self, logger: Logger, errors: tuple[type[BaseException], ...], requeue: bool = False) -> None:
-        """Reject it; log the given errors instead of raising them."""
+        """Reject the message, and log given errors instead of raising them.
+
+        Args:
+            logger: Where to log.
+            errors: Error classes to log.
+            requeue: If True, the message goes back to its queue; else to the dead letter exchange of the queue, if
+                it has one.
+        """
         try:
             self.reject(requeue=requeue)
         except errors as error:

@@ -29,10 +29,18 @@ Context = tuple[Connection, Any, Sequence[MessageConsumer]]
 
 
 class ConsumerMixin:
-    """A program around consumers. The class that uses it has a ``connection``, and ``get_consumers``.
+    """Mixin for a program around consumers. The class has a ``connection`` and defines ``get_consumers``.
 
-    ``run`` consumes until ``should_stop`` is set; it reconnects as often as it takes, ``connect_max_retries`` times in
-    a row at most (None: no limit). Each of the ``on_…`` methods may be overridden.
+    ``run`` consumes until ``should_stop`` is True. After a failure it reconnects, up to ``connect_max_retries`` times
+    in a row (None: no limit). Each of the ``on_...`` methods may be overridden.
+
+    Example:
+        class Worker(ConsumerMixin):
+            def __init__(self, connection):
+                self.connection = connection
+
+            def get_consumers(self, Consumer, channel):
+                return [Consumer(queue, callbacks=[self.handle])]
     """
 
     connection: Connection
@@ -44,23 +52,45 @@ class ConsumerMixin:
         return {}  # where the consumers of streams go on, by stream
 
     def get_consumers(self, Consumer: Callable[..., MessageConsumer], channel: Any) -> Sequence[MessageConsumer]:
-        """The consumers: ``[Consumer(queues, callbacks=[…])]``; here ``Consumer`` knows its channel."""
+        """Return the consumers, such as ``[Consumer(queues, callbacks=[...])]``. A subclass defines it.
+
+        Args:
+            Consumer: The class ``Consumer`` with its channel set.
+            channel: The channel.
+        """
         raise NotImplementedError("Subclass responsibility")
 
     def on_connection_revived(self) -> None:
-        """Called when a connection is open, also at the start."""
+        """React to an open connection: at the start, and after each reconnect."""
 
     def on_consume_ready(self, connection: Connection, channel: Any, consumers: Any, **kwargs: Any) -> None:
-        """Called when the consumers are started."""
+        """React to started consumers.
+
+        Args:
+            connection: The connection.
+            channel: The channel.
+            consumers: The consumers.
+            **kwargs: Keywords of ``consume``.
+        """
 
     def on_consume_end(self, connection: Connection, channel: Any) -> None:
-        """Called when the consumers are cancelled."""
+        """React to cancelled consumers.
+
+        Args:
+            connection: The connection.
+            channel: The channel.
+        """
 
     def on_iteration(self) -> None:
-        """Called before each wait for an event."""
+        """Run before each wait for an event."""
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
-        """Called for a message that cannot be decoded: it is logged and acknowledged, so it is gone."""
+        """Log and acknowledge a message that cannot be decoded. The message is lost; override this to keep it.
+
+        Args:
+            message: The message.
+            exc: The error.
+        """
         logger.critical(
             "Can't decode message body: %r (type:%r encoding:%r raw:%r')",
             exc,
@@ -71,15 +101,30 @@ class ConsumerMixin:
         message.ack()
 
     def on_connection_error(self, exc: Exception, interval: float) -> None:
-        """Called when connecting failed and will be tried again in ``interval`` seconds: it is logged."""
+        """Log a failure to connect.
+
+        Args:
+            exc: The error.
+            interval: Seconds before the next attempt.
+        """
         logger.warning(W_CONN_ERROR, interval, exc, exc_info=exc)
 
     def extra_context(self, connection: Connection, channel: Any) -> AbstractContextManager[Any]:
-        """A context to consume in."""
+        """Return a context manager to consume in.
+
+        Args:
+            connection: The connection.
+            channel: The channel.
+        """
         return nullcontext()
 
     def run(self, _tokens: float = 1, **kwargs: Any) -> None:
-        """Consume until ``should_stop``; what fails is started again, once a second at most."""
+        """Consume until ``should_stop`` is True. After a failure consuming starts again, at most once a second.
+
+        Args:
+            _tokens: Tokens that each start takes from ``restart_limit``.
+            **kwargs: Keywords of ``consume``.
+        """
         limit = self.restart_limit
         while not self.should_stop:
             try:
@@ -94,10 +139,16 @@ class ConsumerMixin:
     def consume(
         self, limit: int | None = None, timeout: float | None = None, safety_interval: float = 1, **kwargs: Any
     ) -> Iterator[None]:
-        """A generator that yields after each event, ``limit`` of them (None: until ``should_stop``).
+        """Return a generator that yields after each event.
 
-        ``timeout``: seconds without an event after which it raises TimeoutError (None: never); ``safety_interval``:
-        seconds between looks at ``should_stop``; keywords go to ``on_consume_ready``.
+        Args:
+            limit: Number of events (None: until ``should_stop`` is True).
+            timeout: Seconds without an event after which it raises TimeoutError (None: never).
+            safety_interval: Seconds between checks of ``should_stop``.
+            **kwargs: Passed to ``on_consume_ready``.
+
+        Raises:
+            TimeoutError: No event came in time (``socket.timeout``).
         """
         with self.consumer_context(**kwargs) as (connection, _, _):
             idle_since = monotonic()
@@ -122,32 +173,40 @@ class ConsumerMixin:
 
     @contextmanager
     def consumer_context(self, **kwargs: Any) -> Iterator[Context]:
-        """Consumers that run: (connection, channel, consumers)."""
+        """Run the consumers inside the block: (connection, channel, consumers).
+
+        Args:
+            **kwargs: Passed to ``on_consume_ready``.
+        """
         with self.Consumer() as (connection, channel, consumers), self.extra_context(connection, channel):
             self.on_consume_ready(connection, channel, consumers, **kwargs)
             yield connection, channel, consumers
 
     def maybe_conn_error(self, fun: Callable[[], Any]) -> Any:
-        """Call ``fun``, and ignore errors of connection and channel."""
+        """Call a function, and ignore errors of connection and channel.
+
+        Args:
+            fun: The function, without arguments.
+        """
         try:
             return fun()
         except (*self.connection_errors, *self.channel_errors):
             return None
 
     def create_connection(self) -> Connection:
-        """A connection like the one that was given."""
+        """Return a connection like the program's."""
         return self.connection.clone()
 
     @contextmanager
     def establish_connection(self) -> Iterator[Connection]:
-        """An open connection, closed at the end."""
+        """Open a connection for the block, and close it at the end."""
         with self.create_connection() as connection:
             connection.ensure_connection(self.on_connection_error, self.connect_max_retries)
             yield connection
 
     @contextmanager
     def Consumer(self) -> Iterator[Context]:
-        """The consumers, started, on a connection of their own: (connection, channel, consumers)."""
+        """Start the consumers on a connection of their own: (connection, channel, consumers)."""
         with self.establish_connection() as connection:
             self.on_connection_revived()
             logger.info("Connected to %s", connection.as_uri())
@@ -172,39 +231,44 @@ class ConsumerMixin:
 
     @cached_property
     def restart_limit(self) -> TokenBucket:
-        """How often it is started again: once a second."""
+        """Limit of restarts: one a second."""
         return TokenBucket(1)
 
     @cached_property
     def connection_errors(self) -> tuple[type[BaseException], ...]:
-        """What a broken connection raises."""
+        """Errors that a broken connection raises."""
         return self.connection.connection_errors
 
     @cached_property
     def channel_errors(self) -> tuple[type[BaseException], ...]:
-        """What a failed request raises."""
+        """Errors that a failed request raises."""
         return self.connection.channel_errors
 
 
 class ConsumerProducerMixin(ConsumerMixin):
-    """The same with a ``producer``, on a connection of its own that is closed when consuming ends."""
+    """``ConsumerMixin`` with a ``producer``, on a connection of its own that is closed when consuming ends."""
 
     _producer_connection: Connection | None = None
 
     def on_consume_end(self, connection: Connection | None, channel: Any) -> None:
-        """Close the producer's connection."""
+        """Close the producer's connection.
+
+        Args:
+            connection: The connection.
+            channel: The channel.
+        """
         if self._producer_connection is not None:
             self._producer_connection.close()
             self._producer_connection = None
 
     @property
     def producer(self) -> Producer:
-        """A producer."""
+        """The producer."""
         return Producer(self.producer_connection)
 
     @property
     def producer_connection(self) -> Connection:
-        """The producer's connection, opened when it is first asked for."""
+        """The producer's connection, opened when it is first read."""
         if self._producer_connection is None:
             connection = self.connection.clone()
             connection.ensure_connection(self.on_connection_error, self.connect_max_retries)

@@ -38,7 +38,15 @@ debug, error = logger.debug, logger.error
 
 
 class Node:
-    """A process that takes commands: its name, what its handlers get (``state``), and the handlers by command."""
+    """Process that takes commands.
+
+    Args:
+        hostname: Name of the node.
+        state: First argument of each handler.
+        channel: The channel.
+        handlers: Handlers by command.
+        mailbox: The mailbox.
+    """
 
     hostname: Any = None
     state: Any = None
@@ -61,14 +69,24 @@ class Node:
         self.mailbox = mailbox
 
     def adjust_clock(self, clock: int) -> None:
-        """Take over the time of a message."""
+        """Advance the logical clock past that of a message.
+
+        Args:
+            clock: Clock of the message.
+        """
         self.mailbox.clock.adjust(clock)
 
     def Consumer(self, channel: Any = None, no_ack: bool = True, accept: Any = None, **options: Any) -> MessageConsumer:
-        """A consumer of the node's queue, not started; further arguments are those of ``Consumer``.
+        """Return a consumer of the node's queue, not started.
+
+        Args:
+            channel: Channel to use (default: the node's).
+            no_ack: If True, a message counts as acknowledged when the broker sends it.
+            accept: Serializer names or content types that may be decoded (None: all that are not disabled).
+            **options: Keywords of ``Consumer``.
 
         Raises:
-            InconsistencyError: Another node of that name has the queue for itself (``queue_exclusive``).
+            InconsistencyError: Another node of that name has the queue exclusively (``queue_exclusive``).
         """
         queue = self.mailbox.get_queue(self.hostname)
 
@@ -89,16 +107,30 @@ class Node:
             raise InconsistencyError(W_PIDBOX_IN_USE.format(node=self)) from error
 
     def handler(self, fun: Callable[..., Any]) -> Callable[..., Any]:
-        """A decorator: the function handles the command of its name, as ``fun(state, **arguments)``."""
+        """Register a function as the handler of the command of its name: ``fun(state, **arguments)``. A decorator.
+
+        Args:
+            fun: The function.
+        """
         self.handlers[fun.__name__] = fun
         return fun
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
-        """Called for a command that cannot be decoded: it is logged."""
+        """Log a command that cannot be decoded.
+
+        Args:
+            message: The message.
+            exc: The error.
+        """
         logger.error("Cannot decode message: %r", exc, exc_info=exc)
 
     def listen(self, channel: Any = None, callback: Callable[[Any, Message], Any] | None = None) -> MessageConsumer:
-        """Start to take commands. Returns the consumer."""
+        """Start to take commands, and return the consumer.
+
+        Args:
+            channel: Channel to use (default: the node's).
+            callback: Called with (body, message) instead of ``handle_message``.
+        """
         consumer = self.Consumer(
             channel=channel, callbacks=[callback or self.handle_message], on_decode_error=self.on_decode_error
         )
@@ -113,7 +145,18 @@ class Node:
         ticket: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run a command's handler, and reply if asked to. Returns the result, ``{"error": repr}`` where it raised."""
+        """Run the handler of a command, and reply if the command asks for it.
+
+        Args:
+            method: Name of the command.
+            arguments: Arguments by name.
+            reply_to: Where the reply goes: exchange and routing key.
+            ticket: Number of the call.
+            **kwargs: Ignored.
+
+        Returns:
+            The result; ``{"error": repr}`` if the handler raised.
+        """
         arguments = arguments or {}
         logger.debug("pidbox received method %s", reprcall(method, (), arguments))
         handle = self.handle_call if reply_to else self.handle_cast
@@ -127,19 +170,42 @@ class Node:
         return reply
 
     def handle(self, method: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """Call a command's handler. Raises KeyError where there is none."""
+        """Call the handler of a command.
+
+        Args:
+            method: Name of the command.
+            arguments: Arguments by name.
+
+        Raises:
+            KeyError: There is no such command.
+        """
         return self.handlers[method](self.state, **(arguments or {}))
 
     def handle_call(self, method: str, arguments: Mapping[str, Any]) -> Any:
-        """Handle a command that wants a reply."""
+        """Handle a command that wants a reply.
+
+        Args:
+            method: Name of the command.
+            arguments: Arguments by name.
+        """
         return self.handle(method, arguments)
 
     def handle_cast(self, method: str, arguments: Mapping[str, Any]) -> Any:
-        """Handle a command that wants none."""
+        """Handle a command that wants no reply.
+
+        Args:
+            method: Name of the command.
+            arguments: Arguments by name.
+        """
         return self.handle(method, arguments)
 
     def handle_message(self, body: Mapping[str, Any], message: Message | None = None) -> Any:
-        """Dispatch a command, if it is meant for this node."""
+        """Dispatch a command if it is meant for this node.
+
+        Args:
+            body: The command.
+            message: The message.
+        """
         if message is not None:
             self.mailbox.clock.adjust(message.headers.get("clock") or 0)
         destination, pattern, matcher = (body.get(name) for name in ("destination", "pattern", "matcher"))
@@ -152,19 +218,40 @@ class Node:
     dispatch_from_message = handle_message
 
     def reply(self, data: Any, exchange: str, routing_key: str, ticket: str | None, **kwargs: Any) -> None:
-        """Send a reply."""
+        """Send a reply.
+
+        Args:
+            data: The body.
+            exchange: Exchange of the reply.
+            routing_key: Routing key.
+            ticket: Number of the call.
+            **kwargs: Keywords of ``Producer.publish``.
+        """
         self.mailbox._publish_reply(
             data, exchange, routing_key, ticket, channel=self.channel, serializer=self.mailbox.serializer
         )
 
 
 class Mailbox:
-    """Commands in a namespace. Call it with a connection to have one that can send.
+    """Mailbox: commands to nodes in a namespace. ``mailbox(connection)`` returns one that can send.
 
-    ``type``: of the exchange; ``clock``: a LamportClock to share; ``accept``: content types of replies and commands
-    (``["json"]``); ``producer_pool``: where producers come from, may be lazy; ``queue_durable``, ``queue_exclusive``,
-    ``queue_ttl``, ``queue_expires``: of the nodes' queues; ``reply_queue_ttl``, ``reply_queue_expires``; in seconds.
-    Raises ValueError for a queue that is both exclusive and durable.
+    Args:
+        namespace: Name of the namespace.
+        type: ``"direct"``: commands for nodes by name; ``"fanout"``: for all nodes.
+        connection: Connection to send with.
+        clock: A ``LamportClock`` to share.
+        accept: Content types of commands and replies (default: ``["json"]``).
+        serializer: Serializer of commands and replies.
+        producer_pool: Pool of producers, or a callable that returns one.
+        queue_ttl: Seconds after which a waiting command expires.
+        queue_expires: Seconds without a consumer after which a node's queue is deleted.
+        queue_durable: If True, nodes' queues survive a restart of the broker.
+        queue_exclusive: If True, a node's queue belongs to its connection.
+        reply_queue_ttl: Seconds after which a waiting reply expires.
+        reply_queue_expires: Seconds without a consumer after which a reply queue is deleted.
+
+    Raises:
+        ValueError: Queues cannot be both exclusive and durable.
     """
 
     node_cls = Node
@@ -222,7 +309,7 @@ class Mailbox:
         self._identity = object()  # shared with the copies that are bound to connections
 
     def __call__(self, connection: Any) -> Mailbox:
-        """A copy that sends over a connection."""
+        """Return a copy that sends over a connection."""
         bound = copy.copy(self)
         bound.connection = connection
         return bound
@@ -234,7 +321,14 @@ class Mailbox:
         channel: Any = None,
         handlers: dict[str, Callable[..., Any]] | None = None,
     ) -> Node:
-        """A node of this mailbox; ``hostname``: the machine's by default."""
+        """Return a node of this mailbox.
+
+        Args:
+            hostname: Name of the node (default: the machine's).
+            state: First argument of each handler.
+            channel: The channel.
+            handlers: Handlers by command.
+        """
         return self.node_cls(hostname or socket.gethostname(), state, channel, handlers, mailbox=self)
 
     # --- commands
@@ -250,18 +344,37 @@ class Mailbox:
     ) -> list[Any]:
         """Send a command to nodes by name, and return their replies: a list of ``{hostname: result}``.
 
-        It waits until all have answered, or for ``timeout`` seconds (None: ``call_timeout``) after the last answer.
+        It waits until all nodes have replied.
+
+        Args:
+            destination: Names of the nodes.
+            command: Name of the command.
+            kwargs: Arguments by name.
+            timeout: Seconds to wait after the last reply (None: ``call_timeout``).
+            callback: Called with each reply.
+            channel: Channel to use.
         """
         return self._broadcast(  # type: ignore[return-value]
             command, kwargs, destination, reply=True, timeout=timeout, callback=callback, channel=channel
         )
 
     def cast(self, destination: Sequence[str], command: str, kwargs: Mapping[str, Any] | None = None) -> None:
-        """Send a command to nodes by name; no reply is asked for."""
+        """Send a command to nodes by name, without a reply.
+
+        Args:
+            destination: Names of the nodes.
+            command: Name of the command.
+            kwargs: Arguments by name.
+        """
         self._broadcast(command, kwargs, destination, reply=False)
 
     def abcast(self, command: str, kwargs: Mapping[str, Any] | None = None) -> None:
-        """Send a command to all nodes; no reply is asked for."""
+        """Send a command to all nodes, without a reply.
+
+        Args:
+            command: Name of the command.
+            kwargs: Arguments by name.
+        """
         self._broadcast(command, kwargs, reply=False)
 
     def multi_call(
@@ -273,7 +386,16 @@ class Mailbox:
         callback: Callable[[Any], Any] | None = None,
         channel: Any = None,
     ) -> list[Any]:
-        """Send a command to all nodes, and return the replies: ``limit`` at most, ``timeout`` seconds for each."""
+        """Send a command to all nodes, and return the replies.
+
+        Args:
+            command: Name of the command.
+            kwargs: Arguments by name.
+            timeout: Seconds to wait for each reply.
+            limit: Largest number of replies (None: no limit).
+            callback: Called with each reply.
+            channel: Channel to use.
+        """
         return self._broadcast(  # type: ignore[return-value]
             command, kwargs, reply=True, timeout=timeout, limit=limit, callback=callback, channel=channel
         )
@@ -281,7 +403,11 @@ class Mailbox:
     # --- queues
 
     def get_queue(self, hostname: str) -> Queue:
-        """The queue of a node."""
+        """Return the queue of a node.
+
+        Args:
+            hostname: Name of the node.
+        """
         return Queue(
             f"{hostname}.{self.namespace}.pidbox",
             exchange=self.exchange,
@@ -293,7 +419,7 @@ class Mailbox:
         )
 
     def get_reply_queue(self) -> Queue:
-        """The queue for replies to this thread."""
+        """Return the queue for replies to this thread."""
         oid = self.oid
         return Queue(
             f"{oid}.{self.reply_exchange.name}",
@@ -313,7 +439,7 @@ class Mailbox:
 
     @property
     def oid(self) -> str:
-        """What tells the replies to this thread from others."""
+        """Identity of this thread, by which its replies are found."""
         return oid_from(self._identity)
 
     def _get_exchange(self, namespace: str, type: str) -> Exchange:
@@ -326,12 +452,17 @@ class Mailbox:
 
     @cached_property
     def producer_pool(self) -> Any:
-        """The pool of producers, or None; deleting it has it looked up again."""
+        """The pool of producers, or None. Deleting it looks it up again."""
         return maybe_evaluate(self._producer_pool)
 
     @contextmanager
     def producer_or_acquire(self, producer: Producer | None = None, channel: Any = None) -> Iterator[Producer]:
-        """A producer: the given one, or one of the pool, or one for the channel."""
+        """Use a producer in the block: the given one, one of the pool, or a new one on the channel.
+
+        Args:
+            producer: A producer, or None.
+            channel: The channel.
+        """
         if producer:
             yield producer
         elif self.producer_pool:

@@ -36,9 +36,15 @@ _groups: list[PoolGroup] = []
 
 
 class ProducerPool(Resource):
-    """Producers, each with a connection from a pool of connections while it is out.
+    """Pool of producers. Each has a connection from a pool of connections while it is in use.
 
-    Further arguments are those of ``Resource``; ``Producer`` may be another class of producers.
+    ``Producer`` may be set to another class.
+
+    Args:
+        connections: Pool of connections.
+        *args: Arguments of ``Resource``.
+        Producer: Class of the producers.
+        **kwargs: Keywords of ``Resource``.
     """
 
     Producer: Any = Producer
@@ -50,11 +56,11 @@ class ProducerPool(Resource):
         super().__init__(*args, **kwargs)
 
     def new(self) -> Any:
-        """What makes a producer when it is called."""
+        """Return a function that makes a producer."""
         return lazy(self.create_producer)
 
     def create_producer(self) -> Any:
-        """Make a producer with a connection of the pool's."""
+        """Return a producer with a connection of the pool."""
         connection = self._acquire_connection()
         try:
             return self.Producer(connection)
@@ -66,7 +72,11 @@ class ProducerPool(Resource):
         return self.connections.acquire(**_waiting.get())
 
     def prepare(self, p: Any) -> Any:
-        """Give it a connection, if it has none."""
+        """Give a producer a connection, if it has none.
+
+        Args:
+            p: The producer.
+        """
         p = evaluated(p)
         if p._channel is None and getattr(p, "__connection__", None) is None:
             connection = self._acquire_connection()
@@ -78,7 +88,13 @@ class ProducerPool(Resource):
         return p
 
     def prepare_in_time(self, resource: Any, block: bool, deadline: float | None) -> Any:
-        """Give it a connection, within what is left of the time."""
+        """Give a producer a connection, within the time that is left.
+
+        Args:
+            resource: The producer.
+            block: If True, waiting is allowed.
+            deadline: End of the wait, by the monotonic clock (None: no limit).
+        """
         left = None if deadline is None else max(deadline - monotonic(), 0)
         before = _waiting.set({"block": block, "timeout": left})
         try:
@@ -87,7 +103,11 @@ class ProducerPool(Resource):
             _waiting.reset(before)
 
     def release(self, resource: Any) -> None:
-        """Take a producer back, without its connection, which goes back too."""
+        """Take a producer back. Its connection returns to the pool of connections.
+
+        Args:
+            resource: The producer.
+        """
         connection = getattr(resource, "__connection__", None)
         if connection is not None:
             connection.release()
@@ -96,7 +116,11 @@ class ProducerPool(Resource):
         super().release(resource)
 
     def close_resource(self, resource: Any) -> None:
-        """Give its connection up, if it has one."""
+        """Release a producer's connection, if it has one.
+
+        Args:
+            resource: The producer.
+        """
         connection = getattr(resource, "__connection__", None)
         if connection is not None:
             connection.discard()
@@ -104,9 +128,11 @@ class ProducerPool(Resource):
 
 
 class PoolGroup(EqualityDict):
-    """Pools by what they are like: ``group[connection]``, made when asked for first.
+    """Pools by what they are like: ``group[connection]`` makes the pool when it is first asked for.
 
-    ``limit``: of each pool, 0 or None for no bound.
+    Args:
+        limit: Limit of each pool (None or 0: no limit).
+        close_after_fork: If True, a forked child starts with empty pools.
     """
 
     def __init__(self, limit: Any = None, close_after_fork: bool = True) -> None:
@@ -114,7 +140,12 @@ class PoolGroup(EqualityDict):
         self.close_after_fork = close_after_fork
 
     def create(self, resource: Any, limit: int | None) -> Resource:
-        """Make a pool."""
+        """Return a new pool.
+
+        Args:
+            resource: The connection.
+            limit: Largest number of resources (None or 0: no limit).
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say how to make a pool")
 
     def __missing__(self, resource: Any) -> Resource:
@@ -125,23 +156,37 @@ class PoolGroup(EqualityDict):
 
 
 class Connections(PoolGroup):
-    """Pools of connections."""
+    """Pools of connections, by connection."""
 
     def create(self, resource: Connection, limit: int | None) -> ConnectionPool:
-        """A pool of connections like one."""
+        """Return a pool of connections like a given one.
+
+        Args:
+            resource: The connection.
+            limit: Largest number of resources (None or 0: no limit).
+        """
         return resource.Pool(limit=limit)
 
 
 class Producers(PoolGroup):
-    """Pools of producers; their connections come from ``connections``."""
+    """Pools of producers, by connection; their connections come from ``connections``."""
 
     def create(self, resource: Connection, limit: int | None) -> ProducerPool:
-        """A pool of producers on connections like one."""
+        """Return a pool of producers on connections like a given one.
+
+        Args:
+            resource: The connection.
+            limit: Largest number of resources (None or 0: no limit).
+        """
         return ProducerPool(connections[resource], limit=limit)
 
 
 def register_group(group: PoolGroup) -> PoolGroup:
-    """Let ``set_limit`` and ``reset`` reach a group too. Returns the group."""
+    """Add a group to those that ``set_limit`` and ``reset`` act on, and return it.
+
+    Args:
+        group: The group.
+    """
     _groups.append(group)
     return group
 
@@ -153,12 +198,22 @@ producers = register_group(Producers(limit=use_global_limit))
 
 
 def get_limit() -> int:
-    """How many resources a pool of these groups has at most; 0 for no bound."""
+    """Return the limit of each pool of these groups; 0 for no limit."""
     return _limit
 
 
 def set_limit(limit: int | None, force: bool = False, reset_after: bool = False, ignore_errors: bool = False) -> int:
-    """Set that limit, for the pools that there are too. Returns it. Raises RuntimeError as ``Resource.resize`` does."""
+    """Set the limit of each pool, existing ones too, and return it.
+
+    Args:
+        limit: Largest number of resources (None or 0: no limit).
+        force: If True, resources in use are closed.
+        reset_after: If True, all resources are closed.
+        ignore_errors: If True, resources in use do not matter.
+
+    Raises:
+        RuntimeError: The limit is lowered while resources are in use.
+    """
     global _limit  # noqa: PLW0603 - it is the process's
     if isinstance(limit, bool):
         raise TypeError("limit must be an int, not bool")
@@ -171,7 +226,12 @@ def set_limit(limit: int | None, force: bool = False, reset_after: bool = False,
 
 
 def reset(*args: Any, **kwargs: Any) -> None:
-    """Close all pools, with all that is in them, and forget them."""
+    """Close all pools with all resources, and forget the pools.
+
+    Args:
+        *args: Ignored.
+        **kwargs: Ignored.
+    """
     with ExitStack() as stack:  # if closing one raises, the others are closed and all are forgotten all the same
         for group in _groups:
             stack.callback(group.clear)

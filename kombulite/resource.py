@@ -25,13 +25,17 @@ CLOSE_ERRORS = (exceptions.ConnectionError, exceptions.ChannelError, OSError)
 
 
 class Resource:
-    """A pool. At most ``limit`` resources are out or kept at a time (None or 0: no bound, and none is kept).
+    """Pool of resources. Threads may share it.
 
-    ``preload``: how many are made at once; the others are made when they are needed. The one that was given back last
-    goes out first. A subclass says what it is a pool of: ``new`` makes one, ``prepare`` readies one that goes out,
-    ``close_resource`` ends one. ``_resource`` is the queue of what can go out, in which ``lazy(self.new)`` stands for
-    a resource that is not made yet; a subclass may fill it in ``setup``. May be shared by threads; with
-    ``close_after_fork`` a forked child starts with an empty pool and leaves its parent's resources alone.
+    At most ``limit`` resources are in use or kept. The resource that was released last is acquired first. A subclass
+    defines what the resources are: ``new`` makes one, ``prepare`` readies one that is acquired, ``close_resource``
+    closes one. ``_resource`` is the queue of resources that can be acquired, in which ``lazy(self.new)`` stands for one
+    that is not made yet; a subclass may fill it in ``setup``.
+
+    Args:
+        limit: Largest number of resources (None or 0: no limit, and no resource is kept).
+        preload: Number of resources to make at once; the others are made when they are needed.
+        close_after_fork: If True, a forked child starts with an empty pool and leaves the parent's resources alone.
     """
 
     LimitExceeded: ClassVar[type[exceptions.LimitExceeded]] = exceptions.LimitExceeded
@@ -63,42 +67,71 @@ class Resource:
     # --- what it is a pool of
 
     def new(self) -> Any:
-        """Make a resource."""
+        """Return a new resource."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to make a resource")
 
     def setup(self) -> None:
-        """Fill the queue: with resources that shall be there from the start, and with what stands for the others."""
+        """Fill the queue with resources, and with placeholders for those that are not made yet."""
         available, room = self._resource.queue, self._limit - self._out
         available[:0] = [lazy(self.new) for _ in range(room - len(available))]
         for index in range(max(len(available) - self.preload, 0), len(available)):
             available[index] = evaluated(available[index])
 
     def prepare(self, resource: Any) -> Any:
-        """Ready a resource that goes out, which may not be made yet; returns it, or another in its place."""
+        """Ready a resource that is acquired, which may not be made yet. Return it, or another in its place.
+
+        Args:
+            resource: The resource.
+        """
         return evaluated(resource)
 
     def prepare_in_time(self, resource: Any, block: bool, deadline: float | None) -> Any:
-        """The same where that may have to wait: only with ``block``, and until the deadline (monotonic clock)."""
+        """Ready a resource that is acquired, and wait for it if that is necessary.
+
+        Args:
+            resource: The resource.
+            block: If True, waiting is allowed.
+            deadline: End of the wait, by the monotonic clock (None: no limit).
+        """
         return self.prepare(resource)
 
     def close_resource(self, resource: Any) -> None:
-        """End a resource that is not needed any more."""
+        """Close a resource that is not needed any more.
+
+        Args:
+            resource: The resource.
+        """
         resource.close()
 
     def release_resource(self, resource: Any) -> None:
-        """Called with a resource that comes back."""
+        """React to a released resource.
+
+        Args:
+            resource: The resource.
+        """
 
     def collect_resource(self, resource: Any) -> None:
-        """End a resource that somebody may still be using."""
+        """Close a resource that another thread may still be using.
+
+        Args:
+            resource: The resource.
+        """
         self.close_resource(resource)
 
     # --- handing out and taking back
 
     def acquire(self, block: bool = False, timeout: float | None = None) -> Any:
-        """A resource. Its ``release()`` gives it back, as does leaving its context; by an exception it is replaced.
+        """Return a resource. Its ``release()``, or the end of its ``with`` block, returns it to the pool.
 
-        Where all are out: with ``block`` wait up to ``timeout`` seconds (None: ``block_timeout``) for one to come back.
-        Raises LimitExceeded if none is to be had, RuntimeError for a closed pool.
+        An exception in the block replaces the resource.
+
+        Args:
+            block: If True, wait for a resource that is in use.
+            timeout: Seconds to wait (None: ``block_timeout``).
+
+        Raises:
+            LimitExceeded: All resources are in use.
+            RuntimeError: The pool is closed.
         """
         timeout = self.block_timeout if timeout is None else timeout
         deadline = None if timeout is None else monotonic() + timeout
@@ -177,7 +210,11 @@ class Resource:
             return is_out
 
     def release(self, resource: Any) -> None:
-        """Take a resource back. One that is not out is left alone."""
+        """Take a resource back. A resource that is not in use is left alone.
+
+        Args:
+            resource: The resource.
+        """
         if self._is_back(resource):
             if DEBUG:
                 _debug("released", resource)
@@ -190,7 +227,11 @@ class Resource:
                 self._end(resource, self.close_resource)
 
     def replace(self, resource: Any) -> None:
-        """End a resource that is out; a new one may take its place."""
+        """Close a resource that is in use; a new one may take its place.
+
+        Args:
+            resource: The resource.
+        """
         if self._is_back(resource):
             if DEBUG:
                 _debug("replaced", resource)
@@ -206,7 +247,11 @@ class Resource:
     # --- all of them
 
     def force_close_all(self, close_pool: bool = True) -> None:
-        """End all resources, those too that are out. With ``close_pool`` nothing can be had from it any more."""
+        """Close all resources, including those in use.
+
+        Args:
+            close_pool: If True, the pool is closed too.
+        """
         with self._lock:
             self._closed = self._closed or close_pool
             available = self._resource.queue
@@ -221,9 +266,16 @@ class Resource:
                 stack.callback(self._end, resource, self.collect_resource)
 
     def resize(self, limit: int | None, force: bool = False, ignore_errors: bool = False, reset: bool = False) -> None:
-        """Change the limit. ``reset`` or ``force``: end all resources first.
+        """Change the limit.
 
-        Raises RuntimeError where fewer are wanted and some are out, unless ``force`` or ``ignore_errors``.
+        Args:
+            limit: Largest number of resources (None or 0: no limit).
+            force: If True, close all resources first.
+            ignore_errors: If True, resources in use do not matter.
+            reset: If True, close all resources first.
+
+        Raises:
+            RuntimeError: The limit is lowered while resources are in use.
         """
         limit = _checked(limit)
         if self._dirty and 0 < limit < self._limit and not ignore_errors:
@@ -250,7 +302,7 @@ class Resource:
 
     @property
     def limit(self) -> int:
-        """How many may be out or kept; 0 for no bound. Setting it resizes the pool."""
+        """Largest number of resources; 0 for no limit. Setting it resizes the pool."""
         return self._limit
 
     @limit.setter
@@ -259,7 +311,13 @@ class Resource:
 
 
 class ConnectionPool(Resource):
-    """Connections like one that is given, which is not among them."""
+    """Pool of connections like a given one, which is not among them.
+
+    Args:
+        connection: The connection.
+        limit: Largest number of resources (None or 0: no limit).
+        **kwargs: Keywords of ``Resource``.
+    """
 
     LimitExceeded = exceptions.ConnectionLimitExceeded
     close_after_fork = True
@@ -269,22 +327,37 @@ class ConnectionPool(Resource):
         super().__init__(limit, **kwargs)
 
     def new(self) -> Any:
-        """A connection, not opened."""
+        """Return a connection that is not opened."""
         return self.connection.clone_for(self)
 
     def collect_resource(self, resource: Any, socket_timeout: float | None = 0.1) -> None:
-        """Drop a connection that another thread may be waiting on."""
+        """Drop a connection that another thread may be waiting on.
+
+        Args:
+            resource: The connection.
+            socket_timeout: Has no effect on kombulite's own transports.
+        """
         resource.collect(socket_timeout)
 
     @contextmanager
     def acquire_channel(self, block: bool = False) -> Iterator[tuple[Any, Any]]:
-        """A connection and its default channel."""
+        """Acquire a connection and its default channel for the block.
+
+        Args:
+            block: If True, wait for a resource that is in use.
+        """
         with self.acquire(block=block) as connection:
             yield connection, connection.default_channel
 
 
 class ChannelPool(Resource):
-    """Channels of one connection."""
+    """Pool of channels of one connection.
+
+    Args:
+        connection: The connection.
+        limit: Largest number of resources (None or 0: no limit).
+        **kwargs: Keywords of ``Resource``.
+    """
 
     LimitExceeded = exceptions.ChannelLimitExceeded
 
@@ -293,11 +366,15 @@ class ChannelPool(Resource):
         super().__init__(limit, **kwargs)
 
     def new(self) -> Any:
-        """A channel, connecting if needed."""
+        """Return a new channel, connecting if needed."""
         return self.connection.channel()
 
     def prepare(self, resource: Any) -> Any:
-        """Replace a channel that was closed while it was kept, if it does not come back with its connection."""
+        """Replace a channel that was closed in the pool, unless its connection restores it.
+
+        Args:
+            resource: The channel.
+        """
         resource = evaluated(resource)
         if not facade_channel(resource).is_open:
             self.connection.ensure_connection()
@@ -305,12 +382,20 @@ class ChannelPool(Resource):
 
 
 def is_made(resource: Any) -> bool:
-    """Return whether something in a pool's queue is a resource, and does not stand for one."""
+    """Return True if an item of a pool's queue is a resource, False if it is a placeholder.
+
+    Args:
+        resource: The item.
+    """
     return not isinstance(resource, lazy)
 
 
 def evaluated(resource: Any) -> Any:
-    """Return a resource, made now if it stands for one."""
+    """Return a resource, made now if it is a placeholder.
+
+    Args:
+        resource: The resource, or its placeholder.
+    """
     if not isinstance(resource, lazy):
         return resource() if callable(resource) else resource
     while isinstance(resource, lazy):
@@ -319,7 +404,7 @@ def evaluated(resource: Any) -> Any:
 
 
 def _give_back(pool: ref[Resource], resource: ref[Any]) -> None:
-    """What a pooled resource's ``release`` does."""
+    """Release a pooled resource: its ``release``."""
     home, this = pool(), resource()
     if home is not None:
         home.release(this)
@@ -328,7 +413,7 @@ def _give_back(pool: ref[Resource], resource: ref[Any]) -> None:
 
 
 def _give_up(pool: ref[Resource], resource: ref[Any]) -> None:
-    """What a pooled resource's ``discard`` does."""
+    """Replace a pooled resource: its ``discard``."""
     home, this = pool(), resource()
     if home is not None:
         home.replace(this)

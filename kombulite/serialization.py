@@ -49,12 +49,19 @@ pickle_protocol = int(os.environ.get("PICKLE_PROTOCOL", "4"))
 
 
 def raw_encode(data: Any) -> tuple[str, str, Any]:
-    """Pass a body on as it is: (content type, content encoding, body); text becomes UTF-8."""
+    """Pass a body on as it is. Text is encoded as UTF-8.
+
+    Args:
+        data: Text or bytes.
+
+    Returns:
+        (content type, content encoding, body).
+    """
     return registry.dumps(data, "raw")
 
 
 class SerializerRegistry(Codecs):
-    """Serializers by name, decoders by content type, and which content types are refused by default."""
+    """Registry of serializers by name, decoders by content type, and content types that are refused by default."""
 
     def __init__(self) -> None:
         self.default = (None, None, None)  # type: ignore[assignment]
@@ -70,7 +77,15 @@ class SerializerRegistry(Codecs):
         content_type: str | None,
         content_encoding: str = "utf-8",
     ) -> None:
-        """Add or replace a serializer. ``encoder(value)`` gives text or bytes; ``decoder`` undoes it."""
+        """Add or replace a serializer.
+
+        Args:
+            name: Name of the serializer.
+            encoder: Function from a value to text or bytes.
+            decoder: Function that reverses it.
+            content_type: Content type of the result.
+            content_encoding: Encoding of the result, such as ``"utf-8"`` or ``"binary"``.
+        """
         if encoder is not None:
             self.encoders[name] = (content_type, content_encoding, encoder)
         if decoder is not None:
@@ -79,7 +94,14 @@ class SerializerRegistry(Codecs):
         self.name_to_type[name] = content_type
 
     def unregister(self, name: str) -> None:
-        """Forget a serializer. Raises SerializerNotInstalled."""
+        """Remove a serializer.
+
+        Args:
+            name: Name of the serializer.
+
+        Raises:
+            SerializerNotInstalled: It is unknown.
+        """
         try:
             content_type = self.name_to_type.pop(name)
         except KeyError:
@@ -89,15 +111,30 @@ class SerializerRegistry(Codecs):
         self.type_to_name.pop(content_type, None)
 
     def enable(self, name: str) -> None:
-        """Accept the content type of this serializer (its name, or the content type) from now on."""
+        """Accept the content type of a serializer by default.
+
+        Args:
+            name: Name of the serializer, or a content type.
+        """
         self.disabled.discard(self.content_type_of(name))
 
     def disable(self, name: str) -> None:
-        """Refuse the content type of this serializer unless a consumer accepts it by name."""
+        """Refuse the content type of a serializer, unless a consumer accepts it by name.
+
+        Args:
+            name: Name of the serializer, or a content type.
+        """
         self.disabled.add(self.content_type_of(name))
 
     def content_type_of(self, name: str) -> str | None:
-        """The content type that a serializer's name stands for. Raises SerializerNotInstalled."""
+        """Return the content type of a serializer.
+
+        Args:
+            name: Name of the serializer.
+
+        Raises:
+            SerializerNotInstalled: It is unknown.
+        """
         if "/" in name:
             return name
         if name not in self.name_to_type:
@@ -185,9 +222,14 @@ unregister = registry.unregister
 def prepare_accept_content(
     content_types: Iterable[str] | None, name_to_type: dict[str, str | None] | None = None
 ) -> set[str | None] | None:
-    """The content types behind names or content types (one, or several); None stays None.
+    """Return the content types for names and content types. None stays None.
 
-    Raises SerializerNotInstalled.
+    Args:
+        content_types: A name or content type, or several.
+        name_to_type: Content types by name (default: those of the registry).
+
+    Raises:
+        SerializerNotInstalled: A name is unknown.
     """
     if content_types is None:
         return None
@@ -202,14 +244,22 @@ def prepare_accept_content(
 
 
 def enable_insecure_serializers(choices: Iterable[str] | None = ("pickle", "yaml", "msgpack")) -> None:
-    """Accept these by default (None: no others). A publisher can then run code in the consumer (pickle)."""
+    """Accept serializers by default that can run code in the consumer, such as pickle.
+
+    Args:
+        choices: Names of the serializers (None: none but the default ones).
+    """
     for choice in choices or ():
         if choice in registry.name_to_type:
             registry.enable(choice)
 
 
 def disable_insecure_serializers(allowed: Iterable[str] | None = ("json",)) -> None:
-    """Refuse all that is registered now but ``allowed``, unless a consumer accepts it by name."""
+    """Refuse all serializers that are registered now, unless a consumer accepts them by name.
+
+    Args:
+        allowed: Names of serializers that stay accepted.
+    """
     for name in registry.name_to_type:
         registry.disable(name)
     for name in allowed or ():
@@ -239,14 +289,23 @@ def _pickle_dumps(value: Any) -> bytes:
 
 
 def pickle_loads(s: Any, load: Callable[[BytesIO], Any] | None = None) -> Any:
-    """Return the value that a pickle stands for. ``load``: what reads it from a file, ``pickle.load`` by default."""
+    """Return the value of a pickle.
+
+    Args:
+        s: The pickle.
+        load: Function that reads it from a file (default: ``pickle.load``).
+    """
     import pickle
 
     return (load or pickle.load)(BytesIO(s))
 
 
 def unpickle(s: Any) -> Any:
-    """Return the value that a pickle, of bytes or text, stands for."""
+    """Return the value of a pickle.
+
+    Args:
+        s: The pickle, bytes or text.
+    """
     return pickle_loads(s.encode() if isinstance(s, str) else s)
 
 
@@ -283,27 +342,32 @@ def _msgpack_loads(data: Any) -> Any:
 
 
 def register_json() -> None:
-    """Put the serializer (back) into the registry; so do the others."""
+    """Add the JSON serializer to the registry (again)."""
     registry.register("json", json.dumps, json.loads, "application/json")
 
 
 def register_yaml() -> None:
-    """Register YAML. Without PyYAML its use raises SerializerNotInstalled."""
+    """Add YAML to the registry. Without PyYAML, using it raises SerializerNotInstalled."""
     registry.register("yaml", _yaml_dumps, _yaml_loads, "application/x-yaml")
 
 
 def register_pickle() -> None:
-    """Register pickle, which consumers have to accept by name."""
+    """Add pickle to the registry. Consumers have to accept it by name."""
     registry.register("pickle", _pickle_dumps, unpickle, "application/x-python-serialize", "binary")
 
 
 def register_msgpack() -> None:
-    """Register MessagePack. Without msgpack its use raises SerializerNotInstalled."""
+    """Add MessagePack to the registry. Without msgpack, using it raises SerializerNotInstalled."""
     registry.register("msgpack", _msgpack_dumps, _msgpack_loads, "application/x-msgpack", "binary")
 
 
 def parenthesize_alias(first: str, second: str) -> str:
-    """Return ``first (second)``, or ``first`` alone."""
+    """Return ``first (second)``, or ``first`` alone.
+
+    Args:
+        first: The name.
+        second: Its alias, or an empty text.
+    """
     return f"{first} ({second})" if second else first
 
 

@@ -19,7 +19,14 @@ __all__ = ["SimpleBuffer", "SimpleQueue"]
 
 
 class SimpleBase:
-    """A producer and a consumer of one queue. It is always true, however many messages there are."""
+    """Producer and consumer of one queue. It is always true, however many messages wait.
+
+    Args:
+        channel: A channel, or a connection for its default channel.
+        producer: The producer.
+        consumer: The consumer.
+        no_ack: If True, a message counts as acknowledged when the broker sends it.
+    """
 
     Empty = Empty
     no_ack = False
@@ -35,9 +42,14 @@ class SimpleBase:
         consumer.on_message = self.buffer.append
 
     def get(self, block: bool = True, timeout: float | None = None) -> Message:
-        """The next message. With ``block`` wait for it, ``timeout`` seconds at most (None: until there is one).
+        """Return the next message.
 
-        Raises ``queue.Empty``.
+        Args:
+            block: If True, wait for a message.
+            timeout: Seconds to wait (None: no limit).
+
+        Raises:
+            queue.Empty: There is no message, or none came in time.
         """
         if not block:
             return self.get_nowait()
@@ -54,7 +66,11 @@ class SimpleBase:
         return self.buffer.popleft()
 
     def get_nowait(self) -> Message:
-        """The next message that is there. Raises ``queue.Empty``."""
+        """Return the next message that is there.
+
+        Raises:
+            queue.Empty: There is none.
+        """
         if self._consuming and not self.buffer:
             with suppress(TimeoutError):  # the broker may have sent some already
                 self.channel.connection.client.drain_events(timeout=0)
@@ -74,7 +90,16 @@ class SimpleBase:
         routing_key: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Publish a message; the arguments are those of ``Producer.publish``."""
+        """Publish a message.
+
+        Args:
+            message: The body.
+            serializer: Name of a serializer (default: the producer's, else ``"json"``).
+            headers: Headers by name.
+            compression: Name or content type of a compression method (default: none).
+            routing_key: Routing key.
+            **kwargs: Keywords of ``Producer.publish``.
+        """
         self.producer.publish(
             message,
             serializer=serializer,
@@ -85,16 +110,16 @@ class SimpleBase:
         )
 
     def clear(self) -> int:
-        """Remove the messages that wait in the queue. Returns how many."""
+        """Remove the waiting messages. Return their number."""
         return self.consumer.purge()
 
     def qsize(self) -> int:
-        """How many messages wait in the queue."""
+        """Return the number of waiting messages."""
         info = self.queue.queue_declare(passive=True)
         return 0 if info is None else info[1]
 
     def close(self) -> None:
-        """End the consumer. The messages that it got and that were not taken go back, but for those without acks."""
+        """Stop consuming. Messages that arrived and were not taken return to the queue, unless ``no_ack``."""
         self.consumer.cancel()
         self._consuming = False
         if not self.no_ack:
@@ -125,11 +150,24 @@ class SimpleBase:
 
 
 class SimpleQueue(SimpleBase):
-    """A durable queue whose messages have to be acknowledged.
+    """Durable queue whose messages have to be acknowledged.
 
-    ``channel``: a channel or connection; ``name``: of queue, exchange and routing key, or a Queue;
-    ``queue_opts``, ``queue_args`` (arguments), ``exchange_opts``: over those of the class; ``serializer``,
-    ``compression`` for what is put, ``accept`` for what is got.
+    Args:
+        channel: A channel, or a connection for its default channel.
+        name: Name of queue, exchange and routing key, or a ``Queue``.
+        no_ack: If True, a message counts as acknowledged when the broker sends it.
+        queue_opts: Keywords of ``Queue``, over those of the class.
+        queue_args: Arguments of the queue under the broker's names, over those of the class.
+        exchange_opts: Keywords of ``Exchange``, over those of the class.
+        serializer: Serializer of ``put``.
+        compression: Compression method of ``put``.
+        accept: Serializer names or content types that may be decoded (None: all that are not disabled).
+
+    Example:
+        with connection.SimpleQueue("jobs") as queue:
+            queue.put({"job": 1})
+            message = queue.get(timeout=5)
+            message.ack()
     """
 
     no_ack = False
@@ -167,7 +205,7 @@ class SimpleQueue(SimpleBase):
 
 
 class SimpleBuffer(SimpleQueue):
-    """A queue that goes with its user, whose messages count as acknowledged when they are sent."""
+    """Queue that is deleted with its connection, whose messages count as acknowledged when they are sent."""
 
     no_ack = True
     queue_opts: ClassVar[dict[str, Any]] = {"durable": False, "auto_delete": True, "exclusive": True}

@@ -238,7 +238,7 @@ class Address:
         return self.transport_cls, self.hostname, self.port, self.virtual_host
 
     def settings(self) -> Settings:
-        """What a transport needs to connect; a password that is a callable is called."""
+        """Return the settings that a transport needs to connect. A callable password is called."""
         host, port, userid, password, login_method = self._defaults()
         return Settings(
             hostname=host,
@@ -258,7 +258,7 @@ class Address:
         )
 
     def info(self) -> dict[str, Any]:
-        """The constructor's arguments, with defaults filled in. The password is in it."""
+        """Return the constructor's arguments, with defaults filled in. The password is in it."""
         host, port, userid, password, login_method = self._defaults()
         transport = self.transport_cls
         if self.uri_prefix and self._facts is None:
@@ -283,7 +283,7 @@ class Address:
         }
 
     def as_uri(self, include_password: bool = False, mask: str = "**", getfields: Any = None) -> str:
-        """The URL, its password masked unless it is asked for."""
+        """Return the URL, its password masked unless it is asked for."""
         host, port, userid, password, _ = self._defaults()
         scheme = self.transport_cls if isinstance(self.transport_cls, str) else self.transport_cls.__name__.lower()
         if scheme == "pyamqp":
@@ -302,7 +302,7 @@ class Address:
         return f"{scheme}+{self.uri_prefix}{url[len(scheme) :]}" if self.uri_prefix else url
 
     def __eqhash__(self) -> HashedSeq:
-        """What two addresses of one broker have in common: a key of pools."""
+        """Return the key of pools: equal for addresses of one broker."""
         return HashedSeq(
             self.transport_cls,
             *self._defaults(),

@@ -145,7 +145,7 @@ class BatchCollector:
             self.on_batch(unreturnable)
 
     def _drop_lost(self) -> None:
-        """What came on a connection or a channel that is gone comes again, but for what needs no ack."""
+        """Drop messages of a lost connection or channel: those that need an acknowledgement are redelivered."""
         channel = self._messages[0].channel if self._messages else None
         if channel is not None and (channel.generation != self._generation or not channel.is_open):
             self._generation = channel.generation

@@ -101,7 +101,7 @@ def without_delivery_headers(headers: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def dead_letter_rule(max_deliveries: int | None, dead_letter: Queue | Exchange | str | None) -> DeadLetterRule | None:
-    """The rule of a consumer with these arguments. Raises ValueError for one without the other."""
+    """Return the rule of a consumer with these arguments. Raises ValueError for one without the other."""
     if max_deliveries is None and dead_letter is None:
         return None
     if max_deliveries is None or dead_letter is None:

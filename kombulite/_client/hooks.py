@@ -19,11 +19,17 @@ Around = AbstractContextManager[Any]
 
 
 class Outgoing:
-    """A message that is about to be published.
+    """Message that is about to be published.
 
-    ``connection``; ``exchange``; ``routing_key``; ``size``: bytes in the body as it travels; ``headers``: a dict of its
-    own, sent as it is when the hook's part before the publishing ends; ``mandatory``; ``error``: why it was not taken,
-    where many are sent together (None if it was, or that is not known yet).
+    Attributes:
+        connection: The connection.
+        exchange: Name of the exchange, ``""`` for the default one.
+        routing_key: The routing key.
+        size: Bytes of the body as it is sent.
+        headers: A dict of its own, sent as it is when the hook's code before the publish ends.
+        mandatory: True if the message returns if no queue takes it.
+        error: If many messages are sent together, the reason why this one was refused (None: it was not, or it is
+            not known yet).
     """
 
     __slots__ = ("_delivery", "connection", "error", "headers", "mandatory")
@@ -47,16 +53,16 @@ class Outgoing:
 
     @property
     def size(self) -> int:
-        """Bytes in the body as it travels."""
+        """Bytes of the body as it is sent."""
         return len(self._delivery.body)
 
     @property
     def properties(self) -> dict[str, Any]:
-        """The properties that are set, by name; a copy."""
+        """A copy of the properties that are set, by name."""
         return self._delivery.properties.as_dict()
 
     def delivery(self) -> Delivery:
-        """What is published: with the headers as they are now."""
+        """Return the message to publish, with the headers as they are now."""
         sent = self._delivery
         if self.headers == (sent.properties.headers or {}):
             return sent
@@ -65,39 +71,63 @@ class Outgoing:
 
 
 class Hook:
-    """What is called when messages are published and consumed. Override what you want to see.
+    """Hook: code that runs when messages are published and consumed. Override the methods you need.
 
-    Those that return a context manager are around what they tell of: an error is raised inside it, which it has to let
-    pass. What a hook itself raises goes to the program. A hook may be called by several threads at once.
+    Methods that return a context manager run around the event: an error is raised inside it and must pass. An error of
+    the hook itself goes to the program. Hooks nest; the first one added is outermost. Several threads may call a hook
+    at once.
     """
 
     def installed(self, connection: Any) -> None:
-        """It was installed on a connection."""
+        """React to the installation on a connection.
+
+        Args:
+            connection: The connection.
+        """
 
     def publish(self, outgoing: Outgoing) -> Around:
-        """Around the publishing of one message; ``retry`` comes here for each try. Headers may be added on entering."""
+        """Run around the publishing of one message; with ``retry`` around each attempt. It may add headers on entering.
+
+        Args:
+            outgoing: The message.
+        """
         return nullcontext()
 
     def publish_many(self, outgoing: Sequence[Outgoing]) -> Around:
-        """Around the sending of messages by ``publish_many``, a thousand at a time, or at the end of a ``batch()``: at
-        least one.
+        """Run around the sending of messages: by ``publish_many`` a thousand at a time, or at the end of a ``batch()``.
 
-        Headers may be added on entering. Those that were refused have an ``error`` on leaving.
+        It may add headers on entering. On leaving, refused messages have an ``error``.
+
+        Args:
+            outgoing: The messages, at least one.
         """
         return nullcontext()
 
     def collect(self, outgoing: Outgoing) -> None:
-        """A message was published within a ``batch()``, or a transaction (``via``), and will be sent later.
+        """React to a message that is published inside a ``batch()`` or a transaction (``via``), and sent later.
 
-        Headers may be added.
+        It may add headers.
+
+        Args:
+            outgoing: The message.
         """
 
     def consume(self, message: Message, queue: str) -> Around:
-        """Around a consumer's callback, and decoding. On leaving ``message.state`` tells what became of the message."""
+        """Run around a consumer's callback, and decoding. On leaving, ``message.state`` is what became of the message.
+
+        Args:
+            message: The message.
+            queue: Name of the queue.
+        """
         return nullcontext()
 
     def get(self, message: Message, queue: str) -> None:
-        """A message was fetched by ``basic_get``, as by ``Queue.get`` and ``SimpleQueue.get(block=False)``."""
+        """React to a message that was fetched, as by ``Queue.get`` and ``SimpleQueue.get(block=False)``.
+
+        Args:
+            message: The message.
+            queue: Name of the queue.
+        """
 
 
 class HookedTransport:
@@ -145,7 +175,7 @@ class HookedTransport:
 
 
 class Hooks:
-    """The hooks of one connection, the first outermost: what its channels, consumers and batches go through."""
+    """Hooks of one connection, the first one outermost."""
 
     def __init__(self, connection: Any, hooks: tuple[Hook, ...]) -> None:
         self._connection = connection
@@ -155,13 +185,22 @@ class Hooks:
         return iter(self._hooks)
 
     def observe(self, transport: Any) -> Any:
-        """What stands in the place of a transport."""
+        """Return the transport with the hooks around it.
+
+        Args:
+            transport: The transport.
+        """
         for hook in reversed(self._hooks):
             transport = HookedTransport(hook, self._connection, transport)
         return transport
 
     def around(self, callback: Callable[[Message], Any], subscription: Consuming) -> Callable[[Message], Any]:
-        """What stands in the place of a consumer's callback."""
+        """Return a consumer's callback with the hooks around it.
+
+        Args:
+            callback: The callback.
+            subscription: The consumer.
+        """
         for hook in reversed(self._hooks):
             callback = _around(hook, callback, subscription)
         return callback
@@ -183,7 +222,12 @@ class Hooks:
             deliveries = [outgoing.delivery() for outgoing in many]
 
     def collect(self, delivery: Delivery, mandatory: bool) -> Delivery:
-        """A message goes into a batch; returns it with the headers that were added."""
+        """Pass a message of a batch to the hooks, and return it with the headers that they added.
+
+        Args:
+            delivery: The message.
+            mandatory: If True, the broker returns the message if no queue takes it.
+        """
         for hook in self._hooks:
             outgoing = Outgoing(self._connection, delivery, mandatory)
             hook.collect(outgoing)
@@ -191,7 +235,12 @@ class Hooks:
         return delivery
 
     def get(self, message: Message, queue: str) -> None:
-        """A message was fetched."""
+        """Pass a fetched message to the hooks.
+
+        Args:
+            message: The message.
+            queue: Name of the queue.
+        """
         for hook in self._hooks:
             hook.get(message, queue)
 

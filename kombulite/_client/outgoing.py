@@ -45,7 +45,7 @@ def raise_refused(refused: list[tuple[int, Exception]], total: int) -> None:
 
 
 def _as_it_is(body: Any, content_encoding: str | None) -> tuple[str, bytes]:
-    """The content encoding and the bytes of a body that no serializer has to touch."""
+    """Return the content encoding and the bytes of a body that no serializer has to touch."""
     if isinstance(body, str):
         content_encoding = content_encoding or "utf-8"
         try:
@@ -58,7 +58,7 @@ def _as_it_is(body: Any, content_encoding: str | None) -> tuple[str, bytes]:
 
 
 def _milliseconds(seconds: Any) -> str:
-    """An expiration as it travels (AMQP 0-9-1: a short string; RabbitMQ: milliseconds)."""
+    """Return an expiration as it travels (AMQP 0-9-1: a short string; RabbitMQ: milliseconds)."""
     try:
         milliseconds = int(float(seconds) * 1000)
     except (TypeError, ValueError, OverflowError):
@@ -69,7 +69,7 @@ def _milliseconds(seconds: Any) -> str:
 
 
 def _as_they_travel(properties: Mapping[str, Any], expiration: Any) -> dict[str, Any]:
-    """The properties that ``publish`` was given, as text where it takes something else."""
+    """Return the properties that ``publish`` was given, as text where it takes something else."""
     sent = dict(properties)
     if expiration is not None:
         sent["expiration"] = _milliseconds(expiration)
@@ -222,7 +222,7 @@ class MessageMaker:
         expiration: float | None,
         properties: Mapping[str, Any],
     ) -> Delivery:
-        """The message that the arguments of ``publish`` ask for."""
+        """Return the message that the arguments of ``publish`` ask for."""
         exchange = self.exchange if exchange is None else exchange
         if isinstance(exchange, str):
             name, mode = exchange, delivery_mode or self.exchange.delivery_mode

@@ -15,7 +15,11 @@ _watchers: list[Callable[[Any], object]] = []
 
 
 def register(connection: Connection) -> None:
-    """A connection was made."""
+    """Note a new connection.
+
+    Args:
+        connection: The connection.
+    """
     _connections.add(connection)
     for hook in _hooks:
         connection.add_hook(hook)
@@ -24,21 +28,33 @@ def register(connection: Connection) -> None:
 
 
 def watch_connections(watcher: Callable[[Any], object]) -> None:
-    """Call a function with each connection of this process: with those there are, and with others as they are made."""
+    """Call a function with each connection of this process: the existing ones now, later ones when they are created.
+
+    Args:
+        watcher: Called with the connection.
+    """
     _watchers.append(watcher)
     for connection in list(_connections):
         watcher(connection)
 
 
 def add_hook(hook: Hook) -> None:
-    """Have a hook on all connections of this process, those there are and those to come."""
+    """Install a hook on all connections of this process, existing and later ones.
+
+    Args:
+        hook: The hook.
+    """
     _hooks.append(hook)
     for connection in list(_connections):
         connection.add_hook(hook)
 
 
 def remove_hook(hook: Hook) -> None:
-    """Take a hook away from all connections."""
+    """Remove a hook from all connections of this process.
+
+    Args:
+        hook: The hook.
+    """
     if hook in _hooks:
         _hooks.remove(hook)
     for connection in list(_connections):

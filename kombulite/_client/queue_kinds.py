@@ -38,7 +38,7 @@ def _is_integer(value: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueKind:
-    """What ``Quorum`` and ``Stream`` share."""
+    """Base of ``Quorum`` and ``Stream``."""
 
     def queue_arguments(self) -> dict[str, Any]:
         """Return the arguments of a declaration under the broker's names."""
@@ -49,7 +49,11 @@ class QueueKind:
         return {}
 
     def check(self, queue: Any) -> None:
-        """Raise ValueError if the queue has an attribute that the broker refuses for this kind."""
+        """Raise ValueError if the queue has an attribute that the broker refuses for this kind.
+
+        Args:
+            queue: The queue.
+        """
         name = type(self).__name__
         _require(queue.durable, "durable", f"True for a queue of kind {name}", queue.durable)
         _require(not queue.exclusive, "exclusive", f"False for a queue of kind {name}", queue.exclusive)
@@ -195,7 +199,11 @@ class Stream(QueueKind):
         return arguments
 
     def check(self, queue: Any) -> None:
-        """Raise ValueError if the queue has an attribute that the broker refuses for a stream."""
+        """Raise ValueError if the queue has an attribute that the broker refuses for a stream.
+
+        Args:
+            queue: The queue.
+        """
         super().check(queue)
         for name in ("expires", "message_ttl", "max_length"):
             _require(getattr(queue, name) is None, name, "None for a queue of kind Stream", getattr(queue, name))

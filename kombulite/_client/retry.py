@@ -173,7 +173,7 @@ class ChannelHolder:
         self._on_revive = on_revive
 
     def get(self, connection: BlockingConnection) -> Any:
-        """The channel, or the connection's default one."""
+        """Return the channel, or the connection's default one."""
         if self.channel is None:
             self.channel = connection.default_channel
         return self.channel

@@ -90,7 +90,7 @@ class Topology:
         }
 
     def last_consumer_gone(self, queue: str) -> None:
-        """An auto-delete queue is gone with its last consumer."""
+        """Note that an auto-delete queue was deleted with its last consumer."""
         spec = self._queues.get(queue)
         if spec is not None and spec.auto_delete:
             self.deleted_queue(queue)

@@ -46,7 +46,7 @@ MessageCallback = Callable[[Message], Any]
 
 
 class Subscription(BaseSubscription):
-    """A consumer of this channel, as the application sees it. ``run``: its callback, with the hooks around it."""
+    """Consumer of a channel, as the application sees it. ``run`` is its callback, with the hooks around it."""
 
     __slots__ = ("arguments", "callback", "exclusive", "on_cancel", "on_renamed", "queue", "started")
 
@@ -77,11 +77,11 @@ def _nothing() -> None:
 
 
 def _ignore(message: Message) -> None:
-    """The callback of a consumer that has none."""
+    """Return the callback of a consumer that has none."""
 
 
 class ClosedTransport:
-    """Stands for the transport of a channel that has none: whatever is asked of it fails, for the reason given."""
+    """Transport of a closed channel: every call raises the reason."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
@@ -90,16 +90,20 @@ class ClosedTransport:
         raise exceptions.RecoverableConnectionError(self._reason)
 
     def publish(self, *args: Any) -> NoReturn:
-        """This and the next are methods, since channels keep them."""
+        """Raise the reason. This and the next are methods, because channels keep them.
+
+        Args:
+            *args: Ignored.
+        """
         raise exceptions.RecoverableConnectionError(self._reason)
 
     settle = publish
 
 
 class ChannelQoS:
-    """The prefetch count of a channel, as programs ask for it, and what they put in the place of ``can_consume``.
+    """Prefetch count of a channel, and the function that a program sets in the place of ``can_consume``.
 
-    On Redis a function that is assigned to ``can_consume`` is asked before each message that is taken.
+    On Redis a function that is assigned to ``can_consume`` is called before each message that is taken.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -108,7 +112,7 @@ class ChannelQoS:
 
     @property
     def prefetch_count(self) -> int:
-        """How many messages may be delivered and not acknowledged; 0 for no bound."""
+        """Largest number of messages in flight; 0 for no limit."""
         return self._channel.prefetch_limit
 
     @prefetch_count.setter
@@ -117,7 +121,7 @@ class ChannelQoS:
 
     @property
     def can_consume(self) -> Callable[[], Any]:
-        """Return what says whether another message may be taken. It may be replaced."""
+        """The function that says if another message may be taken. A program may replace it."""
         return self.may_take or self._always
 
     @can_consume.setter
@@ -130,7 +134,13 @@ class ChannelQoS:
 
 
 class Channel(BaseChannel):
-    """One conversation with the broker. Made by ``Connection.channel()``."""
+    """Channel: one conversation with the broker, with AMQP's verbs. Returned by ``Connection.channel()``.
+
+    Args:
+        connection: The connection.
+        transport: The transport.
+        channel_id: Number of the channel on its connection.
+    """
 
     #: What received messages are made of; may be replaced by a subclass of it.
     Message = Message
@@ -166,7 +176,7 @@ class Channel(BaseChannel):
 
     @property
     def public(self) -> Any:
-        """What programs see as the channel."""
+        """The object that programs see as the channel."""
         return self
 
     # --- exchanges
@@ -181,7 +191,21 @@ class Channel(BaseChannel):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Create an exchange, or with ``passive`` assert it. Raises NotFound, NotEquivalentError."""
+        """Create an exchange, or assert that it exists.
+
+        Args:
+            exchange: Name.
+            type: ``"direct"``, ``"topic"``, ``"fanout"``, ``"headers"`` or a plugin's type.
+            passive: If True, only assert that it exists; nothing is created or changed.
+            durable: If True, it survives a restart of the broker.
+            auto_delete: If True, it is deleted with its last binding.
+            nowait: If True, return without waiting for the broker's answer.
+            arguments: The broker's own arguments, by name.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+            NotEquivalentError: It exists with other settings.
+        """
         check_short(exchange, "exchange name")
         spec = ExchangeSpec(exchange, type, durable, auto_delete, arguments or None)
         self._ask(self._transport.declare_exchange, spec, passive)
@@ -189,7 +213,16 @@ class Channel(BaseChannel):
             self.session.topology.declared_exchange(spec)
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        """Delete an exchange with its bindings. Raises PreconditionFailed."""
+        """Delete an exchange with its bindings.
+
+        Args:
+            exchange: Name.
+            if_unused: Delete only if nothing is bound to it.
+            nowait: If True, return without waiting for the broker's answer.
+
+        Raises:
+            PreconditionFailed: It is in use.
+        """
         self._ask(self._transport.delete_exchange, exchange, if_unused)
         self.session.topology.deleted_exchange(exchange)
         self.session.forget_declarations()
@@ -202,7 +235,18 @@ class Channel(BaseChannel):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Let messages of exchange ``source`` come to exchange ``destination``. Raises NotFound."""
+        """Bind one exchange to another, whose messages it then receives.
+
+        Args:
+            destination: Name of the exchange that receives.
+            source: Name of the exchange that sends.
+            routing_key: Routing key.
+            nowait: If True, return without waiting for the broker's answer.
+            arguments: Arguments of the binding.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+        """
         check_short(routing_key, "routing key")
         self._bind(Binding(source, destination, routing_key, arguments, True))
 
@@ -214,7 +258,15 @@ class Channel(BaseChannel):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take a binding between exchanges away."""
+        """Remove a binding between exchanges.
+
+        Args:
+            destination: Name of the exchange that receives.
+            source: Name of the exchange that sends.
+            routing_key: Routing key.
+            nowait: If True, return without waiting for the broker's answer.
+            arguments: Arguments of the binding.
+        """
         self._unbind(Binding(source, destination, routing_key, arguments, True))
 
     # --- queues
@@ -222,9 +274,16 @@ class Channel(BaseChannel):
     def prepare_queue_arguments(
         self, arguments: Mapping[str, Any] | None, kind: QueueKind | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Return AMQP's arguments for the keywords of ``Queue`` (``expires`` in seconds, …), over those given.
+        """Return AMQP's arguments for the keywords of ``Queue``, added to given ones.
 
-        Raises AMQPNotImplementedError for a kind of queue that the broker does not have.
+        Args:
+            arguments: Arguments under the broker's names; these win.
+            kind: ``Quorum(...)``, ``Stream(...)`` or None.
+            **kwargs: ``expires`` and ``message_ttl`` in seconds, ``max_length``, ``max_length_bytes``,
+                ``max_priority``.
+
+        Raises:
+            AMQPNotImplementedError: The broker has no queues of that kind.
         """
         if kind is not None:
             require_kind(kind, self._bare_transport)
@@ -240,9 +299,24 @@ class Channel(BaseChannel):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> QueueInfo | None:
-        """Create a queue, or with ``passive`` assert it: (queue, message_count, consumer_count).
+        """Create a queue, or assert that it exists.
 
-        Raises NotFound, NotEquivalentError, ResourceLocked.
+        Args:
+            queue: Name; for ``""`` the broker chooses one.
+            passive: If True, only assert that it exists; nothing is created or changed.
+            durable: If True, it survives a restart of the broker.
+            exclusive: If True, only this connection may use it, and it is deleted with the connection.
+            auto_delete: If True, it is deleted with its last consumer.
+            nowait: If True, return without waiting for the broker's answer.
+            arguments: The broker's own arguments, by name.
+
+        Returns:
+            (queue, message_count, consumer_count); None with ``nowait``.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+            NotEquivalentError: It exists with other settings.
+            ResourceLocked: It is an exclusive queue of another connection.
         """
         check_short(queue, "queue name")
         spec = QueueSpec(queue, durable, exclusive, auto_delete, arguments or None)
@@ -259,7 +333,19 @@ class Channel(BaseChannel):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Bind a queue to an exchange. Raises NotFound, PreconditionFailed."""
+        """Bind a queue to an exchange.
+
+        Args:
+            queue: Name of the queue.
+            exchange: Name of the exchange.
+            routing_key: Routing key.
+            nowait: If True, return without waiting for the broker's answer.
+            arguments: Arguments of the binding.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+            PreconditionFailed: The condition does not hold, or the request contradicts the state of the entity.
+        """
         check_short(routing_key, "routing key")
         self._bind(Binding(exchange, queue, routing_key, arguments, False))
 
@@ -271,7 +357,15 @@ class Channel(BaseChannel):
         arguments: Mapping[str, Any] | None = None,
         nowait: bool = False,
     ) -> None:
-        """Take a binding away."""
+        """Remove a binding of a queue.
+
+        Args:
+            queue: Name of the queue.
+            exchange: Name of the exchange.
+            routing_key: Routing key.
+            arguments: Arguments of the binding.
+            nowait: If True, return without waiting for the broker's answer.
+        """
         self._unbind(Binding(exchange, queue, routing_key, arguments, False))
 
     def _bind(self, binding: Binding) -> None:
@@ -283,11 +377,26 @@ class Channel(BaseChannel):
         self.session.topology.unbound(binding)
 
     def queue_purge(self, queue: str, nowait: bool = False) -> int:
-        """Remove the messages that wait; returns how many."""
+        """Remove the waiting messages of a queue. Return their number.
+
+        Args:
+            queue: Name of the queue.
+            nowait: If True, return without waiting for the broker's answer.
+        """
         return self._ask(self._transport.purge, queue)
 
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, nowait: bool = False) -> int:
-        """Delete a queue; returns the messages gone with it. Raises PreconditionFailed."""
+        """Delete a queue. Return the number of messages that were deleted with it.
+
+        Args:
+            queue: Name of the queue.
+            if_unused: Delete only if it has no consumer.
+            if_empty: Delete only if no message waits in it.
+            nowait: If True, return without waiting for the broker's answer.
+
+        Raises:
+            PreconditionFailed: It is in use, or not empty.
+        """
         deleted = self._ask(self._transport.delete_queue, queue, if_unused, if_empty)
         self.session.topology.deleted_queue(queue)
         self.session.forget_declarations()
@@ -304,7 +413,16 @@ class Channel(BaseChannel):
         headers: Mapping[str, Any] | None = None,
         properties: Mapping[str, Any] | None = None,
     ) -> Delivery:
-        """A message for ``basic_publish``."""
+        """Return a message for ``basic_publish``.
+
+        Args:
+            body: The body, text or bytes.
+            priority: Priority, 0 to the ``max_priority`` of the queue; the highest is delivered first.
+            content_type: Content type of the body.
+            content_encoding: Encoding of the body.
+            headers: Headers by name.
+            properties: Other properties, by name.
+        """
         if isinstance(body, str):
             body = body.encode(content_encoding or "utf-8")
         elif not isinstance(body, bytes):
@@ -322,21 +440,40 @@ class Channel(BaseChannel):
         timeout: float | None = None,
         confirm_timeout: float | None = None,
     ) -> None:
-        """Publish what ``prepare_message`` made. ``immediate`` is ignored, as brokers do."""
+        """Publish a message that ``prepare_message`` returned.
+
+        Args:
+            message: The message.
+            exchange: Name of the exchange; ``""`` is the default exchange.
+            routing_key: Routing key.
+            mandatory: If True, the broker returns the message if no queue takes it.
+            immediate: Ignored, as current brokers do.
+            timeout: Seconds for the broker to take the message.
+            confirm_timeout: Seconds for the broker to confirm it.
+
+        Raises:
+            NotFound: The exchange does not exist.
+            MessageNacked: The broker refused the message.
+        """
         check_short(routing_key, "routing key")
         delivery = Delivery(exchange, routing_key, message.properties, message.body)
         self.publish(delivery, mandatory, timeout, confirm_timeout)
 
     def confirm_select(self) -> None:
-        """From now on each publish on this channel waits until the broker has the message, and says so.
+        """Make each publish on this channel wait for the broker's confirm.
 
-        Nothing where all publishes do: with ``confirm_publish``, and on all brokers but those of AMQP.
+        It has no effect where all publishes do: with ``confirm_publish``, and on all brokers except AMQP's.
         """
         self._ask(self._transport.confirm)
         self._confirms = True
 
     def publish_raised(self, error: Exception, delivery: Delivery) -> None:
-        """Deal with an error of publishing: raise it, but for a message that came back to somebody who listens."""
+        """Raise an error of publishing, except for a returned message with a listener.
+
+        Args:
+            error: The error.
+            delivery: The message.
+        """
         if isinstance(error, exceptions.MessageReturned):
             self._tally.count_published(delivery, self._transport.confirms)
             self._on_returned(error, delivery)
@@ -346,17 +483,30 @@ class Channel(BaseChannel):
         raise error
 
     def listen_for_returned(self, listener: Callable[[Exception, str, str, ReceivedMessage], Any]) -> None:
-        """Call a listener for each message that comes back."""
+        """Call a listener for each message that the broker returns.
+
+        Args:
+            listener: Called with (exception, exchange, routing_key, message).
+        """
         self.return_listeners.append(listener)
 
     def tell_returned(self) -> None:
-        """Pass on what has come back."""
+        """Call the listeners for the messages that the broker has returned."""
         with ExitStack() as stack:  # if a listener raises, it gets the others all the same
             for event in reversed(self._transport.take_returned(self.channel_id)):
                 stack.callback(self.dispatch, event)
 
     def publish_via(self, via: Any, delivery: Delivery, mandatory: bool = False) -> None:
-        """Publish within a transaction of the caller's. Raises AMQPNotImplementedError where the broker has none."""
+        """Publish within a transaction of the caller's.
+
+        Args:
+            via: The caller's connection or session.
+            delivery: The message.
+            mandatory: If True, the broker returns the message if no queue takes it.
+
+        Raises:
+            AMQPNotImplementedError: The broker is no database.
+        """
         unfinished = self._ask(self._transport.prepare_via, via, delivery, mandatory)()
         if unfinished is not None:
             unfinished.close()
@@ -368,9 +518,14 @@ class Channel(BaseChannel):
     def publish_many(
         self, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
-        """Publish in order; returns those refused, as (index, exception). Their routing keys are short strings.
+        """Publish messages in order. Return those that were refused, as (index, exception).
 
-        Those that came back go to the listeners; without any they count as refused.
+        Returned messages are passed to the listeners; without a listener they count as refused.
+
+        Args:
+            deliveries: The messages, whose routing keys are short strings.
+            mandatory: If True, the broker returns the message if no queue takes it.
+            timeout: Seconds for all of them.
         """
         if not deliveries:
             return []
@@ -393,7 +548,13 @@ class Channel(BaseChannel):
     # --- consuming
 
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, a_global: bool = False) -> None:
-        """Bound the messages that are delivered and not acknowledged (0: no bound)."""
+        """Limit the messages in flight: delivered and not acknowledged.
+
+        Args:
+            prefetch_size: Bytes in flight; RabbitMQ requires 0.
+            prefetch_count: Largest number of messages; 0 for no limit.
+            a_global: If True, the limit is for all consumers of the channel together.
+        """
         prefetch_size, prefetch_count = prefetch_size or 0, prefetch_count or 0  # kombu's users pass None for no bound
         self._ask(self._transport.qos, prefetch_size, prefetch_count, a_global)
         self._limits[a_global] = prefetch_size, prefetch_count
@@ -409,7 +570,22 @@ class Channel(BaseChannel):
         arguments: Mapping[str, Any] | None = None,
         on_cancel: Callable[[str], Any] | None = None,
     ) -> str:
-        """Start a consumer: ``callback(message)`` runs in ``drain_events``. Returns its tag."""
+        """Start a consumer, and return its tag.
+
+        Args:
+            queue: Name of the queue.
+            no_ack: If True, a message counts as acknowledged when the broker sends it.
+            callback: Called with each message, in ``drain_events``.
+            consumer_tag: Tag of the consumer; one is chosen for ``""``.
+            nowait: If True, return without waiting for the broker's answer.
+            exclusive: If True, no other consumer may have the queue.
+            arguments: The broker's own arguments, by name.
+            on_cancel: Called with the consumer tag if the broker ends the consumer.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+            AccessRefused: Another consumer has the queue exclusively.
+        """
         consumer_tag = consumer_tag or f"ctag-{uuid()}"
         if consumer_tag in self._subscriptions:
             raise exceptions.NotAllowed(f"consumer tag '{consumer_tag}' is in use")
@@ -429,9 +605,16 @@ class Channel(BaseChannel):
         return consumer_tag
 
     def resize_consumer(self, consumer_tag: str, successor: str, prefetch_count: int, apply_global: bool) -> bool:
-        """Let a prefetch count that was just set hold for a running consumer too.
+        """Apply a prefetch count that was just set to a running consumer.
 
-        Returns whether that took another consumer, which has the tag ``successor``.
+        Args:
+            consumer_tag: Tag of the running consumer.
+            successor: Tag of the consumer that may have to replace it.
+            prefetch_count: The prefetch count.
+            apply_global: If True, the limit is for all consumers of the channel together.
+
+        Returns:
+            True if the successor has replaced the consumer.
         """
         transport, subscription = self._transport, self._subscriptions.get(consumer_tag)
         if subscription is None:
@@ -451,9 +634,13 @@ class Channel(BaseChannel):
         return True
 
     def basic_cancel(self, consumer_tag: str) -> None:
-        """End a consumer. One that has gone with the channel, or whose connection is lost, does not come back.
+        """Cancel a consumer. If its connection is lost, it is not restored.
 
-        Messages that need no ack and have come already are handed to it first: nobody else gets them.
+        Messages that need no acknowledgement and have arrived already are passed to it first, because no other consumer
+        gets them.
+
+        Args:
+            consumer_tag: Tag of the consumer.
         """
         rest = self._ask(self._transport.cancel, consumer_tag) if self.is_open else None
         with ExitStack() as stack:  # if a callback raises, the others have their turn all the same
@@ -471,11 +658,23 @@ class Channel(BaseChannel):
         return subscription
 
     def consumes_from(self, queue: str) -> bool:
-        """Whether there is a consumer of that queue."""
+        """Return True if the channel has a consumer of a queue.
+
+        Args:
+            queue: Name of the queue.
+        """
         return any(each.queue == queue for each in list(self._subscriptions.values()))
 
     def basic_get(self, queue: str, no_ack: bool = False) -> ReceivedMessage | None:
-        """The next message of a queue, or None."""
+        """Return the next message of a queue, or None.
+
+        Args:
+            queue: Name of the queue.
+            no_ack: If True, a message counts as acknowledged when the broker sends it.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+        """
         delivery = self._ask(self._transport.get, queue, no_ack)
         if delivery is None:
             return None
@@ -492,7 +691,13 @@ class Channel(BaseChannel):
         return message
 
     def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
-        """Give a delivery up, or put it back into its queue."""
+        """Reject a delivery.
+
+        Args:
+            delivery_tag: Number of the delivery.
+            requeue: If True, the message goes back to its queue; else to the dead letter exchange of the queue, if
+                it has one.
+        """
         self._ask(self._transport.settle, delivery_tag, Outcome.REQUEUE if requeue else Outcome.REJECT)
         if requeue:
             self._tally.count_requeued()
@@ -500,9 +705,13 @@ class Channel(BaseChannel):
             self._note_rejected(delivery_tag)
 
     def basic_nack(self, delivery_tag: Any, multiple: bool = False, requeue: bool = True) -> None:
-        """Put a delivery, and with ``multiple`` all before it, back into its queue, without counting it as failed.
+        """Return a delivery to its queue without counting it as failed. Without ``requeue`` it is rejected.
 
-        Without ``requeue`` it is rejected.
+        Args:
+            delivery_tag: Number of the delivery.
+            multiple: If True, this applies to all earlier deliveries too.
+            requeue: If True, the message goes back to its queue; else to the dead letter exchange of the queue, if
+                it has one.
         """
         self._ask(self._transport.settle, delivery_tag, self._return if requeue else Outcome.REJECT, multiple)
         if requeue:
@@ -516,16 +725,32 @@ class Channel(BaseChannel):
         self._tally.count_rejected()
 
     def basic_recover(self, requeue: bool = False) -> None:
-        """Put all that is not acknowledged back into its queues."""
+        """Return all messages that are not acknowledged to their queues.
+
+        Args:
+            requeue: If False, RabbitMQ refuses.
+        """
         self._ask(self._transport.recover)
         self.generation += 1  # the batches have messages that went back
 
     def flow(self, active: bool = True) -> None:
-        """Pause deliveries, or let them go on."""
+        """Pause or resume deliveries.
+
+        Args:
+            active: False pauses, True resumes.
+        """
         self._ask(self._transport.flow, active)
 
     def settle_many(self, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
-        """Say what becomes of deliveries, and of no others; a tag may come twice. Raises PreconditionFailed."""
+        """Settle some deliveries, and no others.
+
+        Args:
+            delivery_tags: Numbers of the deliveries; one may come twice.
+            outcome: What becomes of them.
+
+        Raises:
+            PreconditionFailed: A tag is not outstanding.
+        """
         if not delivery_tags:
             return
         delivery_tags = list(dict.fromkeys(delivery_tags))
@@ -540,20 +765,31 @@ class Channel(BaseChannel):
 
     @property
     def stream_positions(self) -> StreamPositions:
-        """Where its consumers are in streams."""
+        """Positions of the channel's consumers in streams."""
         if self.positions is None:
             self.positions = StreamPositions()
         positions: StreamPositions = self.positions
         return positions
 
     def note_offset(self, delivery: Delivery, no_ack: bool) -> None:
-        """Note that a message of a stream is handed over."""
+        """Note that a message of a stream is passed to the application.
+
+        Args:
+            delivery: The message.
+            no_ack: If True, it counts as acknowledged.
+        """
         tag, offset = delivery.consumer_tag, delivery.stream_offset
         if tag is not None and offset is not None:
             self.stream_positions.receive(tag, delivery.delivery_tag, offset, no_ack, delivery.redelivered)
 
     def check_delivery_limit(self, queue: str, arguments: Mapping[str, Any] | None, max_deliveries: int) -> None:
-        """Warn of a consumer's limit that is never reached, because the broker drops messages before."""
+        """Warn if a consumer's limit is never reached, because the broker drops messages before.
+
+        Args:
+            queue: Name of the queue.
+            arguments: Arguments of the queue.
+            max_deliveries: The consumer's limit.
+        """
         limit = self._bare_transport.delivery_limit(arguments or {})
         if limit is not None and max_deliveries > limit:
             text = (
@@ -563,12 +799,20 @@ class Channel(BaseChannel):
             self._log("WARNING", text, queue=queue, delivery_limit=limit, max_deliveries=max_deliveries)
 
     def note_failure(self, message: ReceivedMessage) -> None:
-        """Note that the callback of a message raised: if it is not settled, it goes back as a failed delivery."""
+        """Note that a callback raised: an unsettled message returns to its queue as a failed delivery.
+
+        Args:
+            message: The message.
+        """
         if self.is_open and not message.no_ack and not message.acknowledged:
             self._transport.note_failure(self.channel_id, message.delivery_tag)
 
     def ack_raised(self, error: Exception) -> None:
-        """Called when an acknowledgement failed."""
+        """Record an error of an acknowledgement.
+
+        Args:
+            error: The error.
+        """
         if isinstance(error, exceptions.ChannelError):
             self._notice(error)
 
@@ -587,7 +831,7 @@ class Channel(BaseChannel):
 
     @property
     def publish_failed(self) -> bool:
-        """Whether the broker closed the channel for something that was published."""
+        """True if the broker closed the channel because of a publish."""
         return self.failure is not None and self.failure.method_sig == BASIC_PUBLISH
 
     def _closed_by_broker(self, error: exceptions.ChannelError) -> None:
@@ -603,19 +847,31 @@ class Channel(BaseChannel):
             self.session.report_closed(self)
 
     def disown(self, consumer_tags: Iterable[str]) -> None:
-        """These consumers need not be told that the broker closed the channel: they have another."""
+        """Do not report to these consumers that the broker closed the channel, because they have another.
+
+        Args:
+            consumer_tags: Tags of the consumers.
+        """
         self.unreported.difference_update(consumer_tags)
 
     # --- events
 
     def after_reply_message_received(self, queue: str) -> None:
-        """Called when the replies in a queue were collected: delete it, if the broker does not do that itself."""
+        """Delete a queue of replies that were collected, if the broker does not delete it itself.
+
+        Args:
+            queue: Name of the queue.
+        """
         if self.is_open and not self._bare_transport.capabilities.deletes_unused:
             with suppress(*self._bare_transport.connection_errors):  # it ends by its deadline, then
                 self.queue_delete(queue)
 
     def handle(self, event: Event) -> bool:
-        """Deal with an event that is not a message for one of the consumers. Returns False: it is not kept."""
+        """Process an event that is not a message for a consumer. Return False: it is not kept.
+
+        Args:
+            event: The event.
+        """
         if isinstance(event, Delivery):
             # On its way when the consumer was cancelled. Where another thread closes the channel it goes back too.
             # Those of a consumer without acks were acknowledged when they were sent, and a stream takes none back.
@@ -635,26 +891,38 @@ class Channel(BaseChannel):
 
     @property
     def prefetch_limit(self) -> int:
-        """How many messages of a consumer may be out at a time; 0 for no bound."""
+        """Largest number of messages of a consumer in flight; 0 for no limit."""
         return min((count for _, count in self._limits.values() if count), default=0)
 
     @property
     def collectors(self) -> Iterable[BatchCollector]:
-        """What its consumers collect for batches."""
+        """Collectors of the batches of its consumers."""
         return tuple(self._collectors)
 
     def add_collector(self, collector: BatchCollector) -> None:
-        """Have a consumer's batches handed over when their time is over, as long as the channel is open."""
+        """Pass a consumer's batches on when their time is over, while the channel is open.
+
+        Args:
+            collector: Collector of the consumer.
+        """
         self._collectors.add(collector)
         self.session.watch_collectors()
 
     def remove_collector(self, collector: BatchCollector) -> None:
-        """Have it forgotten."""
+        """Remove a collector.
+
+        Args:
+            collector: Collector of the consumer.
+        """
         self._collectors.discard(collector)
         self.session.watch_collectors()
 
     def turn_loop_in(self, seconds: float) -> None:
-        """If there is an event loop, have it look for something to do after so many seconds at the latest."""
+        """Make the event loop, if there is one, look for work again in time.
+
+        Args:
+            seconds: Seconds, at the latest.
+        """
         loop = self._event_loop
         if loop is not None:
             loop.call_later(seconds, _nothing)
@@ -696,7 +964,10 @@ class Channel(BaseChannel):
     # --- lifetime
 
     def close(self) -> None:
-        """End the consumers; messages not acknowledged go back to their queues. May be repeated."""
+        """Cancel the consumers, and close the channel. It may be repeated.
+
+        Unacknowledged messages return to their queues.
+        """
         if self.is_open:
             transport = self._transport
             queues = {each.queue for each in self._subscriptions.values()}
@@ -709,7 +980,7 @@ class Channel(BaseChannel):
     release = discard = close  # a pool sets its own on the channels that are out
 
     def detach(self) -> None:
-        """Be closed, without a word to the broker: the connection is gone."""
+        """Close the channel without a message to the broker, because the connection is lost."""
         self._part(ClosedTransport("channel already closed"))
         self._subscriptions.clear()
 
@@ -721,7 +992,11 @@ class Channel(BaseChannel):
     # --- hooks
 
     def observe(self, hooks: Hooks | None) -> None:
-        """Have these hooks around what is published and consumed from now on."""
+        """Install hooks around publishing and consuming.
+
+        Args:
+            hooks: The hooks of the connection.
+        """
         self._hooks = hooks
         if self.is_open:
             self._join(self._bare_transport)
@@ -736,27 +1011,38 @@ class Channel(BaseChannel):
 
     @property
     def closed(self) -> bool:
-        """Whether it is closed."""
+        """True if the channel is closed."""
         return not self.is_open
 
     @property
     def qos(self) -> Any:
-        """The prefetch count, and whether another message may be taken."""
+        """Prefetch count of the channel, as kombu's programs read it."""
         if self._qos is None:
             self._qos = ChannelQoS(self)
         return self._qos
 
     def apply_gate(self) -> None:
-        """Have the broker's client ask what was put in the place of ``qos.can_consume``, if anything."""
+        """Make the transport call the function that a program has set in the place of ``qos.can_consume``."""
         if self._qos is not None and self._qos.may_take is not None:
             self._transport.gate(self.channel_id, self._qos.may_take)
 
     def Consumer(self, queues: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """A consumer on this channel."""
+        """Return a consumer on this channel.
+
+        Args:
+            queues: A queue, or several.
+            *args: Arguments of ``Consumer`` after ``queues``.
+            **kwargs: Keywords of ``Consumer``.
+        """
         return self.connection.Consumer(queues, self, *args, **kwargs)
 
     def Producer(self, *args: Any, **kwargs: Any) -> Any:
-        """A producer on this channel."""
+        """Return a producer on this channel.
+
+        Args:
+            *args: Arguments of ``Producer`` after ``channel``.
+            **kwargs: Keywords of ``Producer``.
+        """
         return self.connection.Producer(self, *args, **kwargs)
 
     def _new_queue(self, queue: str, **kwargs: Any) -> None:
@@ -792,7 +1078,11 @@ class Channel(BaseChannel):
     # --- a lost connection
 
     def suspend(self, reason: object) -> None:
-        """The connection is lost: keep what is needed to go on with another."""
+        """Keep what another connection needs to restore the channel, because the connection is lost.
+
+        Args:
+            reason: The error, or None.
+        """
         if self.is_open:
             self._highest_tag = self._transport.highest_tag(self.channel_id)
             self._part(
@@ -800,7 +1090,11 @@ class Channel(BaseChannel):
             )
 
     def reopen(self, transport: Transport) -> None:
-        """Be opened on a new connection. The tags of the old one's deliveries mean nothing there."""
+        """Open the channel on a new connection. Delivery tags of the old connection are invalid there.
+
+        Args:
+            transport: The new transport.
+        """
         self.channel_id = transport.open_channel(self._highest_tag)
         self._join(transport)
         self.generation += 1
@@ -813,7 +1107,11 @@ class Channel(BaseChannel):
         self.use(self._transport.publish, transport.settle, acknowledge, transport.confirms)
 
     def resume(self, renamed: Mapping[str, str]) -> None:
-        """Set the limits and start the consumers again. ``renamed``: queues that have another name now."""
+        """Set the limits, and start the consumers again.
+
+        Args:
+            renamed: New names of queues that the broker names, by old name.
+        """
         if self._confirms:
             self._transport.confirm(self.channel_id)
         for a_global, (size, count) in self._limits.items():
@@ -830,18 +1128,39 @@ class Channel(BaseChannel):
             self._transport.consume(self.channel_id, each.queue, tag, each.no_ack, each.exclusive, arguments)
 
     def tell_renames(self, consumer_tag: str, on_renamed: Callable[[str, str], Any]) -> None:
-        """Call ``on_renamed(before, now)`` when a consumer's queue, which the broker named, has another name."""
+        """Call a function if the broker gives a consumer's queue another name.
+
+        Args:
+            consumer_tag: Tag of the consumer.
+            on_renamed: Called with (before, now).
+        """
         self._subscriptions[consumer_tag].on_renamed = on_renamed
 
     def receiver(self, consumer: Any, consumer_tag: str, queue: str, no_ack: bool, receive: MessageCallback) -> Any:
-        """Return the callback of a ``Consumer``'s queue for ``basic_consume``."""
+        """Return the callback of a ``Consumer``'s queue for ``basic_consume``.
+
+        Args:
+            consumer: The consumer.
+            consumer_tag: Tag of the queue's consumer.
+            queue: Name of the queue.
+            no_ack: If True, a message counts as acknowledged when the broker sends it.
+            receive: Called with each message.
+        """
         return receive
 
     def forget(self, consumer_tag: str) -> None:
-        """Forget a ``Consumer``'s queue that was cancelled: ``basic_cancel`` has done it."""
+        """Remove a ``Consumer``'s queue that ``basic_cancel`` has cancelled.
+
+        Args:
+            consumer_tag: Tag of the queue's consumer.
+        """
 
     def is_consuming(self, consumer_tag: str) -> bool:
-        """Whether there is a consumer of that tag."""
+        """Return True if the channel has a consumer with a tag.
+
+        Args:
+            consumer_tag: The tag.
+        """
         return self.is_open and consumer_tag in self._subscriptions
 
     def __enter__(self) -> Channel:

@@ -32,21 +32,44 @@ def _arguments_of(queue: Queue) -> Mapping[str, Any]:
 
 
 class Consumer:
-    """Receives messages.
+    """Consumer: receives messages from one or several queues.
 
-    ``channel``: a channel or connection; ``queues``: one or several; ``callbacks``: called with (body, message), or
-    ``on_message`` with the message alone, not decoded; ``accept``: serializers or content types that may be decoded;
-    ``on_decode_error(message, exception)``: called instead of raising; ``prefetch_count``: messages delivered and not
-    acknowledged at a time; ``no_ack``: they count as acknowledged when sent; ``tag_prefix``: starts the consumer tags;
-    ``max_deliveries`` and ``dead_letter`` (a queue, its name, or an exchange): a message that was delivered so many
-    times and came back goes there. Raises ValueError for one of the two alone.
+    With ``on_batch`` it is called with a ``MessageBatch``: a list of messages that can be decoded, of all queues, with
+    an ``ack()`` for all of them. A batch is complete when it has ``batch_size`` messages, or as many as the prefetch
+    count allows, or when its first message has waited for ``batch_timeout`` seconds.
 
-    ``offsets``: where it keeps its offsets in streams (RabbitMQ), such as ``contrib.stream_offsets.OffsetFile(path)``.
+    Args:
+        channel: A channel, or a connection for its default channel.
+        queues: A queue, or several.
+        no_ack: If True, a message counts as acknowledged when the broker sends it.
+        auto_declare: If True (default), the queues are declared first.
+        callbacks: Functions called with (body, message).
+        on_decode_error: Called with (message, exception) instead of raising the error.
+        on_message: Called with each message, not decoded, instead of the callbacks.
+        accept: Serializer names or content types that may be decoded (None: all that are not disabled).
+        prefetch_count: Largest number of messages in flight, delivered and not acknowledged.
+        tag_prefix: Prefix of the consumer tags.
+        max_deliveries: With ``dead_letter``: a message that was delivered so often and came back is dead-lettered.
+        dead_letter: A queue, its name, or an exchange for those messages.
+        on_batch: Called with each ``MessageBatch``, instead of the callbacks.
+        batch_size: Messages of a complete batch, from 1.
+        batch_timeout: Seconds that the first message of a batch may wait; 0 ends a batch as soon as no more have
+            arrived.
+        offsets: The place where offsets of streams are kept (RabbitMQ), such as
+            ``contrib.stream_offsets.OffsetFile(path)``.
 
-    ``on_batch(messages)``, instead of the other callbacks, gets a ``MessageBatch``: a list of messages that can be
-    decoded, of all queues, with an ``ack()`` for all. It is called when there are ``batch_size`` of them, or as many as
-    the prefetch count lets be out, or when the first has waited for ``batch_timeout`` seconds (0: as soon as no more
-    are there). Raises ValueError where there are callbacks of both kinds, for a size below 1 or a negative timeout.
+    Raises:
+        ValueError: Callbacks of both kinds are given, only one of ``max_deliveries`` and ``dead_letter`` is given,
+            or a number is out of range.
+
+    Example:
+        def handle(body, message):
+            print(body)
+            message.ack()
+
+        with connection.Consumer(queue, callbacks=[handle], prefetch_count=100):
+            while True:
+                connection.drain_events()
     """
 
     ContentDisallowed = exceptions.ContentDisallowed
@@ -113,7 +136,7 @@ class Consumer:
 
     @property
     def queues(self) -> list[Queue]:
-        """The queues it consumes from, or will."""
+        """The queues that the consumer consumes from, or will consume from."""
         return [*self._queues.values(), *self._unnamed]
 
     @queues.setter
@@ -121,7 +144,11 @@ class Consumer:
         self._queues = {queue.name: queue for queue in maybe_list(queues) or []}
 
     def add_queue(self, queue: Queue) -> Queue:
-        """Add a queue (declared if ``auto_declare``); ``consume`` starts it."""
+        """Add a queue, declaring it if ``auto_declare``. ``consume`` starts it.
+
+        Args:
+            queue: The queue.
+        """
         queue = queue(self.channel)
         if self.auto_declare:
             queue.declare()
@@ -129,22 +156,30 @@ class Consumer:
         return queue
 
     def consuming_from(self, queue: Queue | str) -> bool:
-        """Whether a queue, or one of that name, is consumed now."""
+        """Return True if a queue is being consumed.
+
+        Args:
+            queue: The queue, or its name.
+        """
         return (queue.name if isinstance(queue, Queue) else queue) in self._active_tags
 
     def declare(self) -> None:
-        """Declare the queues, with their exchanges and bindings."""
+        """Declare the queues with their exchanges and bindings."""
         for queue in self._queues.values():
             queue.declare()
 
     def purge(self) -> int:
-        """Remove the messages that wait in all queues; returns how many."""
+        """Remove the waiting messages of all queues. Return their number."""
         return sum(queue.purge() for queue in self._queues.values())
 
     # --- lifetime
 
     def revive(self, channel: Any) -> None:
-        """Go on with another channel after the old one was lost: declare, set the prefetch count, consume again."""
+        """Continue on another channel after the old one was lost: declare, set the prefetch count, consume again.
+
+        Args:
+            channel: A channel, or a connection for its default channel.
+        """
         facade = None if is_connection(self.channel) else self._facade
         if facade is not None:
             facade.disown(self._active_tags.values())
@@ -171,7 +206,11 @@ class Consumer:
         self._consume_queues(resumed)
 
     def consume(self, no_ack: bool | None = None) -> None:
-        """Start consuming from all queues where that is not so already."""
+        """Start consuming from all queues that are not being consumed.
+
+        Args:
+            no_ack: As for the class; None for its value.
+        """
         no_ack = self.no_ack if no_ack is None else no_ack
         self._consume_queues(dict.fromkeys(self._queues, no_ack))
 
@@ -248,7 +287,7 @@ class Consumer:
         raise exceptions.ConsumerCancelled(f"the broker cancelled consumer {consumer_tag}")
 
     def _on_renamed(self, before: str, now: str) -> None:
-        """The broker gave its queue another name when the connection was restored."""
+        """Note that the broker gave a queue another name when the connection was restored."""
         queue = self._queues[now] = self._queues.pop(before)
         queue.name = now
         self._active_tags[now] = self._active_tags.pop(before)
@@ -256,7 +295,10 @@ class Consumer:
 
     @property
     def stream_offsets(self) -> dict[str, int]:
-        """The offsets at which it would go on, by stream: behind the last message up to which all are acknowledged."""
+        """Offsets at which consuming would continue, by stream.
+
+        Each is behind the last message up to which all are acknowledged.
+        """
         if self.channel is None or is_connection(self.channel):
             return {}
         positions = self._facade.positions
@@ -271,12 +313,19 @@ class Consumer:
         return positions.offsets_of({tag: name for name, tag in tags.items()})
 
     def go_on(self, offsets: Mapping[str, int]) -> None:
-        """Have ``consume`` start at these offsets, by stream, whatever the arguments of the queues say."""
+        """Start the next ``consume`` at given offsets, whatever the arguments of the queues say.
+
+        Args:
+            offsets: Offsets by stream.
+        """
         for name, offset in offsets.items():
             self._facade.stream_positions.go_on(name, offset)
 
     def cancel(self) -> None:
-        """Stop consuming. Messages delivered stay to be acknowledged; those of a batch that is not complete go back."""
+        """Stop consuming.
+
+        Delivered messages remain to be acknowledged; those of an incomplete batch return to their queues.
+        """
         tags = list(self._active_tags.values())
         if self._offsets is not None:
             self._offsets.update(self.stream_offsets, at_once=True)
@@ -290,7 +339,11 @@ class Consumer:
     close = cancel
 
     def cancel_by_queue(self, queue: Queue | str) -> None:
-        """Stop consuming from one queue, and forget it."""
+        """Stop consuming from one queue, and remove it from the consumer.
+
+        Args:
+            queue: The queue, or its name.
+        """
         name = queue.name if isinstance(queue, Queue) else queue
         self._queues.pop(name, None)
         self._cancelled.discard(name)
@@ -318,11 +371,16 @@ class Consumer:
     # --- limits
 
     def qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
-        """Bound the messages that are delivered and not acknowledged (0: no bound).
+        """Limit the messages in flight: delivered and not acknowledged.
 
-        If it is consuming and the broker takes such a bound for new consumers only (RabbitMQ, and for ``apply_global``
-        too since version 4), it is consuming by other consumers then, with the same messages in the same order. On
-        quorum queues messages that come at that moment may change places.
+        If the broker accepts a limit for new consumers only (RabbitMQ, and since version 4 for ``apply_global`` too), a
+        running consumer is replaced by a new one, with the same messages in the same order. On quorum queues messages
+        that arrive at that moment may change places.
+
+        Args:
+            prefetch_size: Bytes in flight; RabbitMQ requires 0.
+            prefetch_count: Largest number of messages; 0 for no limit.
+            apply_global: If True, the limit is for all consumers of the channel together.
         """
         facade = self._facade
         facade.basic_qos(prefetch_size, prefetch_count, apply_global)
@@ -339,21 +397,41 @@ class Consumer:
         return f"{self.tag_prefix}{next(self._tags)}"
 
     def flow(self, active: bool) -> None:
-        """Pause deliveries, or let them go on."""
+        """Pause or resume deliveries.
+
+        Args:
+            active: False pauses, True resumes.
+        """
         self.channel.flow(active)
 
     def recover(self, requeue: bool = False) -> None:
-        """Have all that is not acknowledged delivered again."""
+        """Redeliver all messages that are not acknowledged.
+
+        Args:
+            requeue: If True, they return to their queues, and another consumer may get them.
+        """
         self.channel.basic_recover(requeue=requeue)
 
     # --- messages
 
     def register_callback(self, callback: Callable[[Any, Message], Any]) -> None:
-        """Add a callback, called with (body, message)."""
+        """Add a callback.
+
+        Args:
+            callback: Called with (body, message).
+        """
         self.callbacks.append(callback)
 
     def receive(self, body: Any, message: Message) -> None:
-        """Hand a decoded message to the callbacks. Raises NotImplementedError where there are none."""
+        """Pass a decoded message to the callbacks. Subclasses may override it.
+
+        Args:
+            body: The decoded body.
+            message: The message.
+
+        Raises:
+            NotImplementedError: There are no callbacks.
+        """
         if not self.callbacks:
             raise NotImplementedError("Consumer does not have any callbacks")
         for callback in self.callbacks:
@@ -450,7 +528,7 @@ class Consumer:
 
     @property
     def connection(self) -> Any:
-        """The connection of its channel."""
+        """The connection of the consumer's channel."""
         return self.channel.connection.client if self.channel is not None else None
 
     def __repr__(self) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Batch(DeliveryBatch):
-    """Messages that wait to be sent together. Made by ``Producer.batch()``."""
+    """Messages that wait to be sent together. Returned by ``Producer.batch()``."""
 
     def __init__(self, producer: Producer, max_size: int) -> None:
         super().__init__(max_size)
@@ -36,8 +36,12 @@ class Batch(DeliveryBatch):
     def add(self, delivery: Delivery, mandatory: bool) -> None:
         """Add a message.
 
-        A full batch, which could not be sent when it was time, is sent first. While that fails it does not grow: the
-        error is raised, and the message is not added.
+        A full batch, because an earlier attempt to send it failed, is sent first. While that fails the batch does not
+        grow: the error is raised, and the message is not added.
+
+        Args:
+            delivery: The message.
+            mandatory: If True, the broker returns the message if no queue takes it.
         """
         try:
             if self.is_full:
@@ -47,10 +51,13 @@ class Batch(DeliveryBatch):
                 self.append(delivery, mandatory)
 
     def flush(self) -> None:
-        """Send what waits. Raises BatchPublishError, which names the messages that were refused.
+        """Send the waiting messages.
 
-        An error of the connection is raised as it is. Those that were being sent go on waiting, though the broker may
-        have some of them, and what was refused before them is told with the next flush.
+        An error of the connection is raised as it is. The messages that were being sent continue to wait, although the
+        broker may have some of them; messages that were refused before are reported by the next flush.
+
+        Raises:
+            BatchPublishError: Some messages were refused; ``refused`` names them by their index.
         """
         while alike := self.first_alike():
             self.note_sent(alike, self._producer.send_many(alike, self.is_mandatory))
@@ -58,24 +65,38 @@ class Batch(DeliveryBatch):
 
 
 class HookedBatch(Batch):
-    """A batch that tells the hooks of its connection what is put into it."""
+    """Batch that passes each added message to the hooks of its connection."""
 
     def __init__(self, producer: Producer, max_size: int, hooks: Hooks) -> None:
         super().__init__(producer, max_size)
         self._hooks = hooks
 
     def add(self, delivery: Delivery, mandatory: bool) -> None:
-        """Add a message, with the headers that the hooks add."""
+        """Add a message, with the headers that the hooks add.
+
+        Args:
+            delivery: The message.
+            mandatory: If True, the broker returns the message if no queue takes it.
+        """
         super().add(self._hooks.collect(delivery, mandatory), mandatory)
 
 
 class Producer(MessageMaker):
-    """Sends messages.
+    """Producer: publishes messages.
 
-    ``channel``: a channel or a connection (whose channel is opened at first use); ``exchange`` (an Exchange or its
-    name), ``routing_key``, ``serializer``, ``compression``: defaults for ``publish``; ``auto_declare``: declare the
-    exchange at first use; ``on_return(exception, exchange, routing_key, message)``: gets the mandatory messages that
-    no queue took.
+    Args:
+        channel: A channel, or a connection whose default channel is opened at first use.
+        exchange: Default exchange of ``publish``, or its name.
+        routing_key: Default routing key.
+        serializer: Default serializer (default: ``"json"``).
+        auto_declare: If True (default), the exchange is declared at first use.
+        compression: Default compression method.
+        on_return: Called with (exception, exchange, routing_key, message) for each mandatory message that no queue
+            took.
+
+    Example:
+        producer = connection.Producer(exchange="orders", serializer="json")
+        producer.publish({"order": 1}, routing_key="order.paid", retry=True)
     """
 
     auto_declare = True
@@ -107,7 +128,7 @@ class Producer(MessageMaker):
 
     @property
     def channel(self) -> Any:
-        """The channel, or None. One that comes from a connection is opened now if it is not, or is not any more."""
+        """The channel, or None. A channel that comes from a connection is opened if it is not open."""
         if self._facade is None and self.__connection__ is None:
             return None
         return self._open_channel().public
@@ -152,18 +173,22 @@ class Producer(MessageMaker):
 
     @property
     def connection(self) -> Any:
-        """The connection, if there is one yet."""
+        """The connection, or None if there is none yet."""
         return self.__connection__ or (self._facade.connection.client if self._facade is not None else None)
 
     @property
     def supports_batch_publish(self) -> bool:
-        """Whether the transport sends the messages of a batch together."""
+        """True if the transport sends the messages of a batch together."""
         connection = self.connection
         implements = None if connection is None else getattr(connection.transport, "implements", None)
         return bool(getattr(implements, "batch_publish", False))
 
     def revive(self, channel: Any) -> None:
-        """Go on with another channel, or a connection's, after the old one was lost."""
+        """Continue on another channel after the old one was lost.
+
+        Args:
+            channel: A channel, or a connection for its default channel.
+        """
         if channel is None or is_connection(channel):
             self.__connection__ = channel
             self._facade = None
@@ -182,12 +207,21 @@ class Producer(MessageMaker):
     # --- declaring
 
     def declare(self) -> None:
-        """Declare the exchange. Publishing does it, unless ``auto_declare`` is off."""
+        """Declare the exchange. Publishing does this unless ``auto_declare`` is False."""
         if self.exchange.name:
             self.exchange.declare(channel=self.channel)
 
     def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> bool:
-        """Declare an entity, unless the connection remembers that it was."""
+        """Declare an entity, unless the connection has declared it already.
+
+        Args:
+            entity: Exchange or queue.
+            retry: If True, reconnect and try again after a failure.
+            **retry_policy: Keywords of ``Connection.ensure``.
+
+        Returns:
+            True if it was declared now.
+        """
         if not entity:
             return False
         channel = self._open_channel()
@@ -218,20 +252,46 @@ class Producer(MessageMaker):
         via: Any = None,
         **properties: Any,
     ) -> Any:
-        """Publish a message. Returns what a transport of others returns; None for kombulite's own.
+        """Publish a message.
 
-        ``body`` is serialised (``serializer``), or sent as it is when ``content_type`` says what it is; then compressed
-        (``compression``). ``exchange``: an Exchange or a name, ``""`` for the default exchange. ``mandatory``: give it
-        back if no queue takes it (``on_return``). ``declare``: entities to declare first. ``expiration``, ``timeout``
-        for the broker to take it and ``confirm_timeout`` for it to say so, in seconds. ``retry``: reconnect and try
-        again as ``retry_policy`` says (errback, max_retries, interval_start, interval_step, interval_max, on_revive,
-        retry_errors). ``via``: a transaction of the caller's on the database that is the broker (SQL brokers only): a
-        connection of psycopg or sqlite3, a session or connection of SQLAlchemy, a connection of Django; the message
-        exists if that commits, and not before. Other keywords are message properties (``correlation_id``, ``reply_to``,
-        …; ``reply_to`` may be a Queue).
+        A body is serialized, unless ``content_type`` says that it is already; then it is compressed.
 
-        Raises EncodeError, SerializerNotInstalled, NotFound, MessageNacked, PreconditionFailed; with ``retry``
-        OperationalError for a connection that cannot be had.
+        Args:
+            body: The body: what the serializer can encode, or text or bytes with a ``content_type``.
+            routing_key: Routing key (default: the producer's).
+            delivery_mode: 1 or ``"transient"``, 2 or ``"persistent"`` (default: the exchange's, else persistent).
+            mandatory: If True, the broker returns the message to ``on_return`` if no queue takes it.
+            immediate: Ignored, as current brokers do.
+            priority: Priority, 0 to the ``max_priority`` of the queue; the highest is delivered first.
+            content_type: Content type of a body that is serialized already.
+            content_encoding: Encoding of a body that is serialized already, such as ``"utf-8"``.
+            serializer: Name of a serializer (default: the producer's, else ``"json"``).
+            headers: Headers by name.
+            compression: Name or content type of a compression method (default: none).
+            exchange: An exchange or its name; ``""`` is the default exchange (default: the producer's).
+            retry: If True, reconnect and try again after a failure.
+            retry_policy: Keywords of ``Connection.ensure``: max_retries, interval_start, interval_step,
+                interval_max, errback, on_revive, retry_errors.
+            declare: Entities to declare first.
+            expiration: Seconds after which a message that still waits in a queue expires.
+            timeout: Seconds for the broker to take the message.
+            confirm_timeout: Seconds for the broker to confirm it.
+            via: A transaction of the caller's on the database that is the broker (SQL brokers only): a connection
+                of psycopg or sqlite3, a session or connection of SQLAlchemy, a connection of Django. The message
+                exists if that transaction commits, and not before.
+            **properties: Message properties, such as ``correlation_id`` and ``reply_to`` (which may be a
+                ``Queue``).
+
+        Returns:
+            None; on foreign transports what their channel returns.
+
+        Raises:
+            EncodeError: The body cannot be serialized.
+            SerializerNotInstalled: The serializer is unknown.
+            NotFound: The exchange does not exist.
+            MessageNacked: The broker refused the message.
+            PreconditionFailed: The broker refused a property of the message.
+            OperationalError: With ``retry``: the attempts are used up.
         """
         delivery = self._make(
             exchange,
@@ -296,11 +356,30 @@ class Producer(MessageMaker):
         timeout: float | None = None,
         **properties: Any,
     ) -> int:
-        """Publish many bodies to one place, with the arguments of ``publish``. Returns how many were taken.
+        """Publish many bodies to one place. Return the number of messages that the broker took.
 
-        ``bodies`` may be endless: they are handed over a thousand, or some megabytes, at a time. Raises
-        BatchPublishError, whose ``refused`` names those that were not taken by their index. Those after one that the
-        broker refused are still sent; one that cannot be encoded ends it, and so do ten thousand that were refused.
+        ``bodies`` may be endless: they are sent a thousand, or some megabytes, at a time. Messages after a refused one
+        are still sent. A body that cannot be encoded ends the call, and so do ten thousand refused messages.
+
+        Args:
+            bodies: The bodies.
+            routing_key: Routing key (default: the producer's).
+            delivery_mode: 1 or ``"transient"``, 2 or ``"persistent"`` (default: the exchange's, else persistent).
+            mandatory: If True, the broker returns the message if no queue takes it.
+            priority: Priority, 0 to the ``max_priority`` of the queue; the highest is delivered first.
+            content_type: Content type of a body that is serialized already.
+            content_encoding: Encoding of a body that is serialized already, such as ``"utf-8"``.
+            serializer: Name of a serializer (default: the producer's, else ``"json"``).
+            headers: Headers by name.
+            compression: Name or content type of a compression method (default: none).
+            exchange: An exchange or its name (default: the producer's).
+            declare: Entities to declare first.
+            expiration: Seconds after which a message that still waits in a queue expires.
+            timeout: Seconds for each of the parts that are sent together.
+            **properties: Message properties.
+
+        Raises:
+            BatchPublishError: Some messages were refused; ``refused`` names them by their index.
         """
         if self._batch is not None:
             self._batch.flush()  # what was published before comes before
@@ -336,10 +415,21 @@ class Producer(MessageMaker):
 
     @contextmanager
     def batch(self, max_size: int = 1000) -> Iterator[Batch]:
-        """Collect what is published inside, and send it together: at ``max_size`` messages, on ``flush()``, at the end.
+        """Collect the messages that are published inside the block, and send them together.
 
-        An exception inside discards what was not sent yet. Within another batch it adds to that one. Raises
-        BatchPublishError.
+        They are sent at ``max_size`` messages, on ``flush()``, and at the end of the block. An exception inside the
+        block discards the messages that were not sent yet. A batch inside a batch adds to the outer one.
+
+        Args:
+            max_size: Messages to send together.
+
+        Raises:
+            BatchPublishError: Some messages were refused; ``refused`` names them by their index.
+
+        Example:
+            with producer.batch() as batch:
+                for order in orders:
+                    producer.publish(order, routing_key="orders")
         """
         if self._batch is not None:
             yield self._batch
@@ -387,7 +477,13 @@ class Producer(MessageMaker):
     def send_many(
         self, deliveries: list[Delivery], mandatory: bool, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
-        """Publish what is prepared already; returns those refused, as (index, exception)."""
+        """Publish messages that are encoded already. Return those refused, as (index, exception).
+
+        Args:
+            deliveries: The messages.
+            mandatory: If True, the broker returns the message if no queue takes it.
+            timeout: Seconds for all of them.
+        """
         channel = self._open_channel()
         try:
             return channel.publish_many(deliveries, mandatory, timeout)
@@ -400,7 +496,7 @@ class Producer(MessageMaker):
             self._facade = None
 
     def _ready_channel(self, declare: Iterable[Any] | None) -> Channel | None:
-        """The channel, if it is open, and our exchange and all these entities were declared."""
+        """Return the channel, if it is open, and our exchange and all these entities were declared."""
         channel = self._facade
         if channel is None or not channel.is_open:
             return None
@@ -426,7 +522,7 @@ class Producer(MessageMaker):
     # --- lifetime
 
     def release(self) -> None:
-        """Nothing; a producer of a pool goes back to it."""
+        """Do nothing; a producer of a pool returns to its pool."""
 
     close = discard = release
 

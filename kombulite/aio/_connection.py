@@ -45,9 +45,20 @@ def connect(
     transport_options: Mapping[str, Any] | None = None,
     **settings: Unpack[ConnectionSettings],
 ) -> Connection:
-    """Make a connection for ``async with``, or for ``await connection.connect()``. Nothing is opened before.
+    """Return a connection for ``async with``, or for ``await connection.connect()``. It does no I/O.
 
-    The arguments are those of the synchronous ``Connection``.
+    Args:
+        hostname: A URL, a list of URLs or one string with ``;`` between them (failover), or a host name.
+        alternates: Further URLs for failover.
+        failover_strategy: ``"round-robin"``, ``"shuffle"``, or a callable that makes an endless iterator over the
+            URLs.
+        transport_options: Options of the transport.
+        **settings: Other arguments of the synchronous ``Connection``: userid, password, virtual_host, port, ssl,
+            ...
+
+    Example:
+        async with aio.connect("amqp://guest:guest@localhost//") as connection:
+            await connection.producer().publish({"n": 1}, routing_key="numbers")
     """
     unknown = settings.keys() - DEFAULT_SETTINGS.keys()
     if unknown:
@@ -56,9 +67,10 @@ def connect(
 
 
 class Connection(Address):
-    """A connection to a broker on one event loop, for any number of tasks. Made by ``connect``.
+    """Connection to a broker on one event loop, for any number of tasks. Returned by ``connect``.
 
-    It opens when it is used, and again after it was lost. Another loop, or a thread without one, gets a RuntimeError.
+    It opens when it is used, and again after it was lost. Using it on another loop, or in a thread without one, raises
+    RuntimeError.
     """
 
     def __init__(
@@ -76,7 +88,11 @@ class Connection(Address):
 
     @classmethod
     def of(cls, connection: Any) -> Connection:
-        """Make a connection of the same settings and hooks as a synchronous one has."""
+        """Return a connection with the settings and hooks of a synchronous connection.
+
+        Args:
+            connection: The synchronous connection.
+        """
         info = connection.info()
         info.pop("insist")
         made = connect(**{**info, "transport_options": dict(info["transport_options"])})
@@ -87,12 +103,23 @@ class Connection(Address):
     # --- beginning and end
 
     async def connect(self, timeout: float | None = None) -> Connection:
-        """Connect now. Raises what connecting ended with, TimeoutError."""
+        """Connect now, and return the connection.
+
+        Args:
+            timeout: Seconds (None: ``connect_timeout``).
+
+        Raises:
+            ConnectionError: Connecting failed.
+            TimeoutError: The broker did not answer in time.
+        """
         await self.session.ensure(self.session.waits.deadline(timeout))
         return self
 
     async def close(self) -> None:
-        """Close the connection: consumers end, messages not settled go back. It opens again when it is used again."""
+        """Close the connection. Consumers end, and unsettled messages return to their queues.
+
+        It opens again when it is used again.
+        """
         await self.session.close()
 
     async def __aenter__(self) -> Connection:
@@ -102,9 +129,16 @@ class Connection(Address):
         await self.close()
 
     async def update_secret(self, secret: str, reason: str = "", timeout: float | None = None) -> None:
-        """Give the broker a new secret for the connection that is open, as before an OAuth 2 token expires (RabbitMQ).
+        """Give the broker a new secret for the open connection, as before an OAuth 2 token expires (RabbitMQ).
 
-        The arguments and errors are those of the synchronous ``update_secret``.
+        Args:
+            secret: The new token, or the new password.
+            reason: Text for the broker's log.
+            timeout: Seconds.
+
+        Raises:
+            AccessRefused: The broker does not accept the secret, and closes the connection.
+            AMQPNotImplementedError: The transport has no such feature.
         """
         deadline = self.session.waits.deadline(timeout)
         transport = await self.session.ensure(deadline)
@@ -112,16 +146,16 @@ class Connection(Address):
 
     @property
     def connected(self) -> bool:
-        """Whether the connection is open."""
+        """True if the connection is open."""
         return self.session.is_open
 
     @property
     def state(self) -> State:
-        """Where the connection stands."""
+        """The state of the connection."""
         return self.session.state()
 
     async def states(self) -> AsyncIterator[State]:
-        """Give the state now, and each that follows."""
+        """Yield the state now, and each later state."""
         queue: asyncio.Queue[State] = asyncio.Queue()
         queue.put_nowait(self.state)
         self.session.watchers.append(queue.put_nowait)
@@ -132,7 +166,7 @@ class Connection(Address):
             self.session.watchers.remove(queue.put_nowait)
 
     def after_fork(self) -> None:
-        """Forget, in a forked child, the connection that is the parent's."""
+        """Forget the parent's connection, in a forked child."""
         self.session.abandon()
 
     def __repr__(self) -> str:
@@ -141,9 +175,17 @@ class Connection(Address):
     # --- exchanges and queues
 
     async def declare(self, entity: Exchange | Queue, timeout: float | None = None) -> str:
-        """Declare an exchange, or a queue with its exchange and bindings. Returns its name.
+        """Declare an exchange, or a queue with its exchange and bindings. Return its name.
 
-        Raises NotFound (passive), NotEquivalentError, ResourceLocked, TimeoutError.
+        Args:
+            entity: Exchange or queue.
+            timeout: Seconds (None: the connection's default, 30).
+
+        Raises:
+            NotFound: It is ``passive`` and does not exist.
+            NotEquivalentError: It exists with other settings.
+            ResourceLocked: It is an exclusive queue of another connection.
+            TimeoutError: The broker did not answer in time.
         """
         deadline, session = self.session.waits.deadline(timeout), self.session
         if isinstance(entity, Queue) and entity.kind is not None:
@@ -156,7 +198,11 @@ class Connection(Address):
         return entity.name
 
     async def maybe_declare(self, entity: Exchange | Queue) -> bool:
-        """Declare an entity unless that was done on this connection; returns whether it was done now."""
+        """Declare an entity, unless this connection has declared it already. Return True if it was declared now.
+
+        Args:
+            entity: Exchange or queue.
+        """
         await self.session.ensure(self.session.waits.deadline(None))
         key = declaration_key(entity) if entity.can_cache_declaration else None
         declared = self.session.declared
@@ -174,7 +220,17 @@ class Connection(Address):
         routing_key: str = "",
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Bind a queue, or an exchange, to an exchange. Raises NotFound."""
+        """Bind a queue, or an exchange, to an exchange.
+
+        Args:
+            destination: The queue or exchange that receives.
+            exchange: The exchange, or its name.
+            routing_key: Routing key.
+            arguments: Arguments of the binding.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+        """
         step = binding_step(exchange, destination, routing_key, arguments)
         await self.session.ask(step.verb, *step.arguments, deadline=self.session.waits.deadline(None))
         self.session.topology.note(step)
@@ -186,13 +242,29 @@ class Connection(Address):
         routing_key: str = "",
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take a binding away."""
+        """Remove a binding.
+
+        Args:
+            destination: The queue or exchange that receives.
+            exchange: The exchange, or its name.
+            routing_key: Routing key.
+            arguments: Arguments of the binding.
+        """
         step = binding_step(exchange, destination, routing_key, arguments)
         await self.session.ask("unbind", *step.arguments, deadline=self.session.waits.deadline(None))
         self.session.topology.unbound(Binding(*step.arguments))
 
     async def delete(self, entity: Exchange | Queue, if_unused: bool = False, if_empty: bool = False) -> int:
-        """Delete an exchange, or a queue; returns the messages gone with it. Raises PreconditionFailed."""
+        """Delete an exchange or a queue. Return the number of messages that were deleted with it.
+
+        Args:
+            entity: Exchange or queue.
+            if_unused: Delete only if nothing uses it.
+            if_empty: Delete only if no message waits in it.
+
+        Raises:
+            PreconditionFailed: It is in use, or not empty.
+        """
         session, name = self.session, entity.name
         deadline = session.waits.deadline(None)
         deleted = 0
@@ -206,18 +278,36 @@ class Connection(Address):
         return deleted
 
     async def purge(self, queue: Queue | str) -> int:
-        """Remove the messages that wait in a queue; returns how many. Raises NotFound."""
+        """Remove the waiting messages of a queue. Return their number.
+
+        Args:
+            queue: The queue, or its name.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+        """
         purged: int = await self.session.ask("purge", _name(queue), deadline=self.session.waits.deadline(None))
         return purged
 
     async def status(self, queue: Queue | str) -> QueueInfo:
-        """Return a queue's name, and how many messages and consumers it has. Raises NotFound."""
+        """Return the name of a queue, and its numbers of messages and consumers.
+
+        Args:
+            queue: The queue, or its name.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+        """
         spec, deadline = QueueSpec(_name(queue)), self.session.waits.deadline(None)
         info: QueueInfo = await self.session.ask("declare_queue", spec, True, deadline=deadline)
         return info
 
     async def list_queues(self) -> Sequence[QueueStatus]:
-        """Return all queues. Raises AMQPNotImplementedError where a broker cannot list them."""
+        """Return all queues.
+
+        Raises:
+            AMQPNotImplementedError: The broker cannot list them.
+        """
         found: Sequence[QueueStatus] = await self.session.ask("list_queues", deadline=self.session.waits.deadline(None))
         return found
 
@@ -233,12 +323,16 @@ class Connection(Address):
         confirm: bool = True,
         auto_declare: bool = True,
     ) -> Producer:
-        """Make a producer with these defaults for ``publish``.
+        """Return a producer.
 
         Args:
-            exchange: The exchange, or the name of one that exists: of a name alone nothing is declared.
-            confirm: Whether a publish waits until the broker has the message, where brokers say so (AMQP).
-            auto_declare: Whether the exchange is declared before the first publish.
+            exchange: Default exchange of ``publish``. If it is a name, the exchange must exist, and is not
+                declared.
+            routing_key: Default routing key.
+            serializer: Default serializer.
+            compression: Default compression method.
+            confirm: If True, a publish waits for the broker's confirm (AMQP).
+            auto_declare: If True, the exchange is declared before the first publish.
         """
         return Producer(self, exchange, routing_key, serializer, compression, confirm, auto_declare)
 
@@ -255,18 +349,26 @@ class Connection(Address):
         auto_declare: bool = True,
         offsets: OffsetStore | None = None,
     ) -> Messages:
-        """Consume from queues, within ``async with``.
+        """Consume from queues, inside ``async with``.
 
         Args:
-            queues: One or several; names stand for queues as they are declared by default.
-            prefetch: Messages that are out and not settled, at the most; from 1 on.
-            no_ack: Whether a message counts as acknowledged when the application gets it.
-            accept: Content types or serializers that may be decoded (None: all that are not disabled).
-            max_deliveries: With ``dead_letter``: a message that was delivered so many times and came back goes there.
-            exclusive: Whether no other consumer may have the queues.
-            auto_declare: Whether the queues are declared first.
-            offsets: A place where the offsets of streams are kept for the next start of the program, such as
+            queues: A queue, or several; a name stands for a queue with default settings.
+            prefetch: Largest number of unsettled messages, from 1.
+            no_ack: If True, a message counts as acknowledged when the application gets it.
+            accept: Serializer names or content types that may be decoded (None: all that are not disabled).
+            max_deliveries: With ``dead_letter``: a message that was delivered so often and came back is
+                dead-lettered.
+            dead_letter: A queue, its name, or an exchange for those messages.
+            exclusive: If True, no other consumer may have the queues.
+            auto_declare: If True, the queues are declared first.
+            offsets: The place where offsets of streams are kept for the next start of the program, such as
                 ``kombulite.contrib.stream_offsets.OffsetFile``. It is used in a thread.
+
+        Example:
+            async with connection.consume("jobs", prefetch=100) as messages:
+                async for message in messages:
+                    async with message.process():
+                        print(message.payload)
         """
         given = [queues] if isinstance(queues, (Queue, str)) else list(queues)
         found = [Queue(each) if isinstance(each, str) else each for each in given]
@@ -281,7 +383,14 @@ class Connection(Address):
         accept: Iterable[str] | None = None,
         timeout: float | None = None,
     ) -> Message | None:
-        """Fetch the next message of a queue, or None. One that comes after a cancellation goes back."""
+        """Return the next message of a queue, or None. One that arrives after a cancellation returns to the queue.
+
+        Args:
+            queue: The queue, or its name.
+            no_ack: If True, a message counts as acknowledged when the broker sends it.
+            accept: Serializer names or content types that may be decoded (None: all that are not disabled).
+            timeout: Seconds (None: the connection's default, 30).
+        """
         accepted, name = prepare_accept_content(accept), _name(queue)
         found = await self.session.get(name, no_ack, self.session.waits.deadline(timeout))
         if found is None:
@@ -304,20 +413,24 @@ class Connection(Address):
         accept: Iterable[str] | None = None,
         **arguments: Any,
     ) -> Message:
-        """Publish a request, and return the reply to it.
+        """Publish a request, and return the reply.
 
         The answering side calls ``reply``, or publishes to ``message.properties["reply_to"]`` with the request's
         ``correlation_id``.
 
         Args:
+            body: The body of the request.
+            routing_key: Routing key.
+            exchange: Exchange of the request, or its name (default: the default exchange).
             timeout: Seconds for all of it (None: the connection's default, 30).
-            arguments: Others of ``Producer.publish``.
+            accept: Serializer names or content types that may be decoded (None: all that are not disabled).
+            **arguments: Keywords of ``Producer.publish``.
 
         Raises:
-            MessageReturned: No queue takes the request.
-            TimeoutError: No reply came in time.
-            RecoverableConnectionError: The connection was lost, and a reply with it (RabbitMQ); the request may have
-                been handled.
+            MessageReturned: No queue took the request.
+            TimeoutError: No reply arrived in time.
+            RecoverableConnectionError: The connection was lost, and a reply with it (RabbitMQ). The request may
+                have been handled.
         """
         accepted, deadline = prepare_accept_content(accept), self.session.waits.deadline(timeout)
         message = await self._caller.call(body, routing_key, exchange, deadline, arguments)
@@ -328,8 +441,10 @@ class Connection(Address):
         """Publish the reply to a request of ``call``.
 
         Args:
-            mandatory: Whether MessageReturned is raised where the requester is known to be gone.
-            arguments: Others of ``Producer.publish``.
+            request: The request.
+            body: The body of the reply.
+            mandatory: If True, MessageReturned is raised if the requester is known to be gone.
+            **arguments: Keywords of ``Producer.publish``.
         """
         await self._caller.reply(request, body, mandatory, arguments)
 
@@ -346,16 +461,18 @@ class Connection(Address):
         grace: float = 30.0,
         **arguments: Any,
     ) -> None:
-        """Handle the messages of queues until ``stop`` is set, a signal comes, or the task is cancelled.
+        """Handle the messages of queues until ``stop`` is set, a signal arrives, or the task is cancelled.
 
         Args:
-            handler: Called with each message, which is acknowledged when it returns.
-            concurrency: How many are handled at a time, at the most.
-            key: What messages with an order among them have in common: those of one key are handled one after another.
+            queues: A queue, or several, or their names.
+            handler: Called with each message, which is acknowledged when the handler returns.
+            concurrency: Largest number of messages that are handled at a time.
+            key: Function from a message to its key: messages of one key are handled one after another, in order.
             on_error: What becomes of a message whose handler raises: see ``Message.process``.
+            stop: Event that ends it.
             signals: Numbers of signals that end it, such as ``signal.SIGTERM``; in the main thread only.
-            grace: Seconds for the handlers to end by themselves; those that have not are cancelled, and requeue.
-            arguments: Others of ``consume``.
+            grace: Seconds for running handlers to end; later ones are cancelled, and their messages requeued.
+            **arguments: Keywords of ``consume``.
         """
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, got {concurrency}")
@@ -365,11 +482,23 @@ class Connection(Address):
             await server.run(messages, stop, signals)
 
     async def flush(self, timeout: float | None = None) -> None:
-        """Wait until the broker has answered all that was published before."""
+        """Wait until the broker has answered everything that was published before.
+
+        Args:
+            timeout: Seconds (None: the connection's default, 30).
+        """
         await self.session.window.flush(self.session.waits.deadline(timeout))
 
     async def insured(self, fun: Callable[[], Awaitable[None]], policy: RetryPolicy) -> None:
-        """Call ``fun``, and again after a failure, as a policy says. Raises OperationalError at the end of it."""
+        """Call a function, and retry after a failure.
+
+        Args:
+            fun: The coroutine function.
+            policy: How to retry.
+
+        Raises:
+            OperationalError: The attempts are used up.
+        """
         retrier = Retrier(policy)
         while True:
             try:
@@ -388,21 +517,29 @@ class Connection(Address):
 
     @property
     def hooks(self) -> Hooks | None:
-        """What is around its publishing and consuming, if anything."""
+        """The hooks around publishing and consuming, or None."""
         return self.session.hooks
 
     @property
     def counters(self) -> Counters:
-        """What went through it since it was made, whenever it was lost or closed in between."""
+        """Counts of messages and reconnects since the connection was created; closing does not reset them."""
         return self.session.counters
 
     def add_hook(self, hook: Hook) -> None:
-        """Have a hook around what is published, and around ``process`` and ``serve``, from now on. Once is enough."""
+        """Install a hook around publishing, ``process`` and ``serve``. Repeating has no effect.
+
+        Args:
+            hook: The hook.
+        """
         if self.session.add_hook(hook, self):
             hook.installed(self)
 
     def remove_hook(self, hook: Hook) -> None:
-        """Take a hook away, if it is there."""
+        """Remove a hook, if it is installed.
+
+        Args:
+            hook: The hook.
+        """
         self.session.remove_hook(hook, self)
 
 

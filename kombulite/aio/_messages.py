@@ -32,25 +32,46 @@ OnError = Literal["requeue", "reject", "keep"]
 
 
 class Message(messages.Message):
-    """A received message: the synchronous one, whose fate is awaited."""
+    """Received message: as the synchronous one, with awaitable ``ack``, ``reject`` and ``requeue``."""
 
     channel: Channel
     queue: str = ""  #: name of the queue that it came from
 
     async def ack(self, multiple: bool = False) -> None:  # type: ignore[override]
-        """Acknowledge it; with ``multiple`` all before it from the same ``consume`` too.
+        """Acknowledge the message.
 
-        Raises MessageStateError if it was settled before, RecoverableConnectionError if it is known that its connection
-        is lost: it comes again then.
+        Args:
+            multiple: If True, all earlier messages of the same ``consume`` too.
+
+        Raises:
+            MessageStateError: The message was acknowledged, rejected or requeued before, or has no channel.
+            RecoverableConnectionError: The connection is known to be lost; the message is redelivered.
         """
         await self._settle(Outcome.ACK, multiple)
 
     async def reject(self, requeue: bool = False) -> None:  # type: ignore[override]
-        """Give it up, to the queue's dead letter exchange if it has one. Raises as ``ack`` does."""
+        """Reject the message.
+
+        Args:
+            requeue: If True, the message goes back to its queue; else to the dead letter exchange of the queue, if
+                it has one.
+
+        Raises:
+            MessageStateError: The message was acknowledged, rejected or requeued before, or has no channel.
+            RecoverableConnectionError: The connection is known to be lost; the message is redelivered.
+        """
         await self._settle(Outcome.REQUEUE if requeue else Outcome.REJECT)
 
     async def requeue(self, failed: bool = True) -> None:  # type: ignore[override]
-        """Put it back into its queue; ``failed`` as for the synchronous ``requeue``. Raises as ``ack`` does."""
+        """Return the message to its queue.
+
+        Args:
+            failed: If True, the delivery counts as failed, as for the synchronous ``requeue``.
+
+        Raises:
+            MessageStateError: The message was acknowledged, rejected or requeued before, or has no channel.
+            RecoverableConnectionError: The connection is known to be lost; the message is redelivered.
+        """
         await self._settle(Outcome.REQUEUE if failed else Outcome.RETURN)
 
     async def _settle(self, outcome: Outcome, multiple: bool = False) -> None:
@@ -79,10 +100,10 @@ class Message(messages.Message):
 
     @asynccontextmanager
     async def process(self, on_error: OnError = "requeue") -> AsyncIterator[Message]:
-        """Settle it at the end of a block: acknowledged, or after an error as ``on_error`` says.
+        """Settle the message at the end of the block: acknowledge it, or after an error do what ``on_error`` says.
 
-        A block that is cancelled requeues. What the block has settled itself stays. An acknowledgement that fails since
-        the connection is lost is logged: the message comes again.
+        A cancelled block requeues the message. A message that the block settles itself stays as it is. If an
+        acknowledgement fails because the connection is lost, the failure is logged and the message is redelivered.
 
         Args:
             on_error: ``"requeue"``, ``"reject"``, or ``"keep"`` (unsettled until the consumer ends).
@@ -114,18 +135,27 @@ class Message(messages.Message):
 
 
 class MessageBatch(SyncMessageBatch):
-    """Received messages of one ``consume``: a list. Settling leaves out those that are settled already."""
+    """Received messages of one ``consume``: a list. Messages that are settled already are left out when it settles."""
 
     async def ack(self) -> None:  # type: ignore[override]
-        """Acknowledge all, at once where the broker can."""
+        """Acknowledge all messages, at once if the broker can."""
         await self._settle_all(Outcome.ACK)
 
     async def reject(self, requeue: bool = False) -> None:  # type: ignore[override]
-        """Give all up, or with ``requeue`` put them back into their queues."""
+        """Reject all messages.
+
+        Args:
+            requeue: If True, the message goes back to its queue; else to the dead letter exchange of the queue, if
+                it has one.
+        """
         await self._settle_all(Outcome.REQUEUE if requeue else Outcome.REJECT)
 
     async def requeue(self, failed: bool = True) -> None:  # type: ignore[override]
-        """Put all back into their queues; ``failed`` as for the synchronous ``requeue``."""
+        """Return all messages to their queues.
+
+        Args:
+            failed: If True, the deliveries count as failed, as for the synchronous ``requeue``.
+        """
         await self._settle_all(Outcome.REQUEUE if failed else Outcome.RETURN)
 
     async def _settle_all(self, outcome: Outcome) -> None:
@@ -147,10 +177,10 @@ class MessageBatch(SyncMessageBatch):
 
 
 class Messages:
-    """The messages of some queues, from ``Connection.consume``: an asynchronous iterator within ``async with``.
+    """Messages of some queues: an asynchronous iterator inside ``async with``. Returned by ``Connection.consume``.
 
-    It goes on by itself after the connection was lost. Several tasks may iterate over it; each message is one's. What
-    is not settled when the ``async with`` ends goes back to its queue.
+    It continues by itself after the connection was lost. Several tasks may iterate over it; each message goes to one of
+    them. Messages that are unsettled when the ``async with`` ends return to their queues.
     """
 
     def __init__(
@@ -217,7 +247,7 @@ class Messages:
                 await asyncio.to_thread(self._keeper.update, self.stream_offsets, at_once=True)
 
     async def start(self) -> None:
-        """Consume on the connection that there is now."""
+        """Consume on the connection that is open now."""
         session = self._session
         self._ready.clear()  # what came on a connection that is lost comes again
         self._names.clear()
@@ -250,13 +280,17 @@ class Messages:
         session.restored.add(self)
 
     def fail(self, error: BaseException) -> None:
-        """Have those who wait raise an error."""
+        """Raise an error in all waiting tasks.
+
+        Args:
+            error: The error.
+        """
         self._error = self._error or error
         self._session.restored.discard(self)
         self._changes.wake_all()
 
     async def stop(self) -> None:
-        """Have no more come: what was handed over may be settled still, what was not goes back to its queue."""
+        """Stop consuming. Messages that were taken may still be settled; the others return to their queues."""
         self._is_over = True
         self._session.restored.discard(self)
         channel, transport = self._channel, self._session.transport
@@ -292,7 +326,10 @@ class Messages:
 
     @property
     def stream_offsets(self) -> dict[str, int]:
-        """The offsets at which it would go on, by stream: behind the last message up to which all are acknowledged."""
+        """Offsets at which consuming would continue, by stream.
+
+        Each is behind the last message up to which all are acknowledged.
+        """
         return self._positions.offsets_of(self._names)
 
     async def _save_offsets(self) -> None:
@@ -338,7 +375,11 @@ class Messages:
                 return message
 
     async def next(self, timeout: float | None = None) -> Message | None:
-        """Return the next message; None if none came in ``timeout`` seconds (None: wait for one)."""
+        """Return the next message, or None if none arrives in time.
+
+        Args:
+            timeout: Seconds (None: no limit).
+        """
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             while not self._ready:
@@ -390,10 +431,14 @@ class Messages:
         rule.report(message, message.queue)
 
     def batches(self, size: int, within: float) -> AsyncIterator[MessageBatch]:
-        """Return an iterator over ``MessageBatch``es of up to ``size`` messages.
+        """Return an iterator over ``MessageBatch`` objects.
 
-        A batch is complete when it has ``size`` messages, or as many as the prefetch count lets be out, or ``within``
-        seconds after its first came.
+        A batch is complete when it has ``size`` messages, or as many as the prefetch count allows, or ``within``
+        seconds after its first message arrived.
+
+        Args:
+            size: Messages of a complete batch.
+            within: Seconds that the first message may wait.
         """
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
@@ -402,7 +447,12 @@ class Messages:
         return Batches(self, min(size, self.prefetch), within)
 
     async def next_batch(self, size: int, within: float) -> MessageBatch:
-        """Return the next batch. Nothing is taken before it is complete: a wait that is cancelled changes nothing."""
+        """Return the next batch. No message is taken before the batch is complete, so a wait may be cancelled.
+
+        Args:
+            size: Messages of a complete batch.
+            within: Seconds that the first message may wait.
+        """
         while not self._ready:
             self._check()
             await self._changes.wait()

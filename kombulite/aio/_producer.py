@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class Producer(MessageMaker):
-    """Sends messages. Made by ``Connection.producer``; tasks may share it.
+    """Producer: publishes messages. Returned by ``Connection.producer``; tasks may share it.
 
-    A publish returns when the broker has said that it has the message, unless ``confirm`` is False.
+    A publish returns when the broker has confirmed the message, unless ``confirm`` is False.
     """
 
     def __init__(
@@ -53,24 +53,26 @@ class Producer(MessageMaker):
         via: Any = None,
         **arguments: Unpack[MessageArguments],
     ) -> None:
-        """Publish a message. Cancelled before its turn, it is not sent.
+        """Publish a message. If it is cancelled before its turn, the message is not sent.
 
         Args:
-            body: What the serializer can serialise, or text or bytes with a ``content_type``.
-            routing_key: The routing key (None: the producer's).
-            mandatory: Whether it comes back where no queue takes it.
+            body: The body: what the serializer can encode, or text or bytes with a ``content_type``.
+            routing_key: Routing key (None: the producer's).
+            mandatory: If True, the broker returns the message if no queue takes it.
             declare: Entities to declare first.
-            arguments: What the message is to be like: see ``MessageArguments``.
             timeout: Seconds for all of it (None: the connection's default, 30).
-            retry: Connect and publish again after a failure, as ``retry_policy`` says.
-            via: A transaction of the caller's on the database that is the broker (SQL brokers only): an asynchronous
-                session or connection of SQLAlchemy, a connection of psycopg, asyncpg or aiosqlite, or a synchronous
-                one. The message exists if that commits, and not before.
+            retry: If True, reconnect and try again after a failure.
+            retry_policy: Keywords of ``Connection.ensure``: max_retries, interval_start, interval_step,
+                interval_max, errback, on_revive, retry_errors.
+            via: A transaction of the caller's on the database that is the broker (SQL brokers only): an
+                asynchronous session or connection of SQLAlchemy, a connection of psycopg, asyncpg or aiosqlite, or
+                a synchronous one. The message exists if that transaction commits, and not before.
+            **arguments: Settings of the message: see ``MessageArguments``.
 
         Raises:
             MessageReturned: It was mandatory, and no queue took it.
             MessageNacked: The broker refused it.
-            NotFound: There is no such exchange.
+            NotFound: The exchange does not exist.
             EncodeError: The body cannot be encoded.
             TimeoutError: The broker did not answer in time; it may have the message.
             Blocked: The broker takes no messages, because it is short of memory or disk (RabbitMQ).
@@ -125,10 +127,20 @@ class Producer(MessageMaker):
         timeout: float | None = None,
         **arguments: Unpack[MessageArguments],
     ) -> int:
-        """Publish many bodies, of an iterable or an asynchronous one that may be endless. Returns how many were taken.
+        """Publish many bodies of an iterable, or an asynchronous one. Return the number that the broker took.
 
-        They are handed over a thousand, or some megabytes, at a time; ``timeout`` is for each hand-over. Raises
-        BatchPublishError, whose ``refused`` names those that were not taken by their index.
+        ``bodies`` may be endless: they are sent a thousand, or some megabytes, at a time.
+
+        Args:
+            bodies: The bodies.
+            routing_key: Routing key (None: the producer's).
+            mandatory: If True, the broker returns the message if no queue takes it.
+            declare: Entities to declare first.
+            timeout: Seconds for each of the parts that are sent together.
+            **arguments: Settings of the messages: see ``MessageArguments``.
+
+        Raises:
+            BatchPublishError: Some messages were refused; ``refused`` names them by their index.
         """
 
         def make(body: Any) -> Delivery:
@@ -154,7 +166,13 @@ class Producer(MessageMaker):
     async def send_many(
         self, deliveries: list[Delivery], mandatory: bool, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
-        """Publish what is prepared already; gives those refused, as (index, exception)."""
+        """Publish messages that are encoded already. Return those that were refused, as (index, exception).
+
+        Args:
+            deliveries: The messages.
+            mandatory: If True, the broker returns the message if no queue takes it.
+            timeout: Seconds for all of them.
+        """
         session, hooks = self._session, self._session.hooks
         deadline = session.waits.deadline(timeout)
         if hooks is None:
@@ -173,10 +191,16 @@ class Producer(MessageMaker):
 
     @asynccontextmanager
     async def batch(self, max_size: int = 1000) -> AsyncIterator[Batch]:
-        """Collect messages, and send them together: at ``max_size``, on ``flush()``, and at the end.
+        """Collect messages, and send them together: at ``max_size``, on ``flush()``, and at the end of the block.
 
-        What is published with ``await batch.publish(...)`` belongs to the batch. An exception inside discards what was
-        not sent yet. Raises BatchPublishError.
+        ``await batch.publish(...)`` adds a message. An exception inside the block discards the messages that were not
+        sent yet.
+
+        Args:
+            max_size: Messages to send together.
+
+        Raises:
+            BatchPublishError: Some messages were refused; ``refused`` names them by their index.
         """
         batch = Batch(self, max_size)
         yield batch
@@ -184,7 +208,7 @@ class Producer(MessageMaker):
 
 
 class Batch(DeliveryBatch):
-    """Messages that wait to be sent together. Made by ``Producer.batch()``; tasks may share it."""
+    """Messages that wait to be sent together. Returned by ``Producer.batch()``; tasks may share it."""
 
     def __init__(self, producer: Producer, max_size: int) -> None:
         super().__init__(max_size)
@@ -200,7 +224,15 @@ class Batch(DeliveryBatch):
         declare: Iterable[Any] = (),
         **arguments: Unpack[MessageArguments],
     ) -> None:
-        """Add a message, as ``Producer.publish`` would send it; send a full batch."""
+        """Add a message, as ``Producer.publish`` would send it; a full batch is sent.
+
+        Args:
+            body: The body.
+            routing_key: Routing key (None: the producer's).
+            mandatory: If True, the broker returns the message if no queue takes it.
+            declare: Entities to declare first.
+            **arguments: Settings of the message: see ``MessageArguments``.
+        """
         producer = self._producer
         delivery = producer.make(body, routing_key, **arguments)
         if declare:
@@ -211,7 +243,11 @@ class Batch(DeliveryBatch):
             await self.flush()
 
     async def flush(self) -> None:
-        """Send what waits. Raises BatchPublishError; after an error of the connection they go on waiting."""
+        """Send the waiting messages. After an error of the connection they continue to wait.
+
+        Raises:
+            BatchPublishError: Some messages were refused; ``refused`` names them by their index.
+        """
         async with self._sending:
             while alike := self.first_alike():
                 await self._producer._declare(())

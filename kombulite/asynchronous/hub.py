@@ -77,7 +77,7 @@ class _Waker:
 
 
 def get_event_loop() -> Hub | None:
-    """The loop of this process, if one was set."""
+    """Return the loop of this process, if one was set."""
     return _current
 
 
@@ -275,7 +275,7 @@ class Hub:
         return min(min_delay if delay is None else delay, max_delay)
 
     def on_callback_error(self, callback: Any, exc: BaseException) -> None:
-        """Called for what a callback raised where nobody else gets it: it is logged."""
+        """Log an error that a callback raised."""
         logger.error("Callback %r raised exception: %r", callback, exc, exc_info=exc)
 
     # --- running
@@ -314,7 +314,7 @@ class Hub:
         return self._loop
 
     def create_loop(self) -> Iterator[None]:
-        """A generator that runs one turn at each step."""
+        """Return a generator that runs one turn at each step."""
         while True:
             self._thread = get_ident()
             delay = self.fire_timers(propagate=self.propagate_errors)

@@ -37,7 +37,7 @@ class scheduled(NamedTuple):  # noqa: N801 - kombu's name
 def to_timestamp(
     d: datetime | float, default_timezone: tzinfo = timezone.utc, time: Callable[[], float] = monotonic
 ) -> float:
-    """A date as seconds of the monotonic clock, 0 at the least; what is a number already as it is."""
+    """Return a date as seconds of the monotonic clock, 0 at the least; what is a number already as it is."""
     if not isinstance(d, datetime):
         return d
     if d.tzinfo is None:

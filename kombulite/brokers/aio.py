@@ -101,7 +101,7 @@ class AsyncTransport:
         return None
 
     def writable(self) -> Pending[None] | None:
-        """What is done when more may be sent; None where that is so now."""
+        """Return a Pending that is set when more may be sent; None if more may be sent now."""
         return None
 
     # --- channels

@@ -28,7 +28,7 @@ MIN_GAIN = 0.01
 
 
 class Settings(NamedTuple):
-    """Where and how to connect; what a URL left out is None."""
+    """Where and how to connect. A part that the URL leaves out is None."""
 
     hostname: str | None = None
     port: int | None = None
@@ -86,7 +86,12 @@ class ExchangeSpec(NamedTuple):
 
 
 def unknown_type(spec: ExchangeSpec, known: Iterable[str]) -> exceptions.AMQPError:
-    """Return the error for an exchange of a type that a broker does not have."""
+    """Return the error for an exchange type that the broker does not have.
+
+    Args:
+        spec: The exchange.
+        known: Types that the broker has.
+    """
     error = exceptions.AMQPNotImplementedError if spec.type == "headers" else exceptions.InvalidCommand
     return error(f"exchange '{spec.name}': {spec.type!r:.80} is not one of {', '.join(sorted(known))}")
 
@@ -102,7 +107,7 @@ class QueueSpec(NamedTuple):
 
 
 class QueueInfo(NamedTuple):
-    """The answer to a queue's declaration: messages that wait, consumers that are there."""
+    """Reply to a queue's declaration: its waiting messages and its consumers."""
 
     queue: str
     message_count: int
@@ -110,7 +115,7 @@ class QueueInfo(NamedTuple):
 
 
 class QueueStatus(NamedTuple):
-    """How a queue stands; ``unacked``: messages that are out and not settled, None where the broker does not tell."""
+    """Numbers of a queue. ``unacked`` is None if the broker does not report it."""
 
     queue: str
     message_count: int
@@ -154,21 +159,32 @@ Event = Delivery | Returned | Cancelled | ChannelClosed
 
 
 class Management:
-    """Administers a broker, as far as its transport can."""
+    """Administration of a broker, as far as the transport has it.
+
+    Args:
+        transport: The transport.
+    """
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
 
     def get_bindings(self) -> Any:
-        """All bindings. Raises NotImplementedError where the transport cannot list them."""
+        """Return all bindings.
+
+        Raises:
+            NotImplementedError: The transport cannot list them.
+        """
         raise NotImplementedError(f"the {self.transport.driver_type} transport does not list bindings")
 
 
 class Transport:
-    """A connection to a broker.
+    """Connection to a broker: the base of kombulite's own transports.
 
-    Every method that talks to the broker raises ``exceptions.ConnectionError`` or OSError where the connection is at
-    fault, ``exceptions.ChannelError`` where the request is. Channels are numbers, given out by ``open_channel``.
+    Every method that talks to the broker raises ``exceptions.ConnectionError`` or OSError if the connection failed,
+    ``exceptions.ChannelError`` if the request did. Channels are numbers, which ``open_channel`` returns.
+
+    Args:
+        settings: Where and how to connect.
     """
 
     driver_type: ClassVar[str]  #: kind of broker: "amqp", "redis", "memory"
@@ -217,12 +233,12 @@ class Transport:
 
     @property
     def public(self) -> Any:
-        """What ``Connection.transport`` is."""
+        """The object that programs see as ``Connection.transport``."""
         return self
 
     @property
     def public_connection(self) -> Any:
-        """What ``Connection.connection`` is."""
+        """The object that programs see as ``Connection.connection``."""
         return self
 
     # --- the connection
@@ -232,60 +248,77 @@ class Transport:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Close the connection and its channels: messages not settled go back to their queues. May be repeated."""
+        """Close the connection and its channels. Unsettled messages return to their queues. It may be repeated."""
         raise NotImplementedError
 
     def collect(self) -> None:
-        """Drop the connection without a word to the broker, as after a fork or a failure."""
+        """Drop the connection without a message to the broker, as after a fork or a failure."""
         self.close()
 
     def update_secret(self, secret: str, reason: str = "") -> None:
-        """Give the broker a new secret (a token, a password) for the connection that is open."""
+        """Give the broker a new secret for the open connection.
+
+        Args:
+            secret: The new token or password.
+            reason: Text for the broker's log.
+        """
         raise exceptions.AMQPNotImplementedError(f"the {self.driver_type} transport cannot update a secret")
 
     @property
     def connected(self) -> bool:
-        """Whether the connection is open."""
+        """True if the connection is open."""
         raise NotImplementedError
 
     def driver_version(self) -> str:
-        """Version of the library that talks to the broker."""
+        """Return the version of the library that talks to the broker."""
         return "N/A"
 
     @property
     def heartbeat_interval(self) -> float:
-        """Seconds between heartbeats, as agreed on with the broker; 0 for none."""
+        """Seconds between heartbeats, as agreed with the broker; 0 for none."""
         return self.settings.heartbeat if self.capabilities.heartbeats else 0
 
     @property
     def is_suspect(self) -> bool:
-        """Whether half of the time is gone after which a silent broker is given up."""
+        """True if the broker has been silent for half of the time after which the connection counts as lost."""
         return False
 
     def heartbeat_check(self, connection: Any = None, rate: float = 2) -> None:
-        """Send a heartbeat if one is due, and raise if the broker's are missing."""
+        """Send a heartbeat if one is due.
+
+        Args:
+            connection: The transport itself; kombu passes it.
+            rate: Checks for each heartbeat interval.
+
+        Raises:
+            ConnectionForced: The broker's heartbeats are missing.
+        """
 
     def qos_semantics_matches_spec(self, connection: Any = None) -> bool:
-        """Whether a prefetch count without ``apply_global`` bounds the channel (AMQP), not a consumer (RabbitMQ)."""
+        """Return True if a prefetch count without ``apply_global`` limits the channel, False if a consumer.
+
+        Args:
+            connection: The transport itself; kombu passes it.
+        """
         return True
 
     def fileno(self) -> int | None:
-        """The descriptor to wait on before ``receive(0)``, if there is one.
+        """Return the descriptor to wait on before ``receive(0)``, or None.
 
-        An event loop calls ``receive(0)`` at each of its turns too, so that it may ask for what is to come.
+        An event loop calls ``receive(0)`` in each of its turns too, so that it may ask for what is to come.
         """
         return None
 
     @property
     def look_interval(self) -> float | None:
-        """Seconds after which ``receive(0)`` is to be called again though the descriptor tells of nothing, if so."""
+        """Seconds after which ``receive(0)`` is called again although the descriptor is not readable; None: never."""
         return None
 
     # --- what programs ask about it, and event loops
 
     @property
     def client(self) -> Any:
-        """The ``Connection`` that it was made for, if that is still there."""
+        """The ``Connection`` that it was made for, if that still exists."""
         return self._client() if self._client is not None else None
 
     @client.setter
@@ -310,52 +343,78 @@ class Transport:
 
     @property
     def default_connection_params(self) -> dict[str, Any]:
-        """What a URL that leaves it out stands for, by the names of ``Connection``'s parameters."""
+        """Defaults for parts of a URL, by the names of ``Connection``'s arguments."""
         return {"port": self.default_port, "hostname": "localhost"}
 
     def establish_connection(self) -> Any:
-        """Connect, if that was not done yet. Returns the transport."""
+        """Connect if needed, and return the transport."""
         if not self.connected:
             self.connect()
         return self
 
     def close_connection(self, connection: Any) -> None:
-        """Close the connection."""
+        """Close the connection.
+
+        Args:
+            connection: The transport itself; kombu passes it.
+        """
         self.close()
 
     def create_channel(self, connection: Any) -> Any:
-        """Return a new channel of the ``Connection`` that it was made for."""
+        """Return a new channel of the ``Connection``.
+
+        Args:
+            connection: The transport itself; kombu passes it.
+        """
         return self.client.channel()
 
     def drain_events(self, connection: Any, **kwargs: Any) -> Any:
-        """Wait for one event and run its callback, as the ``Connection`` does."""
+        """Wait for one event and run its callback, as the ``Connection`` does.
+
+        Args:
+            connection: The transport itself; kombu passes it.
+            **kwargs: ``timeout``: seconds.
+        """
         return self.client.drain_events(**kwargs)
 
     def verify_connection(self, connection: Any) -> bool:
-        """Return whether the connection is open."""
+        """Return True if the connection is open.
+
+        Args:
+            connection: The transport itself; kombu passes it.
+        """
         return self.connected
 
     def get_heartbeat_interval(self, connection: Any) -> float:
-        """Return the seconds between heartbeats, 0 for none."""
+        """Return the seconds between heartbeats; 0 for none.
+
+        Args:
+            connection: The transport itself; kombu passes it.
+        """
         return self.heartbeat_interval
 
     @property
     def supports_heartbeats(self) -> bool:
-        """Whether it has heartbeats."""
+        """True if it has heartbeats."""
         return self.capabilities.heartbeats
 
     @property
     def supports_ev(self) -> bool:
-        """Whether an event loop can wait for its events."""
+        """True if an event loop can wait for its events."""
         return self.capabilities.asynchronous
 
     @property
     def manager(self) -> Any:
-        """What administers the broker."""
+        """The object that administers the broker."""
         return self.get_manager()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Let a ``Hub`` run the callbacks of what arrives. Nothing where the transport is not asynchronous."""
+        """Let a ``Hub`` run the callbacks of arriving events. It has no effect if the transport is not asynchronous.
+
+        Args:
+            connection: The transport itself; kombu passes it.
+            loop: The hub.
+        """
         if self.capabilities.asynchronous:
             self.unregister_from_event_loop(connection, self.event_loop)
             tick = partial(self._on_tick, connection, loop)
@@ -366,11 +425,16 @@ class Transport:
 
     @property
     def event_loop(self) -> Any:
-        """The loop that it is registered with, or None."""
+        """The hub that it is registered with, or None."""
         return None if self._registered is None else self._registered[0]
 
     def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
-        """Undo it."""
+        """Undo ``register_with_event_loop``.
+
+        Args:
+            connection: The transport itself; kombu passes it.
+            loop: The hub, or None.
+        """
         if self._registered is not None:
             hub, tick, fd = self._registered
             self._registered = None
@@ -424,9 +488,14 @@ class Transport:
             hub.remove_reader(fd)  # else the number is another connection's by now
 
     def on_readable(self, connection: Any, loop: Any) -> None:
-        """Run the callbacks of one event, if one has arrived, and have the loop turn again at once.
+        """Run the callbacks of one event, if one has arrived, and make the loop turn again at once.
 
-        One at a turn: what a callback asks the loop for, such as an ack after the task, is done before the next one.
+        One event in each turn: work that a callback gives to the loop, such as an acknowledgement after the task, is
+        done before the next event.
+
+        Args:
+            connection: The transport itself; kombu passes it.
+            loop: The hub.
         """
         client = self.client
         if client is None:
@@ -438,48 +507,92 @@ class Transport:
     can_interrupt: ClassVar[bool] = False
 
     def interrupt(self) -> None:
-        """Have a ``receive`` that waits in another thread, or the next one, return soon. Never waits itself."""
+        """Make a ``receive`` that waits in another thread, or the next one, return soon. It never waits itself."""
 
     def get_manager(self) -> Management:
-        """What administers the broker."""
+        """Return the object that administers the broker."""
         return Management(self)
 
     def list_queues(self, channel: int) -> Sequence[QueueStatus]:
-        """All queues. Raises AMQPNotImplementedError where a broker cannot list them."""
+        """Return all queues.
+
+        Args:
+            channel: Number of the channel.
+
+        Raises:
+            AMQPNotImplementedError: The broker cannot list them.
+        """
         raise exceptions.AMQPNotImplementedError(f"the {self.driver_type} transport cannot list its queues")
 
     # --- channels
 
     def open_channel(self, above: int = 0) -> int:
-        """Open a channel and return its number, 1 to 65535. Raises ResourceError when none is left.
+        """Open a channel and return its number, 1 to 65535.
 
-        It takes the place of one whose delivery tags went up to ``above``: its own are higher, if they are numbers.
+        Args:
+            above: Highest delivery tag of the channel that it replaces. Tags of the new one are higher, if they are
+                numbers.
+
+        Raises:
+            ResourceError: All numbers are in use.
         """
         raise NotImplementedError
 
     def close_channel(self, channel: int) -> None:
-        """Close a channel: its consumers end, messages not settled go back to their queues."""
+        """Close a channel. Its consumers end, and unsettled messages return to their queues.
+
+        Args:
+            channel: Number of the channel.
+        """
         raise NotImplementedError
 
     def highest_tag(self, channel: int) -> int:
-        """The highest delivery tag of a channel, also when the connection is lost; 0 where tags are no numbers."""
+        """Return the highest delivery tag of a channel, even if the connection is lost; 0 if tags are no numbers.
+
+        Args:
+            channel: Number of the channel.
+        """
         return 0
 
     def channel_is_open(self, channel: int) -> bool:
-        """Whether a channel that was opened is open still: where brokers close them for an error."""
+        """Return True if a channel is still open. Some brokers close channels after an error.
+
+        Args:
+            channel: Number of the channel.
+        """
         return True
 
     def qos(self, channel: int, prefetch_size: int, prefetch_count: int, apply_global: bool) -> None:
-        """Bound the messages that are delivered and not settled (0: no bound)."""
+        """Limit the messages in flight: delivered and not settled.
+
+        Args:
+            channel: Number of the channel.
+            prefetch_size: Bytes in flight.
+            prefetch_count: Largest number of messages; 0 for no limit.
+            apply_global: If True, the limit is for all consumers of the channel together.
+        """
         raise NotImplementedError
 
     def gate(self, channel: int, may_take: Callable[[], Any] | None) -> None:
-        """Ask ``may_take`` before each message that is taken from a queue; None to ask no more. Nothing by default."""
+        """Call a function before each message that is taken from a queue. By default this has no effect.
+
+        Args:
+            channel: Number of the channel.
+            may_take: Returns True if a message may be taken (None: no function).
+        """
 
     def successor_count(self, channel: int, consumer_tag: str, prefetch_count: int, apply_global: bool) -> int | None:
-        """Return what a running consumer has to be replaced with to get by with a prefetch count that was just set.
+        """Return the prefetch count of the consumer that has to replace a running one after ``qos``.
 
-        None if it need not be: ``qos`` is for running consumers too, or it has about that.
+        Args:
+            channel: Number of the channel.
+            consumer_tag: Tag of the running consumer.
+            prefetch_count: The prefetch count that was set.
+            apply_global: If True, the limit is for all consumers of the channel together.
+
+        Returns:
+            None if nothing has to be replaced: ``qos`` applies to running consumers, or this one has about that
+            count.
         """
         return None
 
@@ -492,36 +605,98 @@ class Transport:
         queue: str,
         arguments: Mapping[str, Any] | None,
     ) -> None:
-        """Start a consumer in the place of another, with its messages in their order and a prefetch count of its own.
+        """Start a consumer in place of another, with its messages in their order.
 
-        What was delivered to the other one stays to be settled, and what is not received yet comes to the new one.
+        Messages that were delivered to the old consumer remain to be settled; messages that were not received yet go to
+        the new one.
+
+        Args:
+            channel: Number of the channel.
+            consumer_tag: Tag of the old consumer.
+            successor: Tag of the new consumer.
+            prefetch_count: Prefetch count of the new consumer.
+            queue: Name of the queue.
+            arguments: The broker's own arguments of the new consumer.
         """
         raise exceptions.AMQPNotImplementedError(f"the {self.driver_type} transport replaces no consumers")
 
     def flow(self, channel: int, active: bool) -> None:
-        """Pause the deliveries of a channel, or let them go on."""
+        """Pause or resume the deliveries of a channel.
+
+        Args:
+            channel: Number of the channel.
+            active: False pauses, True resumes.
+        """
         raise exceptions.AMQPNotImplementedError(f"the {self.driver_type} transport has no flow control")
 
     # --- exchanges, queues, bindings
 
     def declare_exchange(self, channel: int, spec: ExchangeSpec, passive: bool) -> None:
-        """Create an exchange, or assert it. Raises NotFound (passive), NotEquivalentError."""
+        """Create an exchange, or assert that it exists.
+
+        Args:
+            channel: Number of the channel.
+            spec: The exchange.
+            passive: If True, only assert that it exists; nothing is created or changed.
+
+        Raises:
+            NotFound: It is ``passive`` and does not exist.
+            NotEquivalentError: It exists with other settings.
+        """
         raise NotImplementedError
 
     def delete_exchange(self, channel: int, name: str, if_unused: bool) -> None:
-        """Delete an exchange with its bindings, if there is one. Raises PreconditionFailed if in use."""
+        """Delete an exchange with its bindings, if it exists.
+
+        Args:
+            channel: Number of the channel.
+            name: Name of the exchange.
+            if_unused: Delete only if nothing is bound to it.
+
+        Raises:
+            PreconditionFailed: It is in use.
+        """
         raise NotImplementedError
 
     def declare_queue(self, channel: int, spec: QueueSpec, passive: bool) -> QueueInfo:
-        """Create a queue, or assert it. Raises NotFound (passive), NotEquivalentError, ResourceLocked."""
+        """Create a queue, or assert that it exists.
+
+        Args:
+            channel: Number of the channel.
+            spec: The queue.
+            passive: If True, only assert that it exists; nothing is created or changed.
+
+        Raises:
+            NotFound: It is ``passive`` and does not exist.
+            NotEquivalentError: It exists with other settings.
+            ResourceLocked: It is an exclusive queue of another connection.
+        """
         raise NotImplementedError
 
     def delete_queue(self, channel: int, name: str, if_unused: bool, if_empty: bool) -> int:
-        """Delete a queue, if there is one; returns the messages gone with it. Raises PreconditionFailed."""
+        """Delete a queue, if it exists. Return the number of messages that were deleted with it.
+
+        Args:
+            channel: Number of the channel.
+            name: Name of the queue.
+            if_unused: Delete only if it has no consumer.
+            if_empty: Delete only if no message waits in it.
+
+        Raises:
+            PreconditionFailed: It is in use, or not empty.
+        """
         raise NotImplementedError
 
     def purge(self, channel: int, queue: str) -> int:
-        """Remove the messages that wait in a queue; returns how many. Raises NotFound."""
+        """Remove the waiting messages of a queue. Return their number.
+
+        Args:
+            channel: Number of the channel.
+            queue: Name of the queue.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+        """
         raise NotImplementedError
 
     def bind(
@@ -533,7 +708,20 @@ class Transport:
         arguments: Mapping[str, Any] | None,
         to_exchange: bool = False,
     ) -> None:
-        """Bind a queue, or with ``to_exchange`` an exchange, to an exchange. Raises NotFound, PreconditionFailed."""
+        """Bind a queue or exchange to an exchange.
+
+        Args:
+            channel: Number of the channel.
+            source: Name of the exchange that sends.
+            destination: Name of the queue or exchange that receives.
+            routing_key: Routing key.
+            arguments: Arguments of the binding.
+            to_exchange: True if the destination is an exchange.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+            PreconditionFailed: The condition does not hold, or the request contradicts the state of the entity.
+        """
         raise NotImplementedError
 
     def unbind(
@@ -545,7 +733,16 @@ class Transport:
         arguments: Mapping[str, Any] | None,
         to_exchange: bool = False,
     ) -> None:
-        """Take a binding away, if there is one."""
+        """Remove a binding, if it exists.
+
+        Args:
+            channel: Number of the channel.
+            source: Name of the exchange that sends.
+            destination: Name of the queue or exchange that receives.
+            routing_key: Routing key.
+            arguments: Arguments of the binding.
+            to_exchange: True if the destination is an exchange.
+        """
         raise NotImplementedError
 
     # --- publishing
@@ -558,21 +755,43 @@ class Transport:
         timeout: float | None = None,
         confirm_timeout: float | None = None,
     ) -> None:
-        """Hand a message to the broker, within ``timeout`` seconds. It may keep ``delivery``.
+        """Hand a message to the broker, and wait for its confirm where brokers confirm.
 
-        Where the broker confirms what it takes, wait for that, at most ``confirm_timeout`` seconds (None: ``timeout``).
-        A mandatory one that no queue takes comes back as a ``Returned`` event; or as MessageReturned, where it is known
-        at once whether one does. Raises NotFound for an unknown exchange, MessageNacked where the broker refuses it.
+        A mandatory message that no queue takes comes back as a ``Returned`` event; as MessageReturned if the broker
+        says so at once.
+
+        Args:
+            channel: Number of the channel.
+            delivery: The message, which the transport may keep.
+            mandatory: If True, the broker returns the message if no queue takes it.
+            timeout: Seconds for the broker to take the message.
+            confirm_timeout: Seconds for the broker to confirm it (None: ``timeout``).
+
+        Raises:
+            NotFound: The exchange does not exist.
+            MessageNacked: The broker refused the message.
+            MessageReturned: No queue took the message.
         """
         raise NotImplementedError
 
     def confirm(self, channel: int) -> None:
-        """Have each publish on a channel wait until the broker has the message. Nothing where they do anyway."""
+        """Make each publish on a channel wait for the broker's confirm. It has no effect where all publishes do.
+
+        Args:
+            channel: Number of the channel.
+        """
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
-        """Publish one or more in order; returns those refused, as (index, exception)."""
+        """Publish one or more messages in order. Return those that were refused, as (index, exception).
+
+        Args:
+            channel: Number of the channel.
+            deliveries: The messages.
+            mandatory: If True, the broker returns the message if no queue takes it.
+            timeout: Seconds for all of them.
+        """
         refused: list[tuple[int, Exception]] = []
         for index, delivery in enumerate(deliveries):
             try:
@@ -584,15 +803,25 @@ class Transport:
     def prepare_via(
         self, channel: int, via: Any, delivery: Delivery, mandatory: bool = False
     ) -> Callable[[], Coroutine[Any, Any, None] | None]:
-        """Return what publishes within a transaction of the caller's, on the database that is the broker.
+        """Return a function that publishes within a transaction of the caller's, on the database that is the broker.
 
-        It is called by the thread, or on the event loop, that has the transaction, and returns a coroutine where the
+        The function is called by the thread, or on the event loop, of the transaction. It returns a coroutine if the
         caller's library is asynchronous.
+
+        Args:
+            channel: Number of the channel.
+            via: The caller's connection or session.
+            delivery: The message.
+            mandatory: If True, the broker returns the message if no queue takes it.
         """
         raise exceptions.AMQPNotImplementedError(f"the {self.driver_type} transport cannot publish via a transaction")
 
     def take_returned(self, channel: int) -> Sequence[Returned]:
-        """Take the messages that came back on a channel out of what ``receive`` would give."""
+        """Remove the messages that came back on a channel from the events of ``receive``, and return them.
+
+        Args:
+            channel: Number of the channel.
+        """
         return ()
 
     # --- consuming
@@ -606,60 +835,121 @@ class Transport:
         exclusive: bool,
         arguments: Mapping[str, Any] | None,
     ) -> str:
-        """Start a consumer and return its tag, chosen here for ``""``. Raises NotFound, AccessRefused, NotAllowed."""
+        """Start a consumer, and return its tag.
+
+        Args:
+            channel: Number of the channel.
+            queue: Name of the queue.
+            consumer_tag: The tag; one is chosen for ``""``.
+            no_ack: If True, a message counts as acknowledged when the broker sends it.
+            exclusive: If True, no other consumer may have the queue.
+            arguments: The broker's own arguments, by name.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+            AccessRefused: Another consumer has the queue exclusively.
+            NotAllowed: The tag is in use.
+        """
         raise NotImplementedError
 
     def cancel(self, channel: int, consumer_tag: str) -> Sequence[Delivery] | None:
-        """End a consumer, if there is one. What was delivered to it stays to be settled.
+        """Cancel a consumer, if it exists. Its delivered messages remain to be settled.
 
-        Returns what has come for it and cannot go back, since it needs no ack; None for nothing.
+        Args:
+            channel: Number of the channel.
+            consumer_tag: Tag of the consumer.
+
+        Returns:
+            Messages that have arrived for it and cannot return, because they need no acknowledgement; None for
+            none.
         """
         raise NotImplementedError
 
     def get(self, channel: int, queue: str, no_ack: bool) -> Delivery | None:
-        """The next message of a queue, or None. Raises NotFound."""
+        """Return the next message of a queue, or None.
+
+        Args:
+            channel: Number of the channel.
+            queue: Name of the queue.
+            no_ack: If True, a message counts as acknowledged when the broker sends it.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+        """
         raise NotImplementedError
 
     def fast_ack(self, channel: int) -> Callable[[Any], bool] | None:
-        """What acks one delivery of an open channel for less than ``settle`` takes; None if nothing does.
+        """Return a function that acknowledges one delivery faster than ``settle``, or None.
 
-        It returns False where ``settle`` has to be asked: the tag is not outstanding, or there is more to do.
+        The function returns False if ``settle`` has to be called: the tag is not outstanding, or there is more to do.
+
+        Args:
+            channel: Number of the channel.
         """
         return None
 
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
-        """Say what becomes of a delivery, and with ``multiple`` of all before it on the channel.
+        """Settle a delivery.
 
-        Raises PreconditionFailed for a tag that is not outstanding.
+        Args:
+            channel: Number of the channel.
+            delivery_tag: Tag of the delivery.
+            outcome: What becomes of it.
+            multiple: If True, all earlier deliveries of the channel too.
+
+        Raises:
+            PreconditionFailed: The tag is not outstanding.
         """
         raise NotImplementedError
 
     def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
-        """Say what becomes of some deliveries of a channel, and of no others; in one step where that can be.
+        """Settle some deliveries of a channel, and no others, in one step if possible.
 
-        ``delivery_tags``: one or more, each of them once.
-        Raises PreconditionFailed for a tag that is not outstanding.
+        Args:
+            channel: Number of the channel.
+            delivery_tags: One or more tags, each of them once.
+            outcome: What becomes of them.
+
+        Raises:
+            PreconditionFailed: A tag is not outstanding.
         """
         for tag in delivery_tags:
             self.settle(channel, tag, outcome)
 
     def delivery_limit(self, arguments: Mapping[str, Any]) -> int | None:
-        """Return the failed deliveries after which the broker drops a message of a queue with these arguments."""
+        """Return the number of failed deliveries after which the broker drops a message of a queue, or None.
+
+        Args:
+            arguments: Arguments of the queue.
+        """
         return None
 
     def note_failure(self, channel: int, delivery_tag: Any) -> None:
-        """Note that a delivery has failed: if it is not settled, it counts as failed when the channel is closed."""
+        """Note that a delivery failed: if it is unsettled when the channel is closed, it counts as failed.
+
+        Args:
+            channel: Number of the channel.
+            delivery_tag: Tag of the delivery.
+        """
 
     def recover(self, channel: int) -> None:
-        """Put all that is outstanding on the channel back into its queues."""
+        """Return all outstanding messages of a channel to their queues.
+
+        Args:
+            channel: Number of the channel.
+        """
         raise NotImplementedError
 
     #: The next event if there is no need to wait for it, or None: where that costs less than ``receive``.
     poll_ready: Callable[[], Event | None] | None = None
 
     def receive(self, timeout: float | None) -> Sequence[Event]:
-        """Wait for events, at most ``timeout`` seconds (None: until there is one); empty if there was none.
+        """Return the next events, or an empty sequence on timeout.
 
-        Raises OperationalError where ``timeout`` is None and no event can ever come.
+        Args:
+            timeout: Seconds to wait (None: no limit).
+
+        Raises:
+            OperationalError: ``timeout`` is None, and no event can ever come.
         """
         raise NotImplementedError

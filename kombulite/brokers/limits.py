@@ -84,7 +84,7 @@ def expiration_of(delivery: Delivery) -> float | None:
 
 
 def dead_letter(queue: str, limits: Limits, delivery: Delivery, reason: str) -> Delivery | None:
-    """The message as it goes to the queue's dead letter exchange, or None where it went in a circle.
+    """Return the message as it goes to the queue's dead letter exchange, or None where it went in a circle.
 
     Header ``x-death`` as RabbitMQ writes it: a table for each (queue, reason), the newest first.
     """
@@ -136,5 +136,5 @@ def _is_death(value: Any) -> bool:
 
 
 def describe(spec: ExchangeSpec | QueueSpec) -> dict[str, Any]:
-    """Settings for an error message."""
+    """Return settings as text for an error message."""
     return {name: value for name, value in spec._asdict().items() if name != "name"}

@@ -16,9 +16,11 @@ PREDECLARED = {f"amq.{kind}": kind for kind in ("direct", "fanout", "topic")}
 
 
 class Claim(NamedTuple):
-    """A message that was taken out of a queue and is not settled; ``token`` is what the store knows it by.
+    """Message that was taken from a queue and is not settled.
 
-    ``delivery_count``: how often it was claimed before, and came back.
+    Attributes:
+        token: Identity of the message in its store.
+        delivery_count: Number of earlier claims that came back.
     """
 
     token: Any
@@ -27,10 +29,14 @@ class Claim(NamedTuple):
 
 
 class Store:
-    """Keeps messages and the catalogue, for one connection.
+    """Store of messages and of the catalogue, for one connection: the base of transports over brokers that keep bytes.
 
-    To be implemented: the methods that raise NotImplementedError. They are called by one thread at a time, and raise
-    OSError where the store is at fault. ``identity`` tells the connection from others, also of other processes.
+    A subclass defines the methods that raise NotImplementedError. One thread at a time calls them, and they raise
+    OSError if the store fails.
+
+    Args:
+        settings: Where the store is.
+        identity: Identity of the connection among others, of other processes too.
     """
 
     def __init__(self, settings: Settings, identity: str) -> None:
@@ -48,78 +54,147 @@ class Store:
     # --- messages
 
     def put(self, queue: str, data: bytes) -> None:
-        """Add a message at the end of a queue, whether the queue was declared or not. When it returns, it is kept."""
+        """Add a message at the end of a queue, declared or not. When it returns, the message is stored.
+
+        Args:
+            queue: Name of the queue.
+            data: The message.
+        """
         raise NotImplementedError
 
     def claim(self, queue: str) -> Claim | None:
-        """Take the first message of a queue that nobody has claimed; nobody else gets it, until it is put back.
+        """Take the first unclaimed message of a queue. Other connections do not get it unless it returns.
 
-        A claim of somebody who died comes back by itself; that counts.
+        A claim of a connection that was lost returns by itself; that counts as a delivery.
+
+        Args:
+            queue: Name of the queue.
         """
         raise NotImplementedError
 
     def finish(self, token: Any) -> None:
-        """Delete a message that was claimed."""
+        """Delete a claimed message.
+
+        Args:
+            token: Identity of the message.
+        """
         raise NotImplementedError
 
     def put_back(self, token: Any) -> None:
-        """Undo a claim: the message is in its place again, with one more in its count."""
+        """Undo a claim: the message returns to its position, and its delivery count grows by one.
+
+        Args:
+            token: Identity of the message.
+        """
         raise NotImplementedError
 
     def set_aside(self, token: Any) -> None:
-        """Take away a message that was claimed and cannot be read."""
+        """Move away a claimed message that cannot be read.
+
+        Args:
+            token: Identity of the message.
+        """
         self.finish(token)
 
     def size(self, queue: str) -> int:
-        """How many messages wait in a queue, without those that are claimed."""
+        """Return the number of waiting messages of a queue, without claimed ones.
+
+        Args:
+            queue: Name of the queue.
+        """
         raise NotImplementedError
 
     def claimed(self, queue: str) -> int | None:
-        """How many messages of a queue are claimed, by anybody; None if that is not known."""
+        """Return the number of claimed messages of a queue, by any connection; None if that is unknown.
+
+        Args:
+            queue: Name of the queue.
+        """
         return None
 
     def clear(self, queue: str) -> int:
-        """Delete the messages that wait in a queue; returns how many."""
+        """Delete the waiting messages of a queue. Return their number.
+
+        Args:
+            queue: Name of the queue.
+        """
         raise NotImplementedError
 
     # --- the catalogue: entries of the kinds "exchange", "queue", "bindings" (by exchange)
 
     def read(self, kind: str, name: str) -> bytes | None:
-        """An entry, or None."""
+        """Return an entry of the catalogue, or None.
+
+        Args:
+            kind: Kind of the entry.
+            name: Name of the entry.
+        """
         raise NotImplementedError
 
     def write(self, kind: str, name: str, data: bytes) -> None:
-        """Make or replace an entry."""
+        """Create or replace an entry of the catalogue.
+
+        Args:
+            kind: Kind of the entry.
+            name: Name of the entry.
+            data: The entry.
+        """
         raise NotImplementedError
 
     def remove(self, kind: str, name: str) -> None:
-        """Delete an entry, if it is there."""
+        """Delete an entry of the catalogue, if it exists.
+
+        Args:
+            kind: Kind of the entry.
+            name: Name of the entry.
+        """
         raise NotImplementedError
 
     def names(self, kind: str) -> Iterable[str]:
-        """The names of the entries of a kind."""
+        """Return the names of the entries of a kind.
+
+        Args:
+            kind: Kind of the entries.
+        """
         raise NotImplementedError
 
     def lock(self) -> AbstractContextManager[Any]:
-        """Keep others, also other processes, from changing the catalogue. It may be entered again by who has it."""
+        """Return a reentrant context manager that keeps others, other processes too, from changing the catalogue."""
         raise NotImplementedError
 
     # --- other connections, where they can know of each other
 
     def is_alive(self, identity: str) -> bool:
-        """Whether the connection of an identity is still there; the queues of one that is not are deleted."""
+        """Return True if the connection of an identity exists. Queues of a connection that does not are deleted.
+
+        Args:
+            identity: Identity of the connection.
+        """
         return True
 
     def consumed_elsewhere(self, queue: str) -> int:
-        """How many consumers of a queue other connections have, as far as is known."""
+        """Return the number of consumers of a queue that other connections have, as far as is known.
+
+        Args:
+            queue: Name of the queue.
+        """
         return 0
 
     def on_consumers_changed(self, queues: Sequence[str]) -> None:
-        """Called with the names of the queues that this connection consumes from, when they change."""
+        """React to a change of the queues that this connection consumes from.
+
+        Args:
+            queues: Names of the queues.
+        """
 
 
 class Catalogue:
-    """Exchanges, queues and bindings, as a store keeps them. What changes them wants the store's lock held."""
+    """Exchanges, queues and bindings in a store. Changes require the store's lock.
+
+    Args:
+        store: The store.
+        exchange_types: Types of exchanges that are supported.
+    """
 
     def __init__(self, store: Store, exchange_types: Iterable[str]) -> None:
         self._store = store
@@ -128,7 +203,7 @@ class Catalogue:
         self._seen: set[str] = set()  # queues that were there, though nobody declared them
 
     def _record(self, kind: str, name: str) -> dict[str, Any]:
-        """An entry as a dict, empty for one that is not there."""
+        """Return an entry as a dict, empty for one that is not there."""
         data = self._store.read(kind, name)
         record = _loads(data, kind, name) if data else {}
         if not isinstance(record, dict):
@@ -146,21 +221,46 @@ class Catalogue:
     # --- exchanges
 
     def exchange_type(self, name: str) -> str:
-        """The type of an exchange; direct if there are bindings and nobody told it. Raises NotFound."""
+        """Return the type of an exchange; ``"direct"`` if it has bindings and was never declared.
+
+        Args:
+            name: Name of the exchange.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+        """
         kind: str | None = PREDECLARED.get(name) or self._record("exchange", name).get("type")
         if kind is None and self._store.read("bindings", name) is None:
             raise exceptions.NotFound(f"no exchange '{name}'")
         return kind or "direct"
 
     def declare_exchange(self, spec: ExchangeSpec) -> None:
-        """Create an exchange. Raises NotEquivalentError, InvalidCommand, AMQPNotImplementedError."""
+        """Create an exchange.
+
+        Args:
+            spec: The exchange.
+
+        Raises:
+            NotEquivalentError: It exists with other settings.
+            InvalidCommand: It has no type.
+            AMQPNotImplementedError: The type is not supported.
+        """
         if spec.type not in self._exchange_types:
             raise unknown_type(spec, self._exchange_types)
         if PREDECLARED.get(spec.name) != spec.type:
             self._create("exchange", spec)
 
     def delete_exchange(self, name: str, if_unused: bool) -> None:
-        """Delete an exchange with its bindings. Raises AccessRefused, PreconditionFailed."""
+        """Delete an exchange with its bindings.
+
+        Args:
+            name: Name of the exchange.
+            if_unused: Delete only if nothing is bound to it.
+
+        Raises:
+            AccessRefused: It is the default exchange.
+            PreconditionFailed: It is in use.
+        """
         if name in PREDECLARED or not name:
             raise exceptions.AccessRefused(f"exchange '{name}' is the broker's own")
         if if_unused and self.bindings(name):
@@ -171,9 +271,16 @@ class Catalogue:
     # --- queues
 
     def queue(self, name: str) -> dict[str, Any]:
-        """The record of a queue that this connection may use; empty for one that has messages or bindings, and no more.
+        """Return the record of a queue that this connection may use.
 
-        Raises NotFound, ResourceLocked.
+        It is empty for a queue that has messages or bindings and was never declared.
+
+        Args:
+            name: Name of the queue.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+            ResourceLocked: It is an exclusive queue of another connection.
         """
         record = self._record("queue", name)
         if record.get("owner") and not self._store.is_alive(record["owner"]):
@@ -188,14 +295,26 @@ class Catalogue:
         return record
 
     def declare_queue(self, spec: QueueSpec) -> None:
-        """Create a queue. Raises NotEquivalentError, ResourceLocked."""
+        """Create a queue.
+
+        Args:
+            spec: The queue.
+
+        Raises:
+            NotEquivalentError: It exists with other settings.
+            ResourceLocked: It is an exclusive queue of another connection.
+        """
         if self._record("queue", spec.name):
             with suppress(exceptions.NotFound):  # its owner died
                 self.queue(spec.name)
         self._create("queue", spec, owner=self._store.identity if spec.exclusive else None)
 
     def delete_queue(self, name: str) -> int:
-        """Delete a queue with its bindings; returns the messages gone with it."""
+        """Delete a queue with its bindings. Return the number of messages that were deleted with it.
+
+        Args:
+            name: Name of the queue.
+        """
         self._store.remove("queue", name)
         self._seen.discard(name)
         for exchange in list(self._store.names("bindings")):
@@ -203,22 +322,40 @@ class Catalogue:
         return self._store.clear(name)
 
     def is_auto_delete(self, queue: str) -> bool:
-        """Whether a queue goes with its last consumer."""
+        """Return True if a queue is deleted with its last consumer.
+
+        Args:
+            queue: Name of the queue.
+        """
         return bool(self._record("queue", queue).get("auto_delete"))
 
     def own_queues(self) -> list[str]:
-        """The queues that go with this connection."""
+        """Return the queues that are deleted with this connection."""
         names = list(self._store.names("queue"))
         return [name for name in names if self._record("queue", name).get("owner") == self._store.identity]
 
     # --- bindings
 
     def bindings(self, exchange: str) -> list[list[str]]:
-        """The bindings of an exchange as kombu writes them, the newest first: [routing key, pattern, queue]."""
+        """Return the bindings of an exchange as kombu writes them, newest first: [routing key, pattern, queue].
+
+        Args:
+            exchange: Name of the exchange.
+        """
         return _bindings(self._store.read("bindings", exchange), exchange)
 
     def bind(self, exchange: str, queue: str, routing_key: str) -> None:
-        """Bind a queue. Raises NotFound, ResourceLocked."""
+        """Bind a queue.
+
+        Args:
+            exchange: Name of the exchange.
+            queue: Name of the queue.
+            routing_key: Routing key.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+            ResourceLocked: It is an exclusive queue of another connection.
+        """
         self.queue(queue)
         pattern = _pattern(routing_key) if self.exchange_type(exchange) == "topic" else ""
         bindings = self.bindings(exchange)
@@ -226,7 +363,13 @@ class Catalogue:
             self._rebind(exchange, [[routing_key, pattern, queue], *bindings])
 
     def unbind(self, exchange: str, queue: str, routing_key: str) -> None:
-        """Take a binding away, if there is one."""
+        """Remove a binding, if it exists.
+
+        Args:
+            exchange: Name of the exchange.
+            queue: Name of the queue.
+            routing_key: Routing key.
+        """
         bindings = self.bindings(exchange)
         self._rebind(exchange, [each for each in bindings if each[0] != routing_key or each[2] != queue])
 
@@ -243,7 +386,14 @@ class Catalogue:
             self.delete_exchange(exchange, if_unused=False)
 
     def route(self, delivery: Delivery) -> Sequence[str]:
-        """The queues that a message goes to. Raises NotFound."""
+        """Return the queues that a message goes to.
+
+        Args:
+            delivery: The message.
+
+        Raises:
+            NotFound: The exchange does not exist.
+        """
         if not delivery.exchange:
             return (delivery.routing_key,)  # whether it was declared or not
         state = self.exchange_type(delivery.exchange), self._store.read("bindings", delivery.exchange)
@@ -274,7 +424,7 @@ def _bindings(data: bytes | None, exchange: str) -> list[list[str]]:
 
 
 def _pattern(routing_key: str) -> str:
-    """A topic's binding key as the regular expression that kombu keeps beside it."""
+    """Return a topic's binding key as the regular expression that kombu keeps beside it."""
     wildcards = {"*": r"[^\.]+", "#": ".*?"}
     words = (wildcards.get(word) or re.sub(r"([^a-zA-Z0-9*#])", r"\\\1", word) for word in routing_key.split("."))
     return "^" + r"\.".join(words) + "$"

@@ -99,7 +99,7 @@ class ThreadedTransport(DelegatingTransport):
         self._wake()
 
     def writable(self) -> Pending[None] | None:
-        """What is done when the thread has caught up."""
+        """Return a Pending that is set when the thread has caught up."""
         if len(self._calls) < UNPUBLISHED_MAX:
             return None
         if self._writable is None or self._writable.done():

@@ -39,7 +39,7 @@ class Display(Protocol):
 
 
 def display_for(plan: Plan, broker: str, console: Console) -> Display:
-    """The display that suits the console."""
+    """Return the display that suits the console."""
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveDisplay(plan, broker, console)
     return PlainDisplay(plan, broker, console)
@@ -126,7 +126,7 @@ class LiveDisplay:
 
 
 def closing_table(report: Report) -> Table:
-    """The figures of a run that is over."""
+    """Return the figures of a run that is over."""
     table = Table(title="kombulite run", show_header=False, title_justify="left")
     table.add_column("figure", no_wrap=True)
     table.add_column("value", justify="right", overflow="fold")
@@ -152,7 +152,7 @@ def closing_table(report: Report) -> Table:
 
 
 def closing_json(report: Report) -> str:
-    """The figures of a run that is over, for programs."""
+    """Return the figures of a run that is over, for programs."""
     latency = report.latency
     figures: dict[str, Any] = {
         "broker": report.broker,

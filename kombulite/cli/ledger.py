@@ -40,7 +40,7 @@ class Ledger:
         return self.total - self.repeated
 
     def as_int(self) -> int:
-        """The set as the bits of one number."""
+        """Return the set as the bits of one number."""
         return int.from_bytes(self._bits, "little")
 
 
@@ -77,7 +77,7 @@ class Percentiles(NamedTuple):
 
 
 def percentiles(latencies: Iterable[float]) -> Percentiles | None:
-    """The percentiles of some latencies, None if there are none."""
+    """Return the percentiles of some latencies, None if there are none."""
     ordered = sorted(latencies)
     if not ordered:
         return None
@@ -107,5 +107,5 @@ class Latencies:
         self._count = count + 1
 
     def latest(self) -> Sequence[float]:
-        """A copy of the latest ones."""
+        """Return a copy of the latest ones."""
         return self._latest[: self._count]

@@ -95,7 +95,7 @@ class Topology(NamedTuple):
 
     @classmethod
     def named(cls, name: str) -> Topology:
-        """An exchange and two queues of a name that no other run has. Each event goes to one of the queues."""
+        """Return an exchange and two queues of a name that no other run has. Each event goes to one of the queues."""
         name = f"{name}-{uuid()[:8]}"
         exchange = Exchange(name, type="topic", auto_delete=True)
         open_orders = [binding(exchange, "order.created"), binding(exchange, "order.paid")]
@@ -120,7 +120,7 @@ class Gate:
         self.claimed = 0
 
     def open(self) -> None:
-        """The clock starts."""
+        """Start the clock."""
         self.opened = perf_counter()
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ PREFETCH = 100
 
 @contextmanager
 def progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """A bar on the terminal, if the standard error is one; gives what to call for each step."""
+    """Return a bar on the terminal, if the standard error is one; gives what to call for each step."""
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)

@@ -41,7 +41,7 @@ def broker_url(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 
 def broker_urls(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """The same for several: at least one."""
+    """Add the argument for one or several brokers."""
     if not values:
         raise click.BadParameter("name a broker, or set KOMBULITE_BROKER")
     for value in values:
@@ -78,7 +78,7 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 
 
 def broker_options(command: F) -> F:
-    """The options of a command that talks to a broker."""
+    """Return the options of a command that talks to a broker."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else."),
         click.option(
@@ -106,7 +106,7 @@ def broker_options(command: F) -> F:
 
 @contextmanager
 def connected(broker: str, transport_options: Mapping[str, Any]) -> Iterator[Connection]:
-    """An open connection; what fails is told without a traceback, and without a password."""
+    """Open a connection for a command. An error is printed without a traceback and without a password."""
     with Connection(broker, transport_options=transport_options) as connection:
         errors = (*connection.connection_errors, *connection.channel_errors)
         known: tuple[type[BaseException], ...] = (*errors, exceptions.KombuError)

@@ -15,7 +15,7 @@ from kombulite.cli.options import broker_options, connected
 
 @click.group()
 def sql() -> None:
-    """The tables of the brokers on PostgreSQL and SQLite."""
+    """Manage the tables of the brokers on PostgreSQL and SQLite."""
 
 
 @sql.command()

@@ -98,7 +98,12 @@ class Client:
             await self._connection.close()
 
     async def send(self, signature: celery.canvas.Signature, **options: Any) -> AsyncResult:
-        """Send a task; see the function ``send``."""
+        """Send a task, as the function ``send`` does.
+
+        Args:
+            signature: A task (``task.s(...)``), or a chain that begins with a task.
+            **options: Options of ``Task.apply_async``.
+        """
         _check(signature)
         if "reply_to" not in options and (reply_to := await self._results.open()) is not None:
             options["reply_to"] = reply_to
@@ -174,7 +179,11 @@ class AsyncResult(celery.result.AsyncResult):  # type: ignore[misc]
     _results: Results | None = None
 
     def await_with(self, results: Results) -> None:
-        """Have the result come from there."""
+        """Let the result come from an object.
+
+        Args:
+            results: The object.
+        """
         self._results = results
         self._nodes = [self, *self._parents()]
         self._coming = {node.id: results.future(node.id) for node in self._nodes}
@@ -215,7 +224,11 @@ class AsyncResult(celery.result.AsyncResult):  # type: ignore[misc]
                         node.maybe_throw()
 
     def settle(self, meta: Meta) -> None:
-        """Note what became of the task."""
+        """Note the outcome of the task.
+
+        Args:
+            meta: The outcome, as the backend stores it.
+        """
         self._maybe_set_cache(meta)
 
 

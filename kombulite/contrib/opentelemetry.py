@@ -29,15 +29,24 @@ IN_PROCESS = frozenset(["memory", "filesystem"])  # they have no server
 
 
 class Headers(Getter[Mapping[str, Any]]):
-    """Reads what a propagator looks for in a message's headers, whose values may be of any kind."""
+    """Getter of a propagator for a message's headers, whose values may be of any type."""
 
     def get(self, carrier: Mapping[str, Any], key: str) -> list[str] | None:
-        """A header, if it is text."""
+        """Return a header in a list, or None if it is no text.
+
+        Args:
+            carrier: The headers.
+            key: Name of the header.
+        """
         value = carrier.get(key)
         return [value] if isinstance(value, str) else None
 
     def keys(self, carrier: Mapping[str, Any]) -> list[str]:
-        """Names of the headers."""
+        """Return the names of the headers.
+
+        Args:
+            carrier: The headers.
+        """
         return list(carrier)
 
 
@@ -45,9 +54,11 @@ HEADERS = Headers()
 
 
 class OpenTelemetryHook(Hook):
-    """A span for each publish, for each call of ``publish_many``, and for each message that a consumer gets.
+    """Hook that makes a span for each publish, each ``publish_many``, and each message that a consumer gets.
 
-    ``tracer_provider``, ``propagator``: others than the global ones.
+    Args:
+        tracer_provider: Provider of tracers (None: the global one).
+        propagator: Propagator of contexts (None: the global one).
     """
 
     def __init__(
@@ -58,7 +69,11 @@ class OpenTelemetryHook(Hook):
 
     @contextmanager
     def publish(self, outgoing: Outgoing) -> Iterator[None]:
-        """A span that the message carries on."""
+        """Make a span that the message carries.
+
+        Args:
+            outgoing: The message.
+        """
         attributes = {**_place_of(outgoing), "messaging.message.body.size": outgoing.size, **_identity_of(outgoing)}
         with self._span("send", SpanKind.PRODUCER, outgoing.connection, attributes):
             self._propagator.inject(outgoing.headers)
@@ -66,7 +81,11 @@ class OpenTelemetryHook(Hook):
 
     @contextmanager
     def publish_many(self, outgoing: Sequence[Outgoing]) -> Iterator[None]:
-        """A span for all of them, linked to those that were current when messages were put into a batch."""
+        """Make one span for all messages, linked to the spans in which messages were put into a batch.
+
+        Args:
+            outgoing: The messages.
+        """
         collected = {id(each): self._origin(each.headers) for each in outgoing if self._is_traced(each.headers)}
         place = _place_of(outgoing[0])
         attributes = {"messaging.batch.message_count": len(outgoing)}
@@ -84,12 +103,21 @@ class OpenTelemetryHook(Hook):
                 span.set_attribute("error.type", _name_of(errors[0]))
 
     def collect(self, outgoing: Outgoing) -> None:
-        """The message carries on the span in which it was put into the batch."""
+        """Let the message carry the span in which it is put into the batch.
+
+        Args:
+            outgoing: The message.
+        """
         self._propagator.inject(outgoing.headers)
 
     @contextmanager
     def consume(self, message: Message, queue: str) -> Iterator[None]:
-        """A span in the trace that the message carries."""
+        """Make a span in the trace that the message carries.
+
+        Args:
+            message: The message.
+            queue: Name of the queue.
+        """
         origin = self._origin(message.headers)
         attributes = _description_of(message, queue)
         token = context.attach(origin)  # the baggage too
@@ -100,7 +128,12 @@ class OpenTelemetryHook(Hook):
             context.detach(token)
 
     def get(self, message: Message, queue: str) -> None:
-        """A span in the caller's trace, linked to that which the message carries."""
+        """Make a span in the caller's trace, linked to the span that the message carries.
+
+        Args:
+            message: The message.
+            queue: Name of the queue.
+        """
         origin = self._origin(message.headers)
         attributes = _description_of(message, queue)
         connection = message.channel.connection if message.channel is not None else None

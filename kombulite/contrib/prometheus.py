@@ -45,10 +45,13 @@ ZERO = Counters(*[0] * len(Counters._fields))
 
 
 class CountersCollector(Collector):
-    """Exposes the counters of all connections of the process, those there are and those to come.
+    """Collector of the counters of all connections of the process, existing and later ones.
 
-    Those of one broker are added up, also when they are gone: labels ``transport`` and ``broker`` (host, port and
-    virtual host: where it was connected, or will be, when the collector first saw the connection).
+    Counters of one broker are added up, and stay when its connections are closed. Labels are ``transport`` and
+    ``broker``: host, port and virtual host where the connection is, or will be, when the collector first sees it.
+
+    Args:
+        registry: Registry to add the collector to (None: it is not added).
     """
 
     def __init__(self, registry: CollectorRegistry | None = REGISTRY) -> None:
@@ -84,12 +87,12 @@ class CountersCollector(Collector):
         return totals
 
     def describe(self) -> Iterator[CounterMetricFamily]:
-        """The metrics, without numbers."""
+        """Return the metrics without numbers."""
         for name in Counters._fields:
             yield CounterMetricFamily(f"kombulite_{name}", HELP[name], labels=("transport", "broker"))
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """The metrics as they are now."""
+        """Return the metrics as they are now."""
         with self._lock:
             totals = self._totals()
         for family, name in zip(self.describe(), Counters._fields, strict=True):
@@ -108,12 +111,14 @@ def _broker_of(connection: Connection) -> str:
 
 
 class TimingHook(Hook):
-    """Histograms ``kombulite_publish_seconds`` and ``kombulite_consume_seconds``, with the labels ``transport``,
-    ``outcome``.
+    """Hook with the histograms ``kombulite_publish_seconds`` and ``kombulite_consume_seconds``.
 
-    The outcome of a publish is ``ok`` or the name of the error's class; many that are sent together count as one. That
-    of a callback is ``ack``, ``rejected``, ``requeued``, ``received`` for a message that is not settled yet, or the
-    error's name.
+    Labels are ``transport`` and ``outcome``. The outcome of a publish is ``ok`` or the name of the error's class;
+    messages that are sent together count as one. The outcome of a callback is ``ack``, ``rejected``, ``requeued``,
+    ``received`` for a message that is not settled yet, or the name of the error's class.
+
+    Args:
+        registry: Registry to add the histograms to.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -123,14 +128,22 @@ class TimingHook(Hook):
 
     @contextmanager
     def publish(self, outgoing: Outgoing) -> Iterator[None]:
-        """Time one message."""
+        """Time the publishing of one message.
+
+        Args:
+            outgoing: The message.
+        """
         with self._timed(self._publish, outgoing.connection) as outcome:
             yield
             outcome.append("ok")
 
     @contextmanager
     def publish_many(self, outgoing: Sequence[Outgoing]) -> Iterator[None]:
-        """Time many."""
+        """Time the sending of messages.
+
+        Args:
+            outgoing: The messages.
+        """
         with self._timed(self._publish, outgoing[0].connection) as outcome:
             yield
             refused = [type(each.error).__name__ for each in outgoing if each.error is not None]
@@ -138,7 +151,12 @@ class TimingHook(Hook):
 
     @contextmanager
     def consume(self, message: Message, queue: str) -> Iterator[None]:
-        """Time a callback."""
+        """Time a callback.
+
+        Args:
+            message: The message.
+            queue: Name of the queue.
+        """
         with self._timed(self._consume, message.channel.connection) as outcome:
             yield
             outcome.append(message.state.lower())

@@ -23,6 +23,9 @@ class Clock:
     def advance(self, seconds: float) -> None:
         """Let time pass without waiting: messages and queues that expire within ``seconds`` are expired.
 
+        Args:
+            seconds: Seconds, 0 or more.
+
         Raises:
             ValueError: ``seconds`` is negative.
         """

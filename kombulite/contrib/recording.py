@@ -44,12 +44,20 @@ class RecordingHook(Hook):
         self.published: list[PublishedMessage] = []
 
     def publish(self, outgoing: Outgoing) -> Around:
-        """Record one message after it was published."""
+        """Record one message after it was published.
+
+        Args:
+            outgoing: The message.
+        """
         return self.publish_many([outgoing])
 
     @contextmanager
     def publish_many(self, outgoing: Sequence[Outgoing]) -> Iterator[None]:
-        """Record messages after they were published."""
+        """Record messages after they were published.
+
+        Args:
+            outgoing: The messages.
+        """
         yield
         self.published += [_published(each) for each in outgoing if each.error is None]
 

@@ -39,7 +39,11 @@ class OffsetFile:
         return checked_offsets(json.loads(text))
 
     def save(self, offsets: Mapping[str, int]) -> None:
-        """Write the offsets."""
+        """Write the offsets.
+
+        Args:
+            offsets: Offsets by stream.
+        """
         beside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         beside.write_text(json.dumps(dict(offsets)))
         beside.replace(self.path)
@@ -68,5 +72,9 @@ class OffsetQueue:
         return checked_offsets(message.payload)
 
     def save(self, offsets: Mapping[str, int]) -> None:
-        """Publish the offsets, in the place of the last ones."""
+        """Publish the offsets, in place of the last ones.
+
+        Args:
+            offsets: Offsets by stream.
+        """
         self._producer.publish(dict(offsets), routing_key=self._queue.name, serializer="json")

@@ -26,7 +26,7 @@ logger = get_logger(__name__)
 
 
 def level_name(level: int, prefix: str | None = None) -> str:
-    """The name of a level's exchange and queue: of messages that wait ``2 ** level`` seconds there.
+    """Return the name of a level's exchange and queue: of messages that wait ``2 ** level`` seconds there.
 
     Raises ValueError for a negative level.
     """
@@ -79,7 +79,7 @@ def bind_queue_to_native_delayed_delivery_exchange(connection: Any, queue: Queue
 
 
 def calculate_routing_key(countdown: int, routing_key: str) -> str:
-    """The key to publish with for a delay of ``countdown`` seconds, 1 to 2 ** 28 - 1; it replaces an earlier delay's.
+    """Return the routing key for a delay of ``countdown`` seconds, 1 to 2 ** 28 - 1, in place of an earlier delay's.
 
     Raises ValueError.
     """
@@ -98,5 +98,5 @@ def _prefixed(name: str, prefix: str | None) -> str:
 
 
 def _pattern(level: int, digit: str) -> str:
-    """What the keys have in common that have a digit in a level's place."""
+    """Return the binding key of all routing keys with a given digit in a level's position."""
     return "*." * (MAX_LEVEL - level) + f"{digit}.#"

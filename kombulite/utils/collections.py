@@ -24,7 +24,7 @@ class HashedSeq(list[Any]):
 
 
 def eqhash(o: Any) -> Any:
-    """What stands for an object as a key: the result of its ``__eqhash__``, or itself."""
+    """Return the key of an object: the result of its ``__eqhash__``, or the object."""
     try:
         return o.__eqhash__()
     except AttributeError:

@@ -62,14 +62,14 @@ def nested(*managers: Any) -> Iterator[list[Any]]:
 
 
 def fileno(f: Any) -> int:
-    """The descriptor of a file, or the number itself. Raises AttributeError or ValueError where there is none."""
+    """Return the descriptor of a file, or the number itself. Raises AttributeError or ValueError for none."""
     if f is None:
         raise ValueError("there is no descriptor of None")
     return f if isinstance(f, int) else f.fileno()
 
 
 def maybe_fileno(f: Any) -> int | None:
-    """The descriptor of a file, or None."""
+    """Return the descriptor of a file, or None."""
     try:
         return fileno(f)
     except FILENO_ERRORS:

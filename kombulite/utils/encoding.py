@@ -29,12 +29,12 @@ def set_default_encoding_file(file: Any) -> None:
 
 
 def get_default_encoding_file() -> Any:
-    """The file whose encoding is the default."""
+    """Return the file whose encoding is the default."""
     return default_encoding_file
 
 
 def default_encoding(file: Any = None) -> str:
-    """The encoding of a file, or of the default one, or of file names."""
+    """Return the encoding of a file, or of the default one, or of file names."""
     file = file or default_encoding_file
     return getattr(file, "encoding", None) or sys.getfilesystemencoding()
 

@@ -63,12 +63,12 @@ class Poller:
 
 
 def poll(*args: Any, **kwargs: Any) -> Poller:
-    """A poller."""
+    """Return a poller."""
     return Poller()
 
 
 def selector_of(file: Any, events: int) -> selectors.BaseSelector:
-    """A selector of one socket. ``events``: those of ``selectors``."""
+    """Return a selector of one socket. ``events``: those of ``selectors``."""
     # Neither of the two keeps a descriptor, which a forked child would share. Green threads may leave only the second.
     selector = selectors.PollSelector() if hasattr(selectors, "PollSelector") else selectors.SelectSelector()
     selector.register(file, events)

@@ -50,7 +50,7 @@ def maybe_list(obj: Any, scalars: tuple[type, ...] = (Mapping, str)) -> Any:
 
 
 def dictfilter(d: Mapping[Any, Any] | None = None, **kw: Any) -> dict[Any, Any]:
-    """A dict without what is None: of ``d``, or of the keywords."""
+    """Return a dict without what is None: of ``d``, or of the keywords."""
     return {name: value for name, value in (kw if d is None else dict(d, **kw)).items() if value is not None}
 
 
@@ -93,7 +93,7 @@ class lazy:  # noqa: N801 - kombu's name
 
 
 def maybe_evaluate(value: Any) -> Any:
-    """What a lazy value stands for; any other as it is."""
+    """Return the value of a lazy value; any other value as it is."""
     return value.evaluate() if isinstance(value, lazy) else value
 
 
@@ -138,11 +138,11 @@ class LRUCache(UserDict[Any, Any]):
             return iter(list(self.data))
 
     def keys(self) -> Any:
-        """The keys, the oldest first."""
+        """Return the keys, the oldest first."""
         return iter(self)
 
     def values(self) -> Any:
-        """The values, the oldest first."""
+        """Return the values, the oldest first."""
         with self.mutex:
             return iter(list(self.data.values()))
 
@@ -171,7 +171,7 @@ class LRUCache(UserDict[Any, Any]):
 def memoize(
     maxsize: int | None = None, keyfun: Callable[..., Any] | None = None, Cache: type[LRUCache] = LRUCache
 ) -> Callable[[Callable[..., Any]], Any]:
-    """A decorator that remembers results, the ``maxsize`` that were used last.
+    """Return a decorator that remembers results, the ``maxsize`` that were used last.
 
     ``keyfun(args, kwargs)`` gives what a call is remembered by. The function gets ``hits``, ``misses``, ``clear()`` and
     ``original_func``.
@@ -216,7 +216,7 @@ def reprkwargs(kwargs: Mapping[str, Any], sep: str = ", ", fmt: str = "{0}={1}")
 
 
 def reprcall(name: str, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None, sep: str = ", ") -> str:
-    """A call as it would be written."""
+    """Return a call as it would be written."""
     parts = [*map(safe_repr, args or ())]
     if kwargs:
         parts.append(reprkwargs(kwargs, sep))

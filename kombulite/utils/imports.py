@@ -18,7 +18,7 @@ def symbol_by_name(
     default: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """The object that ``module:name`` or ``module.name`` stands for; what is no string is returned as it is.
+    """Return the object of ``module:name`` or ``module.name``; a value that is no string is returned as it is.
 
     ``aliases`` maps short names; ``default`` is returned where the import fails. Raises ImportError, AttributeError.
     """

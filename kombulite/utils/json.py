@@ -17,7 +17,7 @@ class JSONEncoder(json.JSONEncoder):
     """The standard library's encoder with the typed values, for those who need its options."""
 
     def default(self, o: Any) -> Any:
-        """What is written in place of a value that JSON lacks."""
+        """Return the value that is written in place of one that JSON lacks."""
         stand_in = codec.stand_in(o)
         if _looks_typed(stand_in):  # and is meant to
             return {name: _escaped(value) for name, value in stand_in.items()}
@@ -37,7 +37,7 @@ def _looks_typed(value: Any) -> bool:
 
 
 def _escaped(value: Any) -> Any:
-    """The same with application data that looks like a typed value made recognisable, as the core does it."""
+    """Return the data with values that look like typed values made recognizable, as the core does it."""
     if isinstance(value, dict):
         escaped = {name: _escaped(item) for name, item in value.items()}
         return (
@@ -60,7 +60,7 @@ def dumps(
 
 
 def object_hook(value: dict[str, Any]) -> Any:
-    """The value that a typed value stands for, or the dict itself."""
+    """Return the value that a typed value stands for, or the dict itself."""
     return codec.revive(value)
 
 
@@ -70,7 +70,7 @@ def loads(
     decode_bytes: bool = True,
     object_hook: Callable[[dict[str, Any]], Any] = object_hook,
 ) -> Any:
-    """The value that JSON text stands for.
+    """Return the value that JSON text stands for.
 
     ``decode_bytes`` is there for compatibility: bytes are always read as UTF-8. Raises ValueError.
     """

@@ -31,7 +31,7 @@ class TokenBucket:
         self.contents.append(item)
 
     def pop(self) -> Any:
-        """The item that waits longest. Raises IndexError."""
+        """Return the item that waits longest. Raises IndexError."""
         return self.contents.popleft()
 
     def clear_pending(self) -> None:

@@ -33,7 +33,7 @@ def log(name: str, level: str, text: str, *arguments: Any, extra: dict[str, Any]
 
 
 def _locks(logging: Any, name: str) -> Iterator[Any]:
-    """The locks that logging takes for a logger."""
+    """Return the locks that logging takes for a logger."""
     yield logging._lock
     logger = logging.root.manager.loggerDict.get(name, logging.root)
     while logger is not None:

@@ -60,9 +60,9 @@ class cached_property(Generic[T]):  # noqa: N801 - kombu's name
             self.fdel(instance, value)
 
     def setter(self, fset: Callable[[Any, T], T]) -> cached_property[T]:
-        """The same property with another ``fset``."""
+        """Return the same property with another ``fset``."""
         return type(self)(self.fget, fset, self.fdel)
 
     def deleter(self, fdel: Callable[[Any, T], Any]) -> cached_property[T]:
-        """The same property with another ``fdel``."""
+        """Return the same property with another ``fdel``."""
         return type(self)(self.fget, self.fset, fdel)

@@ -65,7 +65,7 @@ class round_robin_cycle:  # noqa: N801 - kombu's name
         self.items[:] = it
 
     def consume(self, n: int) -> list[Any]:
-        """The first ``n`` items."""
+        """Return the first ``n`` items."""
         return self.items[:n]
 
     def rotate(self, last_used: Any) -> Any:
@@ -89,10 +89,10 @@ class sorted_cycle(priority_cycle):  # noqa: N801
     """An order by name."""
 
     def consume(self, n: int) -> list[Any]:
-        """The first ``n`` items by name."""
+        """Return the first ``n`` items by name."""
         return sorted(self.items[:n])
 
 
 def cycle_by_name(name: str) -> Any:
-    """The class of an order: ``round_robin``, ``priority``, ``sorted``, or a dotted path."""
+    """Return the class of an order: ``round_robin``, ``priority``, ``sorted``, or a dotted path."""
     return symbol_by_name(name, CYCLE_ALIASES)

@@ -58,7 +58,16 @@ _parse_url = url_to_parts
 
 
 def parse_url(url: str) -> dict[str, Any]:
-    """What a URL says, under the names of ``Connection``'s arguments; query keys ``ssl_*`` as one dict ``ssl``."""
+    """Return the parts of a URL, under the names of ``Connection``'s arguments.
+
+    Query keys ``ssl_*`` become one dict ``ssl``.
+
+    Args:
+        url: The URL.
+
+    Raises:
+        ValueError: The URL is malformed.
+    """
     scheme, hostname, port, userid, password, path, query = url_to_parts(url)
     ssl = {name: value for name, value in query.items() if name.startswith("ssl_")}
     others: dict[str, Any] = {name: value for name, value in query.items() if name not in ssl}
@@ -121,13 +130,13 @@ def as_url(
 
 
 def sanitize_url(url: str, mask: str | None = "**") -> str:
-    """A URL with its password masked."""
+    """Return a URL with its password masked."""
     scheme, host, port, user, password, path, _ = url_to_parts(url)
     return as_url(scheme, host, port, user, password, path, sanitize=True, mask=mask)
 
 
 def maybe_sanitize_url(url: Any, mask: str | None = "**") -> Any:
-    """A URL with its password masked; anything else as it is."""
+    """Return a URL with its password masked; anything else as it is."""
     if isinstance(url, str) and "://" in url:
         return sanitize_url(url, mask)
     return url

@@ -10,7 +10,7 @@ __all__ = ["uuid"]
 
 
 def uuid(_uuid: Callable[[], Any] | None = None) -> str:
-    """A random UUID (version 4) as text, or what ``_uuid`` makes."""
+    """Return a random UUID (version 4) as text, or what ``_uuid`` makes."""
     if _uuid is not None:
         return str(_uuid())
     # Written here: the standard library's objects take four times as long, and its module long to import.

@@ -66,11 +66,11 @@ class AMQPChannel:
         return exceptions.RecoverableConnectionError(f"channel already closed{reason}")
 
     def leave(self) -> None:
-        """This frame is the last one."""
+        """Note that this frame is the last one."""
         self.closing = True
 
     def close(self) -> None:
-        """This frame, which asks the broker to close the channel, is the last one."""
+        """Note that this frame, which asks the broker to close the channel, is the last one."""
         self.check()
         self.closing = True
 

@@ -1,5 +1,6 @@
-"""The methods of AMQP 0-9-1 that the control plane speaks: numbers, arguments, answers. Source: its section 1.5, and
-RabbitMQ's extensions.
+"""Methods of AMQP 0-9-1 for everything except messages: numbers, arguments, replies.
+
+Source: section 1.5 of the specification, and RabbitMQ's extensions.
 
 Arguments are described with py-amqp's letters: ``b`` bit, ``o`` octet, ``B`` short, ``l`` long, ``L`` longlong, ``s``
 short string, ``S`` long string, ``F`` table.

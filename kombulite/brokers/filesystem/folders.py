@@ -371,7 +371,7 @@ def _lock_of(folder: Path) -> _FolderLock:
 
 
 def _next_stamp() -> int:
-    """The time in nanoseconds, and never twice the same in this process."""
+    """Return the time in nanoseconds, and never twice the same in this process."""
     global _last_stamp  # noqa: PLW0603 - it is the process's
     with _stamp_lock:
         _last_stamp = max(_last_stamp + 1, time_ns())
@@ -379,7 +379,7 @@ def _next_stamp() -> int:
 
 
 def _ordered_uuid() -> str:
-    """A unique name in the shape of a UUID, whose first part puts those of one millisecond in order."""
+    """Return a unique name in the shape of a UUID, whose first part puts those of one millisecond in order."""
     return f"{int(monotonic() * 1e9) % 1_000_000:08x}{uuid()[8:]}"
 
 
@@ -391,7 +391,9 @@ def _check_file_name(file_name: str, queue: str) -> None:
 
 
 def _opened(path: Path, create: bool = False) -> BinaryIO:
-    """A file, to be read or (``create``) changed in place. Raises ChannelError for what is no file, such as a link.
+    """Open a file, to be read or (``create``) changed in place.
+
+    Raises ChannelError for what is no file, such as a link.
 
     Whoever may write to the folder may put anything there: a link that leads elsewhere, a pipe that nobody writes to.
     """
@@ -427,7 +429,7 @@ os.register_at_fork(after_in_child=_forget_locks)
 
 
 def _split_count(name: str) -> tuple[str, int, str]:
-    """A message's file name: what it began with, how often the message came back, and the rest."""
+    """Return a message's file name: what it began with, how often the message came back, and the rest."""
     first, _, rest = name.partition(".")
     found = COUNTED.search(first)
     return (first, 0, rest) if found is None else (first[: found.start()], int(found.group(1)), rest)

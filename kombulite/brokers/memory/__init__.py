@@ -438,7 +438,7 @@ class Transport(BaseTransport):
                 self._sleep(left)
 
     def _next_event(self) -> Event | None:
-        """A notice, or the next message for one of the listed consumers."""
+        """Return a notice, or the next message for one of the listed consumers."""
         if self._events:
             return self._events.popleft()
         delivery: Delivery | None = self._rota.next(clock.now() if self._broker.expiring else 0.0)
@@ -542,7 +542,7 @@ class LoopWake:
 
 
 def _nothing() -> None:
-    """What is at hand where there is no connection."""
+    """Return an empty sequence, for a connection that is closed."""
 
 
 def _closed(channel: int, delivery: Delivery, mandatory: bool) -> None:

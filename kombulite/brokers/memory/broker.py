@@ -140,13 +140,13 @@ class Broker:
                 self.drop_unused_exchange(binding.source)
 
     def drop_unused_exchange(self, name: str) -> None:
-        """An auto-delete exchange goes with its last binding."""
+        """Delete an auto-delete exchange with its last binding."""
         spec = self.exchanges.get(name)
         if spec is not None and spec.auto_delete and not self.table.bindings(name):
             self.delete_exchange(name, if_unused=False)
 
     def queue(self, name: str, user: Any) -> Queue:
-        """A queue by name, for a connection that may use it. Raises NotFound, ResourceLocked."""
+        """Return a queue by name, for a connection that may use it. Raises NotFound, ResourceLocked."""
         if self.expiring:
             self.expire(clock.now())
         queue = self.queues.get(name)
@@ -157,7 +157,7 @@ class Broker:
         return queue
 
     def declare_queue(self, spec: QueueSpec, user: Any) -> Queue:
-        """A queue, made if it is not there."""
+        """Return a queue, made if it is not there."""
         if self.expiring:
             self.expire(clock.now())
         if spec.name not in self.queues:
@@ -192,7 +192,7 @@ class Broker:
     # --- messages
 
     def route(self, delivery: Delivery) -> tuple[Queue, ...]:
-        """The queues that a message goes to. Raises NotFound for an unknown exchange."""
+        """Return the queues that a message goes to. Raises NotFound for an unknown exchange."""
         try:
             queues: tuple[Queue, ...] = self.table.route_message(delivery, self.queues)
         except UnknownExchange:
@@ -200,7 +200,7 @@ class Broker:
         return queues
 
     def no_exchange(self, name: str) -> exceptions.NotFound:
-        """The error for an exchange that is not there."""
+        """Return the error for an exchange that is not there."""
         return exceptions.NotFound(f"no exchange '{name}'")
 
     def accept(self, queues: tuple[Queue, ...], delivery: Delivery) -> None:
@@ -322,7 +322,7 @@ _brokers_lock = Lock()
 
 
 def broker_of(virtual_host: str) -> Broker:
-    """The broker of a virtual host, made when it is first asked for."""
+    """Return the broker of a virtual host, made when it is first asked for."""
     with _brokers_lock:
         if virtual_host not in _brokers:
             _brokers[virtual_host] = Broker()

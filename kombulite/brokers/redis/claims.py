@@ -73,7 +73,7 @@ class Claim:
         )
 
     def leases(self, reply: list[Any]) -> list[tuple[int, list[Lease]]]:
-        """What the answer brought: (index of the priority step, messages of one list)."""
+        """Return the messages of the answer: (index of the priority step, messages of one list)."""
         found = []
         number = self._first
         for place, envelopes in zip(reply[::2], reply[1::2], strict=True):
@@ -85,7 +85,7 @@ class Claim:
         return found
 
     def possible_tags(self) -> list[str]:
-        """The tags that its leases have, if there are any."""
+        """Return the tags that its leases have, if there are any."""
         return [self._tags.tag(self._first + i) for i in range(self.count)]
 
 
@@ -162,7 +162,7 @@ class ClaimQueue:
         return ()
 
     def failed(self) -> None:
-        """The claim was refused."""
+        """Note that the claim was refused."""
         self.dirty_queues.update(self._answered().queues)
 
     def _answered(self) -> Claim:
@@ -205,8 +205,10 @@ def _in_turns(lists: list[list[Lease]]) -> Iterable[Lease]:
 
 
 class RedisChannel:
-    """A channel: its consumers, and what is out. A message is in ``ready`` of a claim queue or in ``fanout``, then
-    ``outstanding``, then settled."""
+    """A channel: its consumers and its unsettled messages.
+
+    A message is in ``ready`` of a claim queue or in ``fanout``, then ``outstanding``, then settled.
+    """
 
     def __init__(self, number: int, order: OrderStrategy, lease: bool) -> None:
         self.number = number
@@ -269,7 +271,7 @@ class RedisChannel:
         return self.prefetch_count == 0 or len(self.outstanding) < self.prefetch_count
 
     def next(self) -> tuple[Consumer, Lease] | None:
-        """The next message that waits here, and whose it is."""
+        """Return the next message that waits here, and whose it is."""
         if not self.active or self.is_closing:
             return None
         if self.fanout:

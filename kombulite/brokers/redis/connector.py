@@ -139,7 +139,7 @@ class Connector:
         return connection
 
     def _connect(self) -> tuple[AbstractConnection | None, driver.RedisError | None]:
-        """A connection, or why there is none."""
+        """Return a connection, or why there is none."""
         connection = None
         try:
             connection = self._kind(protocol=self.protocol, **self._arguments)
@@ -156,7 +156,7 @@ class Connector:
 
 
 def _connect_error(error: driver.RedisError) -> Exception:
-    """What keeps us from connecting is of the connection, whatever the server calls it."""
+    """Return an error of connecting as an error of the connection, whatever class the server gives it."""
     mapped = driver_error(error, unquoted(error))
     if isinstance(mapped, (exceptions.ConnectionError, OSError)):
         return mapped
@@ -192,6 +192,6 @@ def _knows_no_resp3(error: driver.ResponseError) -> bool:
 
 
 def _sentinel_addresses(urls: tuple[str, ...]) -> list[tuple[str, int]]:
-    """The sentinels among all URLs: one fails over to the next, and none is to be forgotten."""
+    """Return the sentinels among all URLs: one fails over to the next, and none is to be forgotten."""
     parts = [urlsplit(url) for url in urls if url.startswith("sentinel://")]
     return [(part.hostname or "localhost", part.port or DEFAULT_SENTINEL_PORT) for part in parts]

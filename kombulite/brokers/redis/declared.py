@@ -52,7 +52,7 @@ class Declared:
         return EXCLUSIVE_LIFE if life is None and kind == "fanout" and spec.auto_delete else life
 
     def entry(self, exchange: str, queue: str, routing_key: str, kind: str) -> str:
-        """The entry of a binding that ends."""
+        """Return the entry of a binding that ends."""
         spec, limits = self.queues.get(queue), self.limits.get(queue)
         member = self._keys.member(kind, routing_key, queue)
         if spec is not None and limits is not None and limits.expires and is_shared(spec) and kind != "fanout":
@@ -60,7 +60,10 @@ class Declared:
         return self._deadlines.binding(exchange, member)
 
     def mark(self, spec: QueueSpec, limits: Limits) -> Command:
-        """What says when a queue ends with its messages; the lists of one that others may use end by themselves."""
+        """Return the marker of a queue that is deleted with its messages.
+
+        The lists of a shared queue expire by themselves.
+        """
         entry, life = self._deadlines.queue(spec.name), life_of(spec, limits)
         if life is None or is_shared(spec):
             return self._deadlines.forget(entry)

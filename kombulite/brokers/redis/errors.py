@@ -100,7 +100,7 @@ NOT_IN_SCRIPT = re.compile(r"can't run this command|ACL failure in script")
 
 
 def reply_error(text: str) -> Exception:
-    """The error for an error reply of the server (RESP: ``-CODE words``)."""
+    """Return the error for an error reply of the server (RESP: ``-CODE words``)."""
     if NOT_IN_SCRIPT.search(text):
         return exceptions.AccessRefused(text)
     code = IN_SCRIPT.sub("", text, count=1).partition(" ")[0]
@@ -152,7 +152,7 @@ def is_forbidden(error: exceptions.ChannelError) -> bool:
 
 
 def driver_error(error: driver.RedisError, text: str | None = None) -> Exception:
-    """The error for one that redis-py raised: that of its class, or of the nearest ancestor in the table.
+    """Return the error for one that redis-py raised: that of its class, or of the nearest ancestor in the table.
 
     ``text``: what it says, in place of the words of ``error``.
     """
@@ -178,7 +178,7 @@ class ErrorClasses(NamedTuple):
 
 
 def get_redis_error_classes() -> ErrorClasses:
-    """What redis-py raises, for code that uses it beside this library, such as a result backend."""
+    """Return the errors of redis-py, for code that uses it beside this library, such as a result backend."""
     return ErrorClasses(
         (OSError, driver.ConnectionError, driver.BusyLoadingError, driver.AuthenticationError, driver.TimeoutError),
         (driver.DataError, driver.InvalidResponse, driver.ResponseError),

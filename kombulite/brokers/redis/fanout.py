@@ -53,7 +53,7 @@ class Subscriptions:
         return (*patterns, self._keys.compatible_topic(exchange)) if self._compatible else patterns
 
     def queues(self, pattern: bytes, exchange: str, delivery_tag: str) -> list[str]:
-        """The queues that a message goes to which came under a pattern, but not those that have it already."""
+        """Return the queues that a message goes to which came under a pattern, but not those that have it already."""
         found = []
         for queue, wanted in self._queues_of.get(pattern, {}).items():
             if wanted != exchange:

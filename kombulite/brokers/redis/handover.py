@@ -13,8 +13,11 @@ from kombulite.brokers.redis.replies import Posted
 
 
 class Abandoned(NamedTuple):
-    """Leases, messages that were taken ahead for good, the tags of what may have been claimed, and acks and rejects
-    without an answer."""
+    """What a lost connection leaves to the next one.
+
+    These are leases, messages that were taken ahead for good, tags of what may have been claimed, and acks and rejects
+    without a reply.
+    """
 
     leases: list[Lease]
     taken: list[Lease]

@@ -21,7 +21,7 @@ class Member(NamedTuple):
 
 
 def topic_pattern(binding_key: str) -> str:
-    """The regular expression that kombu's publishers match routing keys against, for a topic binding key.
+    """Return the regular expression that kombu's publishers match routing keys against, for a topic binding key.
 
     kombu's form of ``#`` needs the dots beside it: ``a.#`` does not match ``a`` there. Our publishers route by the
     binding key instead.
@@ -62,11 +62,11 @@ class Keys:
     # --- queues
 
     def lists(self, queue: str) -> tuple[str, ...]:
-        """The lists of a queue, in the order of service."""
+        """Return the lists of a queue, in the order of service."""
         return tuple(self.prefix + key for key in self.naming.keys(queue))
 
     def list_for(self, queue: str, priority: object) -> str:
-        """The list for messages of that priority."""
+        """Return the list for messages of that priority."""
         return self.prefix + self.naming.key(queue, priority)
 
     def record(self, queue: str) -> str:
@@ -87,7 +87,7 @@ class Keys:
     # --- bindings
 
     def bindings(self, exchange: str) -> str:
-        """The set of an exchange's bindings."""
+        """Return the set of an exchange's bindings."""
         return f"{self.prefix}_kombu.binding.{exchange}"
 
     def permanent_bindings(self, exchange: str) -> str:
@@ -95,12 +95,12 @@ class Keys:
         return f"{self.prefix}_kombu.binding_permanent.{exchange}"
 
     def member(self, kind: str, routing_key: str, queue: str) -> str:
-        """A binding as it stands in the set."""
+        """Return a binding as it stands in the set."""
         pattern = topic_pattern(routing_key) if kind == "topic" else ""
         return self.separator.join((routing_key, pattern, queue))
 
     def parse_member(self, member: bytes) -> Member | None:
-        """A binding from the set; None for what is no binding."""
+        """Return a binding from the set; None for what is no binding."""
         try:
             parts = member.decode("utf-8").split(self.separator)
         except UnicodeDecodeError:
@@ -110,16 +110,16 @@ class Keys:
     # --- fanout
 
     def topic(self, exchange: str, routing_key: str) -> str:
-        """The channel that a fanout publish goes to."""
+        """Return the channel that a fanout publish goes to."""
         topic = f"{self.prefix}{self._fanout}{exchange}"
         return f"{topic}/{routing_key}" if routing_key and self._patterns else topic
 
     def compatible_topic(self, exchange: str) -> str:
-        """The channel of Sentinel clients before kombu 5.4, which did not fill in the database."""
+        """Return the channel of Sentinel clients before kombu 5.4, which did not fill in the database."""
         return f"{self.prefix}/{{db}}.{exchange}"
 
     def topic_patterns(self, exchange: str, routing_key: str) -> tuple[str, ...]:
-        """What to subscribe to for a binding, as glob patterns.
+        """Return the glob patterns to subscribe to for a binding.
 
         Without a key it takes everything, as fanout does in AMQP; with one it is a pattern, as kombu has it.
         """

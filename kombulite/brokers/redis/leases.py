@@ -59,18 +59,18 @@ class Tags:
         self._next = FIRST_NUMBER
 
     def reserve(self, count: int) -> int:
-        """The number of the first of so many tags."""
+        """Return the number of the first of so many tags."""
         first = self._next
         self._next += count
         return first
 
     def tag(self, number: int) -> str:
-        """The tag of that number; its text sorts as the number does."""
+        """Return the tag of that number; its text sorts as the number does."""
         return f"{self.prefix}{number}"
 
 
 def mark_redelivered(envelope: bytes) -> bytes:
-    """The envelope with both redelivered flags set, and counted. One that is no envelope stays as it is."""
+    """Return the envelope with both redelivered flags set, and counted. One that is no envelope stays as it is."""
     try:
         message = json.loads(envelope)
         _set_flags(message)
@@ -88,8 +88,10 @@ def _set_flags(message: dict[str, Any]) -> None:
 
 
 def put_back(keys: Keys, leases: Sequence[Lease], are_noted: bool) -> Plan[None]:
-    """Return messages to the heads of their lists, in the order given. ``are_noted``: whether the server knows of them;
-    those that are not its holders' any more stay where they are."""
+    """Return messages to the heads of their lists, in the order given.
+
+    ``are_noted``: True if the server knows of them; messages that have another holder now stay where they are.
+    """
     latest = "" if are_noted else "-"
     for end in range(len(leases), 0, -MAX_RESTORED):
         # The last first: each then goes to the very front.
@@ -189,7 +191,7 @@ def restore_overdue(keys: Keys, options: Options, route: Route) -> Plan[int]:
 
 
 def _overdue(keys: Keys, options: Options, route: Route, token: str) -> Plan[tuple[bytes, list[Abandoned]]]:
-    """The leases that ran out, the oldest first, and the latest score of those; none if somebody else is at it."""
+    """Return the leases that ran out, oldest first, and their latest score; none if another client is at it."""
     limit = min(options.unacked_restore_limit or MAX_RESTORED, MAX_RESTORED)
     life = int(min(options.unacked_mutex_expire, MUTEX_LIFE) * 1000)
     overdue: list[Abandoned] = []
@@ -230,7 +232,7 @@ def _has_run_out(tag: bytes, score: float, latest: float, options: Options) -> b
 
 
 def _read(keys: Keys, tag: bytes, value: bytes | None, route: Route) -> Plan[Abandoned | None]:
-    """What a lease says; None for one that is dealt with here."""
+    """Return the content of a lease; None for one that is dealt with here."""
     if value is None:
         yield from call("ZREM", keys.unacked_index, tag)  # settled by somebody who died halfway
         return None

@@ -56,7 +56,7 @@ class Options(NamedTuple):
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
-        """The options among those given. Raises ValueError for one that cannot be."""
+        """Return the options among those given. Raises ValueError for one that cannot be."""
         check_transport_options(given, cls._fields)
         options = cls(
             **{
@@ -88,7 +88,7 @@ class Options(NamedTuple):
 
 
 def _number(name: str, value: Any) -> Any:
-    """A number as a number, also where a URL gave it as text."""
+    """Return a number as a number, also where a URL gave it as text."""
     if isinstance(value, str) and name not in TEXTS:
         try:
             return float(value) if "." in value else int(value)
@@ -102,7 +102,7 @@ def _is_positive(value: Any) -> bool:
 
 
 def database_of(virtual_host: str) -> int:
-    """The number of the database that a virtual host stands for. Raises ValueError."""
+    """Return the number of the database that a virtual host stands for. Raises ValueError."""
     text = virtual_host.strip("/")
     if not text:
         return 0

@@ -108,7 +108,7 @@ class Publisher:
         self._destinations: dict[tuple[str, str], Destination] = {}
 
     def forget_destinations(self) -> None:
-        """The limits of a queue, or the type of an exchange, have changed."""
+        """Forget where messages go, because the limits of a queue or the type of an exchange have changed."""
         self._destinations.clear()
 
     # --- one message to one list, the common case
@@ -203,7 +203,7 @@ class Publisher:
         return template
 
     def _stamp(self, destination: Destination, delivery: Delivery) -> bytes:
-        """What the properties of an envelope end with."""
+        """Return the end of the properties of an envelope."""
         if destination.expire_with_queue or delivery.properties.expiration is not None:
             return b', "%s": %d' % (PUBLISHED_AT.encode(), self._now() * 1000)
         return b""
@@ -300,7 +300,7 @@ class Publisher:
 
 
 def _failure(replies: Sequence[Any]) -> ReplyError | None:
-    """What was wrong with a command, or with one of a transaction.
+    """Return the error of a command, or of one in a transaction.
 
     There it is said when the command is queued, and EXEC only says that it was, or it is among the replies of EXEC.
     """

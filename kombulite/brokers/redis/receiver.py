@@ -326,7 +326,7 @@ class Receiver:
 
 
 def without_flag(delivery: Delivery) -> Delivery:
-    """The delivery without the header that says on the wire what ``redelivered`` says here."""
+    """Return the delivery without the header that says on the wire what ``redelivered`` says here."""
     headers = {name: value for name, value in (delivery.properties.headers or {}).items() if name != "redelivered"}
     properties = delivery.properties.replace(headers=headers or None)
     again = Delivery(delivery.exchange, delivery.routing_key, properties, delivery.body)

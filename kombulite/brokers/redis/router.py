@@ -39,7 +39,7 @@ class Routes:
             self._table.bind(exchange, member.queue, member.routing_key)
 
     def route(self, routing_key: str) -> tuple[str, ...]:
-        """The queues that a message goes to."""
+        """Return the queues that a message goes to."""
         queues: tuple[str, ...] = self._table.route(self._exchange, routing_key)
         return queues
 
@@ -116,7 +116,7 @@ class Router:
         return routes
 
     def renewed(self, tracked: bool) -> None:
-        """The connection is another one, on which the server tells of nothing that was read before."""
+        """Forget what was read, because on a new connection the server announces no change of it."""
         self.is_tracked = tracked
         self._forget_all()
 
@@ -130,7 +130,7 @@ class Router:
             self.forget(message[1])
 
     def forget(self, keys: list[bytes] | None) -> None:
-        """The server says that these keys changed (None: all)."""
+        """Forget keys that the server reports as changed (None: all)."""
         if keys is None:
             self._forget_all()
             self.was_emptied = True

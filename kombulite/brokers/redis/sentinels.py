@@ -55,7 +55,7 @@ class Sentinels:
         return frozenset(self.addresses), self.master, repr(sorted(self._options.items(), key=itemgetter(0)))
 
     def client(self, address: Address, **options: Any) -> Redis:
-        """A client of one sentinel, not connected."""
+        """Return a client of one sentinel, not connected."""
         # There are others; by default the driver would ask a dead one ten times.
         retry = Retry(NoBackoff(), 0)
         return Redis(host=address[0], port=address[1], **{"retry": retry, **self._options, **options})

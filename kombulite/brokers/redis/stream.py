@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 def gathered(commands: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces that are worth a call each: what is small is joined, what is large is not copied."""
+    """Return the bytes in pieces that are worth a call each: small ones are joined, large ones are not copied."""
     waiting: list[bytes] = []
     size = 0
     for command in commands:
@@ -109,7 +109,7 @@ class Stream:
         self.used_at = monotonic()
 
     def fileno(self) -> int:
-        """The descriptor of its socket."""
+        """Return the descriptor of its socket."""
         return int(self._sock.fileno())
 
     # --- commands
@@ -400,7 +400,7 @@ class Stream:
             raise
 
     def _read(self, count: int, deadline: float | None, posted: bool = False) -> list[Any]:
-        """The next replies; those to posted commands come before and go where they belong."""
+        """Return the next replies. Replies to posted commands are passed to their receivers first."""
         replies: list[Any] = []
         try:
             while len(replies) < count or (posted and self._posted):

@@ -78,7 +78,7 @@ class Topology:
                 logger.debug("%s was not noted: %s", commands[0][0], reply)
 
     def check_exchange(self, name: str) -> Plan[str]:
-        """The type of an exchange. Raises NotFound."""
+        """Return the type of an exchange. Raises NotFound."""
         kind = self.types.get(name) or (yield from self.router.routes(name)).kind
         if kind is None:
             raise exceptions.NotFound(f"no exchange '{name}' in vhost '{self._vhost}'")
@@ -137,12 +137,12 @@ class Topology:
         return sum(replies[len(notes) :][: len(lists)])
 
     def refresh_queue(self, queue: str) -> Plan[None]:
-        """A queue that expires when it is not used is used."""
+        """Note that a queue, which expires unless it is used, is used."""
         if queue in self.declared.queues and self.limits[queue].expires:
             yield from self._refresh(self.declared.queues[queue], self.limits[queue])
 
     def assert_queue(self, queue: str) -> Plan[QueueInfo]:
-        """The length of a queue that is there: declared, bound, or not empty. Raises NotFound."""
+        """Return the length of a queue that is there: declared, bound, or not empty. Raises NotFound."""
         lists = [("LLEN", key) for key in self._keys.lists(queue)]
         record, *lengths = yield from send(("EXISTS", self._keys.record(queue)), *lists)
         for reply in lengths:

@@ -92,7 +92,7 @@ class Panel:
         return given is not None and secrets.compare_digest(given.encode(), self._token.encode())
 
     async def page(self, request: Request) -> Response:
-        """The page."""
+        """Return the page."""
         return Response(_asset("index.html"), media_type="text/html")
 
     async def asset(self, request: Request) -> Response:
@@ -101,11 +101,11 @@ class Panel:
         return Response(_asset(path[1:]), media_type=ASSETS[path])
 
     async def queues(self, request: Request) -> Response:
-        """What was read."""
+        """Return the last reading."""
         return JSONResponse({**self._history.as_dict(), "may_change": self._may_change})
 
     async def metrics(self, request: Request) -> Response:
-        """The last reading for Prometheus."""
+        """Return the last reading for Prometheus."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
     # --- what changes queues

@@ -184,7 +184,7 @@ class AsyncTransport(interface.AsyncTransport):
         return any(stream.is_suspect for stream in self._streams)
 
     def writable(self) -> Pending[None] | None:
-        """What is done when more may be sent; None where that is so now."""
+        """Return a Pending that is set when more may be sent; None if more may be sent now."""
         return None if self._stream is None else self._stream.writable()
 
     # --- plans

@@ -1,0 +1,81 @@
+"""The API reference is made from docstrings: each page's callables describe all of their parameters."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+PAGES = sorted((Path(__file__).parent.parent.parent / "docs" / "api").glob("*.md"))
+SECTION = re.compile(r"^(?:Args|Attributes):\n((?:[ ]{4}.*\n?|\n(?=[ ]{4}))+)", re.MULTILINE)
+MADE_HERE = re.compile(r"Returned by|^    Attributes:", re.MULTILINE)  # classes that programs make no objects of
+NAME = re.compile(r"^    \*{0,2}(\w+)(?: \(.*\))?:", re.MULTILINE)
+
+
+def resolve(path):
+    """Return the object of a dotted path: a module, or something in one."""
+    try:
+        return import_module(path)
+    except ModuleNotFoundError:
+        module, _, name = path.rpartition(".")
+        return getattr(import_module(module), name)
+
+
+def functions_of(cls):
+    for name, member in vars(cls).items():
+        function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
+        if inspect.isfunction(function) and not name.startswith("_"):
+            yield f"{cls.__qualname__}.{name}", function
+
+
+def documented(target):
+    """Give the classes and functions that the reference shows for one entry of a page."""
+    if inspect.ismodule(target):
+        names = getattr(target, "__all__", [name for name in vars(target) if not name.startswith("_")])
+        members = [getattr(target, name) for name in names]
+        declared, homes = hasattr(target, "__all__"), (target.__name__, f"{target.__name__}.")
+        found = [each for each in members if getattr(each, "__module__", None)]
+        targets = [each for each in found if each.__module__.startswith("kombulite" if declared else homes)]
+    else:
+        targets = [target]
+    for each in targets:
+        if inspect.isclass(each):
+            yield each.__qualname__, each
+            yield from functions_of(each)
+        elif inspect.isfunction(each):
+            yield each.__qualname__, each
+
+
+def parameters_of(member):
+    if not inspect.isclass(member):
+        names = list(inspect.signature(member).parameters.values())
+    elif "__init__" not in vars(member) or MADE_HERE.search(member.__doc__ or ""):
+        return set()  # it is inherited, or not for programs to call
+    else:
+        names = list(inspect.signature(member.__init__).parameters.values())[1:]
+        names = [each for each in names if each.kind is not each.VAR_KEYWORD]  # described by name
+    return {each.name for each in names if each.name not in ("self", "cls") and not each.name.startswith("_")}
+
+
+CASES = [
+    pytest.param(member, id=f"{page.stem}-{name}")
+    for page in PAGES
+    for path in re.findall(r"^::: (kombulite\.\S+)", page.read_text(), re.MULTILINE)
+    for name, member in documented(resolve(path))
+    if parameters_of(member)
+]
+
+
+@pytest.mark.parametrize("member", CASES)
+def test_every_parameter_is_described(member):
+    text = inspect.cleandoc(member.__doc__ or "")
+    described = {name for section in SECTION.findall(text) for name in NAME.findall(section)}
+    assert parameters_of(member) - described == set()
+
+
+def test_the_reference_has_the_classes_that_programs_start_with():
+    shown = {case.values[0].__qualname__ for case in CASES}
+    assert {"Connection", "Producer.publish", "Consumer", "Exchange", "Queue", "Messages.next"} <= shown
