@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import types
 from importlib import import_module
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def resolve(path):
 def functions_of(cls):
     for name, member in vars(cls).items():
         function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
-        if inspect.isfunction(function) and not name.startswith("_"):
+        is_method = inspect.isfunction(function) or isinstance(function, types.MethodDescriptorType)
+        if is_method and not name.startswith("_"):
             yield f"{cls.__qualname__}.{name}", function
 
 

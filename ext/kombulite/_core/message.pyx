@@ -207,17 +207,30 @@ cdef class BaseMessage:
 
     @classmethod
     def from_delivery(cls, Delivery delivery not None, channel):
-        """The message that a transport handed over on a channel."""
+        """Return the message of a delivery.
+
+        Args:
+            delivery: The delivery.
+            channel: The channel that it came on.
+        """
         return received(cls, delivery, channel)
 
     # --- what the facade adds
 
     def inflate(self, compression):
-        """Undo the compression of the body."""
+        """Decompress the body.
+
+        Args:
+            compression: Content type of the compression method.
+        """
         raise NotImplementedError
 
     def note_error(self, error):
-        """Note in ``errors`` why the message cannot be understood."""
+        """Note in ``errors`` why the message cannot be read.
+
+        Args:
+            error: The error.
+        """
         raise NotImplementedError
 
     def expect_sections(self):
@@ -225,17 +238,33 @@ cdef class BaseMessage:
         raise NotImplementedError
 
     def loads(self, body, content_type, content_encoding, accept):
-        """Decode a body."""
+        """Decode a body.
+
+        Args:
+            body: Text or bytes.
+            content_type: Content type of the body.
+            content_encoding: Encoding of the body.
+            accept: Content types that may be decoded (None: all that are not disabled).
+        """
         raise NotImplementedError
 
     def refuse(self, state):
-        """Raise the error for a message that cannot come to ``state``."""
+        """Raise MessageStateError for a message that cannot change its state.
+
+        Args:
+            state: The state that was asked for.
+        """
         raise NotImplementedError
 
     # --- content
 
     def decode(self):
-        """Decode the body, once. Raises DecodeError, ContentDisallowed."""
+        """Return the decoded body. It is decoded once.
+
+        Raises:
+            DecodeError: The body is broken.
+            ContentDisallowed: Its content type is not accepted.
+        """
         if self._decoded is NOT_DECODED:
             self._decoded = self.loads(self.body, self.content_type, self.content_encoding, self.accept)
         return self._decoded
@@ -246,7 +275,11 @@ cdef class BaseMessage:
         return self.decode()
 
     def unpack(self, accept):
-        """Set what is accepted, raise what went wrong so far, decode: what a consumer does with each message."""
+        """Return the decoded body, as a consumer decodes it, or raise the first of ``errors``.
+
+        Args:
+            accept: Content types that may be decoded (None: all that are not disabled).
+        """
         self.accept = accept
         if self._errors:
             raise self._errors[0][1]
@@ -263,13 +296,17 @@ cdef class BaseMessage:
 
     @property
     def acknowledged(self):
-        """Whether it was acknowledged, rejected or requeued."""
+        """True if the message was acknowledged, rejected or requeued."""
         return self._state != "RECEIVED"
 
     def ack(self, bint multiple=False):
-        """Acknowledge it: it is done with. ``multiple``: all before it on the channel too.
+        """Acknowledge the message: the broker deletes it.
 
-        Raises MessageStateError if it was acknowledged, rejected or requeued before, or has no channel.
+        Args:
+            multiple: If True, all earlier messages of the channel too.
+
+        Raises:
+            MessageStateError: It was acknowledged, rejected or requeued before, or has no channel.
         """
         self._check("ACK")
         if not self.no_ack:
@@ -285,9 +322,13 @@ cdef class BaseMessage:
         return tags is not None and self.delivery_info.get("consumer_tag") in tags
 
     def reject(self, bint requeue=False):
-        """Reject it: it goes to the queue's dead letter exchange if it has one, or with ``requeue`` back to the queue.
+        """Reject the message. A broker that counts failed deliveries counts this one.
 
-        A broker that counts failed deliveries counts this one. Raises MessageStateError as ``ack`` does.
+        Args:
+            requeue: If True, it returns to its queue; else it goes to the dead letter exchange, if there is one.
+
+        Raises:
+            MessageStateError: It was acknowledged, rejected or requeued before, or has no channel.
         """
         self._check("REJECTED")
         if not self.no_ack:
@@ -295,10 +336,14 @@ cdef class BaseMessage:
         self._state = "REJECTED"
 
     def requeue(self, bint failed=True):
-        """Put it back into its queue.
+        """Return the message to its queue.
 
-        ``failed``: whether the delivery counts as failed, where the broker tells that apart (quorum queues of RabbitMQ
-        4: ``delivery_limit``, delayed retry). Raises MessageStateError as ``ack`` does.
+        Args:
+            failed: If True, the delivery counts as failed, where the broker makes that difference (quorum queues of
+                RabbitMQ 4: ``delivery_limit``, delayed retry).
+
+        Raises:
+            MessageStateError: It was acknowledged, rejected or requeued before, or has no channel.
         """
         self._check("REQUEUED")
         if not self.no_ack:
@@ -320,9 +365,9 @@ cdef class BaseMessage:
 
     @property
     def delivery_count(self):
-        """How often it was delivered before, to anybody, and came back: 0 for the first time.
+        """Number of earlier deliveries, to any consumer, that came back: 0 for the first delivery.
 
-        Where the broker does not count (RabbitMQ's classic queues) it is 1 for all that were.
+        If the broker does not count (RabbitMQ's classic queues), it is 1 for every redelivered message.
         """
         cdef Delivery delivery = self._delivery
         if delivery is None or not delivery.redelivered:
@@ -339,7 +384,7 @@ cdef class BaseMessage:
 
     @property
     def stream_offset(self):
-        """Its offset in the stream that it came from (RabbitMQ); None for a message of a queue."""
+        """Offset in its stream (RabbitMQ); None for a message of a queue."""
         return None if self._delivery is None else self._delivery.stream_offset
 
     # --- made on demand
@@ -382,7 +427,7 @@ cdef class BaseMessage:
 
     @property
     def delivery_info(self):
-        """How it came: exchange, routing_key, delivery_tag, redelivered, consumer_tag or message_count (a dict)."""
+        """Facts on the delivery: exchange, routing_key, delivery_tag, redelivered, consumer_tag or message_count."""
         cdef Delivery delivery = self._delivery
         if self._delivery_info is None:
             self._delivery_info = {}
@@ -403,7 +448,7 @@ cdef class BaseMessage:
 
     @property
     def errors(self):
-        """What went wrong before decoding: a list of exc_info tuples."""
+        """Errors before decoding: a list of exc_info tuples."""
         if self._errors is None:
             self._errors = []
         return self._errors
