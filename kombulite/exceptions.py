@@ -1,4 +1,4 @@
-"""All errors, in one tree.
+"""All errors, in one tree. Longer than other modules, because AMQP alone has twenty classes.
 
 Exception
 ├── KombuError

@@ -1,4 +1,7 @@
-"""Mailboxes of processes: commands to all or some of them, and their replies."""
+"""Mailboxes of processes: commands to all or some of them, and their replies.
+
+Longer than other modules for kombu's many arguments: a third of it describes them.
+"""
 
 from __future__ import annotations
 

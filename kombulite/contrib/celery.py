@@ -4,6 +4,8 @@
 the message: its options, routes, signals and serializers hold as for ``apply_async``. Instead of a producer it gets one
 that notes what it publishes; that is then published over an ``aio.Connection``. Nothing of Celery is patched, and the
 program may run on genuine kombu.
+
+Longer than other modules for three kinds of result backends, which share one way to wait.
 """
 
 from __future__ import annotations
