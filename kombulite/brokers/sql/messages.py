@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from math import isfinite
+from time import monotonic
 from typing import Any, NamedTuple
 
 from kombulite import exceptions
 from kombulite._core import Delivery, Properties, make_properties
 from kombulite.brokers.limits import dead_letter, expiration_of
-from kombulite.brokers.sql.database import Database, Message
+from kombulite.brokers.sql.database import Database, Message, Row
 from kombulite.brokers.sql.outbox import Statement
 from kombulite.brokers.sql.topology import QueueRecord, Topology
 from kombulite.utils.json import codec
@@ -34,11 +35,29 @@ CLAIM_SQLITE = (
 
 # A sub-select in IN () may run again within the plan, and lock more rows than its limit: hence the materialized table.
 CLAIM_POSTGRESQL = (
-    "WITH claimed AS MATERIALIZED (SELECT id FROM {p}messages WHERE queue = ? AND owner IS NULL AND due IS NULL"
-    " AND (expires IS NULL OR expires > {now}) ORDER BY rank, id LIMIT ? {skip})"
+    "WITH claimed AS MATERIALIZED (SELECT id FROM {p}messages WHERE queue = ? AND (rank, id) > (?, ?)"
+    " AND owner IS NULL AND due IS NULL AND (expires IS NULL OR expires > {now}) ORDER BY rank, id LIMIT ? {skip})"
     " UPDATE {p}messages AS m SET owner = ?, deliveries = m.deliveries + 1 FROM claimed WHERE m.id = claimed.id"
     " RETURNING m.id, m.rank, m.deliveries, m.exchange, m.routing_key, m.properties, m.body"
 )
+
+# Messages by their ids, if they are still the connection's. Adding 0 keeps the planner from the index of the owners:
+# all that was acknowledged since the last vacuum is still in there, so each ack would cost more than the one before.
+CLAIMED_POSTGRESQL = "owner + 0 = ? AND id = ANY(?)"
+CLAIMED_SQLITE = "owner + 0 = ? AND id IN (SELECT value FROM json_each(?))"
+
+
+#: Before the first message of every queue: its rank and its id.
+START = -(1 << 31), 0
+LOOKS_BETWEEN = 20  # a look from the start takes at most one part in so many of the time
+
+
+class Mark(NamedTuple):
+    """Where the next claim of a queue looks from, until a time of the monotonic clock."""
+
+    rank: int
+    id: int
+    until: float
 
 
 class Token(NamedTuple):
@@ -55,6 +74,8 @@ class Messages:
     def __init__(self, database: Database, topology: Topology) -> None:
         self._database = database
         self._topology = topology
+        self._marks: dict[int, Mark] = {}  # by queue
+        self._claimed = CLAIMED_POSTGRESQL if database.is_postgresql else CLAIMED_SQLITE
         self._encoded: tuple[Properties | None, str] = (None, "")  # the last properties: a producer's are one object
         self._decoded: tuple[str, Properties | None] = ("", None)
 
@@ -168,16 +189,46 @@ class Messages:
 
     def claim(self, queue: QueueRecord, count: int) -> list[Token]:
         """Claim the next messages of a queue for this connection, at most ``count``."""
-        owner = self._topology.connection
         if self._database.is_postgresql:
-            rows = self._database.rows(CLAIM_POSTGRESQL, queue.id, count, owner)
+            rows = self._claim_from_mark(queue, count) or self._claim_from_start(queue, count)
         elif self._database.value(LOOK, queue.id) is None:
             return []  # the claim would wait for the file's only writer
         else:
-            rows = self._database.rows(CLAIM_SQLITE, owner, queue.id, count)
+            rows = self._database.rows(CLAIM_SQLITE, self._topology.connection, queue.id, count)
         return self._tokens(queue, rows)
 
-    def _tokens(self, queue: QueueRecord, rows: list[tuple[Any, ...]]) -> list[Token]:
+    def _claim_from_mark(self, queue: QueueRecord, count: int) -> list[Row]:
+        """Claim behind the last message that was claimed, if that is not long ago.
+
+        While a long transaction of another client holds vacuum back, a look from the start passes over all that was
+        consumed since. Messages that come back to their places, or are committed late, are found by the next such look.
+        """
+        mark = self._marks.get(queue.id)
+        if mark is None:
+            return []
+        if monotonic() > mark.until:
+            del self._marks[queue.id]
+            return []
+        rows = self._database.rows(CLAIM_POSTGRESQL, queue.id, mark.rank, mark.id, count, self._topology.connection)
+        self._set_mark(queue, rows, mark.until)
+        return rows
+
+    def _claim_from_start(self, queue: QueueRecord, count: int) -> list[Row]:
+        began = monotonic()
+        rows = self._database.rows(CLAIM_POSTGRESQL, queue.id, *START, count, self._topology.connection)
+        now = monotonic()
+        # A message of a higher priority may come at any time, before all others.
+        self._set_mark(queue, rows if queue.limits.max_priority == 0 else [], now + LOOKS_BETWEEN * (now - began))
+        return rows
+
+    def _set_mark(self, queue: QueueRecord, rows: list[Row], until: float) -> None:
+        if rows:
+            number, rank = max((row[0], row[1]) for row in rows)
+            self._marks[queue.id] = Mark(rank, number, until)
+        else:
+            self._marks.pop(queue.id, None)
+
+    def _tokens(self, queue: QueueRecord, rows: list[Row]) -> list[Token]:
         tokens = []
         for number, _, deliveries, exchange, routing_key, text, body in sorted(rows, key=lambda row: (row[1], row[0])):
             known, properties = self._decoded
@@ -198,9 +249,7 @@ class Messages:
         ours = {
             number
             for (number,) in self._database.rows(
-                "DELETE FROM {p}messages WHERE owner = ? AND " + self._among(tokens) + " RETURNING id",
-                owner,
-                *self._ids(tokens),
+                f"DELETE FROM {{p}}messages WHERE {self._claimed} RETURNING id", owner, self._ids(tokens)
             )
         }
         return [token for token in tokens if token.id in ours]
@@ -208,22 +257,19 @@ class Messages:
     def put_back(self, tokens: Sequence[Token], is_unseen: bool = False) -> None:
         """Return claimed messages to their places; ``is_unseen``: the consumer has not seen them, it does not count."""
         self._database.rows(
-            "UPDATE {p}messages SET owner = NULL, deliveries = deliveries - ? WHERE owner = ? AND "
-            + self._among(tokens),
+            f"UPDATE {{p}}messages SET owner = NULL, deliveries = deliveries - ? WHERE {self._claimed}",
             int(is_unseen),
             self._topology.connection,
-            *self._ids(tokens),
+            self._ids(tokens),
         )
-        self._database.notify(sorted({token.queue.id for token in tokens}))
+        queues = sorted({token.queue.id for token in tokens})
+        for number in queues:
+            self._marks.pop(number, None)
+        self._database.notify(queues)
 
-    def _among(self, tokens: Sequence[Token]) -> str:
-        if self._database.is_postgresql:
-            return "id = ANY(?)"
-        return "id IN (SELECT value FROM json_each(?))"
-
-    def _ids(self, tokens: Sequence[Token]) -> tuple[Any]:
+    def _ids(self, tokens: Sequence[Token]) -> Any:
         ids = [token.id for token in tokens]
-        return (ids,) if self._database.is_postgresql else (str(ids),)
+        return ids if self._database.is_postgresql else str(ids)
 
     # --- what is there
 
