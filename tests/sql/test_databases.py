@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from datetime import datetime, timedelta, timezone
+from threading import Thread
 
 import psycopg
 import pytest
@@ -156,6 +157,38 @@ def test_notification_wakes_a_consumer_of_another_connection(database):
         receiver.drain_events(timeout=30)
         assert got == [1]
         assert len(looks) <= 3, "it polled"
+
+
+class Waiting:
+    """A condition that calls a function before the first wait for it."""
+
+    def __init__(self, condition, function):
+        self._condition, self._function = condition, function
+        self.results = []
+
+    def wait(self, seconds=None):
+        function, self._function = self._function, lambda: None
+        function()
+        self.results.append(self._condition.wait(seconds))
+        return self.results[-1]
+
+    def notify_all(self):
+        self._condition.notify_all()
+
+
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_publish_wakes_another_thread_that_waits_on_the_same_connection(database, is_batch):
+    connection = database.connect()
+    producer = Producer(connection.channel(), routing_key="q")
+    got = []
+    with Consumer(connection, [Queue("q")], callbacks=[lambda body, message: (got.append(body), message.ack())]):
+        connection.transport._database.look_interval = 3600
+        thread = Thread(target=lambda: producer.publish_many([1]) if is_batch else producer.publish(1))
+        waiting = connection.transport._wake = Waiting(connection.transport._wake, thread.start)
+        connection.drain_events(timeout=20)
+        thread.join(20)
+    assert got == [1]
+    assert any(waiting.results), "it was not woken"
 
 
 def test_listener_that_is_lost_is_replaced_by_polling(postgresql_url, monkeypatch):

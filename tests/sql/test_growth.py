@@ -71,7 +71,7 @@ def test_acks_cost_the_same_before_a_vacuum_and_long_after_it(connection):
 
 
 def test_claims_cost_the_same_while_a_long_transaction_holds_vacuum_back(postgresql_url, connection, monkeypatch):
-    monkeypatch.setattr("kombulite.brokers.sql.messages.LOOKS_BETWEEN", 1e6)
+    monkeypatch.setattr("kombulite.brokers.sql.marks.LOOKS_BETWEEN", 1e6)
     with old_snapshot(postgresql_url):
         for read in costs(connection):
             assert read.total() <= 6 * BATCH
@@ -82,7 +82,7 @@ def test_message_that_comes_back_is_found_while_later_ones_are_claimed(postgresq
     with Connection(postgresql_url, transport_options=connection.transport_options) as other:
         Producer(connection, routing_key="orders").publish_many(range(4))
         first = Queue("orders")(other).get()
-        monkeypatch.setattr("kombulite.brokers.sql.messages.LOOKS_BETWEEN", 1e6)
+        monkeypatch.setattr("kombulite.brokers.sql.marks.LOOKS_BETWEEN", 1e6)
         assert queue.get(no_ack=True).payload == 1
         first.requeue()
         assert [queue.get(no_ack=True).payload for _ in range(3)] == [2, 3, 0]
@@ -91,7 +91,7 @@ def test_message_that_comes_back_is_found_while_later_ones_are_claimed(postgresq
 
 def test_message_that_comes_back_is_next_where_looks_are_due(postgresql_url, connection, monkeypatch):
     queue = Queue("orders")(connection)
-    monkeypatch.setattr("kombulite.brokers.sql.messages.LOOKS_BETWEEN", 0)
+    monkeypatch.setattr("kombulite.brokers.sql.marks.LOOKS_BETWEEN", 0)
     with Connection(postgresql_url, transport_options=connection.transport_options) as other:
         Producer(connection, routing_key="orders").publish_many(range(4))
         first = Queue("orders")(other).get()

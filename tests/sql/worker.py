@@ -23,7 +23,8 @@ def main() -> None:
 
         def on_message(body, message):
             done.write(f"{body}\n")
-            message.ack()
+            if role == "consume":  # or "hold"
+                message.ack()
 
         with connection.Consumer([queue], callbacks=[on_message], prefetch_count=10):
             while True:

@@ -9,6 +9,7 @@ when it runs out, whatever the connection had claimed is back in its place for o
     Claims         what is claimed ahead, acks that wait for company
     Topology       exchanges, queues, bindings, consumers: rows and a cache to route by
     Messages       put, claim, settle, expire
+    Marks          where the next claim begins to look
     Database       statements and transactions on SQLite or PostgreSQL
     Wire           statements over libpq, with deadlines
 """
@@ -45,6 +46,7 @@ class SQLiteTransport(SQLTransport):
 
     def connect(self) -> None:
         """Open the file."""
+        self._database.user_lock = self._lock
         super().connect()
         self._database.ring = self._ring
 

@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from math import isfinite
-from time import monotonic
 from typing import Any, NamedTuple
 
 from kombulite import exceptions
 from kombulite._core import Delivery, Properties, make_properties
 from kombulite.brokers.limits import dead_letter, expiration_of
 from kombulite.brokers.sql.database import Database, Message, Row
+from kombulite.brokers.sql.marks import Marks
 from kombulite.brokers.sql.outbox import Statement
 from kombulite.brokers.sql.topology import QueueRecord, Topology
 from kombulite.utils.json import codec
@@ -47,19 +47,6 @@ CLAIMED_POSTGRESQL = "owner + 0 = ? AND id = ANY(?)"
 CLAIMED_SQLITE = "owner + 0 = ? AND id IN (SELECT value FROM json_each(?))"
 
 
-#: Before the first message of every queue: its rank and its id.
-START = -(1 << 31), 0
-LOOKS_BETWEEN = 20  # a look from the start takes at most one part in so many of the time
-
-
-class Mark(NamedTuple):
-    """Where the next claim of a queue looks from, until a time of the monotonic clock."""
-
-    rank: int
-    id: int
-    until: float
-
-
 class Token(NamedTuple):
     """What a claimed message is known by."""
 
@@ -74,7 +61,7 @@ class Messages:
     def __init__(self, database: Database, topology: Topology) -> None:
         self._database = database
         self._topology = topology
-        self._marks: dict[int, Mark] = {}  # by queue
+        self._marks = Marks()
         self._claimed = CLAIMED_POSTGRESQL if database.is_postgresql else CLAIMED_SQLITE
         self._encoded: tuple[Properties | None, str] = (None, "")  # the last properties: a producer's are one object
         self._decoded: tuple[str, Properties | None] = ("", None)
@@ -190,43 +177,15 @@ class Messages:
     def claim(self, queue: QueueRecord, count: int) -> list[Token]:
         """Claim the next messages of a queue for this connection, at most ``count``."""
         if self._database.is_postgresql:
-            rows = self._claim_from_mark(queue, count) or self._claim_from_start(queue, count)
+            owner = self._topology.connection
+            rows = self._marks.claim(
+                queue, lambda *start: self._database.rows(CLAIM_POSTGRESQL, queue.id, *start, count, owner)
+            )
         elif self._database.value(LOOK, queue.id) is None:
             return []  # the claim would wait for the file's only writer
         else:
             rows = self._database.rows(CLAIM_SQLITE, self._topology.connection, queue.id, count)
         return self._tokens(queue, rows)
-
-    def _claim_from_mark(self, queue: QueueRecord, count: int) -> list[Row]:
-        """Claim behind the last message that was claimed, if that is not long ago.
-
-        While a long transaction of another client holds vacuum back, a look from the start passes over all that was
-        consumed since. Messages that come back to their places, or are committed late, are found by the next such look.
-        """
-        mark = self._marks.get(queue.id)
-        if mark is None:
-            return []
-        if monotonic() > mark.until:
-            del self._marks[queue.id]
-            return []
-        rows = self._database.rows(CLAIM_POSTGRESQL, queue.id, mark.rank, mark.id, count, self._topology.connection)
-        self._set_mark(queue, rows, mark.until)
-        return rows
-
-    def _claim_from_start(self, queue: QueueRecord, count: int) -> list[Row]:
-        began = monotonic()
-        rows = self._database.rows(CLAIM_POSTGRESQL, queue.id, *START, count, self._topology.connection)
-        now = monotonic()
-        # A message of a higher priority may come at any time, before all others.
-        self._set_mark(queue, rows if queue.limits.max_priority == 0 else [], now + LOOKS_BETWEEN * (now - began))
-        return rows
-
-    def _set_mark(self, queue: QueueRecord, rows: list[Row], until: float) -> None:
-        if rows:
-            number, rank = max((row[0], row[1]) for row in rows)
-            self._marks[queue.id] = Mark(rank, number, until)
-        else:
-            self._marks.pop(queue.id, None)
 
     def _tokens(self, queue: QueueRecord, rows: list[Row]) -> list[Token]:
         tokens = []
@@ -263,8 +222,7 @@ class Messages:
             self._ids(tokens),
         )
         queues = sorted({token.queue.id for token in tokens})
-        for number in queues:
-            self._marks.pop(number, None)
+        self._marks.forget(queues)
         self._database.notify(queues)
 
     def _ids(self, tokens: Sequence[Token]) -> Any:
@@ -341,10 +299,13 @@ class Messages:
         A message may have been claimed for a connection after that was ended: by a statement that a hanging server got
         to run late. So what counts is that its owner is missing, not who ended it.
 
+        No lease ends later than its length from now, also if the database's clock was put back since it was renewed.
+
         Returns the ids of the queues that went with their connections, and of those that they consumed from.
         """
         rows = self._database.rows
         rows("DELETE FROM {p}connections WHERE alive_until < {now}")
+        rows("UPDATE {p}connections SET alive_until = {now} + lease WHERE alive_until > {now} + lease")
         gone = " AND NOT EXISTS (SELECT 1 FROM {p}connections WHERE id = "
         returned = rows("UPDATE {p}messages SET owner = NULL WHERE owner IS NOT NULL" + gone + "owner) RETURNING queue")
         consumed = rows("DELETE FROM {p}consumers WHERE true" + gone + "connection) RETURNING queue")

@@ -19,7 +19,7 @@ TYPES = {
 
 STATEMENTS = (
     "CREATE TABLE {p}meta (version INTEGER NOT NULL, topology BIGINT NOT NULL)",
-    "CREATE TABLE {p}connections (id {serial}, alive_until {time} NOT NULL)",
+    "CREATE TABLE {p}connections (id {serial}, alive_until {time} NOT NULL, lease {time} NOT NULL)",
     "CREATE TABLE {p}exchanges (name TEXT PRIMARY KEY, type TEXT NOT NULL, durable BOOLEAN NOT NULL,"
     " auto_delete BOOLEAN NOT NULL, arguments TEXT NOT NULL)",
     "CREATE TABLE {p}queues (id {serial}, name TEXT NOT NULL UNIQUE, durable BOOLEAN NOT NULL,"

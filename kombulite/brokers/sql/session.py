@@ -51,7 +51,9 @@ class Session:
                 database.create_tables()
             with database.transaction():
                 self.topology.connection = database.value(
-                    "INSERT INTO {p}connections (alive_until) VALUES ({now} + ?) RETURNING id", self._lease
+                    "INSERT INTO {p}connections (alive_until, lease) VALUES ({now} + ?, ?) RETURNING id",
+                    self._lease,
+                    self._lease,
                 )
                 self.topology.refresh()
                 self._sweep()

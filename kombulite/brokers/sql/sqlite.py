@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from random import uniform
@@ -38,6 +39,9 @@ INSERT = (
 
 _open: dict[str, WeakSet[SQLite]] = {}  # the connections of this process, by file
 _open_lock = Lock()
+_fork_lock = Lock()  # of the thread that forks
+_held_for_fork: list[Lock] = []
+FORK_TIMEOUT = 10.0  # seconds for other threads to end what they do with their files before a fork
 
 
 class SQLite(Database):
@@ -59,7 +63,8 @@ class SQLite(Database):
         self._connection: sqlite3.Connection | None = None
         self._version = 0
         self._insert, self._insert_unless_changed = self.filled(INSERT), self.filled(INSERT_UNLESS_CHANGED)
-        self.ring: Any = None  # called when another connection of this process has committed something
+        self.user_lock: Lock | None = None  # whose holder uses this connection
+        self.ring: Any = None  # called when a connection of this process has committed something
 
     def open(self) -> None:
         """Open the file, creating it if needed."""
@@ -151,7 +156,7 @@ class SQLite(Database):
         """Insert a message in a transaction of its own; not if the topology has changed."""
         if not self._run(self._insert_unless_changed, (*row, topology)).rowcount:
             return False
-        self._wake_others()
+        self._wake_all()
         return True
 
     def outbox_statement(self, row: Message) -> Statement:
@@ -164,17 +169,18 @@ class SQLite(Database):
         self._is_news = False
 
     def commit(self) -> None:
-        """Commit, and wake the other connections of this process."""
+        """Commit, and wake the connections of this process."""
         self.fetch("COMMIT", ())
         if self._is_news:
-            self._wake_others()
+            self._wake_all()
 
-    def _wake_others(self) -> None:
+    def _wake_all(self) -> None:
+        """Wake the connections of this process, this one too: another thread may wait on it."""
         with _open_lock:
-            others = [each for each in _open.get(self.path, ()) if each is not self]
-        for other in others:
-            if other.ring is not None:
-                other.ring()
+            connections = list(_open.get(self.path, ()))
+        for each in connections:
+            if each.ring is not None:
+                each.ring()
 
     def roll_back(self) -> None:
         """Roll back, unless the failure did."""
@@ -211,3 +217,30 @@ def _translated(error: sqlite3.Error) -> Exception:
     if isinstance(error, (sqlite3.DatabaseError, sqlite3.InterfaceError)) and "closed" in str(error):
         return exceptions.RecoverableConnectionError(text)
     return exceptions.ChannelError(text)
+
+
+def _wait_for_statements() -> None:
+    """Let the other threads end their statements before a fork.
+
+    SQLite keeps what a process has locked of a file in memory. A child that was forked in the middle of a transaction
+    inherits that, and takes the file for busy ever after, also over a connection of its own.
+    """
+    _fork_lock.acquire()
+    deadline = monotonic() + FORK_TIMEOUT
+    with _open_lock:
+        locks = [each.user_lock for connections in _open.values() for each in connections if each.user_lock is not None]
+    for lock in (*locks, _open_lock):
+        if lock.acquire(timeout=max(deadline - monotonic(), 0)):
+            _held_for_fork.append(lock)
+
+
+def _go_on_after_fork() -> None:
+    while _held_for_fork:
+        _held_for_fork.pop().release()
+    _fork_lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_wait_for_statements, after_in_parent=_go_on_after_fork, after_in_child=_go_on_after_fork
+    )
