@@ -52,6 +52,8 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing
+	$(BIN)/basedpyright
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint ext
 	$(BIN)/codespell kombulite/*.py kombulite/*/ ext tests/*/ bench
 	$(BIN)/codespell -D - -D .glossary.txt README.md CONTRIBUTING.md SECURITY.md CODE_OF_CONDUCT.md docs

@@ -33,7 +33,11 @@ from kombulite.utils.objects import cached_property
 from kombulite.utils.url import maybe_sanitize_url
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from kombulite._client.hooks import Hook, Hooks
+    from kombulite._sync.consumer import ConsumerArguments
+    from kombulite._sync.producer import ProducerArguments
     from kombulite.resource import ChannelPool, ConnectionPool
     from kombulite.simple import SimpleBuffer, SimpleQueue
 
@@ -722,7 +726,7 @@ class Connection(Address):
 
         return SimpleBuffer(channel or self, name, no_ack, queue_opts, queue_args, exchange_opts, **kwargs)
 
-    def Producer(self, channel: Any = None, *args: Any, **kwargs: Any) -> Producer:
+    def Producer(self, channel: Any = None, *args: Any, **kwargs: Unpack[ProducerArguments]) -> Producer:
         """Return a producer on this connection.
 
         Args:
@@ -732,7 +736,9 @@ class Connection(Address):
         """
         return Producer(channel or self, *args, **kwargs)
 
-    def Consumer(self, queues: Any = None, channel: Any = None, *args: Any, **kwargs: Any) -> Consumer:
+    def Consumer(
+        self, queues: Any = None, channel: Any = None, *args: Any, **kwargs: Unpack[ConsumerArguments]
+    ) -> Consumer:
         """Return a consumer on this connection.
 
         Args:

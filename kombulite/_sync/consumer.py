@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypedDict
 
 from kombulite import exceptions
 from kombulite._client.batching import BatchCollector, MessageBatch
@@ -29,6 +29,25 @@ def _arguments_of(queue: Queue) -> Mapping[str, Any]:
     """Return the arguments with which a queue is declared, as far as its kind and the program name them."""
     kind = {} if queue.kind is None else queue.kind.queue_arguments()
     return with_kind(queue.queue_arguments, kind) or {}
+
+
+class ConsumerArguments(TypedDict, total=False):
+    """Keywords of ``Consumer`` behind ``queues``, for those who pass them on."""
+
+    no_ack: bool | None
+    auto_declare: bool | None
+    callbacks: Iterable[Callable[[Any, Message], Any]] | None
+    on_decode_error: Callable[[Message, Exception], Any] | None
+    on_message: Callable[[Message], Any] | None
+    accept: Iterable[str] | None
+    prefetch_count: int | None
+    tag_prefix: str | None
+    max_deliveries: int | None
+    dead_letter: Queue | Exchange | str | None
+    on_batch: Callable[[MessageBatch], Any] | None
+    batch_size: int
+    batch_timeout: float
+    offsets: OffsetStore | None
 
 
 class Consumer:

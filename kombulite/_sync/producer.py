@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from kombulite import exceptions
 from kombulite._client.interfaces import BlockingConnection
@@ -79,6 +79,17 @@ class HookedBatch(Batch):
             mandatory: If True, the broker returns the message if no queue takes it.
         """
         super().add(self._hooks.collect(delivery, mandatory), mandatory)
+
+
+class ProducerArguments(TypedDict, total=False):
+    """Keywords of ``Producer`` behind ``channel``, for those who pass them on."""
+
+    exchange: Exchange | str | None
+    routing_key: str | None
+    serializer: str | None
+    auto_declare: bool | None
+    compression: str | None
+    on_return: Callable[[Exception, str, str, Message], Any] | None
 
 
 class Producer(MessageMaker):
