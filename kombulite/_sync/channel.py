@@ -23,6 +23,7 @@ from kombulite.brokers.base import (
     ChannelClosed,
     Event,
     ExchangeSpec,
+    HeldDeliveries,
     Outcome,
     QueueInfo,
     QueueSpec,
@@ -81,10 +82,11 @@ def _ignore(message: Message) -> None:
 
 
 class ClosedTransport:
-    """Transport of a closed channel: every call raises the reason."""
+    """Transport of a closed channel: every call raises the reason, except to settle deliveries that are held."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, held: HeldDeliveries | None) -> None:
         self._reason = reason
+        self._held = held
 
     def __getattr__(self, name: str) -> NoReturn:
         raise exceptions.RecoverableConnectionError(self._reason)
@@ -97,7 +99,17 @@ class ClosedTransport:
         """
         raise exceptions.RecoverableConnectionError(self._reason)
 
-    settle = publish
+    def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
+        """Settle what the application still has, where another connection can."""
+        self._settle(channel, [delivery_tag], outcome, multiple)
+
+    def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
+        """Settle some of that."""
+        self._settle(channel, delivery_tags, outcome, False)
+
+    def _settle(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome, multiple: bool) -> None:
+        if self._held is None or not self._held.settle(channel, delivery_tags, outcome, multiple):
+            raise exceptions.RecoverableConnectionError(self._reason)
 
 
 class ChannelQoS:
@@ -170,6 +182,7 @@ class Channel(BaseChannel):
         #: How often it was opened again or recovered: what came before is not to be settled any more.
         self.generation = 0
         self._highest_tag = 0
+        self._held: HeldDeliveries | None = None
         self._gone: set[str] = set()  # tags of consumers without acks that have ended
         #: Tags of consumers that the broker ended with the channel, and that do not know it yet.
         self.unreported: set[str] = set()
@@ -981,11 +994,14 @@ class Channel(BaseChannel):
 
     def detach(self) -> None:
         """Close the channel without a message to the broker, because the connection is lost."""
-        self._part(ClosedTransport("channel already closed"))
+        self._part("channel already closed")
         self._subscriptions.clear()
 
-    def _part(self, stand_in: ClosedTransport) -> None:
+    def _part(self, reason: str) -> None:
+        if self.is_open:
+            self._held = self._bare_transport.held
         self.is_open = False
+        stand_in = ClosedTransport(reason, self._held)
         self._transport = self._bare_transport = stand_in  # type: ignore[assignment]
         self.use(stand_in.publish, stand_in.settle, None, False)
 
@@ -1085,9 +1101,7 @@ class Channel(BaseChannel):
         """
         if self.is_open:
             self._highest_tag = self._transport.highest_tag(self.channel_id)
-            self._part(
-                ClosedTransport("the connection is lost" if reason is None else f"the connection is lost: {reason}")
-            )
+            self._part("the connection is lost" if reason is None else f"the connection is lost: {reason}")
 
     def reopen(self, transport: Transport) -> None:
         """Open the channel on a new connection. Delivery tags of the old connection are invalid there.

@@ -48,17 +48,26 @@ class Channel:
     def settle(self, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> Pending[None] | None:
         """Say what becomes of a delivery. Raises RecoverableConnectionError if its channel is closed."""
         self._note_settled((delivery_tag,), outcome, multiple)
+        if self._was_held([delivery_tag], outcome, multiple):
+            return None
         return self.transport.settle(self.number, delivery_tag, self._outcome(outcome), multiple)
 
     def settle_many(self, delivery_tags: list[Any], outcome: Outcome) -> Pending[None] | None:
         """Say what becomes of some deliveries."""
         self._note_settled(delivery_tags, outcome)
+        if self._was_held(delivery_tags, outcome):
+            return None
         return self.transport.settle_many(self.number, delivery_tags, self._outcome(outcome))
 
     def _note_settled(self, delivery_tags: Iterable[Any], outcome: Outcome, multiple: bool = False) -> None:
         """Note how far consumers of streams are, which take nothing back."""
         if self.positions is not None and self.is_open and outcome in (Outcome.ACK, Outcome.REJECT):
             self.positions.settle(delivery_tags, multiple)
+
+    def _was_held(self, delivery_tags: list[Any], outcome: Outcome, multiple: bool = False) -> bool:
+        """Settle deliveries of a connection that is lost, if the broker lets another do that."""
+        held = None if self.is_open else self.transport.held
+        return held is not None and held.settle(self.number, delivery_tags, outcome, multiple)
 
     def _outcome(self, outcome: Outcome) -> Outcome:
         """Return the outcome as the broker knows it."""

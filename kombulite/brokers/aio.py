@@ -24,6 +24,7 @@ from kombulite._core import Delivery
 from kombulite.brokers.base import (
     Event,
     ExchangeSpec,
+    HeldDeliveries,
     Outcome,
     QueueInfo,
     QueueSpec,
@@ -52,6 +53,11 @@ class AsyncTransport:
         self.settings = settings
         self.on_event = on_event
         self.on_lost = on_lost
+
+    @property
+    def held(self) -> HeldDeliveries | None:
+        """What settles deliveries when their connection is lost; None where the broker takes them all back then."""
+        return None
 
     # --- the connection
 
@@ -257,6 +263,11 @@ class DelegatingTransport(AsyncTransport):
     def connected(self) -> bool:
         """Whether the connection is open."""
         return self.sync.connected
+
+    @property
+    def held(self) -> HeldDeliveries | None:
+        """What settles deliveries when their connection is lost."""
+        return self.sync.held
 
     @property
     def is_suspect(self) -> bool:

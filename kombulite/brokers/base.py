@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from time import monotonic
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 from weakref import ref
 
 from kombulite import exceptions
@@ -130,6 +130,26 @@ class Outcome(Enum):
     REJECT = "reject"
     REQUEUE = "requeue"
     RETURN = "return"
+
+
+class HeldDeliveries(Protocol):
+    """Deliveries of lost connections that the application still has, where other connections can settle them.
+
+    Returned by ``Transport.held``.
+    """
+
+    def settle(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome, multiple: bool = False) -> bool:
+        """Settle deliveries of a channel whose connection is lost.
+
+        Args:
+            channel: The number of the channel.
+            delivery_tags: The tags of the deliveries.
+            outcome: What becomes of them.
+            multiple: Whether to settle all before each of them on the channel too.
+
+        Returns:
+            False if one of them is not held; then none is settled.
+        """
 
 
 class Returned(NamedTuple):
@@ -254,6 +274,11 @@ class Transport:
     def collect(self) -> None:
         """Drop the connection without a message to the broker, as after a fork or a failure."""
         self.close()
+
+    @property
+    def held(self) -> HeldDeliveries | None:
+        """What settles deliveries when their connection is lost; None where the broker takes them all back then."""
+        return None
 
     def update_secret(self, secret: str, reason: str = "") -> None:
         """Give the broker a new secret for the open connection.

@@ -65,6 +65,7 @@ class ChannelVerbs:
 
     confirms = False
     counts_failures = False
+    held = None
 
     def __init__(self, raw: Any, on_error: Callable[[BaseException], None] | None = None) -> None:
         self.raw = raw

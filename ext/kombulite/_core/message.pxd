@@ -27,6 +27,7 @@ cdef class Properties:
 
 
 cdef class Delivery:
+    cdef object __weakref__  # tells whether the application still has the message
     cdef readonly object exchange
     cdef readonly object routing_key
     cdef readonly Properties properties

@@ -20,6 +20,7 @@ from kombulite.brokers.base import (
     Capabilities,
     Event,
     ExchangeSpec,
+    HeldDeliveries,
     Outcome,
     QueueInfo,
     QueueSpec,
@@ -127,10 +128,7 @@ class Transport(BaseTransport):
             if self.connected and self._pid == os.getpid():
                 for stream in self._streams:
                     stream.cap_timeout(CLOSE_TIMEOUT)
-                for number in list(self._channels):
-                    self.close_channel(number)
-                for queue in self._protocol.topology.exclusive_queues():
-                    self._perform(self._protocol.topology.delete_queue(queue, False))
+                self._perform_alone(self._protocol.end())
         finally:
             self.collect()
 
@@ -166,6 +164,10 @@ class Transport(BaseTransport):
             return None
         receiver = self._protocol.receiver
         return None if receiver.listener is None else receiver.next_look
+
+    @property
+    def held(self) -> HeldDeliveries | None:
+        return self._protocol.handover
 
     def _perform(self, plan: Plan[T]) -> T:
         if self._waiter is None:

@@ -163,17 +163,16 @@ class ClaimQueue:
 
     def failed(self) -> None:
         """Note that the claim was refused."""
-        self.dirty_queues.update(self._answered().queues)
-
-    def _answered(self) -> Claim:
         claim, self.claiming = self.claiming, None
         assert claim is not None
-        return claim
+        self.dirty_queues.update(claim.queues)
 
     def claimed(self, reply: list[Any]) -> tuple[Sequence[str], int]:
         """Take the answer to a claim: which queues it has emptied, and how many messages it found."""
-        claim = self._answered()
-        found = claim.leases(reply)
+        claim = self.claiming
+        assert claim is not None
+        found = claim.leases(reply)  # raises for what makes no sense: then what it may have taken is left to others
+        self.claiming = None
         came: list[Lease] = []
         for _, lists in groupby(found, itemgetter(0)):
             leases = [leases for _, leases in lists]
@@ -220,6 +219,8 @@ class RedisChannel:
         self.outstanding: dict[Any, Lease] = {}
         self.leased, self.taken = ClaimQueue(False, order, lease), ClaimQueue(True, order, False)
         self.fanout: deque[tuple[Consumer, Lease]] = deque(maxlen=MAX_FANOUT)
+        self.fetching: list[Claim] = []  # requests of `get` under way
+        self.unreturned: list[Lease] = []  # taken for good for a consumer that has ended, and not put back yet
         self.error: Exception | None = None  # of an ack that the server refused
         self.is_closing = False
         self._fanout_first = False

@@ -1,15 +1,29 @@
-"""What a connection that broke leaves to the next one of this process."""
+"""What connections that broke leave to the others of this process.
+
+A lease is the database's: it outlives the connection over which it was taken, and any other may settle it. So a message
+that the application still has when its connection is lost stays with it (*held*): its lease is renewed, and its
+acknowledgement goes over another connection. Once the application has forgotten it, unsettled, it goes back to its
+queue. All else that the server has noted for a lost connection goes back at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections import deque
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
+from weakref import ReferenceType, WeakSet, ref
 
+from kombulite.brokers.base import Outcome
 from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.leases import Lease, put_back, put_back_tags
+from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, pack_acknowledgement, put_back, put_back_tags, renew
 from kombulite.brokers.redis.plans import Exchange, Plan
 from kombulite.brokers.redis.replies import Posted
+
+#: Seconds between two looks for messages that the application has forgotten.
+HELD_INTERVAL = 0.25
 
 
 class Abandoned(NamedTuple):
@@ -19,55 +33,162 @@ class Abandoned(NamedTuple):
     without a reply.
     """
 
-    leases: list[Lease]
-    taken: list[Lease]
-    tags: list[str]
-    settled: list[Posted]
+    leases: Sequence[Lease] = ()
+    taken: Sequence[Lease] = ()
+    tags: Sequence[str] = ()
+    settled: Sequence[Posted] = ()
 
 
-#: By database.
-_abandoned: dict[tuple[Any, ...], list[Abandoned]] = {}
+class Held(NamedTuple):
+    """A lease whose message the application still has. ``channel``: that on which it came."""
+
+    lease: Lease
+    channel: RedisChannel
+    delivery: ReferenceType[Any]
 
 
-def abandon(
-    identity: tuple[Any, ...], channels: Iterable[RedisChannel], unanswered: list[Posted], are_noted: bool
-) -> None:
-    """Leave what the server has noted for channels to the next connection to the same database.
+class Handover:
+    """What is left to the connections of this process to one database.
 
-    ``are_noted``: whether the server notes leases. ``unanswered``: commands that may be sent again.
+    Messages may be forgotten in any thread, at any point: what notes that takes no lock.
     """
-    states = list(channels)
-    queues = [claims for state in states for claims in state.claim_queues]
-    under_way = [claims.claiming for claims in queues if claims.claiming is not None]
-    abandoned = Abandoned(
-        [lease for state in states for lease in state.unsettled()] if are_noted else [],
-        [lease for claims in queues if not claims.lease for lease in claims.ready],
-        [tag for claim in under_way for tag in claim.possible_tags()] if are_noted else [],
-        unanswered if are_noted else [],
-    )
-    if any(abandoned):
-        _abandoned.setdefault(identity, []).append(abandoned)
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._left: deque[Abandoned] = deque()
+        self._held: dict[str, Held] = {}
+        self._forgotten: deque[str] = deque()
+        self._users: WeakSet[Any] = WeakSet()
+
+    def begin(self, user: object) -> Plan[None]:
+        """Bring back what earlier connections have left, over a new one; ``user``: what that one belongs to."""
+        self._users.add(user)
+        yield from self.bring_back()
+        yield from renew(self._keys, list(self._held))
+
+    def end(self, user: object) -> Plan[None]:
+        """Close a connection: with the last of the process, what the application still holds goes back too."""
+        self._users.discard(user)
+        if not self._users:
+            self._forgotten.extend(list(self._held))
+        yield from self.bring_back()
+
+    # --- what is held
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether the application has messages of connections that are lost."""
+        return bool(self._held or self._left)
+
+    @property
+    def held_tags(self) -> list[str]:
+        """The tags of the leases that are held."""
+        return list(self._held)
+
+    def take(self, tag: Any, multiple: bool) -> list[Lease]:
+        """Take a lease that is held, with ``multiple`` all up to it that came on its channel; none if it is not."""
+        held = self._held.get(tag)
+        if held is None:
+            return []
+        tags = [tag]
+        if multiple:
+            tags = [other for other, each in list(self._held.items()) if each.channel is held.channel and other <= tag]
+        taken = [self._held.pop(other, None) for other in tags]
+        return [each.lease for each in taken if each is not None]
+
+    def settle(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome, multiple: bool = False) -> bool:
+        """Settle deliveries over the next connection that looks after them; returns False if one is not held."""
+        if any(tag not in self._held for tag in delivery_tags):
+            return False
+        leases = [lease for tag in delivery_tags for lease in self.take(tag, multiple)]
+        if outcome in (Outcome.ACK, Outcome.REJECT):
+            data = pack_acknowledgement(self._keys, [lease.tag for lease in leases])
+            self._left.append(Abandoned(settled=[(_ignore, data, ACK_REPLIES)]))
+        else:
+            self._left.append(Abandoned(leases))
+        return True
+
+    # --- what is left
+
+    def abandon(
+        self, user: object, channels: Iterable[RedisChannel], unanswered: list[Posted], are_noted: bool
+    ) -> None:
+        """Leave what the server has noted for the channels of a connection that is lost.
+
+        ``are_noted``: whether the server notes leases. ``unanswered``: commands that may be sent again.
+        """
+        self._users.discard(user)
+        states = list(channels)
+        queues = [claims for state in states for claims in state.claim_queues]
+        claims = [claims.claiming for claims in queues if claims.claiming is not None]
+        claims += [claim for state in states for claim in state.fetching]
+        abandoned = Abandoned(
+            [lease for state in states for lease in self._hold(state)] if are_noted else [],
+            [lease for claims in queues if not claims.lease for lease in claims.ready]
+            + [lease for state in states for lease in state.unreturned],
+            [tag for claim in claims for tag in claim.possible_tags()] if are_noted else [],
+            unanswered if are_noted else [],
+        )
+        if any(abandoned):
+            self._left.append(abandoned)
+
+    def _hold(self, state: RedisChannel) -> list[Lease]:
+        """Hold the leases of a channel whose messages the application still has; returns the others."""
+        rest = []
+        for lease in state.unsettled():
+            delivery = None if lease.delivery is None else lease.delivery()
+            if delivery is None or lease.tag not in state.outstanding:
+                rest.append(lease)
+            else:
+                forget = partial(_forget, self._forgotten, lease.tag)
+                self._held[lease.tag] = Held(lease, state, ref(delivery, forget))
+        return rest
+
+    def bring_back(self) -> Plan[None]:
+        """Bring back what is left, and what the application has forgotten meanwhile."""
+        forgotten = []
+        while self._forgotten:
+            held = self._held.pop(self._forgotten.popleft(), None)
+            if held is not None:
+                forgotten.append(held.lease)
+        if forgotten:
+            self._left.append(Abandoned(forgotten))
+        while self._left:
+            try:
+                left = self._left.popleft()  # connections that begin at the same time take one after the other
+            except IndexError:  # another thread has taken the last
+                return
+            try:
+                yield from self._bring_back(left)
+            except BaseException:
+                self._left.append(left)
+                raise
+
+    def _bring_back(self, left: Abandoned) -> Plan[None]:
+        if left.settled:
+            commands = [again or b"" for _, again, _ in left.settled]
+            yield Exchange(commands, sum(replies for _, _, replies in left.settled))
+        yield from put_back(self._keys, left.leases, True)
+        yield from put_back(self._keys, left.taken, False)
+        yield from put_back_tags(self._keys, left.tags)
 
 
-def take_over(identity: tuple[Any, ...], keys: Keys) -> Plan[None]:
-    """Put back what earlier connections have left."""
-    waiting = _abandoned.get(identity, [])
-    while waiting:
-        try:
-            left = waiting.pop(0)  # connections that begin at the same time take one after the other
-        except IndexError:  # another thread has taken the last
-            return
-        try:
-            yield from _bring_back(left, keys)
-        except BaseException:
-            waiting.append(left)
-            raise
+#: By process and database: a forked child has neither the messages of its parent nor its connections.
+_handovers: dict[tuple[Any, ...], Handover] = {}
 
 
-def _bring_back(left: Abandoned, keys: Keys) -> Plan[None]:
-    if left.settled:
-        commands = [again or b"" for _, again, _ in left.settled]
-        yield Exchange(commands, sum(replies for _, _, replies in left.settled))
-    yield from put_back(keys, left.leases, True)
-    yield from put_back(keys, left.taken, False)
-    yield from put_back_tags(keys, left.tags)
+def handover_of(identity: tuple[Any, ...], keys: Keys) -> Handover:
+    """Return what the connections of this process to a database leave to each other."""
+    # Without a lock, which a child might find taken: each of these is one step.
+    key = os.getpid(), *identity
+    for other in [other for other in list(_handovers) if other[0] != key[0]]:
+        _handovers.pop(other, None)
+    return _handovers.setdefault(key, Handover(keys))
+
+
+def _forget(forgotten: deque[str], tag: str, delivery: object) -> None:
+    forgotten.append(tag)
+
+
+def _ignore(reply: Any) -> None:
+    """Do nothing with the reply to an acknowledgement."""

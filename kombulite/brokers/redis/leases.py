@@ -13,8 +13,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from logging import getLogger
 from typing import Any, NamedTuple
+from weakref import ReferenceType
 
 from kombulite import exceptions
+from kombulite._core import Delivery, pack_command
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.plans import Command, Plan, call, call_all, run, run_with
@@ -31,6 +33,9 @@ CHUNK = 1000
 #: Messages that are put back in one step, so that nobody gets between them.
 MAX_RESTORED = 10_000
 
+#: Commands of an acknowledgement.
+ACK_REPLIES = 2
+
 #: Of a tag; all numbers have as many digits.
 FIRST_NUMBER = 10_000_000_001
 
@@ -40,7 +45,9 @@ _OWN_TAG = re.compile(rb"kl([0-9.]+)-")
 class Lease:
     """A message that was taken from a list: its envelope, and where it came from. ``tag``: None where none is noted."""
 
-    __slots__ = ("envelope", "is_fanout", "key", "queue", "tag", "was_seen")
+    __slots__ = ("delivery", "envelope", "is_fanout", "key", "queue", "tag", "was_seen")
+
+    delivery: ReferenceType[Delivery] | None  #: what the application got, as long as it has it
 
     def __init__(self, tag: str, queue: str, key: str, envelope: bytes, is_fanout: bool = False) -> None:
         self.tag = tag
@@ -49,6 +56,7 @@ class Lease:
         self.envelope = envelope
         self.is_fanout = is_fanout
         self.was_seen = False
+        self.delivery = None
 
 
 class Tags:
@@ -143,6 +151,11 @@ def put_back_tags(keys: Keys, tags: Sequence[str]) -> Plan[None]:
         yield from _restore(
             keys, "", [(key, each.tag, each.envelope) for each in reversed(found) for key in each.lists]
         )
+
+
+def pack_acknowledgement(keys: Keys, tags: Sequence[Any]) -> bytes:
+    """Return the ``ACK_REPLIES`` commands that remove leases from the server's notes."""
+    return pack_command(("ZREM", keys.unacked_index, *tags)) + pack_command(("HDEL", keys.unacked, *tags))
 
 
 def renew(keys: Keys, tags: Sequence[str]) -> Plan[None]:

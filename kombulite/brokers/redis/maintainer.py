@@ -15,6 +15,7 @@ from weakref import WeakMethod
 
 from kombulite.brokers.redis.connector import Connector
 from kombulite.brokers.redis.deadlines import MIN_BINDING_LIFE, MIN_OWN_LIFE
+from kombulite.brokers.redis.handover import HELD_INTERVAL
 from kombulite.brokers.redis.leases import logger, renew, restore_overdue
 from kombulite.brokers.redis.plans import Plan
 from kombulite.brokers.redis.protocol import RedisProtocol
@@ -36,11 +37,13 @@ class Chores:
         self._options = protocol.options
         self._channels = protocol.channels
         self._topology = protocol.topology
+        self._handover = protocol.handover
         self._routes = routes
         self._extended_at = self._rebound_at = monotonic()
         self._pause = self._options.restore_interval  # between two extensions
         first_renewal = monotonic() + self._options.visibility_timeout / 3
-        self._due = {self._renew: first_renewal, self._extend: 0.0, self._sweep: 0.0, self._restore: 0.0}
+        self._due = {self._renew: first_renewal}
+        self._due |= dict.fromkeys([self._extend, self._sweep, self._restore, self._bring_back], 0.0)
 
     def extend_now(self) -> None:
         """Look at once for what has to be kept in use: there is more of it."""
@@ -70,7 +73,7 @@ class Chores:
     def _renew(self) -> Plan[float]:
         leases = [lease for state in list(self._channels.values()) for lease in state.unsettled()]
         if self._options.ack_emulation:
-            yield from renew(self._keys, [lease.tag for lease in leases])
+            yield from renew(self._keys, [*(lease.tag for lease in leases), *self._handover.held_tags])
         return self._options.visibility_timeout / 3
 
     def _extend(self) -> Plan[float]:
@@ -94,6 +97,10 @@ class Chores:
         if any(state.consumers for state in list(self._channels.values())):
             yield from restore_overdue(self._keys, self._options, self._queues_of)
         return self._options.restore_interval
+
+    def _bring_back(self) -> Plan[float]:
+        yield from self._handover.bring_back()
+        return HELD_INTERVAL if self._handover.is_holding else self._options.restore_interval
 
     def _queues_of(self, exchange: str, routing_key: str) -> Plan[Iterable[str] | None]:
         routes = yield from self._routes(exchange)

@@ -23,7 +23,7 @@ from kombulite.brokers.base import Cancelled, ExchangeSpec, QueueInfo, QueueSpec
 from kombulite.brokers.redis.claims import Claim, Consumer, RedisChannel, consumers_of
 from kombulite.brokers.redis.deadlines import Deadlines
 from kombulite.brokers.redis.errors import connection_lost
-from kombulite.brokers.redis.handover import abandon, take_over
+from kombulite.brokers.redis.handover import handover_of
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, put_back
 from kombulite.brokers.redis.options import Options, OrderStrategy, database_of
@@ -59,6 +59,7 @@ class RedisProtocol:
         self.keys = Keys(options, database_of(settings.virtual_host))
         self.channels: dict[int, RedisChannel] = {}
         self._identity = identity
+        self.handover = handover_of(identity, self.keys)
         self._wake = wake
         self._keep = keep
         self._order = OrderStrategy(options.queue_order_strategy)
@@ -90,9 +91,20 @@ class RedisProtocol:
         options, keys = self.options, self.keys
         topology = self.topology
         topology.router.renewed(tracked)
-        yield from take_over(self._identity, keys)
+        self.handover = handover_of(self._identity, keys)  # the process may be a child of that which made this
+        yield from self.handover.begin(self)
         self.publisher = Publisher(keys, options, topology.router, topology.limits, self.now)
         self.receiver = Receiver(stream, perform, keys, options, self.channels, topology, self.now)
+        if self.handover.is_holding:
+            self._keep(None)
+
+    def end(self) -> Plan[None]:
+        """Close the channels, and delete what is this connection's alone."""
+        for number in list(self.channels):
+            yield from self.close_channel(number)
+        for queue in self.topology.exclusive_queues():
+            yield from self.topology.delete_queue(queue, False)
+        yield from self.handover.end(self)
 
     def renew(self, tracked: bool) -> Plan[None]:
         """Go on with another connection for commands, after ``greet``."""
@@ -105,7 +117,7 @@ class RedisProtocol:
 
     def abandon(self, unanswered: list[Posted]) -> None:
         """Leave what the server has noted for us to the next connection of this process."""
-        abandon(self._identity, self.channels.values(), unanswered, self.options.ack_emulation)
+        self.handover.abandon(self, self.channels.values(), unanswered, self.options.ack_emulation)
         self.channels.clear()
 
     # --- channels
@@ -139,6 +151,7 @@ class RedisProtocol:
             for consumer in consumers:
                 yield from self._end_consumer(state, consumer)
             yield from self._put_back(state.unsettled())
+            yield from self._put_back(state.unreturned, False)
         except BaseException:
             state.is_closing = False
             raise
@@ -272,6 +285,8 @@ class RedisProtocol:
         except BaseException:
             if claims.lease:
                 state.outstanding.update((lease.tag, lease) for lease in left)  # the server does not know
+            else:
+                state.unreturned += left
             raise
         self._wake()
 
@@ -293,8 +308,14 @@ class RedisProtocol:
         lengths = [("LLEN", key) for key in self.keys.lists(queue)]
         while True:
             claim = Claim(self.keys, self.receiver.tags, (queue,), 1, lease)
-            reply, *left = yield from claim.run(*lengths)
+            state.fetching.append(claim)  # if the connection is lost meanwhile, what it has taken is left to others
+            try:
+                reply, *left = yield from claim.run(*lengths)
+            except exceptions.ChannelError:
+                state.fetching.remove(claim)
+                raise
             found = claim.leases(reply)
+            state.fetching.remove(claim)
             if not found:
                 return None
             if self.channels.get(channel) is not state or state.is_closing:
@@ -319,17 +340,23 @@ class RedisProtocol:
             lease = state.outstanding.pop(delivery_tag, None)
             settled = () if lease is None else (lease,)
         if not settled and (not multiple or delivery_tag):
+            settled = self.handover.take(delivery_tag, multiple)
+        if not settled and (not multiple or delivery_tag):
             raise _unknown(delivery_tag, self.receiver.tags.prefix)
         return state, settled
 
     def take_many(self, channel: int, delivery_tags: Sequence[Any]) -> tuple[RedisChannel, Sequence[Lease]]:
         """Take some deliveries out of what is outstanding on a channel."""
         state = self.channel(channel)
-        outstanding = state.outstanding
-        for tag in delivery_tags:
-            if tag not in outstanding:
+        outstanding, tags, held = state.outstanding, dict.fromkeys(delivery_tags), self.handover.held_tags
+        for tag in tags:
+            if tag not in outstanding and tag not in held:
                 raise _unknown(tag, self.receiver.tags.prefix)
-        return state, [outstanding.pop(tag) for tag in delivery_tags]
+        settled: list[Lease] = []
+        for tag in tags:
+            lease = outstanding.pop(tag, None)
+            settled += self.handover.take(tag, False) if lease is None else [lease]
+        return state, settled
 
     def requeue(self, state: RedisChannel, leases: Sequence[Lease]) -> Plan[None]:
         """Put deliveries back that were taken out of what is outstanding."""

@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any
+from weakref import ref
 
 from hiredis import ReplyError
 
@@ -22,7 +23,7 @@ from kombulite.brokers.redis.claims import ClaimQueue, RedisChannel, consumers_o
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.fanout import Subscriptions
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.leases import Lease, Tags, dead_letter, logger
+from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, Tags, dead_letter, logger, pack_acknowledgement
 from kombulite.brokers.redis.options import Limits, Options
 from kombulite.brokers.redis.pace import News, Pace
 from kombulite.brokers.redis.plans import Exchange, Plan, PostingStream, send
@@ -33,9 +34,6 @@ from kombulite.utils.json import codec
 #: Seconds between two looks where the server cannot wake us: at most, at least, and as a share of those since the last
 #: message.
 POLLING_INTERVAL, SHORTEST_POLL, POLL_SHARE = 1.0, 0.02, 0.1
-
-#: Commands of an acknowledgement.
-ACK_REPLIES = 2
 
 #: The channel on which a server tells RESP2 clients what has changed.
 INVALIDATED = b"__redis__:invalidate"
@@ -294,6 +292,7 @@ class Receiver:
         delivery.delivery_tag = lease.tag
         if not no_ack:
             lease.was_seen = True
+            lease.delivery = ref(delivery)
             state.outstanding[lease.tag] = lease
         return delivery
 
@@ -309,8 +308,7 @@ class Receiver:
         tags = [lease.tag for lease in leases if not lease.is_fanout]
         if not tags or not self._options.ack_emulation:
             return b""
-        date, note = ("ZREM", self._keys.unacked_index, *tags), ("HDEL", self._keys.unacked, *tags)
-        return pack_command(date) + pack_command(note)
+        return pack_acknowledgement(self._keys, tags)
 
     def has_ready(self) -> bool:
         """Return whether there is an event, or an error, to hand over."""

@@ -17,19 +17,18 @@ from kombulite import exceptions
 from kombulite._core import Delivery
 from kombulite.brokers import aio as interface
 from kombulite.brokers.aio import OnEvent, OnLost, Pending, closed, refuse, resolve
-from kombulite.brokers.base import ExchangeSpec, Outcome, QueueInfo, QueueSpec, QueueStatus, Settings
+from kombulite.brokers.base import ExchangeSpec, HeldDeliveries, Outcome, QueueInfo, QueueSpec, QueueStatus, Settings
 from kombulite.brokers.redis.aio.connector import AsyncConnector
 from kombulite.brokers.redis.aio.dispatcher import Dispatcher
 from kombulite.brokers.redis.aio.maintainer import AsyncMaintainer
 from kombulite.brokers.redis.aio.stream import Answer, AsyncStream
 from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.errors import connection_lost, socket_error
-from kombulite.brokers.redis.leases import Lease, logger
+from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, logger
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.plans import Plan, call
 from kombulite.brokers.redis.protocol import RedisProtocol
 from kombulite.brokers.redis.publisher import Destination
-from kombulite.brokers.redis.receiver import ACK_REPLIES
 from kombulite.brokers.redis.replies import OnReply
 
 __all__ = ["AsyncTransport"]
@@ -123,10 +122,7 @@ class AsyncTransport(interface.AsyncTransport):
                 protocol = self._protocol
                 for stream in self._streams:
                     stream.cap_timeout(CLOSE_TIMEOUT)
-                for number in list(self._channels):
-                    await self._perform(protocol.close_channel(number))
-                for queue in protocol.topology.exclusive_queues():
-                    await self._perform(protocol.topology.delete_queue(queue, False))
+                await self._perform(protocol.end())
                 if self._stream is not None and self._stream.is_waiting:
                     await self._perform(call("PING"))  # what was sent before is answered then
         finally:
@@ -186,6 +182,11 @@ class AsyncTransport(interface.AsyncTransport):
     def writable(self) -> Pending[None] | None:
         """Return a Pending that is set when more may be sent; None if more may be sent now."""
         return None if self._stream is None else self._stream.writable()
+
+    @property
+    def held(self) -> HeldDeliveries | None:
+        """What settles deliveries when their connection is lost."""
+        return self._protocol.handover
 
     # --- plans
 
