@@ -8,6 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+from typing import NamedTuple
+
+
+class Option(NamedTuple):
+    """A transport option, as the manual's table shows it; units are in the meaning."""
+
+    default: str
+    meaning: str
+
 
 #: How alike two names are (0 to 1) of which one is taken for a misspelling of the other. Of all names that kombu's
 #: transports know, none is as close as that to another transport's.

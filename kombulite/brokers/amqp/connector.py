@@ -13,18 +13,35 @@ from kombulite import exceptions
 from kombulite.brokers.amqp.login import PROTOCOL_HEADER, Endpoint, Login
 from kombulite.brokers.amqp.stream import Stream
 from kombulite.brokers.base import Settings
-from kombulite.brokers.options import check_tls_settings
+from kombulite.brokers.options import Option, check_tls_settings
 
 DEFAULT_TIMEOUT = 30.0  # seconds, for the broker's answers and for writing
 
 #: All transport options, with those that py-amqp has and this client does not need.
-OPTIONS = frozenset(
-    [
-        *("authentication", "channel_max", "client_properties", "confirm_publish", "connection_name", "frame_handler"),
-        *("frame_max", "frame_writer", "heartbeat_thread", "locale", "login_response", "on_blocked", "on_open"),
-        *("on_tune_ok", "on_unblocked", "read_timeout", "socket_settings", "write_timeout"),
-    ]
-)
+OPTIONS = {
+    "confirm_publish": Option("False", "If True, each publish waits for the broker's confirm; see below."),
+    "read_timeout": Option("30", "Seconds for the broker's reply to a request (declare, get, …) and for confirms."),
+    "write_timeout": Option("30", "Seconds for the broker to read what is sent, and while it is blocked."),
+    "connection_name": Option("", "Name that the broker's management shows."),
+    "client_properties": Option("", "Properties that are added to the client's own."),
+    "frame_max": Option("the broker's", "Largest frame in bytes, from 8192: RabbitMQ 4 does not answer a lower wish."),
+    "channel_max": Option("the broker's", "Largest number of channels."),
+    "socket_settings": Option("", "TCP options by number."),
+    "authentication": Option(
+        "",
+        "SASL mechanisms, the preferred one first: objects with `mechanism` (bytes), `start(login)` and, for "
+        "challenges, `respond(challenge)`.",
+    ),
+    "login_response": Option("", "Bytes, for a `login_method` of another name."),
+    "locale": Option("`en_US`", "Locale of the broker's texts."),
+    "on_open": Option("", "Called with the login when the connection is open."),
+    "on_blocked": Option("", "Called with the reason when the broker stops taking messages."),
+    "on_unblocked": Option("", "Called when the broker takes messages again."),
+    "heartbeat_thread": Option("True", "If True, heartbeats go on while no thread reads; else `heartbeat_check`."),
+    "frame_handler": Option("", "Accepted from py-amqp's programs, without effect."),
+    "frame_writer": Option("", "Accepted from py-amqp's programs, without effect."),
+    "on_tune_ok": Option("", "Accepted from py-amqp's programs, without effect."),
+}
 #: Seconds: a connection on which nothing came for so long is probed, and so often. Whatever the probes are for, the
 #: kernel gives it up after the write timeout.
 KEEPALIVE_AFTER, KEEPALIVE_INTERVAL = 15, 5

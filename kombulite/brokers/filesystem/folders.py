@@ -37,7 +37,7 @@ from weakref import WeakSet
 
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
-from kombulite.brokers.options import check_transport_options
+from kombulite.brokers.options import Option, check_transport_options
 from kombulite.brokers.store import Claim, Store
 from kombulite.utils.locks import Lock
 from kombulite.utils.uuid import uuid
@@ -72,12 +72,16 @@ class Token(NamedTuple):
 
 
 #: The transport options.
-OPTIONS = frozenset(
-    [
-        *("control_folder", "data_folder_in", "data_folder_out", "deadletter_queue", "fsync", "polling_interval"),
-        *("processed_folder", "store_processed"),
-    ]
-)
+OPTIONS = {
+    "data_folder_in": Option("`data_in`", "Folder that messages are read from."),
+    "data_folder_out": Option("`data_out`", "Folder that messages are written to; the same one for a single program."),
+    "control_folder": Option("`control`", "Folder of exchanges, queues and bindings; it is created."),
+    "store_processed": Option("False", "If True, acknowledged messages are kept in `processed_folder`."),
+    "processed_folder": Option("`processed`", "Folder of acknowledged messages."),
+    "fsync": Option("True", "If True, a message is on the disk when `publish` returns."),
+    "polling_interval": Option("0.1", "Largest time between two looks at the folder, in seconds."),
+    "deadletter_queue": Option("", "Accepted from kombu's programs, without effect."),
+}
 
 
 class FolderStore(Store):

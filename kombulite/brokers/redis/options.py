@@ -22,7 +22,39 @@ NULLABLE = frozenset(["socket_timeout", "body_encoding"])
 
 
 class Options(NamedTuple):
-    """The transport options, times in seconds. Options of other names are left to others."""
+    """Transport options. Times are in seconds; options of other names are left to other transports.
+
+    Attributes:
+        sep: Separator in the members of a binding set.
+        priority_steps: Priorities that have a list of their own; others use the next lower one.
+        queue_order_strategy: Order in which queues are served: `round_robin`, `sorted`, `priority`, or a class.
+        ack_emulation: If False, a message is gone when it is taken.
+        unacked_key: Name of the hash of unacknowledged messages.
+        unacked_index_key: Name of the index of unacknowledged messages.
+        unacked_mutex_key: Name of the lock of the client that restores messages.
+        unacked_mutex_expire: Seconds after which that lock expires.
+        visibility_timeout: Seconds without a sign of its consumer after which a message returns to its queue.
+        unacked_restore_limit: Largest number of messages to restore at a time.
+        unacked_restore_interval: Seconds between two looks for messages to restore.
+        unacked_restore_throttle: Factor of that interval.
+        fanout_prefix: If True, pub/sub channels have the database in their names; or the prefix itself.
+        fanout_patterns: If True, fanout bindings with a routing key are patterns.
+        global_keyprefix: Prefix of all keys.
+        body_encoding: Encoding of bodies in the envelope: `base64`, `utf-8` for text bodies, or None.
+        deadletter_queue: Queue of messages that no queue takes.
+        polling_interval: Largest time between two looks if the server does not report changes; 1 second at most.
+        socket_timeout: Seconds for the server to reply; None: no limit, as in kombu.
+        socket_connect_timeout: Seconds to connect (default: `connect_timeout`).
+        socket_keepalive: If True, TCP keepalive is on.
+        socket_keepalive_options: TCP options by number.
+        health_check_interval: Seconds of silence after which a connection is pinged.
+        client_name: Name of the connection at the server.
+        protocol: Version of RESP, 2 or 3 (default: 3, and 2 if the server refuses).
+        master_name: Name of the master at Sentinel.
+        min_other_sentinels: Sentinels that a sentinel must know to be believed.
+        sentinel_kwargs: Arguments of the connections to sentinels, such as `username` and `password`.
+        sentinel_fanout_compat: If True, fanout also reaches Sentinel clients of kombu before 5.4.
+    """
 
     sep: str = "\x06\x16"
     priority_steps: tuple[int, ...] = (0, 3, 6, 9)

@@ -11,7 +11,7 @@ from kombulite import exceptions
 from kombulite._core import Delivery
 from kombulite.brokers.base import Capabilities, ExchangeSpec, Outcome, QueueInfo, QueueSpec, QueueStatus, Settings
 from kombulite.brokers.channels import ChannelTransport, Consumer, Taken
-from kombulite.brokers.options import check_transport_options
+from kombulite.brokers.options import Option, check_transport_options
 from kombulite.brokers.sql.database import Database
 from kombulite.brokers.sql.outbox import runner
 from kombulite.brokers.sql.schema import DEFAULT_PREFIX
@@ -22,9 +22,19 @@ from kombulite.utils.uuid import uuid
 
 __all__ = ["SQLTransport"]
 
-OPTIONS = frozenset(
-    ["table_prefix", "lease", "create_tables", "synchronous", "schema", "socket_timeout", "connect_args"]
-)
+OPTIONS = {
+    "table_prefix": Option("`kombulite_`", "Prefix of the names of all tables."),
+    "lease": Option("30", "Seconds after which the messages of a lost connection return to their queues."),
+    "create_tables": Option("True", "If True, the first connection creates the tables."),
+    "synchronous": Option(
+        "`FULL`", "SQLite: what a commit waits for. With `NORMAL` a power failure may undo the last commits."
+    ),
+    "schema": Option("the first of the search path", "PostgreSQL: schema of the tables."),
+    "socket_timeout": Option(
+        "30", "PostgreSQL: seconds for a statement. After that the connection is closed and the call raises."
+    ),
+    "connect_args": Option("", "PostgreSQL: further parameters of libpq, such as `sslmode`, `target_session_attrs`."),
+}
 DEFAULT_LEASE = 30.0  # seconds
 MAX_COUNTED = 10_000  # messages, where their number is asked for in passing: to count millions takes seconds
 REFUSALS = (exceptions.MessageNacked, exceptions.IrrecoverableChannelError, exceptions.MessageReturned)
