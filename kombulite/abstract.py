@@ -140,4 +140,4 @@ def maybe_channel(channel: Any) -> Any:
 def is_connection(channel: Any) -> bool:
     """Return whether something is a connection; all else passes for a channel."""
     # Asked of the class: an AttributeError amid connecting is no sign of a channel.
-    return hasattr(type(channel), "default_channel")
+    return hasattr(channel.__class__, "default_channel")

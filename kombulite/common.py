@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from typing import Any, ClassVar
 from uuid import NAMESPACE_OID, UUID, uuid3
@@ -209,7 +209,8 @@ def itermessages(
         callbacks: Further callbacks of the consumer.
         **kwargs: Keywords of ``Consumer``.
     """
-    return drain_consumer(Consumer(channel, queues=[queue], **kwargs), limit, timeout, callbacks)
+    consumer = conn.Consumer(queues=[queue], channel=channel, **kwargs)
+    return drain_consumer(consumer, limit=limit, timeout=timeout, callbacks=callbacks)
 
 
 # --- replies ----------------------------------------------------------------------------------------------------
@@ -312,6 +313,10 @@ def ignore_errors(
     return None
 
 
+def _ensure_errback(error: Any, interval: float) -> None:
+    logger.error("Connection error: %r. Retry in %ss", error, interval, exc_info=error)
+
+
 def insured(
     pool: Any,
     fun: Callable[..., Any],
@@ -332,15 +337,11 @@ def insured(
         on_revive: Called with the new channel after a reconnect.
         **opts: Keywords of ``Connection.ensure``.
     """
-
-    def log(error: Any, interval: float) -> None:
-        logger.error("Connection error: %r. Retry in %ss", error, interval, exc_info=error)
-
+    errback = errback or _ensure_errback
     with pool.acquire(block=True) as connection:
-        connection.ensure_connection(errback=errback or log)
-        ensured = connection.autoretry(
-            fun, connection.default_channel, errback=errback or log, on_revive=on_revive, **opts
-        )
+        connection.ensure_connection(errback=errback)
+        revive = partial(revive_connection, connection, on_revive=on_revive)
+        ensured = connection.autoretry(fun, connection.default_channel, errback=errback, on_revive=revive, **opts)
         result, _ = ensured(*args, **{**kwargs, "connection": connection})
         return result
 
@@ -419,7 +420,8 @@ def declaration_cached(entity: Any, channel: Any) -> bool:
         entity: Exchange or queue.
         channel: The channel.
     """
-    return is_declared(entity, channel.connection.client.declared_entities)
+    declared = channel.connection.client.declared_entities
+    return entity in declared or (isinstance(entity, Queue | Exchange) and is_declared(entity, declared))
 
 
 def revive_connection(connection: Any, channel: Any, on_revive: Callable[[Any], Any] | None = None) -> None:

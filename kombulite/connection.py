@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
-from kombulite import exceptions
+from kombulite import exceptions, messaging
 from kombulite._client.address import DEFAULT_FAILOVER_STRATEGY, FAILOVER_STRATEGIES, Address
 from kombulite._client.counters import Counters
 from kombulite._client.lifecycle import State
@@ -24,7 +23,6 @@ from kombulite._sync.channel import Channel
 from kombulite.abstract import is_connection, maybe_channel
 from kombulite.brokers import is_native, resolve_transport
 from kombulite.brokers.base import Capabilities, Event, Transport
-from kombulite.messaging import Consumer, Producer
 from kombulite.transport.adapter import AdaptedChannel, AdaptedTransport, attach, facade_channel
 from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
 from kombulite.utils.functional import retry_over_time
@@ -128,6 +126,7 @@ class Connection(Address):
     transport_options: Any = None
     cycle: Any = None
     failover_strategy: Any = DEFAULT_FAILOVER_STRATEGY
+    _logger = LOG_CONNECTION  # whether what is done is logged
     resolve_aliases: ClassVar[dict[str, str]]
     failover_strategies: ClassVar[dict[str, Any]]
 
@@ -268,15 +267,18 @@ class Connection(Address):
 
     @_transport.setter
     def _transport(self, transport: Any) -> None:
+        before = None if self._carrier is None else self._carrier.adapted
         is_usable = transport is None or isinstance(transport, Transport)
         self._carrier = transport if is_usable else AdaptedTransport(self, transport)
+        if before is not None and not is_usable:
+            self._carrier.adapted.link = before.link
 
     def _transport_defaults(self) -> Mapping[str, Any]:
         # Only a transport that is made for this connection knows, and whoever asks for a URL has made it.
         if is_native(self.get_transport_cls()):
             return {}
-        params: Mapping[str, Any] = self.transport.default_connection_params or {}
-        return params
+        params = self.transport.default_connection_params
+        return params if isinstance(params, Mapping) else {}  # a stand-in for a transport has anything
 
     def get_manager(self, *args: Any, **kwargs: Any) -> Any:
         """Return the object that administers the broker, if the transport has one.
@@ -290,7 +292,8 @@ class Connection(Address):
     @cached_property
     def manager(self) -> Any:
         """The object that administers the broker, created once."""
-        return self.get_manager()
+        transport = self._own_transport()
+        return self.get_manager() if transport.adapted is None else transport.public.manager
 
     @property
     def connected(self) -> bool:
@@ -299,8 +302,8 @@ class Connection(Address):
 
     @property
     def connection(self) -> Any:
-        """The transport, or the connection object of a foreign transport; reading it connects if needed."""
-        return self._connected_transport().public_connection
+        """The transport, or the connection object of a foreign one, connected if needed; None once closed."""
+        return None if self._closed else self._connected_transport().public_connection
 
     @property
     def _connection(self) -> Any:
@@ -337,7 +340,10 @@ class Connection(Address):
 
     def _establish_connection(self) -> Any:
         """Have a transport of others connect."""
-        return self.transport.establish_connection()
+        self._debug("establishing connection...")
+        link = self.transport.establish_connection()
+        self._debug("connection established: %r", self)
+        return link
 
     def _connection_factory(self) -> Any:
         """Connect, without another try. Returns ``connection``."""
@@ -517,18 +523,18 @@ class Connection(Address):
                 errback(error, interval)
             return interval
 
-        def connect_once() -> Transport:
+        def connect_once() -> Any:
             if refusals.is_switch_due:
                 self.maybe_switch_next()
             try:
-                return self._connect_once()
+                return self._connection_factory()
             except retryable as error:
                 refusals.add(self.as_uri(), error)
                 raise
 
-        def connect() -> Transport:
+        def connect() -> None:
             try:
-                return retry_over_time(
+                retry_over_time(
                     connect_once,
                     retryable,
                     errback=on_error,
@@ -585,6 +591,7 @@ class Connection(Address):
 
     def channel(self) -> Any:
         """Return a new channel, connecting if needed: a ``Channel``, or a channel of a foreign transport."""
+        self._debug("create channel")
         transport = self._connected_transport()
         with self._lock:
             if transport.adapted is not None:
@@ -726,7 +733,7 @@ class Connection(Address):
 
         return SimpleBuffer(channel or self, name, no_ack, queue_opts, queue_args, exchange_opts, **kwargs)
 
-    def Producer(self, channel: Any = None, *args: Any, **kwargs: Unpack[ProducerArguments]) -> Producer:
+    def Producer(self, channel: Any = None, *args: Any, **kwargs: Unpack[ProducerArguments]) -> messaging.Producer:
         """Return a producer on this connection.
 
         Args:
@@ -734,11 +741,11 @@ class Connection(Address):
             *args: Arguments of ``Producer`` after ``channel``.
             **kwargs: Keywords of ``Producer``.
         """
-        return Producer(channel or self, *args, **kwargs)
+        return messaging.Producer(channel or self, *args, **kwargs)
 
     def Consumer(
         self, queues: Any = None, channel: Any = None, *args: Any, **kwargs: Unpack[ConsumerArguments]
-    ) -> Consumer:
+    ) -> messaging.Consumer:
         """Return a consumer on this connection.
 
         Args:
@@ -747,7 +754,7 @@ class Connection(Address):
             *args: Arguments of ``Consumer`` after ``queues``.
             **kwargs: Keywords of ``Consumer``.
         """
-        return Consumer(channel or self, queues, *args, **kwargs)
+        return messaging.Consumer(channel or self, queues, *args, **kwargs)
 
     # --- events
 
@@ -867,13 +874,16 @@ class Connection(Address):
             return self.call_insured(obj, policy, fun, *args, **kwargs)
 
         ensured.__name__ = f"{getattr(fun, '__name__', fun)}(ensured)"
-        ensured.__doc__ = fun.__doc__
+        ensured.__doc__, ensured.__module__ = fun.__doc__, fun.__module__
         return ensured
 
     @property
     def ensures_itself(self) -> bool:
         """True if ``ensure`` was not replaced by a subclass or a program."""
-        return type(self).ensure is Connection.ensure and "ensure" not in self.__dict__
+        return not self._is_replaced("ensure")
+
+    def _is_replaced(self, name: str) -> bool:
+        return getattr(type(self), name) is not getattr(Connection, name) or name in self.__dict__
 
     def call_insured(self, obj: Any, policy: RetryPolicy, fun: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call ``fun`` with the retries that ``ensure`` describes.
@@ -916,17 +926,8 @@ class Connection(Address):
             channel: Channel for the first call (default: the connection's default channel).
             **ensure_options: Keywords of ``ensure``.
         """
-        on_revive = ensure_options.pop("on_revive", None)
-        holder = ChannelHolder(channel, on_revive)
-        ensured = self.ensure(
-            holder, lambda *args, **kwargs: fun(*args, channel=holder.get(self), **kwargs), **ensure_options
-        )
-
-        def retried(*args: Any, **kwargs: Any) -> tuple[T, Any]:
-            return ensured(*args, **kwargs), holder.channel
-
-        retried.__name__, retried.__doc__ = f"{getattr(fun, '__name__', fun)}(ensured)", fun.__doc__
-        return retried
+        holder = ChannelHolder(self, fun, channel, ensure_options)
+        return self.ensure(holder, holder, **ensure_options)
 
     def revive(self, new_channel: Any) -> None:
         """Close the default channel, because another channel replaces it.
@@ -946,11 +947,13 @@ class Connection(Address):
         """
         self.release()
         self._closed = False
-        self.take(conn_str)
+        self.take(conn_str, prefers_url=True)
 
     def maybe_switch_next(self) -> None:
         """Select the next URL, if there are several."""
-        if self.cycle is not None:
+        if self.cycle is not None and self._is_replaced("switch"):
+            self.switch(next(self.cycle))
+        elif self.cycle is not None:
             with self._lock:
                 self._suspend()
                 self._closed = False
@@ -973,6 +976,13 @@ class Connection(Address):
         self._closed = True  # before: another thread may connect again meanwhile
         self._do_close_self()
         self._do_close_transport()
+        self._debug("closed")
+
+    def _debug(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        """Log what is done, if ``_logger`` asks for it."""
+        if self._logger:
+            log = globals().get("logger") or __getattr__("logger")
+            log.debug(f"[Kombu connection:{id(self):#x}] {msg}", *args, **kwargs)
 
     def _do_close_transport(self) -> None:
         """Drop a transport that is not connected."""
@@ -1003,17 +1013,18 @@ class Connection(Address):
         Args:
             socket_timeout: Has no effect on kombulite's own transports, which do not wait here.
         """
-        if self._carrier is None:
-            self._do_close_self()
+        transport = self._carrier
+        if transport is None or (transport.adapted is not None and transport.adapted.closes_to_collect):
+            try:
+                self._do_close_self()
+            except Exception:  # a broken connection may fail in any way
+                self._debug("closing a lost connection failed", exc_info=True)
         with self._lock:
-            transport, channel = self._carrier, self.session.default_channel
+            transport = self._carrier
             self._forget()
             self._carrier = None
         if transport is not None:
             transport.unregister_from_event_loop(transport, None)
-            if transport.adapted is not None and channel is not None and transport.adapted.closes_to_collect:
-                with suppress(Exception):
-                    channel.close()
             transport.collect()
         self._do_close_transport()
 

@@ -367,6 +367,9 @@ class BindingSet(set["binding"]):
         yield from (each for each in self._given if each in self)
         yield from (each for each in super().__iter__() if each not in self._given)
 
+    def __repr__(self) -> str:
+        return f"{{{', '.join(map(repr, self))}}}"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (list(self),)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from time import monotonic, sleep
+from time import sleep
 from typing import Any
 
+from kombulite.common import ignore_errors
 from kombulite.connection import Connection
 from kombulite.log import get_logger
 from kombulite.message import Message
 from kombulite.messaging import Consumer as MessageConsumer
 from kombulite.messaging import Producer
 from kombulite.utils.compat import nested
+from kombulite.utils.encoding import safe_repr
 from kombulite.utils.limits import TokenBucket
 from kombulite.utils.objects import cached_property
 
@@ -91,12 +93,12 @@ class ConsumerMixin:
             message: The message.
             exc: The error.
         """
-        logger.critical(
+        error(
             "Can't decode message body: %r (type:%r encoding:%r raw:%r')",
             exc,
             message.content_type,
             message.content_encoding,
-            message.body,
+            safe_repr(message.body),
         )
         message.ack()
 
@@ -107,7 +109,7 @@ class ConsumerMixin:
             exc: The error.
             interval: Seconds before the next attempt.
         """
-        logger.warning(W_CONN_ERROR, interval, exc, exc_info=exc)
+        warn(W_CONN_ERROR, interval, exc, exc_info=True)
 
     def extra_context(self, connection: Connection, channel: Any) -> AbstractContextManager[Any]:
         """Return a context manager to consume in.
@@ -134,7 +136,7 @@ class ConsumerMixin:
                 else:
                     sleep(limit.expected_time(_tokens))
             except (*self.connection_errors, *self.channel_errors):
-                logger.warning(W_CONN_LOST, exc_info=True)
+                warn(W_CONN_LOST, exc_info=True)
 
     def consume(
         self, limit: int | None = None, timeout: float | None = None, safety_interval: float = 1, **kwargs: Any
@@ -151,7 +153,7 @@ class ConsumerMixin:
             TimeoutError: No event came in time (``socket.timeout``).
         """
         with self.consumer_context(**kwargs) as (connection, _, _):
-            idle_since = monotonic()
+            idle = 0.0  # seconds without an event
             left = limit or None
             while left != 0 and not self.should_stop:
                 self.on_iteration()
@@ -160,7 +162,8 @@ class ConsumerMixin:
                     connection.drain_events(timeout=wait)
                 except TimeoutError:
                     connection.heartbeat_check()
-                    if timeout and monotonic() - idle_since >= timeout:
+                    idle += wait
+                    if timeout and idle >= timeout:
                         raise
                     continue
                 except OSError:
@@ -168,7 +171,7 @@ class ConsumerMixin:
                         return
                     raise
                 yield
-                idle_since = monotonic()
+                idle = 0.0
                 left = None if left is None else left - 1
 
     @contextmanager
@@ -188,10 +191,7 @@ class ConsumerMixin:
         Args:
             fun: The function, without arguments.
         """
-        try:
-            return fun()
-        except (*self.connection_errors, *self.channel_errors):
-            return None
+        return ignore_errors(self, fun)
 
     def create_connection(self) -> Connection:
         """Return a connection like the program's."""
@@ -209,7 +209,7 @@ class ConsumerMixin:
         """Start the consumers on a connection of their own: (connection, channel, consumers)."""
         with self.establish_connection() as connection:
             self.on_connection_revived()
-            logger.info("Connected to %s", connection.as_uri())
+            info("Connected to %s", connection.as_uri())
             channel = connection.default_channel
             made = partial(MessageConsumer, channel, on_decode_error=self.on_decode_error)
             made_now = self.get_consumers(made, channel)
@@ -223,7 +223,7 @@ class ConsumerMixin:
                     for each in made_now:
                         if isinstance(each, MessageConsumer):
                             self._stream_offsets.update(each.stream_offsets)
-            logger.debug("Consumers canceled")
+            debug("Consumers canceled")
             self.on_consume_end(connection, channel)
 
     def _consume_from(self, *consumers: MessageConsumer) -> AbstractContextManager[list[Any]]:

@@ -21,13 +21,14 @@ from kombulite.exceptions import InconsistencyError, ResourceLocked
 from kombulite.log import get_logger
 from kombulite.matcher import match
 from kombulite.message import Message
-from kombulite.messaging import Consumer as MessageConsumer
-from kombulite.messaging import Producer
+from kombulite.messaging import Consumer, Producer
 from kombulite.utils.functional import maybe_evaluate, reprcall
 from kombulite.utils.objects import cached_property
 from kombulite.utils.uuid import uuid
 
 __all__ = ["Mailbox", "Node"]
+
+MessageConsumer = Consumer  # within a node the name is that of its method
 
 REPLY_QUEUE_EXPIRES = 10.0  # seconds
 
@@ -70,14 +71,8 @@ class Node:
         self.channel = channel
         self.handlers = {} if handlers is None else handlers
         self.mailbox = mailbox
-
-    def adjust_clock(self, clock: int) -> None:
-        """Advance the logical clock past that of a message.
-
-        Args:
-            clock: Clock of the message.
-        """
-        self.mailbox.clock.adjust(clock)
+        #: Takes over the time of a message.
+        self.adjust_clock: Any = mailbox.clock.adjust
 
     def Consumer(self, channel: Any = None, no_ack: bool = True, accept: Any = None, **options: Any) -> MessageConsumer:
         """Return a consumer of the node's queue, not started.
@@ -103,11 +98,11 @@ class Node:
         queue.on_declared = verify_alone
         accept = self.mailbox.accept if accept is None else accept
         try:
-            return MessageConsumer(channel or self.channel, [queue], no_ack=no_ack, accept=accept, **options)
-        except Exception as error:
-            if getattr(error, "code", None) != ResourceLocked.code:
+            return Consumer(channel or self.channel, [queue], no_ack=no_ack, accept=accept, **options)
+        except Exception as refusal:
+            if getattr(refusal, "code", None) != ResourceLocked.code:
                 raise
-            raise InconsistencyError(W_PIDBOX_IN_USE.format(node=self)) from error
+            raise InconsistencyError(W_PIDBOX_IN_USE.format(node=self)) from refusal
 
     def handler(self, fun: Callable[..., Any]) -> Callable[..., Any]:
         """Register a function as the handler of the command of its name: ``fun(state, **arguments)``. A decorator.
@@ -125,7 +120,7 @@ class Node:
             message: The message.
             exc: The error.
         """
-        logger.error("Cannot decode message: %r", exc, exc_info=exc)
+        error("Cannot decode message: %r", exc, exc_info=True)
 
     def listen(self, channel: Any = None, callback: Callable[[Any, Message], Any] | None = None) -> MessageConsumer:
         """Start to take commands, and return the consumer.
@@ -161,15 +156,20 @@ class Node:
             The result; ``{"error": repr}`` if the handler raised.
         """
         arguments = arguments or {}
-        logger.debug("pidbox received method %s", reprcall(method, (), arguments))
+        debug("pidbox received method %s [reply_to:%s ticket:%s]", reprcall(method, (), arguments), reply_to, ticket)
         handle = self.handle_call if reply_to else self.handle_cast
         try:
             reply = handle(method, arguments)
-        except Exception as error:
-            logger.error("pidbox command error: %r", error, exc_info=error)
-            reply = {"error": repr(error)}
+        except Exception as raised:
+            error("pidbox command error: %r", raised, exc_info=True)
+            reply = {"error": repr(raised)}
         if reply_to:
-            self.reply({self.hostname: reply}, reply_to["exchange"], reply_to["routing_key"], ticket)
+            self.reply(
+                {self.hostname: reply},
+                exchange=reply_to["exchange"],
+                routing_key=reply_to["routing_key"],
+                ticket=ticket,
+            )
         return reply
 
     def handle(self, method: str, arguments: Mapping[str, Any] | None = None) -> Any:
@@ -210,7 +210,7 @@ class Node:
             message: The message.
         """
         if message is not None:
-            self.mailbox.clock.adjust(message.headers.get("clock") or 0)
+            self.adjust_clock(message.headers.get("clock") or 0)
         destination, pattern, matcher = (body.get(name) for name in ("destination", "pattern", "matcher"))
         if destination:
             wanted = self.hostname in destination
@@ -358,7 +358,7 @@ class Mailbox:
             channel: Channel to use.
         """
         return self._broadcast(  # type: ignore[return-value]
-            command, kwargs, destination, reply=True, timeout=timeout, callback=callback, channel=channel
+            command, kwargs or {}, destination, reply=True, timeout=timeout, callback=callback, channel=channel
         )
 
     def cast(self, destination: Sequence[str], command: str, kwargs: Mapping[str, Any] | None = None) -> None:
@@ -369,7 +369,7 @@ class Mailbox:
             command: Name of the command.
             kwargs: Arguments by name.
         """
-        self._broadcast(command, kwargs, destination, reply=False)
+        self._broadcast(command, kwargs or {}, destination, reply=False)
 
     def abcast(self, command: str, kwargs: Mapping[str, Any] | None = None) -> None:
         """Send a command to all nodes, without a reply.
@@ -378,7 +378,7 @@ class Mailbox:
             command: Name of the command.
             kwargs: Arguments by name.
         """
-        self._broadcast(command, kwargs, reply=False)
+        self._broadcast(command, kwargs or {}, reply=False)
 
     def multi_call(
         self,
@@ -400,7 +400,7 @@ class Mailbox:
             channel: Channel to use.
         """
         return self._broadcast(  # type: ignore[return-value]
-            command, kwargs, reply=True, timeout=timeout, limit=limit, callback=callback, channel=channel
+            command, kwargs or {}, reply=True, timeout=timeout, limit=limit, callback=callback, channel=channel
         )
 
     # --- queues
@@ -551,6 +551,8 @@ class Mailbox:
     ) -> list[Any] | None:
         if destination is not None and not isinstance(destination, (list, tuple)):
             raise ValueError(f"destination must be a list/tuple not {type(destination)}")
+        if not isinstance(pattern, str | None) or not isinstance(matcher, str | None):
+            raise ValueError(f"pattern and matcher must be strings not {type(pattern)}, {type(matcher)}")
         ticket = uuid() if reply else None
         channel = channel or self.connection.default_channel
         self._publish(
@@ -568,7 +570,7 @@ class Mailbox:
             return None
         if limit is None and destination:
             limit = len(destination)
-        return self._collect(ticket, limit, timeout, callback, channel)
+        return self._collect(ticket, limit=limit, timeout=timeout, callback=callback, channel=channel)
 
     def _collect(
         self,
@@ -603,7 +605,7 @@ class Mailbox:
         responses.extend(self.unclaimed.pop(ticket, ()))
         accept = self.accept if accept is None else accept
         try:
-            with MessageConsumer(channel, [queue], callbacks=[on_reply], accept=accept, no_ack=True):
+            with Consumer(channel, [queue], callbacks=[on_reply], accept=accept, no_ack=True):
                 while limit is None or len(responses) < limit:
                     try:
                         channel.connection.client.drain_events(timeout=max(deadline - monotonic(), 0))

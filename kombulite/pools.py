@@ -31,7 +31,7 @@ use_global_limit = object()
 #: How long a producer that goes out waits for its connection: arguments of ``acquire``.
 _waiting: ContextVar[dict[str, Any]] = ContextVar("_waiting", default={"block": True})  # noqa: B039 - never changed
 
-_limit = 10
+_limit = [10]
 _groups: list[PoolGroup] = []
 
 
@@ -199,7 +199,7 @@ producers = register_group(Producers(limit=use_global_limit))
 
 def get_limit() -> int:
     """Return the limit of each pool of these groups; 0 for no limit."""
-    return _limit
+    return _limit[0]
 
 
 def set_limit(limit: int | None, force: bool = False, reset_after: bool = False, ignore_errors: bool = False) -> int:
@@ -214,12 +214,11 @@ def set_limit(limit: int | None, force: bool = False, reset_after: bool = False,
     Raises:
         RuntimeError: The limit is lowered while resources are in use.
     """
-    global _limit  # noqa: PLW0603 - it is the process's
     if isinstance(limit, bool):
         raise TypeError("limit must be an int, not bool")
     limit = limit or 0
-    if limit != _limit:
-        _limit = limit
+    if limit != _limit[0]:
+        _limit[0] = limit
         for pool in _all_pools():
             pool.resize(limit, force=force, reset=reset_after, ignore_errors=ignore_errors)
     return limit

@@ -116,7 +116,12 @@ class Resource:
         Args:
             resource: The resource.
         """
-        self.close_resource(resource)
+        with suppress(AttributeError):  # a pool may be one of things that cannot be closed
+            self.close_resource(resource)
+
+    def _collect_free(self, resource: Any) -> None:
+        """End a resource that nobody uses, at the end of the pool."""
+        self.collect_resource(resource)
 
     # --- handing out and taking back
 
@@ -261,7 +266,7 @@ class Resource:
             self._changed.notify_all()
         with ExitStack() as stack:  # if ending one raises, the others are ended all the same
             for resource in reversed(free):
-                stack.callback(self._end, resource, self.close_resource)
+                stack.callback(self._end, resource, self._collect_free)
             for resource in dirty:
                 stack.callback(self._end, resource, self.collect_resource)
 
@@ -298,7 +303,7 @@ class Resource:
             del self._resource.queue[room:]
         for resource in surplus:
             if collect and is_made(resource):
-                self._end(resource, self.close_resource)
+                self._end(resource, self._collect_free)
 
     @property
     def limit(self) -> int:
@@ -330,6 +335,20 @@ class ConnectionPool(Resource):
         """Return a connection that is not opened."""
         return self.connection.clone_for(self)
 
+    def prepare(self, resource: Any) -> Any:
+        """Make a connection that is not made yet."""
+        connection = evaluated(resource)
+        connection._debug("acquired")
+        return connection
+
+    def release_resource(self, resource: Any) -> None:
+        """Log that it comes back, if that is asked for."""
+        resource._debug("released")
+
+    def close_resource(self, resource: Any) -> None:
+        """Close a connection that is not needed any more."""
+        resource._close()
+
     def collect_resource(self, resource: Any, socket_timeout: float | None = 0.1) -> None:
         """Drop a connection that another thread may be waiting on.
 
@@ -338,6 +357,10 @@ class ConnectionPool(Resource):
             socket_timeout: Has no effect on kombulite's own transports.
         """
         resource.collect(socket_timeout)
+
+    def _collect_free(self, resource: Any) -> None:
+        """Close a connection that nobody uses."""
+        self.close_resource(resource)
 
     @contextmanager
     def acquire_channel(self, block: bool = False) -> Iterator[tuple[Any, Any]]:

@@ -39,7 +39,10 @@ class SimpleBase:
         self.queue = consumer.queues[0]
         self.buffer: deque[Message] = deque()
         self._consuming = False
-        consumer.on_message = self.buffer.append
+        if type(self)._receive is SimpleBase._receive and isinstance(consumer, Consumer):
+            consumer.on_message = self.buffer.append  # what is not taken need not be decoded
+        else:
+            consumer.register_callback(self._receive)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Message:
         """Return the next message.
@@ -76,7 +79,7 @@ class SimpleBase:
                 self.channel.connection.client.drain_events(timeout=0)
         if self.buffer:
             return self.buffer.popleft()
-        message: Message | None = self.queue.get(self.no_ack, self.consumer.accept)  # type: ignore[arg-type]
+        message: Message | None = self.queue.get(no_ack=self.no_ack, accept=self.consumer.accept)  # type: ignore[arg-type]
         if message is None:
             raise self.Empty
         return message

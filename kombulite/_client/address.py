@@ -47,6 +47,11 @@ def _is_scheme(transport: str) -> bool:
     return "." not in transport and ":" not in transport
 
 
+def _is_known(scheme: str) -> bool:
+    """Return whether there is such a transport."""
+    return scheme in TRANSPORT_ALIASES or (_is_scheme(scheme) and native_scheme(scheme) is not None)
+
+
 def _seconds(name: str, value: Any) -> float | None:
     try:
         return value if value is None or type(value) is int else float(value)
@@ -130,24 +135,33 @@ class Address:
             others = [*_urls_of(hostname), *others]
             first = others[0] if others else None
         self.alt = others
-        self.failover_strategy = failover_strategy = failover_strategy or DEFAULT_FAILOVER_STRATEGY
+        self._failover_strategy = failover_strategy = failover_strategy or DEFAULT_FAILOVER_STRATEGY
+        #: What makes an endless iterator of the URLs.
+        self.failover_strategy: Any = failover_strategy
+        if isinstance(failover_strategy, str):
+            self.failover_strategy = FAILOVER_STRATEGIES.get(failover_strategy, failover_strategy)
         self.cycle: Iterator[str] | None = None
         for url in self.alt:  # a misspelt one shall fail here, not at the first failover
             if "://" in url:
                 check_scheme(_alias_and_rest(url)[0])
         if self.alt:
-            if isinstance(failover_strategy, str):
-                failover_strategy = FAILOVER_STRATEGIES[failover_strategy]
-            self.cycle = failover_strategy(self.alt)
+            if isinstance(self.failover_strategy, str):
+                raise KeyError(self.failover_strategy)
+            self.cycle = self.failover_strategy(self.alt)
             next(self.cycle)  # the first is where we start
         self.transport_options: dict[str, Any] = dict(transport_options or {})
         self._given = given
         self.take(first)
 
-    def take(self, url: str | None) -> None:
-        """Take the settings from one URL, over those of the constructor."""
+    def take(self, url: str | None, prefers_url: bool = False) -> None:
+        """Take the settings from one URL, over those of the constructor.
+
+        With ``prefers_url`` the URL's scheme goes over the transport that was given, if there is such a transport.
+        """
         settings = dict(self._given)
         transport, prefix = settings["transport"], settings["uri_prefix"]
+        if prefers_url and url is not None and "://" in url and _is_known(_alias_and_rest(url)[0]):
+            transport = None
         if isinstance(transport, str) and _is_scheme(transport) and transport not in TRANSPORT_ALIASES:
             transport = transport.strip().lower()
         url_options: dict[str, Any] = {}
@@ -156,7 +170,8 @@ class Address:
         else:
             url = normalize_scheme(url)
             scheme, inner = _alias_and_rest(url)
-            is_ours = check_scheme(scheme) is not None  # a misspelt one shall fail here, not at the first message
+            # A misspelt one shall fail here, not at the first message.
+            is_ours = (native_scheme if transport and _is_scheme(scheme) else check_scheme)(scheme) is not None
             if inner is not None:
                 prefix = inner.partition("://")[0] if is_ours else scheme
             if inner is not None and not is_ours:
@@ -277,7 +292,7 @@ class Address:
             "login_method": login_method,
             "uri_prefix": self.uri_prefix,
             "heartbeat": self.heartbeat,
-            "failover_strategy": self.failover_strategy,
+            "failover_strategy": self._failover_strategy,
             "alternates": self.alt,
             "credential_provider": self.credential_provider,
         }
@@ -315,12 +330,9 @@ class Address:
     @property
     def _initial_params(self) -> dict[str, Any]:
         """What the constructor was given."""
-        return {"hostname": self.hostname, **self._given}
-
-    @property
-    def _failover_strategy(self) -> Any:
-        strategy = self.failover_strategy
-        return FAILOVER_STRATEGIES[strategy] if isinstance(strategy, str) else strategy
+        given = {"hostname": self.hostname, **self._given}
+        del given["uri_prefix"]
+        return given
 
     def _info(self, resolve: bool = True) -> Iterator[tuple[str, Any]]:
         return iter(self.info().items())

@@ -148,11 +148,11 @@ class HookedTransport:
         mandatory: bool = False,
         timeout: float | None = None,
         confirm_timeout: float | None = None,
-    ) -> None:
+    ) -> Any:
         """As ``Transport.publish``."""
         outgoing = Outgoing(self._connection, delivery, mandatory)
         with self._hook.publish(outgoing):
-            self._transport.publish(channel, outgoing.delivery(), mandatory, timeout, confirm_timeout)
+            return self._transport.publish(channel, outgoing.delivery(), mandatory, timeout, confirm_timeout)
 
     def prepare_via(
         self, channel: int, via: Any, delivery: Delivery, mandatory: bool = False

@@ -214,7 +214,7 @@ class BlockingConnection(Connection, Protocol):
     def abandon(self, transport: Any, reason: object) -> None:
         """Be ready to connect anew after a failure on that transport."""
 
-    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+    def _ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
         """Connect, as often as the arguments say."""
 
     def call_insured(self, obj: Any, policy: Any, fun: Any, *args: Any, **kwargs: Any) -> Any:

@@ -68,7 +68,7 @@ def _milliseconds(seconds: Any) -> str:
     return str(milliseconds)
 
 
-def _as_they_travel(properties: Mapping[str, Any], expiration: Any) -> dict[str, Any]:
+def as_they_travel(properties: Mapping[str, Any], expiration: Any) -> dict[str, Any]:
     """Return the properties that ``publish`` was given, as text where it takes something else."""
     sent = dict(properties)
     if expiration is not None:
@@ -251,7 +251,7 @@ class MessageMaker:
             headers = dict(headers or {})
             body, headers["compression"] = compress(body, compression)
         if expiration is not None or isinstance(properties.get("reply_to"), Queue):
-            properties = _as_they_travel(properties, expiration)
+            properties = as_they_travel(properties, expiration)
         own = make_properties(content_type, content_encoding, headers, mode, priority, properties)
         return Delivery(name, routing_key, own, body)
 

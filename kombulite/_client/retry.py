@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -100,7 +100,7 @@ class BlockingRetrier(Retrier):
         if following is not NextTry.WHEN_CONNECTED:
             return
         left = None if policy.max_retries is None else max(policy.max_retries - retries, 1)
-        connection.ensure_connection(policy.errback, left, *policy[2:5])
+        connection._ensure_connection(policy.errback, left, *policy[2:5], reraise_as_library_errors=False)
         channel = connection.default_channel
         self._obj.revive(channel)
         if policy.on_revive is not None:
@@ -166,20 +166,28 @@ class library_errors:  # noqa: N801 - used as a function
 
 
 class ChannelHolder:
-    """What ``autoretry`` revives: the channel that the function is called with."""
+    """What ``autoretry`` calls and revives: a function, and the channel that it is called with.
 
-    def __init__(self, channel: Any, on_revive: Callable[[Any], Any] | None) -> None:
+    ``options``: those of ``ensure``, which hold for connecting too.
+    """
+
+    def __init__(self, connection: Any, fun: Callable[..., Any], channel: Any, options: Mapping[str, Any]) -> None:
+        self._connection = connection
+        self._fun = fun
         self.channel = channel
-        self._on_revive = on_revive
+        self._options = {name: options[name] for name in RetryPolicy._fields[:5] if name in options}
+        self.__name__ = getattr(fun, "__name__", None)
+        self.__doc__ = getattr(fun, "__doc__", None)
+        self.__module__ = getattr(fun, "__module__", None)  # type: ignore[assignment]
 
-    def get(self, connection: BlockingConnection) -> Any:
-        """Return the channel, or the connection's default one."""
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Call the function, and return its result and the channel."""
         if self.channel is None:
-            self.channel = connection.default_channel
-        return self.channel
+            connection = self._connection
+            connection._ensure_connection(**{**connection._extract_failover_opts(), **self._options})
+            self.revive(connection.default_channel)
+        return self._fun(*args, channel=self.channel, **kwargs), self.channel
 
     def revive(self, channel: Any) -> None:
         """Go on with another channel."""
         self.channel = channel
-        if self._on_revive is not None:
-            self._on_revive(channel)

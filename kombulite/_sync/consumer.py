@@ -6,7 +6,7 @@ The class is wider than others: kombu's users find all of this on it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from itertools import count
 from typing import Any, TypedDict
@@ -21,7 +21,7 @@ from kombulite.abstract import is_connection, maybe_channel
 from kombulite.entity import Exchange, Queue
 from kombulite.message import Message
 from kombulite.serialization import prepare_accept_content
-from kombulite.transport.adapter import facade_channel
+from kombulite.transport.adapter import AdaptedChannel, facade_channel
 from kombulite.utils.functional import maybe_list
 
 
@@ -124,8 +124,10 @@ class Consumer:
         offsets: OffsetStore | None = None,
     ) -> None:
         self.channel: Any = channel
-        self._queues: dict[str, Queue] = {}
-        self._unnamed = maybe_list(queues) or []
+        given = maybe_list(queues) or []
+        are_named = all(queue.name for queue in given)
+        self._queues: dict[str, Queue] = {queue.name: queue for queue in given} if are_named else {}
+        self._unnamed = [] if are_named else given
         self._active_tags: dict[str, str] = {}
         self._active_queue_no_ack: dict[str, bool | None] = {}
         self._offsets = None if offsets is None else OffsetKeeper(offsets)
@@ -133,7 +135,7 @@ class Consumer:
         self.no_ack = self.no_ack if no_ack is None else no_ack
         self.auto_declare = self.auto_declare if auto_declare is None else auto_declare
         if callbacks is not None:
-            self.callbacks = list(callbacks)
+            self.callbacks = callbacks if isinstance(callbacks, list) else list(callbacks)
         elif self.callbacks is None:
             self.callbacks = []
         self.on_message = on_message or self.on_message
@@ -277,6 +279,9 @@ class Consumer:
             receive = partial(self._receive_or_dead_letter, self._rule, queue, receive)
         if self._offsets is not None:
             receive = partial(self._receive_and_save, self._offsets, receive)
+        if isinstance(facade, AdaptedChannel) and facade.is_borrowed:  # nothing arrives there but by itself
+            queue.consume(tag, receive, no_ack=no_ack, nowait=nowait)
+            return
         receive = facade.receiver(self, tag, queue.name, bool(queue.no_ack if no_ack is None else no_ack), receive)
         if self._collector is not None:
             facade.add_collector(self._collector)
@@ -383,9 +388,13 @@ class Consumer:
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, exc_val: Any, exc_tb: Any) -> None:
+        if not self.channel or not self.channel.connection:
+            return
         if exc_type is not None and issubclass(exc_type, self.channel.connection.client.connection_errors):
             return  # the consumers went with the connection
-        self.cancel()
+        # What a transport of others raises then is no news: the program is done with the consumer.
+        with nullcontext() if isinstance(self.channel, Channel) else suppress(Exception):
+            self.cancel()
 
     # --- limits
 
@@ -485,8 +494,7 @@ class Consumer:
             if self.accept is not None:
                 message.accept = self.accept
             if message.errors:
-                message._reraise_error(self.on_decode_error)
-                return None
+                return message._reraise_error(self.on_decode_error)
             body = None if on_message is not None else message.decode()
         except Exception as error:
             self._decoding_failed(message, error)

@@ -5,80 +5,42 @@ The class is wider than others: kombu's users find all of this on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypedDict
 
 from kombulite import exceptions
 from kombulite._client.interfaces import BlockingConnection
 from kombulite._client.lifecycle import State
-from kombulite._client.outgoing import Chunk, DeliveryBatch, MessageMaker
+from kombulite._client.outgoing import Chunk, MessageMaker
 from kombulite._client.retry import RetryPolicy
 from kombulite._core import Delivery
+from kombulite._sync.batches import Batch, BatchContext, HookedBatch, SessionBatch
 from kombulite._sync.channel import Channel
+from kombulite._sync.steps import Step, publish_in_steps, publish_prepared
 from kombulite.abstract import is_connection
 from kombulite.entity import Exchange, is_declared
 from kombulite.message import Message
-from kombulite.transport.adapter import facade_channel
+from kombulite.transport.adapter import AdaptedChannel, facade_channel
 from kombulite.utils.functional import ChannelPromise
 
-if TYPE_CHECKING:
-    from kombulite._client.hooks import Hooks
+
+class PromisedChannel:
+    """Stands for the connection of a producer that has only the promise of a channel."""
+
+    def __init__(self, promise: ChannelPromise) -> None:
+        self._promise = promise
+
+    @property
+    def default_channel(self) -> Any:
+        """The channel, made when it is first asked for."""
+        return self._promise()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._promise().connection.client, name)
 
 
-class Batch(DeliveryBatch):
-    """Messages that wait to be sent together. Returned by ``Producer.batch()``."""
-
-    def __init__(self, producer: Producer, max_size: int) -> None:
-        super().__init__(max_size)
-        self._producer = producer
-
-    def add(self, delivery: Delivery, mandatory: bool) -> None:
-        """Add a message.
-
-        A full batch, because an earlier attempt to send it failed, is sent first. While that fails the batch does not
-        grow: the error is raised, and the message is not added.
-
-        Args:
-            delivery: The message.
-            mandatory: If True, the broker returns the message if no queue takes it.
-        """
-        try:
-            if self.is_full:
-                self.flush()
-        finally:
-            if not self.is_full:
-                self.append(delivery, mandatory)
-
-    def flush(self) -> None:
-        """Send the waiting messages.
-
-        An error of the connection is raised as it is. The messages that were being sent continue to wait, although the
-        broker may have some of them; messages that were refused before are reported by the next flush.
-
-        Raises:
-            BatchPublishError: Some messages were refused; ``refused`` names them by their index.
-        """
-        while alike := self.first_alike():
-            self.note_sent(alike, self._producer.send_many(alike, self.is_mandatory))
-        self.raise_refused()
-
-
-class HookedBatch(Batch):
-    """Batch that passes each added message to the hooks of its connection."""
-
-    def __init__(self, producer: Producer, max_size: int, hooks: Hooks) -> None:
-        super().__init__(producer, max_size)
-        self._hooks = hooks
-
-    def add(self, delivery: Delivery, mandatory: bool) -> None:
-        """Add a message, with the headers that the hooks add.
-
-        Args:
-            delivery: The message.
-            mandatory: If True, the broker returns the message if no queue takes it.
-        """
-        super().add(self._hooks.collect(delivery, mandatory), mandatory)
+#: The methods that publishing may go through.
+STEPS = ("_publish", "_prepare", "_delivery_details", "maybe_declare")
 
 
 class ProducerArguments(TypedDict, total=False):
@@ -113,6 +75,14 @@ class Producer(MessageMaker):
     auto_declare = True
     on_return: Callable[[Exception, str, str, Message], Any] | None = None
 
+    #: Whether a subclass overrides a step of publishing, a program has replaced one, or the channel is a stand-in.
+    _in_steps = False
+    _channel_promise: Any = None  # kombu's producers have it, and use it no more
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._in_steps = any(getattr(cls, name) is not getattr(Producer, name) for name in STEPS)
+
     def __init__(
         self,
         channel: Any,
@@ -127,7 +97,7 @@ class Producer(MessageMaker):
         self.__connection__: BlockingConnection | None = None
         self._declared: Any = None  # the connection's declarations that hold ours
         self._exchange: Exchange | None = None  # of this exchange
-        self._batch: Batch | None = None
+        self._batch: Any = None
         super().__init__(exchange, routing_key, serializer, compression)
         self.on_return = on_return or self.on_return
         if auto_declare is not None:
@@ -146,7 +116,11 @@ class Producer(MessageMaker):
 
     @channel.setter
     def channel(self, channel: Any) -> None:
-        self._facade = None if channel is None or isinstance(channel, ChannelPromise) else facade_channel(channel)
+        if isinstance(channel, ChannelPromise):
+            self.__connection__, self._facade = PromisedChannel(channel), None
+        else:
+            self._facade = None if channel is None else facade_channel(channel)
+            self._in_steps = self._must_step()
 
     @property
     def _channel(self) -> Any:
@@ -166,6 +140,7 @@ class Producer(MessageMaker):
         self.channel = channel
 
     def _open_channel(self) -> Channel:
+        """Return the facade's part of the channel, opened now if it is not, or is not any more."""
         channel = self._facade
         if channel is not None and channel.connection.state is State.LOST:
             # That was raised already, to whoever noticed it. Now it comes back, with its channels; one try.
@@ -185,14 +160,20 @@ class Producer(MessageMaker):
     @property
     def connection(self) -> Any:
         """The connection, or None if there is none yet."""
-        return self.__connection__ or (self._facade.connection.client if self._facade is not None else None)
+        if self.__connection__ is not None or self._facade is None:
+            return self.__connection__
+        try:
+            return self._facade.connection.client
+        except AttributeError:  # of a stand-in for a channel
+            return None
 
     @property
     def supports_batch_publish(self) -> bool:
         """True if the transport sends the messages of a batch together."""
-        connection = self.connection
-        implements = None if connection is None else getattr(connection.transport, "implements", None)
-        return bool(getattr(implements, "batch_publish", False))
+        transport = getattr(self.connection, "transport", None)
+        owner = transport if self._facade is None else self._facade.public
+        is_able = getattr(getattr(transport, "implements", None), "batch_publish", False)
+        return bool(is_able and getattr(owner, "supports_batch_publish", is_able))
 
     def revive(self, channel: Any) -> None:
         """Continue on another channel after the old one was lost.
@@ -203,11 +184,20 @@ class Producer(MessageMaker):
         if channel is None or is_connection(channel):
             self.__connection__ = channel
             self._facade = None
+        elif isinstance(channel, ChannelPromise):
+            self.channel = channel
         else:
             self._attach(facade_channel(channel))
 
+    def _must_step(self) -> bool:
+        """Return whether publishing goes through steps that a program may see."""
+        if type(self)._in_steps or any(name in self.__dict__ for name in STEPS):
+            return True
+        return isinstance(self._facade, AdaptedChannel) and self._facade.is_borrowed
+
     def _attach(self, channel: Channel) -> None:
         self._facade = channel
+        self._in_steps = self._must_step()
         public = channel.public
         if not (self.exchange.is_bound and self.exchange.channel is public):
             self.exchange = self.exchange(public)
@@ -222,6 +212,7 @@ class Producer(MessageMaker):
         if self.exchange.name:
             self.exchange.declare(channel=self.channel)
 
+    @Step
     def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> bool:
         """Declare an entity, unless the connection has declared it already.
 
@@ -304,6 +295,29 @@ class Producer(MessageMaker):
             PreconditionFailed: The broker refused a property of the message.
             OperationalError: With ``retry``: the attempts are used up.
         """
+        if via is None and (self._in_steps or (retry and not self._insures_itself)):
+            return publish_in_steps(
+                self,
+                body,
+                routing_key,
+                delivery_mode,
+                mandatory,
+                immediate,
+                priority,
+                content_type,
+                content_encoding,
+                serializer,
+                headers,
+                compression,
+                exchange,
+                retry,
+                retry_policy,
+                declare,
+                expiration,
+                timeout,
+                confirm_timeout,
+                properties,
+            )
         delivery = self._make(
             exchange,
             routing_key,
@@ -329,9 +343,9 @@ class Producer(MessageMaker):
             batch.add(delivery, mandatory)  # nothing is asked of the broker: there is nothing to retry
             result = None
         elif retry:
-            result = self._insured(retry_policy, self._publish, delivery, mandatory, declare, timeout, confirm_timeout)
+            result = self._insured(retry_policy, self._send, delivery, mandatory, declare, timeout, confirm_timeout)
         else:
-            result = self._publish(delivery, mandatory, declare, timeout, confirm_timeout)
+            result = self._send(delivery, mandatory, declare, timeout, confirm_timeout)
         if batch is not None and batch.is_full:
             if retry:
                 self._insured(retry_policy, batch.flush)
@@ -339,15 +353,31 @@ class Producer(MessageMaker):
                 batch.flush()
         return result
 
+    @property
+    def _owner(self) -> Any:
+        """The connection that publishing is tried again on."""
+        return self.__connection__ or (self._facade.connection if self._facade is not None else None)
+
+    @property
+    def _insures_itself(self) -> bool:
+        """Whether nothing has replaced the connection's ``ensure``."""
+        owner = self._owner
+        return owner is None or getattr(owner, "ensures_itself", None) is True
+
     def _insured(self, retry_policy: Mapping[str, Any] | None, fun: Callable[..., Any], *args: Any) -> Any:
         """Call, and call again as the policy says."""
-        connection: Any = self.__connection__ or (self._facade.connection if self._facade is not None else None)
+        connection = self._owner
         if connection is None:
             raise exceptions.NotBoundError("the producer has no channel and no connection")
-        if getattr(connection, "ensures_itself", None) is not True:  # a program has replaced it, or its method
+        if not self._insures_itself:
             return connection.ensure(self, fun, **(retry_policy or {}))(*args)
         policy = RetryPolicy(**retry_policy) if retry_policy else RetryPolicy()
         return connection.call_insured(self, policy, fun, *args)
+
+    # Steps of publishing, which kombu's users override and replace.
+    _publish = Step(publish_prepared)
+    _prepare = Step(MessageMaker._prepare)
+    _delivery_details = Step(MessageMaker._delivery_details)
 
     def publish_many(
         self,
@@ -424,8 +454,7 @@ class Producer(MessageMaker):
         chunk.raise_refused()
         return chunk.total
 
-    @contextmanager
-    def batch(self, max_size: int = 1000) -> Iterator[Batch]:
+    def batch(self, max_size: int = 1000) -> BatchContext:
         """Collect the messages that are published inside the block, and send them together.
 
         They are sent at ``max_size`` messages, on ``flush()``, and at the end of the block. An exception inside the
@@ -436,24 +465,33 @@ class Producer(MessageMaker):
 
         Raises:
             BatchPublishError: Some messages were refused; ``refused`` names them by their index.
+            ValueError: ``max_size`` is no integer from 1 on.
 
         Example:
             with producer.batch() as batch:
                 for order in orders:
                     producer.publish(order, routing_key="orders")
         """
-        if self._batch is not None:
-            yield self._batch
-            return
-        hooks = None if self.connection is None else self.connection.hooks
-        batch = self._batch = Batch(self, max_size) if hooks is None else HookedBatch(self, max_size, hooks)
-        try:
-            yield batch
-        finally:
-            self._batch = None
-        batch.flush()
+        return BatchContext(self, max_size)
 
-    def _publish(
+    def _enter_batch(self, max_size: int) -> tuple[Any, bool]:
+        """Return the batch in course and whether it is begun now."""
+        if self._batch is not None:
+            return self._batch, False
+        hooks = None if self.connection is None else self.connection.hooks
+        if isinstance(self._facade, AdaptedChannel) and self._in_steps:
+            self._batch = SessionBatch(max_size)
+        elif hooks is None:
+            self._batch = Batch(self.send_many, max_size)
+        else:
+            self._batch = HookedBatch(self.send_many, max_size, hooks)
+        return self._batch, True
+
+    def _leave_batch(self) -> None:
+        """Collect no more."""
+        self._batch = None
+
+    def _send(
         self,
         delivery: Delivery,
         mandatory: bool,
@@ -541,20 +579,19 @@ class Producer(MessageMaker):
         return self
 
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
-        if exc_type is None:
-            self.release()
-        else:
+        if exc_type is not None and "discard" in self.__dict__:  # a pool has set it
             self.discard()
+            return
+        pool = None if exc_type is None else getattr(self.__connection__, "_pool", None)
+        if pool is not None:
+            pool.replace(self.__connection__)
+        self.release()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (
-            None,
-            self.exchange,
-            self.routing_key,
-            self.serializer,
-            self.auto_declare,
-            self.compression,
-        )
+        return type(self), self.__reduce_args__()
+
+    def __reduce_args__(self) -> tuple[Any, ...]:
+        return None, self.exchange, self.routing_key, self.serializer, self.auto_declare, self.compression
 
     def __repr__(self) -> str:
         channel = None if self._facade is None else self._facade.public

@@ -52,6 +52,21 @@ class Ready:
         self.cancelled = True
 
 
+class ReadyCalls(dict[Any, None]):
+    """Calls that are due, each once, in the order in which they were asked for: a set to kombu's users."""
+
+    def add(self, call: Any) -> None:
+        """Put a call behind the others, unless it is among them."""
+        self.setdefault(call)
+
+    def discard(self, call: Any) -> None:
+        """Take a call out, if it is there."""
+        self.pop(call, None)
+
+    def __repr__(self) -> str:
+        return repr(set(self))
+
+
 class _Waker:
     """A pipe to oneself, that wakes the poller."""
 
@@ -98,17 +113,18 @@ class Hub:
     """
 
     READ, WRITE, ERR = READ, WRITE, ERR
+    on_close: Any = None
 
     def __init__(self, timer: Timer | None = None) -> None:
         self.timer = Timer() if timer is None else timer
         self.readers: dict[int, Any] = {}
         self.writers: dict[int, Any] = {}
         self.on_tick: set[Callable[[], Any]] = set()
-        self.on_close: set[Callable[[Hub], Any]] = set()
+        self.on_close = set()
         self.consolidate: set[int] = set()
         self.consolidate_callback: Callable[[list[int]], Any] | None = None
         self.propagate_errors: tuple[type[BaseException], ...] = ()
-        self._ready: list[Callable[[], Any]] = []
+        self._ready = ReadyCalls()
         self._ready_lock = Lock()
         self._loop: Iterator[None] | None = None
         self._running = False
@@ -221,7 +237,7 @@ class Hub:
         # What can be cancelled itself, as a promise of vine, is kept as it is: Celery looks for its own.
         ready = callback if hasattr(callback, "cancel") and not args else Ready(callback, args)
         with self._ready_lock:
-            self._ready.append(ready)
+            self._ready.add(ready)
         if self._waker is not None and get_ident() != self._thread:  # who runs the loop looks before it sleeps
             self._waker.wake()
         return ready
@@ -230,7 +246,7 @@ class Hub:
         """Call in so many seconds."""
         return self.timer.call_after(delay, callback, args)
 
-    def call_at(self, when: Any, callback: Callable[..., Any], *args: Any) -> Entry:
+    def call_at(self, when: Any, callback: Callable[..., Any], *args: Any) -> Entry | None:
         """Call at a time: of the monotonic clock, or a date."""
         return self.timer.call_at(when, callback, args)
 
@@ -240,8 +256,8 @@ class Hub:
 
     def _pop_ready(self) -> list[Callable[[], Any]]:
         with self._ready_lock:
-            ready, self._ready = self._ready, []
-            return ready
+            ready, self._ready = self._ready, ReadyCalls()
+            return list(ready)
 
     @cached_property
     def scheduler(self) -> Iterator[tuple[float | None, Entry | None]]:
@@ -328,7 +344,7 @@ class Hub:
             finally:
                 if ready:  # one raised, and the others are due still
                     with self._ready_lock:
-                        self._ready[:0] = ready
+                        self._ready = ReadyCalls(dict.fromkeys([*ready, *self._ready]))
             try:
                 events = self.poller.poll(0 if has_more or self._ready else delay)
             except ValueError:  # the poller was closed

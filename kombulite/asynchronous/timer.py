@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time as clock
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone, tzinfo
-from functools import total_ordering
+from functools import total_ordering, wraps
 from heapq import heappop, heappush
 from itertools import count
 from time import monotonic
@@ -52,10 +52,10 @@ class Entry:
     __slots__ = ("__weakref__", "_last_run", "args", "canceled", "fun", "kwargs", "number", "tref")
 
     def __init__(
-        self, fun: Callable[..., Any], args: tuple[Any, ...] | None = None, kwargs: Mapping[str, Any] | None = None
+        self, fun: Callable[..., Any], args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None
     ) -> None:
         self.fun = fun
-        self.args = args or ()
+        self.args = args or []
         self.kwargs = kwargs or {}
         self.tref = proxy(self)
         self._last_run: float | None = None
@@ -124,8 +124,8 @@ class Timer:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
-    ) -> _Entry:
-        """Call at a time (None: now). Returns the entry."""
+    ) -> _Entry | None:
+        """Call at a time (None: now). Returns what ``enter_at`` returns."""
         return self.enter_at(self.Entry(fun, args, kwargs), eta, priority)
 
     def call_after(
@@ -148,16 +148,18 @@ class Timer:
         priority: int = 0,
     ) -> _Entry:
         """Call every so many seconds, until the entry is cancelled. Returns it."""
+        entry = self.Entry(fun, args, kwargs)
 
-        def again() -> None:
+        @wraps(fun)
+        def again(*args: Any, **kwargs: Any) -> None:
             entry._last_run = monotonic()
             try:
-                fun(*args, **(kwargs or {}))
+                fun(*args, **kwargs)
             finally:
                 if not entry.canceled:
                     self.enter_at(entry, entry._last_run + secs, priority)
 
-        entry = self.Entry(again)
+        entry.fun = again
         return self.enter_after(secs, entry, priority)
 
     def enter_at(
@@ -166,15 +168,21 @@ class Timer:
         eta: datetime | float | None = None,
         priority: int = 0,
         time: Callable[[], float] = monotonic,
-    ) -> _Entry:
-        """Enter an entry for a time (None: now)."""
-        return self._enter(time() if eta is None else to_timestamp(eta), priority, entry)
+    ) -> _Entry | None:
+        """Enter an entry for a time (None: now). Returns it; None for a date out of range, if there is ``on_error``."""
+        try:
+            due = time() if eta is None else to_timestamp(eta)
+        except Exception as error:
+            if not self.handle_error(error):
+                raise
+            return None
+        return self._enter(due, priority, entry)
 
     def enter_after(
         self, secs: float, entry: _Entry, priority: int = 0, time: Callable[[], float] = monotonic
     ) -> _Entry:
         """Enter an entry for in so many seconds."""
-        return self.enter_at(entry, time() + float(secs), priority)
+        return self._enter(time() + float(secs), priority, entry)
 
     def _enter(
         self, eta: float, priority: int, entry: _Entry, push: Callable[[list[scheduled], Any], None] = heappush
@@ -187,14 +195,14 @@ class Timer:
         try:
             entry()
         except Exception as error:
-            if not self.handle_error(sys.exc_info()):
+            if not self.handle_error(error):
                 logger.error("Error in timer: %r", error, exc_info=True)
 
-    def handle_error(self, exc_info: Any) -> bool:
-        """Tell ``on_error`` of an exception; whether there is one."""
+    def handle_error(self, exc_info: BaseException) -> bool:
+        """Call ``on_error`` with an exception; whether there is one."""
         if self.on_error is None:
             return False
-        self.on_error(exc_info[1])
+        self.on_error(exc_info)
         return True
 
     def stop(self) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -29,6 +29,7 @@ from kombulite._client.lifecycle import State
 from kombulite._client.session import ChannelSession
 from kombulite._core import GATHERED, Delivery, Properties, declaration_key
 from kombulite._sync.channel import Channel, Subscription
+from kombulite.abstract import Object
 from kombulite.brokers import base
 from kombulite.brokers.base import Capabilities, Outcome
 from kombulite.message import Message
@@ -192,6 +193,11 @@ def _as_text(body: bytes) -> Any:
         return body
 
 
+def _delivery_of(body: Any) -> Delivery:
+    """Return what counts a message whose body this is."""
+    return Delivery("", "", NO_PROPERTIES, body if isinstance(body, (bytes, str)) else b"")
+
+
 class AdaptedChannel(Channel):
     """The facade's part of a channel that a transport of others made. ``raw``: that channel."""
 
@@ -225,6 +231,30 @@ class AdaptedChannel(Channel):
     @is_open.setter
     def is_open(self, value: bool) -> None:
         self._is_attached = value
+
+    @property
+    def is_borrowed(self) -> bool:
+        """Whether no ``Connection`` made it: it may stand in for a channel, as a mock does."""
+        return self._adapted is None
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether there are hooks around publishing."""
+        return self._hooks is not None
+
+    def publish_prepared(self, message: Any, body: Any, options: dict[str, Any]) -> Any:
+        """Publish what the transport's ``prepare_message`` made of a body; returns what the transport returns."""
+        delivery = _delivery_of(body)
+        result = None
+        try:
+            result = self.raw.basic_publish(message, **options)
+        except Exception as error:
+            if self._adapted is not None:
+                self._adapted.note_error(error)
+            self.publish_raised(error, delivery)
+        else:
+            self._tally.count_published(delivery, False)
+        return result
 
     def listen_for_returned(self, listener: Callable[..., Any]) -> None:
         """Call a listener for each message that comes back, by the channel's own events too."""
@@ -265,8 +295,7 @@ class AdaptedChannel(Channel):
         return event.subscription.run(message) is GATHERED
 
     def _count(self, message: Any) -> None:
-        body = getattr(message, "body", None)
-        delivery = Delivery("", "", NO_PROPERTIES, body if isinstance(body, (bytes, str)) else b"")
+        delivery = _delivery_of(getattr(message, "body", None))
         count = getattr(message, "delivery_count", 0)
         delivery.redelivered = isinstance(count, int) and count > 0
         self._tally.count_consumed(delivery)
@@ -392,9 +421,12 @@ def maybe_declare(raw: Any, entity: Any, retry: bool, retry_policy: Mapping[str,
     if raw.connection is None:
         raise exceptions.RecoverableConnectionError("channel disconnected")
     declared = raw.connection.client.declared_entities if entity.can_cache_declaration else None
-    key = declaration_key(entity) if declared is not None else None
-    if declared is not None and key in declared:
-        return False
+    key = None
+    if declared is not None:
+        # A stand-in for an entity has no attributes to compare, and kombu keeps hashes.
+        key = declaration_key(entity) if isinstance(entity, Object) else hash(entity)
+        if key in declared or hash(entity) in declared:
+            return False
     given = entity
     if not entity.is_bound:
         entity = entity.bind(raw)
@@ -492,12 +524,8 @@ class AdaptedTransport(base.Transport):
             if collect is not None:
                 collect(link)
             else:
-                try:
+                with suppress(Exception):  # a broken connection may fail in any way
                     self.raw.close_connection(link)
-                except Exception:  # a broken connection may fail in any way
-                    import logging
-
-                    logging.getLogger("kombulite.connection").debug("closing a lost connection failed", exc_info=True)
         self.raw.client = None
 
     @property
@@ -535,17 +563,19 @@ class AdaptedTransport(base.Transport):
 
     def qos_semantics_matches_spec(self, connection: Any = None) -> bool:
         """Return whether a prefetch count without ``apply_global`` bounds the channel."""
-        return bool(self.raw.qos_semantics_matches_spec(self.link))
+        return self.raw.qos_semantics_matches_spec(self.link)  # type: ignore[no-any-return]
 
     @property
     def capabilities(self) -> Capabilities:  # type: ignore[override]
         """What the transport says that it implements."""
         able = self.raw.implements
+        get = able.get if isinstance(able, dict) else partial(getattr, able)
+        types = get("exchange_type", ())
         return Capabilities(
-            frozenset(able.get("exchange_type", ())),
-            bool(able.get("heartbeats")),
-            bool(able.get("asynchronous")),
-            bool(able.get("batch_publish")),
+            frozenset(types) if isinstance(types, Iterable) else frozenset(),
+            get("heartbeats", False),
+            get("asynchronous", False),
+            get("batch_publish", False),
         )
 
     def get_manager(self, *args: Any, **kwargs: Any) -> Any:

@@ -38,11 +38,15 @@ class Poller:
             self._open()
         return self._selector
 
-    def register(self, fd: int, events: int) -> None:
-        """Wait for events at a descriptor, instead of those waited for there before. Raises ValueError, OSError."""
+    def register(self, fd: int, events: int) -> int:
+        """Wait for events at a descriptor, instead of those waited for there before. Returns it.
+
+        Raises ValueError, OSError.
+        """
         wanted = (selectors.EVENT_READ if events & READ else 0) | (selectors.EVENT_WRITE if events & WRITE else 0)
         self.unregister(fd)  # not modified: the number may be another file's by now
         self._own.register(fd, wanted)
+        return fd
 
     def unregister(self, fd: int) -> None:
         """Wait for it no longer; one that is not known is left alone."""

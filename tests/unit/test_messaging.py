@@ -264,7 +264,10 @@ def test_pickled_producer_has_its_settings():
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_batch_of_nothing_is_refused(connection, size):
-    with pytest.raises(ValueError, match="max_size must be at least 1, got"), Producer(connection).batch(max_size=size):
+    with (
+        pytest.raises(ValueError, match="max_size must be a positive integer, got"),
+        Producer(connection).batch(max_size=size),
+    ):
         pass
 
 

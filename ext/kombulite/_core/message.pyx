@@ -312,7 +312,9 @@ cdef class BaseMessage:
         if not self.no_ack:
             if self._delivery is not None:
                 self.channel.basic_ack(self.delivery_tag, multiple)
-            elif not self._needs_no_ack():
+            elif self._needs_no_ack():
+                return  # kombu leaves its state as it is
+            else:
                 self.channel.basic_ack(self.delivery_tag, multiple=multiple)  # as kombu calls the channels of others
         self._state = "ACK"
 

@@ -819,16 +819,19 @@ class Channel(AbstractChannel, base.StdChannel):
 
     # --- bodies
 
+    def _codec(self, encoding: str) -> Any:
+        return self.codecs.get(encoding)
+
     def encode_body(self, body: Any, encoding: str | None = None) -> tuple[Any, str | None]:
         """Return a body as the store takes it, and the name of the encoding."""
         if encoding and encoding.lower() != "utf-8":
-            return self.codecs[encoding].encode(body), encoding
+            return self._codec(encoding).encode(body), encoding
         return body, encoding
 
     def decode_body(self, body: Any, encoding: str | None = None) -> Any:
         """Return a body as it was published."""
         if encoding and encoding.lower() != "utf-8":
-            return self.codecs[encoding].decode(body)
+            return self._codec(encoding).decode(body)
         return body
 
     # --- lifetime

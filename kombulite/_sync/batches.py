@@ -1,0 +1,163 @@
+"""Messages that are sent together: what ``Producer.batch()`` is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from kombulite._client.outgoing import DeliveryBatch
+from kombulite._core import Delivery
+
+if TYPE_CHECKING:
+    from kombulite._client.hooks import Hooks
+
+SendMany = Callable[[list[Delivery], bool], list[tuple[int, Exception]]]
+
+
+class Batch(DeliveryBatch):
+    """Messages that wait to be sent together. Returned by ``Producer.batch()``."""
+
+    def __init__(self, send_many: SendMany, max_size: int) -> None:
+        super().__init__(max_size)
+        self._send_many = send_many
+
+    def add(self, delivery: Delivery, mandatory: bool) -> None:
+        """Add a message.
+
+        A full batch, because an earlier attempt to send it failed, is sent first. While that fails the batch does not
+        grow: the error is raised, and the message is not added.
+
+        Args:
+            delivery: The message.
+            mandatory: If True, the broker returns the message if no queue takes it.
+        """
+        try:
+            if self.is_full:
+                self.flush()
+        finally:
+            if not self.is_full:
+                self.append(delivery, mandatory)
+
+    def flush(self) -> None:
+        """Send the waiting messages.
+
+        An error of the connection is raised as it is. The messages that were being sent continue to wait, although the
+        broker may have some of them; messages that were refused before are reported by the next flush.
+
+        Raises:
+            BatchPublishError: Some messages were refused; ``refused`` names them by their index.
+        """
+        while alike := self.first_alike():
+            self.note_sent(alike, self._send_many(alike, self.is_mandatory))
+        self.raise_refused()
+
+    def discard(self) -> None:
+        """Drop what was not sent."""
+
+    def close(self) -> None:
+        """Do nothing: nothing is open."""
+
+
+class HookedBatch(Batch):
+    """Batch that passes each added message to the hooks of its connection."""
+
+    def __init__(self, send_many: SendMany, max_size: int, hooks: Hooks) -> None:
+        super().__init__(send_many, max_size)
+        self._hooks = hooks
+
+    def add(self, delivery: Delivery, mandatory: bool) -> None:
+        """Add a message, with the headers that the hooks add.
+
+        Args:
+            delivery: The message.
+            mandatory: If True, the broker returns the message if no queue takes it.
+        """
+        super().add(self._hooks.collect(delivery, mandatory), mandatory)
+
+
+class SessionBatch:
+    """A batch of a channel of others, which keeps it (``create_publish_batch``); without that, it sends at once."""
+
+    is_full = False
+
+    def __init__(self, max_size: int) -> None:
+        self._max_size = max_size
+        self._session: Any = None
+        self._is_aborted = False
+
+    def publish(self, channel: Any, message: Any, **options: Any) -> Any:
+        """Publish what the channel's ``prepare_message`` made. Returns what the channel, or its session, returns.
+
+        Raises RuntimeError if it was aborted, or began on another channel.
+        """
+        if self._is_aborted:
+            raise RuntimeError("cannot publish: the batch was aborted")
+        create = getattr(channel, "create_publish_batch", None)
+        if self._session is None:
+            if create is None or not getattr(channel, "supports_batch_publish", True):
+                return channel.basic_publish(message, **options)
+            self._session = create(max_size=self._max_size)
+        elif self._session.channel is not channel:
+            raise RuntimeError("the producer has another channel than when the batch began")
+        return self._session.publish(message, **options)
+
+    def flush(self) -> None:
+        """Send what waits."""
+        if self._is_aborted:
+            raise RuntimeError("cannot flush: the batch was aborted")
+        if self._session is not None:
+            self._session.flush()
+
+    def discard(self) -> None:
+        """Drop what was not sent."""
+        if not self._is_aborted:
+            self._is_aborted = True
+            if self._session is not None:
+                self._session.discard()
+
+    def close(self) -> None:
+        """Close what the channel keeps."""
+        if self._session is not None:
+            self._session.close()
+
+
+class BatchContext:
+    """What ``Producer.batch()`` returns: within it, what the producer publishes is collected."""
+
+    def __init__(self, producer: Any, max_size: int) -> None:
+        if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1:
+            raise ValueError(f"max_size must be a positive integer, got {max_size!r}")
+        self.producer = producer
+        self.max_size = max_size
+        #: The batch, which contexts within one another share.
+        self.state: Any = None
+        self.is_outermost = False
+        self.entered = False
+        self.active = False
+
+    def __enter__(self) -> Any:
+        if self.entered:
+            raise RuntimeError("Publish batch context cannot be re-entered")
+        self.entered = self.active = True
+        self.state, self.is_outermost = self.producer._enter_batch(self.max_size)
+        return self.state
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, traceback: object) -> None:
+        self.active = False
+        batch = self.state
+        if self.is_outermost:
+            self.producer._leave_batch()
+        try:
+            if kind is not None:
+                batch.discard()
+            elif self.is_outermost:
+                batch.flush()
+        finally:
+            if self.is_outermost:
+                batch.close()
+
+    def flush(self) -> None:
+        """Send what was collected. Raises RuntimeError outside of the context, and as the batch's ``flush`` does."""
+        if not self.active:
+            raise RuntimeError("Publish batch context is not active")
+        self.state.flush()

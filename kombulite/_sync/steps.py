@@ -1,0 +1,143 @@
+"""Publishing as kombu does it, step by step, for programs that replace a step or look at it.
+
+A step is a method: what a subclass overrides or a program sets on a producer is called, with kombu's arguments. All
+other producers publish in one go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import MethodType
+from typing import Any
+
+from kombulite._client.outgoing import as_they_travel
+from kombulite._core import Delivery, make_properties
+from kombulite._sync.batches import SessionBatch
+from kombulite.transport.adapter import AdaptedChannel
+
+
+class Step:
+    """A method that may be replaced on an object, which notes that as ``_in_steps``."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method = method
+        self.__doc__ = method.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, obj: Any, owner: type | None = None) -> Any:
+        if obj is None:
+            return self.method
+        return obj.__dict__.get(self._name) or MethodType(self.method, obj)
+
+    def __set__(self, obj: Any, value: Any) -> None:
+        obj.__dict__[self._name] = value
+        obj._in_steps = True
+
+    def __delete__(self, obj: Any) -> None:
+        try:
+            del obj.__dict__[self._name]
+        except KeyError:
+            raise AttributeError(self._name) from None
+        obj._in_steps = obj._must_step()
+
+
+def publish_in_steps(
+    producer: Any,
+    body: Any,
+    routing_key: str | None,
+    delivery_mode: int | str | None,
+    mandatory: bool,
+    immediate: bool,
+    priority: int | None,
+    content_type: str | None,
+    content_encoding: str | None,
+    serializer: str | None,
+    headers: Mapping[str, Any] | None,
+    compression: str | None,
+    exchange: Any,
+    retry: bool,
+    retry_policy: Mapping[str, Any] | None,
+    declare: Any,
+    expiration: float | None,
+    timeout: float | None,
+    confirm_timeout: float | None,
+    properties: dict[str, Any],
+) -> Any:
+    """Do what ``Producer.publish`` does, by the producer's ``_delivery_details``, ``_prepare`` and ``_publish``."""
+    entities = list(declare or ())
+    given = dict(headers or {})
+    policy = dict(retry_policy or {})
+    name, mode = producer._delivery_details(producer.exchange if exchange is None else exchange, delivery_mode)
+    properties = {**as_they_travel(properties, expiration), "delivery_mode": mode}
+    body, content_type, content_encoding = producer._prepare(
+        body, serializer, content_type, content_encoding, compression or producer.compression, given
+    )
+    if producer.auto_declare and producer.exchange.name and producer.exchange not in entities:
+        entities.append(producer.exchange)
+    publish = producer._publish
+    if retry:
+        publish = producer.connection.ensure(producer, publish, **policy)
+    return publish(
+        body,
+        priority,
+        content_type,
+        content_encoding,
+        given,
+        properties,
+        producer.routing_key if routing_key is None else routing_key,
+        mandatory,
+        immediate,
+        name,
+        entities,
+        timeout,
+        confirm_timeout,
+        retry,
+        policy,
+    )
+
+
+def publish_prepared(
+    producer: Any,
+    body: Any,
+    priority: int | None,
+    content_type: str | None,
+    content_encoding: str | None,
+    headers: Any,
+    properties: dict[str, Any],
+    routing_key: str,
+    mandatory: bool,
+    immediate: bool,
+    exchange: str,
+    declare: Iterable[Any] | None,
+    timeout: float | None = None,
+    confirm_timeout: float | None = None,
+    retry: bool = False,
+    retry_policy: Mapping[str, Any] | None = None,
+) -> Any:
+    """Publish a body that ``_prepare`` has made ready. Returns what the channel returns."""
+    channel, batch = producer._open_channel(), producer._batch
+    is_direct = isinstance(channel, AdaptedChannel) and not channel.is_hooked
+    is_direct = is_direct and (batch is None or isinstance(batch, SessionBatch))
+    message = None
+    if is_direct:
+        message = channel.public.prepare_message(body, priority, content_type, content_encoding, headers, properties)
+    for entity in declare or ():
+        producer.maybe_declare(entity, retry=retry, **(retry_policy or {}))
+    if not is_direct:
+        made = make_properties(content_type, content_encoding, headers, None, priority, properties)
+        body = body.encode(content_encoding or "utf-8") if isinstance(body, str) else body
+        delivery = Delivery(exchange, routing_key, made, body)
+        return producer._send(delivery, mandatory, None, timeout, confirm_timeout)
+    options = {
+        "exchange": exchange,
+        "routing_key": routing_key,
+        "mandatory": mandatory,
+        "immediate": immediate,
+        "timeout": timeout,
+        "confirm_timeout": confirm_timeout,
+    }
+    if batch is not None:
+        return batch.publish(channel.public, message, **options)
+    return channel.publish_prepared(message, body, options)
