@@ -6,6 +6,7 @@ The class is wider than others: kombu's users find all of this on it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, TypedDict
 
 from kombulite import exceptions
@@ -77,6 +78,7 @@ class Producer(MessageMaker):
 
     #: Whether a subclass overrides a step of publishing, a program has replaced one, or the channel is a stand-in.
     _in_steps = False
+    _replaced: Mapping[str, Any] = MappingProxyType({})  # steps that a program has set on this producer
     _channel_promise: Any = None  # kombu's producers have it, and use it no more
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -191,7 +193,7 @@ class Producer(MessageMaker):
 
     def _must_step(self) -> bool:
         """Return whether publishing goes through steps that a program may see."""
-        if type(self)._in_steps or any(name in self.__dict__ for name in STEPS):
+        if type(self)._in_steps or self._replaced:
             return True
         return isinstance(self._facade, AdaptedChannel) and self._facade.is_borrowed
 
