@@ -72,10 +72,29 @@ class Resource:
 
     def setup(self) -> None:
         """Fill the queue with resources, and with placeholders for those that are not made yet."""
-        available, room = self._resource.queue, self._limit - self._out
-        available[:0] = [lazy(self.new) for _ in range(room - len(available))]
-        for index in range(max(len(available) - self.preload, 0), len(available)):
-            available[index] = evaluated(available[index])
+        with self._lock:
+            available, room = self._resource.queue, self._limit - self._out
+            available[:0] = [lazy(self.new) for _ in range(room - len(available))]
+            unmade = [each for each in available[max(len(available) - self.preload, 0) :] if not is_made(each)]
+        for each in unmade:
+            self._preload(each)
+
+    def _preload(self, place: Any) -> None:
+        """Make the resource of a placeholder, unless another thread has taken that meanwhile."""
+        with self._lock:
+            available = self._resource.queue
+            found = [index for index, each in enumerate(available) if each is place]  # to compare it would make it
+            if not found:
+                return
+            del available[found[0]]
+            self._out += 1
+        try:
+            resource = evaluated(place)
+        except BaseException:
+            self._vacate(place)
+            raise
+        if not self._vacate(resource):
+            self._end(resource, self.close_resource)
 
     def prepare(self, resource: Any) -> Any:
         """Ready a resource that is acquired, which may not be made yet. Return it, or another in its place.

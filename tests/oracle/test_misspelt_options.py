@@ -15,8 +15,9 @@ import redis
 from kombulite import Connection
 from kombulite.brokers.amqp.connector import OPTIONS as AMQP_OPTIONS
 from kombulite.brokers.filesystem.folders import OPTIONS as FILESYSTEM_OPTIONS
-from kombulite.brokers.options import CONNECT_OPTIONS
+from kombulite.brokers.options import ALL_NAMES, CONNECT_OPTIONS
 from kombulite.brokers.redis.options import Options as RedisOptions
+from kombulite.brokers.sql.transport import OPTIONS as SQL_OPTIONS
 
 OWN = {
     "redis": sorted({*RedisOptions._fields, *CONNECT_OPTIONS}),
@@ -39,11 +40,33 @@ def names_that_kombu_knows():
 
 
 @pytest.mark.parametrize("transport", OWN)
-def test_what_kombu_knows_for_any_transport_is_taken(transport):
+def test_what_kombu_knows_for_any_transport_is_taken(transport, caplog):
     names = names_that_kombu_knows()
     assert {"visibility_timeout", "queue_name_prefix", "kafka_common_config", "data_folder_in"} <= set(names)
-    options = {name: None for name in names if name not in FILESYSTEM_OPTIONS}
+    options = {name: None for name in [*names, *ALL_NAMES] if name not in FILESYSTEM_OPTIONS}
     assert Connection(f"{transport}://", transport_options=options).transport
+    assert "ignored" not in caplog.text
+
+
+def test_all_names_are_all_names():
+    own = {*SQL_OPTIONS, *(name for names in OWN.values() for name in names)}
+    assert {*names_that_kombu_knows(), *own} <= ALL_NAMES
+
+
+@pytest.mark.parametrize("transport", [*OWN, "memory", "sqlite", "postgresql"])
+def test_a_name_that_no_transport_has_is_warned_of_once(transport, caplog, monkeypatch):
+    monkeypatch.setattr("kombulite.brokers.options._reported", set())
+    for _ in range(2):
+        url = "sqlite:///messages.db" if transport == "sqlite" else f"{transport}://"
+        assert Connection(url, transport_options={"nobody_has_it": 1}).transport
+    assert caplog.text.count("'nobody_has_it'") == 1
+
+
+def test_a_misspelt_option_of_sentinels_is_named_with_the_closest():
+    options = {"master_name": "m", "sentinel_kwargs": {"passwort": "secret"}}
+    with pytest.raises(ValueError, match="'passwort' in sentinel_kwargs; did you mean 'password'") as caught:
+        Connection("sentinel://localhost:1", transport_options=options).connect()
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("transport", "option"), [(kind, name) for kind in OWN for name in OWN[kind] if len(name) > 6])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import kombu
@@ -103,19 +104,80 @@ def test_waiting_again_after_a_loss(waiting, ours, client, name, kind):
         put(lambda: producer.publish("it", routing_key=name), waiting, got)
 
 
-@pytest.mark.parametrize("rules", [["-client"], ["-client|tracking"], ["resetchannels"]])
-def test_without_the_right_to_be_told_there_are_looks_and_a_warning(start_server, ours, name, rules, caplog):
-    """At least once a second, whatever kombu's documentation says of ``polling_interval``."""
+NOT_TOLD = [["-client"], ["-client|tracking"], ["resetchannels"]]
+
+
+@pytest.fixture
+def restricted(start_server: Any) -> Any:
+    """Return a function that makes URLs of users with these rules."""
     server = start_server(RedisServer)
-    user = uuid()
-    with redis.Redis(port=server.port) as admin:
-        admin.execute_command("ACL", "SETUSER", user, "on", ">pw", "+@all", "~*", "&*", *rules)
+
+    def url(*rules: str) -> str:
+        user = uuid()
+        with redis.Redis(port=server.port) as admin:
+            admin.execute_command("ACL", "SETUSER", user, "on", ">pw", "+@all", "~*", "&*", *rules)
+        return f"redis://{user}:pw@127.0.0.1:{server.port}"
+
+    return url
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("rules", NOT_TOLD)
+def test_without_the_right_to_be_told_it_waits_in_the_server(restricted, name, rules, protocol, monkeypatch, caplog):
+    """It takes no look, and no message is moved by that: not even in a list that expires."""
+    monkeypatch.setattr("kombulite.brokers.redis.receiver.POLLING_INTERVAL", 600)
+    got: list[Any] = []
+    with Connection(restricted(*rules), transport_options={**PATIENT, "protocol": protocol}) as connection:
+        queues = [Queue(name), Queue(f"{name}.expires", expires=600)]
+        receive = lambda body, message: (got.append(body), message.ack())  # noqa: E731
+        with Consumer(connection, queues, callbacks=[receive]), Connection(restricted()) as other:
+            producer = Producer(other)
+            for number, (queue, priority) in enumerate([(0, 0), (0, 9), (1, 5), (0, 0), (1, 0)]):
+                publish = partial(producer.publish, number, queues[queue].name, priority=priority)
+                put(publish, connection, got)
+                assert got == [number]
+                got.clear()
+    assert "does not tell" not in caplog.text
+
+
+def test_a_wait_in_the_server_takes_nothing(restricted, name):
+    """Its connection ends as the message comes, and that stays where it is; so does the end of the list's life."""
+    with Connection(restricted("-client"), transport_options=PATIENT) as connection:
+        consumer = Consumer(connection.channel(), Queue(name, expires=600), on_message=lambda message: None)
+        consumer.consume()
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.1)
+        with redis.Redis.from_url(restricted()) as client:
+            waiting = [each for each in client.client_list() if each["cmd"] == "blmove" and "b" in each["flags"]]
+            assert len(waiting) == 4  # one for each priority
+            with client.pipeline() as pipeline:
+                pipeline.lpush(name, "first", "second").pexpire(name, 600_000).execute()
+            connection.collect()
+            assert client.lrange(name, 0, -1) == [b"second", b"first"]
+            assert client.pttl(name) > 0
+            assert not client.hlen("unacked")
+
+
+def test_more_lists_than_connections_may_wait_are_looked_at(restricted, name):
+    got: list[Any] = []
+    queues = [Queue(f"{name}.{number}") for number in range(10)]
+    with Connection(restricted("-client"), transport_options=PATIENT) as connection:
+        receive = lambda body, message: (got.append(body), message.ack())  # noqa: E731
+        with Consumer(connection, queues, callbacks=[receive]), Connection(restricted()) as other:
+            for queue in queues:
+                put(partial(Producer(other).publish, "it", queue.name, priority=9), connection, got)
+                got.clear()
+
+
+@pytest.mark.parametrize("rules", NOT_TOLD)
+def test_without_the_right_to_wait_either_there_are_looks_and_a_warning(restricted, name, rules, caplog):
+    """At least once a second, whatever kombu's documentation says of ``polling_interval``."""
     options = {**PATIENT, "protocol": 2}
     got: list[Any] = []
-    with Connection(f"redis://{user}:pw@127.0.0.1:{server.port}", transport_options=options) as connection:
+    with Connection(restricted(*rules, "-blmove"), transport_options=options) as connection:
         with Consumer(connection, Queue(name), callbacks=[lambda body, message: (got.append(body), message.ack())]):
-            with Connection(server.url) as other:
+            with Connection(restricted()) as other:
                 producer = Producer(other)
                 put(lambda: producer.publish("it", routing_key=name), connection, got)
     assert got == ["it"]
-    assert "does not tell" in caplog.text
+    assert caplog.text.count("does not tell") == 1

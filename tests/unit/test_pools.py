@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from typing import ClassVar
 
 import pytest
 
@@ -423,3 +424,24 @@ assert kept.connected and out.connected
 assert pool.acquire() is kept
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_resources_may_be_taken_while_others_are_made_ahead():
+    class Slow(Things):
+        taken: ClassVar[list[Thing]] = []
+
+        def new(self):
+            if self.preload and not self.taken:
+                self.taken.append(None)
+                self.taken[:] = [self.acquire(), self.acquire()]  # as another thread may
+            return Thing()
+
+    pool = Slow(1)
+    pool.preload = 2
+    pool.resize(3)
+    assert len(set(pool.taken)) == 2
+    assert pool._out == 2
+    assert pool._resource.qsize() == 1
+    for each in pool.taken:
+        pool.release(each)
+    assert (pool._out, pool._resource.qsize()) == (0, 3)

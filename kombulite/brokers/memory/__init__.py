@@ -33,6 +33,7 @@ from kombulite.brokers.base import Transport as BaseTransport
 from kombulite.brokers.channels import unknown_tag
 from kombulite.brokers.memory import clock
 from kombulite.brokers.memory.broker import Channel, Consumer, Queue, broker_of
+from kombulite.brokers.options import check_transport_options
 from kombulite.utils.locks import Condition
 from kombulite.utils.uuid import uuid
 
@@ -52,6 +53,7 @@ class Transport(BaseTransport):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
+        check_transport_options(settings.options, ())
         self._broker = broker_of(settings.virtual_host)
         self._lock = self._broker.lock
         self._wake = Condition(self._lock)

@@ -297,7 +297,9 @@ class Transport(BaseTransport):
             if not self.connected:  # the system would give the descriptor of the broken connection to the new one
                 raise connection_lost("connection already closed")
             self._listen()
-            return self._protocol.start_consumer(channel, queue, consumer_tag, no_ack, exclusive)
+            tag = self._protocol.start_consumer(channel, queue, consumer_tag, no_ack, exclusive)
+            self._wait_in_server()
+            return tag
 
     def _listen(self) -> None:
         """Open the connection that listens, for the first consumer."""
@@ -318,7 +320,15 @@ class Transport(BaseTransport):
                 assert self._waiter is not None
                 self._waiter.add(watcher)
             watcher.perform(receiver.watch(watcher))
-        receiver.warn_if_untold()
+
+    def _wait_in_server(self) -> None:
+        """Open the connections over which the server is waited for, where it does not tell of changes."""
+        receiver = self._protocol.receiver
+        assert self._waiter is not None
+        while receiver.missing_waits > 0:
+            stream = self._open(receiver.on_push)
+            self._waiter.add(stream)
+            receiver.waits.add(stream)
 
     def _wake(self) -> None:
         if self._waiter is not None:

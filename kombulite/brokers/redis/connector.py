@@ -8,12 +8,13 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
+from redis import Redis
 from redis import exceptions as driver
 from redis.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
-from kombulite.brokers.options import check_tls_settings
+from kombulite.brokers.options import check_driver_options, check_tls_settings
 from kombulite.brokers.redis.errors import driver_error, unquoted
 from kombulite.brokers.redis.options import Options, credentials_of, database_of
 from kombulite.brokers.redis.replies import OnReply
@@ -65,6 +66,7 @@ class Connector:
         if settings.scheme == "sentinel":
             if not options.master_name:
                 raise ValueError("a sentinel URL needs the transport option master_name")
+            check_driver_options(options.sentinel_kwargs or {}, Redis.__init__, "sentinel_kwargs")
             first = self.address[0], settings.port or DEFAULT_SENTINEL_PORT
             self._sentinels = Sentinels(
                 list(dict.fromkeys([first, *_sentinel_addresses(settings.alternates)])),

@@ -19,6 +19,7 @@ from hiredis import ReplyError
 from kombulite._core import Delivery, MalformedEnvelope, decode_envelope, pack_command
 from kombulite.brokers.base import Event
 from kombulite.brokers.limits import reports_expiry
+from kombulite.brokers.redis.blocking import ListWaits
 from kombulite.brokers.redis.claims import ClaimQueue, RedisChannel, consumers_of
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.fanout import Subscriptions
@@ -69,6 +70,9 @@ class Receiver:
         self._topology = topology
         self._limits = topology.limits
         self._now = now
+        # kombu's documentation has people set it high, for there the server wakes who waits.
+        self._longest_poll = min(options.polling_interval or POLLING_INTERVAL, POLLING_INTERVAL)
+        self.waits = ListWaits(options, self._longest_poll, self._mark_dirty)
         self.subscriptions = Subscriptions(keys, options.sentinel_fanout_compat)
         self._redirection: tuple[Any, ...] = ()
         self._tells_of_lists = False  # whether the server says when a list changes
@@ -76,8 +80,6 @@ class Receiver:
         self._sends_source = False  # whether the server has forgotten the script, and gets it with the next claim
         self._news = News()
         self._look_at = 0.0  # when all queues are asked once more
-        # kombu's documentation has people set it high, for there the server wakes who waits.
-        self._longest_poll = min(options.polling_interval or POLLING_INTERVAL, POLLING_INTERVAL)
         self._found_at = monotonic()  # when a message was found last, or the connection began
         self._listened = False
         self._checked_at = monotonic()
@@ -109,11 +111,10 @@ class Receiver:
         (reply,) = yield from send(("CLIENT", "TRACKING", "ON", *self._redirection))
         self._tells_of_lists = not isinstance(reply, ReplyError)
 
-    def warn_if_untold(self) -> None:
-        """Log that the server does not tell of changes, if so."""
-        if not self._tells_of_lists:
-            text = "The server does not tell %s of changes: a message for an idle consumer waits up to %g seconds"
-            logger.warning(text, self._options.client_name or "us", self._longest_poll)
+    @property
+    def missing_waits(self) -> int:
+        """How many connections more are needed to wait in the server, because it does not report changes."""
+        return 0 if self._tells_of_lists else self.waits.missing(count_lists(self._channels, self._options))
 
     @property
     def listens(self) -> bool:
@@ -122,6 +123,8 @@ class Receiver:
 
     def _polling_interval(self) -> float:
         """Return the seconds until the next look: the less, the sooner the last message came."""
+        if self.waits.cover(count_lists(self._channels, self._options)):  # the server wakes us
+            return self._options.health_check_interval or POLLING_INTERVAL
         return min(self._longest_poll, max((monotonic() - self._found_at) * POLL_SHARE, SHORTEST_POLL))
 
     def subscribe(self, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
@@ -172,6 +175,11 @@ class Receiver:
 
     def _watch_lists(self, claims: ClaimQueue, queues: Iterable[str]) -> None:
         """Have the server say when a list of these queues changes; look once more if one has something already."""
+        if not self._tells_of_lists:
+            for queue in queues:
+                for step, name in enumerate(self._keys.lists(queue)):
+                    self.waits.want(name, step, queue)
+            return
         if self.watcher is None or not self.listens:
             return
         missing = {
@@ -321,6 +329,13 @@ class Receiver:
         return self.has_ready() or any(
             state.credit(claims) > 0 for state in list(self._channels.values()) for claims in state.claim_queues
         )
+
+
+def count_lists(channels: dict[int, RedisChannel], options: Options) -> int:
+    """Return how many lists the queues have that are consumed."""
+    claims = [claims for state in list(channels.values()) for claims in state.claim_queues]
+    queues = {queue for each in claims for queue in list(each.consumers)}
+    return len(queues) * len(options.priority_steps)
 
 
 def without_flag(delivery: Delivery) -> Delivery:

@@ -361,7 +361,10 @@ class AsyncTransport(interface.AsyncTransport):
             if self._listening is None or self._listening.done():
                 self._listening = self._loop.create_task(self._listen())
             yield self._listening
-        return self._protocol.start_consumer(channel, queue, consumer_tag, no_ack, exclusive)
+        tag = self._protocol.start_consumer(channel, queue, consumer_tag, no_ack, exclusive)
+        if self._protocol.receiver.missing_waits > 0:
+            yield self._loop.create_task(self._wait_in_server())
+        return tag
 
     async def _listen(self) -> None:
         """Open the connection that listens."""
@@ -370,8 +373,13 @@ class AsyncTransport(interface.AsyncTransport):
         if await listener.perform(receiver.track(listener)):
             watcher = await self._open(self._dispatcher.on_news)
             await watcher.perform(receiver.watch(watcher))
-        receiver.warn_if_untold()
         receiver.listener = self._listener = listener
+
+    async def _wait_in_server(self) -> None:
+        """Open the connections over which the server is waited for, where it does not tell of changes."""
+        receiver = self._protocol.receiver
+        while receiver.missing_waits > 0:
+            receiver.waits.add(await self._open(self._dispatcher.on_news))
 
     def cancel(self, channel: int, consumer_tag: str) -> Pending[Sequence[Delivery] | None]:
         """End a consumer, if there is one."""
