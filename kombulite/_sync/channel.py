@@ -1109,7 +1109,9 @@ class Channel(BaseChannel):
         Args:
             transport: The new transport.
         """
-        self.channel_id = transport.open_channel(self._highest_tag)
+        before, self.channel_id = self.channel_id, transport.open_channel(self._highest_tag)
+        if self._held is not None:
+            transport.inherit(self.channel_id, self._held, before)
         self._join(transport)
         self.generation += 1
         self.is_open = True

@@ -280,6 +280,15 @@ class Transport:
         """What settles deliveries when their connection is lost; None where the broker takes them all back then."""
         return None
 
+    def inherit(self, channel: int, held: HeldDeliveries, before: int) -> None:
+        """Let a channel settle what another had whose connection was lost, and in whose place it is.
+
+        Args:
+            channel: The number of the channel.
+            held: What the other connection had.
+            before: The number that the other channel had.
+        """
+
     def update_secret(self, secret: str, reason: str = "") -> None:
         """Give the broker a new secret for the open connection.
 

@@ -125,6 +125,9 @@ class ChannelTransport(base.Transport):
     def consumer_ended(self, consumer: Consumer) -> None:
         """Note that a consumer is gone; a queue that goes with its last consumer is deleted here."""
 
+    def held_settled(self) -> None:
+        """Note that deliveries of a connection that was lost are settled."""
+
     # --- channels
 
     @property
@@ -154,6 +157,8 @@ class ChannelTransport(base.Transport):
     def _forget_channels(self) -> None:
         """Forget the channels of a connection that is lost, except their highest delivery tags."""
         self._highest_tags = {number: state.ledger.highest_tag for number, state in self._channels.items()}
+        for state in self._channels.values():
+            state.ledger.close()  # what the application has forgotten is to be freed now, not with the cycle
         self._channels.clear()
 
     def close_channel(self, channel: int) -> None:
@@ -288,6 +293,9 @@ class ChannelTransport(base.Transport):
             except KeyError:
                 settled = []
             if not settled and (delivery_tag or not multiple):
+                if self.held is not None and self.held.settle(channel, [delivery_tag], outcome, multiple):
+                    self.held_settled()
+                    return
                 raise unknown_tag(delivery_tag, state.tag_offset)
             self._settle(state, settled, outcome)
 
@@ -298,6 +306,9 @@ class ChannelTransport(base.Transport):
             try:
                 settled = state.ledger.settle_all(delivery_tags)
             except KeyError as error:
+                if self.held is not None and self.held.settle(channel, delivery_tags, outcome):
+                    self.held_settled()
+                    return
                 raise unknown_tag(error.args[0], state.tag_offset) from None
             self._settle(state, settled, outcome)
 

@@ -202,9 +202,9 @@ class Messages:
 
     # --- settling
 
-    def delete(self, tokens: Sequence[Token]) -> list[Token]:
-        """Delete claimed messages; returns those that were still this connection's."""
-        owner = self._topology.connection
+    def delete(self, tokens: Sequence[Token], owner: int | None = None) -> list[Token]:
+        """Delete claimed messages; returns those that were still a connection's, this one's by default."""
+        owner = self._topology.connection if owner is None else owner
         ours = {
             number
             for (number,) in self._database.rows(
@@ -224,6 +224,18 @@ class Messages:
         queues = sorted({token.queue.id for token in tokens})
         self._marks.forget(queues)
         self._database.notify(queues)
+
+    def take_over(self, owner: int, ids: Sequence[int]) -> set[int]:
+        """Take over messages of a connection that is lost, and end its lease; returns the ids of those that it had."""
+        numbers = list(ids) if self._database.is_postgresql else str(list(ids))
+        rows = self._database.rows(
+            f"UPDATE {{p}}messages SET owner = ? WHERE {self._claimed} RETURNING id",
+            self._topology.connection,
+            owner,
+            numbers,
+        )
+        self._database.rows("DELETE FROM {p}connections WHERE id = ?", owner)
+        return {number for (number,) in rows}
 
     def _ids(self, tokens: Sequence[Token]) -> Any:
         ids = [token.id for token in tokens]

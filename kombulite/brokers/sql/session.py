@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from kombulite import exceptions
 from kombulite.brokers.sql.claims import Claims
 from kombulite.brokers.sql.database import Database
+from kombulite.brokers.sql.held import Left, write
 from kombulite.brokers.sql.maintainer import LeaseMaintainer
 from kombulite.brokers.sql.messages import Messages
 from kombulite.brokers.sql.topology import Topology
@@ -26,16 +27,21 @@ class Session:
         database: What it connects to.
         virtual_host: What errors name.
         lease: Seconds after which what it has claimed is back in the queues if it is not renewed.
+        left: What earlier connections of the process have left.
         on_end: Called when the connection has ended, by whichever side.
     """
 
-    def __init__(self, database: Database, virtual_host: str, lease: float, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, database: Database, virtual_host: str, lease: float, left: Left, on_end: Callable[[], None]
+    ) -> None:
         self.database = database
         self.topology = Topology(database, virtual_host)
         self.messages = Messages(database, self.topology)
         self.claims = Claims(self.messages)
+        self.left = left
         self.lock = Lock(self._recover)
         self.is_open = False
+        self._is_ended = False
         self._lease = lease
         self._on_end = on_end
         self._maintainer: LeaseMaintainer | None = None
@@ -56,16 +62,22 @@ class Session:
                     self._lease,
                 )
                 self.topology.refresh()
+                note_taken_over = self.left.take_over(self.messages)
                 self._sweep()
+            note_taken_over(self.topology.connection)
         except BaseException:
             database.close()
             raise
-        self.is_open = True
+        self.is_open, self._is_ended = True, False
+        self.settle_held()
         self._maintainer = LeaseMaintainer(self._renew, self._lease / 3)
 
     def end(self) -> None:
         """Delete the queues of this connection, and end its lease."""
         self.flush()
+        self.left.release(self.topology.connection)
+        self.settle_held()
+        self._is_ended = True
         with self.transaction():
             for record in list(self.topology.queues.values()):
                 if record.owner == self.topology.connection:
@@ -74,6 +86,8 @@ class Session:
 
     def drop(self) -> None:
         """Close the database: the lease runs out."""
+        if self.is_open and not self._is_ended:
+            self.left.lose(self.topology.connection, self.claims.acks)
         self.is_open = False
         self.claims.clear()
         self.topology.forget()
@@ -153,6 +167,16 @@ class Session:
                 claims.write()  # one statement
         claims.written()
 
+    def settle_held(self) -> None:
+        """Settle what became of messages that the application had when an earlier connection was lost."""
+        left = self.left
+        if not (left.settled or left.forgotten):
+            return
+        work = left.work_of(self.topology.connection)
+        if work:
+            with self.transaction():  # if that fails, the connection is lost, and the messages come again
+                write(self.messages, work)
+
     def pass_time(self) -> bool:
         """Do what is due by now, within a transaction; returns whether there was something to do."""
         if not self.messages.is_something_due():
@@ -172,6 +196,7 @@ class Session:
             if not self.is_open:
                 return
             self.flush()
+            self.settle_held()
             with self.transaction():
                 renewed = self.database.rows(
                     "UPDATE {p}connections SET alive_until = {now} + ? WHERE id = ? RETURNING id",

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
 from kombulite import exceptions
 from kombulite._core import Delivery
-from kombulite.brokers.base import Capabilities, ExchangeSpec, Outcome, QueueInfo, QueueSpec, QueueStatus, Settings
+from kombulite.brokers.base import (
+    Capabilities,
+    ExchangeSpec,
+    HeldDeliveries,
+    Outcome,
+    QueueInfo,
+    QueueSpec,
+    QueueStatus,
+    Settings,
+)
 from kombulite.brokers.channels import ChannelTransport, Consumer, Taken
 from kombulite.brokers.options import Option, check_transport_options
 from kombulite.brokers.sql.database import Database
+from kombulite.brokers.sql.held import HeldMessages, left_by
 from kombulite.brokers.sql.outbox import runner
 from kombulite.brokers.sql.schema import DEFAULT_PREFIX
 from kombulite.brokers.sql.session import Session
@@ -61,7 +71,9 @@ class SQLTransport(ChannelTransport):
             raise ValueError(f"lease must be above 0 seconds, got {lease}")
         self._creates_tables = bool(options.get("create_tables", True))
         self._database = self.open_database(settings, options.get("table_prefix") or DEFAULT_PREFIX)
-        self._session = Session(self._database, settings.virtual_host, lease, self._ended)
+        left = left_by(*self._identity)
+        self._held = HeldMessages(left)
+        self._session = Session(self._database, settings.virtual_host, lease, left, self._ended)
         self._topology, self._messages, self._claims = (
             self._session.topology,
             self._session.messages,
@@ -73,6 +85,24 @@ class SQLTransport(ChannelTransport):
         self._seen_version = 0  # of the topology, by the consumers
         self._process = os.getpid()
 
+    @property
+    def _identity(self) -> tuple[Hashable, ...]:
+        """What tells one database from another, for this process."""
+        settings, options = self.settings, self.settings.options
+        place = settings.hostname, settings.port, settings.virtual_host
+        return self.driver_type, *place, options.get("table_prefix"), options.get("schema")
+
+    @property
+    def held(self) -> HeldDeliveries | None:
+        return self._held
+
+    def inherit(self, channel: int, held: HeldDeliveries, before: int) -> None:
+        if isinstance(held, HeldMessages):
+            self._held.channels[channel] = held.channels.pop(before, {})
+
+    def held_settled(self) -> None:
+        self._session.settle_held()
+
     def open_database(self, settings: Settings, prefix: str) -> Database:
         """Return the database, not opened."""
         raise NotImplementedError
@@ -82,6 +112,8 @@ class SQLTransport(ChannelTransport):
     def connect(self) -> None:
         """Open the database, and create its tables if they are missing."""
         self._process = os.getpid()
+        self._session.left = left = left_by(*self._identity)  # the process may be a child of that which made this
+        self._held = HeldMessages(left)
         self._session.open(self._creates_tables)
         self._connected = True
 
@@ -110,8 +142,10 @@ class SQLTransport(ChannelTransport):
             self._session.drop()
 
     def _ended(self) -> None:
-        """Forget the client's half of a connection that has ended."""
+        """Forget the client's half of a connection that has ended; what the application still has is held."""
         self._connected = False
+        for number, state in self._channels.items():
+            self._held.hold(number, state.tokens, self._topology.connection)
         self._forget_channels()
         self._turns.clear()
         self._events.clear()
@@ -377,6 +411,7 @@ class SQLTransport(ChannelTransport):
 
     def wait_for_messages(self, seconds: float | None, attempt: int) -> None:
         self._session.flush()
+        self._session.settle_held()
         self._session.listen(self._ring)  # again, if that connection was lost
         pause = self._database.look_interval if seconds is None else min(seconds, self._database.look_interval)
         with self._session.use():
