@@ -41,12 +41,20 @@ class DeadLetterRule:
     def judge(self, message: Message) -> Verdict:
         """Say what to do with a message.
 
-        RabbitMQ 4.3 leaves the count of the queue before in a dead-lettered message until its second delivery. A count
-        that may be that one is not believed before the message was given back once, and counted on.
+        RabbitMQ 4.3 counts failed deliveries apart (``x-delivery-count``): what consumers have given back, because they
+        ended or were started again, is not held against a message. In a dead-lettered one that count goes on from the
+        queue before, so that of all deliveries is the bound. It leaves even that of the queue before in such a message
+        until its second delivery. A count that may be that one is not believed before the message was given back once,
+        and counted on.
         """
-        count, headers = message.delivery_count, message.headers
+        count = message.delivery_count
         if count < self.max_deliveries:
             return Verdict.RECEIVE
+        headers = message.headers
+        if "x-acquired-count" in headers:
+            failed = headers.get("x-delivery-count", 0)
+            if isinstance(failed, int) and failed < self.max_deliveries:
+                return Verdict.RECEIVE
         if "x-death" not in headers or "x-acquired-count" not in headers:
             return Verdict.DEAD_LETTER
         key = (message.properties.get("message_id"), message.properties.get("correlation_id"), hash(message.body))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
 import socket
 import threading
 
 import amqp
 import pytest
 
-from kombulite import Connection, Producer, Queue, exceptions
+from kombulite import Connection, Producer, Queue, aio, exceptions
+from tests.aio.conftest import run
 from tests.amqp import peer as p
 
 
@@ -138,6 +141,74 @@ def test_failover(own_broker, form):
         connection.ensure_connection(lambda error, interval: failures.append(error), max_retries=5, interval_start=0)
         assert connection.port == own_broker.port
         assert failures
+
+
+@pytest.fixture
+def black_hole():
+    """An address that drops the packets of those who connect: nobody accepts, and the queue of the listener is full."""
+    with socket.socket() as listener, contextlib.ExitStack() as held:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = listener.getsockname()
+        while True:
+            sock = held.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(address)
+            if not select.select([], [sock], [], 0.5)[1]:
+                yield address
+                return
+
+
+@pytest.fixture
+def two_addresses(own_broker, black_hole, monkeypatch):
+    """A host with two addresses, the first of which drops packets."""
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host, port, *args, **options):
+        if host != "two.example":
+            return resolve(host, port, *args, **options)
+        stream = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [(*stream, black_hole), (*stream, ("127.0.0.1", own_broker.port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+#: Half of it is for the address that answers: little on a busy machine, so there are many tries.
+SECONDS_FOR_BOTH, TRIES = 1, 20
+
+
+def test_an_address_that_drops_packets_leaves_time_for_the_next(two_addresses):
+    with Connection("amqp://guest:guest@two.example//", connect_timeout=SECONDS_FOR_BOTH) as connection:
+        connection.ensure_connection(max_retries=TRIES, interval_start=0, interval_step=0)
+        assert connection.connected
+
+
+def test_an_address_that_drops_packets_leaves_time_for_the_next_on_an_event_loop(two_addresses):
+    async def main():
+        connection = aio.connect("amqp://guest:guest@two.example//", connect_timeout=SECONDS_FOR_BOTH)
+        for _ in range(TRIES):
+            with contextlib.suppress(TimeoutError):
+                async with connection:
+                    return True
+        return False
+
+    assert run(main)
+
+
+def test_no_address_answers_in_time(black_hole):
+    with Connection(f"amqp://127.0.0.1:{black_hole[1]}//", connect_timeout=0.3) as connection:
+        with pytest.raises(TimeoutError):
+            connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+
+
+def test_no_address_answers_in_time_on_an_event_loop(black_hole):
+    async def main():
+        connection = aio.connect(f"amqp://127.0.0.1:{black_hole[1]}//", connect_timeout=0.3)
+        with pytest.raises(TimeoutError):
+            await connection.connect()
+        await connection.close()
+
+    run(main)
 
 
 def test_nobody_listens():

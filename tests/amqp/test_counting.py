@@ -106,6 +106,44 @@ def test_dead_letters_do_not_copy_the_counts(connection: Connection, declared: C
     assert buried.headers["x-poison-deliveries"] == 3
 
 
+def test_what_consumers_gave_back_in_order_is_not_held_against_a_message(
+    connect: Callable[..., Connection], declared: Callable[..., Queue], broker_version: tuple[int, ...]
+) -> None:
+    if broker_version < (4, 3):
+        pytest.skip("this RabbitMQ does not count failures apart")
+    last, queue = declared("last"), declared("queue")
+    options: dict[str, Any] = {"max_deliveries": 3, "dead_letter": dead_queue(last)}
+    connect().Producer().publish_many(range(10), routing_key=queue.name)
+    for _ in range(5):  # consumers that end in order with all in their hands
+        ending = connect()
+        with Consumer(ending.channel(), queue, on_message=lambda message: None, prefetch_count=10, **options):
+            ending.drain_events(timeout=TIMEOUT)
+        ending.release()
+    failures = 0
+
+    def work(body: int, message: Any) -> None:
+        nonlocal failures
+        if body == 5:
+            failures += 1
+            message.requeue()
+        else:
+            done.add(body)
+            message.ack()
+
+    done: set[int] = set()
+    working = connect()
+    deadline = time.monotonic() + TIMEOUT
+    with Consumer(working.channel(), queue, callbacks=[work], prefetch_count=1, **options):
+        buried = None
+        while buried is None or len(done) < 9:
+            assert time.monotonic() < deadline, done
+            with suppress(TimeoutError):
+                working.drain_events(timeout=0.05)
+            buried = buried or last.get()
+    assert failures == 3
+    assert buried.payload == 5
+
+
 def test_a_limit_that_is_never_reached_is_logged(
     connection: Connection, declared: Callable[..., Queue], caplog: pytest.LogCaptureFixture
 ) -> None:

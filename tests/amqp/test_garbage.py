@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
-from kombulite import Consumer, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Producer, Queue, aio, exceptions
+from tests.aio.conftest import run
 from tests.amqp import peer as p
 from tests.amqp.conftest import in_threads
 
@@ -236,6 +239,42 @@ def test_a_peer_that_drips(peer):
     over.set()
     assert time.monotonic() - started < 60  # the whole frame takes 200 s
     connection.release()
+
+
+@pytest.fixture
+def dripping_tls():
+    """A peer that begins a TLS record of 16 KiB, and goes on with a byte now and then."""
+    over = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def drip():
+        sock, _ = listener.accept()
+        with sock, suppress(OSError):
+            sock.sendall(b"\x16\x03\x03\x3f\xff")
+            while not over.wait(0.05):
+                sock.sendall(b"\0")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    yield f"amqps://127.0.0.1:{listener.getsockname()[1]}//"
+    over.set()
+    thread.join(30)
+    listener.close()
+
+
+def test_a_tls_handshake_that_drips_ends_in_time(dripping_tls):
+    """A timeout for each read would let it go on for 800 s."""
+    with Connection(dripping_tls, connect_timeout=0.5) as connection:
+        with pytest.raises(TYPED, match="timed out"):
+            connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+
+
+def test_a_tls_handshake_that_drips_ends_in_time_on_an_event_loop(dripping_tls):
+    async def main():
+        with pytest.raises(TYPED, match="in time"):
+            await aio.connect(dripping_tls, connect_timeout=0.5).connect()
+
+    run(main)
 
 
 def test_a_silent_peer_ends_each_request_by_its_deadline(peer):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from kombulite import exceptions
 from kombulite.brokers.amqp.login import PROTOCOL_HEADER, Endpoint, Login
 from kombulite.brokers.amqp.stream import Stream
 from kombulite.brokers.base import Settings
 from kombulite.brokers.options import Option, check_tls_settings
+
+T = TypeVar("T")
 
 DEFAULT_TIMEOUT = 30.0  # seconds, for the broker's answers and for writing
 
@@ -176,14 +178,24 @@ def _left(deadline: float | None) -> float | None:
     return left
 
 
+def shares(addresses: Sequence[T], deadline: float | None) -> Iterator[tuple[T, float | None]]:
+    """Yield each address of a host, with the seconds to connect to it: an equal share of those that are left.
+
+    If one drops packets, there is time for the next. Raises TimeoutError after the deadline.
+    """
+    for number, address in enumerate(addresses):
+        left = _left(deadline)
+        yield address, None if left is None else left / (len(addresses) - number)
+
+
 def _connect(settings: Settings, deadline: float | None) -> Any:
     """Connect to the first address of the host that takes a connection."""
-    host, port = address_of(settings)
+    addresses = socket.getaddrinfo(*address_of(settings), type=socket.SOCK_STREAM)
     error: OSError | None = None
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    for (family, kind, protocol, _, address), seconds in shares(addresses, deadline):
         sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(_left(deadline))
+            sock.settimeout(seconds)
             sock.connect(address)
             return sock
         except OSError as failure:

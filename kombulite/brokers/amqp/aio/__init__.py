@@ -21,6 +21,7 @@ from kombulite._core import HEARTBEAT_FRAME, Delivery, NotEncodable
 from kombulite.brokers import aio
 from kombulite.brokers.aio import OnEvent, OnLost, Pending, refuse, resolve
 from kombulite.brokers.amqp import methods
+from kombulite.brokers.amqp.aio.connector import connect_socket
 from kombulite.brokers.amqp.aio.pending import PendingBatch, PendingConfirm, PendingRequest
 from kombulite.brokers.amqp.aio.stream import AsyncStream, do_nothing
 from kombulite.brokers.amqp.channel import AMQPChannel
@@ -67,9 +68,8 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
         login: Login | None = None
         try:
             tls = tls_of(self.settings)
-            host, port = address_of(self.settings)
-            login = Login(self.settings, Endpoint(None, host))
-            early = await asyncio.wait_for(self._open(host, port, tls, login), self.settings.connect_timeout)
+            login = Login(self.settings, Endpoint(None, address_of(self.settings)[0]))
+            early = await asyncio.wait_for(self._open(tls, login), self.settings.connect_timeout)
             self._begin(login, early)
         except BaseException as error:
             self.abort()
@@ -96,7 +96,7 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
         if stream.heartbeat.interval:
             self._beat()
 
-    async def _open(self, host: str, port: int, tls: Any, login: Login) -> list[Any]:
+    async def _open(self, tls: Any, login: Login) -> list[Any]:
         """Connect and log in. Returns the events that came behind the login."""
         stream, loop = self._stream, self._loop
         early: list[Any] = []
@@ -115,9 +115,13 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
 
         stream.handle = handle
         arguments = {} if tls is None else {"ssl": tls.context, "server_hostname": tls.server_hostname}
-        transport, _ = await loop.create_connection(lambda: stream, host, port, **arguments)
-        sock = transport.get_extra_info("socket")
-        login.transport = Endpoint(sock, host)
+        sock = await connect_socket(self.settings)
+        try:
+            await loop.create_connection(lambda: stream, sock=sock, **arguments)
+        except BaseException:
+            sock.close()
+            raise
+        login.transport = Endpoint(sock, address_of(self.settings)[0])
         set_socket_options(sock, self.settings, self._write_timeout)
         stream.write(PROTOCOL_HEADER)
         await done
