@@ -175,8 +175,7 @@ class Stage:
     # --- the programs
 
     def _start(self, role: str, url: str, **options: Any) -> Program:
-        connection = next(settings for kind, settings in SETTINGS.items() if isinstance(self.server, kind))
-        settings = {"connection": connection, "queue_type": self._queue_type, **options}
+        settings = {"connection": self._connection(), "queue_type": self._queue_type, **options}
         arguments = [next(self._libraries[role]), role, url, self.queue, json.dumps(settings)]
         program = Program(role, arguments, self.folder, self.clock.environment if self.clock else {})
         self._all.append(program)
@@ -192,6 +191,10 @@ class Stage:
         """Start a consumer."""
         self.consumers.append(self._start("consume", self._address(), prefetch=20))
         return self.consumers[-1]
+
+    def _connection(self) -> Mapping[str, Any]:
+        """What programs give to their connection, beside the address."""
+        return next(settings for kind, settings in SETTINGS.items() if isinstance(self.server, kind))
 
     def _address(self) -> str:
         """Where programs find the broker: behind the proxy."""
