@@ -38,10 +38,14 @@ class Replicated:
         return ";".join(f"sentinel://127.0.0.1:{sentinel.port}/0" for sentinel in self.sentinels)
 
     def kill_master(self) -> None:
-        """Kill it, wait until the replica has its place, and start it as the replica of that one."""
+        """Kill it, wait until the replica has its place, and start it as the replica of that one.
+
+        Sentinel makes it one too, after some ten seconds in which it is a master of old.
+        """
         self.master.kill()
         self.master, self.replica = self.replica, self.master
         wait_until(self._is_known, FAILOVER_TIMEOUT, "the replica does not become the master")
+        self.replica.options["replicaof"] = f"127.0.0.1 {self.master.port}"
         self.replica.start()
         self.wait_for_replica()
         wait_until(self._is_watched, FAILOVER_TIMEOUT, "a sentinel does not know all")
