@@ -7,6 +7,7 @@ lost, so it is here to be seen: nothing of it has been so far. Run on Redis 8 an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,16 +23,15 @@ MASTER = "it"
 
 
 class Replicated:
-    """A master, its replica, and three sentinels."""
+    """A master, its replica, and three sentinels. Which of the servers is what the sentinels say, once they agree."""
 
     def __init__(self, start_server: Callable[..., Any]) -> None:
         durable = {"appendonly": "yes", "repl_diskless_sync_delay": 0}
         self.master: RedisServer = start_server(lambda: RedisServer(**durable))
         replicaof = f"127.0.0.1 {self.master.port}"
-        self.replica: RedisServer = start_server(lambda: RedisServer(**durable, replicaof=replicaof))
-        self.wait_for_replica()
+        self._servers = [self.master, start_server(lambda: RedisServer(**durable, replicaof=replicaof))]
         self.sentinels = [start_server(lambda: Sentinel(self.master)) for _ in range(3)]
-        wait_until(self._is_watched, FAILOVER_TIMEOUT, "a sentinel does not know all")
+        self.wait_until_whole()
 
     @property
     def url(self) -> str:
@@ -42,41 +42,43 @@ class Replicated:
 
         Sentinel makes it one too, after some ten seconds in which it is a master of old.
         """
-        self.master.kill()
-        self.master, self.replica = self.replica, self.master
-        wait_until(self._is_known, FAILOVER_TIMEOUT, "the replica does not become the master")
-        self.replica.options["replicaof"] = f"127.0.0.1 {self.master.port}"
-        self.replica.start()
-        self.wait_for_replica()
-        wait_until(self._is_watched, FAILOVER_TIMEOUT, "a sentinel does not know all")
+        killed = self.master
+        (heir,) = (server for server in self._servers if server is not killed)
+        killed.kill()
+        wait_until(lambda: set(self._named()) == {heir.port}, FAILOVER_TIMEOUT, "the replica is not promoted")
+        killed.options["replicaof"] = f"127.0.0.1 {heir.port}"
+        killed.start()
+        self.wait_until_whole()
 
-    def wait_for_replica(self) -> None:
-        """Wait until the replica has what the master has."""
-        wait_until(self._is_replicating, FAILOVER_TIMEOUT, "no replication")
+    def wait_until_whole(self) -> None:
+        """Wait until there is a master that all sentinels name, and a replica that has what it has."""
+        wait_until(self._is_whole, FAILOVER_TIMEOUT, "there is no master with a replica")
+        self.master = next(server for server in self._servers if server.port == self._named()[0])
 
-    def _is_replicating(self) -> bool:
-        with redis.Redis(port=self.replica.port) as client:
-            found = client.info("replication")
-            return found.get("master_port") == self.master.port and found.get("master_link_status") == "up"
+    def _named(self) -> list[int]:
+        """Return the port of the master that each sentinel names."""
+        ask = partial(self._ask, question=lambda client: client.sentinel_get_master_addr_by_name(MASTER)[1])
+        return [ask(sentinel) for sentinel in self.sentinels]
 
-    def _ask(self, question: Callable[[redis.Redis], bool]) -> bool:
-        for sentinel in self.sentinels:
-            with redis.Redis(port=sentinel.port) as client:
-                if not question(client):
-                    return False
-        return True
+    def _is_whole(self) -> bool:
+        ports = set(self._named())
+        if len(ports) != 1:
+            return False
+        (replica,) = (server for server in self._servers if server.port not in ports)
+        replication = self._ask(replica, lambda client: client.info("replication"))
+        is_replicating = replication.get("master_port") in ports and replication.get("master_link_status") == "up"
+        return is_replicating and all(self._ask(sentinel, is_calm) for sentinel in self.sentinels)
 
-    def _is_known(self) -> bool:
-        return self._ask(lambda client: client.sentinel_get_master_addr_by_name(MASTER)[1] == self.master.port)
+    def _ask(self, server: RedisServer, question: Callable[[redis.Redis], Any]) -> Any:
+        with redis.Redis(port=server.port) as client:
+            return question(client)
 
-    def _is_watched(self) -> bool:
-        def is_whole(client: redis.Redis) -> bool:
-            state = client.sentinel_master(MASTER)
-            replicas = client.sentinel_slaves(MASTER)
-            is_up = [each["is_slave"] and not (each["is_sdown"] or each["is_odown"]) for each in replicas]
-            return state["num-other-sentinels"] == 2 and state["port"] == self.master.port and is_up == [True]
 
-        return self._ask(is_whole)
+def is_calm(sentinel: redis.Redis) -> bool:
+    """Return whether a sentinel knows the two others, and a replica that it could promote."""
+    replicas = sentinel.sentinel_slaves(MASTER)
+    is_up = [each["is_slave"] and not (each["is_sdown"] or each["is_odown"]) for each in replicas]
+    return is_up == [True] and sentinel.sentinel_master(MASTER)["num-other-sentinels"] == 2
 
 
 class SentinelStage(Stage):
@@ -84,18 +86,18 @@ class SentinelStage(Stage):
 
     def __init__(self, servers: Replicated, library: str) -> None:
         super().__init__(servers.master, [library])
-        self._servers = servers
+        self._replicated = servers
 
     def _start(self, role: str, url: str, **options: Any) -> Program:
-        return super()._start(role, self._servers.url, **options)
+        return super()._start(role, self._replicated.url, **options)
 
     def _connection(self) -> dict[str, Any]:
         return {"transport_options": {**SETTINGS[RedisServer]["transport_options"], "master_name": MASTER}}
 
     def fail_over(self) -> None:
         """Kill the master, and go on with the other one."""
-        self._servers.kill_master()
-        self.server = self._servers.master
+        self._replicated.kill_master()
+        self.server = self._replicated.master
 
 
 @pytest.fixture(params=["kombulite", "kombulite.aio"])
