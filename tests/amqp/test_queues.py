@@ -182,6 +182,23 @@ def test_rejected_message_is_delayed(typed, connection, broker_version):
     assert bodies == (["other", "rejected"] if broker_version >= (4, 3) else ["rejected", "other"])
 
 
+@pytest.mark.parametrize(
+    ("retry_for", "expected"),
+    [("failed", ["returned", "other", "failed"]), ("returned", ["failed", "other", "returned"])],
+)
+def test_messages_are_delayed_that_failed_or_that_were_returned(typed, connection, broker_version, retry_for, expected):
+    if broker_version < (4, 3):
+        pytest.skip("this RabbitMQ delays none")
+    queue = typed("delayed", kind=Quorum(retry_delay=(2, 4), retry_for=retry_for))
+    producer = Producer(connection)
+    producer.publish_many(["failed", "returned"], routing_key=queue.name)
+    failed, returned = (soon(queue.get, timeout=30) for _ in range(2))
+    failed.requeue()
+    returned.requeue(failed=False)
+    producer.publish("other", routing_key=queue.name)
+    assert [soon(lambda: queue.get(no_ack=True), timeout=30).payload for _ in range(3)] == expected
+
+
 def test_single_active_consumer(typed, connection):
     queue = typed("single", kind=Quorum(single_active_consumer=True))
     first, second = (Inbox(connection.channel(), queue) for _ in range(2))
