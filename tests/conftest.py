@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.servers import PostgreSQLServer, RabbitMQServer, RedisServer, Server, Unavailable
+from tests.servers import PostgreSQLServer, RabbitMQServer, RedisCluster, RedisServer, Server, Unavailable
 
 MISSING = pytest.StashKey[set[str]]()
 
@@ -53,7 +53,7 @@ def missing(request: pytest.FixtureRequest, reason: str) -> None:
     pytest.skip(reason)
 
 
-def started(request: pytest.FixtureRequest, make: Callable[[], Server]) -> Any:
+def started(request: pytest.FixtureRequest, make: Callable[[], Server | RedisCluster]) -> Any:
     """A broker that ends with the scope of the fixture that asks."""
     try:
         server = make()
@@ -72,6 +72,13 @@ def started(request: pytest.FixtureRequest, make: Callable[[], Server]) -> Any:
 def redis_url(request: pytest.FixtureRequest) -> str:
     """The URL of a Redis."""
     return os.environ.get("KOMBULITE_TEST_REDIS") or started(request, RedisServer).url
+
+
+@pytest.fixture(scope="session")
+def cluster_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a Redis Cluster of three masters."""
+    url: str = started(request, RedisCluster).url
+    return url
 
 
 @pytest.fixture(scope="session")

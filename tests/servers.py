@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -25,6 +26,8 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 import psycopg
+import redis
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 
 START_TIMEOUT = 60.0  # seconds
 STOP_TIMEOUT = 20.0
@@ -41,6 +44,17 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def quiet_ports(count: int) -> list[int]:
+    """Return different TCP ports that no connection is given by chance: for nodes that start one after the other."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.randrange(15000, 32000)  # below those that Linux gives out
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.add(port)
+    return list(found)
 
 
 def program(name: str) -> str:
@@ -218,6 +232,122 @@ class RedisServer(Server):
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
+
+
+class RedisNode(RedisServer):
+    """A node of a Redis Cluster: it notices within half a second that another is gone."""
+
+    def __init__(self, **options: Any) -> None:
+        port, self.bus_port = quiet_ports(2)
+        super().__init__(
+            port=port, cluster_enabled="yes", cluster_port=self.bus_port, cluster_node_timeout=500,
+            cluster_replica_validity_factor=0, repl_diskless_sync_delay=0, **options,
+        )  # fmt: skip
+        self.port = port
+
+    def ask(self, *command: Any) -> Any:
+        """What the node answers."""
+        with redis.Redis(port=self.port, decode_responses=True, protocol=2, socket_timeout=20) as client:
+            return client.execute_command(*command)
+
+    @property
+    def node_id(self) -> str:
+        return str(self.ask("CLUSTER", "MYID"))
+
+
+class RedisCluster:
+    """A Redis Cluster: masters that share the slots evenly, and for each so many replicas."""
+
+    def __init__(self, masters: int = 3, replicas: int = 0, **options: Any) -> None:
+        self.nodes = [RedisNode(**options) for _ in range(masters * (1 + replicas))]
+        self.masters = self.nodes[:masters]
+
+    def start(self) -> None:
+        """Start the nodes, and have them make a cluster."""
+        for node in self.nodes:
+            node.start()
+        first, *others = self.nodes
+        for number, node in enumerate(self.nodes, 1):
+            node.ask("CLUSTER", "SET-CONFIG-EPOCH", number)
+        step = SLOTS / len(self.masters)
+        for place, node in enumerate(self.masters):
+            node.ask("CLUSTER", "ADDSLOTSRANGE", round(place * step), round((place + 1) * step) - 1)
+        for node in others:
+            first.ask("CLUSTER", "MEET", "127.0.0.1", node.port, node.bus_port)
+        self.wait_for(lambda node: len(self.known(node)) == len(self.nodes), "the nodes do not know each other")
+        for place, node in enumerate(self.nodes[len(self.masters) :]):
+            node.ask("CLUSTER", "REPLICATE", self.masters[place % len(self.masters)].node_id)
+        self.wait_until_ok()
+
+    def known(self, node: RedisNode) -> list[str]:
+        """The lines that a node has on all nodes, after their handshakes."""
+        lines = node.ask("CLUSTER", "NODES")
+        lines = lines.items() if isinstance(lines, dict) else str(lines).splitlines()
+        return [str(line) for line in lines if "handshake" not in str(line)]
+
+    def wait_for(self, is_so: Callable[[RedisNode], object], complaint: str) -> None:
+        """Wait until something holds on all nodes that run."""
+        nodes = [node for node in self.nodes if node.process is not None]
+        wait_until(lambda: all(is_so(node) for node in nodes), START_TIMEOUT, complaint)
+
+    def wait_until_ok(self) -> None:
+        """Wait until all nodes that run say that all slots are served, and replicas are in step."""
+        self.wait_for(self._is_ok, "the cluster is not whole")
+
+    @staticmethod
+    def _is_ok(node: RedisNode) -> bool:
+        state = node.ask("CLUSTER", "INFO")
+        text = str(state)
+        role = node.ask("ROLE")
+        return ("cluster_state:ok" in text or "'cluster_state': 'ok'" in text) and (
+            role[0] == "master" or role[3] == "connected"
+        )
+
+    def master_of(self, slot: int) -> RedisNode:
+        """The node that has a slot, as a node that runs says."""
+        node = next(node for node in self.nodes if node.process is not None)
+        for first, last, master, *_ in node.ask("CLUSTER", "SLOTS"):
+            if first <= slot <= last:
+                return next(each for each in self.nodes if each.port == int(master[1]))
+        raise LookupError(f"no master for slot {slot}")
+
+    def move_slot(self, slot: int, target: RedisNode) -> None:
+        """Move a slot with its keys to another node, as redis-cli does."""
+        source = self.master_of(slot)
+        if source is target:
+            return
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.node_id)
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.node_id)
+        while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+        self.finish_move(slot, target)
+
+    def finish_move(self, slot: int, target: RedisNode) -> None:
+        """Have all masters know that a slot has moved."""
+        source = self.master_of(slot)
+        for node in (target, source, *(node for node in self.nodes if node not in (target, source))):
+            if node.process is not None and node.ask("ROLE")[0] == "master":
+                node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.node_id)
+
+    def close(self) -> None:
+        """End all nodes."""
+        for node in self.nodes:
+            node.close()
+
+    @property
+    def url(self) -> str:
+        return f"rediscluster://127.0.0.1:{self.nodes[0].port}/0"
+
+    def __enter__(self) -> RedisCluster:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
 
 class RabbitMQServer(Server):

@@ -76,6 +76,22 @@ def _takes_whole_url(transport: Any) -> bool:
     return not is_native(cls) and bool(getattr(cls, "can_parse_url", False))
 
 
+def _clustered(transport: Any, in_url: Any, options: Mapping[str, Any]) -> str | None:
+    """Return the scheme that the option ``cluster``, of a URL or of the transport, makes of one; None without it.
+
+    Raises ValueError for a scheme that has no such option.
+    """
+    wanted = in_url if in_url is not None else options.get("cluster")
+    if str(wanted).lower() in ("none", "false", "0", ""):
+        return None
+    facts = native_scheme(transport) if isinstance(transport, str) and _is_scheme(transport) else None
+    if facts is not None and facts.clustered is not None:
+        return facts.clustered
+    if in_url is not None:
+        raise ValueError(f"the option 'cluster' is one of redis:// and rediss:// URLs, not of {transport!r:.80}")
+    return None
+
+
 class ConnectionSettings(TypedDict, total=False):
     """Settings of a connection that a URL may say too."""
 
@@ -188,6 +204,8 @@ class Address:
                     parts = url_to_parts(f"{scheme}://{rest}")
                     parsed.update(hostname=f"/{parts.path}", virtual_host=parts.query.get("virtual_host"))
                     url_options = {name: parsed.pop(name) for name in parsed.keys() - URL_OPTIONS - URL_PARTS}
+                clustered = _clustered(transport, parsed.pop("cluster", None), self.transport_options)
+                transport = clustered or transport
                 for name in parsed.keys() - URL_OPTIONS - URL_PARTS:
                     raise ValueError(
                         f"unknown option {name!r} in {maybe_sanitize_url(url)!r}; "

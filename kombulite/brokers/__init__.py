@@ -25,9 +25,11 @@ class Scheme(NamedTuple):
     login_method: str | None = None
     ssl: bool = False
     tls_port: int | None = None  # where TLS has another
+    clustered: str | None = None  # the scheme that the option ``cluster`` stands for
 
 
 AMQP = Scheme("kombulite.brokers.amqp:Transport", 5672, "guest", "guest", "PLAIN", tls_port=5671)
+CLUSTER = Scheme("kombulite.brokers.redis.cluster:Transport", 6379)
 
 SCHEMES = {
     "memory": Scheme("kombulite.brokers.memory:Transport"),
@@ -35,8 +37,12 @@ SCHEMES = {
     "amqp": AMQP,
     "pyamqp": AMQP,
     "amqps": AMQP._replace(ssl=True),
-    "redis": Scheme("kombulite.brokers.redis:Transport", 6379),
-    "rediss": Scheme("kombulite.brokers.redis:Transport", 6379, ssl=True),
+    "redis": Scheme("kombulite.brokers.redis:Transport", 6379, clustered="rediscluster"),
+    "rediss": Scheme("kombulite.brokers.redis:Transport", 6379, ssl=True, clustered="redisscluster"),
+    "rediscluster": CLUSTER,
+    "redisscluster": CLUSTER._replace(ssl=True),
+    "valkeycluster": CLUSTER,
+    "valkeyscluster": CLUSTER._replace(ssl=True),
     "sentinel": Scheme("kombulite.brokers.redis:Transport", 26379),
     "sqlite": Scheme("kombulite.brokers.sql:SQLiteTransport"),
     "postgresql": Scheme("kombulite.brokers.sql:PostgreSQLTransport", 5432),

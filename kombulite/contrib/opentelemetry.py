@@ -24,7 +24,7 @@ from kombulite.message import Message
 __all__ = ["Headers", "OpenTelemetryHook"]
 
 #: The convention's names of brokers, where they are not those of our transports.
-SYSTEMS = {"amqp": "rabbitmq"}
+SYSTEMS = {"amqp": "rabbitmq", "rediscluster": "redis"}
 IN_PROCESS = frozenset(["memory", "filesystem"])  # they have no server
 
 

@@ -74,6 +74,8 @@ BROKERS = {
     ),
     "memory-aio": Kind("localhost", EAGER, transport=f"{BLOCKING}:MemoryTransport", like="memory"),
     "memory-thread": Kind("localhost", EAGER, transport=f"{BLOCKING}:ThreadedMemoryTransport", like="memory"),
+    "rediscluster": Kind("cluster_url", REDIS_LACKS),
+    "rediscluster-tagged": Kind("cluster_url", REDIS_LACKS, {"hash_tag": "{shop}"}, like="rediscluster"),
     "redis-aio": Kind("redis_url", REDIS_LACKS | EAGER, transport=f"{BLOCKING}:RedisTransport", like="redis"),
     "redis-thread": Kind(
         "redis_url", REDIS_LACKS | EAGER, transport=f"{BLOCKING}:ThreadedRedisTransport", like="redis"
@@ -111,8 +113,9 @@ class Broker:
             connection.release()
 
 
-#: Transports that a thread runs for a loop, beside memory's, take long: they are soaked.
-SOAKED = ("redis-thread", "sqlite-thread", "postgresql-thread")
+#: Transports that a thread runs for a loop, beside memory's, take long: they are soaked. So are clusters: what is in
+#: one slot is as in a single server, and tests/redis/test_cluster.py has what is not.
+SOAKED = ("redis-thread", "sqlite-thread", "postgresql-thread", "rediscluster", "rediscluster-tagged")
 
 
 @pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.soak] if kind in SOAKED else []) for kind in BROKERS])

@@ -241,7 +241,8 @@ def test_a_trace_goes_through_the_broker(broker, connection, channel, queue, spa
     assert process.context.trace_id == order.context.trace_id
     assert inside[0].span_id == process.context.span_id
 
-    system = {"amqp-confirms": "rabbitmq", "amqp": "rabbitmq", "example": "sqlite"}.get(broker.kind, broker.kind)
+    names = {"amqp-confirms": "rabbitmq", "amqp": "rabbitmq", "example": "sqlite", "rediscluster": "redis"}
+    system = names.get(broker.kind, broker.kind)
     assert send.kind is trace.SpanKind.PRODUCER
     assert process.kind is trace.SpanKind.CONSUMER
     for span, operation in ((send, "send"), (process, "process")):

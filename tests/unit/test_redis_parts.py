@@ -14,7 +14,7 @@ from redis import exceptions as driver
 from kombulite import exceptions
 from kombulite.brokers.base import QueueSpec, Settings
 from kombulite.brokers.redis import Transport, get_redis_error_classes
-from kombulite.brokers.redis.claims import MAX_ASKED, ClaimQueue, RedisChannel, _in_turns
+from kombulite.brokers.redis.claims import MAX_ASKED, ClaimQueue, RedisChannel, in_turns
 from kombulite.brokers.redis.errors import BY_CLASS, driver_error, reply_error
 from kombulite.brokers.redis.fanout import Subscriptions
 from kombulite.brokers.redis.keys import Keys, topic_pattern
@@ -47,7 +47,8 @@ def test_each_error_of_the_driver_is_in_the_table(cls):
         ("NOPERM this user has no permissions", exceptions.AccessRefused),
         ("NOAUTH Authentication required.", exceptions.LoginRefused),
         ("WRONGTYPE Operation against a key", exceptions.PreconditionFailed),
-        ("MOVED 3999 127.0.0.1:6381", exceptions.AMQPNotImplementedError),
+        ("MOVED 3999 127.0.0.1:6381", exceptions.RecoverableConnectionError),
+        ("CROSSSLOT Keys in request don't hash to the same slot", exceptions.AMQPNotImplementedError),
         ("ERR unknown command 'FOO'", exceptions.IrrecoverableChannelError),
         ("SURPRISE what is this", exceptions.IrrecoverableChannelError),
         ("", exceptions.IrrecoverableChannelError),
@@ -223,7 +224,7 @@ def lease(queue, tag="t"):
 
 def test_queues_take_turns():
     lists = [[lease("a"), lease("a"), lease("a")], [lease("b")], [lease("c"), lease("c")]]
-    assert [each.queue for each in _in_turns(lists)] == list("abcaca")
+    assert [each.queue for each in in_turns(lists)] == list("abcaca")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from kombulite import exceptions
 from kombulite._core import Delivery
@@ -56,7 +56,7 @@ class Transport(BaseTransport):
     default_port = 6379
     driver_type = "redis"
     driver_name = "redis"
-    async_transport = "kombulite.brokers.redis.aio:AsyncTransport"
+    async_transport: ClassVar[str | None] = "kombulite.brokers.redis.aio:AsyncTransport"
     capabilities = Capabilities(
         exchange_types=frozenset(["direct", "topic", "fanout"]),
         asynchronous=True,

@@ -53,7 +53,11 @@ class Claim:
 
     def post(self, stream: PostingStream, in_turns: bool, on_reply: Callable[[Any], None], send_source: bool) -> None:
         """Send it now; the answer comes later. ``send_source``: send the script along."""
-        stream.post(CLAIM.pack(send_source, *self._command(in_turns)), 1, on_reply)
+        stream.post(self.packed(in_turns, send_source), 1, on_reply)
+
+    def packed(self, in_turns: bool, send_source: bool) -> bytes:
+        """Return the command as it is sent."""
+        return CLAIM.pack(send_source, *self._command(in_turns))
 
     def run(self, *others: Command) -> Plan[list[Any]]:
         """Send it, and other commands after it, and wait for the answers."""
@@ -104,6 +108,11 @@ class ClaimQueue:
         self._strategy = order
         self._custom = order.custom() if order.custom is not None else None
         self._average = 0
+
+    @property
+    def rotates(self) -> bool:
+        """Whether a queue that was served waits for all others."""
+        return bool(self._strategy.rotates)
 
     @property
     def queues(self) -> Sequence[str]:
@@ -176,7 +185,7 @@ class ClaimQueue:
         came: list[Lease] = []
         for _, lists in groupby(found, itemgetter(0)):
             leases = [leases for _, leases in lists]
-            came.extend(_in_turns(leases) if self._strategy.rotates else chain.from_iterable(leases))
+            came.extend(in_turns(leases) if self._strategy.rotates else chain.from_iterable(leases))
         if came:
             self._average = max(sum(len(lease.envelope) for lease in came) // len(came), 1)
             self.ready.extend(came)
@@ -196,7 +205,8 @@ class ClaimQueue:
             self._order = waiting + sorted(latest.keys() & self._order, key=latest.__getitem__)
 
 
-def _in_turns(lists: list[list[Lease]]) -> Iterable[Lease]:
+def in_turns(lists: list[list[Lease]]) -> Iterable[Lease]:
+    """Return the messages of several lists, one of each in turn."""
     if len(lists) == 1:
         return lists[0]
     turns = zip_longest(*lists)

@@ -28,8 +28,14 @@ FAILOVER_PAUSE = 0.2
 HASH_TAG = re.compile(r"\{[^}]+\}")
 NO_CLUSTER = (
     "the server is a node of a Redis Cluster, where a queue and its leases would be on different nodes: "
-    "use a single server, or put all keys into one slot, such as global_keyprefix='{kombulite}:', and name its node"
+    "use rediscluster:// (or the transport option cluster=True), or put all keys into one slot, such as "
+    "global_keyprefix='{kombulite}:', and name its node"
 )
+
+
+def has_one_slot(options: Options) -> bool:
+    """Return whether the prefix of all keys puts them into one slot of a cluster."""
+    return HASH_TAG.search(options.hash_tag + options.global_keyprefix) is not None
 
 
 class Connector:
@@ -39,7 +45,7 @@ class Connector:
         self._options = options
         self._sentinels: Sentinels | None = None
         self.protocol = options.protocol or 3
-        self._has_one_slot = HASH_TAG.search(options.global_keyprefix) is not None
+        self._has_one_slot = has_one_slot(options)
         self.address = settings.hostname or "localhost", settings.port or 6379
         self._arguments: dict[str, Any] = {
             "db": database_of(settings.virtual_host),
@@ -80,7 +86,13 @@ class Connector:
     def identity(self) -> tuple[Any, ...]:
         """What tells one database from another, for this process."""
         place = self.address if self._sentinels is None else frozenset(self._sentinels.addresses)
-        return place, self._options.master_name, self._arguments["db"], self._options.global_keyprefix
+        return (
+            place,
+            self._options.master_name,
+            self._arguments["db"],
+            self._options.hash_tag,
+            self._options.global_keyprefix,
+        )
 
     def open(self, on_push: OnReply) -> Stream:
         """Open a connection. Raises ConnectionError or OSError.
@@ -135,10 +147,17 @@ class Connector:
             # Not from it: where the server quotes what it was sent, its words have the password.
             raise _connect_error(error)
         assert connection is not None
-        if not self._has_one_slot and _is_in_cluster(connection):
+        try:
+            self.check_mode(connection)
+        except BaseException:
             connection.disconnect()  # type: ignore[no-untyped-call]
-            raise exceptions.NotAllowed(NO_CLUSTER)
+            raise
         return connection
+
+    def check_mode(self, connection: AbstractConnection) -> None:
+        """Refuse a node of a cluster, unless all keys are in one slot. Raises NotAllowed."""
+        if not self._has_one_slot and is_in_cluster(connection):
+            raise exceptions.NotAllowed(NO_CLUSTER)
 
     def _connect(self) -> tuple[AbstractConnection | None, driver.RedisError | None]:
         """Return a connection, or why there is none."""
@@ -177,7 +196,7 @@ def _is_replica(connection: AbstractConnection) -> bool:
         return False  # its user may not ask
 
 
-def _is_in_cluster(connection: AbstractConnection) -> bool:
+def is_in_cluster(connection: AbstractConnection) -> bool:
     """Whether the server is a node of a Redis Cluster, where it says."""
     greeting = getattr(connection, "handshake_metadata", None)
     if isinstance(greeting, dict):

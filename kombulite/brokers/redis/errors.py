@@ -23,7 +23,7 @@ TABLE = (
     # The server cannot serve us now; it, or the one that takes over, may do so later.
     Row(
         exceptions.RecoverableConnectionError,
-        ("LOADING", "READONLY", "MASTERDOWN", "UNBLOCKED"),
+        ("LOADING", "READONLY", "MASTERDOWN", "UNBLOCKED", "MOVED", "ASK", "CLUSTERDOWN"),
         (
             "ConnectionError",
             "MaxConnectionsError",
@@ -32,6 +32,10 @@ TABLE = (
             "MasterDownError",
             "ChildDeadlockedError",
             "RedisError",
+            "ClusterDownError",
+            "MovedError",
+            "AskError",
+            "SlotNotCoveredError",
         ),
     ),
     Row(exceptions.combined(exceptions.RecoverableConnectionError, exceptions.TimeoutError), (), ("TimeoutError",)),
@@ -73,16 +77,12 @@ TABLE = (
     # A Redis Cluster needs a client of another kind.
     Row(
         exceptions.AMQPNotImplementedError,
-        ("MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN"),
+        ("CROSSSLOT",),
         (
             "ClusterError",
-            "ClusterDownError",
             "RedisClusterException",
             "ClusterCrossSlotError",
             "CrossSlotTransactionError",
-            "SlotNotCoveredError",
-            "MovedError",
-            "AskError",
         ),
     ),
 )

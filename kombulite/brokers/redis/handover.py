@@ -35,7 +35,7 @@ class Abandoned(NamedTuple):
 
     leases: Sequence[Lease] = ()
     taken: Sequence[Lease] = ()
-    tags: Sequence[str] = ()
+    tags: Sequence[Any] = ()
     settled: Sequence[Posted] = ()
 
 
@@ -79,6 +79,11 @@ class Handover:
     def is_holding(self) -> bool:
         """Whether the application has messages of connections that are lost."""
         return bool(self._held or self._left)
+
+    @property
+    def held_leases(self) -> list[Lease]:
+        """The leases that are held."""
+        return [held.lease for held in list(self._held.values())]
 
     @property
     def held_tags(self) -> list[str]:
@@ -126,11 +131,15 @@ class Handover:
             [lease for state in states for lease in self._hold(state)] if are_noted else [],
             [lease for claims in queues if not claims.lease for lease in claims.ready]
             + [lease for state in states for lease in state.unreturned],
-            [tag for claim in claims for tag in claim.possible_tags()] if are_noted else [],
+            self._tags_of(claims) if are_noted else [],
             unanswered if are_noted else [],
         )
         if any(abandoned):
             self._left.append(abandoned)
+
+    def _tags_of(self, claims: Sequence[Any]) -> Sequence[Any]:
+        """Return the tags of what claims may have taken."""
+        return [tag for claim in claims for tag in claim.possible_tags()]
 
     def _hold(self, state: RedisChannel) -> list[Lease]:
         """Hold the leases of a channel whose messages the application still has; returns the others."""
@@ -177,13 +186,13 @@ class Handover:
 _handovers: dict[tuple[Any, ...], Handover] = {}
 
 
-def handover_of(identity: tuple[Any, ...], keys: Keys) -> Handover:
+def handover_of(identity: tuple[Any, ...], keys: Keys, kind: type[Handover] = Handover) -> Handover:
     """Return what the connections of this process to a database leave to each other."""
     # Without a lock, which a child might find taken: each of these is one step.
     key = os.getpid(), *identity
     for other in [other for other in list(_handovers) if other[0] != key[0]]:
         _handovers.pop(other, None)
-    return _handovers.setdefault(key, Handover(keys))
+    return _handovers.setdefault(key, kind(keys))
 
 
 def _forget(forgotten: deque[str], tag: str, delivery: object) -> None:

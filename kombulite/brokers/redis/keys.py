@@ -42,7 +42,7 @@ class Keys:
     """All names of one database; ``prefix`` stands before every key and channel."""
 
     def __init__(self, options: Options, database: int) -> None:
-        self.prefix = options.global_keyprefix
+        self.prefix = options.hash_tag + options.global_keyprefix
         self.separator = options.sep
         self.naming = PriorityNaming(options.priority_steps, options.sep)
         self.unacked = self.prefix + options.unacked_key
@@ -58,6 +58,10 @@ class Keys:
         else:
             self._fanout = (options.fanout_prefix or "").replace("{db}", str(database))
         self._patterns = options.fanout_patterns
+
+    def of(self, name: str) -> Keys:
+        """Return the keys among which those of a queue or an exchange are: these, where there is one place for all."""
+        return self
 
     # --- queues
 

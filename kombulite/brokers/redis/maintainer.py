@@ -114,12 +114,19 @@ class LeaseMaintainer:
     ``start`` it, then ``stop`` it; it ends also when it is forgotten.
     """
 
-    def __init__(self, protocol: RedisProtocol, connector: Connector, commands: Stream, streams: list[Stream]) -> None:
+    def __init__(
+        self,
+        protocol: RedisProtocol,
+        connector: Connector,
+        commands: Stream,
+        streams: list[Stream],
+        chores: type[Chores] = Chores,
+    ) -> None:
         self._connector = connector
         self._router = protocol.topology.router
         self._commands = commands
         self._kept_alive = streams
-        self._chores = Chores(protocol, self._routes)
+        self._chores = chores(protocol, self._routes)
         self._stopped, self._news = Event(), Event()
         self._streams: list[Stream] = []  # one, or none; the thread closes it when it ends
 

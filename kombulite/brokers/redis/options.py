@@ -15,7 +15,7 @@ ROUND_ROBIN, SORTED, PRIORITY = "round_robin", "sorted", "priority"
 
 
 #: Options that are text, even where they look like numbers.
-TEXTS = frozenset(["client_name", "master_name", "deadletter_queue"])
+TEXTS = frozenset(["client_name", "master_name", "deadletter_queue", "hash_tag"])
 
 #: Options whose None is not the default, as it is for all others: no timeout, no encoding.
 NULLABLE = frozenset(["socket_timeout", "body_encoding"])
@@ -71,6 +71,8 @@ class Options(NamedTuple):
     fanout_prefix: bool | str = True
     fanout_patterns: bool = True
     global_keyprefix: str = ""
+    hash_tag: str = ""  # before the prefix: puts all keys into one slot of a cluster
+    cluster: bool = False  # what makes a cluster of ``redis://``
     body_encoding: str | None = "base64"
     deadletter_queue: str | None = None
     polling_interval: float | None = None

@@ -23,7 +23,7 @@ from kombulite.brokers.base import Cancelled, ExchangeSpec, QueueInfo, QueueSpec
 from kombulite.brokers.redis.claims import Claim, Consumer, RedisChannel, consumers_of
 from kombulite.brokers.redis.deadlines import Deadlines
 from kombulite.brokers.redis.errors import connection_lost
-from kombulite.brokers.redis.handover import handover_of
+from kombulite.brokers.redis.handover import Handover, handover_of
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, put_back
 from kombulite.brokers.redis.options import Options, OrderStrategy, database_of
@@ -46,6 +46,14 @@ class RedisProtocol:
 
     publisher: Publisher
     receiver: Receiver
+    # What a cluster has others of.
+    keys_class: type[Keys] = Keys
+    channel_class: type[RedisChannel] = RedisChannel
+    handover_class: type[Handover] = Handover
+    topology_class: type[Topology] = Topology
+    deadlines_class: type[Deadlines] = Deadlines
+    publisher_class: type[Publisher] = Publisher
+    receiver_class: type[Receiver] = Receiver
 
     def __init__(
         self,
@@ -56,10 +64,10 @@ class RedisProtocol:
         keep: Callable[[str | None], object],
     ) -> None:
         self.options = options
-        self.keys = Keys(options, database_of(settings.virtual_host))
+        self.keys = self.keys_class(options, database_of(settings.virtual_host))
         self.channels: dict[int, RedisChannel] = {}
         self._identity = identity
-        self.handover = handover_of(identity, self.keys)
+        self.handover = handover_of(identity, self.keys, self.handover_class)
         self._wake = wake
         self._keep = keep
         self._order = OrderStrategy(options.queue_order_strategy)
@@ -67,7 +75,8 @@ class RedisProtocol:
         self._numbers = cycle(range(1, MAX_CHANNELS + 1))
         self._clock = 0.0  # the server's time, less our monotonic one
         interval, vhost = options.health_check_interval, settings.virtual_host
-        self.topology = Topology(self.keys, interval, vhost, Deadlines(self.keys, self.now))
+        deadlines = self.deadlines_class(self.keys, self.now)
+        self.topology = self.topology_class(self.keys, interval, vhost, deadlines)
 
     # --- the connection
 
@@ -91,10 +100,12 @@ class RedisProtocol:
         options, keys = self.options, self.keys
         topology = self.topology
         topology.router.renewed(tracked)
-        self.handover = handover_of(self._identity, keys)  # the process may be a child of that which made this
+        # The process may be a child of that which made this.
+        self.handover = handover_of(self._identity, keys, self.handover_class)
         yield from self.handover.begin(self)
-        self.publisher = Publisher(keys, options, topology.router, topology.limits, self.now)
-        self.receiver = Receiver(stream, perform, keys, options, self.channels, topology, self.now)
+        self.publisher = self.publisher_class(keys, options, topology.router, topology.limits, self.now)
+        channels = self.channels
+        self.receiver = self.receiver_class(stream, perform, keys, options, channels, topology, self.now)
         if self.handover.is_holding:
             self._keep(None)
 
@@ -127,7 +138,7 @@ class RedisProtocol:
         if len(self.channels) >= MAX_CHANNELS:
             raise exceptions.ResourceError(f"all {MAX_CHANNELS} channels of this connection are open")
         number = next(number for number in self._numbers if number not in self.channels)
-        self.channels[number] = RedisChannel(number, self._order, self.options.ack_emulation)
+        self.channels[number] = self.channel_class(number, self._order, self.options.ack_emulation)
         return number
 
     def channel(self, number: int) -> RedisChannel:
@@ -237,7 +248,7 @@ class RedisProtocol:
     def check_rights(self, queue: str, no_ack: bool) -> Plan[None]:
         """Claim no message of a queue: what its consumer may not do is known when it starts. Raises AccessRefused."""
         lease = self.options.ack_emulation and not no_ack
-        yield from Claim(self.keys, self.receiver.tags, (queue,), 0, lease).run()
+        yield from Claim(self.keys.of(queue), self.receiver.tags, (queue,), 0, lease).run()
 
     def start_consumer(self, channel: int, queue: str, consumer_tag: str, no_ack: bool, exclusive: bool) -> str:
         """Start a consumer, where there is a connection that listens; returns its tag."""
@@ -307,7 +318,7 @@ class RedisProtocol:
         lease = self.options.ack_emulation and not no_ack
         lengths = [("LLEN", key) for key in self.keys.lists(queue)]
         while True:
-            claim = Claim(self.keys, self.receiver.tags, (queue,), 1, lease)
+            claim = Claim(self.keys.of(queue), self.receiver.tags, (queue,), 1, lease)
             state.fetching.append(claim)  # if the connection is lost meanwhile, what it has taken is left to others
             try:
                 reply, *left = yield from claim.run(*lengths)

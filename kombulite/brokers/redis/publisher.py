@@ -91,6 +91,8 @@ class Publisher:
     ``limits``: those of the queues that this connection declared. ``now()``: the server's time in seconds.
     """
 
+    destination_class = Destination
+
     def __init__(
         self,
         keys: Keys,
@@ -148,7 +150,7 @@ class Publisher:
     def _publish_to(self, destination: Destination, queues: Sequence[str], delivery: Delivery) -> Plan[int]:
         commands = self._commands(destination, queues, self._template(destination, delivery), (delivery,))
         replies = (yield Exchange(commands, len(commands))) if commands else [0]
-        failure = _failure(replies)
+        failure = failure_of(replies)
         if failure is not None:
             raise reply_error(str(failure))
         return int(replies[0]) if destination.topics else len(queues)
@@ -238,7 +240,7 @@ class Publisher:
             queues = routes.route(routing_key)
             if not queues and self._options.deadletter_queue:
                 queues = (self._options.deadletter_queue,)
-        return Destination(self._keys, routes, queues, topics, self._limits, priority)
+        return self.destination_class(self._keys, routes, queues, topics, self._limits, priority)
 
     # --- many messages
 
@@ -282,7 +284,7 @@ class Publisher:
         for segment, count, end in zip(segments, counts, accumulate(counts), strict=True):
             if count == 1 and replies[end - 1].__class__ is int:
                 continue  # the common case, also where each message is a segment of its own
-            failure = _failure(replies[end - count : end])
+            failure = failure_of(replies[end - count : end])
             if failure is not None:
                 error = reply_error(str(failure))
                 if not isinstance(error, (exceptions.MessageNacked, exceptions.ChannelError)):
@@ -299,7 +301,7 @@ class Publisher:
                 yield from self._commands(destination, destination.queues, template, mine)
 
 
-def _failure(replies: Sequence[Any]) -> ReplyError | None:
+def failure_of(replies: Sequence[Any]) -> ReplyError | None:
     """Return the error of a command, or of one in a transaction.
 
     There it is said when the command is queued, and EXEC only says that it was, or it is among the replies of EXEC.

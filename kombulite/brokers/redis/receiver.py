@@ -2,6 +2,8 @@
 
 A consumer that finds its lists empty reads them (EXISTS) on a connection with client-side caching: the server then says
 when one of them changes, whoever changes it, and nothing is asked until it does.
+
+The class is wider than others: what the server says, claims and what is handed over share its state.
 """
 
 from __future__ import annotations
@@ -108,6 +110,15 @@ class Receiver:
         """Have the server remember what is read over a connection, and tell when that changes."""
         self.watcher = watcher
         self._watched.clear()
+        yield from self.watch_over()
+
+    def watch_later(self, watcher: PostingStream) -> None:
+        """Watch lists over connections that are opened for the first list of their server."""
+        self.watcher = watcher
+        self._tells_of_lists = True
+
+    def watch_over(self) -> Plan[None]:
+        """Have the server remember what is read over a connection."""
         (reply,) = yield from send(("CLIENT", "TRACKING", "ON", *self._redirection))
         self._tells_of_lists = not isinstance(reply, ReplyError)
 
@@ -164,14 +175,18 @@ class Receiver:
             logger.error("What was published to %r is no message: %s", pattern, error)
             return
         for queue in self.subscriptions.queues(pattern, delivery.exchange, delivery.delivery_tag):
-            consumers = list(consumers_of(self._channels, queue))
-            if consumers:
-                # The one with the least to do.
-                state, consumer = min(consumers, key=lambda each: len(each[0].fanout) + len(each[0].outstanding))
-                lease = Lease(self.tags.tag(self.tags.reserve(1)), queue, "", envelope, is_fanout=True)
-                if len(state.fanout) == state.fanout.maxlen:
-                    logger.warning("Consumer %s is too slow: a fanout message is dropped", consumer.tag)
-                state.fanout.append((consumer, lease))
+            self.deliver_fanout(queue, envelope)
+
+    def deliver_fanout(self, queue: str, envelope: bytes) -> None:
+        """Have a consumer of a queue get a fanout message, if it has one."""
+        consumers = list(consumers_of(self._channels, queue))
+        if consumers:
+            # The one with the least to do.
+            state, consumer = min(consumers, key=lambda each: len(each[0].fanout) + len(each[0].outstanding))
+            lease = Lease(self.tags.tag(self.tags.reserve(1)), queue, "", envelope, is_fanout=True)
+            if len(state.fanout) == state.fanout.maxlen:
+                logger.warning("Consumer %s is too slow: a fanout message is dropped", consumer.tag)
+            state.fanout.append((consumer, lease))
 
     def _watch_lists(self, claims: ClaimQueue, queues: Iterable[str]) -> None:
         """Have the server say when a list of these queues changes; look once more if one has something already."""
@@ -200,6 +215,13 @@ class Receiver:
         elif reply:
             claims.dirty_queues.update(queues)
 
+    def look_anew(self, is_affected: Callable[[bytes], bool]) -> None:
+        """Ask the queues once more of whose lists the server will not say that they change."""
+        for key in [key for key in list(self._watched) if is_affected(key)]:
+            queue = self._watched.pop(key, None)
+            if queue is not None:
+                self._mark_dirty(queue)
+
     def check_watched(self) -> None:
         """See now and then whether the lists that the server watches are empty still.
 
@@ -208,7 +230,11 @@ class Receiver:
         interval = self._options.health_check_interval
         if interval and self._watched and self.watcher is not None and monotonic() - self._checked_at >= interval:
             self._checked_at = monotonic()
-            self.watcher.post(pack_command(("EXISTS", *self._watched)), 1, self._on_checked, may_repeat=True)
+            self._post_check(self._on_checked)
+
+    def _post_check(self, on_reply: Callable[[Any], None]) -> None:
+        assert self.watcher is not None
+        self.watcher.post(pack_command(("EXISTS", *self._watched)), 1, on_reply, may_repeat=True)
 
     def _on_checked(self, reply: Any) -> None:
         if reply:  # an error too
@@ -288,7 +314,7 @@ class Receiver:
         except MalformedEnvelope as error:
             is_noted = not no_ack and self._options.ack_emulation
             tag = lease.tag if is_noted else None
-            self._perform(dead_letter(self._keys, tag, lease.queue, lease.envelope, error))
+            self._perform(dead_letter(self._keys.of(lease.queue), tag, lease.queue, lease.envelope, error))
             return None
         if delivery.properties.extra is not None and has_expired(delivery, self._limits.get(lease.queue), self._now()):
             if not no_ack:

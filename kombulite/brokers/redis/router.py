@@ -140,6 +140,12 @@ class Router:
                 if exchange is not None:
                     self.discard(exchange)
 
+    def discard_some(self, is_affected: Callable[[bytes], bool]) -> None:
+        """Read the tables anew whose binding sets are affected by a change that the server does not tell of."""
+        for key, exchange in list(self._exchange_of.items()):
+            if is_affected(key):
+                self.discard(exchange)
+
     def discard(self, exchange: str) -> None:
         """Read the table of an exchange anew: this connection has changed something."""
         self._routes.pop(exchange, None)

@@ -215,6 +215,10 @@ class Stream:
                 self._look()
             self._send(data, self._timeout)
 
+    def answer_posted(self, message: Any) -> None:
+        """Take what the server has just pushed for the reply to the first posted command that has none."""
+        self._posted.popleft()[0](message)
+
     def wait_for_replies(self) -> None:
         """Wait for the replies to all posted commands."""
         self._check()

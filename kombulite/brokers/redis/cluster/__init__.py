@@ -1,0 +1,190 @@
+"""Redis Cluster and Valkey Cluster. docs/redis-cluster.md says which key is where, and what is promised.
+
+    Transport ── Nodes (commands) ── one Stream for each node ──┐
+        │                                                       ├── Cluster: addresses, slots
+        └─────── ListeningNodes ──── one Stream for each node ──┘   with queues that are consumed
+
+Two layouts: with ``hash_tag``, or with a tag in ``global_keyprefix``, all keys are in one slot and those of a single
+server, and so are the plans. Otherwise each queue and each exchange has a slot of its own (``ClusterProtocol``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from kombulite import exceptions
+from kombulite.brokers.base import Settings
+from kombulite.brokers.base import Transport as BaseTransport
+from kombulite.brokers.redis import Transport as SingleServerTransport
+from kombulite.brokers.redis.cluster.known import Cluster
+from kombulite.brokers.redis.cluster.listening import ListeningNodes
+from kombulite.brokers.redis.cluster.nodes import Nodes
+from kombulite.brokers.redis.cluster.protocol import ClusterChores, ClusterProtocol
+from kombulite.brokers.redis.cluster.receiver import ClusterReceiver
+from kombulite.brokers.redis.cluster.slots import Address, slot_of
+from kombulite.brokers.redis.cluster.waiter import ClusterWaiter
+from kombulite.brokers.redis.connector import has_one_slot
+from kombulite.brokers.redis.maintainer import Chores, LeaseMaintainer
+from kombulite.brokers.redis.options import Options
+from kombulite.brokers.redis.protocol import RedisProtocol
+from kombulite.brokers.redis.stream import Stream
+
+__all__ = ["Transport"]
+
+DEFAULT_PORT = 6379
+
+
+class ChoreNodes:
+    """Opens the connections of a ``LeaseMaintainer``, as a ``Connector`` does for a single server."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def open(self, on_push: Any) -> Nodes:
+        """Return connections to all nodes, none of which is open yet."""
+        return Nodes(self._cluster, _ignore, _ignore, _ignore)
+
+    def reopen(self, stream: Any) -> None:
+        """Do nothing: ``Nodes`` opens its connections anew."""
+
+
+class Transport(SingleServerTransport):
+    """A connection to a cluster. May be shared between threads, of which one at a time receives.
+
+    Raises ValueError for settings that cannot be.
+    """
+
+    driver_type = "rediscluster"
+    driver_name = "rediscluster"
+    async_transport: ClassVar[str | None] = None  # a thread runs it for an event loop
+
+    _stream: Any
+    _streams: Any
+    _waiter: Any
+
+    def __init__(self, settings: Settings) -> None:
+        BaseTransport.__init__(self, settings)
+        options = Options.of(settings.options)
+        if options.hash_tag and not has_one_slot(options._replace(global_keyprefix="")):
+            raise ValueError(
+                f"hash_tag has braces with something in them, as '{{kombulite}}', not {options.hash_tag!r:.80}"
+            )
+        self._waiter = None
+        self._maintainer: LeaseMaintainer | None = None
+        self._pid = os.getpid()
+        self._is_compatible = has_one_slot(options)
+        self._cluster = cluster = Cluster(settings, options, seeds_of(settings))
+        identity = frozenset(cluster.seeds), settings.virtual_host, options.hash_tag, options.global_keyprefix
+        protocol = RedisProtocol if self._is_compatible else ClusterProtocol
+        self._protocol = protocol(settings, options, identity, self._wake, self._keep)
+        self._channels = self._protocol.channels
+        self._stream = Nodes(cluster, self._on_push, self._greet, self._forget)
+        self._streams = [self._stream]
+        self._tracked = True
+        cluster.on_moved.append(self._on_moved)
+
+    # --- the connection
+
+    def _connect(self) -> None:
+        protocol, nodes = self._protocol, self._stream
+        nodes.connect()
+        nodes.perform(protocol.begin(nodes, self._tracked, nodes.perform), self.settings.connect_timeout)
+        self._waiter = ClusterWaiter(nodes, protocol.receiver, protocol.topology.router, self._channels)
+
+    def _greet(self, stream: Stream) -> None:
+        """Make a connection for commands ready."""
+        if stream.protocol != 3:
+            raise exceptions.NotAllowed("a Redis Cluster is used over RESP3, which this server or its options refuse")
+        tracked = stream.perform(self._protocol.greet(3), self.settings.connect_timeout)
+        self._tracked = self._tracked and tracked
+        if self._waiter is not None:
+            router = self._protocol.topology.router
+            router.renewed(self._tracked)
+            self._waiter.add(stream)
+
+    def _forget(self, stream: Stream) -> None:
+        """Wait no more for a connection that was closed, or is opened anew."""
+        if self._waiter is not None:
+            self._waiter.forget(stream)
+            self._protocol.topology.router.was_emptied = True  # the node may have started again without what it had
+
+    def _on_moved(self, slots: set[int]) -> None:
+        """Slots have another master: what its nodes were to say of them, the old one will not."""
+        self._protocol.topology.router.discard_some(lambda key: slot_of(key) in slots)
+        if self._waiter is not None:
+            self._protocol.receiver.look_anew(lambda key: slot_of(key) in slots)
+            self._wake()
+
+    # --- consuming
+
+    def _listen(self) -> None:
+        """Have connections that listen, from the first consumer on."""
+        receiver, waiter = self._protocol.receiver, self._waiter
+        if receiver.listener is None and waiter is not None:
+            on_message = receiver.on_message if isinstance(receiver, ClusterReceiver) else _ignore
+            listening = ListeningNodes(
+                self._cluster, receiver.on_push, on_message, self._track_node, self._forget_listener
+            )
+            waiter.listening = receiver.listener = listening
+            receiver.watch_later(listening)
+            self._streams.append(listening)
+
+    def _track_node(self, stream: Stream) -> None:
+        """Have a node tell of changes, if it does."""
+        receiver = self._protocol.receiver
+        stream.perform(receiver.watch_over())
+        receiver.warn_if_untold()
+        if self._waiter is not None:
+            self._waiter.add(stream)
+
+    def _forget_listener(self, stream: Stream) -> None:
+        """Have other connections tell what one did that listened, and was closed or is opened anew."""
+        waiter, receiver = self._waiter, self._protocol.receiver
+        if waiter is None:
+            return
+        waiter.forget(stream)
+        listening = receiver.listener
+        assert isinstance(listening, ListeningNodes)
+        listening.subscribe_again(stream)
+        owners, address = self._cluster.slots.owners, stream.address
+        receiver.look_anew(lambda key: owners[slot_of(key)] == address)
+        if self._is_compatible:
+            receiver.look_everywhere()
+            listening.restore = receiver.subscriptions.renew
+
+    def _keep(self, queue: str | None) -> None:
+        protocol = self._protocol
+        if self._maintainer is None:
+            opener: Any = ChoreNodes(self._cluster)
+            chores = Chores if self._is_compatible else ClusterChores
+            self._maintainer = LeaseMaintainer(protocol, opener, self._stream, self._streams, chores)
+            self._maintainer.start()
+        elif queue is not None and protocol.topology.declared.ends(queue):
+            self._maintainer.extend_now()
+
+    # --- what administers it
+
+    def slots(self) -> list[tuple[str, list[tuple[int, int]]]]:
+        """Return the masters with their ranges of slots: (``host:port``, [(first, last), ...])."""
+        found: dict[Address, list[tuple[int, int]]] = {}
+        for address, first, last in self._cluster.slots.ranges():
+            found.setdefault(address, []).append((first, last))
+        return [(f"{host}:{port}", ranges) for (host, port), ranges in found.items()]
+
+    def slot_of(self, queue: str) -> int:
+        """Return the slot of a queue."""
+        return slot_of(self._protocol.keys.lists(queue)[0])
+
+
+def seeds_of(settings: Settings) -> Sequence[Address]:
+    """Return the nodes that are asked first: that of the URL, and those of all others."""
+    first = settings.hostname or "localhost", settings.port or DEFAULT_PORT
+    others = [urlsplit(url) for url in settings.alternates if "://" in url]
+    return list(dict.fromkeys([first, *((part.hostname or "localhost", part.port or DEFAULT_PORT) for part in others)]))
+
+
+def _ignore(*arguments: Any) -> None:
+    """Do nothing with a push, or with a connection that is opened or closed."""

@@ -1,0 +1,98 @@
+"""Receiving in the own layout: lists are watched on the node of their queue, fanout comes by sharded channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from hiredis import ReplyError
+
+from kombulite._core import MalformedEnvelope, decode_envelope, pack_command
+from kombulite.brokers.redis.claims import ClaimQueue, RedisChannel
+from kombulite.brokers.redis.cluster.handover import by_queue
+from kombulite.brokers.redis.cluster.keys import ClusterKeys
+from kombulite.brokers.redis.cluster.listening import ListeningNodes
+from kombulite.brokers.redis.errors import reply_error
+from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, logger, pack_acknowledgement
+from kombulite.brokers.redis.receiver import Receiver
+from kombulite.utils.json import codec
+
+
+class ClusterReceiver(Receiver):
+    """The consuming half of a connection to a cluster."""
+
+    _keys: ClusterKeys
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._bound: Mapping[str, Iterable[tuple[str, str]]] = {}
+
+    # --- fanout
+
+    def subscribe(self, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+        """Subscribe to what these queues are bound to, as (fanout exchange, routing key)."""
+        self._bound = {queue: list(bound) for queue, bound in bindings.items()}
+        if isinstance(self.listener, ListeningNodes):
+            for exchange in {exchange for bound in self._bound.values() for exchange, _ in bound}:
+                self.listener.subscribe(self._keys.topic(exchange, ""))
+
+    def on_message(self, channel: bytes, envelope: bytes) -> None:
+        """Take what was published to a sharded channel."""
+        try:
+            delivery = decode_envelope(codec, envelope)
+        except MalformedEnvelope as error:
+            logger.error("What was published to %r is no message: %s", channel, error)
+            return
+        for queue, bound in list(self._bound.items()):
+            if any(self._takes(delivery, exchange, key) for exchange, key in bound):
+                self.deliver_fanout(queue, envelope)
+
+    def _takes(self, delivery: Any, exchange: str, binding_key: str) -> bool:
+        if delivery.exchange != exchange:
+            return False
+        if not binding_key or not self._options.fanout_patterns:
+            return True
+        return bool(delivery.routing_key) and fnmatchcase(delivery.routing_key, binding_key.replace("#", "*"))
+
+    # --- lists
+
+    def _watch_lists(self, claims: ClaimQueue, queues: Iterable[str]) -> None:
+        if self.watcher is None or not self.listens:
+            return
+        for queue in queues:
+            missing = [key for name in self._keys.lists(queue) if (key := name.encode()) not in self._watched]
+            if missing:
+                self._watched.update(dict.fromkeys(missing, queue))
+                self.watcher.post(pack_command(("EXISTS", *missing)), 1, partial(self._on_watched, claims, (queue,)))
+
+    def _post_check(self, on_reply: Callable[[Any], None]) -> None:
+        assert self.watcher is not None
+        for _, lists in groupby(sorted(self._watched.items(), key=lambda item: item[1]), lambda item: item[1]):
+            self.watcher.post(pack_command(("EXISTS", *(key for key, _ in lists))), 1, on_reply)
+
+    # --- claims and acknowledgements
+
+    def _on_claimed(self, state: RedisChannel, claims: ClaimQueue, reply: Any) -> None:
+        errors = [each for each in reply if isinstance(each, ReplyError)]
+        super()._on_claimed(state, claims, reply)
+        if errors:
+            state.error = reply_error(str(errors[0]))
+
+    def acknowledge(self, state: RedisChannel, leases: Sequence[Lease]) -> None:
+        """Remove messages from their nodes' notes, at once; an error shows at the channel's next operation."""
+        if not self._options.ack_emulation:
+            return
+        if len(leases) == 1:
+            self._acknowledge(state, leases)
+            return
+        for _, mine in by_queue(leases):
+            self._acknowledge(state, mine)
+
+    def _acknowledge(self, state: RedisChannel, leases: Sequence[Lease]) -> None:
+        tags = [lease.tag for lease in leases if not lease.is_fanout]
+        if tags:
+            data = pack_acknowledgement(self._keys.of(leases[0].queue), tags)
+            self._stream.post(data, ACK_REPLIES, state.on_settled, more=bool(state.leased.ready), may_repeat=True)

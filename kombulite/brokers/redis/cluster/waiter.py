@@ -1,0 +1,69 @@
+"""Waiting for events of all nodes, in the thread that receives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from kombulite.brokers.redis.claims import RedisChannel
+from kombulite.brokers.redis.cluster.nodes import Nodes
+from kombulite.brokers.redis.receiver import Receiver
+from kombulite.brokers.redis.router import Router
+from kombulite.brokers.redis.stream import Stream
+from kombulite.brokers.redis.waiter import Waiter
+
+
+class ClusterWaiter(Waiter):
+    """Has a receiver's connections read, and waits for them: those for commands, and those that listen, if any."""
+
+    def __init__(self, nodes: Nodes, receiver: Receiver, router: Router, channels: dict[int, RedisChannel]) -> None:
+        self._nodes = nodes
+        self.listening: Nodes | None = None
+        first: Any = next(iter(nodes.streams.values()))
+        super().__init__(first, receiver, router, channels)
+        for stream in list(nodes.streams.values()):
+            if stream is not first:
+                self.add(stream)
+
+    def forget(self, stream: Stream) -> None:
+        """Wait for a connection no more that was closed."""
+        descriptor = self._descriptors.pop(stream, None)
+        if descriptor is not None:
+            with suppress(KeyError, ValueError, OSError):  # the system may have forgotten it when it was closed
+                self._awaited.unregister(descriptor)
+            if self._has_twins:
+                os.close(descriptor)
+        if stream in self._others:
+            self._others.remove(stream)
+
+    def _poll(self) -> None:
+        nodes, listening = self._nodes, self.listening
+        nodes.keep_alive()
+        nodes.poll()
+        nodes.perform(self._router.catch_up())
+        if listening is not None:
+            listening.keep_alive()
+            listening.poll()
+            self._receiver.check_watched()
+            self._receiver.look_if_due()
+
+    def _pauses(self) -> Iterator[float]:
+        for nodes in (self._nodes, self.listening):
+            if nodes is None:
+                continue
+            pause = nodes.next_flush
+            if pause is not None:
+                yield pause
+            if nodes.is_waiting:
+                yield 1.0
+        if self.listening is None:
+            return
+        look = self._receiver.next_look
+        if look is not None:
+            yield look
+        for nodes in (self._nodes, self.listening):
+            for stream in list(nodes.streams.values()):
+                if stream.ping_interval:
+                    yield stream.ping_interval

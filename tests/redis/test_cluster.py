@@ -1,0 +1,286 @@
+"""Redis Cluster: which key is where, and what happens while slots move. test_cluster_faults.py kills nodes."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import redis
+
+from kombulite import Connection, Exchange, Queue
+from kombulite.brokers.redis.cluster.keys import tag_of
+from kombulite.brokers.redis.cluster.slots import slot_of
+from kombulite.exceptions import MessageReturned, NotAllowed
+from tests.conftest import started
+from tests.servers import RedisCluster, RedisServer
+
+OWN, TAGGED = {}, {"hash_tag": "{shop}"}
+LAYOUTS = pytest.mark.parametrize("layout", [OWN, TAGGED], ids=["own", "tagged"])
+
+
+@pytest.fixture(scope="module")
+def cluster(request):
+    return started(request, RedisCluster)
+
+
+@pytest.fixture(autouse=True)
+def empty(cluster):
+    for node in cluster.masters:
+        node.ask("FLUSHALL")
+    return cluster
+
+
+def connect(cluster, layout, **options):
+    return Connection(cluster.url, transport_options={**layout, **options})
+
+
+def receive(connection, queues, count, **options):
+    """The payloads of the next messages, each acknowledged."""
+    payloads = []
+
+    def note(message):
+        payloads.append(message.payload)
+        message.ack()
+
+    with connection.Consumer(queues, on_message=note, **options):
+        while len(payloads) < count:
+            connection.drain_events(timeout=20)
+    return payloads
+
+
+def keys(cluster):
+    return {key for node in cluster.masters for key in node.ask("KEYS", "*")}
+
+
+def slot_in(layout, queue):
+    return slot_of(layout.get("hash_tag") or tag_of(queue))
+
+
+def move(cluster, slot):
+    """Move a slot to the next master."""
+    place = cluster.masters.index(cluster.master_of(slot))
+    cluster.move_slot(slot, cluster.masters[(place + 1) % len(cluster.masters)])
+
+
+# --- where keys are
+
+
+def test_own_layout_spreads_queues_over_the_nodes(cluster):
+    with connect(cluster, OWN) as connection:
+        producer = connection.Producer()
+        for number in range(30):
+            producer.publish(number, routing_key=f"q{number}", declare=[Queue(f"q{number}")])
+    for number in range(30):
+        node = cluster.master_of(slot_of(f"{{q{number}}}"))
+        assert node.ask("LLEN", f"{{q{number}}}:q{number}") == 1
+    assert len({cluster.master_of(slot_of(f"{{q{number}}}")).port for number in range(30)}) == 3
+
+
+def test_tagged_layout_is_that_of_a_single_server(cluster, redis_url):
+    exchange = Exchange("shop", "topic")
+    queue = Queue("orders", exchange, routing_key="order.#", max_priority=9)
+    plain = {}
+    for name, url, options in (("cluster", cluster.url, TAGGED), ("single", redis_url, {"global_keyprefix": "{shop}"})):
+        with Connection(url, transport_options=options) as connection:
+            producer = connection.Producer(exchange=exchange)
+            for priority in (0, 3, 9):
+                producer.publish("same", routing_key="order.new", priority=priority, declare=[queue])
+            stored = {}
+            nodes = [node.ask for node in cluster.masters]
+            if name == "single":
+                client = redis.Redis.from_url(redis_url, decode_responses=True)
+                nodes = [client.execute_command]
+            for ask in nodes:
+                for key in ask("KEYS", "{shop}*"):
+                    stored[key] = ask("TYPE", key)
+            plain[name] = stored
+            connection.default_channel.queue_delete("orders")
+            connection.default_channel.exchange_delete("shop")
+    assert plain["cluster"] == plain["single"]
+    assert "{shop}orders\x06\x169" in plain["cluster"]
+
+
+@pytest.mark.parametrize("name", ["{a}b", "}x", "a}{b", "{}", "%7D", "per%cent", "ünï", "a\r\nb"])
+def test_any_name_of_a_queue_keeps_its_keys_together(cluster, name):
+    with connect(cluster, OWN) as connection:
+        connection.Producer().publish("kept", routing_key=name, priority=9, declare=[Queue(name)])
+        assert receive(connection, Queue(name), 1) == ["kept"]
+        connection.default_channel.queue_delete(name)
+    assert not [key for key in keys(cluster) if "_kombulite}" not in key]
+
+
+@LAYOUTS
+def test_nothing_is_left_after_work(cluster, layout):
+    exchange = Exchange("shop", "direct")
+    queue = Queue("orders", exchange, routing_key="new")
+    with connect(cluster, layout) as connection:
+        connection.Producer(exchange=exchange).publish("x", routing_key="new", declare=[queue])
+        assert receive(connection, queue, 1) == ["x"]
+        bound = queue(connection)
+        bound.delete()
+        connection.default_channel.exchange_delete("shop")
+    with connect(cluster, layout) as connection:
+        assert not any(key.endswith(("orders", "unacked", "unacked_index")) for key in keys(cluster))
+
+
+# --- publishing
+
+
+@LAYOUTS
+def test_a_publish_reaches_queues_on_all_nodes(cluster, layout):
+    exchange = Exchange("news", "topic")
+    queues = [Queue(f"n{number}", exchange, routing_key="#") for number in range(12)]
+    with connect(cluster, layout) as connection:
+        producer = connection.Producer(exchange=exchange)
+        producer.publish(1, routing_key="a.b", declare=queues)
+        producer.publish_many(range(2, 50), routing_key="a.b")
+        for queue in queues:
+            assert queue(connection).queue_declare(passive=True).message_count == 49
+
+
+@LAYOUTS
+def test_a_batch_for_many_queues_keeps_the_order_of_each(cluster, layout):
+    with connect(cluster, layout) as connection:
+        producer = connection.Producer()
+        with producer.batch():
+            for number in range(600):
+                producer.publish(number, routing_key=f"b{number % 60}")
+        queues = [Queue(f"b{number}") for number in range(60)]
+        found = receive(connection, queues, 600, prefetch_count=40)
+        for place in range(60):
+            assert [each for each in found if each % 60 == place] == list(range(place, 600, 60))
+
+
+@LAYOUTS
+def test_a_binding_is_known_to_publishers_at_once(cluster, layout):
+    exchange = Exchange("late", "direct")
+    with connect(cluster, layout) as publisher, connect(cluster, layout) as consumer:
+        producer = publisher.Producer(exchange=exchange)
+        producer.publish("lost", routing_key="key", declare=[exchange])
+        with pytest.raises(MessageReturned):
+            producer.publish("returned", routing_key="key", mandatory=True)
+        queue = Queue("late", exchange, routing_key="key")
+        queue(consumer).declare()
+        producer.publish("kept", routing_key="key", mandatory=True)
+        assert receive(consumer, queue, 1) == ["kept"]
+
+
+@LAYOUTS
+def test_fanout_reaches_every_consumer(cluster, layout):
+    exchange = Exchange("all", "fanout")
+    with connect(cluster, layout) as first, connect(cluster, layout) as second, connect(cluster, layout) as publisher:
+        found = {}
+        for name, connection in (("one", first), ("two", second)):
+            found[name] = []
+            consumer = connection.Consumer(Queue(name, exchange), no_ack=True, on_message=found[name].append)
+            consumer.consume()
+        producer = publisher.Producer(exchange=exchange)
+        while not all(found.values()):  # a subscription takes effect when its node has it
+            producer.publish("hello", declare=[exchange])
+            for connection in (first, second):
+                connection.drain(0.05)
+        assert {message.payload for messages in found.values() for message in messages} == {"hello"}
+
+
+# --- slots that move
+
+
+@LAYOUTS
+def test_a_consumer_that_waits_is_woken_where_its_queue_has_gone(cluster, layout):
+    with connect(cluster, layout, health_check_interval=600) as consumer, connect(cluster, layout) as publisher:
+        producer, queue = publisher.Producer(), Queue("moving")
+        received, done = [], threading.Event()
+
+        def note(message):
+            received.append(message.payload)
+            message.ack()
+            if len(received) == 7:
+                done.set()
+
+        def consume():
+            with consumer.Consumer(queue, on_message=note):
+                while not done.is_set():
+                    consumer.drain(20)
+
+        thread = threading.Thread(target=consume)
+        thread.start()
+        try:
+            producer.publish(0, routing_key="moving", declare=[queue])
+            for number in range(1, 7):
+                move(cluster, slot_in(layout, "moving"))
+                producer.publish(number, routing_key="moving")
+            assert done.wait(30)
+        finally:
+            done.set()
+            thread.join(40)
+        assert received == list(range(7))
+
+
+@LAYOUTS
+def test_what_is_out_is_acknowledged_where_it_has_gone(cluster, layout):
+    with connect(cluster, layout) as connection:
+        connection.Producer().publish_many(range(20), routing_key="gone")
+        channel = connection.channel()
+        messages = [channel.basic_get("gone") for _ in range(20)]
+        move(cluster, slot_in(layout, "gone"))
+        for message in messages[:10]:
+            message.ack()
+        for message in messages[10:]:
+            message.requeue()
+        assert sorted(receive(connection, Queue("gone"), 10)) == list(range(10, 20))
+    assert not any("unacked" in key for key in keys(cluster))
+
+
+@LAYOUTS
+def test_messages_come_and_go_while_a_slot_is_on_its_way(cluster, layout):
+    slot = slot_in(layout, "ask")
+    source = cluster.master_of(slot)
+    target = next(node for node in cluster.masters if node is not source)
+    with connect(cluster, layout) as connection:
+        producer = connection.Producer()
+        producer.publish(0, routing_key="ask", declare=[Queue("ask")])
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.node_id)
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.node_id)
+        while found := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *found)
+        for number in range(1, 5):  # ASK: the list has gone, its slot has not
+            producer.publish(number, routing_key="ask")
+        ends = threading.Timer(0.1, lambda: cluster.finish_move(slot, target))
+        ends.start()  # a claim needs several keys, so it waits for the end (TRYAGAIN)
+        assert receive(connection, Queue("ask"), 5) == list(range(5))
+        ends.join()
+
+
+# --- what is no cluster
+
+
+def test_a_server_alone_is_refused(redis_url):
+    with Connection(redis_url.replace("redis://", "rediscluster://")) as connection:
+        with pytest.raises(NotAllowed, match=r"not in cluster mode: use redis://"):
+            connection.connect()
+
+
+@pytest.mark.parametrize("tag", ["shop", "{}", "}{"])
+def test_a_hash_tag_has_braces(tag):
+    with pytest.raises(ValueError, match="hash_tag"):
+        Connection("rediscluster://", transport_options={"hash_tag": tag}).connect()
+
+
+def test_one_of_the_nodes_is_enough_to_find_the_others(cluster):
+    with RedisServer() as gone:
+        url = gone.url.replace("redis://", "rediscluster://")
+    urls = [url, *(f"rediscluster://127.0.0.1:{node.port}" for node in cluster.masters)]
+    with Connection(urls) as connection:
+        connection.Producer().publish("found", routing_key="seeds", declare=[Queue("seeds")])
+        assert receive(connection, Queue("seeds"), 1) == ["found"]
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:{}?cluster=true", "redis://127.0.0.1:{}", "valkeycluster://127.0.0.1:{}"]
+)
+def test_other_ways_to_name_a_cluster(cluster, url):
+    options = {} if "cluster" in url else {"cluster": True}
+    with Connection(url.format(cluster.nodes[0].port), transport_options=options) as connection:
+        connection.Producer().publish("here", routing_key="named", declare=[Queue("named")])
+        assert receive(connection, Queue("named"), 1) == ["here"]
+        assert connection.transport.driver_type == "rediscluster"
