@@ -256,10 +256,10 @@ class RedisNode(RedisServer):
 
 
 class RedisCluster:
-    """A Redis Cluster: masters that share the slots evenly, and for each so many replicas."""
+    """A Redis Cluster: masters that share the slots evenly, and replicas of the first, the second, ... of them."""
 
     def __init__(self, masters: int = 3, replicas: int = 0, **options: Any) -> None:
-        self.nodes = [RedisNode(**options) for _ in range(masters * (1 + replicas))]
+        self.nodes = [RedisNode(**options) for _ in range(masters + replicas)]
         self.masters = self.nodes[:masters]
 
     def start(self) -> None:
@@ -310,6 +310,50 @@ class RedisCluster:
             if first <= slot <= last:
                 return next(each for each in self.nodes if each.port == int(master[1]))
         raise LookupError(f"no master for slot {slot}")
+
+    def replicas_of(self, master: RedisNode) -> list[RedisNode]:
+        """The replicas of a node that runs, as it says."""
+        if master.process is None or master.ask("ROLE")[0] != "master":
+            return []
+        ports = {int(port) for _, port, _ in master.ask("ROLE")[2]}
+        return [node for node in self.nodes if node.port in ports]
+
+    def serving(self, asked: RedisNode) -> set[int]:
+        """The ports of the nodes that have slots, as one node says."""
+        return {int(master[1]) for _, _, master, *_ in asked.ask("CLUSTER", "SLOTS")}
+
+    def join(self, node: RedisNode) -> None:
+        """Add a master without slots."""
+        node.start()
+        self.nodes.append(node)
+        self.masters.append(node)
+        node.ask("CLUSTER", "SET-CONFIG-EPOCH", 1000 + len(self.nodes))
+        self.nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", node.port, node.bus_port)
+        self.wait_for(lambda each: len(self.known(each)) == len(self.nodes), "the new node is not known")
+        self.wait_until_ok()
+
+    def retire(self, node: RedisNode, heir: RedisNode) -> None:
+        """Move all slots of a master to another, and end it."""
+        for first, last, master, *_ in node.ask("CLUSTER", "SLOTS"):
+            if int(master[1]) != node.port:
+                continue
+            empty, heir_id = [], heir.node_id
+            for slot in range(first, last + 1):
+                if node.ask("CLUSTER", "COUNTKEYSINSLOT", slot):
+                    self.move_slot(slot, heir)
+                else:
+                    empty.append(slot)
+            for each in (heir, *(other for other in self.masters if other is not heir)):
+                with redis.Redis(port=each.port, protocol=2) as client, client.pipeline(transaction=False) as pipe:
+                    for slot in empty:
+                        pipe.execute_command("CLUSTER", "SETSLOT", slot, "NODE", heir_id)
+                    pipe.execute()
+        self.nodes.remove(node)
+        self.masters.remove(node)
+        gone = node.node_id
+        for each in self.nodes:
+            each.ask("CLUSTER", "FORGET", gone)
+        node.close()
 
     def move_slot(self, slot: int, target: RedisNode) -> None:
         """Move a slot with its keys to another node, as redis-cli does."""

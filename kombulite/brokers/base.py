@@ -547,6 +547,18 @@ class Transport:
         """Return the object that administers the broker."""
         return Management(self)
 
+    def nodes(self) -> Mapping[str, str]:
+        """Return the nodes of a cluster that a client talks to, and what each has; empty for a server alone."""
+        return {}
+
+    def place_of(self, queue: str) -> str | None:
+        """Return where in a cluster a queue is, in a few words; None for a server alone.
+
+        Args:
+            queue: Its name.
+        """
+        return None
+
     def list_queues(self, channel: int) -> Sequence[QueueStatus]:
         """Return all queues.
 

@@ -40,26 +40,39 @@ def queues(
             found = queue_statuses(connection, names)
         except exceptions.AMQPNotImplementedError:
             raise click.UsageError("this broker cannot list its queues: name them") from None
+        place_of = getattr(connection.transport, "place_of", _nowhere)  # others' transports have none
+        places = {status.queue: place for status in found if (place := place_of(status.queue))}
         missing = set(names).difference(status.queue for status in found)
         if as_json:
-            click.echo(json.dumps([status._asdict() for status in found], indent=2))
+            rows = [status._asdict() for status in found]
+            rows = [{**row, "place": places[row["queue"]]} if row["queue"] in places else row for row in rows]
+            click.echo(json.dumps(rows, indent=2))
         else:
-            Console().print(_table(found))
+            Console().print(_table(found, places))
         for name in sorted(missing):
             click.echo(f"Error: there is no queue {name}", err=True)
     if missing:
         ctx.exit(FAILED)
 
 
-def _table(statuses: Sequence[QueueStatus]) -> Table:
+def _table(statuses: Sequence[QueueStatus], places: Mapping[str, str]) -> Table:
     table = Table()
     table.add_column("queue", overflow="fold")
     for column in ("messages", "unacked", "consumers"):
         table.add_column(column, justify="right")
+    if places:
+        table.add_column("place")
     for status in statuses:
         unacked = "-" if status.unacked is None else f"{status.unacked:,}"
-        table.add_row(Text(printable(status.queue)), f"{status.message_count:,}", unacked, f"{status.consumer_count:,}")
+        cells = [f"{status.message_count:,}", unacked, f"{status.consumer_count:,}"]
+        if places:
+            cells.append(places.get(status.queue, ""))
+        table.add_row(Text(printable(status.queue)), *cells)
     return table
+
+
+def _nowhere(queue: str) -> None:
+    """Return no place of a queue."""
 
 
 @click.command()
@@ -105,8 +118,11 @@ def ping(broker: str, transport_options: Mapping[str, Any], as_json: bool) -> No
             "driver": transport.driver_name,
             "driver_version": transport.driver_version(),
         }
+        nodes: Mapping[str, str] = getattr(transport, "nodes", dict)()  # others' transports have none
     if as_json:
-        click.echo(json.dumps(facts))
+        click.echo(json.dumps({**facts, "nodes": nodes} if nodes else facts))
     else:
         version = f" {facts['driver_version']}" if facts["driver_version"] else ""
         click.echo(f"{facts['broker']}: {seconds * 1000:.1f} ms, {facts['driver']}{version}")
+        for node, what in nodes.items():
+            click.echo(f"  {node}: {what}")

@@ -15,6 +15,7 @@ BROKERS = {
     "memory": "cache+memory://",
     "redis": "redis_url",
     "redis-rpc": "rpc://",
+    "cluster": "redis_url",
     "amqp": "redis_url",
     "postgresql": "redis_url",
     "sqlite": "redis_url",

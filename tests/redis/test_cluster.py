@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 
 import pytest
 import redis
+from click.testing import CliRunner
 
-from kombulite import Connection, Exchange, Queue
+from kombulite import Connection, Exchange, Queue, aio
 from kombulite.brokers.redis.cluster.keys import tag_of
 from kombulite.brokers.redis.cluster.slots import slot_of
-from kombulite.exceptions import MessageReturned, NotAllowed
+from kombulite.cli.commands import kombulite
+from kombulite.exceptions import AccessRefused, MessageReturned, NotAllowed, RecoverableConnectionError
 from tests.conftest import started
-from tests.servers import RedisCluster, RedisServer
+from tests.servers import RedisCluster, RedisNode, RedisServer
 
 OWN, TAGGED = {}, {"hash_tag": "{shop}"}
 LAYOUTS = pytest.mark.parametrize("layout", [OWN, TAGGED], ids=["own", "tagged"])
@@ -284,3 +288,119 @@ def test_other_ways_to_name_a_cluster(cluster, url):
         connection.Producer().publish("here", routing_key="named", declare=[Queue("named")])
         assert receive(connection, Queue("named"), 1) == ["here"]
         assert connection.transport.driver_type == "rediscluster"
+
+
+# --- the command line, and moves between layouts
+
+
+def run(*arguments):
+    result = CliRunner().invoke(kombulite, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_ping_and_queues_show_nodes_and_slots(cluster):
+    with connect(cluster, OWN) as connection:
+        connection.Producer().publish(1, routing_key="seen", declare=[Queue("seen")])
+    node = cluster.master_of(slot_of("{seen}"))
+    answer = json.loads(run("ping", "-b", cluster.url, "--json"))
+    assert answer["nodes"].keys() == {f"127.0.0.1:{each.port}" for each in cluster.masters}
+    assert all(what.startswith("slots ") for what in answer["nodes"].values())
+    (status,) = json.loads(run("queues", "-b", cluster.url, "--json", "seen"))
+    assert (status["message_count"], status["place"]) == (1, f"slot {slot_of('{seen}')}, 127.0.0.1:{node.port}")
+    assert "slots " in run("ping", "-b", cluster.url)
+
+
+def test_run_moves_a_stream_over_a_cluster(cluster):
+    answer = json.loads(run("run", "--broker", cluster.url, "--messages", "2000", "--json"))
+    assert answer["consumed"] >= 2000
+
+
+def test_queues_move_from_a_single_server_and_between_layouts(cluster, redis_url):
+    name = f"move{cluster.nodes[0].port}"
+    with Connection(redis_url) as connection:
+        connection.Producer().publish_many(range(20), routing_key=name, declare=[Queue(name)])
+    tagged = ("hash_tag={shop}",)
+    run("move", "-b", redis_url, name, name, "--to-broker", cluster.url, "--declare")
+    run(
+        "move", "-b", cluster.url, name, name, "--to-broker", cluster.url, "--to-transport-option", *tagged, "--declare"
+    )
+    with connect(cluster, OWN) as connection:
+        assert connection.default_channel.basic_get(name) is None
+    with connect(cluster, TAGGED) as connection:
+        assert receive(connection, Queue(name), 20) == list(range(20))
+
+
+# --- errors
+
+
+def test_a_cluster_without_a_master_for_a_slot_says_so(start_server):
+    with RedisNode() as node:
+        node.ask("CLUSTER", "ADDSLOTSRANGE", 0, 100)
+        options = {"socket_timeout": 0.5}
+        with Connection(f"rediscluster://127.0.0.1:{node.port}", transport_options=options) as connection:
+            with pytest.raises(RecoverableConnectionError, match=r"no master for slot|CLUSTERDOWN"):
+                connection.Producer().publish("x", routing_key="orders", retry=False)
+
+
+@LAYOUTS
+def test_a_user_without_rights_is_refused(cluster, layout):
+    for node in cluster.masters:
+        node.ask("ACL", "SETUSER", "clerk", "on", ">pw", "~*", "&*", "+@all", "-rpop", "-lpush")
+    url = cluster.url.replace("://", "://clerk:pw@")
+    with Connection(url, transport_options=layout) as connection:
+        with pytest.raises(AccessRefused):
+            connection.Producer().publish("x", routing_key="orders", retry=False)
+        with pytest.raises(AccessRefused):
+            connection.default_channel.basic_get("orders")
+
+
+def test_a_user_without_scripts_is_refused(cluster):
+    for node in cluster.masters:
+        node.ask("ACL", "SETUSER", "mute", "on", ">pw", "~*", "&*", "+@all", "-eval", "-evalsha")
+    with Connection(cluster.url.replace("://", "://mute:pw@")) as connection:
+        with pytest.raises(AccessRefused):
+            connection.default_channel.basic_get("orders")
+
+
+@LAYOUTS
+def test_a_user_whom_no_node_tells_of_changes_looks_now_and_then(cluster, layout):
+    for node in cluster.masters:
+        node.ask("ACL", "SETUSER", "blind", "on", ">pw", "~*", "&*", "+@all", "-client|tracking")
+    url = cluster.url.replace("://", "://blind:pw@")
+    with Connection(url, transport_options=layout) as connection, connect(cluster, layout) as publisher:
+        for number in range(3):
+            publisher.Producer().publish(number, routing_key="looked", declare=[Queue("looked")])
+            assert receive(connection, Queue("looked"), 1) == [number]
+
+
+def test_a_user_that_one_node_does_not_know_is_refused(cluster):
+    cluster.masters[0].ask("ACL", "SETUSER", "local", "on", ">pw", "~*", "&*", "+@all")
+    with Connection(cluster.url.replace("://", "://local:pw@")) as connection:
+        with pytest.raises(AccessRefused):
+            for number in range(30):
+                connection.Producer().publish("x", routing_key=f"q{number}", retry=False)
+
+
+# --- fleets and loops
+
+
+@LAYOUTS
+def test_on_an_event_loop(cluster, layout):
+    async def work():
+        async with aio.connect(cluster.url, transport_options=layout) as connection:
+            queue = Queue("looped")
+            await connection.declare(queue)
+            producer = connection.producer()
+            for number in range(20):
+                await producer.publish(number, "looped")
+            found = []
+            async with connection.consume(queue, prefetch=5) as messages:
+                async for message in messages:
+                    async with message.process():
+                        found.append(message.payload)
+                    if len(found) == 20:
+                        break
+        return found
+
+    assert asyncio.run(asyncio.wait_for(work(), 30)) == list(range(20))

@@ -73,6 +73,7 @@ class Options(NamedTuple):
     global_keyprefix: str = ""
     hash_tag: str = ""  # before the prefix: puts all keys into one slot of a cluster
     cluster: bool = False  # what makes a cluster of ``redis://``
+    wait_replicas: int = 0  # of a cluster: those that have to have a message before a publish returns
     body_encoding: str | None = "base64"
     deadletter_queue: str | None = None
     polling_interval: float | None = None

@@ -11,11 +11,12 @@ server, and so are the plans. Otherwise each queue and each exchange has a slot 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from kombulite import exceptions
+from kombulite._core import Delivery
 from kombulite.brokers.base import Settings
 from kombulite.brokers.base import Transport as BaseTransport
 from kombulite.brokers.redis import Transport as SingleServerTransport
@@ -75,6 +76,7 @@ class Transport(SingleServerTransport):
         self._waiter = None
         self._maintainer: LeaseMaintainer | None = None
         self._pid = os.getpid()
+        self._replicas = options.wait_replicas
         self._is_compatible = has_one_slot(options)
         self._cluster = cluster = Cluster(settings, options, seeds_of(settings))
         identity = frozenset(cluster.seeds), settings.virtual_host, options.hash_tag, options.global_keyprefix
@@ -118,6 +120,34 @@ class Transport(SingleServerTransport):
             self._protocol.receiver.look_anew(lambda key: slot_of(key) in slots)
             self._wake()
 
+    # --- publishing
+
+    def publish(
+        self,
+        channel: int,
+        delivery: Delivery,
+        mandatory: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
+        """Publish a message, and wait for replicas if that is asked for. Raises as a single server's transport does."""
+        if not self._replicas:
+            super().publish(channel, delivery, mandatory, timeout, confirm_timeout)
+            return
+        with self._stream.lock:
+            super().publish(channel, delivery, mandatory, timeout, confirm_timeout)
+            self._stream.wait_for_replicas(self._replicas, confirm_timeout or timeout)
+
+    def publish_many(
+        self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
+    ) -> list[tuple[int, Exception]]:
+        """Publish in order, and wait for replicas if that is asked for; returns those refused."""
+        with self._stream.lock:
+            refused = super().publish_many(channel, deliveries, mandatory, timeout)
+            if self._replicas:
+                self._stream.wait_for_replicas(self._replicas, timeout)
+        return refused
+
     # --- consuming
 
     def _listen(self) -> None:
@@ -132,11 +162,13 @@ class Transport(SingleServerTransport):
             receiver.watch_later(listening)
             self._streams.append(listening)
 
+    def _wait_in_server(self) -> None:
+        """Do nothing: where a node does not tell of changes, its queues are looked at now and then."""
+
     def _track_node(self, stream: Stream) -> None:
         """Have a node tell of changes, if it does."""
         receiver = self._protocol.receiver
         stream.perform(receiver.watch_over())
-        receiver.warn_if_untold()
         if self._waiter is not None:
             self._waiter.add(stream)
 
@@ -167,16 +199,18 @@ class Transport(SingleServerTransport):
 
     # --- what administers it
 
-    def slots(self) -> list[tuple[str, list[tuple[int, int]]]]:
-        """Return the masters with their ranges of slots: (``host:port``, [(first, last), ...])."""
-        found: dict[Address, list[tuple[int, int]]] = {}
-        for address, first, last in self._cluster.slots.ranges():
-            found.setdefault(address, []).append((first, last))
-        return [(f"{host}:{port}", ranges) for (host, port), ranges in found.items()]
+    def nodes(self) -> Mapping[str, str]:
+        """Return the masters and their slots: ``{"host:port": "slots 0-5460"}``."""
+        found: dict[str, list[str]] = {}
+        for (host, port), first, last in self._cluster.slots.ranges():
+            found.setdefault(f"{host}:{port}", []).append(f"{first}-{last}" if first < last else str(first))
+        return {node: f"slots {', '.join(ranges)}" for node, ranges in found.items()}
 
-    def slot_of(self, queue: str) -> int:
-        """Return the slot of a queue."""
-        return slot_of(self._protocol.keys.lists(queue)[0])
+    def place_of(self, queue: str) -> str | None:
+        """Return the slot of a queue, and the node that has it."""
+        slot = slot_of(self._protocol.keys.lists(queue)[0])
+        owner = self._cluster.slots.owners[slot]
+        return f"slot {slot}, " + ("no node" if owner is None else f"{owner[0]}:{owner[1]}")
 
 
 def seeds_of(settings: Settings) -> Sequence[Address]:

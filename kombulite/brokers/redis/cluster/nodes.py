@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from hiredis import ReplyError
 
 from kombulite import exceptions
+from kombulite._core import pack_command
 from kombulite.brokers.redis.cluster.known import Cluster
 from kombulite.brokers.redis.cluster.slots import Address, Refusal, SlotCache, refusal_of, slot_of
 from kombulite.brokers.redis.cluster.units import DOWN_PAUSE, Unit, pause_of, share, split, units_of
@@ -96,6 +97,7 @@ class Nodes:
         self._cache = SlotCache()
         self._refused: deque[Post] = deque()
         self._timeout_cap: float | None = None
+        self._written: tuple[Stream, ...] = ()  # those to which the last commands went that were waited for
 
     # --- connections
 
@@ -251,6 +253,7 @@ class Nodes:
         if stream is None or self._refused:
             (reply,) = self.exchange((data,), timeout)
         else:
+            self._written = (stream,)
             (reply,) = stream.exchange((data,), 1, timeout)
             if reply.__class__ is ReplyError and refusal_of(str(reply), stream.address) is not None:
                 (reply,) = self.exchange((data,), timeout)
@@ -296,6 +299,7 @@ class Nodes:
             else:
                 unit.asked = stream.address
                 by_stream.setdefault(stream, []).append(unit)
+        self._written = tuple(by_stream)
         if len(by_stream) == 1:
             ((stream, mine),) = by_stream.items()
             replies = stream.exchange([unit.data for unit in mine], sum(unit.count for unit in mine), timeout)
@@ -339,6 +343,20 @@ class Nodes:
             self.cluster.moved(unit.slot, refusal.address)
         elif refusal.code not in ("ASK", "TRYAGAIN"):
             self.cluster.is_stale = True
+
+    def wait_for_replicas(self, count: int, timeout: float | None) -> None:
+        """Wait until so many replicas have what was sent last, on each node that got some. Raises MessageNacked."""
+        timeout = timeout or self._timeout_cap or self.cluster.timeout
+        data = pack_command(("WAIT", count, max(int(timeout * 500), 1)))  # ms: half of the time, the rest for the reply
+        with self.lock:
+            for stream in self._written:
+                (reply,) = stream.exchange((data,), 1, timeout)
+                if isinstance(reply, ReplyError):
+                    raise reply_error(str(reply))
+                if reply < count:
+                    host, port = stream.address
+                    text = f"{reply} replicas of {host}:{port} have the message, {count} are to have it"
+                    raise exceptions.MessageNacked(text)
 
     # --- commands that are not waited for
 

@@ -1,0 +1,197 @@
+"""Faults of a Redis Cluster under load: nothing is lost that the cluster has kept, no consumer is deaf, nothing hangs.
+
+A master that is killed may take with it what it had acknowledged and not replicated yet. So where one is killed,
+publishes wait for a replica (``wait_replicas``).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from kombulite import Connection, Queue
+from tests.redis.cluster_ledger import Work
+from tests.redis.test_cluster import OWN, TAGGED, move, slot_in
+from tests.servers import RedisCluster, RedisNode, wait_until
+
+LAYOUTS = pytest.mark.parametrize("layout", [OWN, TAGGED], ids=["own", "tagged"])
+
+
+@pytest.fixture(scope="module")
+def six():
+    """A cluster of three masters, each with a replica, that keep what they have."""
+    with RedisCluster(masters=3, replicas=3, appendonly="yes") as cluster:
+        yield cluster
+
+
+def is_quiet(work):
+    """Whether everything that was accepted came, and once."""
+    assert not work.missing, work.summary
+    assert not [message for message, count in work.received.items() if count > 1], work.summary
+    return not work.errors
+
+
+def move_slots(cluster, layout, times):
+    with Work(cluster, layout) as work:
+        work.run(100)
+        for number in range(times):
+            move(cluster, slot_in(layout, f"ledger{number % 12}"))
+            work.run(10)
+        work.settle()
+    assert is_quiet(work), work.summary
+
+
+def kill_masters(cluster, layout, times):
+    with Work(cluster, {**layout, "wait_replicas": 1}) as work:
+        work.run(100)
+        for number in range(times):
+            master = cluster.master_of(slot_in(layout, f"ledger{number % 12}"))
+            master.kill()
+            cluster.wait_until_ok()
+            master.start()
+            cluster.wait_until_ok()
+            work.run(100)
+        work.settle()
+    assert not work.missing, work.summary
+    return work
+
+
+def test_slots_that_move_lose_and_double_nothing(six):
+    move_slots(six, OWN, 6)
+
+
+def test_a_master_that_is_killed_is_replaced(six):
+    kill_masters(six, OWN, 1)
+
+
+# --- the same for longer
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@LAYOUTS
+def test_a_hundred_slots_move(six, layout):
+    move_slots(six, layout, 100)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@LAYOUTS
+def test_twenty_masters_are_killed(six, layout):
+    kill_masters(six, layout, 20)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@LAYOUTS
+def test_replicas_take_over_in_good_order(six, layout):
+    with Work(six, layout) as work:
+        work.run(100)
+        for number in range(10):
+            master = six.master_of(slot_in(layout, f"ledger{number % 12}"))
+            (replica, *_) = six.replicas_of(master)
+            replica.ask("CLUSTER", "FAILOVER")
+            wait_until(lambda replica=replica: replica.ask("ROLE")[0] == "master", 20, "no failover")
+            six.wait_until_ok()
+            work.run(100)
+        work.settle()
+    assert not work.missing, work.summary
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@LAYOUTS
+def test_all_nodes_are_restarted(six, layout):
+    with Work(six, layout) as work:
+        for _ in range(3):
+            work.run(100)
+            for node in six.nodes:
+                node.stop()
+            for node in six.nodes:
+                node.start()
+            six.wait_until_ok()
+        work.run(100)
+        work.settle()
+    assert not work.missing, work.summary
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@LAYOUTS
+def test_a_master_falls_silent(six, layout):
+    with Work(six, {**layout, "socket_timeout": 2}) as work:
+        for number in range(3):
+            work.run(100)
+            master = six.master_of(slot_in(layout, f"ledger{number}"))
+            others = [node for node in six.nodes if node is not master]
+            master.pause()
+            wait_until(lambda gone=master.port, other=others[0]: gone not in six.serving(other), 30, "no failover")
+            work.run(100)
+            master.resume()
+            six.wait_until_ok()
+        work.settle()
+    assert not work.missing, work.summary
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@LAYOUTS
+def test_a_node_joins_and_another_leaves(layout):
+    with RedisCluster(masters=3) as cluster, Work(cluster, layout) as work:
+        work.run(100)
+        new = RedisNode()
+        cluster.join(new)
+        slots = {slot_in(layout, f"ledger{number}") for number in range(12)}
+        for slot in slots:
+            cluster.move_slot(slot, new)
+        work.run(100)
+        cluster.retire(cluster.masters[0], new)
+        work.run(100)
+        work.settle()
+        assert not work.missing, work.summary
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_a_consumer_of_a_thousand_queues_hears_of_each(six):
+    names = [f"many{number}" for number in range(1000)]
+    with Connection(six.url) as consumer, Connection(six.url) as publisher:
+        received = []
+        with consumer.Consumer(
+            [Queue(name) for name in names], no_ack=True, on_message=lambda message: received.append(message.payload)
+        ):
+            producer = publisher.Producer()
+            for place in (0, 500, 999):
+                consumer.drain(0.2)
+                producer.publish(place, routing_key=names[place])
+                while place not in received:
+                    consumer.drain_events(timeout=20)
+            producer.publish_many(range(1000), routing_key="many7")
+            while len(received) < 1003:
+                consumer.drain_events(timeout=20)
+        listening = consumer.transport._protocol.receiver.listener
+        assert len(listening.streams) == 3
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_a_hundred_idle_consumers_ask_for_nothing(six):
+    connections = [Connection(six.url) for _ in range(100)]
+    try:
+        consumers = [
+            connection.Consumer(Queue(f"idle{number}"), no_ack=True, on_message=lambda message: None)
+            for number, connection in enumerate(connections)
+        ]
+        for connection, consumer in zip(connections, consumers, strict=True):
+            consumer.consume()
+            connection.drain(0.3)
+
+        def calls():
+            return sum(int(node.ask("INFO", "stats")["total_commands_processed"]) for node in six.nodes)
+
+        before = calls()
+        for connection in connections:
+            connection.drain(0.02)
+        assert calls() - before < 600, "less than three commands a consumer and node, most of them the nodes' own"
+    finally:
+        for connection in connections:
+            connection.release()
