@@ -74,8 +74,8 @@ def test_large_body(producing, connection, queue, send, broker_version):
 
 
 def test_more_messages_than_the_window(confirming, channel, queue):
-    with Producer(confirming).batch(max_size=20_000) as batch:
-        producer = batch._producer
+    producer = Producer(confirming)
+    with producer.batch(max_size=20_000):
         for number in range(10_000):
             producer.publish(b"%d" % number, routing_key=queue.name, serializer="raw", delivery_mode=1)
     assert queue.queue_declare(passive=True).message_count == 10_000

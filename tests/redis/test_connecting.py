@@ -156,16 +156,17 @@ def test_credential_provider(start_server, name):
 
 
 class Sentinel(RedisServer):
-    def __init__(self, master: RedisServer) -> None:
+    def __init__(self, master: RedisServer, down_after: int = 500) -> None:
         super().__init__()
         self.master = master
+        self._down_after = down_after  # milliseconds of silence
 
     def command(self):
         path = self.folder / "sentinel.conf"
         path.write_text(
             f'bind 127.0.0.1\nport {self.port}\ndir "{self.folder}"\n'
             f"sentinel monitor it 127.0.0.1 {self.master.port} 1\n"
-            "sentinel down-after-milliseconds it 500\nsentinel failover-timeout it 2000\n"
+            f"sentinel down-after-milliseconds it {self._down_after}\nsentinel failover-timeout it 2000\n"
         )
         return [super().command()[0], str(path), "--sentinel"]
 

@@ -18,6 +18,9 @@ from tests.faults.stage import SETTINGS, Program, Stage
 from tests.redis.test_connecting import Sentinel
 from tests.servers import RedisServer, Unavailable, version, wait_until
 
+#: Milliseconds of silence until a sentinel takes a master for dead: so long that none does so on a busy machine, and
+#: promotes a replica that does not have what the living master acknowledges meanwhile.
+DOWN_AFTER = 4000
 FAILOVER_TIMEOUT = 60.0  # seconds until another master is known, and until the old one has caught up as a replica
 MASTER = "it"
 
@@ -30,7 +33,7 @@ class Replicated:
         self.master: RedisServer = start_server(lambda: RedisServer(**durable))
         replicaof = f"127.0.0.1 {self.master.port}"
         self._servers = [self.master, start_server(lambda: RedisServer(**durable, replicaof=replicaof))]
-        self.sentinels = [start_server(lambda: Sentinel(self.master)) for _ in range(3)]
+        self.sentinels = [start_server(lambda: Sentinel(self.master, DOWN_AFTER)) for _ in range(3)]
         self.wait_until_whole()
 
     @property
