@@ -16,6 +16,7 @@ import kombu
 import pytest
 
 import kombulite
+import kombulite.hooks
 
 
 def of(lib, module):
@@ -72,6 +73,15 @@ def publishing_on_a_mock(lib):
     order = [name for name, _, _ in channel.mock_calls if name in ("prepare_message", "queue_declare", "basic_publish")]
     made = [args for _, args, _ in called(channel, "prepare_message")]
     return made, [kwargs for _, _, kwargs in called(channel, "basic_publish")], order, sent
+
+
+def results_of_publishing(lib):
+    connection = a_connection(lib)
+    if lib is kombulite:
+        connection.add_hook(kombulite.hooks.Hook())  # which hides nothing
+    channel = connection.default_channel
+    channel.basic_publish.return_value = "result"
+    return connection.Producer().publish("x", "key")
 
 
 def publishing_in_steps(lib):

@@ -12,6 +12,7 @@ import pytest
 from kombulite import Connection, Consumer, Exchange, Message, Producer, Queue, binding, exceptions
 from kombulite._core import Delivery, Properties
 from kombulite.entity import maybe_delivery_mode
+from kombulite.hooks import Hook
 
 
 @pytest.fixture
@@ -500,3 +501,48 @@ def test_a_message_of_a_batch_that_was_read_before_the_loss_is_not_dropped(conne
         producer.publish(8, routing_key=queue.name, declare=[queue])
         connection.drain_events(timeout=20)
     assert [each for batch in batches for each in batch.payloads] == [7, 8]
+
+
+class Wrapping(Producer):
+    """A producer with steps of its own, as kombu's users write it."""
+
+    def _prepare(self, body, *args, **kwargs):
+        return super()._prepare({"wrapped": body}, *args, **kwargs)
+
+    def _publish(self, body, priority, content_type, content_encoding, headers, properties, *args, **kwargs):
+        headers["step"] = "own"
+        return super()._publish(body, priority, content_type, content_encoding, headers, properties, *args, **kwargs)
+
+
+class Tagging(Hook):
+    def publish(self, outgoing):
+        outgoing.headers["hook"] = "around"
+        return super().publish(outgoing)
+
+    def collect(self, outgoing):
+        outgoing.headers["hook"] = "collected"
+
+
+def test_overridden_steps_of_a_producer_are_taken(connection, queue):
+    connection.add_hook(Tagging())
+    producer = Wrapping(connection, compression="zlib")
+    producer.publish(1, routing_key=queue.name, retry=True)
+    with producer.batch() as batch:
+        producer.publish(2, routing_key=queue.name, expiration=60)
+        assert len(batch) == 1
+    producer.publish_many([3], routing_key=queue.name)  # as kombu has it not, it has no steps
+    got = [queue.get(no_ack=True) for _ in range(3)]
+    assert [message.payload for message in got] == [{"wrapped": 1}, {"wrapped": 2}, 3]
+    assert [message.headers.get("step") for message in got] == ["own", "own", None]
+    assert [message.headers["hook"] for message in got[:2]] == ["around", "collected"]
+
+
+def test_a_step_that_is_set_and_deleted_again(connection, queue):
+    producer = Producer(connection)
+    producer._publish = lambda *args: args[0]
+    assert producer.publish({"a": 1}, routing_key=queue.name) == '{"a": 1}'
+    del producer._publish
+    with pytest.raises(AttributeError):
+        del producer._publish
+    producer.publish({"a": 2}, routing_key=queue.name)
+    assert queue.get(no_ack=True).payload == {"a": 2}
