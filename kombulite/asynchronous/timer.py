@@ -182,7 +182,8 @@ class Timer:
         self, secs: float, entry: _Entry, priority: int = 0, time: Callable[[], float] = monotonic
     ) -> _Entry:
         """Enter an entry for in so many seconds."""
-        return self._enter(time() + float(secs), priority, entry)
+        self.enter_at(entry, time() + float(secs), priority)
+        return entry
 
     def _enter(
         self, eta: float, priority: int, entry: _Entry, push: Callable[[list[scheduled], Any], None] = heappush

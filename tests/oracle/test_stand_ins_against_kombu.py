@@ -461,6 +461,9 @@ def timers_and_hubs(lib):
     calls.apply_entry(timer.Entry(Mock(side_effect=error)))
     with patch.object(timer, "to_timestamp", side_effect=OverflowError):
         lost = calls.enter_at(timer.Entry(function), eta=datetime.now())
+    scheduling = timer.Timer()
+    scheduling.enter_at = Mock()
+    scheduling.enter_after(3, entry, priority=2, time=lambda: 10)
     loop = hub.Hub()
     loop._ready.add(due := Mock())
     promise = loop.call_soon(function, 1)
@@ -470,7 +473,7 @@ def timers_and_hubs(lib):
         (entry.fun.__name__, entry.args, entry.kwargs, function.mock_calls[0]),
         (calls.on_error.call_args_list[0] == call(error), calls.on_error.call_count, lost),
         (kept, due.mock_calls, len(loop._ready), hub.Hub.on_close),
-        timer.Entry(function).args,
+        (timer.Entry(function).args, scheduling.enter_at.call_args[0][1:]),
     ]
 
 
