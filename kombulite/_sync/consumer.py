@@ -279,7 +279,8 @@ class Consumer:
             receive = partial(self._receive_or_dead_letter, self._rule, queue, receive)
         if self._offsets is not None:
             receive = partial(self._receive_and_save, self._offsets, receive)
-        if isinstance(facade, AdaptedChannel) and facade.is_borrowed:  # nothing arrives there but by itself
+        is_borrowed = isinstance(facade, AdaptedChannel) and facade.is_borrowed
+        if is_borrowed and self._collector is None:  # nothing arrives there but by itself
             queue.consume(tag, receive, no_ack=no_ack, nowait=nowait)
             return
         receive = facade.receiver(self, tag, queue.name, bool(queue.no_ack if no_ack is None else no_ack), receive)
