@@ -493,8 +493,16 @@ class PostgreSQLServer(Server):
         self.user = "nobody" if os.geteuid() == 0 else None
         if self.user is not None:
             shutil.chown(self.folder, self.user)
+        self.create()
+
+    def create(self) -> None:
+        """Make its files."""
+        self.run("initdb", "-D", "data", "-U", "kombulite", "-A", "trust", "-E", "UTF8")
+
+    def run(self, name: str, *arguments: str) -> None:
+        """Run another program of PostgreSQL in its folder."""
         subprocess.run(
-            [Path(self._path).with_name("initdb"), "-D", "data", "-U", "kombulite", "-A", "trust", "-E", "UTF8"],
+            [Path(self._path).with_name(name), *arguments],
             cwd=self.folder, user=self.user, check=True, capture_output=True, timeout=60,
         )  # fmt: skip
 

@@ -63,7 +63,7 @@ def test_run_moves_a_stream(database):
 
 
 def test_tables_are_created_once(run, database):
-    with pytest.raises(exceptions.AMQPError):
+    with pytest.raises(exceptions.OperationalError):
         database.connect(create_tables=False).connect()
     for _ in range(2):
         assert run("sql init").exit_code == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import pytest
@@ -35,16 +37,14 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def clock(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clock")
-    folder.chmod(0o755)
-    try:
-        clock = Clock(folder)
-    except Unavailable as error:
-        missing(request, str(error))
-    for parent in (folder, *folder.parents[:3]):
-        parent.chmod(parent.stat().st_mode | 0o055)  # the server is another user's
-    return clock
+def clock(request):
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # the server is another user's
+        try:
+            yield Clock(folder)
+        except Unavailable as error:
+            missing(request, str(error))
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def test_tables_of_another_version_are_refused(database):
     connection = database.connect()
     connection.connect()
     connection.transport._database.rows("UPDATE {p}meta SET version = 99")
-    with pytest.raises(exceptions.OperationalError, match="are of version 99, this kombulite needs version 1"):
+    with pytest.raises(exceptions.OperationalError, match="are of version 99, this kombulite needs version 2"):
         database.connect().connect()
 
 

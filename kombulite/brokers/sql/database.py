@@ -166,13 +166,20 @@ class Database(ABC):
             raise
 
     def create_tables(self) -> None:
-        """Create the tables unless they are there. Raises OperationalError for those of another version."""
+        """Create the tables unless they are there."""
         with self.transaction():
             self.lock_schema()
             if not self.has_tables():
                 name = "postgresql" if self.is_postgresql else "sqlite"
                 for statement in schema.schema_statements(name, self._bare_prefix, self._schema):
                     self.rows(statement)
+
+    def check_tables(self) -> None:
+        """Raise OperationalError for tables that are missing or of another version."""
+        if not self.has_tables():
+            raise exceptions.OperationalError(
+                f"there are no tables {self.prefix}*: create them by 'kombulite sql init' or with create_tables=True"
+            )
         version = self.value("SELECT version FROM {p}meta")
         if version != schema.VERSION:
             raise exceptions.OperationalError(

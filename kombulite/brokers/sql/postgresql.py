@@ -22,6 +22,8 @@ logger = get_logger(__name__)
 
 #: Key of the advisory lock that is held while the tables are created.
 SCHEMA_LOCK = 0x6B6F6D62756C69
+#: What statements are written for, whatever the operator has set: in stricter levels they would fail one another.
+ISOLATION = "ISOLATION LEVEL READ COMMITTED"
 POOLED_LOOK_INTERVAL = 0.5  # seconds between looks where nothing wakes a consumer
 SOCKET_TIMEOUT = 30.0  # seconds
 
@@ -31,6 +33,8 @@ TRANSIENT = frozenset(["40001", "40P01", "55P03", "57014"])
 NO_RESOURCES = "53"
 #: That of a standby, or of a primary that has become one: another server may take writes.
 READ_ONLY = "25006"
+#: Those of tables and indexes that are corrupted.
+CORRUPT = frozenset(["XX001", "XX002"])
 #: What a server says that refuses a user, or the database; one that speaks another language is asked again and again.
 LOGIN_REFUSED = re.compile(r"authentication failed|no password supplied|no pg_hba\.conf entry|role .* does not exist")
 DATABASE_REFUSED = re.compile(r"database .* does not exist|permission denied for database")
@@ -114,7 +118,9 @@ class PostgreSQL(Database):
         self.is_pooled = backend != self._wire.backend
         self.look_interval = POOLED_LOOK_INTERVAL if self.is_pooled else LOOK_INTERVAL
         self._wire.prepares = not self.is_pooled
-        if self.is_pooled:
+        if not self.is_pooled:
+            self._command(f"SET SESSION CHARACTERISTICS AS TRANSACTION {ISOLATION}")
+        else:
             logger.warning(
                 "There is a pooler before PostgreSQL: nothing can be listened to behind one that pools transactions,"
                 " so consumers poll"
@@ -180,8 +186,8 @@ class PostgreSQL(Database):
             raise self._failure(error) from error
 
     def _failure(self, error: ServerError) -> Exception:
-        if error.sqlstate == READ_ONLY:
-            self.close()  # the next connection may find a server that takes writes
+        if error.sqlstate == READ_ONLY or error.sqlstate in CORRUPT:
+            self.close()  # the next connection may find a server that takes writes, or one whose files are whole
         return _translated(str(error), error.sqlstate, self.is_lost)
 
     def insert_messages(self, rows: Sequence[Message]) -> None:
@@ -204,7 +210,7 @@ class PostgreSQL(Database):
 
     def begin(self) -> None:
         """Start a transaction."""
-        self._command("BEGIN")
+        self._command(f"BEGIN {ISOLATION}")
 
     def commit(self) -> None:
         """Commit it."""
@@ -285,6 +291,8 @@ def _translated(text: str, sqlstate: str | None, is_lost: bool) -> Exception:
     text, code = f"PostgreSQL: {text}".strip(), sqlstate or ""
     if code.startswith("28"):
         return exceptions.AccessRefused(text)
+    if code in CORRUPT:
+        return exceptions.InternalError(text)
     if is_lost or code.startswith(("08", "57P")):
         return exceptions.RecoverableConnectionError(text)
     if code in TRANSIENT:

@@ -8,7 +8,7 @@ so that a publisher notices that what it has cached is stale.
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 2
 
 #: What a column type is called: (SQLite, PostgreSQL).
 TYPES = {

@@ -55,6 +55,7 @@ class Session:
         try:
             if creates_tables:
                 database.create_tables()
+            database.check_tables()
             with database.transaction():
                 self.topology.connection = database.value(
                     "INSERT INTO {p}connections (alive_until, lease) VALUES ({now} + ?, ?) RETURNING id",

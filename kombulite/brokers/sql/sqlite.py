@@ -26,6 +26,7 @@ SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
 #: Errors of SQLite after which trying again may do, by the beginning of its text.
 TRANSIENT = ("database is locked", "database table is locked", "database schema is locked")
 FULL = ("database or disk is full", "disk I/O error", "attempt to write a readonly database")
+CORRUPT = ("file is not a database", "database disk image is malformed", "malformed database schema")
 
 INSERT_UNLESS_CHANGED = (
     "INSERT INTO {p}messages (queue, rank, due, expires, exchange, routing_key, properties, body)"
@@ -74,7 +75,8 @@ class SQLite(Database):
             self._connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         except sqlite3.Error as error:
             self.close()
-            raise exceptions.RecoverableConnectionError(f"cannot open {self.path}: {error}") from error
+            kind = exceptions.InternalError if _is_corrupt(error) else exceptions.RecoverableConnectionError
+            raise kind(f"cannot open {self.path}: {error}") from error
         with _open_lock:
             _open.setdefault(self.path, WeakSet()).add(self)
 
@@ -137,20 +139,25 @@ class SQLite(Database):
                 return self._cursor().execute(statement, values)
             except sqlite3.Error as error:
                 if not str(error).startswith(TRANSIENT):
-                    raise _translated(error) from error
+                    raise self._failure(error) from error
                 now = monotonic()
                 if deadline is None:
                     deadline = now + BUSY_TIMEOUT
                 elif now > deadline:
-                    raise _translated(error) from error
+                    raise self._failure(error) from error
             sleep(uniform(*BUSY_PAUSE))  # noqa: S311 - no secret
+
+    def _failure(self, error: sqlite3.Error) -> Exception:
+        if _is_corrupt(error):
+            self.close()  # what it would write might destroy more
+        return _translated(error)
 
     def insert_messages(self, rows: Sequence[Message]) -> None:
         """Insert messages, within a transaction."""
         try:
             self._cursor().executemany(self._insert, rows)
         except sqlite3.Error as error:
-            raise _translated(error) from error
+            raise self._failure(error) from error
 
     def insert_unless_changed(self, row: Message, topology: int) -> bool:
         """Insert a message in a transaction of its own; not if the topology has changed."""
@@ -196,7 +203,7 @@ class SQLite(Database):
         try:  # not by ``fetch``: this runs a hundred times a second
             (version,) = self._cursor().execute("PRAGMA data_version").fetchone()
         except sqlite3.Error as error:
-            raise _translated(error) from error
+            raise self._failure(error) from error
         is_new, self._version = version != self._version, version
         return bool(is_new)
 
@@ -208,8 +215,14 @@ class SQLite(Database):
         return self.value("SELECT 1 FROM sqlite_master WHERE name = ?", f"{self.prefix}meta") is not None
 
 
+def _is_corrupt(error: sqlite3.Error) -> bool:
+    return str(error).startswith(CORRUPT)
+
+
 def _translated(error: sqlite3.Error) -> Exception:
     text = f"SQLite: {error}"
+    if _is_corrupt(error):
+        return exceptions.InternalError(text)
     if str(error).startswith(TRANSIENT):
         return exceptions.RecoverableChannelError(text)
     if str(error).startswith(FULL):
