@@ -63,11 +63,12 @@ class Limits(NamedTuple):
 
 
 def reports_expiry(delivery: Delivery) -> bool:
-    """Return whether the receiver wants the message though it is late, since a header says when it expired.
+    """Return whether a message is a task of Celery's that expires, by its headers: the worker wants it though late.
 
-    Celery's worker marks such a task as revoked: who waits for its result would wait for ever if the message vanished.
+    It marks such a task as revoked: a client that waits for its result would wait for ever if the message vanished.
     """
-    return bool((delivery.properties.headers or {}).get("expires"))
+    headers = delivery.properties.headers or {}
+    return bool(headers.get("expires")) and "task" in headers and "id" in headers
 
 
 def expiration_of(delivery: Delivery) -> float | None:

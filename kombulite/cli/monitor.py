@@ -168,11 +168,12 @@ class ManagementSource:
         self.broker = broker
         self._url = f"{url.rstrip('/')}/api/queues/{urllib.parse.quote(virtual_host, safe='')}"
         credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
-        self._headers = {"Authorization": f"Basic {credentials}", "Accept": "application/json"}
+        self._authorization = f"Basic {credentials}"
 
     def read(self) -> Sequence[QueueReading]:
         """Return how its queues stand. Raises ``SourceError``."""
-        request = urllib.request.Request(self._url, headers=self._headers)  # noqa: S310 - checked when it was made
+        request = urllib.request.Request(self._url, headers={"Accept": "application/json"})  # noqa: S310 - checked
+        request.add_unredirected_header("Authorization", self._authorization)  # the password is for no other server
         try:
             with urllib.request.urlopen(request, timeout=MANAGEMENT_TIMEOUT) as answer:  # noqa: S310
                 content = answer.read(MAX_ANSWER + 1)

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -111,6 +112,7 @@ class Relay:
         self._queues = [Queue(name) for name in names]
         self._exchange = exchange
         self._stopping = threading.Event()
+        self._failed_at = -inf
         self.count = 0
 
     def stop(self) -> None:
@@ -176,7 +178,10 @@ class Relay:
         return Delivery(exchange, info.get("routing_key") or "", copy.properties, copy.body)
 
     def _reconnect(self, connection: Connection, error: BaseException) -> None:
-        """Connect again, as often as it takes."""
+        """Connect again, as often as it takes; after a pause if the last failure was just before."""
+        if monotonic() - self._failed_at < RETRY_PAUSE:  # it connects, and then fails at once
+            self._stopping.wait(RETRY_PAUSE)
+        self._failed_at = monotonic()
         while not self._stopping.is_set():
             click.echo(f"{connection.as_uri()}: {error}; connecting again", err=True)
             try:

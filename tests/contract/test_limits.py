@@ -67,10 +67,17 @@ def test_message_with_expiration_is_gone_after_it(channel, queue):
     assert queue.get() is None
 
 
-def test_late_message_that_says_when_it_expired_reaches_the_receiver(channel, queue):
+@pytest.mark.needs("expiration")
+def test_header_of_the_application_does_not_keep_a_late_message(channel, queue):
+    Producer(channel).publish("late", routing_key=queue.name, expiration=0.001, headers={"expires": "2030-01-01"})
+    time.sleep(0.05)
+    assert queue.get() is None
+
+
+def test_late_task_that_says_when_it_expired_reaches_the_receiver(channel, queue):
     if channel.connection.transport.driver_type == "amqp":
         pytest.skip("the broker drops it, with kombu too")
-    headers = {"expires": "2026-01-01T00:00:00+00:00"}  # as Celery's tasks have it
+    headers = {"task": "add", "id": "7", "expires": "2026-01-01T00:00:00+00:00"}  # as Celery's tasks have them
     Producer(channel).publish("late", routing_key=queue.name, expiration=0.001, headers=headers)
     time.sleep(0.05)
     assert queue.get().payload == "late"

@@ -226,7 +226,9 @@ def test_what_says_in_a_header_when_it_expires_reaches_its_receiver(ours, name):
     connection = ours()
     channel = connection.channel()
     Queue(name)(channel).declare()
-    Producer(channel).publish("late", routing_key=name, expiration=0.01, headers={"expires": "2020-01-01T00:00:00"})
+    Producer(channel).publish(
+        "late", routing_key=name, expiration=0.01, headers={"task": "t", "id": "1", "expires": "2020-01-01T00:00:00"}
+    )
     time.sleep(0.05)
     got = []
     with Consumer(channel, [Queue(name)], callbacks=[lambda body, message: (got.append(body), message.ack())]):

@@ -156,6 +156,8 @@ def api():
         def do_GET(self):
             server.asked = (self.path, self.headers["Authorization"])
             self.send_response(server.status)
+            if server.location is not None and self.path != "/elsewhere":
+                self.send_header("Location", server.location)
             self.end_headers()
             self.wfile.write(server.content)
 
@@ -163,7 +165,7 @@ def api():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.status, server.content = 200, json.dumps(ANSWER).encode()
+    server.status, server.content, server.location = 200, json.dumps(ANSWER).encode(), None
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -180,6 +182,13 @@ def test_management_api_is_read(api):
     assert empty == QueueReading("empty", 0, 0, 0)
     assert api.asked == ("/api/queues/shop", "Basic dXNlcjpzZWNyZXQ=")
     assert "secret" not in source.broker
+
+
+def test_management_api_that_redirects_does_not_send_the_password_there(api):
+    api.status, api.location = 302, f"http://localhost:{api.server_port}/elsewhere"
+    with pytest.raises(SourceError):  # the other place sends its visitors on too, without a place
+        ManagementSource("amqp://", f"http://127.0.0.1:{api.server_port}", "/", "guest", "secret").read()
+    assert api.asked == ("/elsewhere", None)
 
 
 @pytest.mark.parametrize(

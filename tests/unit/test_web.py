@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
 from starlette.testclient import TestClient
 
 from kombulite import Connection, Queue
-from kombulite.cli.monitor import Monitor, StatusSource
+from kombulite.cli.monitor import BrokerReading, Monitor, QueueReading, StatusSource
 from kombulite.cli.web.app import create_app
+from kombulite.cli.web.history import History
 
 pytest_plugins = ["kombulite.contrib.pytest"]
 TOKEN = "sesame"
@@ -212,3 +215,47 @@ def test_page_in_a_browser(served, width, tmp_path):
     assert problems == []
     with Connection(url) as connection:
         assert Queue("orders")(connection).queue_declare(passive=True).message_count == 0
+
+
+# --- the history
+
+
+def reading(queues, ready=1):
+    return [BrokerReading("memory://", [QueueReading(f"q{number}", ready, 0, 0) for number in range(queues)], None)]
+
+
+@pytest.mark.parametrize(("queues", "kept"), [(1, 300), (100, 10), (2000, 1)])
+def test_history_is_the_shorter_the_more_queues_there_are(monkeypatch, queues, kept):
+    monkeypatch.setattr("kombulite.cli.web.history.MAX_POINTS", 1000)
+    history = History(Monitor([]), 1)
+    for when in range(310):
+        history.add(reading(queues, when), when)
+    shown = history.as_dict()
+    assert shown["times"] == list(range(310 - kept, 310))
+    assert [len(queue["history"]) for queue in shown["brokers"][0]["queues"]] == [kept] * queues
+    assert shown["brokers"][0]["queues"][0]["history"][-1] == 309
+
+
+def test_history_that_is_cancelled_ends_after_its_reading():
+    is_reading, may_end, ended = threading.Event(), threading.Event(), []
+
+    class SlowMonitor:
+        def read(self):
+            is_reading.set()
+            assert may_end.wait(20)
+            ended.append("reading")
+            return []
+
+    async def cancel():
+        running = asyncio.create_task(History(SlowMonitor(), 0).run())
+        await asyncio.to_thread(is_reading.wait, 20)
+        running.cancel()
+        await asyncio.sleep(0)
+        assert not running.done()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        ended.append("run")
+
+    asyncio.run(cancel())
+    assert ended == ["reading", "run"]

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from kombulite.cli.monitor import BrokerReading, Monitor, QueueReading
 
 MAX_READINGS = 300  # of each queue
+MAX_POINTS = 300_000  # of all queues together: the more there are, the shorter is the past of each
 
 #: The columns that become gauges, and what each means.
 GAUGES = {
@@ -34,28 +35,34 @@ class History(Collector):
     def __init__(self, monitor: Monitor, interval: float) -> None:
         self._monitor = monitor
         self._interval = interval
-        self._times: deque[float] = deque(maxlen=MAX_READINGS)
-        self._readings: deque[Sequence[BrokerReading]] = deque(maxlen=MAX_READINGS)
+        self._last: Sequence[BrokerReading] = ()
+        self._times: deque[float] = deque()
+        self._past: deque[list[dict[str, int]]] = deque()  # what was ready in each queue, by broker
+        self._points = 0
 
     async def run(self) -> None:
         """Read until cancelled."""
         while True:
-            self.add(await asyncio.to_thread(self._monitor.read), time())
+            reading = asyncio.ensure_future(asyncio.to_thread(self._monitor.read))
+            try:
+                self.add(await asyncio.shield(reading), time())
+            except asyncio.CancelledError:
+                await asyncio.wait([reading])  # the thread uses the monitor still, which is closed next
+                raise
             await asyncio.sleep(self._interval)
 
     def add(self, readings: Sequence[BrokerReading], when: float) -> None:
         """Keep a reading, taken at a time in seconds since 1970."""
+        self._last = readings
         self._times.append(when)
-        self._readings.append(readings)
+        self._past.append([{queue.queue: queue.ready for queue in broker.queues} for broker in readings])
+        self._points += sum(map(len, self._past[-1]))
+        while len(self._past) > 1 and (len(self._past) > MAX_READINGS or self._points > MAX_POINTS):
+            self._times.popleft()
+            self._points -= sum(map(len, self._past.popleft()))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the last reading of each broker, with what was ready in each queue before, for JSON."""
-        if not self._readings:
-            return {"times": [], "brokers": []}
-        past = [
-            [{queue.queue: queue.ready for queue in broker.queues} for broker in readings]
-            for readings in self._readings
-        ]
         return {
             "times": list(self._times),
             "brokers": [
@@ -63,17 +70,17 @@ class History(Collector):
                     "broker": broker.broker,
                     "error": broker.error,
                     "queues": [
-                        {**queue._asdict(), "history": [each[number].get(queue.queue) for each in past]}
+                        {**queue._asdict(), "history": [each[number].get(queue.queue) for each in self._past]}
                         for queue in broker.queues
                     ],
                 }
-                for number, broker in enumerate(self._readings[-1])
+                for number, broker in enumerate(self._last)
             ],
         }
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Return the gauges of the last reading, and ``kombulite_broker_up`` of each broker."""
-        last = self._readings[-1] if self._readings else ()
+        last = self._last
         up = GaugeMetricFamily("kombulite_broker_up", "Whether the broker can be read", labels=["broker"])
         for broker in last:
             up.add_metric([broker.broker], float(broker.error is None))
