@@ -140,6 +140,35 @@ def test_statement_that_waits_for_a_lock_of_somebody_else(own_postgresql):
         assert "accepted" in bodies(connection)
 
 
+def test_claim_waits_for_neither_disk_nor_standby_as_a_publish_does(own_postgresql):
+    patient = {**options(), "lease": 600}
+    with (
+        psycopg.connect(own_postgresql.conninfo, autocommit=True) as admin,
+        Connection(own_postgresql.url, transport_options=patient) as other,
+        Connection(own_postgresql.url, transport_options=patient) as connection,
+    ):
+        queue = Queue("orders")(connection)
+        queue.declare()
+        producer = Producer(other, routing_key="orders")
+        producer.publish("accepted")
+        admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'none'")  # so commits that wait wait for ever
+        admin.execute("SELECT pg_reload_conf()")
+        deadline = monotonic() + 30
+        try:
+            with pytest.raises(exceptions.RecoverableConnectionError, match=SILENT):
+                while monotonic() < deadline:
+                    producer.publish("unknown")
+            message = queue.get()
+        finally:
+            admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            admin.execute("SELECT pg_reload_conf()")
+        assert message.payload == "accepted"
+        session = connection.transport._session
+        with session.use():
+            assert session.database.value("SELECT current_setting('synchronous_commit')") == "on"
+        message.ack()
+
+
 @pytest.mark.parametrize("value", [0, -1])
 def test_timeout_that_cannot_be_is_named(value):
     with pytest.raises(ValueError, match=f"socket_timeout must be above 0 seconds, got {value}"):

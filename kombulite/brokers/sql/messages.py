@@ -34,10 +34,12 @@ CLAIM_SQLITE = (
 )
 
 # A sub-select in IN () may run again within the plan, and lock more rows than its limit: hence the materialized table.
+# The commit of a claim does not wait for the disk: if the server crashes, the message is as it was before.
 CLAIM_POSTGRESQL = (
     "WITH claimed AS MATERIALIZED (SELECT id FROM {p}messages WHERE queue = ? AND (rank, id) > (?, ?)"
-    " AND owner IS NULL AND due IS NULL AND (expires IS NULL OR expires > {now}) ORDER BY rank, id LIMIT ? {skip})"
-    " UPDATE {p}messages AS m SET owner = ?, deliveries = m.deliveries + 1 FROM claimed WHERE m.id = claimed.id"
+    " AND owner IS NULL AND due IS NULL AND (expires IS NULL OR expires > {now}) ORDER BY rank, id LIMIT ? {skip}),"
+    " soon AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))"
+    " UPDATE {p}messages AS m SET owner = ?, deliveries = m.deliveries + 1 FROM soon, claimed WHERE m.id = claimed.id"
     " RETURNING m.id, m.rank, m.deliveries, m.exchange, m.routing_key, m.properties, m.body"
 )
 
