@@ -531,6 +531,19 @@ class PostgreSQLServer(Server):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(backend), number)
 
+    def kill(self) -> None:
+        """End it, and wait until the processes of its connections are gone too: no other starts beside them."""
+        super().kill()
+        wait_until(lambda: not self._is_at_work(), STOP_TIMEOUT, "processes of a killed PostgreSQL do not end")
+
+    def _is_at_work(self) -> bool:
+        folder = str(self.folder / "data")
+        for link in Path("/proc").glob("[0-9]*/cwd"):
+            with contextlib.suppress(OSError):
+                if str(link.readlink()) == folder:
+                    return True
+        return False
+
     @property
     def conninfo(self) -> str:
         return f"host=127.0.0.1 port={self.port} user=kombulite dbname=postgres"
