@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue
-from tests.servers import PostgreSQLServer, Server, Unavailable
+from tests.servers import PostgreSQLServer, Server
 
 
 class Pooler(Server):
@@ -49,13 +49,8 @@ class Pooler(Server):
 
 
 @pytest.fixture
-def pooled_url(own_postgresql):
-    try:
-        pooler = Pooler(own_postgresql)
-    except Unavailable as error:
-        pytest.skip(str(error))
-    with pooler:
-        yield pooler.url
+def pooled_url(own_postgresql, start_server):
+    return start_server(lambda: Pooler(own_postgresql)).url
 
 
 def test_clients_of_a_pooler_publish_and_consume(pooled_url):
