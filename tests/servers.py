@@ -1,10 +1,7 @@
-"""Private brokers: started on free ports of the loopback interface for the tests and benchmarks, and ended with them.
+"""The brokers that tests and benchmarks start for themselves: those of the package, PostgreSQL, and their versions.
 
 A broker that runs already may be named by ``KOMBULITE_TEST_REDIS`` or ``KOMBULITE_TEST_AMQP`` (a URL). Only tests that
 leave it running use it; the others start one of their own.
-
-``KOMBULITE_TEST_PROGRAMS`` names a folder of programs (``redis-server``, ``rabbitmq-server``, ``rabbitmqctl``) that
-are used instead of those on the PATH, so that the same tests run on another version of a broker.
 """
 
 from __future__ import annotations
@@ -18,59 +15,42 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any
 
 import psycopg
 import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 
-START_TIMEOUT = 60.0  # seconds
-STOP_TIMEOUT = 20.0
-DEBIAN_SCRIPTS = Path("/usr/lib/rabbitmq/bin")
+from kombulite.contrib.servers import (
+    START_TIMEOUT,
+    RabbitMQServer,
+    RedisServer,
+    Server,
+    Unavailable,
+    free_port,
+    program,
+    tail,
+    wait_until,
+)
 
-
-class Unavailable(Exception):
-    """The broker's program is not installed."""
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def quiet_ports(count: int) -> list[int]:
-    """Return different TCP ports that no connection is given by chance: for nodes that start one after the other."""
-    found: set[int] = set()
-    while len(found) < count:
-        port = random.randrange(15000, 32000)  # below those that Linux gives out
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.add(port)
-    return list(found)
-
-
-def program(name: str) -> str:
-    """Return the path of a broker's program.
-
-    If ``KOMBULITE_TEST_PROGRAMS`` names a folder, the program has to be in it: another version would pass for that one.
-
-    Raises:
-        Unavailable: The program is not there.
-    """
-    folder = os.environ.get("KOMBULITE_TEST_PROGRAMS")
-    # What Debian puts on the PATH only works for root and the user rabbitmq; the script behind it for everybody.
-    path = shutil.which(name, path=folder) if folder else shutil.which(name, path=DEBIAN_SCRIPTS) or shutil.which(name)
-    if path is None:
-        raise Unavailable(f"{name} is not {f'in {folder}' if folder else 'on the PATH'}")
-    return str(Path(path).absolute())
+__all__ = [
+    "PostgreSQLServer",
+    "RabbitMQServer",
+    "RedisCluster",
+    "RedisNode",
+    "RedisServer",
+    "Server",
+    "Unavailable",
+    "free_port",
+    "program",
+    "quiet_ports",
+    "tail",
+    "version",
+    "wait_until",
+]
 
 
 def version(name: str) -> str:
@@ -88,150 +68,15 @@ def _version_of(path: str) -> str:
     return found[0]
 
 
-class Server:
-    """A broker of our own: a process and a folder. ``start`` it, then ``kill``, ``pause``, ``restart`` it at will."""
-
-    program: ClassVar[str]
-    user: str | None = None  # who runs it, if not the user of the tests
-
-    def __init__(self) -> None:
-        self._path = program(self.program)
-        self.folder = Path(tempfile.mkdtemp(prefix="kombulite-"))
-        self.port = free_port()
-        self.process: subprocess.Popen[bytes] | None = None
-
-    # --- what a kind of broker says
-
-    def command(self) -> list[str]:
-        raise NotImplementedError
-
-    def environment(self) -> Mapping[str, str]:
-        return {}
-
-    def is_ready(self) -> bool:
-        raise NotImplementedError
-
-    @property
-    def url(self) -> str:
-        raise NotImplementedError
-
-    # --- its life
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "log"
-
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command(),
-                cwd=self.folder,
-                env={**os.environ, **self.environment()},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                user=self.user,
-                start_new_session=True,  # so that signals reach all of its processes, and Ctrl-C none of them
-            )
-        wait_until(self._is_up, START_TIMEOUT, f"{self.program} does not answer; its log ends:\n{{}}", self.log)
-
-    def _is_up(self) -> bool:
-        assert self.process is not None
-        if self.process.poll() is not None:
-            raise RuntimeError(f"{self.program} ended with {self.process.returncode}:\n{tail(self.log)}")
-        return self.is_ready()
-
-    def signal(self, number: int) -> None:
-        """Send a signal to all of its processes."""
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
-
-    def kill(self) -> None:
-        """End it without a warning, as a power cut does."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> None:
-        """End it in good order."""
-        self._end(signal.SIGTERM)
-
-    def _end(self, number: int) -> None:
-        if self.process is None:
-            return
-        self.signal(number)
-        try:
-            self.process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self.signal(signal.SIGKILL)
-            self.process.wait()
-        self.signal(signal.SIGKILL)  # its children, if it left any
-        self.process = None
-
-    def restart(self) -> None:
-        """End it in good order, and start it with what it kept."""
-        self.stop()
-        self.start()
-
-    def pause(self) -> None:
-        """Let it hang: it keeps its connections, and says nothing."""
-        self.signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let it go on."""
-        self.signal(signal.SIGCONT)
-
-    def close(self) -> None:
-        """End it, and remove its folder."""
-        self.resume()
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Server:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class RedisServer(Server):
-    """A Redis. ``options``: directives of its configuration file (``appendonly="yes"``)."""
-
-    program = "redis-server"
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.options = {
-            "bind": "127.0.0.1",
-            "port": self.port,
-            "dir": self.folder,
-            "save": "",
-            "appendonly": "no",
-            "daemonize": "no",
-            **{name.replace("_", "-"): value for name, value in options.items()},
-        }
-
-    def command(self) -> list[str]:
-        lines = [f'{name} "{value}"' for name, value in self.options.items()]
-        path = self.folder / "redis.conf"
-        path.write_text("\n".join(lines) + "\n")
-        return [self._path, str(path)]
-
-    def is_ready(self) -> bool:
-        # Asked without a client library; one that wants a password or is loading answers too, but not with PONG.
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
-                connection.sendall(b"PING\r\n")
-                return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
-        except OSError:
-            return False
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+def quiet_ports(count: int) -> list[int]:
+    """Return different TCP ports that no connection is given by chance: for nodes that start one after the other."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.randrange(15000, 32000)  # below those that Linux gives out
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.add(port)
+    return list(found)
 
 
 class RedisNode(RedisServer):
@@ -394,88 +239,6 @@ class RedisCluster:
         self.close()
 
 
-class RabbitMQServer(Server):
-    """A RabbitMQ. ``options``: lines of its rabbitmq.conf; ``plugins``: those to enable."""
-
-    program = "rabbitmq-server"
-
-    def __init__(self, options: Mapping[str, Any] | None = None, plugins: tuple[str, ...] = ()) -> None:
-        super().__init__()
-        self._options = dict(options or {})
-        self._plugins = plugins
-        self._epmd_port, self._dist_port = free_port(), free_port()
-
-    def command(self) -> list[str]:
-        lines = {"loopback_users.guest": "false", "log.file.level": "warning", **self._options}
-        (self.folder / "rabbitmq.conf").write_text("".join(f"{name} = {value}\n" for name, value in lines.items()))
-        (self.folder / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
-        return [self._path]
-
-    def environment(self) -> Mapping[str, str]:
-        folder = str(self.folder)
-        return {
-            "PATH": f"{Path(self._path).parent}:{os.environ['PATH']}",  # where RabbitMQ looks for Erlang
-            "HOME": folder,  # for Erlang's cookie
-            "RABBITMQ_NODENAME": f"test{self.port}@localhost",
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODE_PORT": str(self.port),
-            "RABBITMQ_DIST_PORT": str(self._dist_port),
-            "ERL_EPMD_PORT": str(self._epmd_port),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-            "RABBITMQ_MNESIA_BASE": f"{folder}/mnesia",
-            "RABBITMQ_LOG_BASE": f"{folder}/log.d",
-            "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq",
-            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/enabled_plugins",
-            "RABBITMQ_PID_FILE": f"{folder}/pid",
-            "RABBITMQ_CONF_ENV_FILE": f"{folder}/rabbitmq-env.conf",
-        }
-
-    def is_ready(self) -> bool:
-        # It listens before it serves, so ask for the first answer of the handshake.
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
-                connection.settimeout(5)
-                connection.sendall(b"AMQP\x00\x00\x09\x01")
-                return connection.recv(8).startswith(b"\x01\x00\x00")
-        except OSError:
-            return False
-
-    def control(self, *arguments: str, timeout: float = 60) -> str:
-        """What rabbitmqctl answers."""
-        result = subprocess.run(
-            [program("rabbitmqctl"), "-q", *arguments],
-            env={**os.environ, **self.environment()},
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        if result.returncode:
-            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {result.stdout}{result.stderr}")
-        return result.stdout
-
-    def close(self) -> None:
-        super().close()
-        wait_until(self._epmd_is_gone, STOP_TIMEOUT, "epmd does not end")
-
-    def _epmd_is_gone(self) -> bool:
-        """Ends epmd, which the node starts in a session of its own, and which stays until it has noticed its end."""
-        environment = {**os.environ, **self.environment()}
-        epmd = shutil.which("epmd", path=environment["PATH"])
-        assert epmd is not None
-        _, names = (
-            subprocess.run([epmd, what], env=environment, capture_output=True, timeout=10, check=False)
-            for what in ("-kill", "-names")
-        )
-        return names.returncode != 0
-
-    @property
-    def url(self) -> str:
-        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
-
-
 class PostgreSQLServer(Server):
     """A PostgreSQL, run by an ordinary user: it refuses root. Always that of the machine."""
 
@@ -551,19 +314,3 @@ class PostgreSQLServer(Server):
     @property
     def url(self) -> str:
         return f"postgresql://kombulite@127.0.0.1:{self.port}/postgres"
-
-
-def tail(path: Path, size: int = 3000) -> str:
-    """The end of a file."""
-    with contextlib.suppress(OSError):
-        return path.read_bytes()[-size:].decode("utf-8", "replace")
-    return ""
-
-
-def wait_until(ready: Callable[[], object], timeout: float, complaint: str, log: Path | None = None) -> None:
-    """Wait until something holds. Raises TimeoutError with the complaint, which may have a place for the log."""
-    deadline = time.monotonic() + timeout
-    while not ready():
-        if time.monotonic() > deadline:
-            raise TimeoutError(complaint.format(tail(log) if log else ""))
-        time.sleep(0.05)

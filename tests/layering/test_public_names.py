@@ -38,6 +38,7 @@ def public_modules():
         is_inside = any(name.startswith(f"{each}.") for each in INTERNAL - {"contrib"})
         if not (name in INTERNAL | DYNAMIC or is_inside or any(part.startswith("_") for part in parts)):
             yield f"kombulite.{name}" if name else "kombulite"
+    yield "kombulite_pytest"
 
 
 def line(module):

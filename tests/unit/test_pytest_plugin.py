@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 
 from kombulite import Connection, Exchange, Queue, aio
 from kombulite.exceptions import MessageReturned
 
-pytest_plugins = ["pytester", "kombulite.contrib.pytest"]
+pytest_plugins = ["pytester", "kombulite_pytest"]
 DEAD_LETTERS = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "late"}
 
 
@@ -89,6 +91,29 @@ def test_clock_wakes_a_consumer_on_a_loop(kombulite_url, kombulite_clock):
                 return message.payload
 
     assert asyncio.run(main()) == "soon"
+
+
+def test_plugin_imports_kombulite_at_the_first_use_only():
+    code = "import sys, kombulite_pytest; print([name for name in sys.modules if name.split('.')[0] == 'kombulite'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("kind", ["redis", "rabbitmq"])
+def test_server_that_is_not_installed_is_named_in_the_summary(pytester, monkeypatch, kind):
+    monkeypatch.setenv("KOMBULITE_TEST_PROGRAMS", str(pytester.path))
+    pytester.makepyfile(f"def test_one(kombulite_{kind}): raise AssertionError\ndef test_other(): pass")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(f"kombulite: skipped the tests that need a server: {kind}-server is not in *")
+
+
+def test_private_redis_serves_and_may_be_restarted(kombulite_redis):
+    for _ in range(2):
+        with Connection(kombulite_redis.url) as connection:
+            connection.Producer().publish("x", routing_key="q", declare=[Queue("q")])
+            assert Queue("q")(connection).get(no_ack=True).payload == "x"
+        kombulite_redis.restart()
 
 
 def test_installing_kombulite_installs_the_plugin(pytester):

@@ -20,7 +20,7 @@ from kombulite.cli import commands
 from kombulite.cli.monitor import ManagementSource, Monitor, QueueReading, SourceError, StatusSource, source_of
 from kombulite.cli.top import View
 
-pytest_plugins = ["kombulite.contrib.pytest"]
+pytest_plugins = ["kombulite_pytest"]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from kombulite.cli.monitor import BrokerReading, Monitor, QueueReading, StatusSo
 from kombulite.cli.web.app import create_app
 from kombulite.cli.web.history import History
 
-pytest_plugins = ["kombulite.contrib.pytest"]
+pytest_plugins = ["kombulite_pytest"]
 TOKEN = "sesame"
 ALLOWED = {"authorization": f"Bearer {TOKEN}"}
 CHROMIUM = shutil.which("chromium")
