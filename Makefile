@@ -6,8 +6,8 @@ BENCH := build/bench
 NEWEST ?= /var/tmp/kombulite-newest
 SOURCES := setup.py pyproject.toml $(wildcard ext/kombulite/_core/*)
 
-.PHONY: run test soak faults newest outages bench bench-full brokers c-client instructions lint docs debug \
-        sanitize coverage-core fuzz clean
+.PHONY: run test soak faults newest outages bench bench-full brokers c-client instructions lint docs release \
+        wheels debug sanitize coverage-core fuzz clean
 
 run: $(VENV)/.installed  ## the main job: a stream of events over the embedded broker
 	$(BIN)/python -m kombulite run
@@ -60,6 +60,12 @@ lint: $(VENV)/.installed
 
 docs: $(VENV)/.installed  ## the site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+release: $(VENV)/.installed  ## an sdist and a wheel in dist, each tried in a clean environment
+	$(BIN)/python -m tests.release
+
+wheels: $(VENV)/.installed  ## a wheel in dist for each Python on the PATH, each tried in a clean environment
+	$(BIN)/nox --session wheels
 
 $(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
