@@ -68,7 +68,7 @@ def test_a_tag_that_comes_twice_is_settled_once(broker, connection, channel, que
 
 def test_full_batches_and_the_rest_in_time(broker, connection, channel, queue):
     publish(channel, queue, range(10))
-    got = Batches(channel, queue)
+    got = Batches(channel, queue, batch_timeout=0.5)
     drain(connection, lambda: len(got.all) == 10)
     assert got.bodies == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert connection.counters.acked == 10
@@ -78,8 +78,8 @@ def test_full_batches_and_the_rest_in_time(broker, connection, channel, queue):
 
 def test_one_drain_is_one_batch(connection, channel, queue):
     publish(channel, queue, range(8))
-    got = Batches(channel, queue)
-    connection.drain_events(timeout=5)
+    got = Batches(channel, queue, batch_timeout=60)
+    connection.drain_events(timeout=20)
     assert got.bodies == [[0, 1, 2, 3]]
 
 
@@ -185,7 +185,7 @@ def test_what_cannot_be_decoded_is_in_no_batch(connection, channel, queue):
         failed.append(error)
         message.reject()
 
-    got = Batches(channel, queue, on_decode_error=on_decode_error)
+    got = Batches(channel, queue, on_decode_error=on_decode_error, batch_size=2, batch_timeout=60)
     drain(connection, lambda: len(got.all) == 2)
     assert got.bodies == [[1, 2]]
     assert [type(error) for error in failed] == [exceptions.DecodeError]
