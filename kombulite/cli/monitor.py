@@ -181,6 +181,8 @@ class ManagementSource:
                 raise SourceError(f"the management API answers with more than {MAX_ANSWER} bytes")
             return [_management_reading(each) for each in json.loads(content)]
         except UNUSABLE as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it holds the connection, and is kept as the cause
             raise SourceError(f"management API: {error}") from error
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from threading import Thread
 
@@ -19,11 +20,12 @@ def test_messages_are_readable_with_plain_sql(tmp_path):
         Producer(connection).publish(
             {"id": 7}, routing_key="orders", declare=[Queue("orders")], headers={"a": 1}, correlation_id="c"
         )
-        rows = sqlite3.connect(path).execute(
-            "SELECT q.name, m.body, json_extract(m.properties, '$.correlation_id'),"
-            " json_extract(m.properties, '$.headers.a')"
-            " FROM kombulite_messages m JOIN kombulite_queues q ON q.id = m.queue"
-        ).fetchall()  # fmt: skip
+        with closing(sqlite3.connect(path)) as reader:
+            rows = reader.execute(
+                "SELECT q.name, m.body, json_extract(m.properties, '$.correlation_id'),"
+                " json_extract(m.properties, '$.headers.a')"
+                " FROM kombulite_messages m JOIN kombulite_queues q ON q.id = m.queue"
+            ).fetchall()
     assert rows == [("orders", b'{"id": 7}', "c", 1)]
 
 
