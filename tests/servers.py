@@ -26,6 +26,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 
 from kombulite.contrib.servers import (
     START_TIMEOUT,
+    STOP_TIMEOUT,
     RabbitMQServer,
     RedisServer,
     Server,

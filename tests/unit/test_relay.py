@@ -5,7 +5,7 @@ from __future__ import annotations
 from kombulite import Connection, Producer, Queue, exceptions
 from kombulite.cli.relay import Relay
 
-pytest_plugins = ["kombulite.contrib.pytest"]
+pytest_plugins = ["kombulite_pytest"]
 
 
 def test_target_that_connects_and_fails_is_tried_again_after_a_pause(kombulite_url, monkeypatch):
