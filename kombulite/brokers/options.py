@@ -50,14 +50,30 @@ ALL_NAMES = frozenset(
     [
         *("ack_deadline_seconds", "ack_emulation", "ack_modify_batch_size", "authentication", "auto_delete"),
         *("auto_start_request", "binding_key", "body_encoding", "bulk_max_messages", "callback", "channel_max"),
-        *("client_name", "client_properties", "command_packer", "confirm_publish", "conn_string", "connect_args"),
+        *(
+            "client_name",
+            "client_properties",
+            "cluster",
+            "command_packer",
+            "confirm_publish",
+            "conn_string",
+            "connect_args",
+        ),
         *("connect_retries_timeout", "connect_timeout", "connection_name", "connection_wait_time_seconds"),
         *("control_folder", "create_tables", "credential_provider", "data_folder_in", "data_folder_out", "db"),
         *("deadletter_queue", "decode_responses", "delivery_mode", "driver_info", "durable"),
         *("enable_exactly_once_delivery", "encoding", "encoding_errors", "errback", "event_dispatcher", "exchange"),
         *("exchange_arguments", "exchange_auto_delete", "exchange_durable", "exchange_type", "expiration_seconds"),
         *("fanout_patterns", "fanout_prefix", "fetch_message_attributes", "fifo_mode", "frame_handler", "frame_max"),
-        *("frame_writer", "fsync", "global_keyprefix", "health_check_interval", "heartbeat", "heartbeat_thread"),
+        *(
+            "frame_writer",
+            "fsync",
+            "global_keyprefix",
+            "hash_tag",
+            "health_check_interval",
+            "heartbeat",
+            "heartbeat_thread",
+        ),
         *("himport_registry", "host", "init_extension", "interval_max", "interval_start", "interval_step"),
         *("is_secure", "kafka_admin_config", "kafka_common_config", "kafka_consumer_config", "kafka_producer_config"),
         *("kwargs", "lease", "legacy_responses", "lib_name", "lib_version", "locale", "login_method"),
@@ -81,7 +97,7 @@ ALL_NAMES = frozenset(
         *("table_prefix", "topic_config", "uamqp_keep_alive_interval", "unacked_index_key", "unacked_key"),
         *("unacked_mutex_expire", "unacked_mutex_key", "unacked_restore_interval", "unacked_restore_limit"),
         *("unacked_restore_throttle", "use_lock_renewal", "use_notify", "userid", "username", "virtual_host"),
-        *("visibility_timeout", "wait_time_seconds", "write_timeout"),
+        *("visibility_timeout", "wait_replicas", "wait_time_seconds", "write_timeout"),
     ]
 )
 
