@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -163,6 +164,18 @@ class RedisCluster:
             return []
         ports = {int(port) for _, port, _ in master.ask("ROLE")[2]}
         return [node for node in self.nodes if node.port in ports]
+
+    def promote(self, replica: RedisNode) -> None:
+        """Have a replica take over from its master, which agrees; on a machine with other work it may take several."""
+
+        def is_master() -> bool:
+            if replica.ask("ROLE")[0] != "master":
+                with contextlib.suppress(redis.ResponseError):
+                    replica.ask("CLUSTER", "FAILOVER")
+                time.sleep(0.5)
+            return bool(replica.ask("ROLE")[0] == "master")
+
+        wait_until(is_master, START_TIMEOUT, "the replica does not take over")
 
     def serving(self, asked: RedisNode) -> set[int]:
         """The ports of the nodes that have slots, as one node says."""

@@ -404,3 +404,16 @@ def test_on_an_event_loop(cluster, layout):
         return found
 
     assert asyncio.run(asyncio.wait_for(work(), 30)) == list(range(20))
+
+
+@LAYOUTS
+def test_a_sign_of_life_without_an_answer_is_left_to_nobody(cluster, layout):
+    with connect(cluster, layout, health_check_interval=0.01) as lost:
+        lost.default_channel.basic_get("alive")
+        transport = lost.transport
+        for stream in transport._stream.streams.values():
+            stream.used_at -= 1
+            stream.keep_alive()  # a PING, whose reply nobody reads
+        transport.collect()
+    with connect(cluster, layout) as following:
+        assert following.default_channel.basic_get("alive") is None

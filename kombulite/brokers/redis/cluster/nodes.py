@@ -404,10 +404,11 @@ class Nodes:
 
     @property
     def unanswered(self) -> list[Posted]:
-        """The posted commands that have not all of their replies, and may be sent again."""
+        """The posted commands that have not all of their replies, and may be sent again: none without a key (PING)."""
         posted = [each for stream in list(self.streams.values()) for each in stream.unanswered]
         refused = [(post, data, 1) for post in list(self._refused) for data in post.unit.commands]
-        return [*((on_reply, data, 1) for on_reply, again, _ in posted for data in split(again or b"")), *refused]
+        apart = [(on_reply, data, 1) for on_reply, again, _ in posted for data in split(again or b"")]
+        return [*(each for each in apart if self._cache.slot_of(each[1]) is not None), *refused]
 
     def post_later(self, data: bytes, replies: int, on_reply: OnReply) -> None:
         """Send packed commands of one slot soon: for replies on whose arrival nothing may be sent."""
