@@ -210,6 +210,9 @@ class AsyncResult(celery.result.AsyncResult):  # type: ignore[misc]
         return self.result
 
     async def _wait(self, results: Results, deadline: float | None, propagate: bool) -> None:
+        for task_id, coming in self._coming.items():
+            if coming.done() and coming.exception() is not None:  # the backend failed then; it is asked again
+                self._coming[task_id] = results.future(task_id)
         waiting = dict(self._coming)
         await _within(results.look(list(waiting)), deadline)
         while self.id in waiting:
@@ -256,6 +259,13 @@ class Results:
         if future is not None and not future.done() and meta["status"] in celery.states.READY_STATES:
             future.set_result(meta)
 
+    def fail(self, task_id: str, error: BaseException) -> None:
+        """Have those that wait for a result raise an error. It may be asked for again."""
+        future = self._coming.pop(task_id, None)
+        if future is not None and not future.done():
+            future.set_exception(error)
+            future.exception()  # retrieved: it may be that no task waits
+
     async def open(self) -> str | None:
         """Be ready for results; returns the queue that they have to be sent to, if it is one."""
         return None
@@ -274,6 +284,8 @@ class Results:
                 self.come({"task_id": task_id, **await asyncio.to_thread(self.backend.get_task_meta, task_id)})
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
+        except Exception as error:
+            self.fail(task_id, error)
         finally:
             self._asked.discard(task_id)
 
@@ -287,10 +299,8 @@ class Results:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("results cannot be received any more: %r", error)
-            for future in list(self._coming.values()):
-                if not future.done():
-                    future.set_exception(error)
-                    future.exception()  # retrieved: it may be that no task waits
+            for task_id in list(self._coming):
+                self.fail(task_id, error)
 
     async def close(self) -> None:
         """End: no more results come."""

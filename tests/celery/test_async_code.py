@@ -299,3 +299,46 @@ print(json.dumps(asyncio.run(main())))
 @pytest.mark.parametrize("fleet", ["memory"], indirect=True)
 def test_a_backend_is_asked_once_at_a_time_however_often_a_result_is_awaited(fleet):
     assert json.loads(fleet.run("kombulite", POLLING).splitlines()[-1]) == [3, 1]
+
+
+FAILING = """
+import asyncio, json
+from kombulite.contrib.celery import AsyncResult, Results
+from shop import app
+
+class Backend:
+    def __init__(self):
+        self.is_broken = True
+
+    def get_task_meta(self, task_id):
+        if task_id == "bad" and self.is_broken:
+            raise OSError("cannot be read")
+        done = {"status": "SUCCESS", "result": task_id, "traceback": None}
+        return {"status": "PENDING", "result": None} if self.is_broken else done
+
+async def main():
+    backend = Backend()
+    results = Results(backend)
+    made = {task_id: AsyncResult(task_id, app=app) for task_id in ("good", "bad")}
+    for each in made.values():
+        each.await_with(results)
+    good = asyncio.create_task(made["good"].get(timeout=20))
+    await asyncio.sleep(0)
+    seen = []
+    try:
+        await made["bad"].get(timeout=20)
+    except OSError as error:
+        seen.append(str(error))
+    seen.append(good.done())
+    backend.is_broken = False
+    seen += [await good, await made["bad"].get(timeout=20)]
+    await results.close()
+    return seen
+
+print(json.dumps(asyncio.run(main(), debug=True)))
+"""
+
+
+@pytest.mark.parametrize("fleet", ["memory"], indirect=True)
+def test_a_backend_that_fails_for_one_task_fails_no_other(fleet):
+    assert json.loads(fleet.run("kombulite", FAILING).splitlines()[-1]) == ["cannot be read", False, "good", "bad"]
