@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, asynccontextmanager
 from datetime import datetime
 from functools import partial
 from logging import getLogger
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from kombulite import exceptions
 from kombulite import message as messages
@@ -27,6 +27,8 @@ from kombulite.brokers.waits import WaitQueue
 from kombulite.entity import Queue
 
 logger = getLogger("kombulite.aio")
+
+ACK = Outcome.ACK  # as a global: looking a member up costs as much as the call
 
 OnError = Literal["requeue", "reject", "keep"]
 
@@ -47,7 +49,10 @@ class Message(messages.Message):
             MessageStateError: The message was acknowledged, rejected or requeued before, or has no channel.
             RecoverableConnectionError: The connection is known to be lost; the message is redelivered.
         """
-        await self._settle(Outcome.ACK, multiple)
+        if multiple:
+            await self._settle(ACK, multiple)
+        else:
+            self._start_settling(ACK)
 
     async def reject(self, requeue: bool = False) -> None:  # type: ignore[override]
         """Reject the message.
@@ -75,24 +80,30 @@ class Message(messages.Message):
         await self._settle(Outcome.REQUEUE if failed else Outcome.RETURN)
 
     async def _settle(self, outcome: Outcome, multiple: bool = False) -> None:
+        pending = self._start_settling(outcome, multiple)
+        if pending is not None:
+            session = self.channel.session
+            try:
+                await session.waits.wait(pending, session.waits.deadline(None), "settle")
+            except Exception:
+                self._state = "RECEIVED"
+                raise
+            session.count(outcome)
+
+    def _start_settling(self, outcome: Outcome, multiple: bool = False) -> Pending[None] | None:
+        """Settle it. Returns what has to be waited for."""
         if self._state != "RECEIVED":
             self.refuse(STATES[outcome])
-        self._state = STATES[outcome]
-        if self.no_ack:
-            return
-        channel = self.channel
-        try:
-            pending = channel.settle(self.delivery_tag, outcome, multiple)
-            if pending is not None and (outcome is not Outcome.ACK or multiple):
-                await channel.session.waits.wait(pending, channel.session.waits.deadline(None), "settle")
-            elif pending is not None:
-                # A broker does not answer an ack, and a thread does what it is asked in order: waiting would make
-                # consuming half as fast. If the connection is lost before, the message comes again.
-                pending.add_done_callback(self._log_lost_ack)
-        except Exception:
-            self._state = "RECEIVED"
-            raise
-        channel.session.count(outcome)
+        pending = None if self.no_ack else self.channel.settle(self.delivery_tag, outcome, multiple)
+        self._state = "ACK" if outcome is ACK else STATES[outcome]
+        if pending is not None and outcome is ACK and not multiple:
+            # A broker does not answer an ack, and a thread does what it is asked in order: waiting would make consuming
+            # half as fast. If the connection is lost before, the message comes again.
+            pending.add_done_callback(self._log_lost_ack)
+            pending = None
+        if pending is None and not self.no_ack:
+            self.channel.session.count(outcome)
+        return pending
 
     def _log_lost_ack(self, pending: Pending[None]) -> None:
         if not pending.cancelled() and (error := pending.exception()) is not None:
@@ -227,7 +238,8 @@ class Messages:
             for queue in self._queues:
                 await self._connection.declare(queue)
         if self._store is not None and self._keeper is None:
-            self._keeper = await asyncio.to_thread(OffsetKeeper, self._store)
+            loading = asyncio.to_thread(OffsetKeeper, self._store)
+            self._keeper = await session.waits.within(loading, deadline, "load offsets")
             for name, offset in self._keeper.offsets.items():
                 self._positions.go_on(name, offset)
         await session.ensure(deadline)
@@ -244,7 +256,9 @@ class Messages:
             await self._end()
         finally:
             if self._keeper is not None:
-                await asyncio.to_thread(self._keeper.update, self.stream_offsets, at_once=True)
+                waits = self._session.waits
+                saving = asyncio.to_thread(self._keeper.update, self.stream_offsets, at_once=True)
+                await waits.within(saving, waits.deadline(None), "save offsets")
 
     async def start(self) -> None:
         """Consume on the connection that is open now."""
@@ -253,11 +267,10 @@ class Messages:
         self._names.clear()
         channel = await session.open_channel()
         channel.on_event = self._on_event
-        channel.positions = self._positions
         transport = session.transport
         assert transport is not None
         try:
-            await session.waits.answer(transport.qos(channel.number, 0, self.prefetch, False))
+            starting: list[Pending[Any]] = [transport.qos(channel.number, 0, self.prefetch, False)]
             for number, queue in enumerate(self._queues, 1):
                 queue.name = session.topology.renamed.get(queue.name, queue.name)
                 tag = f"{id(self):x}.{number}"
@@ -267,9 +280,9 @@ class Messages:
                     arguments = self._positions.resuming(tag, arguments, self._started)
                 else:
                     arguments = self._positions.starting(queue.name, arguments)
-                await session.waits.answer(
-                    transport.consume(channel.number, queue.name, tag, False, self._exclusive, arguments)
-                )
+                starting.append(transport.consume(channel.number, queue.name, tag, False, self._exclusive, arguments))
+            for each in starting:  # all are under way at once
+                await session.waits.answer(each)
             if self._is_over:  # it ended meanwhile
                 raise closed()
         except BaseException:
@@ -342,7 +355,7 @@ class Messages:
     # --- messages
 
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, Delivery):
+        if type(event) is Delivery:
             self._ready.append(event)
             self._changes.wake()
         elif isinstance(event, Cancelled):
@@ -364,35 +377,25 @@ class Messages:
     def __aiter__(self) -> Messages:
         return self
 
-    async def __anext__(self) -> Message:
-        while True:
-            while not self._ready:
-                self._check()
-                await self._changes.wait()
-            await self._save_offsets()
-            message = await self._take() if self._ready else None
-            if message is not None:
-                return message
+    def __anext__(self) -> Coroutine[Any, Any, Message]:
+        return cast("Coroutine[Any, Any, Message]", self.next())
 
     async def next(self, timeout: float | None = None) -> Message | None:
-        """Return the next message, or None if none arrives in time.
-
-        Args:
-            timeout: Seconds (None: no limit).
-        """
+        """Return the next message; None if none came in ``timeout`` seconds (None: wait for one)."""
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             while not self._ready:
                 self._check()
                 if not await self._changes.wait(deadline):
                     return None
-            await self._save_offsets()
-            message = await self._take() if self._ready else None
-            if message is not None:
-                return message
+            if self._keeper is not None:
+                await self._save_offsets()
+            message = self._take() if self._ready else None
+            if message is not None and (self._rule is None or await self._is_allowed(message, self._rule)):
+                return self._hand_over(message)
 
-    async def _take(self) -> Message | None:
-        """Take what is ready; None if it is nothing for the application."""
+    def _take(self) -> Message | None:
+        """Take what is ready; None if its connection is lost."""
         channel: Any = self._channel
         delivery = self._ready.popleft()
         if not channel.is_open:
@@ -401,17 +404,25 @@ class Messages:
         message.queue = self._names.get(delivery.consumer_tag, "")
         message.accept = self._accept
         if delivery.stream_offset is not None:
+            channel.positions = self._positions
             tag, offset = delivery.consumer_tag or "", delivery.stream_offset
             self._positions.receive(tag, delivery.delivery_tag, offset, redelivered=delivery.redelivered)
-        if self._rule is not None and (verdict := self._rule.judge(message)) is not Verdict.RECEIVE:
-            if verdict is Verdict.DEAD_LETTER:
-                await self._dead_letter(message)
-            else:
-                await message.requeue(failed=False)
-            return None
+        return message
+
+    async def _is_allowed(self, message: Message, rule: DeadLetterRule) -> bool:
+        """Return whether a message is for the application; others go where they belong."""
+        verdict = rule.judge(message)
+        if verdict is Verdict.DEAD_LETTER:
+            await self._dead_letter(message)
+        elif verdict is not Verdict.RECEIVE:
+            await message.requeue(failed=False)
+        return verdict is Verdict.RECEIVE
+
+    def _hand_over(self, message: Message) -> Message:
         if self._no_ack:
-            channel.settle(delivery.delivery_tag, Outcome.ACK)
+            message.channel.settle(message.delivery_tag, ACK)
             message.no_ack = True
+        delivery: Any = message.delivery
         self._session.tally.count_consumed(delivery)
         return message
 
@@ -464,9 +475,9 @@ class Messages:
         batch = MessageBatch()
         try:
             while self._ready and len(batch) < size:
-                message = await self._take()
-                if message is not None:
-                    batch.append(message)
+                message = self._take()
+                if message is not None and (self._rule is None or await self._is_allowed(message, self._rule)):
+                    batch.append(self._hand_over(message))
         except BaseException:
             self._ready.extendleft(message.delivery for message in reversed(batch) if message.delivery is not None)
             raise

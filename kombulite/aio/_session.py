@@ -6,8 +6,9 @@ The class is wider than others: channels and the connection fail together, and c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any, Protocol, TypeVar, cast
 
 from kombulite import exceptions
@@ -19,13 +20,16 @@ from kombulite._client.topology import Topology
 from kombulite._core import Delivery
 from kombulite.brokers import is_native, resolve_transport
 from kombulite.brokers.aio import AsyncTransport, Pending, closed
-from kombulite.brokers.base import ChannelClosed, Event, ExchangeSpec, Outcome, Transport
+from kombulite.brokers.base import ChannelClosed, Event, ExchangeSpec, MessageIgnored, Outcome, Transport
 from kombulite.brokers.threaded import async_transport
 from kombulite.brokers.waits import Waits, Window
 from kombulite.utils.functional import retry_intervals
 from kombulite.utils.imports import symbol_by_name
 
 T = TypeVar("T")
+
+# As globals: looking a member up costs as much as the call.
+ACK, RETURN = Outcome.ACK, Outcome.RETURN
 
 WINDOW = 4096  # messages that may be on their way to the broker, and not answered yet
 DEFAULT_TIMEOUT = 30.0  # seconds
@@ -42,40 +46,38 @@ class Channel:
         self.is_open = True
         self.on_event: Callable[[Event], object] | None = None
         self.on_closed: Callable[[object], object] | None = None  # called with why it is closed
-        self.positions: StreamPositions | None = None  # of its consumers
+        self.positions: StreamPositions | None = None  # of its consumers, once one has a message of a stream
         self.transport = transport
 
     def settle(self, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> Pending[None] | None:
         """Say what becomes of a delivery. Raises RecoverableConnectionError if its channel is closed."""
-        self._note_settled((delivery_tag,), outcome, multiple)
-        if self._was_held([delivery_tag], outcome, multiple):
+        self.session.waits.check_loop()
+        if not self.is_open:
+            self._settle_held([delivery_tag], outcome, multiple)
             return None
-        return self.transport.settle(self.number, delivery_tag, self._outcome(outcome), multiple)
+        if self.positions is not None and outcome in (ACK, Outcome.REJECT):  # a stream takes nothing back
+            self.positions.settle((delivery_tag,), multiple)
+        return self.transport.settle(self.number, delivery_tag, self._known(outcome), multiple)
 
     def settle_many(self, delivery_tags: list[Any], outcome: Outcome) -> Pending[None] | None:
         """Say what becomes of some deliveries."""
-        self._note_settled(delivery_tags, outcome)
-        if self._was_held(delivery_tags, outcome):
-            return None
-        return self.transport.settle_many(self.number, delivery_tags, self._outcome(outcome))
-
-    def _note_settled(self, delivery_tags: Iterable[Any], outcome: Outcome, multiple: bool = False) -> None:
-        """Note how far consumers of streams are, which take nothing back."""
-        if self.positions is not None and self.is_open and outcome in (Outcome.ACK, Outcome.REJECT):
-            self.positions.settle(delivery_tags, multiple)
-
-    def _was_held(self, delivery_tags: list[Any], outcome: Outcome, multiple: bool = False) -> bool:
-        """Settle deliveries of a connection that is lost, if the broker lets another do that."""
-        held = None if self.is_open else self.transport.held
-        return held is not None and held.settle(self.number, delivery_tags, outcome, multiple)
-
-    def _outcome(self, outcome: Outcome) -> Outcome:
-        """Return the outcome as the broker knows it."""
         self.session.waits.check_loop()
         if not self.is_open:
+            self._settle_held(delivery_tags, outcome, False)
+            return None
+        if self.positions is not None and outcome in (ACK, Outcome.REJECT):
+            self.positions.settle(delivery_tags)
+        return self.transport.settle_many(self.number, delivery_tags, self._known(outcome))
+
+    def _settle_held(self, delivery_tags: list[Any], outcome: Outcome, multiple: bool) -> None:
+        """Settle deliveries of a connection that is lost, if the broker lets another do that."""
+        held = self.transport.held
+        if held is None or not held.settle(self.number, delivery_tags, outcome, multiple):
             raise exceptions.RecoverableConnectionError("the message came on a channel that is closed")
-        is_known = outcome is not Outcome.RETURN or self.transport.counts_failures
-        return outcome if is_known else Outcome.REQUEUE
+
+    def _known(self, outcome: Outcome) -> Outcome:
+        """Return the outcome as the broker knows it."""
+        return Outcome.REQUEUE if outcome is RETURN and not self.transport.counts_failures else outcome
 
     def notice(self) -> None:
         """After an error: see whether the broker has closed the channel for it."""
@@ -216,7 +218,7 @@ class AsyncSession(Session):
         channel = self._channels.get(event.channel)
         if channel is None:
             return
-        if isinstance(event, ChannelClosed):
+        if type(event) is ChannelClosed:
             self.forget(channel, event.error)
         if channel.on_event is not None:
             channel.on_event(event)
@@ -361,55 +363,109 @@ class AsyncSession(Session):
 
     # --- publishing
 
+    def publish_at_once(self, delivery: Delivery, mandatory: bool, role: str) -> Pending[None] | bool:
+        """Publish one message on the channel of a role, if it is its turn.
+
+        Returns True if the broker has it, the future of its answer if there has to be one, False if it is not sent.
+        """
+        channel = self._roles.get(role)
+        if (
+            channel is None
+            or not channel.is_open
+            or not self.is_open
+            or delivery.exchange not in self.exchanges
+            or self.window.is_full
+            or channel.transport.writable() is not None
+        ):
+            return False
+        try:
+            pending = channel.transport.publish(channel.number, delivery, mandatory)
+        except exceptions.ChannelError as error:
+            self._note_refused(delivery, error)
+            channel.notice()
+            raise
+        if pending is not None:
+            return pending
+        self.tally.count_published(delivery, role != "plain")
+        return True
+
     async def publish(self, delivery: Delivery, mandatory: bool, role: str, deadline: float) -> None:
         """Publish one message on the channel of a role, when it is its turn. Cancelled before that, it is not sent."""
         while True:
-            channel = self._roles.get(role)
-            if channel is None or not channel.is_open or not self.is_open:
-                channel = await self.channel(role, deadline)
-            elif delivery.exchange not in self.exchanges:
-                await self._find_exchange(delivery.exchange, deadline)
-            elif self.window.is_full:
-                await self.window.turn(deadline)
-            elif (room := self.transport.writable()) is not None:  # type: ignore[union-attr]
-                await self.window.share(room, deadline)
-            else:
-                break
-        transport = self.transport
-        assert transport is not None
+            sent = self.publish_at_once(delivery, mandatory, role)
+            if sent is False:
+                await self._wait_for_turn(delivery, role, deadline)
+            elif sent is True or await self.wait_for_answer(sent, delivery, role, deadline):
+                return
+
+    async def wait_for_answer(self, sent: Any, delivery: Delivery, role: str, deadline: float) -> bool:
+        """Wait for what the broker says of a message; returns False if it has to be published again."""
+        channel = self._roles[role]
         try:
-            pending = transport.publish(channel.number, delivery, mandatory)
-            if pending is not None:
-                await self.window.wait_for_answer(pending, deadline, "publish")
-        except exceptions.ChannelError:
+            await self.window.wait_for_answer(sent, deadline, "publish")
+        except MessageIgnored:  # the channel was closed for the message of another task
+            channel.notice()
+            return False
+        except exceptions.ChannelError as error:
+            self._note_refused(delivery, error)
             channel.notice()
             raise
         self.tally.count_published(delivery, role != "plain")
+        return True
+
+    async def _wait_for_turn(self, delivery: Delivery, role: str, deadline: float) -> None:
+        """Wait for one of the things that a message has to wait for, if there is one."""
+        channel = self._roles.get(role)
+        if channel is None or not channel.is_open or not self.is_open:
+            await self.channel(role, deadline)
+        elif delivery.exchange not in self.exchanges:
+            await self._find_exchange(delivery.exchange, deadline)
+        elif self.window.is_full:
+            await self.window.turn(deadline)
+        elif (room := channel.transport.writable()) is not None:
+            await self.window.share(room, deadline)
+
+    def _note_refused(self, delivery: Delivery, error: Exception) -> None:
+        """Look for the exchange again before the next message to it, if it is gone."""
+        if isinstance(error, exceptions.NotFound):
+            self.exchanges.discard(delivery.exchange)
 
     async def publish_via(self, via: Any, delivery: Delivery, mandatory: bool, deadline: float) -> None:
         """Publish one message within a transaction of the caller's, on this loop."""
         unfinished = (await self.ask("prepare_via", via, delivery, mandatory, deadline=deadline))()
         if unfinished is not None:
-            await unfinished
+            await self.waits.within(unfinished, deadline, "publish")
         self.tally.count_published(delivery, True)
 
     async def publish_many(
         self, deliveries: list[Delivery], mandatory: bool, confirm: bool, deadline: float
     ) -> list[tuple[int, Exception]]:
         """Publish messages in order; gives those refused, as (index, exception)."""
-        role = "confirmed" if confirm else "plain"
+        refused = await self._publish_many(deliveries, mandatory, confirm, deadline)
+        while ignored := [index for index, error in refused if isinstance(error, MessageIgnored)]:
+            others = [each for each in refused if not isinstance(each[1], MessageIgnored)]
+            try:
+                again = await self._publish_many([deliveries[each] for each in ignored], mandatory, confirm, deadline)
+            except exceptions.ChannelError as error:
+                again = [(number, error) for number in range(len(ignored))]
+            refused = sorted([*others, *((ignored[number], error) for number, error in again)], key=itemgetter(0))
+        self.tally.count_many(deliveries, confirm, {index for index, _ in refused})
+        return refused
+
+    async def _publish_many(
+        self, deliveries: list[Delivery], mandatory: bool, confirm: bool, deadline: float
+    ) -> list[tuple[int, Exception]]:
         for exchange in {delivery.exchange for delivery in deliveries}:
             if exchange not in self.exchanges:
                 await self._find_exchange(exchange, deadline)
-        channel = await self.channel(role, deadline)
-        transport = self.transport
-        assert transport is not None
-        pending = transport.publish_many(channel.number, deliveries, mandatory)
+        channel = await self.channel("confirmed" if confirm else "plain", deadline)
+        pending = channel.transport.publish_many(channel.number, deliveries, mandatory)
         try:
             refused = await self.window.wait_for_answer(pending, deadline, "publish_many")
         finally:
             channel.notice()
-        self.tally.count_many(deliveries, confirm, {index for index, _ in refused})
+        for index, error in refused:
+            self._note_refused(deliveries[index], error)
         return refused
 
     async def _find_exchange(self, name: str, deadline: float) -> None:

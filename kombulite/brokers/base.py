@@ -50,6 +50,10 @@ class Settings(NamedTuple):
         return f"<Settings {self.userid}@{self.hostname}:{self.port}/{self.virtual_host}>"
 
 
+class MessageIgnored(exceptions.RecoverableConnectionError):
+    """A message came behind the one that the broker has closed the channel for: it was not taken for certain."""
+
+
 class Capabilities(NamedTuple):
     """What a transport can do."""
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from contextlib import suppress
 from functools import partial
 from math import inf
+from threading import get_ident
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -38,6 +39,7 @@ class Waits:
         self._is_idle = is_idle
         self.is_closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0  # that the loop runs in
         self._tasks: dict[Hashable, asyncio.Task[Any]] = {}
         self._waits: dict[Pending[Any], tuple[float, str]] = {}
         self._alarm: asyncio.TimerHandle | None = None
@@ -45,12 +47,16 @@ class Waits:
 
     def check_loop(self) -> asyncio.AbstractEventLoop:
         """Return the loop. Raises RuntimeError in another one, or in a thread without one."""
+        loop = self._loop
+        if loop is not None and self._thread == get_ident() and loop.is_running():
+            return loop  # `get_running_loop` makes a system call (CPython up to 3.11): a quarter of a publish
         running = asyncio.get_running_loop()
         if running is not self._loop:
             if self._loop is not None and not (self._loop.is_closed() and self._is_idle()):
                 raise RuntimeError("the connection belongs to another event loop; make one for each loop")
             self.abandon()
             self._loop = running
+        self._thread = get_ident()
         return running
 
     def deadline(self, timeout: float | None) -> float:
@@ -68,6 +74,16 @@ class Waits:
             finally:
                 del self._waits[pending]
         return pending.result()
+
+    async def within(self, work: Awaitable[T], deadline: float, what: str) -> T:
+        """Wait for work that is not the broker's, but a thread's or a database's. Cancels it at the end of the time.
+
+        Raises TimeoutError.
+        """
+        try:
+            return await asyncio.wait_for(work, max(deadline - monotonic(), 0))
+        except asyncio.TimeoutError as error:  # not the built-in one before Python 3.11
+            raise TimeoutError(f"{what}: it did not end in time") from error
 
     async def answer(self, pending: Pending[T]) -> T:
         """Wait for an answer, as long as the connection's default is."""

@@ -359,6 +359,20 @@ def test_another_loop_or_thread_is_refused_at_once(place):
     run(main)
 
 
+@pytest.mark.parametrize("place", ["memory", "memory-thread"], indirect=True)
+def test_another_loop_of_the_same_thread_is_refused_at_once(place):
+    connection, loop = place.connect(), asyncio.new_event_loop()
+    loop.run_until_complete(connection.connect())
+
+    async def publish():
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await connection.producer().publish(1, "q")
+
+    asyncio.run(publish())
+    loop.run_until_complete(connection.close())
+    loop.close()
+
+
 def test_a_connection_may_be_used_in_one_loop_after_another(place):
     connection = place.connect()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,51 @@ def test_offsets_are_kept_for_the_next_program(amqp_url, stream, tmp_path: Path,
             await connection.delete(Queue(place))
 
     run(main)
+
+
+class StuckStore:
+    """A store of offsets that does not return while it is stuck."""
+
+    def __init__(self) -> None:
+        self.is_free = threading.Event()
+        self.is_free.set()
+        self.saved: dict[str, int] = {}
+
+    def load(self) -> Mapping[str, int]:
+        self.is_free.wait(TIMEOUT)
+        return {"stream": 1}
+
+    def save(self, offsets: Mapping[str, int]) -> None:
+        self.is_free.wait(TIMEOUT)
+        self.saved = dict(offsets)
+
+
+@pytest.fixture
+def store() -> Iterator[StuckStore]:
+    store = StuckStore()
+    yield store
+    store.is_free.set()
+
+
+@pytest.mark.parametrize("verb", ["load", "save"])
+def test_a_store_that_is_stuck_ends_each_wait_by_its_deadline(store, verb):
+    name = Place("", "", {}).name("q")
+
+    async def main() -> None:
+        async with aio.connect("memory://") as connection:
+            connection.session.waits.timeout = 0.3
+            messages = connection.consume(name, offsets=store)
+            if verb == "load":
+                store.is_free.clear()
+                with pytest.raises(TimeoutError, match="load offsets"):
+                    await messages.__aenter__()
+            else:
+                await messages.__aenter__()
+                messages._positions.receive(next(iter(messages._names)), 1, 7, no_ack=True)
+                store.is_free.clear()
+                with pytest.raises(TimeoutError, match="save offsets"):
+                    await messages.__aexit__()
+            store.is_free.set()
+
+    run(main)
+    assert store.saved == ({} if verb == "load" else {"stream": 1, name: 8})  # the thread has gone on

@@ -124,6 +124,62 @@ def test_confirms_are_credited_to_their_messages(peer):
     run(main)
 
 
+def gone(name):
+    """What RabbitMQ says of a publish to an exchange that is not there."""
+    return 404, f"NOT_FOUND - no exchange '{name}' in vhost '/'", p.PUBLISH
+
+
+def test_a_refused_message_is_the_matter_of_its_own_task(peer):
+    """Of those before it the broker may have some; it has none of those behind, which are published again."""
+    again = []
+
+    def script(session):
+        session.handshake()
+        number = session.open_channel(confirms=True)
+        for _ in range(5):
+            session.expect(p.PUBLISH)
+        session.ack(1, channel=number)
+        session.close_channel(*gone("gone"), channel=number)
+        session.expect(p.CHANNEL_CLOSE_OK)
+        number = session.open_channel(confirms=True)
+        again.extend(session.expect(p.PUBLISH).body for _ in range(2))
+        session.ack(2, multiple=True, channel=number)
+        session.farewell()
+
+    async def main():
+        async with dial(peer) as connection:
+            connection.session.exchanges.add("gone")  # it was there a while ago
+            producer, bad = connection.producer(serializer="raw"), connection.producer("gone", serializer="raw")
+            sent = [(producer, b"0"), (producer, b"1"), (bad, b"2"), (producer, b"3"), (producer, b"4")]
+            got = await asyncio.gather(*(each.publish(body, "q") for each, body in sent), return_exceptions=True)
+            nothing, lost = type(None), exceptions.RecoverableConnectionError
+            assert [type(each) for each in got] == [nothing, lost, exceptions.NotFound, nothing, nothing]
+            assert "the broker may have the message" in str(got[1])
+            assert "gone" not in connection.session.exchanges
+
+    peer.play(script)
+    run(main)
+    assert again == [b"3", b"4"]
+
+
+def test_many_messages_behind_a_refused_one_are_published_again(amqp_url, name):
+    async def main():
+        queue = Queue(name("q"))
+        async with aio.connect(amqp_url) as connection:
+            await connection.declare(queue)
+            connection.session.exchanges.add("gone")  # it was there a while ago
+            bad, good = connection.producer("gone"), connection.producer()
+            refused = asyncio.create_task(bad.publish("bad", queue.name))
+            many = asyncio.create_task(good.publish_many(range(2500), queue.name))
+            with pytest.raises(exceptions.NotFound):
+                await refused
+            assert await many == 2500
+            assert (await connection.status(queue)).message_count == 2500
+            await connection.delete(queue)
+
+    run(main)
+
+
 def test_messages_without_confirms_that_are_lost_are_logged(peer, caplog):
     def script(session):
         session.handshake()

@@ -68,6 +68,28 @@ def test_what_tasks_publish_in_one_turn_of_the_loop_leaves_in_one_write(redis_ur
     run(main)
 
 
+def test_consuming_many_queues_takes_no_round_trip_for_each(redis_url, client, name, monkeypatch):
+    writes = []
+    write = AsyncStream._write
+
+    def counted(self):
+        writes.append(self)
+        write(self)
+
+    async def main():
+        queues = [f"{name}.{number}" for number in range(300)]
+        async with aio.connect(redis_url) as connection:
+            monkeypatch.setattr(AsyncStream, "_write", counted)
+            async with connection.consume(queues, auto_declare=False) as messages:
+                assert len(writes) < 50
+                await connection.producer().publish("last", queues[-1])
+                message = await messages.next(20)
+                assert (message.payload, message.queue) == ("last", queues[-1])
+                await message.ack()
+
+    run(main)
+
+
 def test_acks_of_one_turn_of_the_loop_are_one_command(redis_url, client, name):
     async def main():
         async with aio.connect(redis_url) as connection:

@@ -222,6 +222,30 @@ def test_message_exists_if_the_transaction_on_the_loop_commits(database, orders,
     assert queue.get() is None
 
 
+def test_a_transaction_that_waits_for_another_ends_the_publish_by_its_deadline(database, orders):
+    if not database.url.startswith("sqlite"):
+        pytest.skip("there two that insert do not wait for each other")
+
+    async def work():
+        options = {"table_prefix": database.prefix}
+        async with aio.connect(database.url, transport_options=options) as connection:
+            producer = connection.producer(Exchange("shop", "topic"))
+            await producer.publish("first", "order.new")
+            async with async_driver(database) as (transaction, _, roll_back):
+                with closing(driver(database)) as writer:
+                    writer.execute("BEGIN IMMEDIATE")
+                    with pytest.raises(TimeoutError, match="publish: it did not end in time"):
+                        await producer.publish("never", "order.new", via=transaction, timeout=0.3)
+                    writer.rollback()
+                await roll_back()
+
+    asyncio.run(work())
+    message = orders[0].get()
+    assert message.payload == "first"
+    message.ack()
+    assert orders[0].get() is None
+
+
 # --- Django
 
 

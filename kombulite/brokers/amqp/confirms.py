@@ -89,6 +89,10 @@ class Confirms:
                 return True
         return False
 
+    def close(self, error: exceptions.ChannelError) -> None:
+        """Settle all, because the broker has closed the channel with an error."""
+        self.fail(error)
+
     def fail(self, error: Exception) -> None:
         """Settle all, because the channel is closed: the broker did not take them, or that is not known."""
         for message in self.take(0, True):

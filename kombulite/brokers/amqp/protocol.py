@@ -326,7 +326,7 @@ class AMQPProtocol:
         self.drop_channel(channel, (Delivery, Cancelled))
         channel.fail_requests(error, channel.closed_error())
         if channel.confirms is not None:
-            channel.confirms.fail(error)
+            channel.confirms.close(error)
         self.emit(ChannelClosed(number, error))
 
     # --- what waits to be received

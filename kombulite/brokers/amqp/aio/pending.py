@@ -7,11 +7,15 @@ from copy import copy
 from time import monotonic
 from typing import Any
 
+from kombulite import exceptions
 from kombulite._core import Delivery
 from kombulite.brokers.aio import Pending, refuse, resolve
+from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.channel import Request
-from kombulite.brokers.amqp.confirms import Unconfirmed
+from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed
 from kombulite.brokers.amqp.methods import Signature
+from kombulite.brokers.amqp.protocol import AMQPProtocol
+from kombulite.brokers.base import MessageIgnored
 
 
 class PendingRequest(Request):
@@ -62,6 +66,47 @@ class PendingConfirm(Unconfirmed):
             refuse(self.pending, copy(error))
         elif not self.pending.done():
             self.pending.set_result(None)
+
+
+class TaskConfirms(Confirms):
+    """The confirms of a channel on which many tasks publish: one that is refused is its own task's matter."""
+
+    def close(self, error: exceptions.ChannelError) -> None:
+        """Settle all, because the broker has closed the channel for one of them, which gets the error.
+
+        It has taken those before, and not confirmed them yet, or it has not; it ignores those behind. If the error does
+        not tell which one it was, all get it.
+        """
+        messages = self.take(0, True)
+        cause = next((each for each in messages if _is_named(each.delivery, error)), None)
+        if cause is None or error.method_sig != methods.BASIC_PUBLISH:
+            for message in messages:
+                message.settle(error)
+            return
+        reason = f"the channel was closed for another message: {error}"
+        outcome: Exception = exceptions.RecoverableConnectionError(f"the broker may have the message: {reason}")
+        for message in messages:
+            if message is cause:
+                message.settle(error)
+                outcome = MessageIgnored(reason)
+            else:
+                message.settle(outcome)
+
+
+def _is_named(delivery: Delivery, error: exceptions.ChannelError) -> bool:
+    """Return whether RabbitMQ's error names what a message has: its exchange, user or size."""
+    text, user = error.reply_text or "", delivery.properties.user_id
+    return (
+        f"exchange '{delivery.exchange or 'amq.default'}'" in text
+        or (user is not None and f"user_id property set to '{user}'" in text)
+        or f"message size {len(delivery.body)} " in text
+    )
+
+
+class AsyncProtocol(AMQPProtocol):
+    """The protocol of a connection whose channels are shared by tasks."""
+
+    confirms_class = TaskConfirms
 
 
 class PendingBatch:
