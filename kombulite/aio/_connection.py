@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from kombulite._client.address import DEFAULT_SETTINGS, Address
@@ -123,7 +124,11 @@ class Connection(Address):
         await self.session.close()
 
     async def __aenter__(self) -> Connection:
-        return await self.connect()
+        try:
+            return await self.connect()
+        except BaseException:
+            await self.close()  # the task that connects for all goes on else
+            raise
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
@@ -489,12 +494,13 @@ class Connection(Address):
         """
         await self.session.window.flush(self.session.waits.deadline(timeout))
 
-    async def insured(self, fun: Callable[[], Awaitable[None]], policy: RetryPolicy) -> None:
+    async def insured(self, fun: Callable[[], Awaitable[None]], policy: RetryPolicy, deadline: float) -> None:
         """Call a function, and retry after a failure.
 
         Args:
             fun: The coroutine function.
             policy: How to retry.
+            deadline: When the last attempt has to begin, on the monotonic clock; after it the error is raised.
 
         Raises:
             OperationalError: The attempts are used up.
@@ -506,6 +512,8 @@ class Connection(Address):
                 return
             except Exception as error:
                 _, pause = retrier.failed(error, self.get_transport_cls())
+                if monotonic() + pause >= deadline:
+                    raise
                 retrier.report(error, pause)
             await asyncio.sleep(pause)
 

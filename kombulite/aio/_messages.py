@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import partial
 from logging import getLogger
 from time import monotonic
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from kombulite import exceptions
 from kombulite import message as messages
@@ -20,15 +20,13 @@ from kombulite._client.dead_letters import DeadLetterRule, Verdict
 from kombulite._client.declarations import consumer_arguments
 from kombulite._client.streams import OffsetKeeper, OffsetStore, StreamPositions, now
 from kombulite._core import Delivery
-from kombulite.aio._session import AsyncSession, Channel
+from kombulite.aio._session import ACK, AsyncSession, Channel
 from kombulite.brokers.aio import Pending, closed
 from kombulite.brokers.base import Cancelled, ChannelClosed, Event, Outcome
 from kombulite.brokers.waits import WaitQueue
 from kombulite.entity import Queue
 
 logger = getLogger("kombulite.aio")
-
-ACK = Outcome.ACK  # as a global: looking a member up costs as much as the call
 
 OnError = Literal["requeue", "reject", "keep"]
 
@@ -378,10 +376,14 @@ class Messages:
         return self
 
     def __anext__(self) -> Coroutine[Any, Any, Message]:
-        return cast("Coroutine[Any, Any, Message]", self.next())
+        return self.next()  # type: ignore[return-value]  # without a timeout there is one
 
     async def next(self, timeout: float | None = None) -> Message | None:
-        """Return the next message; None if none came in ``timeout`` seconds (None: wait for one)."""
+        """Return the next message, or None if none arrives in time.
+
+        Args:
+            timeout: Seconds (None: no limit).
+        """
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             while not self._ready:
@@ -422,8 +424,7 @@ class Messages:
         if self._no_ack:
             message.channel.settle(message.delivery_tag, ACK)
             message.no_ack = True
-        delivery: Any = message.delivery
-        self._session.tally.count_consumed(delivery)
+        self._session.tally.count_consumed(message.delivery)  # type: ignore[arg-type]
         return message
 
     async def _dead_letter(self, message: Message) -> None:

@@ -102,7 +102,7 @@ class Producer(MessageMaker):
             await self._publish(delivery, mandatory, declare, deadline)
             return
         policy = RetryPolicy(**(retry_policy or {}))
-        await self.connection.insured(lambda: self._publish(delivery, mandatory, declare, deadline), policy)
+        await self.connection.insured(lambda: self._publish(delivery, mandatory, declare, deadline), policy, deadline)
 
     async def _publish(self, delivery: Delivery, mandatory: bool, declare: Iterable[Any], deadline: float) -> None:
         session = self._session
