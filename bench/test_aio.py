@@ -11,6 +11,7 @@ import aio_pika
 import pytest
 import redis.asyncio
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
+from faststream.redis import RedisBroker
 
 import kombulite
 from bench.duel import Side, duel
@@ -182,8 +183,20 @@ def test_amqp_consume(benchmark: Any, loop: asyncio.AbstractEventLoop, amqp_url:
     loop.run_until_complete(rival.close())
 
 
-def test_amqp_serve(benchmark: Any, loop: asyncio.AbstractEventLoop, amqp_url: str) -> None:
-    connection = loop.run_until_complete(aio.connect(amqp_url).connect())
+def serve_duel(
+    benchmark: Any,
+    loop: asyncio.AbstractEventLoop,
+    url: str,
+    work: str,
+    subscriber_of: Callable[[], tuple[Any, Any]],
+    publish: Callable[[int], Awaitable[object]] | None = None,
+) -> None:
+    """Handle messages, each in 1 ms, beside FastStream; ``subscriber_of`` makes its broker, and a subscriber of that.
+
+    Args:
+        publish: Fills the queue of FastStream, where it is not ours.
+    """
+    connection = loop.run_until_complete(aio.connect(url).connect())
     loop.run_until_complete(connection.declare(kombulite.Queue("bench")))
     producer = connection.producer(routing_key="bench")
     made: list[tuple[Any, asyncio.Event]] = []
@@ -206,11 +219,11 @@ def test_amqp_serve(benchmark: Any, loop: asyncio.AbstractEventLoop, amqp_url: s
         await connection.serve("bench", handle, concurrency=PREFETCH, stop=stop, auto_declare=False)
 
     async def make(n: int) -> None:
-        await fill(n)
-        broker = RabbitBroker(amqp_url, default_channel=Channel(prefetch_count=PREFETCH), logger=None)
+        await (fill if publish is None else publish)(n)
+        broker, subscriber = subscriber_of()
         done, left = asyncio.Event(), n
 
-        @broker.subscriber(RabbitQueue("bench", declare=False), no_reply=True)
+        @subscriber
         async def handle(message: dict[str, Any]) -> None:
             nonlocal left
             assert message == SMALL
@@ -229,9 +242,31 @@ def test_amqp_serve(benchmark: Any, loop: asyncio.AbstractEventLoop, amqp_url: s
         await broker.stop()
 
     sides = side(loop, ours, fill), side(loop, theirs, make)
-    work = "RabbitMQ, serve with handlers that await 1 ms, concurrency 1000"
     duel(benchmark, work, *sides, operations=MESSAGES, rounds=ROUNDS, rival="FastStream", at_least=5)
     loop.run_until_complete(connection.close())
+
+
+def test_amqp_serve(benchmark: Any, loop: asyncio.AbstractEventLoop, amqp_url: str) -> None:
+    def subscriber_of() -> tuple[Any, Any]:
+        broker = RabbitBroker(amqp_url, default_channel=Channel(prefetch_count=PREFETCH), logger=None)
+        return broker, broker.subscriber(RabbitQueue("bench", declare=False), no_reply=True)
+
+    work = "RabbitMQ, serve with handlers that await 1 ms, concurrency 1000"
+    serve_duel(benchmark, loop, amqp_url, work, subscriber_of)
+
+
+def test_redis_serve(benchmark: Any, loop: asyncio.AbstractEventLoop, redis_url: str) -> None:
+    def subscriber_of() -> tuple[Any, Any]:
+        broker = RedisBroker(redis_url, logger=None)
+        return broker, broker.subscriber(list="rival", no_reply=True, max_workers=PREFETCH)
+
+    async def publish(n: int) -> None:
+        async with redis.asyncio.Redis.from_url(redis_url) as client:
+            await client.delete("rival")
+            await client.rpush("rival", *[json.dumps(SMALL)] * n)
+
+    work = "Redis, serve with handlers that await 1 ms, concurrency 1000"
+    serve_duel(benchmark, loop, redis_url, work, subscriber_of, publish)
 
 
 def test_redis_publish(benchmark: Any, loop: asyncio.AbstractEventLoop, redis_url: str) -> None:

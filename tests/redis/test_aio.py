@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import redis
+import uvloop
 
 import kombulite
 from kombulite import Exchange, Producer, Queue, aio, exceptions
@@ -563,3 +564,28 @@ def test_a_lost_connection_of_the_maintainer_is_replaced(redis_url, client, ours
     second = client.zscore("unacked_index", tag)
     wait_until(lambda: client.zscore("unacked_index", tag) > second + 1, 20, "the lease is not renewed any more")
     message.ack()
+
+
+# --- another loop
+
+
+def test_uvloop(redis_url, client, name):
+    async def main():
+        async with aio.connect(redis_url) as connection:
+            producer = connection.producer(routing_key=name)
+            bodies = [{"n": number, "text": "x" * 1000} for number in range(1000)]
+            await asyncio.gather(*(producer.publish(body, declare=[Queue(name)]) for body in bodies))
+            got = []
+            async with connection.consume(name, prefetch=100) as messages:
+                while len(got) < len(bodies):
+                    message = await messages.next(20)
+                    got.append(message.payload)
+                    await message.ack()
+            assert sorted(each["n"] for each in got) == list(range(1000))
+
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(asyncio.wait_for(main(), 60))
+    finally:
+        loop.close()
+    assert client.zcard("unacked_index") == 0
