@@ -52,7 +52,7 @@ class SQLiteTransport(SQLTransport):
 
     def _ring(self) -> None:
         """Wake a waiting thread, if the lock is free: one that has it looks soon."""
-        self._lock.call(0, self._wake.notify_all)
+        self._lock.call(0, self._note_news)
 
     def driver_version(self) -> str:
         """Return SQLite's version."""

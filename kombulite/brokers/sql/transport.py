@@ -83,6 +83,7 @@ class SQLTransport(ChannelTransport):
         self._wake = Condition(self._lock)
         self._queue_of: dict[tuple[int, str], QueueRecord] = {}  # by channel and consumer tag
         self._seen_version = 0  # of the topology, by the consumers
+        self._news = 0  # how often the database woke this connection
         self._process = os.getpid()
 
     @property
@@ -440,14 +441,20 @@ class SQLTransport(ChannelTransport):
         if tick is None:
             self._wake.wait(seconds)
             return
-        deadline = monotonic() + seconds
+        deadline, news = monotonic() + seconds, self._news
         has_news, wait = self._database.has_news, self._wake.wait
         while not has_news():
             left = deadline - monotonic()
             if left <= 0 or wait(tick if tick < left else left) or not self._connected:
                 return
+            if self._news != news:  # the tick was over while the thread that woke this one had the lock
+                return
 
     def _ring(self) -> None:
         """Wake the waiting threads: called by the database."""
         with self._lock:
-            self._wake.notify_all()
+            self._note_news()
+
+    def _note_news(self) -> None:
+        self._news += 1
+        self._wake.notify_all()
