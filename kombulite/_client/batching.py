@@ -144,6 +144,11 @@ class BatchCollector:
         if unreturnable:
             self.on_batch(unreturnable)
 
+    def lose(self) -> None:
+        """Drop what was gathered, because the connection is lost."""
+        with self._lock:
+            self._drop_lost()
+
     def _drop_lost(self) -> None:
         """Drop messages of a lost connection or channel: those that need an acknowledgement are redelivered."""
         channel = self._messages[0].channel if self._messages else None

@@ -1102,6 +1102,8 @@ class Channel(BaseChannel):
         if self.is_open:
             self._highest_tag = self._transport.highest_tag(self.channel_id)
             self._part("the connection is lost" if reason is None else f"the connection is lost: {reason}")
+            for collector in self._collectors:
+                collector.lose()
 
     def reopen(self, transport: Transport) -> None:
         """Open the channel on a new connection. Delivery tags of the old connection are invalid there.

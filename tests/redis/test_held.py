@@ -295,3 +295,19 @@ def test_a_tag_that_comes_twice_is_settled_once(redis_url, client, name):
                 assert not client.hlen("unacked")
 
     run(program)
+
+
+def test_what_a_batch_had_gathered_comes_again_at_once_in_its_order(through, proxy, client, name):
+    connection, batches = through(), []
+    channel = connection.channel()
+    Consumer(channel, Queue(name), on_batch=batches.append, batch_size=4, batch_timeout=600).consume()
+    Producer(channel).publish_many([1, 2, 3], routing_key=name)
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.3)
+    lose(connection, proxy)
+    assert client.llen(name) == 3
+    Producer(channel).publish(4, routing_key=name)
+    drain(connection, lambda: batches, 20)
+    assert batches[0].payloads == [1, 2, 3, 4]
+    batches[0].ack()
+    is_settled(client, Queue(name))

@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 from weakref import ReferenceType, WeakSet, ref
 
@@ -116,19 +117,23 @@ class Handover:
     # --- what is left
 
     def abandon(
-        self, user: object, channels: Iterable[RedisChannel], unanswered: list[Posted], are_noted: bool
+        self, user: object, channels: Iterable[RedisChannel], unanswered: list[Posted], are_noted: bool, holds: bool
     ) -> None:
         """Leave what the server has noted for the channels of a connection that is lost.
 
-        ``are_noted``: whether the server notes leases. ``unanswered``: commands that may be sent again.
+        ``are_noted``: whether the server notes leases. ``holds``: whether the application keeps the messages that it
+        has, which it does not if it was closing the connection. ``unanswered``: commands that may be sent again.
         """
         self._users.discard(user)
         states = list(channels)
+        leases: list[Lease] = []
+        for state in states if are_noted else ():
+            leases += self._hold(state) if holds else state.unsettled()
         queues = [claims for state in states for claims in state.claim_queues]
         claims = [claims.claiming for claims in queues if claims.claiming is not None]
         claims += [claim for state in states for claim in state.fetching]
         abandoned = Abandoned(
-            [lease for state in states for lease in self._hold(state)] if are_noted else [],
+            leases,
             [lease for claims in queues if not claims.lease for lease in claims.ready]
             + [lease for state in states for lease in state.unreturned],
             self._tags_of(claims) if are_noted else [],
@@ -161,6 +166,7 @@ class Handover:
             if held is not None:
                 forgotten.append(held.lease)
         if forgotten:
+            forgotten.sort(key=attrgetter("tag"))  # as they came: Python frees a list from its end
             self._left.append(Abandoned(forgotten))
         while self._left:
             try:

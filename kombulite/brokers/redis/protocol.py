@@ -67,6 +67,7 @@ class RedisProtocol:
         self.keys = self.keys_class(options, database_of(settings.virtual_host))
         self.channels: dict[int, RedisChannel] = {}
         self._identity = identity
+        self._is_ending = False  # whether the application is closing the connection
         self.handover = handover_of(identity, self.keys, self.handover_class)
         self._wake = wake
         self._keep = keep
@@ -111,6 +112,7 @@ class RedisProtocol:
 
     def end(self) -> Plan[None]:
         """Close the channels, and delete what is this connection's alone."""
+        self._is_ending = True
         for number in list(self.channels):
             yield from self.close_channel(number)
         for queue in self.topology.exclusive_queues():
@@ -128,7 +130,8 @@ class RedisProtocol:
 
     def abandon(self, unanswered: list[Posted]) -> None:
         """Leave what the server has noted for us to the next connection of this process."""
-        self.handover.abandon(self, self.channels.values(), unanswered, self.options.ack_emulation)
+        are_noted = self.options.ack_emulation
+        self.handover.abandon(self, self.channels.values(), unanswered, are_noted, holds=not self._is_ending)
         self.channels.clear()
 
     # --- channels

@@ -85,6 +85,7 @@ class SQLTransport(ChannelTransport):
         self._seen_version = 0  # of the topology, by the consumers
         self._news = 0  # how often the database woke this connection
         self._process = os.getpid()
+        self._is_closing = False  # whether the application is closing the connection: then it keeps nothing
 
     @property
     def _identity(self) -> tuple[Hashable, ...]:
@@ -113,6 +114,7 @@ class SQLTransport(ChannelTransport):
     def connect(self) -> None:
         """Open the database, and create its tables if they are missing."""
         self._process = os.getpid()
+        self._is_closing = False
         self._session.left = left = left_by(*self._identity)  # the process may be a child of that which made this
         self._held = HeldMessages(left)
         self._session.open(self._creates_tables)
@@ -126,6 +128,7 @@ class SQLTransport(ChannelTransport):
         with self._lock:
             if not self._connected:
                 return
+            self._is_closing = True
             try:
                 for number in list(self._channels):
                     self.close_channel(number)
@@ -145,7 +148,7 @@ class SQLTransport(ChannelTransport):
     def _ended(self) -> None:
         """Forget the client's half of a connection that has ended; what the application still has is held."""
         self._connected = False
-        for number, state in self._channels.items():
+        for number, state in () if self._is_closing else self._channels.items():
             self._held.hold(number, state.tokens, self._topology.connection)
         self._forget_channels()
         self._turns.clear()
