@@ -1102,7 +1102,7 @@ class Channel(BaseChannel):
         if self.is_open:
             self._highest_tag = self._transport.highest_tag(self.channel_id)
             self._part("the connection is lost" if reason is None else f"the connection is lost: {reason}")
-            for collector in self._collectors:
+            for collector in self.collectors:
                 collector.lose()
 
     def reopen(self, transport: Transport) -> None:
