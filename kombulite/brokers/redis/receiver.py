@@ -249,6 +249,8 @@ class Receiver:
         elif monotonic() >= self._look_at:
             self._look_at = monotonic() + self._polling_interval()
             self.look_everywhere()
+        else:  # the server may have refused to wait meanwhile
+            self._look_at = min(self._look_at, monotonic() + self._polling_interval())
 
     @property
     def next_look(self) -> float | None:
