@@ -35,6 +35,22 @@ REPEATS = 100
 VALUE = {"id": 184467, "type": "order.created", "amount": 129.95, "currency": "EUR", "items": [3, None, True, "\u00e9"]}
 TEXT = json.dumps(VALUE)
 PROPERTIES = Properties("application/json", "utf-8", {"trace": "abc", "retries": 3}, 2, 0, correlation_id="c-20817")
+ID = "c0d567d2-d236-4ff5-8b58-81008c869594"
+HEADERS = {
+    "lang": "py",
+    "task": "shop.tasks.add",
+    "id": ID,
+    "eta": None,
+    "retries": 0,
+    "timelimit": [None, None],
+    "root_id": ID,
+    "parent_id": None,
+    "argsrepr": "(2, 2)",
+    "kwargsrepr": "{}",
+    "origin": "gen1@host",
+    "ignore_result": False,
+    "stamps": {},
+}
 PLACE = ("orders", "order.eu.created")
 
 Work = Callable[[int], None]  # does something so many times
@@ -137,6 +153,12 @@ def memory_publish() -> Work:
     return repeated(lambda: producer.publish(VALUE))
 
 
+def memory_publish_task() -> Work:
+    """With what Celery and remote calls send: headers, ``correlation_id``, ``reply_to``."""
+    producer, _ = memory()
+    return repeated(lambda: producer.publish(VALUE, headers=HEADERS, correlation_id=ID, reply_to="replies"))
+
+
 def memory_round_trip() -> Work:
     """Publish, consume, acknowledge."""
     producer, queue = memory()
@@ -178,6 +200,7 @@ PATHS: dict[str, Callable[[], Work]] = {
         route_topic,
         priority_key,
         memory_publish,
+        memory_publish_task,
         memory_round_trip,
     )
 }

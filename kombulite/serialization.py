@@ -341,9 +341,13 @@ def _msgpack_loads(data: Any) -> Any:
     return msgpack.unpackb(data, raw=False)
 
 
+#: The functions that stand for JSON in the registry: methods that are looked up anew are other objects.
+JSON_DUMPS, JSON_LOADS = json.dumps, json.loads
+
+
 def register_json() -> None:
     """Add the JSON serializer to the registry (again)."""
-    registry.register("json", json.dumps, json.loads, "application/json")
+    registry.register("json", JSON_DUMPS, JSON_LOADS, "application/json")
 
 
 def register_yaml() -> None:
@@ -371,6 +375,7 @@ def parenthesize_alias(first: str, second: str) -> str:
     return f"{first} ({second})" if second else first
 
 
+registry.use_json(json, JSON_DUMPS, JSON_LOADS)
 register_json()
 register_yaml()
 register_pickle()

@@ -8,9 +8,9 @@ from operator import itemgetter
 from typing import Any, TypedDict
 
 from kombulite import exceptions, serialization
-from kombulite._core import Delivery, PlainMessages, make_properties
+from kombulite._core import BaseMaker, Delivery, make_properties
 from kombulite.compression import compress
-from kombulite.entity import DELIVERY_MODES, PERSISTENT_DELIVERY_MODE, Exchange, Queue, maybe_delivery_mode
+from kombulite.entity import DELIVERY_MODES, Exchange, Queue, maybe_delivery_mode
 
 LONGEST_SHORT_STRING = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
 
@@ -185,7 +185,7 @@ class MessageArguments(TypedDict, total=False):
     cluster_id: str | None
 
 
-class MessageMaker:
+class MessageMaker(BaseMaker):
     """The defaults of a producer, and the messages that it makes: the base of the producers of both facades."""
 
     exchange: Any = None
@@ -200,19 +200,25 @@ class MessageMaker:
         serializer: str | None,
         compression: str | None,
     ) -> None:
-        self._plain = PlainMessages(serialization.registry)
+        super().__init__(serialization.registry)
         exchange = self.exchange if exchange is None else exchange
         self.exchange = Exchange(exchange or "") if exchange is None or isinstance(exchange, str) else exchange
         self.routing_key = routing_key or self.routing_key
         self.serializer = serializer or self.serializer
         self.compression = compression or self.compression
 
-    def _make(
+    def _mode_of(self, mode: str) -> int:
+        return DELIVERY_MODES[mode]
+
+    def _check_key(self, routing_key: str) -> None:
+        check_short(routing_key, "routing key")
+
+    def _make_other(
         self,
-        exchange: Exchange | str | None,
-        routing_key: str | None,
+        name: str,
+        routing_key: str,
         body: Any,
-        delivery_mode: int | str | None,
+        mode: int,
         priority: int | None,
         content_type: str | None,
         content_encoding: str | None,
@@ -222,29 +228,11 @@ class MessageMaker:
         expiration: float | None,
         properties: Mapping[str, Any],
     ) -> Delivery:
-        """Return the message that the arguments of ``publish`` ask for."""
-        exchange = self.exchange if exchange is None else exchange
-        if isinstance(exchange, str):
-            name, mode = exchange, delivery_mode or self.exchange.delivery_mode
-        else:
-            name, mode = exchange.name, delivery_mode or exchange.delivery_mode
-        if not mode:
-            mode = PERSISTENT_DELIVERY_MODE
-        elif isinstance(mode, str):
-            mode = DELIVERY_MODES[mode]
-        if routing_key is None:
-            routing_key = self.routing_key
-        if len(routing_key) > SURELY_SHORT:
-            check_short(routing_key, "routing key")
-        compression = compression or self.compression
-        is_plain = not (compression or headers or properties or expiration is not None)
         if not content_type:
-            if is_plain:
-                return self._plain.make(name, routing_key, body, serializer or self.serializer, mode, priority)
-            content_type, content_encoding, body = encode(body, serializer or self.serializer)
+            content_type, content_encoding, body = encode(body, serializer)
         else:
             content_encoding, body = _as_it_is(body, content_encoding)
-        if is_plain:
+        if not (compression or headers or properties or expiration is not None):
             shared = self._plain.properties(content_type, content_encoding, mode, priority)
             return Delivery(name, routing_key, shared, body)
         if compression:

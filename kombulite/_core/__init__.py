@@ -3,7 +3,15 @@
 Imports nothing of the facade: it loads without it.
 """
 
-from kombulite._core.channel import GATHERED, BaseChannel, BaseSession, BaseSubscription
+from kombulite._core.channel import (
+    GATHERED,
+    AckStep,
+    BaseChannel,
+    BaseConsumer,
+    BaseSession,
+    BaseSubscription,
+    PublishStep,
+)
 from kombulite._core.codecs import Codecs
 from kombulite._core.envelope import EnvelopeTemplate, MalformedEnvelope, TagSequence, decode_envelope
 from kombulite._core.fieldtable import (
@@ -25,7 +33,7 @@ from kombulite._core.frames import (
 )
 from kombulite._core.locks import NOT_ACQUIRED, BaseLock, Condition
 from kombulite._core.message import NOT_DECODED, BaseMessage, CounterBlock, Delivery, Properties, declaration_key
-from kombulite._core.outgoing import KEYWORD_PROPERTIES, PlainMessages, make_properties
+from kombulite._core.outgoing import KEYWORD_PROPERTIES, BaseMaker, BaseProducer, PlainMessages, make_properties
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.publishing import BaseQueue, PublishPath
 from kombulite._core.queueing import AckWatermark, ConsumerRing, ConsumerSlot, FastPath, MessageQueue, UnackedDeliveries
@@ -40,10 +48,14 @@ __all__ = [
     "KEYWORD_PROPERTIES",
     "NOT_ACQUIRED",
     "NOT_DECODED",
+    "AckStep",
     "AckWatermark",
     "BaseChannel",
+    "BaseConsumer",
     "BaseLock",
+    "BaseMaker",
     "BaseMessage",
+    "BaseProducer",
     "BaseQueue",
     "BaseSession",
     "BaseSubscription",
@@ -72,6 +84,7 @@ __all__ = [
     "Properties",
     "ProtocolError",
     "PublishPath",
+    "PublishStep",
     "ReturnReceived",
     "RoutingTable",
     "TagSequence",

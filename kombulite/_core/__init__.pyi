@@ -153,8 +153,24 @@ class BaseSubscription:
         self, cls: type[BaseMessage], channel: Any, tally: CounterBlock, no_ack: bool, run: Callable[[Any], Any]
     ) -> None: ...
 
+class PublishStep:
+    def publish(
+        self,
+        channel: int,
+        delivery: Delivery,
+        mandatory: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> Any: ...
+
+class AckStep:
+    def acknowledge(self, delivery_tag: Any) -> bool: ...
+
 class BaseChannel:
     channel_id: int
+    is_open: bool
+    is_native: bool
+    session: Any
     positions: Any
     @property
     def _tally(self) -> CounterBlock: ...
@@ -163,9 +179,9 @@ class BaseChannel:
     def __init__(self, channel_id: int, tally: CounterBlock, acknowledged: Any) -> None: ...
     def use(
         self,
-        publish: Callable[..., None],
+        publish: Callable[..., None] | PublishStep,
         settle: Callable[..., None],
-        acknowledge: Callable[[Any], bool] | None,
+        acknowledge: AckStep | None,
         confirmed: bool,
     ) -> None: ...
     def publish(
@@ -184,9 +200,15 @@ class BaseChannel:
     def dispatch(self, event: Any) -> bool: ...
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None: ...
 
+class BaseConsumer:
+    _overrides_receive: bool
+    def __init__(self, codecs: Codecs, loads: Any) -> None: ...
+    def _receive(self, message: BaseMessage) -> None: ...
+
 class BaseSession:
     channels: dict[int, Any]
     poll_ready: Callable[[], Any] | None
+    declared: Any
     def __init__(self) -> None: ...
     def on_unknown_channel(self, event: Any) -> None: ...
     def dispatch(self, events: Iterable[Any]) -> bool: ...
@@ -229,6 +251,7 @@ class Codecs:
     def decode_failed(self, error: Exception) -> Any: ...
     def dumps(self, data: Any, serializer: str | None = None) -> tuple[str, str, Any]: ...
     def encode(self, data: Any, serializer: str | None) -> tuple[str, str, bytes]: ...
+    def use_json(self, json: JSON, dumps: Callable[[Any], str], loads: Callable[[Any], Any]) -> None: ...
     def loads(
         self,
         data: Any,
@@ -266,6 +289,57 @@ class PlainMessages:
     def properties(
         self, content_type: str | None, content_encoding: str | None, delivery_mode: int, priority: int | None
     ) -> Properties: ...
+
+class BaseMaker:
+    @property
+    def _plain(self) -> PlainMessages: ...
+    def __init__(self, codecs: Codecs) -> None: ...
+    def _make(
+        self,
+        exchange: Any,
+        routing_key: str | None,
+        body: Any,
+        delivery_mode: int | str | None,
+        priority: int | None,
+        content_type: str | None,
+        content_encoding: str | None,
+        serializer: str | None,
+        headers: Mapping[str, Any] | None,
+        compression: str | None,
+        expiration: float | None,
+        properties: Mapping[str, Any],
+    ) -> Delivery: ...
+
+class BaseProducer(BaseMaker):
+    _facade: Any  # a channel, or None
+    _declared: Any
+    _exchange: Any
+    _batch: Any
+    def __init__(self, codecs: Codecs) -> None: ...
+    def _publish_now(
+        self,
+        body: Any,
+        routing_key: str | None,
+        delivery_mode: int | str | None,
+        mandatory: bool,
+        priority: int | None,
+        content_type: str | None,
+        content_encoding: str | None,
+        serializer: str | None,
+        headers: Mapping[str, Any] | None,
+        compression: str | None,
+        exchange: Any,
+        retry: bool,
+        retry_policy: Mapping[str, Any] | None,
+        declare: Iterable[Any] | None,
+        expiration: float | None,
+        timeout: float | None,
+        confirm_timeout: float | None,
+        via: Any,
+        correlation_id: str | None,
+        reply_to: Any,
+        properties: Mapping[str, Any],
+    ) -> Any: ...
 
 # --- envelope
 
@@ -373,7 +447,7 @@ class MessageQueue:
     def clear(self) -> int: ...
 
 @final
-class UnackedDeliveries:
+class UnackedDeliveries(AckStep):
     prefetch_count: int
     active: bool
     @property
@@ -472,24 +546,16 @@ class BaseQueue:
     def idle(self) -> list[Any]: ...
 
 @final
-class PublishPath:
+class PublishPath(PublishStep):
     def __init__(
         self,
         lock: BaseLock,
-        route: Callable[[Delivery, dict[str, Any]], tuple[Any, ...]],
+        table: RoutingTable,
         queues: dict[str, Any],
         channels: dict[int, Any],
-        expiring: Collection[Any],
+        expiring: set[Any],
         offer: Callable[[Any], None],
         publish_slowly: Callable[[int, Delivery, bool], None],
-    ) -> None: ...
-    def publish(
-        self,
-        channel: int,
-        delivery: Delivery,
-        mandatory: bool = False,
-        timeout: float | None = None,
-        confirm_timeout: float | None = None,
     ) -> None: ...
 
 # --- AMQP: field tables

@@ -167,6 +167,7 @@ class Channel(BaseChannel):
 
     def __init__(self, connection: Any, transport: Transport, channel_id: int) -> None:
         self.session: ChannelSession = connection.session
+        self.is_native = True
         super().__init__(channel_id, self.session.tally, Outcome.ACK)
         self.connection = connection  #: for programs: the channel itself talks to its session
         self.is_open = True
@@ -1121,8 +1122,9 @@ class Channel(BaseChannel):
     def _join(self, transport: Transport) -> None:
         self._bare_transport = transport
         self._transport = transport if self._hooks is None else self._hooks.observe(transport)
+        publish = None if self._hooks is not None else transport.fast_publish(self.channel_id)
         acknowledge = transport.fast_ack(self.channel_id)
-        self.use(self._transport.publish, transport.settle, acknowledge, transport.confirms)
+        self.use(publish or self._transport.publish, transport.settle, acknowledge, transport.confirms)
 
     def resume(self, renamed: Mapping[str, str]) -> None:
         """Set the limits, and start the consumers again.

@@ -16,11 +16,12 @@ from kombulite._client.batching import BatchCollector, MessageBatch
 from kombulite._client.dead_letters import DeadLetterRule, Verdict, dead_letter_rule
 from kombulite._client.queue_kinds import with_kind
 from kombulite._client.streams import OffsetKeeper, OffsetStore, StreamPositions
+from kombulite._core import BaseConsumer
 from kombulite._sync.channel import Channel
 from kombulite.abstract import is_connection, maybe_channel
 from kombulite.entity import Exchange, Queue
 from kombulite.message import Message
-from kombulite.serialization import prepare_accept_content
+from kombulite.serialization import prepare_accept_content, registry
 from kombulite.transport.adapter import AdaptedChannel, facade_channel
 from kombulite.utils.functional import maybe_list
 
@@ -50,7 +51,7 @@ class ConsumerArguments(TypedDict, total=False):
     offsets: OffsetStore | None
 
 
-class Consumer:
+class Consumer(BaseConsumer):
     """Consumer: receives messages from one or several queues.
 
     With ``on_batch`` it is called with a ``MessageBatch``: a list of messages that can be decoded, of all queues, with
@@ -123,6 +124,7 @@ class Consumer:
         batch_timeout: float = 1.0,
         offsets: OffsetStore | None = None,
     ) -> None:
+        super().__init__(registry, Message.loads)
         self.channel: Any = channel
         given = maybe_list(queues) or []
         are_named = all(queue.name for queue in given)
@@ -465,25 +467,6 @@ class Consumer:
             raise NotImplementedError("Consumer does not have any callbacks")
         for callback in self.callbacks:
             callback(body, message)
-
-    def _receive(self, message: Message) -> None:
-        on_message = self.on_message
-        try:
-            if on_message is None:
-                body = message.unpack(self.accept)
-            else:
-                message.accept = self.accept
-                message.raise_errors()
-        except Exception as error:
-            self._decoding_failed(message, error)
-            return
-        if on_message is not None:
-            on_message(message)
-        elif self._overrides_receive or not self.callbacks:
-            self.receive(body, message)
-        else:  # what `receive` does, without the call: 4 % of a message's way from queue to ack
-            for callback in self.callbacks:
-                callback(body, message)
 
     def _receive_callback(self, message: Any) -> Any:
         """Receive a message of a transport of others, or what its channel makes one of."""

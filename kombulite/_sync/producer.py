@@ -14,7 +14,7 @@ from kombulite._client.interfaces import BlockingConnection
 from kombulite._client.lifecycle import State
 from kombulite._client.outgoing import Chunk, MessageMaker
 from kombulite._client.retry import RetryPolicy
-from kombulite._core import Delivery
+from kombulite._core import BaseProducer, Delivery
 from kombulite._sync.batches import Batch, BatchContext, HookedBatch, SessionBatch
 from kombulite._sync.channel import Channel
 from kombulite._sync.steps import Step, publish_in_steps, publish_prepared
@@ -55,7 +55,7 @@ class ProducerArguments(TypedDict, total=False):
     on_return: Callable[[Exception, str, str, Message], Any] | None
 
 
-class Producer(MessageMaker):
+class Producer(MessageMaker, BaseProducer):
     """Producer: publishes messages.
 
     Args:
@@ -95,11 +95,7 @@ class Producer(MessageMaker):
         compression: str | None = None,
         on_return: Callable[[Exception, str, str, Message], Any] | None = None,
     ) -> None:
-        self._facade: Channel | None = None
         self.__connection__: BlockingConnection | None = None
-        self._declared: Any = None  # the connection's declarations that hold ours
-        self._exchange: Exchange | None = None  # of this exchange
-        self._batch: Any = None
         super().__init__(exchange, routing_key, serializer, compression)
         self.on_return = on_return or self.on_return
         if auto_declare is not None:
@@ -143,7 +139,7 @@ class Producer(MessageMaker):
 
     def _open_channel(self) -> Channel:
         """Return the facade's part of the channel, opened now if it is not, or is not any more."""
-        channel = self._facade
+        channel: Channel | None = self._facade
         if channel is not None and channel.connection.state is State.LOST:
             # That was raised already, to whoever noticed it. Now it comes back, with its channels; one try.
             channel.connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
@@ -254,6 +250,8 @@ class Producer(MessageMaker):
         timeout: float | None = None,
         confirm_timeout: float | None = None,
         via: Any = None,
+        correlation_id: str | None = None,
+        reply_to: Any = None,
         **properties: Any,
     ) -> Any:
         """Publish a message.
@@ -283,8 +281,9 @@ class Producer(MessageMaker):
             via: A transaction of the caller's on the database that is the broker (SQL brokers only): a connection
                 of psycopg or sqlite3, a session or connection of SQLAlchemy, a connection of Django. The message
                 exists if that transaction commits, and not before.
-            **properties: Message properties, such as ``correlation_id`` and ``reply_to`` (which may be a
-                ``Queue``).
+            correlation_id: Identifier that a reply repeats.
+            reply_to: The queue for replies, or its name.
+            **properties: Other message properties, such as ``message_id``.
 
         Returns:
             None; on foreign transports what their channel returns.
@@ -298,6 +297,10 @@ class Producer(MessageMaker):
             OperationalError: With ``retry``: the attempts are used up.
         """
         if via is None and (self._in_steps or (retry and not self._insures_itself)):
+            if correlation_id is not None:
+                properties["correlation_id"] = correlation_id
+            if reply_to is not None:
+                properties["reply_to"] = reply_to
             return publish_in_steps(
                 self,
                 body,
@@ -320,20 +323,41 @@ class Producer(MessageMaker):
                 confirm_timeout,
                 properties,
             )
-        delivery = self._make(
-            exchange,
-            routing_key,
+        return self._publish_now(
             body,
+            routing_key,
             delivery_mode,
+            mandatory,
             priority,
             content_type,
             content_encoding,
             serializer,
             headers,
             compression,
+            exchange,
+            retry,
+            retry_policy,
+            declare,
             expiration,
+            timeout,
+            confirm_timeout,
+            via,
+            correlation_id,
+            reply_to,
             properties,
         )
+
+    def _publish_otherwise(
+        self,
+        delivery: Delivery,
+        mandatory: bool,
+        retry: bool,
+        retry_policy: Mapping[str, Any] | None,
+        declare: Iterable[Any] | None,
+        timeout: float | None,
+        confirm_timeout: float | None,
+        via: Any,
+    ) -> Any:
         if declare is not None:
             declare = tuple(declare)
         if via is not None:
@@ -501,15 +525,7 @@ class Producer(MessageMaker):
         timeout: float | None,
         confirm_timeout: float | None,
     ) -> Any:
-        channel = self._facade
-        if (
-            declare
-            or channel is None
-            or not channel.is_open
-            or self._declared is not channel.session.declared
-            or self._exchange is not self.exchange
-        ):  # for the usual case without a call, which takes 2 % of a publish
-            channel = self._ready_channel(declare)
+        channel = self._ready_channel(declare)
         if channel is None:
             self._declare_all(declare)
             channel = self._open_channel()
@@ -518,12 +534,15 @@ class Producer(MessageMaker):
             return None
         try:
             return channel.publish(delivery, mandatory, timeout, confirm_timeout)
-        except exceptions.ChannelError:
+        except Exception as error:
+            self._publish_failed(channel, error)
+            raise
+
+    def _publish_failed(self, channel: Channel, error: Exception) -> None:
+        if isinstance(error, exceptions.ChannelError):
             self._leave_closed(channel)
-            raise
-        except Exception:
+        else:
             self._declared = None  # the next publish looks whether the connection is lost
-            raise
 
     def send_many(
         self, deliveries: list[Delivery], mandatory: bool, timeout: float | None = None
@@ -548,7 +567,7 @@ class Producer(MessageMaker):
 
     def _ready_channel(self, declare: Iterable[Any] | None) -> Channel | None:
         """Return the channel, if it is open, and our exchange and all these entities were declared."""
-        channel = self._facade
+        channel: Channel | None = self._facade
         if channel is None or not channel.is_open:
             return None
         declared = channel.session.declared

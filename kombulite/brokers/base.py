@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from weakref import ref
 
 from kombulite import exceptions
-from kombulite._core import Delivery
+from kombulite._core import AckStep, Delivery, PublishStep
 
 #: Seconds by which a turn of an event loop has to be due sooner than the one that was asked for, to be asked for anew.
 MIN_GAIN = 0.01
@@ -928,10 +928,18 @@ class Transport:
         """
         raise NotImplementedError
 
-    def fast_ack(self, channel: int) -> Callable[[Any], bool] | None:
-        """Return a function that acknowledges one delivery faster than ``settle``, or None.
+    def fast_publish(self, channel: int) -> PublishStep | None:
+        """Return what publishes on an open channel in one compiled step, as ``publish`` does, or None.
 
-        The function returns False if ``settle`` has to be called: the tag is not outstanding, or there is more to do.
+        Args:
+            channel: Number of the channel.
+        """
+        return None
+
+    def fast_ack(self, channel: int) -> AckStep | None:
+        """Return what acknowledges one delivery faster than ``settle``, or None.
+
+        It leaves it to ``settle`` if the tag is not outstanding, or there is more to do.
 
         Args:
             channel: Number of the channel.

@@ -150,6 +150,9 @@ class ChannelVerbs:
         """Return nothing: the channel has its own events for returned messages."""
         return ()
 
+    def fast_publish(self, channel: int) -> None:
+        """Return nothing: there is no faster way to publish."""
+
     def fast_ack(self, channel: int) -> None:
         """Return nothing: there is no faster way to acknowledge."""
 
@@ -208,6 +211,7 @@ class AdaptedChannel(Channel):
         #: Consumers of the facade, by tag.
         self.consumers: dict[str, Any] = {}
         super().__init__(connection, self._verbs(), number)  # type: ignore[arg-type]
+        self.is_native = False
 
     def _verbs(self) -> ChannelVerbs:
         return ChannelVerbs(self.raw, None if self._adapted is None else self._adapted.note_error)

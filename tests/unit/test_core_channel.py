@@ -13,6 +13,7 @@ from kombulite._core import (
     CounterBlock,
     Delivery,
     Properties,
+    UnackedDeliveries,
 )
 
 Notice = namedtuple("Notice", ["channel"])
@@ -192,13 +193,14 @@ def test_what_was_not_published_is_not_counted():
 
 
 def test_acks_go_the_quick_way_where_there_is_one():
-    quick = {3: True, 4: False}
-    channel = Channel(acknowledge=quick.pop)
-    channel.basic_ack(3)
+    ledger = UnackedDeliveries()
+    ledger.hand_over(delivery(), None, 1, "tag", False)
+    channel = Channel(acknowledge=ledger)
+    channel.basic_ack(1)
     assert channel.asked == []
-    channel.basic_ack(4)
+    channel.basic_ack(2)  # not outstanding
     channel.basic_ack(5, multiple=True)  # never
-    assert channel.asked == [(1, 4, "ack", False), (1, 5, "ack", True)]
+    assert channel.asked == [(1, 2, "ack", False), (1, 5, "ack", True)]
     assert numbers(channel) == (0, 0, 0, 3)
 
 

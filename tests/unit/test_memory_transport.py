@@ -19,6 +19,7 @@ from kombulite import Connection, Consumer, Exchange, Producer, Queue, exception
 from kombulite._core import Delivery, Properties
 from kombulite.brokers.base import Cancelled, Outcome, QueueSpec, Settings
 from kombulite.brokers.memory import Transport
+from kombulite.brokers.memory.broker import broker_of
 
 
 @pytest.fixture
@@ -380,12 +381,60 @@ def test_message_for_one_thread_wakes_it_while_another_is_busy(queue_name):
             thread.join(20)
 
 
+def test_publish_waits_for_a_thread_that_changes_the_broker(queue_name):
+    with Connection("memory://") as connection:
+        producer = Producer(connection, routing_key=queue_name)
+        producer.publish("first", declare=[Queue(queue_name)])
+        producer.publish("second")  # its queue is known: from here on the lock is not taken where it is free
+        published = threading.Event()
+        broker = broker_of("/")
+        with broker.lock:
+            thread = threading.Thread(target=lambda: (producer.publish("third"), published.set()))
+            thread.start()
+            assert not published.wait(0.1)
+            assert len(broker.queues[queue_name].messages) == 2
+        assert published.wait(20)
+        thread.join(20)
+        assert len(broker.queues[queue_name].messages) == 3
+
+
+def test_publish_to_a_queue_that_was_known_and_is_gone(queue_name):
+    with Connection("memory://") as connection:
+        channel = connection.channel()
+        queue = Queue(queue_name, Exchange(queue_name, "topic"), "k")(channel)
+        queue.declare()
+        producer = Producer(channel, queue.exchange, "k")
+        for _ in range(2):
+            producer.publish("kept")
+        queue.delete()
+        producer.publish("nowhere")
+        queue.declare()
+        producer.publish("here")
+        assert queue.get().payload == "here"
+        assert queue.get() is None
+        channel.exchange_delete(queue_name)
+        with pytest.raises(exceptions.NotFound):
+            Producer(channel, queue_name, "k", auto_declare=False).publish("nowhere")
+
+
+def test_closed_connection_takes_no_publish(queue_name):
+    connection = Connection("memory://")
+    channel = connection.channel()
+    producer = Producer(channel, routing_key=queue_name)
+    producer.publish("first")
+    connection.release()
+    with pytest.raises(exceptions.RecoverableConnectionError):
+        producer.publish("second")
+    with Connection("memory://") as other:
+        assert other.channel().queue_declare(queue_name, passive=True).message_count == 1
+
+
 def test_interrupted_publish_does_not_lock_other_threads_out(request):
     class Interrupted(Exception):
         pass
 
     def interrupt(number, frame):
-        if frame.f_code is Transport.publish.__code__:
+        if frame.f_code is Producer.publish.__code__:
             raise Interrupted
 
     connection = Connection("memory://interrupted")

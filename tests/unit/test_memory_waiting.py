@@ -116,7 +116,7 @@ def consume_with_a_prefetch_of_one(transport):
 @pytest.mark.parametrize(
     "settle",
     [
-        lambda transport, tag: transport.fast_ack(1)(tag) or transport.settle(1, tag, Outcome.ACK),
+        lambda transport, tag: transport.fast_ack(1).acknowledge(tag) or transport.settle(1, tag, Outcome.ACK),
         lambda transport, tag: transport.settle(1, tag, Outcome.ACK, multiple=True),
         lambda transport, tag: transport.settle(1, tag, Outcome.REQUEUE),
         lambda transport, tag: transport.settle_many(1, [tag], Outcome.ACK),

@@ -232,6 +232,41 @@ def test_unknown_properties_travel_too(connection, queue):
     assert "priority" not in properties
 
 
+@pytest.mark.parametrize("more", [{}, {"compression": "zlib"}, {"expiration": 60}, {"content_type": "text/plain"}])
+def test_named_properties_travel_whatever_else_is_asked_for(connection, queue, more):
+    producer = Producer(connection, routing_key=queue.name)
+    for reply_to in ("replies", Queue("replies")):
+        body = "body" if more else {"a": 1}
+        producer.publish(body, correlation_id="c-1", reply_to=reply_to, headers={"h": [1]}, message_id="m-1", **more)
+        message = queue.get()
+        found = {name: message.properties[name] for name in ("correlation_id", "reply_to", "message_id")}
+        assert found == {"correlation_id": "c-1", "reply_to": "replies", "message_id": "m-1"}
+        assert message.headers["h"] == [1]
+        assert message.payload == body
+    producer.publish("body", correlation_id=None, reply_to=None)
+    assert {"correlation_id", "reply_to"}.isdisjoint(queue.get().properties)
+
+
+def test_defaults_of_a_producer_may_be_changed_and_are_those_of_its_class(connection, queue):
+    class Yielding(Producer):
+        serializer = "pickle"
+        routing_key = queue.name
+
+    producer = Yielding(connection)
+    for _ in range(2):
+        producer.publish([1])
+        assert queue.get().content_type == "application/x-python-serialize"
+    producer.serializer, producer.compression = "json", "zlib"
+    producer.publish([1])
+    message = queue.get()
+    assert (message.content_type, message.headers) == ("application/json", {"compression": "application/x-gzip"})
+    producer.compression, producer.exchange = None, Exchange("other.exchange")
+    producer.publish([1])
+    assert queue.get() is None
+    assert connection.default_channel.exchange_declare("other.exchange", passive=True) is None  # it was declared
+    connection.default_channel.exchange_delete("other.exchange")
+
+
 def test_revived_producer_goes_on(connection, queue):
     producer = Producer(connection.channel())
     producer.channel.close()

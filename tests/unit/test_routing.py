@@ -54,6 +54,32 @@ def test_contains():
     assert "e" not in table
 
 
+@pytest.mark.parametrize(("kind", "pattern"), [("direct", "a.b"), ("topic", "a.*"), ("fanout", "")])
+def test_a_key_that_was_looked_up_before_follows_the_bindings(kind, pattern):
+    table = table_of(kind, ("q", pattern))
+    assert reached(table, "a.b") == {"q"}
+    table.bind("e", "r", pattern)
+    assert reached(table, "a.b") == {"q", "r"}
+    table.unbind("e", "q", pattern)
+    assert reached(table, "a.b") == {"r"}
+    table.delete_queue("r")
+    assert reached(table, "a.b") == set()
+    table.declare("f", "fanout")
+    table.bind("f", "s")
+    table.bind("e", "f", pattern, None, True)
+    assert reached(table, "a.b") == {"s"}
+    table.unbind("f", "s")
+    assert reached(table, "a.b") == set()
+
+
+def test_more_keys_than_are_remembered_reach_their_queues():
+    table = table_of("topic", ("q", "*.even"), ("r", "#"))
+    for number in [*range(1500), *range(1500)]:
+        assert reached(table, f"{number}.odd" if number % 2 else f"{number}.even") == (
+            {"r"} if number % 2 else {"q", "r"}
+        )
+
+
 def test_default_exchange_leads_to_the_name():
     assert RoutingTable().route("", "some.queue") == ("some.queue",)
     assert RoutingTable().route("", "") == ("",)

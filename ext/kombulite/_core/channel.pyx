@@ -6,10 +6,35 @@ that is gone) goes to methods of the facade's subclasses.
 
 cimport cython
 
-from kombulite._core.message cimport Delivery, BaseMessage, CounterBlock, received
+from kombulite._core.codecs cimport Codecs
+from kombulite._core.message cimport BaseMessage, CounterBlock, Delivery, received
+
+from kombulite._core.message import NOT_DECODED
 
 #: What a callback returns where it has kept the message, and the application has not been called.
 GATHERED = object()
+
+
+cdef class PublishStep:
+    """What publishes a message in one compiled step. To be subclassed by a transport's."""
+
+    cdef object send(self, object channel, Delivery delivery, bint mandatory, object timeout, object confirm_timeout):
+        raise NotImplementedError
+
+    def publish(self, channel, Delivery delivery not None, bint mandatory=False, timeout=None, confirm_timeout=None):
+        """Publish a message on a channel, by its number."""
+        return self.send(channel, delivery, mandatory, timeout, confirm_timeout)
+
+
+cdef class AckStep:
+    """What acknowledges a delivery in one compiled step. To be subclassed."""
+
+    cdef bint acknowledge_tag(self, object delivery_tag) except -1:
+        raise NotImplementedError
+
+    def acknowledge(self, delivery_tag):
+        """Acknowledge a delivery if that is all there is to do. Returns whether it is done."""
+        return self.acknowledge_tag(delivery_tag)
 
 
 cdef class BaseSubscription:
@@ -51,21 +76,64 @@ cdef class BaseSubscription:
             raise
 
 
+cdef class BaseConsumer:
+    """The way of a message to the callbacks of a consumer. The base of the synchronous facade's.
+
+    Subclasses have ``accept``, ``callbacks``, ``on_message``: see there. ``_overrides_receive``: whether a message goes
+    to the method ``receive``, which a program has replaced.
+    """
+
+    cdef public bint _overrides_receive
+    cdef Codecs _codecs
+    cdef object _own_loads
+
+    def __init__(self, Codecs codecs not None, loads):
+        self._codecs = codecs
+        self._own_loads = loads
+
+    def _decoding_failed(self, message, error):
+        """Deal with what a message raised before a callback was called."""
+        raise NotImplementedError
+
+    def _receive(self, BaseMessage message not None):
+        """Decode a message and hand it to the callbacks."""
+        on_message = self.on_message
+        body = None
+        try:
+            accept = message.accept = self.accept
+            if message._errors:
+                message.raise_errors()
+            if on_message is None and message._decoded is NOT_DECODED:
+                loads = message.loads
+                if loads is self._own_loads and self._codecs is not None:
+                    body = self._codecs._loads(message.body, message.content_type, message.content_encoding, accept,
+                                               False)
+                else:
+                    body = loads(message.body, message.content_type, message.content_encoding, accept)
+                message._decoded = body
+            elif on_message is None:
+                body = message._decoded
+        except Exception as error:
+            self._decoding_failed(message, error)
+            return
+        if on_message is not None:
+            on_message(message)
+            return
+        callbacks = self.callbacks
+        if self._overrides_receive or not callbacks:
+            self.receive(body, message)
+        elif type(callbacks) is list and len(<list> callbacks) == 1:
+            (<list> callbacks)[0](body, message)
+        else:
+            for callback in callbacks:
+                callback(body, message)
+
+
 cdef class BaseChannel:
     """What each message needs of its channel.
 
-    ``acknowledged``: what the transport's ``settle`` takes for an ack.
+    ``acknowledged``: what the transport's ``settle`` takes for an ack; ``session``: the connection's BaseSession.
     """
-
-    cdef public object channel_id
-    cdef object _publish
-    cdef object _settle
-    cdef object _acknowledge
-    cdef bint _confirmed
-    cdef object _acknowledged
-    cdef public object positions  # of its consumers in streams, once there are any
-    cdef readonly CounterBlock _tally
-    cdef readonly dict _subscriptions  # by consumer tag
 
     def __cinit__(self):
         self._tally = CounterBlock()
@@ -76,15 +144,16 @@ cdef class BaseChannel:
         self._tally = tally
         self._acknowledged = acknowledged
 
-    def use(self, publish, settle, acknowledge, bint confirmed):
+    def use(self, publish, settle, AckStep acknowledge, bint confirmed):
         """Set the transport's verbs. ``confirmed``: whether the broker has a message when ``publish`` returns.
 
-        ``acknowledge(delivery_tag)`` acks and returns True, or returns False: ``settle`` has to do it (None: always).
+        ``publish``: a function, or a PublishStep; ``acknowledge``: what acks without ``settle`` where it can, or None.
         """
         with cython.critical_section(self):
             self._publish = publish
+            self._publish_step = publish if isinstance(publish, PublishStep) else None
             self._settle = settle
-            self._acknowledge = acknowledge
+            self._ack_step = acknowledge
             self._confirmed = confirmed
 
     # --- out
@@ -96,12 +165,19 @@ cdef class BaseChannel:
 
         After a mandatory one what has come back goes to the listeners; without any, MessageReturned is raised.
         """
+        return self._send(delivery, mandatory, timeout, confirm_timeout)
+
+    cdef object _send(self, Delivery delivery, bint mandatory, object timeout, object confirm_timeout):
         cdef bint confirmed
+        cdef PublishStep step
         with cython.critical_section(self):
-            number, publish, confirmed = self.channel_id, self._publish, self._confirmed
+            number, publish, step, confirmed = self.channel_id, self._publish, self._publish_step, self._confirmed
         result = None
         try:
-            result = publish(number, delivery, mandatory, timeout, confirm_timeout)
+            if step is not None:
+                result = step.send(number, delivery, mandatory, timeout, confirm_timeout)
+            else:
+                result = publish(number, delivery, mandatory, timeout, confirm_timeout)
         except Exception as error:
             self.publish_raised(error, delivery)
         else:
@@ -139,9 +215,13 @@ cdef class BaseChannel:
 
     def basic_ack(self, delivery_tag, bint multiple=False):
         """Acknowledge a delivery, and with ``multiple`` all before it. Raises PreconditionFailed."""
+        self._ack(delivery_tag, multiple)
+
+    cdef int _ack(self, object delivery_tag, bint multiple) except -1:
+        cdef AckStep step
         with cython.critical_section(self):
-            number, settle, acknowledge = self.channel_id, self._settle, self._acknowledge
-        if multiple or acknowledge is None or not acknowledge(delivery_tag):
+            number, settle, step = self.channel_id, self._settle, self._ack_step
+        if multiple or step is None or not step.acknowledge_tag(delivery_tag):
             try:
                 settle(number, delivery_tag, self._acknowledged, multiple)
             except Exception as error:
@@ -150,6 +230,7 @@ cdef class BaseChannel:
         if self.positions is not None:
             self.positions.settle((delivery_tag,), multiple)
         self._tally._ack()
+        return 0
 
     def note_offset(self, Delivery delivery not None, bint no_ack):
         """Note that a message of a stream is handed over: nothing to do here."""
@@ -166,11 +247,8 @@ cdef class BaseSession:
     """The open channels of a connection, by their number, and the way of what was received to them.
 
     ``poll_ready()``: the transport's next event if there is no need to wait for it, or None; it is None itself where
-    that is not to be asked.
+    that is not to be asked. ``declared``: what was declared since the connection is there, another set for another one.
     """
-
-    cdef public dict channels
-    cdef public object poll_ready
 
     def __cinit__(self):
         self.channels = {}

@@ -4,6 +4,8 @@ from codecs import lookup
 
 from cpython.unicode cimport PyUnicode_AsUTF8String
 
+from kombulite._core.serialization cimport JSON
+
 # Text and raw bytes hold nothing that could run; every consumer takes them.
 TRUSTED_CONTENT = frozenset(["application/data", "application/text"])
 BINARY_ENCODINGS = frozenset(["binary", "ascii-8bit"])
@@ -23,6 +25,10 @@ cdef class Codecs:
         self.encoders = {}
         self.decoders = {}
         self.disabled = set()
+
+    def use_json(self, JSON json not None, dumps, loads):
+        """Take a short way where ``dumps`` and ``loads``, as they were registered, are those of ``json``."""
+        self._json, self._json_dumps, self._json_loads = json, dumps, loads
 
     # --- what the facade adds
 
@@ -61,7 +67,16 @@ cdef class Codecs:
         return self._encode(data, serializer)
 
     cdef tuple _encode(self, data, serializer):
-        cdef tuple encoded = self._dumps(data, serializer)
+        cdef tuple codec, encoded
+        if self._json is not None and (type(serializer) is str or serializer is None and type(data) is dict):
+            codec = self.default if serializer is None else self.encoders.get(serializer)
+            if codec is not None and codec[2] is self._json_dumps:
+                try:
+                    return codec[0], codec[1], self._json.dump_bytes(data)
+                except Exception as error:
+                    self.encode_failed(error)
+                    raise
+        encoded = self._dumps(data, serializer)
         payload = encoded[2]
         if type(payload) is bytes:
             return encoded
@@ -105,6 +120,9 @@ cdef class Codecs:
         ``accept``: the content types that may be decoded (None: all but the disabled ones; those too with ``force``).
         Raises ContentDisallowed, DecodeError.
         """
+        return self._loads(data, content_type, content_encoding, accept, force)
+
+    cdef object _loads(self, data, content_type, content_encoding, accept, bint force):
         if not content_type:
             content_type = "application/data"
         if accept is None:
@@ -119,7 +137,7 @@ cdef class Codecs:
             decoder = self.find_decoder(content_type)
         try:
             if decoder is not None:
-                return decoder(data)
+                return self._json.loads(data) if decoder is self._json_loads else decoder(data)
             content_encoding = (content_encoding or "utf-8").lower()
             if isinstance(data, str) or content_encoding in BINARY_ENCODINGS:
                 return data

@@ -2,6 +2,7 @@
 
 cimport cython
 
+from kombulite._core.channel cimport BaseChannel, BaseSession
 from kombulite._core.codecs cimport Codecs
 from kombulite._core.message cimport Delivery, Properties, copied
 
@@ -17,6 +18,10 @@ def make_properties(content_type, content_encoding, headers, delivery_mode, prio
 
     ``properties``: others by name, a delivery mode among them; what AMQP does not know goes to ``extra``.
     """
+    return _properties(content_type, content_encoding, headers, delivery_mode, priority, properties)
+
+
+cdef Properties _properties(content_type, content_encoding, headers, delivery_mode, priority, properties):
     # One by one: as keywords of the constructor they take 8,700 instructions, not 5,000, with the headers of a task.
     cdef Properties made = Properties.__new__(Properties)
     cdef dict extra = None
@@ -26,6 +31,8 @@ def make_properties(content_type, content_encoding, headers, delivery_mode, prio
         made.headers = copied(headers if type(headers) is dict else dict(headers))
     made.delivery_mode = delivery_mode
     made.priority = priority
+    if not properties:
+        return made
     for name, value in properties.items():
         if name == "correlation_id":
             made.correlation_id = value
@@ -73,6 +80,9 @@ cdef class PlainMessages:
 
     def make(self, exchange, routing_key, body, serializer, delivery_mode, priority):
         """A message with a body to encode. Raises EncodeError, SerializerNotInstalled."""
+        return self._make(exchange, routing_key, body, serializer, delivery_mode, priority)
+
+    cdef Delivery _make(self, exchange, routing_key, body, serializer, delivery_mode, priority):
         cdef tuple encoded = self._codecs._encode(body, serializer)
         cdef Delivery made = Delivery.__new__(Delivery)
         made.exchange = exchange
@@ -101,3 +111,147 @@ cdef class PlainMessages:
         if found is None:
             found = self._known[key] = Properties(content_type, content_encoding, None, delivery_mode, priority)
         return <Properties?> found
+
+
+cdef enum:
+    SURELY_SHORT = 63  # characters of a routing key that need no look at its length in UTF-8, which may be 255
+    PERSISTENT = 2
+
+
+cdef class BaseMaker:
+    """Makes the messages that ``publish`` is asked for. The base of the producers of both facades.
+
+    Subclasses have ``exchange``, ``routing_key``, ``serializer`` and ``compression``, the defaults.
+    """
+
+    cdef Codecs _codecs
+    cdef readonly PlainMessages _plain
+
+    def __init__(self, Codecs codecs not None):
+        self._codecs = codecs
+        self._plain = PlainMessages(codecs)
+
+    # --- what the facade adds
+
+    def _mode_of(self, mode):
+        """The number of a delivery mode that has a name."""
+        raise NotImplementedError
+
+    def _check_key(self, routing_key):
+        """Raise the error for a routing key that is too long."""
+        raise NotImplementedError
+
+    def _make_other(self, name, routing_key, body, mode, priority, content_type, content_encoding, serializer, headers,
+                    compression, expiration, properties):
+        """The message where its body is compressed or encoded already, or its properties have to be converted."""
+        raise NotImplementedError
+
+    # --- the hot path
+
+    def _make(self, exchange, routing_key, body, delivery_mode, priority, content_type, content_encoding, serializer,
+              headers, compression, expiration, properties):
+        """The message that the arguments of ``publish`` ask for."""
+        return self._made(exchange, routing_key, body, delivery_mode, priority, content_type, content_encoding,
+                          serializer, headers, compression, expiration, None, None, properties)
+
+    cdef Delivery _made(self, exchange, routing_key, body, mode, priority, content_type, content_encoding, serializer,
+                        headers, compression, expiration, correlation_id, reply_to, properties):
+        cdef tuple encoded
+        cdef Delivery made
+        cdef Properties own
+        if self._codecs is None:
+            raise TypeError("a producer without codecs: it was made without its __init__")
+        if exchange is None:
+            exchange = self.exchange
+        if isinstance(exchange, str):
+            name = exchange
+            if not mode:
+                mode = self.exchange.delivery_mode
+        else:
+            name = exchange.name
+            if not mode:
+                mode = exchange.delivery_mode
+        if not mode:
+            mode = PERSISTENT
+        elif isinstance(mode, str):
+            mode = self._mode_of(mode)
+        if routing_key is None:
+            routing_key = self.routing_key
+        if len(routing_key) > SURELY_SHORT:
+            self._check_key(routing_key)
+        if not compression:
+            compression = self.compression
+        if not serializer:
+            serializer = self.serializer
+        if reply_to is None and properties:
+            reply_to = properties.get("reply_to")
+        if compression or content_type or expiration is not None or reply_to is not None and type(reply_to) is not str:
+            properties = dict(properties)
+            if correlation_id is not None:
+                properties["correlation_id"] = correlation_id
+            if reply_to is not None:
+                properties["reply_to"] = reply_to
+            return <Delivery?> self._make_other(name, routing_key, body, mode, priority, content_type, content_encoding,
+                                                serializer, headers, compression, expiration, properties)
+        if correlation_id is reply_to is None and not headers and not properties:
+            return self._plain._make(name, routing_key, body, serializer, mode, priority)
+        encoded = self._codecs._encode(body, serializer)
+        made = Delivery.__new__(Delivery)
+        made.exchange = name
+        made.routing_key = routing_key
+        own = _properties(encoded[0], encoded[1], headers, mode, priority, properties)
+        if correlation_id is not None:
+            own.correlation_id = correlation_id
+        own.reply_to = reply_to
+        made.properties = own
+        made.body = encoded[2]
+        return made
+
+
+cdef class BaseProducer(BaseMaker):
+    """The step from the arguments of ``publish`` to the broker. The base of the synchronous facade's producer."""
+
+    cdef public object _facade  # the channel
+    cdef public object _declared  # the connection's declarations that hold our exchange
+    cdef public object _exchange  # of this exchange
+    cdef public object _batch
+
+    # --- what the facade adds
+
+    def _publish_otherwise(self, delivery, mandatory, retry, retry_policy, declare, timeout, confirm_timeout, via):
+        """Publish a message where there is more to do than to hand it to an open channel."""
+        raise NotImplementedError
+
+    def _publish_failed(self, channel, error):
+        """Note an error of publishing, which is raised then."""
+        raise NotImplementedError
+
+    # --- the hot path
+
+    def _publish_now(self, body, routing_key, delivery_mode, mandatory, priority, content_type, content_encoding,
+                     serializer, headers, compression, exchange, retry, retry_policy, declare, expiration, timeout,
+                     confirm_timeout, via, correlation_id, reply_to, properties):
+        """Do what ``publish`` does, with all of its arguments."""
+        cdef Delivery delivery = self._made(exchange, routing_key, body, delivery_mode, priority, content_type,
+                                            content_encoding, serializer, headers, compression, expiration,
+                                            correlation_id, reply_to, properties)
+        if retry or declare is not None or via is not None or self._batch is not None or not self._is_ready():
+            return self._publish_otherwise(delivery, mandatory, retry, retry_policy, declare, timeout, confirm_timeout,
+                                           via)
+        channel = self._facade
+        try:
+            return (<BaseChannel?> channel)._send(delivery, mandatory, timeout, confirm_timeout)
+        except Exception as error:
+            self._publish_failed(channel, error)
+            raise
+
+    cdef bint _is_ready(self) except -1:
+        """Whether the channel is one of our own and open, and our exchange was declared on its connection."""
+        cdef BaseChannel channel
+        if self._declared is None or not isinstance(self._facade, BaseChannel):
+            return False
+        channel = <BaseChannel> self._facade
+        return (
+            channel.is_native and channel.is_open and isinstance(channel.session, BaseSession)
+            and (<BaseSession> channel.session).declared is self._declared and self.exchange is self._exchange
+        )

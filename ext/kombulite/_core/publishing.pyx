@@ -2,11 +2,25 @@
 
 cimport cython
 
+from cpython.bytes cimport PyBytes_CheckExact
+
+from kombulite._core.channel cimport PublishStep
 from kombulite._core.locks cimport BaseLock
 from kombulite._core.message cimport Delivery
 from kombulite._core.queueing cimport MessageQueue
+from kombulite._core.routing cimport RoutingTable
 
 from kombulite._core.routing import UnknownExchange
+
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    #define kombulite_has_gil 0
+    #else
+    #define kombulite_has_gil 1
+    #endif
+    """
+    const bint HAS_GIL "kombulite_has_gil"
 
 
 cdef class BaseQueue:
@@ -30,37 +44,40 @@ cdef class BaseQueue:
 
 
 @cython.final
-cdef class PublishPath:
-    """The step from a message to its queue, while the broker's lock is held.
+cdef class PublishPath(PublishStep):
+    """The step from a message to its queue, while the broker's lock is held, or is nobody's and stays so.
 
     Most messages go to one plain queue, whose consumers are busy: that is done here, where no signal handler runs. All
     else is left to ``publish_slowly(channel, delivery, mandatory)``, which is called with the lock held.
 
-    ``route(delivery, queues)`` returns the queues of a message; ``queues``: all that there are, by name; ``channels``:
-    those that are open, by number; ``expiring``: empty unless something may have to expire first; ``offer(queue)``
-    wakes a consumer of a queue, and may be repeated.
+    ``table``: finds the queues of a message; ``queues``: all that there are, by name; ``channels``: those that are
+    open, by number; ``expiring``: empty unless something may have to expire first; ``offer(queue)`` wakes a consumer of
+    a queue, and may be repeated. The timeouts of a publish have no effect.
     """
 
     cdef BaseLock _lock
-    cdef object _route
+    cdef RoutingTable _table
     cdef dict _queues
     cdef dict _channels
-    cdef object _expiring
+    cdef set _expiring
     cdef object _offer
     cdef object _publish_slowly
 
-    def __cinit__(self, BaseLock lock not None, route, dict queues not None, dict channels not None, expiring, offer,
-                  publish_slowly):
+    def __cinit__(self, BaseLock lock not None, RoutingTable table not None, dict queues not None,
+                  dict channels not None, set expiring not None, offer, publish_slowly):
         self._lock = lock
-        self._route = route
+        self._table = table
         self._queues = queues
         self._channels = channels
         self._expiring = expiring
         self._offer = offer
         self._publish_slowly = publish_slowly
 
-    def publish(self, channel, Delivery delivery not None, bint mandatory=False, timeout=None, confirm_timeout=None):
-        """Publish a message. Raises what ``publish_slowly`` raises; the timeouts have no effect."""
+    cdef object send(self, object channel, Delivery delivery, bint mandatory, object timeout, object confirm_timeout):
+        # Where there is a GIL and the lock is free, what gives the GIL to no other thread needs no lock: taking it
+        # costs as much as all the rest of this step.
+        if HAS_GIL and self._lock._owner == 0 and self._add_alone(channel, delivery):
+            return None
         self._lock._acquire(None)
         try:
             if self._expiring or channel not in self._channels or not self._enqueue(delivery):
@@ -68,12 +85,33 @@ cdef class PublishPath:
         finally:
             self._lock._release()
 
+    cdef bint _add_alone(self, object channel, Delivery delivery) except -1:
+        """Add a message to its queue if that takes no Python code: its queue is known, and no consumer has to wake.
+
+        Returns whether it was added.
+        """
+        cdef object found
+        cdef BaseQueue queue
+        if (
+            self._expiring or type(channel) is not int or channel not in self._channels
+            or not PyBytes_CheckExact(delivery.body) or delivery.properties.expiration is not None
+        ):
+            return False
+        found = self._table.known_queue(delivery, self._queues)
+        if found is None:
+            return False
+        queue = <BaseQueue?> found
+        if not queue.is_plain or queue.idle:
+            return False
+        queue.messages._add(delivery, 0)
+        return True
+
     cdef bint _enqueue(self, Delivery delivery) except -1:
         """Add a message to its queue, if it is one plain queue. Returns whether it was."""
         cdef tuple queues
         cdef BaseQueue queue
         try:
-            queues = self._route(delivery, self._queues)
+            queues = self._table.route_message(delivery, self._queues)
         except UnknownExchange:
             return False
         if len(queues) != 1 or delivery.properties.expiration is not None:

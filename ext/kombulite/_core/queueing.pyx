@@ -8,6 +8,7 @@ from collections import deque
 
 cimport cython
 
+from kombulite._core.channel cimport AckStep
 from kombulite._core.message cimport Delivery
 
 
@@ -144,7 +145,7 @@ cdef class MessageQueue:
 
 
 @cython.final
-cdef class UnackedDeliveries:
+cdef class UnackedDeliveries(AckStep):
     """The deliveries of one channel that are not settled yet, by delivery tag.
 
     ``prefetch_count``: how many there may be (0: no bound); ``active``: whether there may be more at all; ``stalled``:
@@ -197,11 +198,8 @@ cdef class UnackedDeliveries:
         with cython.critical_section(self):
             return self._outstanding.pop(delivery_tag)
 
-    def acknowledge(self, delivery_tag):
-        """Strike a delivery if that is all there is to do: it is outstanding, and nobody waits for its credit.
-
-        Returns whether it is done.
-        """
+    cdef bint acknowledge_tag(self, object delivery_tag) except -1:
+        """Strike a delivery if that is all there is to do: it is outstanding, and no consumer waits for its credit."""
         with cython.critical_section(self):
             return not self.stalled and self._outstanding.pop(delivery_tag, None) is not None
 

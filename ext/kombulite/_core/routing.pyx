@@ -14,6 +14,9 @@ from kombulite._core.message cimport Delivery
 from kombulite._core.recursion cimport Py_LeaveRecursiveCall, enter_recursion
 
 
+#: Routing keys of an exchange whose targets are remembered: a lookup in a trie of words costs five times as much.
+MAX_KNOWN_KEYS = 1024
+
 Binding = namedtuple("Binding", "source destination routing_key arguments to_exchange")
 Binding.__doc__ = "A binding: messages of exchange ``source`` go to a queue or (``to_exchange``) another exchange."
 
@@ -386,6 +389,12 @@ cdef class ExchangeNode:
     cdef dict bindings  # identity -> Binding, those that start here
     cdef dict arriving  # identity -> Binding, those from other exchanges
     cdef Py_ssize_t links  # how many of `bindings` lead to an exchange
+    cdef dict known  # routing key -> targets, of keys that were looked up; None where a key alone does not tell
+
+    cdef int forget_known(self) except -1:
+        if self.known is not None:
+            self.known.clear()
+        return 0
 
 
 cdef Matcher new_matcher(str kind):
@@ -408,9 +417,6 @@ cdef class RoutingTable:
     exchange, ``""``, is always there and leads to the name that the routing key is; nothing can be bound to it.
     """
 
-    cdef dict _exchanges
-    cdef dict _by_queue  # queue -> {identity: Binding}
-
     def __cinit__(self):
         self._exchanges = {}
         self._by_queue = {}
@@ -418,11 +424,11 @@ cdef class RoutingTable:
     def __contains__(self, exchange):
         return exchange == "" or exchange in self._exchanges
 
-    cdef ExchangeNode _node(self, object exchange):
+    cdef object _node(self, object exchange):
         node = self._exchanges.get(exchange)
         if node is None:
             raise UnknownExchange(exchange)
-        return <ExchangeNode> node
+        return node
 
     def declare(self, exchange, kind, alternate=None):
         """Add an exchange (direct, fanout, topic or headers); one that is there already stays as it is.
@@ -438,11 +444,12 @@ cdef class RoutingTable:
         node.matcher = new_matcher(exact_str(kind))
         node.bindings = {}
         node.arriving = {}
+        node.known = None if alternate is not None or isinstance(node.matcher, HeadersMatcher) else {}
         self._exchanges[exchange] = node
 
     def delete(self, exchange):
         """Remove an exchange with all bindings from and to it. Returns the bindings (a list)."""
-        cdef ExchangeNode node = self._node(exchange)
+        cdef ExchangeNode node = <ExchangeNode> self._node(exchange)
         gone = list({**node.bindings, **node.arriving}.values())  # one to itself is among both
         for binding in gone:
             self.unbind(*binding)
@@ -461,7 +468,7 @@ cdef class RoutingTable:
 
         Raises UnknownExchange, and ValueError for arguments that the exchange cannot match by.
         """
-        cdef ExchangeNode node = self._node(source)
+        cdef ExchangeNode node = <ExchangeNode> self._node(source)
         arguments = dict(arguments) if arguments else {}
         routing_key = exact_str(routing_key)
         identity = (source, destination, routing_key, freeze(arguments), to_exchange)
@@ -473,6 +480,7 @@ cdef class RoutingTable:
         else:
             target = destination
             arriving = self._by_queue.get(destination)
+        node.forget_known()
         node.matcher.add(routing_key, arguments, target)
         if arriving is None:
             arriving = self._by_queue[destination] = {}
@@ -482,7 +490,7 @@ cdef class RoutingTable:
 
     def unbind(self, source, destination, routing_key="", arguments=None, bint to_exchange=False):
         """Remove a binding; False if there is none. Raises UnknownExchange."""
-        cdef ExchangeNode node = self._node(source)
+        cdef ExchangeNode node = <ExchangeNode> self._node(source)
         arguments = dict(arguments) if arguments else {}
         routing_key = exact_str(routing_key)
         identity = (source, destination, routing_key, freeze(arguments), to_exchange)
@@ -496,6 +504,7 @@ cdef class RoutingTable:
             del self._by_queue[destination][identity]
             if not self._by_queue[destination]:
                 del self._by_queue[destination]
+        node.forget_known()
         node.matcher.remove(routing_key, arguments, target)
         node.links -= to_exchange
         del node.bindings[identity]
@@ -503,7 +512,7 @@ cdef class RoutingTable:
 
     def bindings(self, exchange):
         """The bindings that start at an exchange (a list of ``Binding``). Raises UnknownExchange."""
-        return list(self._node(exchange).bindings.values())
+        return list((<ExchangeNode> self._node(exchange)).bindings.values())
 
     def route(self, exchange, routing_key, headers=None):
         """The queues that a message reaches (a tuple, each once; empty if nothing takes it).
@@ -521,18 +530,44 @@ cdef class RoutingTable:
             return () if queue is None else (queue,)
         return self._route(message.exchange, message.routing_key, message.properties.headers)
 
-    cdef tuple _route(self, exchange, routing_key, headers):
+    cdef object known_queue(self, Delivery message, dict queues):
+        """The only queue that a message reaches, if a lookup of two hashes tells; or None.
+
+        It runs no Python code, allocates nothing that the garbage collector tracks, and changes nothing: no other
+        thread can come in between while there is a GIL.
+        """
+        cdef ExchangeNode node
+        exchange, routing_key = message.exchange, message.routing_key
+        if type(exchange) is not str or type(routing_key) is not str:
+            return None
+        if not <str> exchange:
+            return queues.get(routing_key)
+        node = <ExchangeNode> self._exchanges.get(exchange)
+        if node is None or node.known is None:
+            return None
+        targets = node.known.get(routing_key)
+        return (<tuple> targets)[0] if targets is not None and len(<tuple> targets) == 1 else None
+
+    cdef tuple _route(self, object exchange, object routing_key, object headers):
         cdef ExchangeNode node
         cdef tuple targets
-        node = self._node(exchange)
+        node = <ExchangeNode> self._node(exchange)
         if type(routing_key) is not str:
             routing_key = exact_str(routing_key)
+        if node.known is not None and node.links == 0:
+            targets = node.known.get(routing_key)
+            if targets is None:
+                targets = node.matcher.match(<str> routing_key, headers)
+                if len(node.known) >= MAX_KNOWN_KEYS:
+                    node.known.clear()
+                node.known[routing_key] = targets
+            return targets
         targets = node.matcher.match(<str> routing_key, headers)
         if node.links == 0 and (targets or node.alternate is None):
             return targets
         return self._spread(node, routing_key, headers)
 
-    cdef tuple _spread(self, ExchangeNode start, str routing_key, object headers):
+    cdef tuple _spread(self, object start, str routing_key, object headers):
         """Follow bindings to exchanges, and alternates of exchanges that match nothing; each is visited once."""
         cdef ExchangeNode node
         cdef tuple targets

@@ -8,6 +8,7 @@ cdef class JSON:
     cdef list _keys
 
     cdef int _learn_standard_types(self) except -1
+    cpdef bytes dump_bytes(self, value)
     cpdef object loads(self, data)
     cdef int write(self, Buffer* out, object value) except -1
     cdef int _write_dict(self, Buffer* out, dict value) except -1

@@ -332,7 +332,7 @@ cdef class JSON:
         finally:
             buffer_free(&out)
 
-    def dump_bytes(self, value):
+    cpdef bytes dump_bytes(self, value):
         """``value`` as JSON text (bytes, ASCII only); raises as ``dumps``."""
         cdef Buffer out
         buffer_init(&out)

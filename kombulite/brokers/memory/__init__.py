@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any
 
 from kombulite import exceptions
-from kombulite._core import ConsumerRing, Delivery, FastPath, PublishPath
+from kombulite._core import AckStep, ConsumerRing, Delivery, FastPath, PublishPath, PublishStep
 from kombulite.brokers.base import (
     Capabilities,
     Event,
@@ -64,7 +64,7 @@ class Transport(BaseTransport):
         self._rota = ConsumerRing()
         self._events: deque[Event] = deque()
         self.poll_ready: Callable[[], Delivery | None] = _nothing
-        self._publish: Callable[[int, Delivery, bool], None] = _closed
+        self._publish_path: PublishPath | None = None
         self._connected = False
         self.waiting = 0  # threads that sleep in receive
         self.alarm = inf  # when those that wait look by themselves, by clock.now()
@@ -76,15 +76,15 @@ class Transport(BaseTransport):
         # The common case takes no lock: claiming is atomic.
         self.poll_ready = FastPath(self._rota, self._events, self._expiring, self._tidy_rota).next
         broker = self._broker
-        self._publish = PublishPath(
+        self._publish_path = PublishPath(
             self._lock,
-            broker.table.route_message,
+            broker.table,
             broker.queues,
             self._channels,
             self._expiring,
             broker.offer,
             self._publish_slowly,
-        ).publish
+        )
 
     def close(self) -> None:
         with self._lock:
@@ -95,7 +95,7 @@ class Transport(BaseTransport):
                     self._broker.delete_queue(queue)
             self._connected = False
             self.poll_ready = _nothing  # the fast path leads back here, and so does the path
-            self._publish = _closed
+            self._publish_path = None
             self._events.clear()
             self._wake.notify_all()
 
@@ -250,7 +250,10 @@ class Transport(BaseTransport):
         timeout: float | None = None,
         confirm_timeout: float | None = None,
     ) -> None:
-        self._publish(channel, delivery, mandatory)
+        path = self._publish_path
+        if path is None:
+            raise exceptions.RecoverableConnectionError("connection already closed")
+        path.publish(channel, delivery, mandatory)
 
     def _publish_slowly(self, channel: int, delivery: Delivery, mandatory: bool) -> None:
         """Publish a message that is not for one plain queue. The broker's lock is held."""
@@ -369,8 +372,11 @@ class Transport(BaseTransport):
                     self._broker.set_alarms(found)  # for what is at its head now
             return delivery
 
-    def fast_ack(self, channel: int) -> Callable[[Any], bool]:
-        return self._channel(channel).ledger.acknowledge
+    def fast_publish(self, channel: int) -> PublishStep | None:
+        return self._publish_path if type(self).publish is Transport.publish else None
+
+    def fast_ack(self, channel: int) -> AckStep:
+        return self._channel(channel).ledger
 
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
         try:
@@ -545,8 +551,3 @@ class LoopWake:
 
 def _nothing() -> None:
     """Return an empty sequence, for a connection that is closed."""
-
-
-def _closed(channel: int, delivery: Delivery, mandatory: bool) -> None:
-    """Refuse to publish where there is no connection."""
-    raise exceptions.RecoverableConnectionError("connection already closed")

@@ -1,0 +1,38 @@
+from kombulite._core.message cimport BaseMessage, CounterBlock, Delivery
+
+
+cdef class PublishStep:
+    cdef object send(self, object channel, Delivery delivery, bint mandatory, object timeout, object confirm_timeout)
+
+
+cdef class AckStep:
+    cdef bint acknowledge_tag(self, object delivery_tag) except -1
+
+
+cdef class BaseChannel:
+    cdef public object channel_id
+    cdef object _publish
+    cdef PublishStep _publish_step  # instead of `_publish`, where the transport has one
+    cdef object _settle
+    cdef AckStep _ack_step
+    cdef bint _confirmed
+    cdef object _acknowledged
+    cdef public bint is_open
+    cdef public bint is_native  # whether `is_open` and the session's `declared` are what they seem
+    cdef public object session
+    cdef public object positions  # of its consumers in streams, once there are any
+    cdef readonly CounterBlock _tally
+    cdef readonly dict _subscriptions  # by consumer tag
+
+    cdef object _send(self, Delivery delivery, bint mandatory, object timeout, object confirm_timeout)
+    cdef int _ack(self, object delivery_tag, bint multiple) except -1
+    cdef bint _dispatch(self, object event) except -1
+
+
+cdef class BaseSession:
+    cdef public dict channels
+    cdef public object poll_ready
+    cdef public object declared
+
+    cdef bint _dispatch_from(self, object poll_ready) except -1
+    cdef bint _dispatch(self, object event) except -1
