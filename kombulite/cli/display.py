@@ -143,6 +143,7 @@ def closing_table(report: Report) -> Table:
         ("latency p99", _milliseconds(latency.p99 if latency else None)),
         ("latency p99.9", _milliseconds(latency.p999 if latency else None)),
         ("CPU per message", f"{report.cpu * 1e6:.1f} µs"),
+        ("of it this program's own", f"{report.own_cpu * 1e6:.1f} µs"),
     ]
     for name, value in rows:
         table.add_row(name, Text(value))
@@ -172,6 +173,7 @@ def closing_json(report: Report) -> str:
         if latency
         else None,
         "cpu_us_per_message": round(report.cpu * 1e6, 2),
+        "own_cpu_us_per_message": round(report.own_cpu * 1e6, 2),
         "error": report.error,
     }
     return json.dumps(figures, indent=2)

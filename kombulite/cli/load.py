@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from threading import Event, Lock, Thread
-from time import monotonic, perf_counter, process_time, sleep
+from time import monotonic, perf_counter, perf_counter_ns, process_time, sleep
 from typing import Any, NamedTuple
 
 from kombulite import Connection, Consumer, Exchange, Message, Producer, Queue, binding, uuid
@@ -31,6 +31,7 @@ PAUSE = 0.001  # of a producer that may not publish yet
 RATE_WINDOW = 1.0
 
 CLAIM = 64  # events that a producer takes on at a time
+MEASURED_EVENTS = 10_000  # to tell the program's own share of the processor time
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Report:
-    """The closing figures. Rates are per second over the whole run; ``cpu`` is seconds per consumed message."""
+    """The closing figures.
+
+    Rates are per second over the whole run. ``cpu`` is seconds per consumed message, ``own_cpu`` the part of them that
+    the program takes to make and note events.
+    """
 
     broker: str
     published: int
@@ -79,6 +84,7 @@ class Report:
     peak_depth: int
     latency: Percentiles | None
     cpu: float
+    own_cpu: float
     error: str | None
 
     @property
@@ -271,16 +277,37 @@ class Consuming:
             except TimeoutError:
                 continue
 
-    def on_event(self, event: Any, message: Message) -> None:
+    def on_event(self, event: Any, message: Message | NoMessage) -> None:
         """Note an event and acknowledge it. Raises ValueError for one that is not of this run."""
-        now = perf_counter()
+        now = perf_counter_ns()
         number = event["number"]
         if not 0 <= number < self._gate.claimed:
             raise ValueError(f"event {number!r} was never published")
         self.ledger.enter(number)
-        self.latencies.add(now - event["sent"])
-        self.last = now
+        self.latencies.add((now - event["sent"]) * 1e-9)
+        self.last = now * 1e-9
         message.ack()
+
+
+class NoMessage:
+    """Stands for a message where only the program's own work is measured."""
+
+    def ack(self) -> None:
+        """Acknowledge nothing."""
+
+
+def own_cost(plan: Plan) -> float:
+    """Return the processor time, in seconds, that a run takes for an event besides publishing and consuming it."""
+    gate = Gate(plan, int)
+    gate.claimed = MEASURED_EVENTS
+    consuming = Consuming(plan, Topology.named(plan.queue), gate, Event())
+    orders, ledger, message = Orders(), Ledger(), NoMessage()
+    started = process_time()
+    for number in range(MEASURED_EVENTS):
+        event = orders.event(number)
+        ledger.enter(number)
+        consuming.on_event(event, message)
+    return (process_time() - started) / MEASURED_EVENTS
 
 
 class Speedometer:
@@ -444,5 +471,6 @@ class Run:
             peak_depth=self._host.peak,
             latency=percentiles(chain.from_iterable(each.latencies.kept for each in self._consuming)),
             cpu=cpu / consumed if consumed else 0.0,
+            own_cpu=own_cost(self.plan) if self.error is None else 0.0,
             error=self.error,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from random import Random
-from time import perf_counter
+from time import perf_counter_ns
 from typing import Any
 
 #: Event types, which are the routing keys too, and how often each comes.
@@ -35,13 +35,12 @@ class Orders:
 
     def event(self, number: int) -> dict[str, Any]:
         """Event ``number`` of the stream, sent now."""
-        return {
-            "id": f"evt-{number:010}",
-            "number": number,
-            **self._orders[number % len(self._orders)],
-            "created": datetime.now(timezone.utc),
-            "sent": perf_counter(),
-        }
+        event = self._orders[number % len(self._orders)].copy()
+        event["id"] = f"evt-{number:010}"
+        event["number"] = number
+        event["created"] = datetime.now(timezone.utc)
+        event["sent"] = perf_counter_ns()  # seconds with nine decimals would take four times as long to write
+        return event
 
 
 def _order(random: Random) -> dict[str, Any]:

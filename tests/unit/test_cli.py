@@ -64,6 +64,7 @@ def test_json_has_the_figures_and_nothing_else_is_printed() -> None:
     assert found["published_per_second"] > 0
     assert found["consumed_per_second"] > 0
     assert found["cpu_us_per_message"] > 0
+    assert found["own_cpu_us_per_message"] > 0
     latency = found["latency_ms"]
     assert 0 < latency["p50"] <= latency["p99"] <= latency["p99.9"]
 

@@ -655,3 +655,15 @@ def test_facade_takes_a_hook():
 
 def test_encoder_class_knows_the_typed_values():
     assert json.dumps([Decimal(1)], cls=facade.JSONEncoder) == json.dumps([typed("decimal", "1")])
+
+
+def test_a_type_that_is_registered_anew_is_written_the_new_way_from_then_on():
+    own = JSON()
+    moment = datetime(2026, 1, 2, 3, 4, 5)
+    before = '{"__type__": "datetime", "__value__": "2026-01-02T03:04:05"}'
+    assert [own.dumps(moment), own.dumps(moment)] == [before, before]
+    own.register(datetime, "moment", lambda value: {"year": value.year})
+    after = '{"__type__": "moment", "__value__": {"year": 2026}}'
+    assert [own.dumps(moment), own.dumps([moment])] == [after, f"[{after}]"]
+    own.register(datetime, None, datetime.isoformat)
+    assert own.dumps(moment) == own.dumps(moment) == '"2026-01-02T03:04:05"'

@@ -6,6 +6,7 @@ cdef class JSON:
     cdef dict _found
     cdef dict _decoders
     cdef list _keys
+    cdef dict _immutable
 
     cdef int _learn_standard_types(self) except -1
     cpdef bytes dump_bytes(self, value)
@@ -15,6 +16,7 @@ cdef class JSON:
     cdef int _write_key(self, Buffer* out, object key) except -1
     cdef int _write_list(self, Buffer* out, list value) except -1
     cdef int _write_stand_in(self, Buffer* out, object value) except -1
+    cdef int _write_typed(self, Buffer* out, object value, tuple encoder) except -1
     cdef object _encoder_of(self, object kind)
 
 

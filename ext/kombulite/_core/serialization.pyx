@@ -45,6 +45,10 @@ cdef extern from "Python.h":
     int Py_DTSF_ADD_DOT_0
 
 
+# A type with this flag takes no attributes after it was made (CPython 3.10 and later).
+cdef enum:
+    TPFLAGS_IMMUTABLETYPE = 1 << 8
+
 # The marker that a mapping gets which happens to look like a typed value; its value is a list of [key, value].
 ESCAPED = "dict"
 
@@ -290,6 +294,7 @@ cdef class JSON:
     def __cinit__(self):
         self._encoders = {}
         self._found = {}
+        self._immutable = {}
         self._keys = [None] * KEPT_KEYS
         self._decoders = {ESCAPED: _dict_of_pairs, "bytes": _bytes_of_text, "base64": _bytes_of_base64}
 
@@ -304,6 +309,7 @@ cdef class JSON:
         self._learn_standard_types()
         self._encoders[kind] = (marker, encoder)
         self._found = {}
+        self._immutable = {}
         if marker is not None:
             self._decoders[marker] = decoder
 
@@ -366,6 +372,7 @@ cdef class JSON:
     cdef object _encoder_of(self, object kind):
         # Subclasses are looked up once; registering anew forgets what was found.
         cdef dict found = self._found
+        cdef dict immutable = self._immutable
         encoder = found.get(kind, self)
         if encoder is self:
             self._learn_standard_types()
@@ -375,6 +382,11 @@ cdef class JSON:
                     encoder = self._encoders[base]
                     break
             found[kind] = encoder
+            if (
+                encoder is not None and encoder[0] is not None and kind.__flags__ & TPFLAGS_IMMUTABLETYPE
+                and not hasattr(kind, "__json__")
+            ):
+                immutable[kind] = b'{"__type__": %b, "__value__": ' % self.dump_bytes(encoder[0]), encoder[1]
         return encoder
 
     cdef int write(self, Buffer* out, object value) except -1:
@@ -461,7 +473,18 @@ cdef class JSON:
             raise TypeError(f"keys must be str, int, float, bool or None, not {type(key).__name__}")
         return buffer_put2(out, b":", b" ")
 
+    cdef int _write_typed(self, Buffer* out, object value, tuple encoder) except -1:
+        """Write a value of a type that cannot have its own way to JSON: datetimes, decimals."""
+        cdef bytes opening = <bytes?> encoder[0]
+        encode = encoder[1]
+        buffer_write(out, PyBytes_AS_STRING(opening), PyBytes_GET_SIZE(opening))
+        self.write(out, encode(value))
+        return buffer_write(out, b"}", 1)
+
     cdef int _write_stand_in(self, Buffer* out, object value) except -1:
+        encoder = self._immutable.get(type(value))
+        if encoder is not None:
+            return self._write_typed(out, value, <tuple?> encoder)
         # A typed value is written by hand: as a dict it would be taken for application data and escaped.
         stand_in = self.stand_in(value)
         if type(stand_in) is dict and len(<dict> stand_in) == 2 and "__type__" in <dict> stand_in:
