@@ -12,7 +12,7 @@ import pytest
 
 PAGES = sorted((Path(__file__).parent.parent.parent / "docs" / "api").glob("*.md"))
 SECTION = re.compile(r"^(?:Args|Attributes):\n((?:[ ]{4}.*\n?|\n(?=[ ]{4}))+)", re.MULTILINE)
-MADE_HERE = re.compile(r"Returned by|^    Attributes:", re.MULTILINE)  # classes that programs make no objects of
+MADE_HERE = re.compile(r"Returned by|^ *Attributes:", re.MULTILINE)  # classes that programs make no objects of
 NAME = re.compile(r"^    \*{0,2}(\w+)(?: \(.*\))?:", re.MULTILINE)
 
 

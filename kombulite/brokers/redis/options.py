@@ -40,6 +40,7 @@ class Options(NamedTuple):
         fanout_prefix: If True, pub/sub channels have the database in their names; or the prefix itself.
         fanout_patterns: If True, fanout bindings with a routing key are patterns.
         global_keyprefix: Prefix of all keys.
+        hash_tag: Text before that prefix, such as `{shop}`: it puts all keys into one slot of a Redis Cluster.
         body_encoding: Encoding of bodies in the envelope: `base64`, `utf-8` for text bodies, or None.
         deadletter_queue: Queue of messages that no queue takes.
         polling_interval: Largest time between two looks if the server does not report changes; 1 second at most.
@@ -53,6 +54,8 @@ class Options(NamedTuple):
         master_name: Name of the master at Sentinel.
         min_other_sentinels: Sentinels that a sentinel must know to be believed.
         sentinel_kwargs: Arguments of the connections to sentinels, such as `username` and `password`.
+        cluster: If True, the server is a node of a Redis Cluster.
+        wait_replicas: Replicas in a cluster that must have a message before a publish returns.
         sentinel_fanout_compat: If True, fanout also reaches Sentinel clients of kombu before 5.4.
     """
 
