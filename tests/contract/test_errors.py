@@ -598,7 +598,7 @@ def test_each_row_has_a_cause() -> None:
 
 
 #: Transports whose leases are the database's, so that any connection may settle them.
-HOLDING = ("redis", "sqlite", "postgresql")
+HOLDING = ("redis", "rediscluster", "sqlite", "postgresql")
 
 
 def test_a_late_ack_is_taken_over_the_next_connection(broker: Broker, request: pytest.FixtureRequest) -> None:
