@@ -135,12 +135,13 @@ class BatchContext:
         self.entered = False
         self.active = False
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Batch:
         if self.entered:
             raise RuntimeError("Publish batch context cannot be re-entered")
         self.entered = self.active = True
         self.state, self.is_outermost = self.producer._enter_batch(self.max_size)
-        return self.state
+        batch: Batch = self.state  # a SessionBatch has as much of it as programs use
+        return batch
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, traceback: object) -> None:
         self.active = False

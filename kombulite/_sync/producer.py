@@ -211,7 +211,7 @@ class Producer(MessageMaker, BaseProducer):
             self.exchange.declare(channel=self.channel)
 
     @Step
-    def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> bool:
+    def maybe_declare(self, /, entity: Any, retry: bool = False, **retry_policy: Any) -> bool:
         """Declare an entity, unless the connection has declared it already.
 
         Args:

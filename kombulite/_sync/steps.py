@@ -8,32 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MethodType
-from typing import Any
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from kombulite._client.outgoing import as_they_travel
 from kombulite._core import Delivery, make_properties
 from kombulite._sync.batches import SessionBatch
 from kombulite.transport.adapter import AdaptedChannel
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-class Step:
+
+class Step(Generic[P, R]):
     """A method that may be replaced on an object, which notes that as ``_in_steps``.
 
     What replaces it is kept in ``_replaced``: an object whose ``__dict__`` was asked for takes 20 % more instructions
     to publish.
     """
 
-    def __init__(self, method: Callable[..., Any]) -> None:
+    def __init__(self, method: Callable[Concatenate[Any, P], R]) -> None:
         self.method = method
         self.__doc__ = method.__doc__
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, obj: Any, owner: type | None = None) -> Any:
+    @overload
+    def __get__(self, obj: None, owner: type) -> Callable[Concatenate[Any, P], R]: ...
+
+    @overload
+    def __get__(self, obj: object, owner: type) -> Callable[P, R]: ...
+
+    def __get__(self, obj: Any, owner: type) -> Callable[..., R]:
         if obj is None:
             return self.method
-        return obj._replaced.get(self._name) or MethodType(self.method, obj)
+        replaced: Callable[..., R] | None = obj._replaced.get(self._name)
+        return replaced or MethodType(self.method, obj)
 
     def __set__(self, obj: Any, value: Any) -> None:
         obj._replaced = {**obj._replaced, self._name: value}
