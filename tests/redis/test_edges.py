@@ -278,7 +278,7 @@ def test_event_loop_looks_as_often_as_is_said_where_the_server_tells_of_nothing(
     poll = hub.poller.poll
     monkeypatch.setattr(hub.poller, "poll", lambda timeout: waits.append(timeout) or poll(timeout))
     hub.call_later(600, lambda: None)  # it has no other reason to turn, but every two seconds
-    client.execute_command("ACL", "SETUSER", "deaf", "on", ">pw", "+@all", "-client", "~*", "&*")
+    client.execute_command("ACL", "SETUSER", "deaf", "on", ">pw", "+@all", "-client", "-blmove", "~*", "&*")
     publishing = Connection(server.url)
     publisher = Producer(publishing)
     url = server.url.replace("redis://", "redis://deaf:pw@")
@@ -287,13 +287,15 @@ def test_event_loop_looks_as_often_as_is_said_where_the_server_tells_of_nothing(
     with Consumer(connection.channel(), Queue(name), on_message=got.append, no_ack=True):
         connection.register_with_event_loop(hub)
         hub.call_soon(lambda: None)
-        hub.run_once()  # it learns how often
+        while not 0 < (waits or [0])[-1] <= 0.05:  # it learns that the server refuses to wait, and how often to look
+            hub.run_once()
+        waits.clear()
         for i in range(5):
             hub.call_later(0.01, partial(publisher.publish, i, routing_key=name))
             while len(got) <= i:
                 hub.run_once()
         assert max(waits) <= 0.05
-        assert len(hub.timer) <= 2
+        assert len(hub.timer) <= 3  # ours, the next look, and the look that was planned before it learnt
     connection.release()
     publishing.release()
     hub.close()
