@@ -72,6 +72,22 @@ def test_a_key_that_was_looked_up_before_follows_the_bindings(kind, pattern):
     assert reached(table, "a.b") == set()
 
 
+def test_a_binding_that_goes_during_a_lookup_is_not_remembered():
+    leaving = []
+
+    class Leaving(str):  # as a queue whose connection a garbage collection closes
+        def __hash__(self):
+            if leaving:
+                table.unbind("e", leaving.pop(), "*.b")
+            return super().__hash__()
+
+    table = table_of("topic", ("r", "#"), (Leaving("q"), "*.b"))
+    leaving.append(Leaving("q"))
+    table.route("e", "a.b")
+    assert not leaving
+    assert reached(table, "a.b") == {"r"}
+
+
 def test_more_keys_than_are_remembered_reach_their_queues():
     table = table_of("topic", ("q", "*.even"), ("r", "#"))
     for number in [*range(1500), *range(1500)]:

@@ -393,7 +393,7 @@ cdef class ExchangeNode:
 
     cdef int forget_known(self) except -1:
         if self.known is not None:
-            self.known.clear()
+            self.known = {}  # not emptied: a lookup that is under way notes its targets in the old one
         return 0
 
 
@@ -480,12 +480,12 @@ cdef class RoutingTable:
         else:
             target = destination
             arriving = self._by_queue.get(destination)
-        node.forget_known()
         node.matcher.add(routing_key, arguments, target)
         if arriving is None:
             arriving = self._by_queue[destination] = {}
         node.links += to_exchange
         node.bindings[identity] = arriving[identity] = Binding(source, destination, routing_key, arguments, to_exchange)
+        node.forget_known()
         return True
 
     def unbind(self, source, destination, routing_key="", arguments=None, bint to_exchange=False):
@@ -504,10 +504,10 @@ cdef class RoutingTable:
             del self._by_queue[destination][identity]
             if not self._by_queue[destination]:
                 del self._by_queue[destination]
-        node.forget_known()
         node.matcher.remove(routing_key, arguments, target)
         node.links -= to_exchange
         del node.bindings[identity]
+        node.forget_known()
         return True
 
     def bindings(self, exchange):
@@ -551,16 +551,18 @@ cdef class RoutingTable:
     cdef tuple _route(self, object exchange, object routing_key, object headers):
         cdef ExchangeNode node
         cdef tuple targets
+        cdef dict known
         node = <ExchangeNode> self._node(exchange)
         if type(routing_key) is not str:
             routing_key = exact_str(routing_key)
-        if node.known is not None and node.links == 0:
-            targets = node.known.get(routing_key)
+        known = node.known
+        if known is not None and node.links == 0:
+            targets = known.get(routing_key)
             if targets is None:
                 targets = node.matcher.match(<str> routing_key, headers)
-                if len(node.known) >= MAX_KNOWN_KEYS:
-                    node.known.clear()
-                node.known[routing_key] = targets
+                if len(known) >= MAX_KNOWN_KEYS:
+                    known.clear()
+                known[routing_key] = targets
             return targets
         targets = node.matcher.match(<str> routing_key, headers)
         if node.links == 0 and (targets or node.alternate is None):
