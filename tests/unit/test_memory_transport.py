@@ -398,6 +398,24 @@ def test_publish_waits_for_a_thread_that_changes_the_broker(queue_name):
         assert len(broker.queues[queue_name].messages) == 3
 
 
+def test_priority_of_a_type_of_its_own_is_compared_under_the_lock(queue_name):
+    depths = []
+
+    class Priority(int):
+        def __le__(self, other):
+            depths.append(broker_of("/").lock.depth())
+            return int(self) <= other
+
+    with Connection("memory://") as connection:
+        queue = Queue(queue_name, max_priority=5)(connection)
+        queue.declare()
+        producer = Producer(connection, routing_key=queue_name)
+        producer.publish("low")
+        producer.publish("high", priority=Priority(3))
+        assert set(depths) == {1}
+        assert [queue.get(no_ack=True).payload for _ in range(2)] == ["high", "low"]
+
+
 def test_publish_to_a_queue_that_was_known_and_is_gone(queue_name):
     with Connection("memory://") as connection:
         channel = connection.channel()

@@ -101,7 +101,7 @@ cdef class PublishPath(PublishStep):
         if found is None:
             return False
         queue = <BaseQueue?> found
-        if not queue.is_plain or queue.idle:
+        if not queue.is_plain or queue.idle or queue.messages._level is None:  # a priority may be of any type
             return False
         queue.messages._add(delivery, 0)
         return True
