@@ -147,8 +147,8 @@ class Consumer(BaseConsumer):
         self.tag_prefix = tag_prefix or ""
         self._rule = dead_letter_rule(max_deliveries, dead_letter)
         self._dead_letter_channel: Channel | None = None  # with confirms, and nothing else on it
-        self._overrides_receive = type(self).receive is not Consumer.receive
-        self._overrides_callback = type(self)._receive_callback is not Consumer._receive_callback
+        self._overrides_receive = type(self).receive is not RECEIVE
+        self._overrides_callback = type(self)._receive_callback is not RECEIVE_CALLBACK
         if on_batch is not None and (self.callbacks or self.on_message is not None):
             raise ValueError("a consumer has on_batch, or callbacks for single messages")
         self._collector = None if on_batch is None else BatchCollector(on_batch, batch_size, batch_timeout)
@@ -544,3 +544,7 @@ class Consumer(BaseConsumer):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.queues}>"
+
+
+#: What a subclass may override, and a program replace on the class, as tracers do.
+RECEIVE, RECEIVE_CALLBACK = Consumer.receive, Consumer._receive_callback

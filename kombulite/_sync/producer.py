@@ -40,10 +40,6 @@ class PromisedChannel:
         return getattr(self._promise().connection.client, name)
 
 
-#: The methods that publishing may go through.
-STEPS = ("_publish", "_prepare", "_delivery_details", "maybe_declare")
-
-
 class ProducerArguments(TypedDict, total=False):
     """Keywords of ``Producer`` behind ``channel``, for those who pass them on."""
 
@@ -76,14 +72,10 @@ class Producer(MessageMaker, BaseProducer):
     auto_declare = True
     on_return: Callable[[Exception, str, str, Message], Any] | None = None
 
-    #: Whether a subclass overrides a step of publishing, a program has replaced one, or the channel is a stand-in.
+    #: Whether a step of publishing is not the one that is written here, or the channel is a stand-in.
     _in_steps = False
     _replaced: Mapping[str, Any] = MappingProxyType({})  # steps that a program has set on this producer
     _channel_promise: Any = None  # kombu's producers have it, and use it no more
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls._in_steps = any(getattr(cls, name) is not getattr(Producer, name) for name in STEPS)
 
     def __init__(
         self,
@@ -100,6 +92,7 @@ class Producer(MessageMaker, BaseProducer):
         self.on_return = on_return or self.on_return
         if auto_declare is not None:
             self.auto_declare = auto_declare
+        self._in_steps = self._must_step()
         if channel is not None:
             self.revive(channel)
 
@@ -189,7 +182,7 @@ class Producer(MessageMaker, BaseProducer):
 
     def _must_step(self) -> bool:
         """Return whether publishing goes through steps that a program may see."""
-        if type(self)._in_steps or self._replaced:
+        if self._replaced or any(getattr(type(self), name) is not step for name, step in STEPS.items()):
             return True
         return isinstance(self._facade, AdaptedChannel) and self._facade.is_borrowed
 
@@ -617,3 +610,8 @@ class Producer(MessageMaker, BaseProducer):
     def __repr__(self) -> str:
         channel = None if self._facade is None else self._facade.public
         return f"<{type(self).__name__}: {channel or self.__connection__!r}>"
+
+
+#: The steps of publishing. A subclass may override one; a program may replace it on a producer or, as tracers do, on
+#: the class.
+STEPS = {name: getattr(Producer, name) for name in ("_publish", "_prepare", "_delivery_details", "maybe_declare")}

@@ -116,6 +116,34 @@ def subclasses_that_override_a_step(lib):
     return args[1:], args[4]["number"]
 
 
+def tracing_by_replaced_methods_of_classes(lib):
+    seen = []
+    publish, receive = lib.Producer._publish, lib.Consumer.receive
+
+    def traced_publish(producer, body, *args, **kwargs):
+        seen.append(("publish", body, args[3], args[5]))
+        args[3]["trace"] = "t"
+        return publish(producer, body, *args, **kwargs)
+
+    def traced_receive(consumer, body, message):
+        seen.append(("receive", body, message.headers["trace"]))
+        return receive(consumer, body, message)
+
+    with (
+        patch.object(lib.Producer, "_publish", traced_publish),
+        patch.object(lib.Consumer, "receive", traced_receive),
+        lib.Connection("memory://tracing") as connection,
+    ):
+        queue = lib.Queue("traced", lib.Exchange("traced"), "key")
+        producer = connection.Producer(exchange=queue.exchange, serializer="json")
+        for number in range(2):
+            producer.publish(number, "key", declare=[queue])
+        with connection.Consumer([queue], callbacks=[lambda body, message: message.ack()]):
+            for _ in range(2):
+                connection.drain_events(timeout=20)
+    return seen
+
+
 def publishing_again(lib):
     producer = lib.Producer(Mock())
     ensure = producer.connection.ensure = Mock()
