@@ -25,7 +25,6 @@ cdef class BaseChannel:
     cdef readonly dict _subscriptions  # by consumer tag
 
     cdef object _send(self, Delivery delivery, bint mandatory, object timeout, object confirm_timeout)
-    cdef int _ack(self, object delivery_tag, bint multiple) except -1
     cdef bint _dispatch(self, object event) except -1
 
 

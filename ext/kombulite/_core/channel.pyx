@@ -215,9 +215,6 @@ cdef class BaseChannel:
 
     def basic_ack(self, delivery_tag, bint multiple=False):
         """Acknowledge a delivery, and with ``multiple`` all before it. Raises PreconditionFailed."""
-        self._ack(delivery_tag, multiple)
-
-    cdef int _ack(self, object delivery_tag, bint multiple) except -1:
         cdef AckStep step
         with cython.critical_section(self):
             number, settle, step = self.channel_id, self._settle, self._ack_step
@@ -230,7 +227,6 @@ cdef class BaseChannel:
         if self.positions is not None:
             self.positions.settle((delivery_tag,), multiple)
         self._tally._ack()
-        return 0
 
     def note_offset(self, Delivery delivery not None, bint no_ack):
         """Note that a message of a stream is handed over: nothing to do here."""

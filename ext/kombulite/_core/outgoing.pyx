@@ -78,11 +78,8 @@ cdef class PlainMessages:
         self._codecs = codecs
         self._known = {}
 
-    def make(self, exchange, routing_key, body, serializer, delivery_mode, priority):
+    cdef Delivery make(self, exchange, routing_key, body, serializer, delivery_mode, priority):
         """A message with a body to encode. Raises EncodeError, SerializerNotInstalled."""
-        return self._make(exchange, routing_key, body, serializer, delivery_mode, priority)
-
-    cdef Delivery _make(self, exchange, routing_key, body, serializer, delivery_mode, priority):
         cdef tuple encoded = self._codecs._encode(body, serializer)
         cdef Delivery made = Delivery.__new__(Delivery)
         made.exchange = exchange
@@ -194,7 +191,7 @@ cdef class BaseMaker:
             return <Delivery?> self._make_other(name, routing_key, body, mode, priority, content_type, content_encoding,
                                                 serializer, headers, compression, expiration, properties)
         if correlation_id is reply_to is None and not headers and not properties:
-            return self._plain._make(name, routing_key, body, serializer, mode, priority)
+            return self._plain.make(name, routing_key, body, serializer, mode, priority)
         encoded = self._codecs._encode(body, serializer)
         made = Delivery.__new__(Delivery)
         made.exchange = name
