@@ -203,8 +203,8 @@ class Producer(MessageMaker, BaseProducer):
         if self.exchange.name:
             self.exchange.declare(channel=self.channel)
 
-    @Step
-    def maybe_declare(self, /, entity: Any, retry: bool = False, **retry_policy: Any) -> bool:
+    @Step  # type: ignore[arg-type]  # kombu's `self` is no positional-only parameter
+    def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> bool:
         """Declare an entity, unless the connection has declared it already.
 
         Args:
