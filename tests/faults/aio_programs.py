@@ -48,9 +48,10 @@ async def produce(connection: aio.Connection, queue: Queue, options: dict[str, A
 
 
 async def consume(connection: aio.Connection, queue: Queue, options: dict[str, Any], stopped: asyncio.Event) -> None:
+    messages = connection.consume(queue, prefetch=options["prefetch"])  # one: in a stream it goes on where it was
     while not stopped.is_set():
         try:
-            async with connection.consume(queue, prefetch=options["prefetch"]) as messages:
+            async with messages:
                 while not stopped.is_set():
                     message = await messages.next(timeout=TURN)
                     if message is not None:
