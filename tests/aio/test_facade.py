@@ -231,6 +231,23 @@ def test_mandatory_messages_come_back_as_errors(place):
     run(main)
 
 
+@pytest.mark.parametrize("place", ["memory"], indirect=True)
+@pytest.mark.parametrize("verb", ["publish", "publish_many"])
+def test_a_publisher_does_not_have_the_loop_to_itself(place, verb):
+    async def main():
+        async with place.connect() as connection:
+            publish, others = getattr(connection.producer(), verb), asyncio.Event()
+            await publish("x", "nowhere")  # all that waits only once
+            asyncio.get_running_loop().call_soon(others.set)
+            for _ in range(5000):
+                if others.is_set():
+                    return
+                await publish("x", "nowhere")
+            raise AssertionError("nothing else had its turn")
+
+    run(main)
+
+
 def test_an_unknown_exchange_harms_no_other_task(place):
     async def main():
         queue = Queue(place.name("q"))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import get_ident
 from typing import Any, TypeVar
 
 from kombulite._core import Delivery
-from kombulite.brokers.aio import DelegatingTransport, OnEvent, OnLost, Pending
+from kombulite.brokers.aio import DelegatingTransport, OnEvent, OnLost, Pending, resolve
 from kombulite.brokers.base import Outcome, Settings
 from kombulite.brokers.memory import Transport, clock
 
 T = TypeVar("T")
 
-BURST = 512  # events that are handed over before the loop has its turn
+BURST = 512  # events that are handed over, or messages that are taken, before the loop has its turn
 
 
 class AsyncTransport(DelegatingTransport):
@@ -28,6 +28,8 @@ class AsyncTransport(DelegatingTransport):
         self._loop = asyncio.get_running_loop()
         self._thread = get_ident()
         self._alarm: asyncio.TimerHandle | None = None
+        self._taken = 0  # messages since the loop had its turn
+        self._turn: Pending[None] | None = None
 
     async def connect(self) -> None:
         """Open the connection."""
@@ -53,6 +55,29 @@ class AsyncTransport(DelegatingTransport):
     def publish(self, channel: int, delivery: Delivery, mandatory: bool = False) -> None:
         """Put a message into its queues."""
         self.sync.publish(channel, delivery, mandatory)
+        self._taken += 1
+
+    def publish_many(
+        self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False
+    ) -> Pending[list[tuple[int, Exception]]]:
+        """Put messages into their queues; the answer comes after a turn of the loop."""
+        refused = self.sync.publish_many(channel, deliveries, mandatory)
+        pending: Pending[list[tuple[int, Exception]]] = self._loop.create_future()
+        self._loop.call_soon(resolve, pending, refused)
+        return pending
+
+    def writable(self) -> Pending[None] | None:
+        """Return a Pending that is set after a turn of the loop; None if a publisher need not leave it one."""
+        if self._taken < BURST:
+            return None
+        if self._turn is None:
+            self._turn = self._loop.create_future()
+            self._loop.call_soon(self._end_turn, self._turn)
+        return self._turn
+
+    def _end_turn(self, turn: Pending[None]) -> None:
+        self._turn, self._taken = None, 0
+        resolve(turn)
 
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
         """Say what becomes of a delivery."""
