@@ -82,15 +82,14 @@ class Producer(MessageMaker):
         session = self._session
         session.waits.check_loop()
         is_plain = via is None and not retry and not declare and session.hooks is None
+        sent: Any = False
         if is_plain and self._declared is session.declared:
             sent = session.publish_at_once(delivery, mandatory, self.role)
             if sent is True:
                 return
-            if sent is not False and await session.wait_for_answer(
-                sent, delivery, self.role, session.waits.deadline(timeout)
-            ):
-                return
         deadline = session.waits.deadline(timeout)
+        if sent is not False and await session.wait_for_answer(sent, delivery, self.role, deadline):
+            return
         if via is not None:
             await self._declare(declare)
             hooks = self._session.hooks

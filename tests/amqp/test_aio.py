@@ -162,6 +162,64 @@ def test_a_refused_message_is_the_matter_of_its_own_task(peer):
     assert again == [b"3", b"4"]
 
 
+def test_no_message_before_one_that_may_be_the_refused_one_is_published_twice(peer):
+    """The exchange may have been deleted before the second message to it: the broker may have what is between them."""
+    again = []
+
+    def script(session):
+        session.handshake()
+        number = session.open_channel(confirms=True)
+        for _ in range(4):
+            session.expect(p.PUBLISH)
+        session.close_channel(*gone("e"), channel=number)
+        session.expect(p.CHANNEL_CLOSE_OK)
+        number = session.open_channel(confirms=True)
+        again.append(session.expect(p.PUBLISH).body)
+        session.ack(1, channel=number)
+        session.farewell()
+
+    async def main():
+        async with dial(peer) as connection:
+            connection.session.exchanges.add("e")
+            producer = connection.producer(serializer="raw")
+            sent = [
+                producer.publish(b"%d" % number, "q", exchange=name) for number, name in enumerate(["e", "", "e", ""])
+            ]
+            got = await asyncio.gather(*sent, return_exceptions=True)
+            missing, lost = exceptions.NotFound, exceptions.RecoverableConnectionError
+            assert [type(each) for each in got] == [missing, lost, missing, type(None)]
+
+    peer.play(script)
+    run(main)
+    assert again == [b"3"]
+
+
+def test_a_refused_topic_is_the_matter_of_its_own_message(peer):
+    def script(session):
+        session.handshake()
+        number = session.open_channel(confirms=True)
+        for _ in range(3):
+            session.expect(p.PUBLISH)
+        reason = "ACCESS_REFUSED - access to topic 'b' in exchange 'e' in vhost '/' refused for user 'guest'"
+        session.close_channel(403, reason, channel=number)
+        session.expect(p.CHANNEL_CLOSE_OK)
+        number = session.open_channel(confirms=True)
+        session.expect(p.PUBLISH)
+        session.ack(1, channel=number)
+        session.farewell()
+
+    async def main():
+        async with dial(peer) as connection:
+            connection.session.exchanges.add("e")
+            producer = connection.producer("e", serializer="raw")
+            got = await asyncio.gather(*(producer.publish(b"x", key) for key in "abc"), return_exceptions=True)
+            lost = exceptions.RecoverableConnectionError
+            assert [type(each) for each in got] == [lost, exceptions.AccessRefused, type(None)]
+
+    peer.play(script)
+    run(main)
+
+
 def test_many_messages_behind_a_refused_one_are_published_again(amqp_url, name):
     async def main():
         queue = Queue(name("q"))
@@ -177,6 +235,28 @@ def test_many_messages_behind_a_refused_one_are_published_again(amqp_url, name):
             assert (await connection.status(queue)).message_count == 2500
             await connection.delete(queue)
 
+    run(main)
+
+
+def test_a_call_whose_channel_is_closed_as_its_request_is_confirmed(peer, monkeypatch):
+    monkeypatch.setitem(p.SERVER_PROPERTIES["capabilities"], "direct_reply_to", True)
+
+    def script(session):
+        session.handshake()
+        number = session.open_channel(confirms=True)
+        session.consume()
+        session.expect(p.PUBLISH)
+        confirm = session.encoder.method(number, *p.ACK, bytes(dumps("Lb", (1, False))))
+        values = (406, "PRECONDITION_FAILED - for a reason", 0, 0)
+        session.sock.sendall(confirm + session.encoder.method(number, *p.CHANNEL_CLOSE, bytes(dumps("BsBB", values))))
+        session.farewell()
+
+    async def main():
+        async with dial(peer) as connection:
+            with pytest.raises(exceptions.RecoverableConnectionError, match="no more replies come"):
+                await connection.call(1, "q", timeout=20)
+
+    peer.play(script)
     run(main)
 
 
@@ -221,6 +301,72 @@ def test_what_cannot_be_sent_of_many_hides_nothing_of_the_others(amqp_url, name,
                         await batch.publish("x", mandatory=True, headers={"value": value})
             assert {index for index, _ in caught.value.refused} == refused
 
+    run(main)
+
+
+def test_a_message_that_comes_before_all_consumers_are_back_is_handed_over(peer):
+    def first(session):
+        session.handshake()
+        session.open_channel()
+        answer(session, (60, 10), (60, 11))
+        session.consume()
+        session.consume()
+        consuming.wait(20)
+
+    def second(session):
+        session.handshake()
+        number = session.open_channel()
+        answer(session, (60, 10), (60, 11))
+        session.deliver(1, b"early", session.consume(), number)
+        other = session.expect(p.CONSUME)
+        received.wait(30)
+        session.send(number, p.CONSUME_OK, "s", other.read("Bss")[2])
+        session.farewell()
+
+    async def main():
+        async with dial(peer) as connection, connection.consume(["a", "b"], auto_declare=False) as messages:
+            consuming.set()
+            message = await messages.next(20)
+            received.set()
+            assert message is not None
+            assert message.body == b"early"
+
+    consuming, received = threading.Event(), threading.Event()
+    peer.play(first, second)
+    run(main)
+
+
+def test_a_consumer_that_ends_while_it_is_restored_does_not_end_the_connection(peer):
+    def first(session):
+        session.handshake()
+        session.open_channel()
+        answer(session, (60, 10), (60, 11))
+        session.consume()
+        consuming.wait(20)
+
+    def second(session):
+        session.handshake()
+        session.open_channel()
+        answer(session, (60, 10), (60, 11))
+        method = session.expect(p.CONSUME)
+        asked.set()
+        ending.wait(20)
+        session.send(method.channel, p.CONSUME_OK, "s", method.read("Bss")[2])
+        session.farewell()
+
+    async def main():
+        async with dial(peer) as connection:
+            messages = await connection.consume("q", auto_declare=False).__aenter__()
+            consuming.set()
+            assert await asyncio.to_thread(asked.wait, 20)
+            end = asyncio.create_task(messages.__aexit__(None, None, None))
+            await asyncio.sleep(0)
+            ending.set()
+            await end
+            assert (await connection.status("q")).message_count == 0
+
+    consuming, asked, ending = threading.Event(), threading.Event(), threading.Event()
+    peer.play(first, second)
     run(main)
 
 
