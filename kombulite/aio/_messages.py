@@ -21,7 +21,7 @@ from kombulite._client.declarations import consumer_arguments
 from kombulite._client.streams import OffsetKeeper, OffsetStore, StreamPositions, now
 from kombulite._core import Delivery
 from kombulite.aio._session import ACK, AsyncSession, Channel
-from kombulite.brokers.aio import Pending, closed
+from kombulite.brokers.aio import Pending
 from kombulite.brokers.base import Cancelled, ChannelClosed, Event, Outcome
 from kombulite.brokers.waits import WaitQueue
 from kombulite.entity import Queue
@@ -263,7 +263,7 @@ class Messages:
         session = self._session
         self._ready.clear()  # what came on a connection that is lost comes again
         self._names.clear()
-        channel = await session.open_channel()
+        channel = self._channel = await session.open_channel()  # messages come before all consumers have started
         channel.on_event = self._on_event
         transport = session.transport
         assert transport is not None
@@ -281,12 +281,12 @@ class Messages:
                 starting.append(transport.consume(channel.number, queue.name, tag, False, self._exclusive, arguments))
             for each in starting:  # all are under way at once
                 await session.waits.answer(each)
-            if self._is_over:  # it ended meanwhile
-                raise closed()
+            if self._is_over:  # it ended meanwhile, which is no fault of the connection
+                session.drop_channel(channel)
+                return
         except BaseException:
             session.drop_channel(channel)
             raise
-        self._channel = channel
         self._started = self._started or now()
         session.restored.add(self)
 
