@@ -38,7 +38,8 @@ class Caller:
         self._direct_producer = Producer(connection, "", "", None, None, True, False)
         self._direct_producer.role = "calls"
         self._waiting: dict[str, Pending[Message]] = {}
-        self._retried: set[str] = set()  # of these, the requests that are published again if the connection is lost
+        self._publishing: set[str] = set()  # of these, the requests whose publish goes on, maybe on the next channel
+        self._channel: Channel | None = None
         self._queue: Queue | None = None
         session.preparing["calls"] = self._receive_directly
 
@@ -60,8 +61,7 @@ class Caller:
             raise ValueError(f"correlation_id must be of one call at a time, got {correlation_id!r} again")
         reply: Pending[Message] = session.waits.check_loop().create_future()
         self._waiting[correlation_id] = reply
-        if arguments.get("retry"):
-            self._retried.add(correlation_id)
+        self._publishing.add(correlation_id)
         try:
             await producer.publish(
                 body,
@@ -73,11 +73,13 @@ class Caller:
                 timeout=max(deadline - monotonic(), 0),
                 **arguments,
             )
-            self._retried.discard(correlation_id)
+            self._publishing.discard(correlation_id)
+            if not self._receives(reply_to):  # it was lost as the request was confirmed
+                refuse(reply, exceptions.RecoverableConnectionError("no more replies come: their way is closed"))
             return await session.waits.wait(reply, deadline, "call")
         finally:
             del self._waiting[correlation_id]
-            self._retried.discard(correlation_id)
+            self._publishing.discard(correlation_id)
 
     async def reply(self, request: Message, body: Any, mandatory: bool, arguments: dict[str, Any]) -> None:
         """Publish the reply to a request."""
@@ -105,9 +107,14 @@ class Caller:
         else:
             resolve(waiting, message)
 
+    def _receives(self, reply_to: str) -> bool:
+        if self._queue is not None and self._queue.name == reply_to:
+            return True
+        return self._channel is not None and self._channel.is_open
+
     def _refuse_all(self, reason: object) -> None:
         for correlation_id, waiting in self._waiting.items():
-            if correlation_id not in self._retried:
+            if correlation_id not in self._publishing:
                 refuse(waiting, exceptions.RecoverableConnectionError(f"no more replies come: {reason}"))
 
     # --- to a channel
@@ -124,7 +131,7 @@ class Caller:
                 session.tally.count_consumed(event)
                 self._take(message)
 
-        channel.on_event, channel.on_closed = receive, self._refuse_all
+        self._channel, channel.on_event, channel.on_closed = channel, receive, self._refuse_all
         address = transport.reply_address or ""
         await session.waits.answer(transport.consume(channel.number, address, "replies", True, False, None))
 

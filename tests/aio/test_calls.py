@@ -106,6 +106,28 @@ def test_one_correlation_id_is_of_one_call_at_a_time(place):
     run(main)
 
 
+@pytest.mark.parametrize("place", ["amqp"], indirect=True)
+def test_a_call_behind_one_that_is_refused_gets_its_reply(place):
+    async def main():
+        requests = Queue(place.name("requests"))
+
+        async def answer(connection, message):
+            await connection.reply(message, message.payload + 1)
+
+        async with answering(place, requests, answer), place.connect() as caller:
+            await caller.call(0, requests.name, timeout=20)
+            caller.session.exchanges.add("gone")  # it was there a while ago
+            refused, good = (
+                caller.call(1, "key", exchange="gone", timeout=20),
+                caller.call(2, requests.name, timeout=20),
+            )
+            error, reply = await asyncio.gather(refused, good, return_exceptions=True)
+            assert isinstance(error, exceptions.NotFound)
+            assert reply.payload == 3
+
+    run(main)
+
+
 @pytest.mark.parametrize("place", ["memory", "amqp"], indirect=True)
 def test_a_mandatory_reply_to_a_caller_that_is_gone_is_returned(place):
     async def main():
