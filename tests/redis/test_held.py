@@ -5,14 +5,22 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from hiredis import ReplyError
 
 from kombulite import Connection, Consumer, Producer, Queue, aio, exceptions
+from kombulite._core import Delivery, Properties
 from kombulite.brokers.base import Outcome
+from kombulite.brokers.redis.claims import RedisChannel
+from kombulite.brokers.redis.handover import Abandoned, Handover
+from kombulite.brokers.redis.keys import Keys
+from kombulite.brokers.redis.leases import Lease
+from kombulite.brokers.redis.options import ROUND_ROBIN, Options, OrderStrategy
 from kombulite.message import Message
 from tests.aio.conftest import run, soon
 from tests.proxy import Cut, Direction, Proxy
@@ -311,3 +319,50 @@ def test_what_a_batch_had_gathered_comes_again_at_once_in_its_order(through, pro
     assert batches[0].payloads == [1, 2, 3, 4]
     batches[0].ack()
     is_settled(client, Queue(name))
+
+
+def test_a_forked_child_settles_nothing(through, proxy, client, name):
+    connection, queue, got = through(), Queue(name), []
+    held(connection, queue, got)
+    Producer(connection).publish("x", routing_key=name)
+    drain(connection, lambda: got)
+    proxy.reset()
+    with pytest.raises(LOST):
+        while True:
+            connection.drain_events(timeout=0.1)
+
+    def child() -> None:
+        with pytest.raises(exceptions.RecoverableConnectionError):
+            got[0].ack()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
+    got[0].ack()
+    connection.ensure_connection()
+    is_settled(client, queue)
+
+
+def test_what_is_held_keeps_nothing_else_of_its_channel():
+    left = Handover(Keys(Options.of({}), 0))
+    state, lease = RedisChannel(1, OrderStrategy(ROUND_ROBIN), True), Lease("tag", "queue", "queue", b"{}")
+    delivery = Delivery("", "queue", Properties(), b"")
+    lease.delivery = weakref.ref(delivery)
+    state.outstanding["tag"] = lease
+    left.abandon(left, [state], [], are_noted=True, holds=True)
+    gone = weakref.ref(state)
+    del state
+    gc.collect()
+    assert left.held_tags == ["tag"]
+    assert gone() is None
+
+
+def test_acks_that_a_server_cannot_take_yet_are_sent_later():
+    left = Handover(Keys(Options.of({}), 0))
+    left._left.append(Abandoned(settled=[(print, b"ack", 2)]))
+    plan = left.bring_back()
+    assert next(plan).commands == [b"ack"]
+    with pytest.raises(exceptions.RecoverableConnectionError):
+        plan.send([ReplyError("LOADING Redis is loading the dataset in memory")] * 2)
+    assert next(left.bring_back()).commands == [b"ack"]

@@ -300,11 +300,12 @@ def test_what_an_ending_consumer_had_ahead_comes_again_after_a_loss(ours, client
     assert not client.exists("unacked", "unacked_index")
 
 
-def test_what_another_thread_takes_over_at_the_same_time_is_left_to_it():
+@pytest.mark.parametrize("place", ["_left", "_forgotten"])
+def test_what_another_thread_takes_over_at_the_same_time_is_left_to_it(place):
     class Raced(deque):
         def __bool__(self):
             return True  # when it was looked at
 
     left = handover.Handover(Keys(Options.of({}), 0))
-    left._left = Raced()
+    setattr(left, place, Raced())
     assert list(left.bring_back()) == []

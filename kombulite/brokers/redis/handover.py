@@ -11,13 +11,18 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 from weakref import ReferenceType, WeakSet, ref
 
+from hiredis import ReplyError
+
+from kombulite import exceptions
 from kombulite.brokers.base import Outcome
 from kombulite.brokers.redis.claims import RedisChannel
+from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, pack_acknowledgement, put_back, put_back_tags, renew
 from kombulite.brokers.redis.plans import Exchange, Plan
@@ -41,10 +46,10 @@ class Abandoned(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A lease whose message the application still has. ``channel``: that on which it came."""
+    """A lease whose message the application still has. ``channel``: one object for all that came on the same."""
 
     lease: Lease
-    channel: RedisChannel
+    channel: object
     delivery: ReferenceType[Any]
 
 
@@ -60,12 +65,13 @@ class Handover:
         self._held: dict[str, Held] = {}
         self._forgotten: deque[str] = deque()
         self._users: WeakSet[Any] = WeakSet()
+        self._pid = os.getpid()
 
     def begin(self, user: object) -> Plan[None]:
         """Bring back what earlier connections have left, over a new one; ``user``: what that one belongs to."""
         self._users.add(user)
         yield from self.bring_back()
-        yield from renew(self._keys, list(self._held))
+        yield from self.renew()
 
     def end(self, user: object) -> Plan[None]:
         """Close a connection: with the last of the process, what the application still holds goes back too."""
@@ -91,6 +97,10 @@ class Handover:
         """The tags of the leases that are held."""
         return list(self._held)
 
+    def renew(self) -> Plan[None]:
+        """Give the leases that are held their full time again."""
+        yield from renew(self._keys, self.held_tags)
+
     def take(self, tag: Any, multiple: bool) -> list[Lease]:
         """Take a lease that is held, with ``multiple`` all up to it that came on its channel; none if it is not."""
         held = self._held.get(tag)
@@ -103,16 +113,23 @@ class Handover:
         return [each.lease for each in taken if each is not None]
 
     def settle(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome, multiple: bool = False) -> bool:
-        """Settle deliveries over the next connection that looks after them; returns False if one is not held."""
-        if any(tag not in self._held for tag in delivery_tags):
+        """Settle deliveries over the next connection that looks after them; returns False if one is not held.
+
+        In a forked child none is: the connections that look after them are its parent's.
+        """
+        if self._pid != os.getpid() or any(tag not in self._held for tag in delivery_tags):
             return False
         leases = [lease for tag in delivery_tags for lease in self.take(tag, multiple)]
         if outcome in (Outcome.ACK, Outcome.REJECT):
-            data = pack_acknowledgement(self._keys, [lease.tag for lease in leases])
-            self._left.append(Abandoned(settled=[(_ignore, data, ACK_REPLIES)]))
+            acknowledgements = self._pack_acknowledgements(leases)
+            self._left.append(Abandoned(settled=[(_ignore, data, ACK_REPLIES) for data in acknowledgements]))
         else:
             self._left.append(Abandoned(leases))
         return True
+
+    def _pack_acknowledgements(self, leases: Sequence[Lease]) -> list[bytes]:
+        """Return what removes leases from the server's notes, in parts of ``ACK_REPLIES`` commands."""
+        return [pack_acknowledgement(self._keys, [lease.tag for lease in leases])] if leases else []
 
     # --- what is left
 
@@ -148,23 +165,25 @@ class Handover:
 
     def _hold(self, state: RedisChannel) -> list[Lease]:
         """Hold the leases of a channel whose messages the application still has; returns the others."""
-        rest = []
+        rest: list[Lease] = []
+        channel = object()  # not the state, with all that it had: messages may be held for long
         for lease in state.unsettled():
             delivery = None if lease.delivery is None else lease.delivery()
             if delivery is None or lease.tag not in state.outstanding:
                 rest.append(lease)
             else:
                 forget = partial(_forget, self._forgotten, lease.tag)
-                self._held[lease.tag] = Held(lease, state, ref(delivery, forget))
+                self._held[lease.tag] = Held(lease, channel, ref(delivery, forget))
         return rest
 
     def bring_back(self) -> Plan[None]:
         """Bring back what is left, and what the application has forgotten meanwhile."""
         forgotten = []
-        while self._forgotten:
-            held = self._held.pop(self._forgotten.popleft(), None)
-            if held is not None:
-                forgotten.append(held.lease)
+        with suppress(IndexError):  # the last: another thread may have taken it, too
+            while True:
+                held = self._held.pop(self._forgotten.popleft(), None)
+                if held is not None:
+                    forgotten.append(held.lease)
         if forgotten:
             forgotten.sort(key=attrgetter("tag"))  # as they came: Python frees a list from its end
             self._left.append(Abandoned(forgotten))
@@ -182,10 +201,19 @@ class Handover:
     def _bring_back(self, left: Abandoned) -> Plan[None]:
         if left.settled:
             commands = [again or b"" for _, again, _ in left.settled]
-            yield Exchange(commands, sum(replies for _, _, replies in left.settled))
-        yield from put_back(self._keys, left.leases, True)
-        yield from put_back(self._keys, left.taken, False)
-        yield from put_back_tags(self._keys, left.tags)
+            for reply in (yield Exchange(commands, sum(replies for _, _, replies in left.settled))):
+                error = reply_error(str(reply)) if isinstance(reply, ReplyError) else None
+                if isinstance(error, exceptions.RecoverableConnectionError):  # LOADING: later it is served
+                    raise error
+        yield from self._put_back(left.leases, True)
+        yield from self._put_back(left.taken, False)
+        yield from self._put_back_tags(left.tags)
+
+    def _put_back(self, leases: Sequence[Lease], are_noted: bool) -> Plan[None]:
+        yield from put_back(self._keys, leases, are_noted)
+
+    def _put_back_tags(self, tags: Sequence[Any]) -> Plan[None]:
+        yield from put_back_tags(self._keys, tags)
 
 
 #: By process and database: a forked child has neither the messages of its parent nor its connections.

@@ -73,7 +73,8 @@ class Chores:
     def _renew(self) -> Plan[float]:
         leases = [lease for state in list(self._channels.values()) for lease in state.unsettled()]
         if self._options.ack_emulation:
-            yield from renew(self._keys, [*(lease.tag for lease in leases), *self._handover.held_tags])
+            yield from renew(self._keys, [lease.tag for lease in leases])
+            yield from self._handover.renew()
         return self._options.visibility_timeout / 3
 
     def _extend(self) -> Plan[float]:

@@ -7,11 +7,10 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
-from kombulite.brokers.base import Outcome
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
-from kombulite.brokers.redis.handover import Abandoned, Handover
-from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, pack_acknowledgement, put_back, put_back_tags, renew
-from kombulite.brokers.redis.plans import Exchange, Plan
+from kombulite.brokers.redis.handover import Handover
+from kombulite.brokers.redis.leases import Lease, pack_acknowledgement, put_back, put_back_tags, renew
+from kombulite.brokers.redis.plans import Plan
 
 
 class ClusterHandover(Handover):
@@ -19,38 +18,25 @@ class ClusterHandover(Handover):
 
     _keys: ClusterKeys
 
-    def begin(self, user: object) -> Plan[None]:
-        """Bring back what earlier connections have left, over a new one; ``user``: what that one belongs to."""
-        self._users.add(user)
-        yield from self.bring_back()
+    def renew(self) -> Plan[None]:
+        """Give the leases that are held their full time again."""
         yield from renew_all(self._keys, self.held_leases)
 
-    def settle(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome, multiple: bool = False) -> bool:
-        """Settle deliveries over the next connection that looks after them; returns False if one is not held."""
-        if any(tag not in self._held for tag in delivery_tags):
-            return False
-        leases = [lease for tag in delivery_tags for lease in self.take(tag, multiple)]
-        if outcome in (Outcome.ACK, Outcome.REJECT):
-            packed = [
-                pack_acknowledgement(self._keys.of(queue), [lease.tag for lease in mine])
-                for queue, mine in by_queue(leases)
-            ]
-            self._left.append(Abandoned(settled=[(_ignore, data, ACK_REPLIES) for data in packed]))
-        else:
-            self._left.append(Abandoned(leases))
-        return True
+    def _pack_acknowledgements(self, leases: Sequence[Lease]) -> list[bytes]:
+        return [
+            pack_acknowledgement(self._keys.of(queue), [lease.tag for lease in mine])
+            for queue, mine in by_queue(leases)
+        ]
 
     def _tags_of(self, claims: Sequence[Any]) -> Sequence[Any]:
         return [(part.queues[0], part.possible_tags()) for claim in claims for part in getattr(claim, "parts", [claim])]
 
-    def _bring_back(self, left: Abandoned) -> Plan[None]:
-        if left.settled:
-            commands = [again or b"" for _, again, _ in left.settled]
-            yield Exchange(commands, sum(replies for _, _, replies in left.settled))
-        yield from put_back_all(self._keys, left.leases, True)
-        yield from put_back_all(self._keys, left.taken, False)
-        for queue, tags in left.tags:
-            yield from put_back_tags(self._keys.of(queue), tags)
+    def _put_back(self, leases: Sequence[Lease], are_noted: bool) -> Plan[None]:
+        yield from put_back_all(self._keys, leases, are_noted)
+
+    def _put_back_tags(self, tags: Sequence[Any]) -> Plan[None]:
+        for queue, mine in tags:
+            yield from put_back_tags(self._keys.of(queue), mine)
 
 
 def by_queue(leases: Iterable[Lease]) -> list[tuple[str, list[Lease]]]:
@@ -69,7 +55,3 @@ def renew_all(keys: ClusterKeys, leases: Iterable[Lease]) -> Plan[None]:
     """Give leases of any queues their full time again."""
     for queue, mine in by_queue(leases):
         yield from renew(keys.of(queue), [lease.tag for lease in mine])
-
-
-def _ignore(reply: Any) -> None:
-    """Do nothing with the reply to an acknowledgement."""

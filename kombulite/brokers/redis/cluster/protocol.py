@@ -42,7 +42,8 @@ class ClusterChores(Chores):
     def _renew(self) -> Plan[float]:
         leases = [lease for state in list(self._channels.values()) for lease in state.unsettled()]
         if self._options.ack_emulation:
-            yield from renew_all(self._keys, [*leases, *self._handover.held_leases])
+            yield from renew_all(self._keys, leases)
+            yield from self._handover.renew()
         return self._options.visibility_timeout / 3
 
     def _restore(self) -> Plan[float]:
