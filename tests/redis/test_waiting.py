@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import kombu
 import pytest
 import redis
 
-from kombulite import Connection, Consumer, Exchange, Producer, Queue, uuid
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, uuid
 from kombulite.asynchronous import Hub
+from kombulite.brokers.redis.blocking import MAX_WAITING, ListWaits
+from kombulite.brokers.redis.options import Options
 from tests.redis.conftest import drain
 from tests.servers import RedisServer
 
@@ -181,3 +185,49 @@ def test_without_the_right_to_wait_either_there_are_looks_and_a_warning(restrict
                 put(lambda: producer.publish("it", routing_key=name), connection, got)
     assert got == ["it"]
     assert caplog.text.count("does not tell") == 1
+
+
+def test_many_consumers_that_begin_at_once_share_the_connections_that_wait(restricted, name):
+    url = restricted("-client")
+
+    async def main():
+        async with aio.connect(url) as connection:
+            queues = [f"{name}.{number}" for number in range(30)]
+            async with connection.consume(queues, auto_declare=False):
+                with redis.Redis.from_url(restricted()) as client:
+                    users = [each["user"] for each in client.client_list()]
+                assert users.count(urlsplit(url).username) <= 2 + MAX_WAITING
+
+    asyncio.run(main())
+
+
+class Waits:
+    """A connection of which a test answers what is sent."""
+
+    def __init__(self):
+        self.posted = []
+
+    def post(self, data, replies, on_reply, may_repeat):
+        self.posted.append((data, on_reply))
+
+    def answer(self, reply):
+        self.posted.pop()[1](reply)
+
+    def waits_for(self, key):
+        return f"\r\n{key}\r\n".encode() in self.posted[-1][0]
+
+
+def test_there_is_no_wait_for_a_queue_that_is_not_consumed_any_more():
+    consumed, stream = {"old"}, Waits()
+    waits = ListWaits(Options(), 1.0, lambda: consumed, print)
+    waits.add(stream)
+    waits.want("old", 0, "old")
+    assert waits.cover(1)
+    assert stream.waits_for("old")
+    consumed = {"new"}
+    waits.want("new", 3, "new")
+    assert not waits.cover(1)
+    for _ in range(2):
+        stream.answer(None)
+        assert waits.cover(1)
+        assert stream.waits_for("new")

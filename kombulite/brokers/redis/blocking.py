@@ -33,14 +33,22 @@ class ListWaits:
     Args:
         options: The options of the transport.
         longest_poll: Seconds between two looks, at most, where the server does not let the user wait.
+        consumed: Returns the queues that are consumed: there is no wait for lists of others any more.
         on_news: Called with the queue of a list that is not empty.
     """
 
-    def __init__(self, options: Options, longest_poll: float, on_news: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        longest_poll: float,
+        consumed: Callable[[], set[str]],
+        on_news: Callable[[str], object],
+    ) -> None:
         timeout = options.socket_timeout
         self._block = MAX_BLOCK if timeout is None else min(MAX_BLOCK, timeout / 3)
         self._client_name = options.client_name or "us"
         self._longest_poll = longest_poll
+        self._consumed = consumed
         self._on_news = on_news
         self._count = 0
         self._free: list[PostingStream] = []
@@ -60,7 +68,7 @@ class ListWaits:
 
     def cover(self, lists: int) -> bool:
         """Return whether the server wakes the consumer for each of so many lists."""
-        return not self._is_refused and self._count >= lists
+        return not (self._is_refused or self._wanted) and self._count >= lists
 
     def add(self, stream: PostingStream) -> None:
         """Wait over a connection too."""
@@ -75,6 +83,9 @@ class ListWaits:
             self._go_on()
 
     def _go_on(self) -> None:
+        if self._free and self._wanted:
+            consumed = self._consumed()
+            self._wanted = {key: each for key, each in self._wanted.items() if each[1] in consumed}
         while self._free and self._wanted and not self._is_refused:
             key = min(self._wanted, key=lambda each: self._wanted[each][0])
             step, queue = self._wanted.pop(key)

@@ -74,7 +74,7 @@ class Receiver:
         self._now = now
         # kombu's documentation has people set it high, for there the server wakes who waits.
         self._longest_poll = min(options.polling_interval or POLLING_INTERVAL, POLLING_INTERVAL)
-        self.waits = ListWaits(options, self._longest_poll, self._mark_dirty)
+        self.waits = ListWaits(options, self._longest_poll, self._consumed, self._mark_dirty)
         self.subscriptions = Subscriptions(keys, options.sentinel_fanout_compat)
         self._redirection: tuple[Any, ...] = ()
         self._tells_of_lists = False  # whether the server says when a list changes
@@ -125,16 +125,25 @@ class Receiver:
     @property
     def missing_waits(self) -> int:
         """How many connections more are needed to wait in the server, because it does not report changes."""
-        return 0 if self._tells_of_lists else self.waits.missing(count_lists(self._channels, self._options))
+        return 0 if self._tells_of_lists else self.waits.missing(self._count_lists())
 
     @property
     def listens(self) -> bool:
         """Whether the server says when a list changes, and that is worth while."""
         return self._tells_of_lists and self._news.is_on(monotonic())
 
+    def _consumed(self) -> set[str]:
+        """Return the queues that are consumed."""
+        claims = [claims for state in list(self._channels.values()) for claims in state.claim_queues]
+        return {queue for each in claims for queue in list(each.consumers)}
+
+    def _count_lists(self) -> int:
+        """Return how many lists the queues have that are consumed."""
+        return len(self._consumed()) * len(self._options.priority_steps)
+
     def _polling_interval(self) -> float:
         """Return the seconds until the next look: the less, the sooner the last message came."""
-        if self.waits.cover(count_lists(self._channels, self._options)):  # the server wakes us
+        if self.waits.cover(self._count_lists()):  # the server wakes us
             return self._options.health_check_interval or POLLING_INTERVAL
         return min(self._longest_poll, max((monotonic() - self._found_at) * POLL_SHARE, SHORTEST_POLL))
 
@@ -357,13 +366,6 @@ class Receiver:
         return self.has_ready() or any(
             state.credit(claims) > 0 for state in list(self._channels.values()) for claims in state.claim_queues
         )
-
-
-def count_lists(channels: dict[int, RedisChannel], options: Options) -> int:
-    """Return how many lists the queues have that are consumed."""
-    claims = [claims for state in list(channels.values()) for claims in state.claim_queues]
-    queues = {queue for each in claims for queue in list(each.consumers)}
-    return len(queues) * len(options.priority_steps)
 
 
 def without_flag(delivery: Delivery) -> Delivery:

@@ -9,7 +9,7 @@ The class is as wide as the interface that it implements.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -72,7 +72,7 @@ class AsyncTransport(interface.AsyncTransport):
         self._stream: AsyncStream | None = None
         self._streams: list[AsyncStream] = []
         self._listener: AsyncStream | None = None
-        self._listening: asyncio.Task[None] | None = None
+        self._opening: asyncio.Task[None] | None = None  # of connections for consumers
         self._is_begun = self._is_over = False
         self._acked: list[Lease] = []  # in this turn of the loop
         self._ack_pending: Pending[None] | None = None
@@ -116,7 +116,7 @@ class AsyncTransport(interface.AsyncTransport):
 
     async def close(self) -> None:
         """Close the connection and its channels: messages not settled go back to their queues. May be repeated."""
-        listening = self._listening
+        opening = self._opening
         try:
             if self.connected:
                 protocol = self._protocol
@@ -127,8 +127,8 @@ class AsyncTransport(interface.AsyncTransport):
                     await self._perform(call("PING"))  # what was sent before is answered then
         finally:
             self.abort()
-        if listening is not None and not listening.done():
-            await asyncio.wait([listening])
+        if opening is not None and not opening.done():
+            await asyncio.wait([opening])
 
     def abort(self) -> None:
         """Drop the connection without a word to the broker."""
@@ -140,8 +140,8 @@ class AsyncTransport(interface.AsyncTransport):
         self._is_over = True
         self._dispatcher.stop()
         self._maintainer.stop()
-        if self._listening is not None:
-            self._listening.cancel()
+        if self._opening is not None:
+            self._opening.cancel()
         unanswered = [] if self._stream is None else self._stream.unanswered
         for stream in self._streams:
             stream.drop(error)  # first: messages that are on their way back count as outstanding again
@@ -358,13 +358,17 @@ class AsyncTransport(interface.AsyncTransport):
         self._protocol.channel(channel)
         yield from self._protocol.check_rights(queue, no_ack)
         if self._listener is None:
-            if self._listening is None or self._listening.done():
-                self._listening = self._loop.create_task(self._listen())
-            yield self._listening
+            yield self._open_once(self._listen)
         tag = self._protocol.start_consumer(channel, queue, consumer_tag, no_ack, exclusive)
         if self._protocol.receiver.missing_waits > 0:
-            yield self._loop.create_task(self._wait_in_server())
+            yield self._open_once(self._wait_in_server)
         return tag
+
+    def _open_once(self, opening: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        """Open connections for consumers, in one task for all that begin at the same time."""
+        if self._opening is None or self._opening.done():
+            self._opening = self._loop.create_task(opening())
+        return self._opening
 
     async def _listen(self) -> None:
         """Open the connection that listens."""
