@@ -3,7 +3,7 @@
     with Work(cluster, layout) as work:
         ...                         # kill, move, restart
         work.settle()
-    work.check()
+    assert not work.missing, work.summary
 
 Producers and consumers are threads with a connection each. They go on after a connection was lost, as programs do.
 """

@@ -11,8 +11,9 @@ import redis
 from click.testing import CliRunner
 
 from kombulite import Connection, Exchange, Queue, aio
+from kombulite._core import pack_command
 from kombulite.brokers.redis.cluster.keys import tag_of
-from kombulite.brokers.redis.cluster.slots import slot_of
+from kombulite.brokers.redis.cluster.slots import Refusal, SlotMap, refusal_of, slot_of
 from kombulite.cli.commands import kombulite
 from kombulite.exceptions import AccessRefused, MessageReturned, NotAllowed, RecoverableConnectionError
 from tests.conftest import started
@@ -417,3 +418,69 @@ def test_a_sign_of_life_without_an_answer_is_left_to_nobody(cluster, layout):
         transport.collect()
     with connect(cluster, layout) as following:
         assert following.default_channel.basic_get("alive") is None
+
+
+# --- what is sent again, and what is not
+
+
+def test_bindings_that_are_read_while_their_slot_moves_are_read_again(cluster):
+    exchange = Exchange("passing", "direct")
+    first, second = (Queue(name, exchange, routing_key="key") for name in ("first", "second"))
+    slot = slot_of(tag_of("passing"))
+    source = cluster.master_of(slot)
+    target = next(node for node in cluster.masters if node is not source)
+    with connect(cluster, OWN, health_check_interval=600) as publisher, connect(cluster, OWN) as other:
+        producer = publisher.Producer(exchange=exchange)
+        producer.publish(0, routing_key="key", declare=[first])
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.node_id)
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.node_id)
+        while found := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *found)
+        producer.publish(1, routing_key="key")
+        cluster.finish_move(slot, target)
+        second(other).declare()
+        producer.publish(2, routing_key="key")
+        assert receive(other, second, 1) == [2]
+
+
+def test_of_what_was_refused_only_acks_are_sent_over_the_next_connection():
+    nodes = Connection("rediscluster://").transport._stream
+    claim, ack = pack_command(("EVALSHA", "sha", 1, "{q}:q")), pack_command(("HDEL", "{q}:unacked", "tag"))
+    nodes.post(claim, 1, print)
+    nodes.post(ack, 1, print, may_repeat=True)
+    assert [data for _, data, _ in nodes.unanswered] == [ack]
+
+
+def test_what_no_node_took_in_time_has_an_error_for_a_reply(monkeypatch):
+    """Also if the time ends between the look for a node and the next try."""
+    nodes = Connection("rediscluster://").transport._stream
+    times = iter([0.0, 0.0, 2.0])
+    monkeypatch.setattr("kombulite.brokers.redis.cluster.nodes.monotonic", lambda: next(times))
+    with pytest.raises(RecoverableConnectionError, match="no master for slot"):
+        nodes.ask(pack_command(("LPUSH", "{q}:q", "x")), 1)
+
+
+def test_a_publish_to_several_nodes_keeps_its_timeout(cluster):
+    exchange = Exchange("late", "direct")
+    queues = [Queue(f"late{number}", exchange, routing_key="key") for number in range(12)]
+    silent = cluster.master_of(slot_of(tag_of("late0")))
+    with connect(cluster, OWN, socket_timeout=600) as connection:
+        producer = connection.Producer(exchange=exchange)
+        producer.publish("x", routing_key="key", declare=queues)
+        silent.pause()
+        try:
+            with pytest.raises((RecoverableConnectionError, OSError)):
+                producer.publish("y", routing_key="key", timeout=0.5, retry=False)
+        finally:
+            silent.resume()
+            cluster.wait_until_ok()
+
+
+@pytest.mark.parametrize("port", ["99999", "-1", "x", "9" * 5000, "\uff11"])
+def test_an_address_without_a_port_is_no_address(port):
+    assert refusal_of(f"MOVED 1 127.0.0.1:{port}", ("a", 1)) == Refusal("MOVED")
+
+
+def test_slots_of_a_node_without_a_port_make_no_sense():
+    with pytest.raises(RecoverableConnectionError):
+        SlotMap().update([[0, 1, [b"127.0.0.1", 99999]]], ("a", 1))

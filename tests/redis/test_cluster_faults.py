@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from kombulite import Connection, Queue
+from kombulite import Connection, Exchange, Queue
 from tests.redis.cluster_ledger import Work
 from tests.redis.test_cluster import OWN, TAGGED, move, slot_in
 from tests.servers import RedisCluster, RedisNode, wait_until
@@ -57,6 +57,27 @@ def kill_masters(cluster, layout, times):
 
 def test_slots_that_move_lose_and_double_nothing(six):
     move_slots(six, OWN, 6)
+
+
+def test_replicas_are_waited_for_on_each_node_that_has_the_message(six):
+    """Also if one of them took it only when it was sent again."""
+    exchange = Exchange("waits", "direct")
+    places = {number: six.master_of(slot_in(OWN, f"waits{number}")) for number in range(30)}
+    stays = next(number for number in places if places[number] is six.masters[0])
+    moves = next(number for number in places if places[number] is six.masters[1])
+    queues = [Queue(f"waits{number}", exchange, routing_key="key") for number in (stays, moves)]
+
+    def waits(node):
+        return int(node.ask("INFO", "commandstats").get("cmdstat_wait", {"calls": 0})["calls"])
+
+    with Connection(six.url, transport_options={"wait_replicas": 1}) as connection:
+        producer = connection.Producer(exchange=exchange)
+        producer.publish(1, routing_key="key", declare=queues)
+        move(six, slot_in(OWN, f"waits{moves}"))
+        before = [waits(six.masters[0]), waits(six.masters[2])]
+        producer.publish(2, routing_key="key")
+        assert waits(six.masters[0]) > before[0]
+        assert waits(six.masters[2]) > before[1]
 
 
 def test_a_master_that_is_killed_is_replaced(six):

@@ -219,14 +219,15 @@ class Stream:
         """Take what the server has just pushed for the reply to the first posted command that has none."""
         self._posted.popleft()[0](message)
 
-    def wait_for_replies(self) -> None:
+    def wait_for_replies(self, timeout: float | None = None) -> None:
         """Wait for the replies to all posted commands."""
+        timeout = timeout or self._timeout
         self._check()
         with self.lock:
             if self._converses:
                 self._refuse()
             if self._posted:
-                self._read(0, None if self._timeout is None else monotonic() + self._timeout, posted=True)
+                self._read(0, None if timeout is None else monotonic() + timeout, posted=True)
 
     def cap_timeout(self, seconds: float) -> None:
         """From now on no reply is waited for longer."""

@@ -135,6 +135,7 @@ class Transport(SingleServerTransport):
             super().publish(channel, delivery, mandatory, timeout, confirm_timeout)
             return
         with self._stream.lock:
+            self._stream.written.clear()
             super().publish(channel, delivery, mandatory, timeout, confirm_timeout)
             self._stream.wait_for_replicas(self._replicas, confirm_timeout or timeout)
 
@@ -143,6 +144,7 @@ class Transport(SingleServerTransport):
     ) -> list[tuple[int, Exception]]:
         """Publish in order, and wait for replicas if that is asked for; returns those refused."""
         with self._stream.lock:
+            self._stream.written.clear()
             refused = super().publish_many(channel, deliveries, mandatory, timeout)
             if self._replicas:
                 self._stream.wait_for_replicas(self._replicas, timeout)

@@ -25,8 +25,8 @@ from hiredis import ReplyError
 from kombulite import exceptions
 from kombulite._core import pack_command
 from kombulite.brokers.redis.cluster.known import Cluster
-from kombulite.brokers.redis.cluster.slots import Address, Refusal, SlotCache, refusal_of, slot_of
-from kombulite.brokers.redis.cluster.units import DOWN_PAUSE, Unit, pause_of, share, split, units_of
+from kombulite.brokers.redis.cluster.slots import Address, Refusal, SlotCache, refusal_of
+from kombulite.brokers.redis.cluster.units import CACHING, DOWN_PAUSE, Unit, pause_of, share, split, units_of
 from kombulite.brokers.redis.errors import connection_lost, reply_error
 from kombulite.brokers.redis.plans import Plan, Wait
 from kombulite.brokers.redis.replies import OnReply, Posted
@@ -39,16 +39,20 @@ T = TypeVar("T")
 
 
 class Post:
-    """Commands that nobody waits for: what their replies go to, if the node does not refuse them."""
+    """Commands that nobody waits for: what their replies go to, if the node does not refuse them.
 
-    __slots__ = ("_nodes", "_on_reply", "deadline", "due", "replies", "unit", "units_replies")
+    ``may_repeat``: they do no harm when they are sent again, over another connection.
+    """
 
-    def __init__(self, nodes: Nodes, unit: Unit, replies: int, on_reply: OnReply) -> None:
+    __slots__ = ("_nodes", "_on_reply", "deadline", "due", "may_repeat", "replies", "unit", "units_replies")
+
+    def __init__(self, nodes: Nodes, unit: Unit, replies: int, on_reply: OnReply, may_repeat: bool = False) -> None:
         self._nodes = nodes
         self.unit = unit
         self._on_reply = on_reply
         self.units_replies: list[Any] = []
         self.replies = replies
+        self.may_repeat = may_repeat
         self.due = self.deadline = 0.0
 
     def __call__(self, reply: Any) -> None:
@@ -97,7 +101,8 @@ class Nodes:
         self._cache = SlotCache()
         self._refused: deque[Post] = deque()
         self._timeout_cap: float | None = None
-        self._written: tuple[Stream, ...] = ()  # those to which the last commands went that were waited for
+        #: Those that have taken commands that were waited for. What publishes empties it before.
+        self.written: set[Stream] = set()
 
     # --- connections
 
@@ -253,10 +258,11 @@ class Nodes:
         if stream is None or self._refused:
             (reply,) = self.exchange((data,), timeout)
         else:
-            self._written = (stream,)
             (reply,) = stream.exchange((data,), 1, timeout)
             if reply.__class__ is ReplyError and refusal_of(str(reply), stream.address) is not None:
                 (reply,) = self.exchange((data,), timeout)
+            else:
+                self.written.add(stream)
         if reply.__class__ is ReplyError:
             raise reply_error(str(reply))
         return reply
@@ -286,6 +292,8 @@ class Nodes:
         """Send units, all nodes at once; returns those that were refused, and the seconds until they may be again."""
         by_stream: dict[Stream, list[Unit]] = {}
         unserved: list[Unit] = []
+        # Such a read is not tracked: ASKING and CLIENT CACHING hold for one command, each of them for the next.
+        untracked = [unit for unit in units if unit.asks and unit.commands[0] == CACHING]
         for unit in units:
             try:
                 stream = self._stream_for(unit)
@@ -294,18 +302,21 @@ class Nodes:
                     raise
                 logger.debug("slot %d cannot be served: %s", unit.slot, error)
                 unit.refusal = Refusal("CLUSTERDOWN")
+                unit.replies = [ReplyError(f"CLUSTERDOWN {error}")] * len(unit.commands)  # if the time ends now
                 self.cluster.is_stale = True
                 unserved.append(unit)
             else:
                 unit.asked = stream.address
                 by_stream.setdefault(stream, []).append(unit)
-        self._written = tuple(by_stream)
         if len(by_stream) == 1:
             ((stream, mine),) = by_stream.items()
             replies = stream.exchange([unit.data for unit in mine], sum(unit.count for unit in mine), timeout)
             share(mine, replies)
         elif by_stream:
-            self._send_to_all(by_stream)
+            self._send_to_all(by_stream, timeout)
+        for unit in untracked:
+            self.cluster.left(unit.slot)
+        self.written.update(stream for stream, mine in by_stream.items() if any(unit.refusal is None for unit in mine))
         refused = [unit for mine in by_stream.values() for unit in mine if unit.refusal is not None]
         for unit in refused:
             self._note(unit)
@@ -313,7 +324,7 @@ class Nodes:
         order = {id(unit): place for place, unit in enumerate(units)}
         return sorted([*refused, *unserved], key=lambda unit: order[id(unit)]), pause
 
-    def _send_to_all(self, by_stream: dict[Stream, list[Unit]]) -> None:
+    def _send_to_all(self, by_stream: dict[Stream, list[Unit]], timeout: float | None) -> None:
         collected: list[tuple[list[Unit], list[Any]]] = []
         for stream, mine in by_stream.items():
             replies: list[Any] = []
@@ -322,7 +333,7 @@ class Nodes:
         failure: BaseException | None = None
         for stream, (mine, replies) in zip(by_stream, collected, strict=True):
             try:
-                stream.wait_for_replies()
+                stream.wait_for_replies(timeout)
                 share(mine, replies)
             except (exceptions.ConnectionError, OSError) as error:
                 failure = failure or error  # the others' answers count all the same
@@ -345,11 +356,11 @@ class Nodes:
             self.cluster.is_stale = True
 
     def wait_for_replicas(self, count: int, timeout: float | None) -> None:
-        """Wait until so many replicas have what was sent last, on each node that got some. Raises MessageNacked."""
+        """Wait until so many replicas have what was sent, on each node of ``written``. Raises MessageNacked."""
         timeout = timeout or self._timeout_cap or self.cluster.timeout
         data = pack_command(("WAIT", count, max(int(timeout * 500), 1)))  # ms: half of the time, the rest for the reply
         with self.lock:
-            for stream in self._written:
+            for stream in list(self.written):
                 (reply,) = stream.exchange((data,), 1, timeout)
                 if isinstance(reply, ReplyError):
                     raise reply_error(str(reply))
@@ -364,11 +375,11 @@ class Nodes:
         """Send packed commands of one slot now. Their replies come later, each to ``on_reply``."""
         slot = self._cache.slot_of(data)
         assert slot is not None, "commands without a key"
-        post = Post(self, Unit(slot, [data] if replies == 1 else split(data)), replies, on_reply)
+        post = Post(self, Unit(slot, [data] if replies == 1 else split(data)), replies, on_reply, may_repeat)
         post.deadline = monotonic() + self.cluster.timeout
-        self._post(post, more, may_repeat)
+        self._post(post, more)
 
-    def _post(self, post: Post, more: bool = False, may_repeat: bool = False) -> None:
+    def _post(self, post: Post, more: bool = False) -> None:
         unit = post.unit
         try:
             stream = self._stream_for(unit)
@@ -382,7 +393,7 @@ class Nodes:
         unit.asked = stream.address
         data = unit.data if unit.refusal is not None else b"".join(unit.commands)
         post.replies = unit.count
-        stream.post(data, post.replies, post, more, may_repeat)
+        stream.post(data, post.replies, post, more, post.may_repeat)
 
     def note_refused(self, post: Post) -> bool:
         """Have what was refused sent again, unless its time is over; nothing is sent from here."""
@@ -406,7 +417,8 @@ class Nodes:
     def unanswered(self) -> list[Posted]:
         """The posted commands that have not all of their replies, and may be sent again: none without a key (PING)."""
         posted = [each for stream in list(self.streams.values()) for each in stream.unanswered]
-        refused = [(post, data, 1) for post in list(self._refused) for data in post.unit.commands]
+        repeatable = [post for post in list(self._refused) if post.may_repeat]
+        refused = [(post, data, 1) for post in repeatable for data in post.unit.commands]
         apart = [(on_reply, data, 1) for on_reply, again, _ in posted for data in split(again or b"")]
         return [*(each for each in apart if self._cache.slot_of(each[1]) is not None), *refused]
 
@@ -429,8 +441,12 @@ class Nodes:
                 post = self._refused.popleft()
                 if post.due > now:
                     self._refused.append(post)
-                else:
+                    continue
+                try:
                     self._post(post)
+                except BaseException:
+                    self._refused.append(post)  # for the next connection, if it may be repeated
+                    raise
 
     @property
     def next_flush(self) -> float | None:
@@ -463,13 +479,6 @@ class Nodes:
         elif self.cluster.is_stale:
             with self.lock:
                 self.refresh_if_stale()
-
-    def poll_at(self, key: str) -> None:
-        """Read what the node of a key has sent, without waiting."""
-        address = self.cluster.slots.owners[slot_of(key)]
-        stream = None if address is None else self.streams.get(address)
-        if stream is not None:
-            stream.poll()
 
     def keep_alive(self) -> float | None:
         """Send a PING where one is due. Returns the seconds until the next, None for never."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ Address = tuple[str, int]
 KEY_PLACES = {b"EVALSHA": 3, b"EVAL": 3, b"SCAN": 3}
 #: Commands without a key.
 KEYLESS = frozenset([b"MULTI", b"EXEC", b"CLIENT", b"PING", b"ASKING", b"TIME"])
+PORT, MAX_PORT = re.compile("[0-9]{1,5}"), 65535
 #: Keys whose slot is remembered.
 MAX_REMEMBERED = 10_000
 
@@ -110,6 +112,8 @@ class SlotMap:
 def _address(node: Any, asked: Address) -> Address:
     """Return the address of a node: one that does not know its own name is the one that was asked."""
     host, port = node[0], int(node[1])
+    if not 0 <= port <= MAX_PORT:
+        raise ValueError(f"no port: {port}")
     name = host.decode() if isinstance(host, bytes) else str(host or "")
     return (asked[0] if name in ("", "?") else name), port or asked[1]
 
@@ -133,6 +137,6 @@ def refusal_of(text: str, asked: Address) -> Refusal | None:
     if code not in ("MOVED", "ASK"):
         return None
     host, _, port = rest.partition(" ")[2].strip().rpartition(":")
-    if not port.isdecimal():
+    if not PORT.fullmatch(port) or int(port) > MAX_PORT:
         return Refusal(code)
     return Refusal(code, (host or asked[0], int(port)))

@@ -33,9 +33,14 @@ class Unit:
         self.asked: Address = ("", 0)
 
     @property
+    def asks(self) -> bool:
+        """Whether it is sent to the node that a slot is on its way to."""
+        return self.refusal is not None and self.refusal.code == "ASK"
+
+    @property
     def data(self) -> bytes:
         """The commands as they are sent now."""
-        if self.refusal is None or self.refusal.code != "ASK":
+        if not self.asks:
             return b"".join(self.commands)
         place = 1 if self.commands[0] == CACHING else 0
         return b"".join([*self.commands[:place], ASKING, *self.commands[place:]])
@@ -43,7 +48,7 @@ class Unit:
     @property
     def count(self) -> int:
         """The number of replies to ``data``."""
-        return len(self.commands) + (self.refusal is not None and self.refusal.code == "ASK")
+        return len(self.commands) + self.asks
 
     def take(self, replies: list[Any]) -> None:
         """Take the replies to ``data``, and see whether it was refused."""
