@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from kombulite import Connection, Exchange, Queue, aio
+from kombulite.contrib.servers import Server
 from kombulite.exceptions import MessageReturned
 
 pytest_plugins = ["pytester", "kombulite_pytest"]
@@ -114,6 +115,25 @@ def test_private_redis_serves_and_may_be_restarted(kombulite_redis):
             connection.Producer().publish("x", routing_key="q", declare=[Queue("q")])
             assert Queue("q")(connection).get(no_ack=True).payload == "x"
         kombulite_redis.restart()
+
+
+def test_server_that_does_not_answer_leaves_nothing(monkeypatch):
+    class Silent(Server):
+        program = "sleep"
+
+        def command(self):
+            return [self._path, "60"]
+
+        def is_ready(self):
+            return False
+
+    monkeypatch.delenv("KOMBULITE_TEST_PROGRAMS", raising=False)
+    monkeypatch.setattr("kombulite.contrib.servers.START_TIMEOUT", 0.1)
+    server = Silent()
+    with pytest.raises(TimeoutError, match="sleep does not answer"), server:
+        pass
+    assert server.process is None
+    assert not server.folder.exists()
 
 
 def test_installing_kombulite_installs_the_plugin(pytester):
