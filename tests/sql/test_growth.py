@@ -10,6 +10,10 @@ import psycopg
 import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue
+from kombulite.brokers.base import QueueSpec
+from kombulite.brokers.limits import Limits
+from kombulite.brokers.sql.marks import START, Marks
+from kombulite.brokers.sql.topology import QueueRecord
 
 BATCH = 500
 BATCHES = 12
@@ -72,6 +76,7 @@ def test_acks_cost_the_same_before_a_vacuum_and_long_after_it(connection):
 
 def test_claims_cost_the_same_while_a_long_transaction_holds_vacuum_back(postgresql_url, connection, monkeypatch):
     monkeypatch.setattr("kombulite.brokers.sql.marks.LOOKS_BETWEEN", 1e6)
+    monkeypatch.setattr("kombulite.brokers.sql.marks.MAX_PAUSE", 1e6)
     with old_snapshot(postgresql_url):
         for read in costs(connection):
             assert read.total() <= 6 * BATCH
@@ -83,6 +88,7 @@ def test_message_that_comes_back_is_found_while_later_ones_are_claimed(postgresq
         Producer(connection, routing_key="orders").publish_many(range(4))
         first = Queue("orders")(other).get()
         monkeypatch.setattr("kombulite.brokers.sql.marks.LOOKS_BETWEEN", 1e6)
+        monkeypatch.setattr("kombulite.brokers.sql.marks.MAX_PAUSE", 1e6)
         assert queue.get(no_ack=True).payload == 1
         first.requeue()
         assert [queue.get(no_ack=True).payload for _ in range(3)] == [2, 3, 0]
@@ -98,3 +104,20 @@ def test_message_that_comes_back_is_next_where_looks_are_due(postgresql_url, con
         assert queue.get(no_ack=True).payload == 1
         first.requeue()
         assert [queue.get(no_ack=True).payload for _ in range(3)] == [0, 2, 3]
+
+
+def test_look_that_took_long_does_not_put_off_the_next_for_long(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("kombulite.brokers.sql.marks.monotonic", lambda: now)
+    marks, queue, starts = Marks(), QueueRecord(1, QueueSpec("orders"), Limits.of(QueueSpec("orders")), None), []
+
+    def look(*start):
+        nonlocal now
+        starts.append(start)
+        now += 25 if len(starts) == 1 else 0
+        return [(len(starts), 0)]
+
+    for seconds in (0, 29, 2):
+        now += seconds
+        marks.claim(queue, look)
+    assert starts == [START, (0, 1), START]

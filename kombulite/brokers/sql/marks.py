@@ -14,6 +14,7 @@ __all__ = ["Marks"]
 #: Before the first message of every queue: its rank and its id.
 START = -(1 << 31), 0
 LOOKS_BETWEEN = 20  # a look from the start takes at most one part in so many of the time
+MAX_PAUSE = 30.0  # seconds between two of them, also if one took long because the server hung
 
 
 class Mark(NamedTuple):
@@ -48,7 +49,7 @@ class Marks:
         rows = look(*START)
         now = monotonic()
         if rows and queue.limits.max_priority == 0:  # else a message may come before all others at any time
-            self._set(queue, rows, now + LOOKS_BETWEEN * (now - began))
+            self._set(queue, rows, now + min(LOOKS_BETWEEN * (now - began), MAX_PAUSE))
         return rows
 
     def _set(self, queue: QueueRecord, rows: list[Row], until: float) -> None:
