@@ -5,15 +5,18 @@ from __future__ import annotations
 import gc
 import uuid
 from contextlib import suppress
+from threading import Thread
 from typing import Any
 
+import psycopg
 import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, exceptions
+from kombulite.brokers.sql.messages import Messages
 from kombulite.message import Message
 from tests.servers import wait_until
 
-LEASE = {"lease": 3}
+PATIENT = {"lease": 600}  # so nothing comes again because time has passed
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -35,23 +38,50 @@ def drain(connection: Connection, got: list[Message], count: int) -> None:
     wait_until(has_come, 30, "it does not come")
 
 
-def received(connection: Connection, name: str) -> list[Message]:
-    """Receive a message, and lose the connection."""
+def check_nothing_comes(connection: Connection) -> None:
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.1)  # it looks once, however short that is
+
+
+def receive(connection: Connection, name: str) -> list[Message]:
+    """Receive a message."""
     got: list[Message] = []
     Consumer(connection.channel(), Queue(name), on_message=got.append).consume()
     Producer(connection).publish("x", routing_key=name)
     drain(connection, got, 1)
-    connection.abandon(connection.transport, "lost")
     return got
+
+
+def lose(connection: Connection) -> int:
+    """Lose the connection; returns its number in the database."""
+    number: int = connection.transport._session.topology.connection
+    connection.abandon(connection.transport, "lost")
+    return number
+
+
+def received(connection: Connection, name: str) -> list[Message]:
+    """Receive a message, and lose the connection."""
+    got = receive(connection, name)
+    lose(connection)
+    return got
+
+
+def end_lease(connection: Connection, number: int) -> None:
+    """Let the lease of another connection run out."""
+    session = connection.transport._session
+    with session.transaction():
+        session.database.rows("UPDATE {p}connections SET alive_until = 0 WHERE id = ?", number)
+        session._sweep()
 
 
 @pytest.mark.parametrize("fate", ["ack", "reject", "requeue"])
 def test_is_settled_after_the_connection_came_back(url, name, fate):
-    with Connection(url, transport_options=LEASE) as connection:
-        got = received(connection, name)
+    with Connection(url, transport_options=PATIENT) as connection:
+        got = receive(connection, name)
+        lost = lose(connection)
         connection.ensure_connection()
-        with pytest.raises(TimeoutError):
-            connection.drain_events(timeout=4)  # longer than the lease of the connection that is lost
+        end_lease(connection, lost)
+        check_nothing_comes(connection)
         getattr(got[0], fate)()
         if fate == "requeue":
             drain(connection, got, 2)
@@ -64,7 +94,7 @@ def test_is_settled_after_the_connection_came_back(url, name, fate):
 
 
 def test_is_settled_by_another_connection_when_its_own_is_given_up(url, name):
-    with Connection(url, transport_options=LEASE) as connection:
+    with Connection(url, transport_options=PATIENT) as connection:
         got = received(connection, name)
         got[0].ack()
     with Connection(url) as other:
@@ -74,8 +104,24 @@ def test_is_settled_by_another_connection_when_its_own_is_given_up(url, name):
         assert queue(other.channel()).get() is None
 
 
+def test_is_settled_another_time_when_the_database_was_busy(url, name, monkeypatch):
+    def refuse(*_: Any) -> None:
+        raise exceptions.RecoverableChannelError("deadlock detected")
+
+    with Connection(url, transport_options=PATIENT) as connection:
+        got = received(connection, name)
+        connection.ensure_connection()
+        with monkeypatch.context() as patch:
+            patch.setattr(connection.transport._session.messages, "delete", refuse)
+            with pytest.raises(exceptions.RecoverableChannelError):
+                got[0].ack()
+        check_nothing_comes(connection)
+    with Connection(url) as other:
+        assert Queue(name)(other.channel()).get() is None
+
+
 def test_comes_again_when_the_application_has_forgotten_it(url, name):
-    with Connection(url, transport_options=LEASE) as connection:
+    with Connection(url, transport_options=PATIENT) as connection:
         got = received(connection, name)
         connection.ensure_connection()
         got.clear()
@@ -86,7 +132,7 @@ def test_comes_again_when_the_application_has_forgotten_it(url, name):
 
 
 def test_goes_back_when_the_connection_that_took_it_over_is_closed(url, name):
-    with Connection(url, transport_options=LEASE) as connection:
+    with Connection(url, transport_options=PATIENT) as connection:
         got = received(connection, name)
         connection.ensure_connection()
     with Connection(url) as other:
@@ -97,9 +143,107 @@ def test_goes_back_when_the_connection_that_took_it_over_is_closed(url, name):
 
 
 def test_what_the_application_has_forgotten_before_comes_again_at_once(url, name):
-    with Connection(url, transport_options={"lease": 600}) as connection:
+    with Connection(url, transport_options=PATIENT) as connection:
         received(connection, name).clear()
         message = Queue(name)(connection.channel()).get()
         assert message is not None
         assert message.delivery_info["redelivered"]
         message.ack()
+
+
+def test_what_is_forgotten_is_kept_by_nothing(url, name):
+    with Connection(url, transport_options=PATIENT) as connection:
+        got = receive(connection, name)
+        for turn in range(1, 4):
+            lose(connection)
+            got.clear()
+            gc.collect()
+            drain(connection, got, 1)
+            assert got[0].delivery_count == turn
+        transport = connection.transport
+        assert not any(transport._held.channels.values())
+        assert not transport._session.left.held
+        got[0].ack()
+
+
+# --- several connections
+
+
+def test_connections_that_come_back_at_the_same_time(postgresql_url, monkeypatch):
+    take_over = Messages.take_over
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(Messages, "take_over", take_over)
+        second.ensure_connection()
+        return take_over(*arguments)
+
+    options = {**PATIENT, "table_prefix": f"h{uuid.uuid4().hex[:8]}_"}
+    with (
+        Connection(postgresql_url, transport_options=options) as first,
+        Connection(postgresql_url, transport_options=options) as second,
+    ):
+        got = received(first, "first") + received(second, "second")
+        monkeypatch.setattr(Messages, "take_over", meanwhile)
+        first.ensure_connection()
+        for message in got:
+            message.ack()
+        check_nothing_comes(first)
+        check_nothing_comes(second)
+    with Connection(postgresql_url, transport_options=options) as other:
+        for queue in ("first", "second"):
+            assert Queue(queue)(other.channel()).get() is None
+
+
+def test_lease_that_another_connection_ends_is_not_waited_for(postgresql_url):
+    options = {"table_prefix": f"h{uuid.uuid4().hex[:8]}_", "socket_timeout": 20}
+    table = f"{options['table_prefix']}connections"
+    with (
+        Connection(postgresql_url, transport_options=options) as first,
+        Connection(postgresql_url, transport_options=options) as second,
+        psycopg.connect(postgresql_url) as other,
+    ):
+        first.connect()
+        other.execute(f"INSERT INTO {table} (alive_until, lease) VALUES (0, 1)")
+        other.commit()
+        other.execute(f"DELETE FROM {table} WHERE alive_until = 0")
+        second.connect()
+        other.rollback()
+
+
+def test_lease_that_another_connection_is_ending_comes_before_its_messages(postgresql_url):
+    options = {**PATIENT, "table_prefix": f"h{uuid.uuid4().hex[:8]}_"}
+    with (
+        Connection(postgresql_url, transport_options=options) as connection,
+        psycopg.connect(postgresql_url) as other,
+        psycopg.connect(postgresql_url, autocommit=True) as admin,
+    ):
+        got = receive(connection, "orders")
+        lost = lose(connection)
+        other.execute(f"DELETE FROM {options['table_prefix']}connections WHERE id = {lost}")
+        blocked = f"SELECT 1 FROM pg_stat_activity WHERE {other.info.backend_pid} = ANY(pg_blocking_pids(pid))"
+        thread = Thread(target=connection.ensure_connection)
+        thread.start()
+        wait_until(lambda: admin.execute(blocked).fetchone(), 20, "it does not wait")
+        other.execute(f"UPDATE {options['table_prefix']}messages SET owner = NULL WHERE owner = {lost}")
+        other.commit()
+        thread.join(20)
+        drain(connection, got, 2)
+        got[1].ack()
+
+
+def test_connections_to_other_tables_are_left_alone(postgresql_url, name):
+    def connect(schema: str) -> Connection:
+        place = {"connect_args": {"options": f"-c search_path={schema}"}}
+        return Connection(postgresql_url, transport_options={**PATIENT, **place})
+
+    schemas = [f"s{uuid.uuid4().hex[:8]}" for _ in range(2)]
+    with psycopg.connect(postgresql_url, autocommit=True) as admin:
+        for schema in schemas:
+            admin.execute(f"CREATE SCHEMA {schema}")
+    with connect(schemas[0]) as lost, connect(schemas[1]) as connection, connect(schemas[1]) as other:
+        got = receive(connection, name)
+        received(lost, name)
+        other.connect()
+        got[0].ack()
+    with connect(schemas[1]) as other:
+        assert Queue(name)(other.channel()).get() is None

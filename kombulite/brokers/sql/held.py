@@ -4,16 +4,17 @@ A message belongs to a connection by a number in its row, which any connection m
 application still has when its connection is lost stays with it (*held*): the next connection of the process takes it
 over, and settles it. Once the application has forgotten it, unsettled, it goes back to its queue, as all else does.
 
-Messages may be forgotten in any thread, at any point: what notes that takes no lock.
+Messages may be settled in any thread, and forgotten at any point: what notes that takes no lock. Each change of a
+dictionary here is a single step.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import ReferenceType, ref
 
 from kombulite._core import Delivery
@@ -24,21 +25,17 @@ __all__ = ["HeldMessages", "Left", "left_by", "write"]
 
 
 class Held:
-    """A message that the application still has. ``owner``: the connection that it belongs to."""
+    """A message that the application had when its connection was lost.
 
-    def __init__(self, owner: int, token: Token, forgotten: deque[Held]) -> None:
+    ``owner``: the connection that it belongs to; ``settled``: what the application has made of it.
+    """
+
+    def __init__(self, owner: int, token: Token, changed: dict[Held, None]) -> None:
         self.owner = owner
         self.id = token.id
         self.queue = token.queue
-        self.delivery: ReferenceType[Delivery] = ref(token.delivery, partial(_forget, forgotten, ref(self)))
-
-
-class Settlement(NamedTuple):
-    """What becomes of a held message."""
-
-    held: Held
-    token: Token
-    outcome: Outcome
+        self.settled: tuple[Token, Outcome] | None = None
+        self.delivery: ReferenceType[Delivery] = ref(token.delivery, partial(_forget, changed, ref(self)))
 
 
 class Left:
@@ -46,66 +43,76 @@ class Left:
 
     def __init__(self) -> None:
         self.held: dict[int, Held] = {}  # by the message's id
-        self.forgotten: deque[Held] = deque()
-        self.settled: deque[Settlement] = deque()
+        self.changed: dict[Held, None] = {}  # those that are settled, forgotten or to be given back, in this order
         self._lost: dict[int, list[Token]] = {}  # connections -> what was acknowledged, and is not deleted yet
 
     def lose(self, owner: int, acknowledged: Iterable[Token]) -> None:
         """Note a connection that is lost."""
         self._lost[owner] = list(acknowledged)
 
-    def take_over(self, messages: Messages) -> Callable[[int], None]:
-        """Make a new connection the owner of what is held, and end those that are lost; within a transaction.
+    @contextmanager
+    def take_over(self, messages: Messages) -> Iterator[Callable[[int], None]]:
+        """Make a new connection the owner of what is held, and end those that are lost, which no other has meanwhile.
 
-        Returns what notes that, to be called with the new owner once it is committed.
+        Gives what does so, to be called with the new owner in a transaction that is committed when the block ends.
         """
-        lost = list(self._lost)
-        held = [*self.held.values(), *(each.held for each in self.settled)]
-        held = [each for each in held if each.owner in lost]
-        kept: set[int] = set()
-        for owner in lost:
-            messages.delete(self._lost[owner], owner)
-            kept |= messages.take_over(owner, [each.id for each in held if each.owner == owner])
-        return partial(self._taken_over, lost, held, kept)
+        numbers = list(self._lost)
+        lost = {number: tokens for number in numbers if (tokens := self._lost.pop(number, None)) is not None}
+        taken: list[tuple[Held, int | None]] = []  # with the new owner; None: its lease had ended
 
-    def _taken_over(self, lost: Iterable[int], held: Iterable[Held], kept: set[int], owner: int) -> None:
-        for connection in lost:
-            self._lost.pop(connection, None)
-        for each in held:
-            each.owner = owner
-            if each.id not in kept:
-                self.held.pop(each.id, None)  # its lease had ended
+        def take(owner: int) -> None:
+            for number, acknowledged in lost.items():
+                held = [each for each in list(self.held.values()) if each.owner == number]
+                kept = messages.take_over(number, acknowledged, [each.id for each in held])
+                taken.extend((each, owner if each.id in kept else None) for each in held)
+
+        try:
+            yield take
+        except BaseException:
+            self._lost.update(lost)
+            raise
+        for each, owner in taken:
+            if owner is None:
+                self._drop(each)
+            else:
+                each.owner = owner
 
     def release(self, owner: int) -> None:
         """Give back all that a connection holds, which ends."""
-        self.forgotten.extend(each for each in list(self.held.values()) if each.owner == owner)
+        self.changed.update((each, None) for each in list(self.held.values()) if each.owner == owner)
 
-    def work_of(self, owner: int) -> list[Settlement | Held]:
-        """Take what became of the held messages of a connection: it is settled, or forgotten."""
-        work: list[Settlement | Held] = []
-        for _ in range(len(self.settled)):
-            settlement = self.settled.popleft()
-            (work if settlement.held.owner == owner else self.settled).append(settlement)
-        for _ in range(len(self.forgotten)):
-            held = self.forgotten.popleft()
-            if held.owner == owner:
-                work += [held] if self.held.pop(held.id, None) is not None else []
-            else:
-                self.forgotten.append(held)
-        return work
+    def work_of(self, owner: int) -> list[Held]:
+        """Return the held messages of a connection that are settled, forgotten or to be given back."""
+        for each in list(self.changed):
+            if not self.has(each):
+                self.changed.pop(each, None)
+        return [each for each in list(self.changed) if each.owner == owner]
+
+    def written(self, work: Iterable[Held]) -> None:
+        """Note that messages are settled in the database."""
+        for each in work:
+            self._drop(each)
+
+    def has(self, held: Held | None) -> bool:
+        """Return whether a message is held still."""
+        return held is not None and self.held.get(held.id) is held
+
+    def _drop(self, held: Held) -> None:
+        if self.has(held):
+            self.held.pop(held.id, None)
+        self.changed.pop(held, None)
 
 
-def write(messages: Messages, work: Iterable[Settlement | Held]) -> None:
-    """Settle held messages, within a transaction."""
+def write(messages: Messages, work: Iterable[Held]) -> None:
+    """Settle held messages, within a transaction; those that are not settled go back."""
     for each in work:
-        if isinstance(each, Held):
-            messages.put_back([Token(each.id, each.queue, NO_DELIVERY)])
-        elif each.outcome is Outcome.ACK:
-            messages.delete([each.token])
-        elif each.outcome is Outcome.REJECT:
-            messages.bury(messages.delete([each.token]), "rejected")
+        token, outcome = each.settled or (Token(each.id, each.queue, NO_DELIVERY), Outcome.REQUEUE)
+        if outcome is Outcome.ACK:
+            messages.delete([token])
+        elif outcome is Outcome.REJECT:
+            messages.bury(messages.delete([token]), "rejected")
         else:
-            messages.put_back([each.token])
+            messages.put_back([token])
 
 
 #: Stands for the content of a message that the application has forgotten.
@@ -120,24 +127,30 @@ class HeldMessages:
         self.channels: dict[int, dict[Any, Held]] = {}
 
     def hold(self, channel: int, tokens: dict[Any, Token], owner: int) -> None:
-        """Hold those messages of a channel that the application still has."""
+        """Hold the messages of a channel; those that the application has forgotten are noted as that."""
         held = self.channels.setdefault(channel, {})
         for tag in list(tokens):
-            each = Held(owner, tokens.pop(tag), self._left.forgotten)
-            if each.delivery() is not None:
-                held[tag] = self._left.held[each.id] = each
+            each = Held(owner, tokens[tag], self._left.changed)
+            held[tag] = self._left.held[each.id] = each
+            del tokens[tag]
+
+    def inherit(self, channel: int, other: HeldMessages, before: int) -> None:
+        """Let a channel settle what that in whose place it is had."""
+        held = list(other.channels.pop(before, {}).items())
+        self.channels[channel] = {tag: each for tag, each in held if self._left.has(each)}
 
     def settle(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome, multiple: bool = False) -> bool:
         """Settle deliveries over the connection that has taken them over, or will. Returns False if one is not held."""
-        held = self.channels.get(channel, {})
-        if any(tag not in held or held[tag].id not in self._left.held for tag in delivery_tags):
+        left, held = self._left, self.channels.get(channel, {})
+        if not all(left.has(held.get(tag)) for tag in delivery_tags):
             return False
         for tag in delivery_tags:
-            for each in [other for other in list(held) if other == tag or (multiple and other < tag)]:
-                found = held.pop(each)
-                delivery = found.delivery()
-                if delivery is not None and self._left.held.pop(found.id, None) is not None:
-                    self._left.settled.append(Settlement(found, Token(found.id, found.queue, delivery), outcome))
+            for each in [other for other in list(held) if other <= tag] if multiple else [tag]:
+                found = held.pop(each, None)
+                delivery = None if found is None else found.delivery()
+                if found is not None and delivery is not None:
+                    found.settled = Token(found.id, found.queue, delivery), outcome
+                    left.changed[found] = None
         return True
 
 
@@ -152,7 +165,7 @@ def left_by(*identity: Hashable) -> Left:
     return _left.setdefault(key, Left())
 
 
-def _forget(forgotten: deque[Held], held: ReferenceType[Held], delivery: object) -> None:
+def _forget(changed: dict[Held, None], held: ReferenceType[Held], delivery: object) -> None:
     found = held()
     if found is not None:
-        forgotten.append(found)
+        changed[found] = None

@@ -227,8 +227,14 @@ class Messages:
         self._marks.forget(queues)
         self._database.notify(queues)
 
-    def take_over(self, owner: int, ids: Sequence[int]) -> set[int]:
-        """Take over messages of a connection that is lost, and end its lease; returns the ids of those that it had."""
+    def take_over(self, owner: int, acknowledged: Sequence[Token], ids: Sequence[int]) -> set[int]:
+        """Take over messages of a connection that is lost, and end its lease; returns the ids of those that it had.
+
+        What it had acknowledged is deleted. The lease is first, as where leases that have run out are ended: in another
+        order two connections would wait for each other.
+        """
+        self._database.rows("DELETE FROM {p}connections WHERE id = ?", owner)
+        self.delete(acknowledged, owner)
         numbers = list(ids) if self._database.is_postgresql else str(list(ids))
         rows = self._database.rows(
             f"UPDATE {{p}}messages SET owner = ? WHERE {self._claimed} RETURNING id",
@@ -236,7 +242,6 @@ class Messages:
             owner,
             numbers,
         )
-        self._database.rows("DELETE FROM {p}connections WHERE id = ?", owner)
         return {number for (number,) in rows}
 
     def _ids(self, tokens: Sequence[Token]) -> Any:
@@ -314,11 +319,12 @@ class Messages:
         to run late. So what counts is that its owner is missing, not who ended it.
 
         No lease ends later than its length from now, also if the database's clock was put back since it was renewed.
+        A lease that another connection has just ended is left to it: several do this at once when a server is back.
 
         Returns the ids of the queues that went with their connections, and of those that they consumed from.
         """
         rows = self._database.rows
-        rows("DELETE FROM {p}connections WHERE alive_until < {now}")
+        rows("DELETE FROM {p}connections WHERE id IN (SELECT id FROM {p}connections WHERE alive_until < {now} {skip})")
         rows("UPDATE {p}connections SET alive_until = {now} + lease WHERE alive_until > {now} + lease")
         gone = " AND NOT EXISTS (SELECT 1 FROM {p}connections WHERE id = "
         returned = rows("UPDATE {p}messages SET owner = NULL WHERE owner IS NOT NULL" + gone + "owner) RETURNING queue")

@@ -56,22 +56,26 @@ class Session:
             if creates_tables:
                 database.create_tables()
             database.check_tables()
-            with database.transaction():
+            with self.left.take_over(self.messages) as take_over, database.transaction():
                 self.topology.connection = database.value(
                     "INSERT INTO {p}connections (alive_until, lease) VALUES ({now} + ?, ?) RETURNING id",
                     self._lease,
                     self._lease,
                 )
                 self.topology.refresh()
-                note_taken_over = self.left.take_over(self.messages)
+                take_over(self.topology.connection)
                 self._sweep()
-            note_taken_over(self.topology.connection)
         except BaseException:
             database.close()
             raise
         self.is_open, self._is_ended = True, False
-        self.settle_held()
         self._maintainer = LeaseMaintainer(self._renew, self._lease / 3)
+        try:
+            self.settle_held()
+        except BaseException:
+            with self.lock:
+                self.drop()
+            raise
 
     def end(self) -> None:
         """Delete the queues of this connection, and end its lease."""
@@ -171,12 +175,11 @@ class Session:
     def settle_held(self) -> None:
         """Settle what became of messages that the application had when an earlier connection was lost."""
         left = self.left
-        if not (left.settled or left.forgotten):
-            return
-        work = left.work_of(self.topology.connection)
+        work = left.work_of(self.topology.connection) if left.changed else []
         if work:
-            with self.transaction():  # if that fails, the connection is lost, and the messages come again
+            with self.transaction():  # if that fails, they are settled another time
                 write(self.messages, work)
+            left.written(work)
 
     def pass_time(self) -> bool:
         """Do what is due by now, within a transaction; returns whether there was something to do."""

@@ -89,10 +89,11 @@ class SQLTransport(ChannelTransport):
 
     @property
     def _identity(self) -> tuple[Hashable, ...]:
-        """What tells one database from another, for this process."""
+        """What tells one set of tables from another, for this process."""
         settings, options = self.settings, self.settings.options
-        place = settings.hostname, settings.port, settings.virtual_host
-        return self.driver_type, *place, options.get("table_prefix"), options.get("schema")
+        place = settings.hostname, settings.port, settings.virtual_host, settings.userid  # a user has a search path
+        tables = options.get("table_prefix"), options.get("schema"), repr(options.get("connect_args"))
+        return self.driver_type, *place, *tables
 
     @property
     def held(self) -> HeldDeliveries | None:
@@ -100,7 +101,7 @@ class SQLTransport(ChannelTransport):
 
     def inherit(self, channel: int, held: HeldDeliveries, before: int) -> None:
         if isinstance(held, HeldMessages):
-            self._held.channels[channel] = held.channels.pop(before, {})
+            self._held.inherit(channel, held, before)
 
     def held_settled(self) -> None:
         self._session.settle_held()
