@@ -17,9 +17,11 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 __all__ = ["RabbitMQServer", "RedisServer", "Server", "Unavailable"]
+
+S = TypeVar("S", bound="Server")
 
 START_TIMEOUT = 60.0  # seconds
 STOP_TIMEOUT = 20.0
@@ -175,7 +177,7 @@ class Server:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def __enter__(self) -> Server:
+    def __enter__(self: S) -> S:
         try:
             self.start()
         except BaseException:
