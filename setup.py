@@ -80,8 +80,6 @@ setup(
             "boundscheck": True,
             "nonecheck": True,
             "linetrace": DEBUG or COVERAGE,
-            "freethreading_compatible": True,
-            "subinterpreters_compatible": "own_gil",
         },
     ),
     options={"build_ext": {"build_temp": f"{BUILD}/temp"}},
