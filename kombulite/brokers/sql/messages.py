@@ -33,7 +33,7 @@ CLAIM_SQLITE = (
     " AND (expires IS NULL OR expires > {now}) ORDER BY rank, id LIMIT ?) RETURNING " + COLUMNS
 )
 
-# A sub-select in IN () may run again within the plan, and lock more rows than its limit: hence the materialized table.
+# A sub-select in IN () may run again within the plan, and lock more rows than its limit: hence the materialized tables.
 # The commit of a claim does not wait for the disk: if the server crashes, the message is as it was before.
 CLAIM_POSTGRESQL = (
     "WITH claimed AS MATERIALIZED (SELECT id FROM {p}messages WHERE queue = ? AND (rank, id) > (?, ?)"
@@ -41,6 +41,12 @@ CLAIM_POSTGRESQL = (
     " soon AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))"
     " UPDATE {p}messages AS m SET owner = ?, deliveries = m.deliveries + 1 FROM soon, claimed WHERE m.id = claimed.id"
     " RETURNING m.id, m.rank, m.deliveries, m.exchange, m.routing_key, m.properties, m.body"
+)
+
+POP = (
+    "WITH oldest AS MATERIALIZED (SELECT id FROM {p}messages WHERE queue = ? AND owner IS NULL AND due IS NULL"
+    " ORDER BY rank, id LIMIT ? {skip})"
+    " DELETE FROM {p}messages WHERE id IN (SELECT id FROM oldest) RETURNING " + COLUMNS
 )
 
 # Messages by their ids, if they are still the connection's. Adding 0 keeps the planner from the index of the owners:
@@ -147,15 +153,7 @@ class Messages:
         return int(limits.max_length_bytes is not None and size + extra_bytes > limits.max_length_bytes and count > 0)
 
     def _pop(self, queue: QueueRecord, count: int) -> list[Token]:
-        return self._tokens(
-            queue,
-            self._database.rows(
-                "DELETE FROM {p}messages WHERE id IN (SELECT id FROM {p}messages WHERE queue = ? AND owner IS NULL"
-                " AND due IS NULL ORDER BY rank, id LIMIT ? {skip}) RETURNING " + COLUMNS,
-                queue.id,
-                count,
-            ),
-        )
+        return self._tokens(queue, self._database.rows(POP, queue.id, count))
 
     def bury(self, tokens: Sequence[Token], reason: str) -> None:
         """Send messages that are out of their queues to the dead letter exchanges; a dead letter is never refused."""
