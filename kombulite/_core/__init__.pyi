@@ -277,6 +277,15 @@ def make_properties(
 @final
 class PlainMessages:
     def __init__(self, codecs: Codecs) -> None: ...
+    def make(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: Any,
+        serializer: str | None,
+        delivery_mode: int,
+        priority: int | None,
+    ) -> Delivery: ...
     def properties(
         self, content_type: str | None, content_encoding: str | None, delivery_mode: int, priority: int | None
     ) -> Properties: ...

@@ -78,7 +78,7 @@ cdef class PlainMessages:
         self._codecs = codecs
         self._known = {}
 
-    cdef Delivery make(self, exchange, routing_key, body, serializer, delivery_mode, priority):
+    cpdef Delivery make(self, exchange, routing_key, body, serializer, delivery_mode, priority):
         """A message with a body to encode. Raises EncodeError, SerializerNotInstalled."""
         cdef tuple encoded = self._codecs._encode(body, serializer)
         cdef Delivery made = Delivery.__new__(Delivery)
