@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kombulite import pools
+from kombulite.brokers import SCHEMES
 from kombulite.brokers.memory import broker
 
 ROOT = Path(__file__).parent.parent.parent
@@ -37,3 +38,19 @@ def test_each_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES[1:]:
         assert f" {page.relative_to(ROOT / 'docs')}" in navigation
+
+
+TRANSPORT_PAGES = ("memory", "filesystem", "amqp", "redis", "redis-cluster", "sql")
+TEMPLATE = ["Start it", "URL and options", "What is promised", "Limits", "Versions run"]
+
+
+@pytest.mark.parametrize("name", TRANSPORT_PAGES)
+def test_each_transport_page_has_the_parts_of_the_template(name):
+    headings = re.findall(r"^## (.+)$", (ROOT / "docs" / f"{name}.md").read_text(), re.MULTILINE)
+    assert [heading for heading in headings if heading in TEMPLATE] == TEMPLATE
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_each_url_of_ours_is_on_a_transport_page(scheme):
+    pages = [(ROOT / "docs" / f"{name}.md").read_text() for name in TRANSPORT_PAGES]
+    assert any(f"`{scheme}:" in page for page in pages)

@@ -17,7 +17,7 @@ from kombulite.brokers.sql.transport import OPTIONS as SQL_OPTIONS
 DOCS = Path(__file__).parent.parent.parent / "docs"
 KNOWN = {
     "amqp.md": set(AMQP_OPTIONS),
-    "guide/transports.md": set(FOLDER_OPTIONS),
+    "filesystem.md": set(FOLDER_OPTIONS),
     "redis.md": set(Options._fields),
     "sql.md": set(SQL_OPTIONS),
 }
