@@ -1,6 +1,7 @@
 """Tables and diagrams of the manual that are made from the code, as a hook of MkDocs.
 
-A page has a comment in their place: ``<!-- options: kombulite.brokers.amqp.connector -->``, ``<!-- lifecycle -->``.
+A page has a comment in their place: ``<!-- options: kombulite.brokers.amqp.connector -->``,
+``<!-- picture: lifecycle -->``.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from importlib import import_module
 from typing import Any
 
 from kombulite._client.lifecycle import NEXT, State
+from kombulite.brokers.base import Outcome
 
-COMMENT = re.compile(r"^<!-- (options|lifecycle)(?:: (\S+))? -->$", re.MULTILINE)
+COMMENT = re.compile(r"^<!-- (options|picture): (\S+) -->$", re.MULTILINE)
 ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put tables and diagrams into a page."""
-    return COMMENT.sub(lambda found: options_table(found[2]) if found[1] == "options" else lifecycle(), markdown)
+    return COMMENT.sub(
+        lambda found: options_table(found[2]) if found[1] == "options" else PICTURES[found[2]](), markdown
+    )
 
 
 def options_of(module: str) -> dict[str, tuple[str, str]]:
@@ -44,32 +48,114 @@ def options_table(module: str) -> str:
 
 def lifecycle() -> str:
     """Return a picture of the states of a connection and the ways between them, as SVG."""
-    width, height, states = 640, 360, list(State)
+    states = list(State)
     places = {}
     for number, state in enumerate(states):
         angle = 2 * math.pi * number / len(states) - math.pi / 2
-        places[state] = (width / 2 + 240 * math.cos(angle), height / 2 + 130 * math.sin(angle))
-    lines = []
-    for state, following in NEXT.items():
-        for other in sorted(following, key=states.index):
-            (x1, y1), (x2, y2) = places[state], places[other]
-            length = math.hypot(x2 - x1, y2 - y1)
-            along, across = ((x2 - x1) / length, (y2 - y1) / length), (-(y2 - y1) / length, (x2 - x1) / length)
-            start = (x1 + 46 * along[0] + 7 * across[0], y1 + 24 * along[1] + 7 * across[1])
-            end = (x2 - 58 * along[0] + 7 * across[0], y2 - 28 * along[1] + 7 * across[1])
-            ends = f'x1="{start[0]:.0f}" y1="{start[1]:.0f}" x2="{end[0]:.0f}" y2="{end[1]:.0f}"'
-            title = f"<title>{state.value} to {other.value}</title>"
-            lines.append(f'<line {ends} stroke="currentColor" marker-end="url(#arrow)">{title}</line>')
+        places[state.value] = (round(320 + 240 * math.cos(angle)), round(180 + 130 * math.sin(angle)))
+    ways = [
+        (state.value, other.value, "")
+        for state, following in NEXT.items()
+        for other in sorted(following, key=states.index)
+    ]
+    return picture("States of a connection", (640, 360), places, ways)
+
+
+SETTLED = {Outcome.ACK: "deleted", Outcome.REJECT: "dead letter", Outcome.REQUEUE: "waits", Outcome.RETURN: "waits"}
+"""Where each outcome takes a message."""
+
+
+def message() -> str:
+    """Return a picture of where a message is, and what takes it on, as SVG."""
+    places = {
+        "published": (65, 60),
+        "waits": (240, 60),
+        "unacked": (445, 60),
+        "deleted": (585, 160),
+        "dead letter": (240, 240),
+    }
+    ways = [
+        ("published", "waits", "routed"),
+        ("waits", "unacked", "delivered"),
+        ("waits", "dead letter", "expired, too many"),
+    ]
+    outcomes: dict[str, list[str]] = {}
+    for outcome, place in SETTLED.items():
+        outcomes.setdefault(place, []).append(outcome.value)
+    ways += [("unacked", place, " or ".join(names)) for place, names in outcomes.items()]
+    return picture("Where a message is", (660, 280), places, ways)
+
+
+def processes() -> str:
+    """Return a picture of threads, a forked child and an event loop around connections, as SVG."""
+    places = {
+        "thread": (65, 30),
+        "another": (65, 130),
+        "Connection": (280, 80),
+        "its threads": (280, 175),
+        "broker": (590, 170),
+        "forked child": (520, 30),
+        "event loop": (65, 260),
+        "aio.Connection": (280, 260),
+    }
+    ways = [
+        ("thread", "Connection", "publishes, settles"),
+        ("another", "Connection", "reads for all"),
+        ("Connection", "broker", "one socket"),
+        ("its threads", "Connection", "signs of life"),
+        ("Connection", "forked child", "is closed there"),
+        ("forked child", "broker", "opens its own"),
+        ("event loop", "aio.Connection", "all its tasks"),
+        ("aio.Connection", "broker", "one socket"),
+    ]
+    return picture("Threads, forks and loops", (660, 300), places, ways)
+
+
+PICTURES = {"lifecycle": lifecycle, "message": message, "processes": processes}
+
+
+HALO = 'stroke="var(--md-default-bg-color, white)" stroke-width="5" paint-order="stroke"'
+
+
+def picture(
+    title: str, size: tuple[int, int], places: dict[str, tuple[int, int]], ways: list[tuple[str, str, str]]
+) -> str:
+    """Return boxes and arrows as SVG.
+
+    Args:
+        title: What it shows.
+        size: Width and height, in pixels.
+        places: Middle of each box, by the text in it.
+        ways: The arrows: from, to, and the text on it.
+    """
+    lines, labels = [], []
+    for name, other, label in ways:
+        (x1, y1), (x2, y2) = places[name], places[other]
+        length = math.hypot(x2 - x1, y2 - y1)
+        along = ((x2 - x1) / length, (y2 - y1) / length)
+        aside = (-7 * along[1], 7 * along[0])  # there and back do not lie on each other
+        start = (x1 + 56 * along[0] + aside[0], y1 + 24 * along[1] + aside[1])
+        end = (x2 - 62 * along[0] + aside[0], y2 - 26 * along[1] + aside[1])
+        ends = f'x1="{start[0]:.0f}" y1="{start[1]:.0f}" x2="{end[0]:.0f}" y2="{end[1]:.0f}"'
+        tip = f"<title>{escape(name)} to {escape(other)}</title>"
+        lines.append(f'<line {ends} stroke="currentColor" marker-end="url(#arrow)">{tip}</line>')
+        if label:
+            x, y = (start[0] + end[0]) / 2 + aside[0], (start[1] + end[1]) / 2 + (14 if aside[1] > 0 else -6)
+            labels.append(
+                f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="middle" font-size="12" fill="currentColor" {HALO}>'
+                f"{escape(label)}</text>"
+            )
     boxes = [
-        f'<rect x="{x - 50:.0f}" y="{y - 17:.0f}" width="100" height="34" rx="6" fill="none" stroke="currentColor"/>'
-        f'<text x="{x:.0f}" y="{y + 5:.0f}" text-anchor="middle" fill="currentColor">{escape(state.value)}</text>'
-        for state, (x, y) in places.items()
+        f'<rect x="{x - 58}" y="{y - 17}" width="116" height="34" rx="6" fill="none" stroke="currentColor"/>'
+        f'<text x="{x}" y="{y + 5}" text-anchor="middle" fill="currentColor">{escape(name)}</text>'
+        for name, (x, y) in places.items()
     ]
     arrow = (
         '<marker id="arrow" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0 10 5 0 10z" fill="currentColor"/></marker>'
     )
+    width, height = size
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" style="max-width:{width}px;width:100%">'
-        f"<title>States of a connection</title><defs>{arrow}</defs>{''.join(lines)}{''.join(boxes)}</svg>"
+        f"<title>{escape(title)}</title><defs>{arrow}</defs>{''.join(lines + labels + boxes)}</svg>"
     )

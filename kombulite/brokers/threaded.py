@@ -71,7 +71,7 @@ class ThreadedTransport(DelegatingTransport):
         """Start the thread, which opens the connection."""
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_in, False)
-        self._thread = Thread(target=self._run, name="kombulite aio", daemon=True)
+        self._thread = Thread(target=self._run, name="kombulite-aio", daemon=True)
         connected = self.perform(self.sync.connect)
         self._thread.start()
         try:

@@ -109,7 +109,7 @@ def run(main: Callable[[], Coroutine[Any, Any, Any]], timeout: float = 60, debug
     result = asyncio.run(guarded(), debug=debug)
     gc.collect()
     assert complaints == []
-    left = [each for each in set(threading.enumerate()) - threads if each.name == "kombulite aio"]
+    left = [each for each in set(threading.enumerate()) - threads if each.name == "kombulite-aio"]
     assert left == []
     return result
 

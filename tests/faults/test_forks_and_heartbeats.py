@@ -78,7 +78,7 @@ def test_heartbeats_go_on_while_a_callback_runs(amqp_url, threaded):
 
 def test_heartbeat_thread_ends_with_the_connections(amqp_url):
     def beating() -> bool:
-        return any(thread.name == "kombulite heartbeats" for thread in threading.enumerate())
+        return any(thread.name == "kombulite-heartbeats" for thread in threading.enumerate())
 
     with Connection(amqp_url, heartbeat=1) as connection:
         connection.connect()

@@ -29,7 +29,7 @@ class HeartbeatThread:
         with self._changed.lock:
             self._streams.add(stream)
             if self._thread is None:
-                self._thread = Thread(target=self._run, name="kombulite heartbeats", daemon=True)
+                self._thread = Thread(target=self._run, name="kombulite-heartbeats", daemon=True)
                 self._thread.start()
             self._changed.notify()
 

@@ -34,7 +34,7 @@ class LeaseMaintainer:
         self._ring: Callable[[], None] | None = None
         self._called: Callable[[], None] | None = None
         self._is_stopped = False
-        self._thread = Thread(target=self._run, name="kombulite-sql-lease", daemon=True)
+        self._thread = Thread(target=self._run, name="kombulite-sql", daemon=True)
         self._thread.start()
 
     def listen(self, listener: Any, ring: Callable[[], None]) -> None:

@@ -37,7 +37,7 @@ class AsyncConnector:
     ) -> AsyncStream:
         """Open a connection. Raises ConnectionError or OSError. If it is cancelled, the connection is closed."""
         opened: Pending[Any] = self._loop.create_future()
-        Thread(target=self._connect, args=(opened,), name="kombulite redis connect", daemon=True).start()
+        Thread(target=self._connect, args=(opened,), name="kombulite-redis-connect", daemon=True).start()
         connection, connector = await opened, self._connector
         stream = AsyncStream(connection, connector.protocol, self._timeout, on_push, on_received, on_lost)
         connector.watch(stream)
