@@ -15,23 +15,27 @@ def repr_flag(flag: int) -> str:
     return "".join(letter for bit, letter in ((READ, "R"), (WRITE, "W"), (ERR, "!")) if flag & bit)
 
 
-def _repr_readers(table: Any, kind: str) -> list[str]:
-    return [f"({fd}){_name(entry)}->{kind}" for fd, entry in table.items()]
+def _rcb(obj: Any) -> str:
+    """Return a callback, with its arguments if it has some, as text."""
+    if obj is None or isinstance(obj, str):
+        return obj or "<missing>"
+    callback, *args = obj if isinstance(obj, tuple) else (obj,)
+    name: str = getattr(callback, "__name__", repr(callback))
+    return reprcall(name, *args) if args else name
 
 
-def _name(entry: Any) -> str:
-    callback, args = entry
-    return reprcall(getattr(callback, "__name__", repr(callback)), args)
+def _repr_table(table: Any, kind: str) -> list[str]:
+    return [f"({fd}){_rcb(entry)}->{kind}" for fd, entry in table.items()]
 
 
 def repr_readers(hub: Any) -> list[str]:
     """Return a line for each descriptor that is read from."""
-    return _repr_readers(hub.readers, repr_flag(READ | ERR))
+    return _repr_table(hub.readers, repr_flag(READ | ERR))
 
 
 def repr_writers(hub: Any) -> list[str]:
     """Return a line for each descriptor that is written to."""
-    return _repr_readers(hub.writers, repr_flag(WRITE))
+    return _repr_table(hub.writers, repr_flag(WRITE))
 
 
 def repr_active(hub: Any) -> str:
@@ -41,19 +45,17 @@ def repr_active(hub: Any) -> str:
 
 def repr_events(hub: Any, events: Any) -> str:
     """Return (descriptor, event bits) pairs with their callbacks."""
-    return ", ".join(f"{_callback_name(hub, fd, flag)}({fd})->{repr_flag(flag)}" for fd, flag in events or ())
-
-
-def _callback_name(hub: Any, fd: int, flag: int) -> str:
-    callback = callback_for(hub, fd, flag, "(GONE)")
-    return callback if isinstance(callback, str) else getattr(callback, "__name__", repr(callback))
+    return ", ".join(f"{_rcb(callback_for(hub, fd, flag, '(GONE)'))}({fd})->{repr_flag(flag)}" for fd, flag in events)
 
 
 def callback_for(hub: Any, fd: int, flag: int, *default: Any) -> Any:
-    """Return the callback for an event at a descriptor, or the default. Raises KeyError without one."""
-    for bit, table in ((READ, hub.readers), (WRITE, hub.writers), (ERR, hub.readers)):
-        if flag & bit and fd in table:
-            return table[fd][0]
-    if default:
-        return default[0]
-    raise KeyError(fd)
+    """Return what the hub has for an event at a descriptor: callback and arguments, or its one for several writers.
+
+    Returns the default if there is nothing, and None for events that are neither. Raises KeyError without a default.
+    """
+    if not flag & (READ | WRITE):
+        return None
+    if flag & WRITE and not flag & READ and fd in hub.consolidate:
+        return hub.consolidate_callback
+    table = hub.readers if flag & READ else hub.writers
+    return table.get(fd, *default) if default else table[fd]

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Generator, Iterator
+import socket
+from collections.abc import Callable, Generator, Iterator, MutableSet
 from contextlib import suppress
 from queue import Empty
 from threading import get_ident
+from time import sleep
 from types import GeneratorType
 from typing import Any
+
+from vine import Thenable, promise  # type: ignore[import-untyped]  # comes with py-amqp
 
 from kombulite.asynchronous import debug
 from kombulite.asynchronous.timer import Entry, Timer
 from kombulite.log import get_logger
 from kombulite.utils.compat import fileno
-from kombulite.utils.eventio import ERR, READ, WRITE, Poller, poll
+from kombulite.utils.eventio import ERR, POLLERS, READ, WRITE, poll
 from kombulite.utils.locks import Lock
 from kombulite.utils.objects import cached_property
 
@@ -28,78 +32,74 @@ logger = get_logger(__name__)
 
 W_UNKNOWN_EVENT = "Received unknown event %r for fd %r"
 
-_current: Hub | None = None
+_current_loop: Hub | None = None
 
 
 class Stop(BaseException):
     """Raised to leave the loop."""
 
 
-class Ready:
-    """A call that is due. ``cancel`` sees that it is not made."""
+class ReadyCalls(MutableSet[Any]):
+    """Set of the calls that are due, in the order in which they were asked for."""
 
-    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        self.fun = callback
-        self.args = args
-        self.cancelled = False
-
-    def __call__(self) -> Any:
-        """Make the call."""
-        return None if self.cancelled else self.fun(*self.args)
-
-    def cancel(self) -> None:
-        """See that it is not made."""
-        self.cancelled = True
-
-
-class ReadyCalls(dict[Any, None]):
-    """Calls that are due, each once, in the order in which they were asked for: a set to kombu's users."""
+    def __init__(self, calls: Any = ()) -> None:
+        self._calls: dict[Any, None] = dict.fromkeys(calls)
 
     def add(self, call: Any) -> None:
         """Put a call behind the others, unless it is among them."""
-        self.setdefault(call)
+        self._calls.setdefault(call)
 
     def discard(self, call: Any) -> None:
         """Take a call out, if it is there."""
-        self.pop(call, None)
+        self._calls.pop(call, None)
+
+    def __contains__(self, call: object) -> bool:
+        return call in self._calls
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._calls)
+
+    def __len__(self) -> int:
+        return len(self._calls)
 
     def __repr__(self) -> str:
         return repr(set(self))
 
 
 class _Waker:
-    """A pipe to oneself, that wakes the poller."""
+    """A pair of sockets that wakes the poller, from another thread."""
 
     def __init__(self) -> None:
-        self._out, self._in = os.pipe()
-        os.set_blocking(self._out, False)
-        os.set_blocking(self._in, False)
+        self.reader, self.writer = socket.socketpair()
+        for end in (self.reader, self.writer):
+            end.setblocking(False)
+        self.pid = os.getpid()
 
     def fileno(self) -> int:
-        return self._out
+        return self.reader.fileno()
 
     def wake(self) -> None:
-        with suppress(BlockingIOError):  # it is full: enough to wake anybody
-            os.write(self._in, b"\0")
+        with suppress(OSError):  # it is full, which is enough to wake, or closed with its hub
+            self.writer.send(b"\0")
 
     def drain(self) -> None:
-        with suppress(BlockingIOError):
-            os.read(self._out, 65536)
+        with suppress(OSError):
+            self.reader.recv(65536)
 
     def close(self) -> None:
-        os.close(self._out)
-        os.close(self._in)
+        self.reader.close()
+        self.writer.close()
 
 
 def get_event_loop() -> Hub | None:
     """Return the loop of this process, if one was set."""
-    return _current
+    return _current_loop
 
 
 def set_event_loop(loop: Hub | None) -> Hub | None:
     """Set the loop of this process. Returns it."""
-    global _current  # noqa: PLW0603 - it is the process's
-    _current = loop
+    global _current_loop  # noqa: PLW0603 - it is the process's
+    _current_loop = loop
     return loop
 
 
@@ -128,36 +128,48 @@ class Hub:
         self._ready_lock = Lock()
         self._loop: Iterator[None] | None = None
         self._running = False
-        self._poller: Any = None
-        self._waker: _Waker | None = None
-        self._thread: int | None = None  # that runs it
+        self._waker: _Waker | None = None  # a hub that never ran has none
+        self._wake_pending = False
+        self._loop_thread: int | None = None
+        self._create_poller()
 
     # --- descriptors
 
     @property
     def poller(self) -> Any:
-        """What waits for the descriptors; made when it is first asked for."""
-        if self._poller is None:
+        """What waits for the descriptors; made anew after it was closed."""
+        if not self._poller:
             self._create_poller()
         return self._poller
 
     @poller.setter
     def poller(self, poller: Any) -> None:
-        if self._waker is not None:
-            self._waker.close()
-        self._poller, self._waker = poller, None
-        if isinstance(poller, Poller):  # what others wait with need not know of the pipe
-            self._waker = _Waker()
+        self._poller = poller
+        if self._waker is not None and poller is not None:
             poller.register(self._waker.fileno(), READ)
 
     def _create_poller(self) -> None:
         self.poller = poll()
+        self._register_fd, self._unregister_fd = self._poller.register, self._poller.unregister
 
     def _close_poller(self) -> None:
-        poller = self._poller
-        if poller is not None:
-            self.poller = None
-            poller.close()
+        if self._poller is not None:
+            self._poller.close()
+            self._poller = self._register_fd = self._unregister_fd = None
+
+    def _create_waker(self) -> _Waker:
+        """Return a new waker, in the poller."""
+        if self._waker is not None:  # a forked child's, which it shares with its parent
+            self._unregister(self._waker.fileno())
+            self._waker.close()
+        self._waker, self._wake_pending = _Waker(), False
+        self.poller.register(self._waker.fileno(), READ)
+        return self._waker
+
+    def _on_wakeup(self, waker: _Waker) -> None:
+        waker.drain()  # first: a wakeup that comes in between must not be lost
+        with self._ready_lock:
+            self._wake_pending = False
 
     def add(
         self,
@@ -195,8 +207,11 @@ class Hub:
         """Forget a descriptor."""
         self._remove_from_loop(fileno(fd))
 
-    def _remove_from_loop(self, fd: int) -> None:
-        self._forget(fd, self.readers, self.writers)
+    def _remove_from_loop(self, fd: Any) -> None:
+        try:
+            self._unregister(fd)
+        finally:
+            self._discard(fd)
 
     def _discard(self, fd: Any) -> None:
         """Forget the callbacks of a descriptor, and leave the poller alone."""
@@ -212,35 +227,36 @@ class Hub:
 
     def remove_reader(self, fd: Any) -> None:
         """Wait no longer for reading."""
-        self._forget(fileno(fd), self.readers)
+        fd = fileno(fd)
+        self._keep_other(fd, fd in self.writers, self.writers.get(fd), WRITE)
 
     def remove_writer(self, fd: Any) -> None:
         """Wait no longer for writing."""
-        self._forget(fileno(fd), self.writers)
+        fd = fileno(fd)
+        self._keep_other(fd, fd in self.readers, self.readers.get(fd), READ | ERR)
 
-    def _forget(self, fd: int, *listings: dict[int, Any]) -> None:
-        for listing in listings:
-            listing.pop(fd, None)
-        if fd not in self.writers:
-            self.consolidate.discard(fd)
-        events = (READ | ERR if fd in self.readers else 0) | (WRITE if fd in self.writers else 0)
-        if events:
+    def _keep_other(self, fd: int, is_kept: bool, entry: Any, flags: int) -> None:
+        """Forget a descriptor, except for one kind of events."""
+        is_consolidated = fd in self.consolidate
+        self._remove_from_loop(fd)
+        if is_kept:
+            callback, args = entry or (None, ())
             with suppress(ValueError, OSError):  # it may be closed by now
-                self.poller.register(fd, events)
-        else:
-            self._unregister(fd)
+                self.add(fd, callback, flags, args, **({"consolidate": True} if is_consolidated else {}))
 
     # --- calls
 
     def call_soon(self, callback: Any, *args: Any) -> Any:
-        """Call at the next turn; from any thread. Returns what can be cancelled."""
-        # What can be cancelled itself, as a promise of vine, is kept as it is: Celery looks for its own.
-        ready = callback if hasattr(callback, "cancel") and not args else Ready(callback, args)
+        """Call at the next turn; from any thread. Returns vine's promise of it, which can be cancelled."""
+        call = callback if isinstance(callback, Thenable) else promise(callback, args)
         with self._ready_lock:
-            self._ready.add(ready)
-        if self._waker is not None and get_ident() != self._thread:  # who runs the loop looks before it sleeps
+            self._ready.add(call)
+            # The thread that runs the loop looks before it sleeps, and is woken once for any number of calls.
+            must_wake = not self._wake_pending and get_ident() != self._loop_thread
+            self._wake_pending |= must_wake
+        if must_wake and self._waker is not None:
             self._waker.wake()
-        return ready
+        return call
 
     def call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> Entry:
         """Call in so many seconds."""
@@ -254,10 +270,11 @@ class Hub:
         """Call every so many seconds, until what it returns is cancelled."""
         return self.timer.call_repeatedly(delay, callback, args)
 
-    def _pop_ready(self) -> list[Callable[[], Any]]:
+    def _pop_ready(self) -> Any:
+        """Return the calls that are due, which the hub then has no more."""
         with self._ready_lock:
             ready, self._ready = self._ready, ReadyCalls()
-            return list(ready)
+            return ready
 
     @cached_property
     def scheduler(self) -> Iterator[tuple[float | None, Entry | None]]:
@@ -286,13 +303,13 @@ class Hub:
                     raise
                 logger.error("Error in timer: %r", error, exc_info=True)
         else:
-            if self.timer._queue:
+            if delay is None and self.timer._queue:
                 return 0  # more may be due
         return min(min_delay if delay is None else delay, max_delay)
 
     def on_callback_error(self, callback: Any, exc: BaseException) -> None:
         """Log an error that a callback raised."""
-        logger.error("Callback %r raised exception: %r", callback, exc, exc_info=exc)
+        logger.error("Callback %r raised exception: %r", callback, exc, exc_info=True)
 
     # --- running
 
@@ -331,32 +348,40 @@ class Hub:
 
     def create_loop(self) -> Iterator[None]:
         """Return a generator that runs one turn at each step."""
+        if self._waker is None or self._waker.pid != os.getpid():
+            self._create_waker()
         while True:
-            self._thread = get_ident()
-            delay = self.fire_timers(propagate=self.propagate_errors)
+            self._loop_thread = get_ident()
+            delay = self.fire_timers(propagate=self.propagate_errors) if self.timer._queue else 1
             for tick in list(self.on_tick):
                 tick()
-            ready = self._pop_ready()
+            ready = list(self._pop_ready())
             has_more = bool(ready)  # what called soon, a tick perhaps, may go on in another turn
             try:
                 while ready:
-                    ready.pop(0)()
+                    call = ready.pop(0)
+                    if call:
+                        call()
             finally:
                 if ready:  # one raised, and the others are due still
                     with self._ready_lock:
-                        self._ready = ReadyCalls(dict.fromkeys([*ready, *self._ready]))
-            try:
-                events = self.poller.poll(0 if has_more or self._ready else delay)
-            except ValueError:  # the poller was closed
-                return
-            self._dispatch(events)
+                        self._ready = ReadyCalls([*ready, *self._ready])
+            delay = 0 if has_more or self._ready else delay
+            if self.readers or self.writers or isinstance(self.poller, POLLERS):
+                try:
+                    events = self.poller.poll(delay)
+                except ValueError:  # the poller was closed
+                    return
+                self._dispatch(events)
+            else:
+                sleep(min(delay, 0.1))
             yield
 
     def _dispatch(self, found: Any) -> None:
         writable = []
         for fd, events in found or ():
             if self._waker is not None and fd == self._waker.fileno():
-                self._waker.drain()
+                self._on_wakeup(self._waker)
             elif fd in self.consolidate and self.writers.get(fd) is None:
                 writable.append(fd)
             elif fd not in self.readers and fd not in self.writers:
@@ -382,7 +407,7 @@ class Hub:
             next(callback)
         except StopIteration:
             if callbacks.get(fd, (None,))[0] is callback:
-                self._forget(fd, callbacks)
+                (self.remove_reader if callbacks is self.readers else self.remove_writer)(fd)
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
@@ -394,9 +419,12 @@ class Hub:
     # --- lifetime
 
     def reset(self) -> None:
-        """Start anew without descriptors, after making the calls that are due; the timer stays."""
+        """Start anew without descriptors, after calling ``on_close`` and making the calls that are due.
+
+        The timer stays, and so does the process's loop.
+        """
         self._close()
-        self._make_due_calls()
+        self._create_poller()
 
     def close(self, *args: Any) -> None:
         """Forget all descriptors, call ``on_close``, and make the calls that are due, such as acks of Celery's tasks.
@@ -405,15 +433,24 @@ class Hub:
         Errors of the calls go to ``on_callback_error``.
         """
         self._close()
-        for callback in list(self.on_close):
-            self._call_last(callback, self)
-        self._make_due_calls()
+        if self._waker is not None:
+            self._waker.close()
+            self._waker = None
         if get_event_loop() is self:
             set_event_loop(None)
 
-    def _make_due_calls(self) -> None:
-        for ready in self._pop_ready():
-            self._call_last(ready)
+    def _close(self) -> None:
+        for listing in (self.readers, self.writers):
+            for fd in listing:
+                self._unregister(fd)
+            listing.clear()
+        self.consolidate.clear()
+        self._loop = None
+        self._close_poller()
+        for callback in list(self.on_close):
+            self._call_last(callback, self)
+        for call in self._pop_ready():
+            self._call_last(call)
 
     def _call_last(self, callback: Callable[..., Any], *args: Any) -> None:
         """Make a call that nothing comes after: what it raises must not keep the others from being made."""
@@ -423,16 +460,6 @@ class Hub:
             pass  # the loop has stopped
         except Exception as error:
             self.on_callback_error(callback, error)
-
-    def _close(self) -> None:
-        self.readers.clear()
-        self.writers.clear()
-        self.consolidate.clear()
-        self._loop = None
-        if self._poller is not None and self._waker is not None:
-            self._poller.close()
-            self._waker.close()
-            self._poller = self._waker = None
 
     def repr_active(self) -> str:
         """Return what it waits for, as text."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone, tzinfo
 from functools import total_ordering, wraps
 from heapq import heappop, heappush
 from itertools import count
 from time import monotonic
+from time import time as _time
 from typing import Any, NamedTuple
 from weakref import proxy
 
 from kombulite.log import get_logger
-from kombulite.utils.functional import reprcall
 
 IS_PYPY = hasattr(sys, "pypy_version_info")
 
@@ -42,7 +41,7 @@ def to_timestamp(
         return d
     if d.tzinfo is None:
         d = d.replace(tzinfo=default_timezone)
-    return max((d - EPOCH).total_seconds() - clock.time() + time(), 0)
+    return max((d - EPOCH).total_seconds() - _time() + time(), 0)
 
 
 @total_ordering
@@ -84,7 +83,7 @@ class Entry:
 
     def __repr__(self) -> str:
         name = getattr(self.fun, "__name__", repr(self.fun))
-        return f"<TimerEntry: {reprcall(name, self.args, self.kwargs)}>"
+        return f"<TimerEntry: {name}(*{self.args!r}, **{self.kwargs!r})"  # without the last bracket, as with kombu
 
 
 _numbers = count()
@@ -151,13 +150,16 @@ class Timer:
         entry = self.Entry(fun, args, kwargs)
 
         @wraps(fun)
-        def again(*args: Any, **kwargs: Any) -> None:
-            entry._last_run = monotonic()
+        def again(*args: Any, **kwargs: Any) -> Any:
+            now, last = monotonic(), entry._last_run
             try:
-                fun(*args, **kwargs)
+                if last is not None and now - last < secs:  # it was called by hand
+                    return None
+                entry._last_run = now
+                return fun(*args, **kwargs)
             finally:
                 if not entry.canceled:
-                    self.enter_at(entry, entry._last_run + secs, priority)
+                    self.enter_after(secs - (monotonic() - (entry._last_run or now)), entry, priority)
 
         entry.fun = again
         return self.enter_after(secs, entry, priority)
@@ -199,22 +201,22 @@ class Timer:
             if not self.handle_error(error):
                 logger.error("Error in timer: %r", error, exc_info=True)
 
-    def handle_error(self, exc_info: BaseException) -> bool:
-        """Call ``on_error`` with an exception; whether there is one."""
+    def handle_error(self, exc_info: BaseException) -> bool | None:
+        """Call ``on_error`` with an exception. Returns True if there is one, else None."""
         if self.on_error is None:
-            return False
+            return None
         self.on_error(exc_info)
         return True
 
     def stop(self) -> None:
         """Nothing here; a timer that has a thread ends it."""
 
-    def __iter__(self) -> Iterator[tuple[float | None, _Entry | None]]:
+    def __iter__(self, nowfun: Callable[[], float] = monotonic) -> Iterator[tuple[float | None, _Entry | None]]:
         while True:
             if not self._queue:
                 yield None, None
                 continue
-            wait = self._queue[0].eta - monotonic()
+            wait = self._queue[0].eta - nowfun()
             if wait > 0:
                 yield min(wait, self.max_interval), None
                 continue
