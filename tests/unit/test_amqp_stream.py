@@ -70,6 +70,41 @@ def test_what_is_sent_arrives(stream, theirs):
     assert read_all(theirs, 6) == b"onetwo"
 
 
+def test_nothing_is_held_back_while_a_thread_reads(stream, theirs):
+    flags, write = [], stream._send
+
+    def note(data, more):
+        flags.append(bool(more))
+        return write(data, more)
+
+    stream._send = note
+    stream.send(frame(1), more=True)
+    reader = threading.Thread(target=stream.wait, args=(lambda: stream.events, soon(30)))
+    reader.start()
+    deadline = soon(20)
+    while not stream.is_reading:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    stream.send(frame(2), more=True)
+    assert read_all(theirs, 24) == frame(1) + frame(2)
+    theirs.sendall(frame(3))
+    reader.join(30)
+    stream.send(frame(4), more=True)
+    assert flags == [True, False, True]
+
+
+def test_what_is_held_back_goes_if_a_thread_begins_to_read_meanwhile(stream):
+    write = stream._send
+
+    def begin_to_read(data, more):
+        stream.is_reading = True
+        return write(data, more)
+
+    stream._send = begin_to_read
+    stream.send(frame(1), more=True)
+    assert not stream._corked
+
+
 def test_large_writes_wait_for_the_reader(stream, theirs):
     data = bytes(range(256)) * 10_000
     got = []

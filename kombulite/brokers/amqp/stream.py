@@ -57,6 +57,7 @@ class Stream:
         self.heartbeat = Heartbeat()
         self.writing = Lock()
         self.reading = Lock()  # the reader's role
+        self.is_reading = False  # whether a thread reads, or waits for something to read
         self.waiters = 0  # threads that sleep until the reader has done something
         self._changed = Condition(Lock())
         self._write_timeout = write_timeout
@@ -173,6 +174,8 @@ class Stream:
         try:
             if on_turn is not None:
                 on_turn()
+            if self.is_reading:
+                more = False  # the next read is under way, and may last
             try:
                 write = self._send  # called as `self._send(...)` it would be looked for in the class first
                 sent = write(data, self._more if more else 0)
@@ -182,6 +185,8 @@ class Stream:
             self.heartbeat.writes += 1
             if sent != len(data):
                 self._unsent = memoryview(data)[sent:]
+            if more and self.is_reading:
+                self.uncork()  # a thread began to read meanwhile, and may not have seen it
         except (OSError, exceptions.AMQPError):
             raise
         except BaseException:
@@ -302,23 +307,27 @@ class Stream:
 
     def _read(self, timeout: float | None) -> bool:
         """Read what is there, or wait for it; returns whether there was anything."""
-        self.uncork()
-        if self.heartbeat.interval:
-            self.beat()
-            beat = self.heartbeat.next_look()
-            timeout = beat if timeout is None else min(timeout, beat)
-        if not self._has_data(timeout):
-            return False
+        self.is_reading = True  # before what is held back goes: a thread that writes from now on holds back nothing
         try:
-            size = self.decoder.read(self._recv_into, 0 if self._pending is None else ROOM)
-        except self._blocking_errors:
-            return False
-        except OSError as error:
-            self._lose(error)
-        if not size:
-            self._lose(exceptions.RecoverableConnectionError("the broker closed the connection without a word"))
-        self.heartbeat.reads += 1
-        return True
+            self.uncork()
+            if self.heartbeat.interval:
+                self.beat()
+                beat = self.heartbeat.next_look()
+                timeout = beat if timeout is None else min(timeout, beat)
+            if not self._has_data(timeout):
+                return False
+            try:
+                size = self.decoder.read(self._recv_into, 0 if self._pending is None else ROOM)
+            except self._blocking_errors:
+                return False
+            except OSError as error:
+                self._lose(error)
+            if not size:
+                self._lose(exceptions.RecoverableConnectionError("the broker closed the connection without a word"))
+            self.heartbeat.reads += 1
+            return True
+        finally:
+            self.is_reading = False
 
     def _has_data(self, timeout: float | None) -> bool:
         if self._pending is not None and self._pending():
