@@ -52,6 +52,8 @@ class Exchange(MaybeChannelBound):
         name: Name; ``""`` is the broker's default exchange.
         type: ``"direct"``, ``"topic"``, ``"fanout"``, ``"headers"``, or a type of a broker's plugin.
         channel: Channel to bind the exchange to.
+
+    Keyword Args:
         durable: If True (default), it survives a restart of the broker.
         auto_delete: If True, it is deleted with its last binding.
         delivery_mode: Default for messages: 1 or ``"transient"``, 2 or ``"persistent"``.
@@ -384,6 +386,8 @@ class Queue(MaybeChannelBound):
         channel: Channel to bind the queue to.
         bindings: Bindings, instead of ``exchange`` and ``routing_key``.
         on_declared: Called with (name, messages, consumers) after each declaration.
+
+    Keyword Args:
         durable: If True (default), it survives a restart of the broker.
         exclusive: If True, only this connection may use it, and it is deleted with the connection.
         auto_delete: If True, it is deleted with its last consumer.

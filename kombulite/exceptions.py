@@ -1,56 +1,58 @@
-"""All errors, in one tree. Longer than other modules, because AMQP alone has twenty classes.
+"""All errors, in one tree.
 
-Exception
-├── KombuError
-│   ├── OperationalError                what the driver's connection errors become where kombu promises one type
-│   ├── BatchPublishError               a batch was sent in part, or its outcome is not known
-│   ├── SerializationError
-│   │   ├── EncodeError
-│   │   └── DecodeError
-│   │       └── InflateError            compressed data that is broken, or larger than allowed
-│   ├── NotBoundError                   an entity is used without a channel
-│   ├── MessageStateError               a message is acknowledged twice
-│   ├── LimitExceeded
-│   │   ├── ConnectionLimitExceeded
-│   │   └── ChannelLimitExceeded
-│   ├── VersionMismatch
-│   └── SerializerNotInstalled
-│       └── ContentDisallowed
-├── BrokerError                     what a broker refuses, whatever it speaks
-│   ├── AMQPError                           a reply code of AMQP 0-9-1 (section 1.1), whatever the broker
-│   │   ├── ConnectionError
-│   │   │   ├── RecoverableConnectionError
-│   │   │   │   ├── ConnectionForced        320
-│   │   │   │   ├── ResourceError           506
-│   │   │   │   ├── ConsumerCancelled
-│   │   │   │   └── Blocked
-│   │   │   ├── IrrecoverableConnectionError
-│   │   │   │   ├── InvalidPath             402
-│   │   │   │   ├── FrameError              501
-│   │   │   │   ├── FrameSyntaxError        502
-│   │   │   │   ├── InvalidCommand          503
-│   │   │   │   ├── ChannelNotOpen          504
-│   │   │   │   ├── UnexpectedFrame         505
-│   │   │   │   ├── NotAllowed              530
-│   │   │   │   │   └── LoginRefused        403: it is an AccessRefused too
-│   │   │   │   ├── AMQPNotImplementedError 540
-│   │   │   │   └── InternalError           541
-│   │   │   └── InconsistencyError          the broker lost what it was told
-│   │   └── ChannelError
-│   │       ├── RecoverableChannelError
-│   │       │   ├── ContentTooLarge         311
-│   │       │   ├── NoConsumers             313
-│   │       │   └── ResourceLocked          405
-│   │       ├── IrrecoverableChannelError
-│   │       │   ├── AccessRefused           403
-│   │       │   ├── NotFound                404
-│   │       │   └── PreconditionFailed      406
-│   │       │       └── NotEquivalentError  an entity is declared again, differently
-│   │       └── MessageReturned             312: nothing took a message that was published as mandatory
-│   └── MessageNacked                       the broker refused a publish
-├── HttpError
-└── OSError
-    └── TimeoutError                    the built-in one, which is also ``socket.timeout``
+The module is longer than others because AMQP alone has twenty classes.
+
+    Exception
+    ├── KombuError
+    │   ├── OperationalError                what a driver's connection errors become where kombu promises one
+    │   ├── BatchPublishError               a batch was sent in part, or its outcome is not known
+    │   ├── SerializationError
+    │   │   ├── EncodeError
+    │   │   └── DecodeError
+    │   │       └── InflateError            compressed data that is broken, or larger than allowed
+    │   ├── NotBoundError                   an entity is used without a channel
+    │   ├── MessageStateError               a message is acknowledged twice
+    │   ├── LimitExceeded
+    │   │   ├── ConnectionLimitExceeded
+    │   │   └── ChannelLimitExceeded
+    │   ├── VersionMismatch
+    │   └── SerializerNotInstalled
+    │       └── ContentDisallowed
+    ├── BrokerError                     what a broker refuses, whatever it speaks
+    │   ├── AMQPError                           a reply code of AMQP 0-9-1 (section 1.1), whatever the broker
+    │   │   ├── ConnectionError
+    │   │   │   ├── RecoverableConnectionError
+    │   │   │   │   ├── ConnectionForced        320
+    │   │   │   │   ├── ResourceError           506
+    │   │   │   │   ├── ConsumerCancelled
+    │   │   │   │   └── Blocked
+    │   │   │   ├── IrrecoverableConnectionError
+    │   │   │   │   ├── InvalidPath             402
+    │   │   │   │   ├── FrameError              501
+    │   │   │   │   ├── FrameSyntaxError        502
+    │   │   │   │   ├── InvalidCommand          503
+    │   │   │   │   ├── ChannelNotOpen          504
+    │   │   │   │   ├── UnexpectedFrame         505
+    │   │   │   │   ├── NotAllowed              530
+    │   │   │   │   │   └── LoginRefused        403: it is an AccessRefused too
+    │   │   │   │   ├── AMQPNotImplementedError 540
+    │   │   │   │   └── InternalError           541
+    │   │   │   └── InconsistencyError          the broker lost what it was told
+    │   │   └── ChannelError
+    │   │       ├── RecoverableChannelError
+    │   │       │   ├── ContentTooLarge         311
+    │   │       │   ├── NoConsumers             313
+    │   │       │   └── ResourceLocked          405
+    │   │       ├── IrrecoverableChannelError
+    │   │       │   ├── AccessRefused           403
+    │   │       │   ├── NotFound                404
+    │   │       │   └── PreconditionFailed      406
+    │   │       │       └── NotEquivalentError  an entity is declared again, differently
+    │   │       └── MessageReturned             312: nothing took a message that was published as mandatory
+    │   └── MessageNacked                       the broker refused a publish
+    ├── HttpError
+    └── OSError
+        └── TimeoutError                    the built-in one, which is also ``socket.timeout``
 """
 
 from __future__ import annotations

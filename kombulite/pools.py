@@ -43,8 +43,10 @@ class ProducerPool(Resource):
     Args:
         connections: Pool of connections.
         *args: Arguments of ``Resource``.
-        Producer: Class of the producers.
         **kwargs: Keywords of ``Resource``.
+
+    Keyword Args:
+        Producer: Class of the producers.
     """
 
     Producer: Any = Producer

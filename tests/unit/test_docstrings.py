@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 PAGES = sorted((Path(__file__).parent.parent.parent / "docs" / "api").glob("*.md"))
-SECTION = re.compile(r"^(?:Args|Attributes):\n((?:[ ]{4}.*\n?|\n(?=[ ]{4}))+)", re.MULTILINE)
+SECTION = re.compile(r"^(?:Args|Keyword Args|Attributes):\n((?:[ ]{4}.*\n?|\n(?=[ ]{4}))+)", re.MULTILINE)
+ARGS = re.compile(r"^Args:\n((?:[ ]{4}.*\n?|\n(?=[ ]{4}))+)", re.MULTILINE)
 MADE_HERE = re.compile(r"Returned by|^ *Attributes:", re.MULTILINE)  # classes that programs make no objects of
 NAME = re.compile(r"^    \*{0,2}(\w+)(?: \(.*\))?:", re.MULTILINE)
 
@@ -94,3 +95,12 @@ def test_the_reference_has_what_programs_start_with():
     }
     assert {"Connection", "Connection.drain_events", "Producer.publish", "Messages.next"} <= shown
     assert {"kombulite.messaging.Producer", "kombulite.entity.Queue", "kombulite.brokers.base"} <= ENTRIES.keys()
+
+
+@pytest.mark.parametrize("path", ENTRIES)
+def test_what_goes_into_keywords_is_not_shown_as_required(path):
+    for name, member in documented(resolve(path)):
+        text = inspect.cleandoc(member.__doc__ or "")
+        described = {name for section in re.findall(ARGS, text) for name in NAME.findall(section)}
+        function = member.__init__ if inspect.isclass(member) else member
+        assert described <= inspect.signature(function).parameters.keys(), name

@@ -55,6 +55,13 @@ def test_reference_has_the_docstrings(site):
     assert getdoc(Producer.publish).partition("\n")[0] in html.unescape(TAG.sub("", page))
 
 
+def test_trees_keep_their_lines(site):
+    pages = list(site.rglob("index.html"))
+    assert any("├──" in page.read_text() for page in pages)
+    for page in pages:
+        assert "├──" not in re.sub(r"<pre.*?</pre>", "", page.read_text(), flags=re.DOTALL), page
+
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *arguments):
         pass
