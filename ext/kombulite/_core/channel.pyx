@@ -65,8 +65,9 @@ cdef class BaseSubscription:
     cdef object _receive(self, Delivery delivery):
         """Make the message of a delivery, count it and run the callback; returns what that returns."""
         cdef BaseMessage message = received(self._cls, delivery, self._channel)
+        cdef CounterBlock tally = self._tally  # held: `__init__` may be called again meanwhile
         message.no_ack = self.no_ack
-        self._tally._consume(delivery)
+        tally._consume(delivery)
         if delivery.properties.following_offset:
             self._channel.note_offset(delivery, self.no_ack)
         try:
@@ -97,6 +98,7 @@ cdef class BaseConsumer:
 
     def _receive(self, BaseMessage message not None):
         """Decode a message and hand it to the callbacks."""
+        cdef Codecs codecs = self._codecs
         on_message = self.on_message
         body = None
         try:
@@ -105,9 +107,8 @@ cdef class BaseConsumer:
                 message.raise_errors()
             if on_message is None and message._decoded is NOT_DECODED:
                 loads = message.loads
-                if loads is self._own_loads and self._codecs is not None:
-                    body = self._codecs._loads(message.body, message.content_type, message.content_encoding, accept,
-                                               False)
+                if loads is self._own_loads and codecs is not None:
+                    body = codecs._loads(message.body, message.content_type, message.content_encoding, accept, False)
                 else:
                     body = loads(message.body, message.content_type, message.content_encoding, accept)
                 message._decoded = body
@@ -170,8 +171,10 @@ cdef class BaseChannel:
     cdef object _send(self, Delivery delivery, bint mandatory, object timeout, object confirm_timeout):
         cdef bint confirmed
         cdef PublishStep step
+        cdef CounterBlock tally
         with cython.critical_section(self):
             number, publish, step, confirmed = self.channel_id, self._publish, self._publish_step, self._confirmed
+            tally = self._tally
         result = None
         try:
             if step is not None:
@@ -181,7 +184,7 @@ cdef class BaseChannel:
         except Exception as error:
             self.publish_raised(error, delivery)
         else:
-            self._tally._publish(delivery, confirmed)
+            tally._publish(delivery, confirmed)
         if mandatory:
             self.tell_returned()
         return result
@@ -206,7 +209,8 @@ cdef class BaseChannel:
 
     cdef bint _dispatch(self, event) except -1:
         if type(event) is Delivery:
-            subscription = self._subscriptions.get((<Delivery> event).consumer_tag)
+            tag = (<Delivery> event).consumer_tag
+            subscription = self._subscriptions.get(tag)
             if subscription is not None:
                 return (<BaseSubscription?> subscription)._receive(<Delivery> event) is GATHERED
         return self.handle(event)

@@ -68,11 +68,12 @@ cdef class Codecs:
 
     cdef tuple _encode(self, data, serializer):
         cdef tuple codec, encoded
-        if self._json is not None and (type(serializer) is str or serializer is None and type(data) is dict):
+        cdef JSON json = self._json
+        if json is not None and (type(serializer) is str or serializer is None and type(data) is dict):
             codec = self.default if serializer is None else self.encoders.get(serializer)
             if codec is not None and codec[2] is self._json_dumps:
                 try:
-                    return codec[0], codec[1], self._json.dump_bytes(data)
+                    return codec[0], codec[1], json.dump_bytes(data)
                 except Exception as error:
                     self.encode_failed(error)
                     raise
@@ -123,6 +124,7 @@ cdef class Codecs:
         return self._loads(data, content_type, content_encoding, accept, force)
 
     cdef object _loads(self, data, content_type, content_encoding, accept, bint force):
+        cdef JSON json = self._json
         if not content_type:
             content_type = "application/data"
         if accept is None:
@@ -137,7 +139,7 @@ cdef class Codecs:
             decoder = self.find_decoder(content_type)
         try:
             if decoder is not None:
-                return self._json.loads(data) if decoder is self._json_loads else decoder(data)
+                return json.loads(data) if decoder is self._json_loads else decoder(data)
             content_encoding = (content_encoding or "utf-8").lower()
             if isinstance(data, str) or content_encoding in BINARY_ENCODINGS:
                 return data

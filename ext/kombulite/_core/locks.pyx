@@ -128,7 +128,7 @@ cdef class Condition:
     cdef readonly BaseLock lock
     cdef list _waiters
 
-    def __init__(self, BaseLock lock not None):
+    def __cinit__(self, BaseLock lock not None):
         self.lock = lock
         self._waiters = []
 

@@ -156,7 +156,9 @@ cdef class BaseMaker:
         cdef tuple encoded
         cdef Delivery made
         cdef Properties own
-        if self._codecs is None:
+        cdef Codecs codecs = self._codecs  # held, as `plain` is: `__init__` may be called again meanwhile
+        cdef PlainMessages plain = self._plain
+        if codecs is None:
             raise TypeError("a producer without codecs: it was made without its __init__")
         if exchange is None:
             exchange = self.exchange
@@ -191,8 +193,8 @@ cdef class BaseMaker:
             return <Delivery?> self._make_other(name, routing_key, body, mode, priority, content_type, content_encoding,
                                                 serializer, headers, compression, expiration, properties)
         if correlation_id is reply_to is None and not headers and not properties:
-            return self._plain.make(name, routing_key, body, serializer, mode, priority)
-        encoded = self._codecs._encode(body, serializer)
+            return plain.make(name, routing_key, body, serializer, mode, priority)
+        encoded = codecs._encode(body, serializer)
         made = Delivery.__new__(Delivery)
         made.exchange = name
         made.routing_key = routing_key

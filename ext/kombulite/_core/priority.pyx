@@ -69,7 +69,7 @@ cdef class PriorityNaming:
         keys = self._keys.get(queue)
         if keys is None:
             if len(self._keys) >= MOST_QUEUES:
-                self._keys = {}
+                self._keys.clear()  # not another one: it may be in the middle of a look-up
             keys = tuple([f"{queue}{self.separator}{step}" if step else queue for step in self.steps])
             self._keys[queue] = keys
         return keys

@@ -110,6 +110,7 @@ cdef class PublishPath(PublishStep):
         """Add a message to its queue, if it is one plain queue. Returns whether it was."""
         cdef tuple queues
         cdef BaseQueue queue
+        cdef MessageQueue messages
         try:
             queues = self._table.route_message(delivery, self._queues)
         except UnknownExchange:
@@ -119,7 +120,8 @@ cdef class PublishPath(PublishStep):
         queue = <BaseQueue?> queues[0]
         if not queue.is_plain:
             return False
-        queue.messages._add(delivery, 0)
+        messages = queue.messages  # held: the body's length may be a program's to tell
+        messages._add(delivery, 0)
         if queue.idle:
             try:
                 self._offer(queue)

@@ -218,7 +218,7 @@ cdef class UnackedDeliveries(AckStep):
                 tags = [tag for tag in list(self._outstanding) if tag <= delivery_tag]  # comparing may fail midway
                 return [self._outstanding.pop(tag) for tag in tags]
             settled = list(self._outstanding.values())
-            self._outstanding = {}
+            self._outstanding.clear()  # not another one: a tag's hash may be a program's, called while it is looked up
             return settled
 
     def close(self):
@@ -226,7 +226,7 @@ cdef class UnackedDeliveries(AckStep):
         with cython.critical_section(self):
             self._closed = True
             settled = list(self._outstanding.values())
-            self._outstanding = {}
+            self._outstanding.clear()
             return settled
 
 

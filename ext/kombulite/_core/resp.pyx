@@ -55,14 +55,15 @@ def end_of_run(deliveries, Py_ssize_t start, Py_ssize_t most):
     cdef Delivery first = <Delivery?> deliveries[start]
     cdef Delivery other
     cdef Py_ssize_t size = len(first.body) + ENVELOPE
+    first_key, first_exchange = first.routing_key, first.exchange
     cdef Py_ssize_t place
     for place in range(start + 1, len(deliveries)):
         other = <Delivery?> deliveries[place]
         size += len(other.body) + ENVELOPE
-        if (
-            size > most or other.properties is not first.properties
-            or other.routing_key != first.routing_key or other.exchange != first.exchange
-        ):
+        if size > most or other.properties is not first.properties:
+            return place
+        key, exchange = other.routing_key, other.exchange  # held while they are compared
+        if key != first_key or exchange != first_exchange:
             return place
     return len(deliveries)
 

@@ -150,6 +150,7 @@ cdef class TopicMatcher(Matcher):
 
     cdef int add(self, str key, dict arguments, object target) except -1:
         cdef TopicNode node = self.root
+        cdef Targets targets
         for word in split_key(key):
             if word == "*":
                 if node.any_word is None:
@@ -167,15 +168,17 @@ cdef class TopicMatcher(Matcher):
                 if child is None:
                     child = node.words[word] = TopicNode()
                 node = child
-        if node.targets is None:
-            node.targets = Targets()
-        return node.targets.add(target)
+        targets = node.targets  # held: hashing the target may unbind the others
+        if targets is None:
+            targets = node.targets = Targets()
+        return targets.add(target)
 
     cdef int remove(self, str key, dict arguments, object target) except -1:
         cdef list path = [self.root]
         cdef list words = split_key(key)
         cdef TopicNode node = self.root
         cdef TopicNode parent
+        cdef Targets targets
         for word in words:
             if word == "*":
                 node = node.any_word
@@ -184,7 +187,8 @@ cdef class TopicMatcher(Matcher):
             else:
                 node = node.words[word]
             path.append(node)
-        if node.targets.remove(target):
+        targets = node.targets
+        if targets.remove(target):
             node.targets = None
         while words and node.is_empty():
             word = words.pop()
@@ -525,10 +529,11 @@ cdef class RoutingTable:
 
     def route_message(self, Delivery message not None, dict queues not None):
         """The same for a message. ``queues``: all that there are, by the names that the default exchange goes by."""
-        if message.exchange == "":
-            queue = queues.get(message.routing_key)
+        exchange, routing_key = message.exchange, message.routing_key
+        if exchange == "":
+            queue = queues.get(routing_key)
             return () if queue is None else (queue,)
-        return self._route(message.exchange, message.routing_key, message.properties.headers)
+        return self._route(exchange, routing_key, message.properties.headers)
 
     cdef object known_queue(self, Delivery message, dict queues):
         """The only queue that a message reaches, if a lookup of two hashes tells; or None.

@@ -482,7 +482,8 @@ cdef class JSON:
         return buffer_write(out, b"}", 1)
 
     cdef int _write_stand_in(self, Buffer* out, object value) except -1:
-        encoder = self._immutable.get(type(value))
+        cdef dict immutable = self._immutable  # held: a metaclass may say what the hash of a type is
+        encoder = immutable.get(type(value))
         if encoder is not None:
             return self._write_typed(out, value, <tuple?> encoder)
         # A typed value is written by hand: as a dict it would be taken for application data and escaped.
