@@ -27,6 +27,7 @@ CHROMIUM = shutil.which("chromium")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
+    pytest.importorskip("mkdocs", reason="mkdocs is of the extra `docs`, which the matrix of Pythons does without")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
