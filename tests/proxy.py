@@ -94,6 +94,8 @@ class Proxy:
         self.cuts: Iterator[Cut] = iter(())
         #: Whether new connections are accepted, and nothing else.
         self.deaf = False
+        #: Whether new connections are ended at once, as if there were no broker any more.
+        self.ended = False
         #: Connections taken so far.
         self.taken = 0
         self._broker_port = broker_port
@@ -114,6 +116,11 @@ class Proxy:
     def refuse(self) -> None:
         """Take no new connections any more."""
         self._on_loop(self._server.close)
+
+    def end(self) -> None:
+        """End all connections with RST, those to come too."""
+        self.ended = True
+        self.reset()
 
     def reset(self) -> None:
         """End all connections with RST."""
@@ -166,6 +173,9 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.taken += 1
         self._transports.add(writer.transport)
+        if self.ended:
+            writer.transport.abort()
+            return
         try:
             broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", self._broker_port)
         except OSError:
