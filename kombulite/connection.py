@@ -510,8 +510,8 @@ class Connection(Address):
         """Do what ``ensure_connection`` does, and return ``connection``."""
         if self.connected:
             return self._connection
-        refusals = Refusals(self.recoverable_connection_errors, len(set(self.alt)))
         retryable = self.recoverable_connection_errors
+        refusals = Refusals(retryable, self.alt)
         if self.cycle is not None:
             retryable = (*self.connection_errors, *self.channel_errors, *retryable)
 
@@ -529,7 +529,7 @@ class Connection(Address):
             try:
                 return self._connection_factory()
             except retryable as error:
-                refusals.add(self.as_uri(), error)
+                refusals.add(self.current_url, self.as_uri(), error)
                 raise
 
         def connect() -> None:
@@ -548,9 +548,10 @@ class Connection(Address):
             except BaseException as error:
                 if not self.connected:  # whatever has ended it, the next call must not begin at the same host
                     self.maybe_switch_next()
-                if isinstance(error, self.recoverable_connection_errors) or not isinstance(error, retryable):
+                named = refusals.summarize(error)
+                if named is error or not isinstance(error, retryable):
                     raise
-                raise refusals.summarize(error) from error
+                raise named from error
 
         if reraise_as_library_errors:
             with self._reraise_as_library_errors():

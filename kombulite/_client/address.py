@@ -213,6 +213,8 @@ class Address:
                     )
                 settings.update((name, value) for name, value in parsed.items() if value is not None)
         self._url_options = url_options
+        #: The URL that the settings are taken from, as it was given; it may have a password.
+        self.current_url = url
         self.transport_cls: Any = transport or DEFAULT_SCHEME
         facts = check_scheme(self._scheme) if self._scheme is not None else None
         self.uri_prefix: str | None = prefix

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -107,38 +107,45 @@ class BlockingRetrier(Retrier):
             policy.on_revive(channel)
 
 
+class Refusal(NamedTuple):
+    """Why a host refused. ``shown``: its URL without the password."""
+
+    shown: str
+    error: BaseException
+
+
 class Refusals:
     """The refusals of the hosts of a connection, which connects to each of them in turn.
 
-    ``recoverable``: errors that are no refusals; ``count``: how many hosts there are.
+    ``recoverable``: errors that are no refusals; ``urls``: the URLs of all hosts.
     """
 
-    def __init__(self, recoverable: tuple[type[BaseException], ...], count: int) -> None:
+    def __init__(self, recoverable: tuple[type[BaseException], ...], urls: Iterable[str]) -> None:
         self._recoverable = recoverable
-        self._count = count
-        self._errors: dict[str, BaseException] = {}
+        self._urls = frozenset(urls)
+        self._refusals: dict[str | None, Refusal] = {}
         #: Whether the next host is to be tried, since the last one failed.
         self.is_switch_due = False
 
-    def add(self, url: str, error: BaseException) -> None:
-        """Note that connecting to a URL, without its password, failed."""
+    def add(self, url: str | None, shown: str, error: BaseException) -> None:
+        """Note that connecting to a URL failed."""
         self.is_switch_due = True
         if isinstance(error, self._recoverable):
-            self._errors.pop(url, None)
+            self._refusals.pop(url, None)
         else:
-            self._errors[url] = error
+            self._refusals[url] = Refusal(shown, error)
 
     @property
     def are_complete(self) -> bool:
         """Whether all hosts have refused."""
-        return bool(self._errors) and len(self._errors) >= self._count
+        return bool(self._refusals) and self._refusals.keys() >= self._urls
 
     def summarize(self, last: BaseException) -> BaseException:
         """Return an error that names all hosts which refused, of the last one's class; the last one if it is alone."""
-        if len(self._errors) < 2:
+        if len(self._refusals) < 2 or isinstance(last, self._recoverable):
             return last
         kind = type(last) if isinstance(last, exceptions.AMQPError) else exceptions.OperationalError
-        return kind("; ".join(f"{url}: {error}" for url, error in self._errors.items()))
+        return kind("; ".join(f"{shown}: {error}" for shown, error in self._refusals.values()))
 
 
 class library_errors:  # noqa: N801 - used as a function

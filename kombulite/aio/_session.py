@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, cast
 from kombulite import exceptions
 from kombulite._client.address import Address
 from kombulite._client.lifecycle import Lifecycle, State
+from kombulite._client.retry import Refusals
 from kombulite._client.session import Session
 from kombulite._client.streams import StreamPositions
 from kombulite._client.topology import Topology
@@ -152,21 +153,29 @@ class AsyncSession(Session):
         return self.transport
 
     async def _connect(self) -> None:
-        """Connect: each URL once; as long as there are consumers, again and again."""
-        intervals, tries = iter(retry_intervals(0.5, 0.5, 5.0)), 0
+        """Connect: each URL once; as long as there are consumers, again and again, until all URLs have refused."""
+        address, intervals, tries = self.address, iter(retry_intervals(0.5, 0.5, 5.0)), 0
+        retryable = self.transport_class.recoverable_connection_errors
+        refusals = Refusals(retryable, address.alt)
+        if address.cycle is not None:
+            retryable = (*self.transport_class.connection_errors, *self.transport_class.channel_errors, *retryable)
         try:
             while True:
                 try:
                     await self._connect_once()
                     return
-                except self.transport_class.recoverable_connection_errors:
-                    is_over = self.address.completes_cycle(tries)
+                except retryable as error:
+                    refusals.add(address.current_url, address.as_uri(), error)
+                    is_over = address.completes_cycle(tries)
                     tries += 1
-                    if self.address.cycle is not None:
-                        self.address.take(next(self.address.cycle))
-                    if is_over:
-                        if not self.restored:
+                    if address.cycle is not None:
+                        address.take(next(address.cycle))
+                    if refusals.are_complete or (is_over and not self.restored):
+                        named = refusals.summarize(error)
+                        if named is error:
                             raise
+                        raise named from error
+                    if is_over:
                         await asyncio.sleep(next(intervals))
         except Exception as error:
             for each in list(self.restored):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from kombulite import Connection, Consumer, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Producer, Queue, aio, exceptions
 from tests.contract.conftest import Broker
 from tests.servers import free_port
 
@@ -51,6 +53,23 @@ def test_all_have_refused(broker: Broker, refused: str) -> None:
     assert SECRET not in text
 
 
+def test_hosts_that_differ_in_their_passwords_are_told_apart(broker: Broker, refused: str) -> None:
+    other = refused.replace(SECRET, "0ther")
+    if other == refused:
+        pytest.skip("has no password")
+    connection = connection_to(broker, refused, other)
+    with pytest.raises(REFUSED):
+        connection.ensure_connection(reraise_as_library_errors=False)
+
+
+def test_a_host_beside_its_alternates_is_one_more(broker: Broker, refused: str) -> None:
+    other = refused.replace("127.0.0.1", "localhost")
+    connection = Connection(refused, alternates=[broker.url, other], transport_options=broker.transport_options)
+    broker._connections.append(connection)
+    connection.ensure_connection(max_retries=3, interval_start=0)
+    assert connection.connected
+
+
 def test_a_host_that_is_down_may_come_back(broker: Broker, refused: str) -> None:
     scheme = broker.url.partition("://")[0]
     connection = connection_to(broker, refused, f"{scheme}://127.0.0.1:{free_port()}")
@@ -75,3 +94,27 @@ def test_a_waiting_consumer_moves_on(broker: Broker, refused: str) -> None:
                 continue
             break
     assert bodies == ["x"]
+
+
+# --- on an event loop
+
+
+async def first_queue(urls: list[str], name: str) -> str:
+    async with aio.connect(urls) as connection:
+        await connection.declare(Queue(name, auto_delete=True))
+        return connection.as_uri()
+
+
+def test_the_next_host_is_asked_on_an_event_loop(broker: Broker, refused: str) -> None:
+    uri = asyncio.run(first_queue([refused, broker.url], broker.name("next")))
+    assert uri == Connection(broker.url).as_uri()
+
+
+def test_all_have_refused_on_an_event_loop(broker: Broker, refused: str) -> None:
+    other = refused.replace("127.0.0.1", "localhost")
+    with pytest.raises(REFUSED) as caught:
+        asyncio.run(first_queue([refused, other], broker.name("none")))
+    text = str(caught.value)
+    assert "127.0.0.1" in text
+    assert "localhost" in text
+    assert SECRET not in text

@@ -156,9 +156,10 @@ def test_credential_provider(start_server, name):
 
 
 class Sentinel(RedisServer):
-    def __init__(self, master: RedisServer, down_after: int = 500) -> None:
+    def __init__(self, master: RedisServer, down_after: int = 500, password: str = "") -> None:
         super().__init__()
         self.master = master
+        self._login = f"requirepass {password}\n" if password else ""
         self._down_after = down_after  # milliseconds of silence
 
     def command(self):
@@ -167,6 +168,7 @@ class Sentinel(RedisServer):
             f'bind 127.0.0.1\nport {self.port}\ndir "{self.folder}"\n'
             f"sentinel monitor it 127.0.0.1 {self.master.port} 1\n"
             f"sentinel down-after-milliseconds it {self._down_after}\nsentinel failover-timeout it 2000\n"
+            f"{self._login}"
         )
         return [super().command()[0], str(path), "--sentinel"]
 
@@ -229,6 +231,47 @@ def test_a_sentinel_that_is_away_is_asked_once():
         away.shutdown(socket.SHUT_RDWR)
     thread.join(10)
     assert len(asked) == 1
+
+
+def test_sentinels_of_which_some_refuse(start_server, name):
+    """Each has its own users: a refusal is final after all have refused, and says so of each."""
+    master = start_server(RedisServer)
+    others = [start_server(lambda: Sentinel(master, password="0ther")) for _ in range(2)]
+    ours = start_server(lambda: Sentinel(master, password="s3cret"))
+
+    def url(*sentinels: Sentinel) -> str:
+        return ";".join(f"sentinel://127.0.0.1:{each.port}/0" for each in sentinels)
+
+    async def declare(given: str) -> None:
+        async with aio.connect(given, transport_options=options) as connection:
+            await connection.declare(Queue(name))
+
+    options = {"master_name": "it", "sentinel_kwargs": {"password": "s3cret"}}
+    with Connection(url(others[0], ours), transport_options=options) as connection:
+        assert works(connection, name)
+    run(lambda: declare(url(others[0], ours)))
+    with Connection(url(*others), transport_options=options) as connection:
+        with pytest.raises(exceptions.NotAllowed) as caught:  # without a limit, it would try for ever
+            connection.ensure_connection(reraise_as_library_errors=False)
+    with pytest.raises(exceptions.NotAllowed) as on_loop:
+        run(lambda: declare(url(*others)))
+    for error in (str(caught.value), str(on_loop.value)):
+        assert all(str(each.port) in error for each in others)
+        assert "s3cret" not in error
+    ours.kill()  # it may come back, and serve us
+    with Connection(url(others[0], ours), transport_options=options) as connection:
+        with pytest.raises(exceptions.RecoverableConnectionError) as caught_later:
+            connection.ensure_connection(max_retries=1, interval_start=0, reraise_as_library_errors=False)
+    assert all(str(each.port) in str(caught_later.value) for each in (others[0], ours))
+
+
+def test_one_of_several_users_is_known_to_the_master(start_server, name):
+    master = start_server(lambda: RedisServer(requirepass="s3cret"))
+    sentinel = start_server(lambda: Sentinel(master))
+    urls = [f"sentinel://:{password}@127.0.0.1:{sentinel.port}/0" for password in ("0ther", "s3cret")]
+    with Connection(urls, transport_options={"master_name": "it"}) as connection:
+        connection.ensure_connection(max_retries=2)
+        assert connection.password == "s3cret"
 
 
 # --- the rest

@@ -61,25 +61,29 @@ class Sentinels:
         return Redis(host=address[0], port=address[1], **{"retry": retry, **self._options, **options})
 
     def find(self) -> Address:
-        """Return where the master is, as the first sentinel says that knows. Raises ConnectionError or OSError."""
+        """Return where the master is, as the first sentinel says that knows.
+
+        Raises ConnectionError or OSError, which name all sentinels that failed. It is no RecoverableConnectionError if
+        all of them refuse: they would do so the next time too.
+        """
         failures: list[str] = []
-        refusals: list[Exception] = []
+        refusals: list[driver.RedisError] = []
         has_answer = False
         for address in self.addresses:
             with self.client(address) as client:
                 try:
                     state = client.sentinel_masters().get(self.master)
                 except driver.RedisError as error:
-                    failures.append(unquoted(error))
-                    if not isinstance(error, (driver.ConnectionError, driver.TimeoutError)):
-                        refusals.append(driver_error(error, failures[-1]))
+                    failures.append(f"{address[0]}:{address[1]}: {unquoted(error)}")
+                    if not isinstance(driver_error(error), exceptions.RecoverableConnectionError):
+                        refusals.append(error)
                     continue
             has_answer = True
             if state and self._is_up(state):
                 return state["ip"], int(state["port"])
         told = "".join(f"; {error}" for error in failures)
         if len(refusals) == len(self.addresses):
-            raise refusals[0]  # it would be the same the next time
+            raise driver_error(refusals[0], "; ".join(failures))
         if has_answer:
             raise NoMaster(f"No master found for {self.master!r}{told}")
         raise exceptions.RecoverableConnectionError(f"No sentinel of {self.master!r} can be asked{told}")
