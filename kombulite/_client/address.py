@@ -321,6 +321,8 @@ class Address:
         """Return the URL, its password masked unless it is asked for."""
         host, port, userid, password, _ = self._defaults()
         scheme = self.transport_cls if isinstance(self.transport_cls, str) else self.transport_cls.__name__.lower()
+        if self._facts is not None and self._facts.names_file:
+            return as_url(scheme, path=self.virtual_host)
         if scheme == "pyamqp":
             scheme = "amqp"
         secret = (password() if callable(password) else password) if include_password else ""

@@ -26,6 +26,7 @@ class Scheme(NamedTuple):
     ssl: bool = False
     tls_port: int | None = None  # where TLS has another
     clustered: str | None = None  # the scheme that the option ``cluster`` stands for
+    names_file: bool = False  # its URL has a path, and no server
 
 
 AMQP = Scheme("kombulite.brokers.amqp:Transport", 5672, "guest", "guest", "PLAIN", tls_port=5671)
@@ -44,7 +45,7 @@ SCHEMES = {
     "valkeycluster": CLUSTER,
     "valkeyscluster": CLUSTER._replace(ssl=True),
     "sentinel": Scheme("kombulite.brokers.redis:Transport", 26379),
-    "sqlite": Scheme("kombulite.brokers.sql:SQLiteTransport"),
+    "sqlite": Scheme("kombulite.brokers.sql:SQLiteTransport", names_file=True),
     "postgresql": Scheme("kombulite.brokers.sql:PostgreSQLTransport", 5432),
 }
 

@@ -154,6 +154,11 @@ def test_callable_password_is_called_for_each_connect_and_never_to_show():
     assert connection.transport.settings.password == "secret"
 
 
+@pytest.mark.parametrize("url", ["sqlite:///queue.db", "sqlite:////var/queue.db", "sqlite:///my%20queue.db"])
+def test_the_url_of_a_file_names_no_host(url):
+    assert Connection(url).as_uri() == Connection(url).as_uri(include_password=True) == url
+
+
 def test_clone_copy_and_pickle_are_equal_and_unopened():
     connection = Connection("memory://u:p@h/v", transport_options={"a": 1}, heartbeat=4)
     connection.connect()
