@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from kombulite import Connection, Queue
+from kombulite._client.batching import MessageBatch
 from kombulite._client.dead_letters import without_delivery_headers
 from kombulite._core import KEYWORD_PROPERTIES
 from kombulite.cli.display import printable
@@ -324,16 +325,13 @@ def move_messages(source: Queue, target: Queue, count: int | None) -> Iterator[M
 
 
 def peek(queue: Queue, connection: Connection, count: int) -> list[dict[str, Any]]:
-    """Fetch messages from the head of a queue and let them go back; the broker marks them as redelivered."""
-    with connection.channel() as channel:  # messages that are not settled go back when it closes
-        bound = queue(channel)
-        found = []
-        for _ in range(count):
-            message = bound.get(no_ack=False)
-            if message is None:
-                break
-            found.append(json.loads(_json_line(message)))
-        return found
+    """Fetch messages from the head of a queue and give them back, uncounted where the broker makes that difference."""
+    with connection.channel() as channel:
+        bound, found = queue(channel), MessageBatch()
+        while len(found) < count and (message := bound.get(no_ack=False)) is not None:
+            found.append(message)
+        found.requeue(failed=False)
+        return [json.loads(_json_line(message)) for message in found]
 
 
 def _publish_copy(queue: Queue, message: Message) -> None:

@@ -19,6 +19,7 @@ from django.db import migrations
 from kombulite import Connection, Exchange, Producer, Queue, exceptions
 from kombulite.brokers.sql import schema_statements
 from kombulite.cli.commands import kombulite
+from kombulite.cli.messages import peek
 from tests.servers import RabbitMQServer
 from tests.sql.conftest import sqlalchemy_url
 
@@ -44,6 +45,17 @@ def test_queues_publish_tail_move_and_purge(run, database):
     assert (moved.output, moved.exit_code) == ("1 moved from orders to archive\n", 0)
     assert run("purge", "-y", "orders", "archive").output == "1 removed from orders\n1 removed from archive\n"
     assert [status["message_count"] for status in json.loads(run("queues", "--json").output)] == [0, 0]
+
+
+def test_messages_that_are_looked_at_stay_as_they_were(database):
+    connection = database.connect()
+    queue = Queue("orders")
+    Producer(connection).publish_many(range(3), routing_key="orders", declare=[queue])
+    for _ in range(2):
+        seen = peek(queue, connection, 2)
+        assert [(message["body"], message["redelivered"]) for message in seen] == [(0, False), (1, False)]
+    found = [queue(connection).get() for _ in range(3)]
+    assert [(message.payload, message.delivery_count) for message in found] == [(0, 0), (1, 0), (2, 0)]
 
 
 def test_top_shows_the_queues(run, database):

@@ -16,7 +16,7 @@ MAX_UNFLUSHED_ACKS = 100
 class Claims:
     """The claims of one connection.
 
-    ``acks``: acknowledged and not deleted yet; ``returns``: to be put back.
+    ``acks``: acknowledged and not deleted yet; ``returns``: to be put back; ``unfailed``: so, and not to be counted.
     """
 
     def __init__(self, messages: Messages) -> None:
@@ -24,6 +24,7 @@ class Claims:
         self._ahead: dict[int, deque[Token]] = {}  # claimed and not delivered yet, by queue
         self.acks: list[Token] = []
         self.returns: list[Token] = []
+        self.unfailed: list[Token] = []
 
     def next(self, record: QueueRecord) -> Token | None:
         """Return the next message that is claimed already, or None."""
@@ -49,17 +50,20 @@ class Claims:
             self._messages.delete(self.acks)
         if self.returns:
             self._messages.put_back(self.returns)
+        if self.unfailed:
+            self._messages.put_back(self.unfailed, counts=False)
 
     def written(self) -> None:
         """Note that what ``write`` did is committed."""
         self.acks.clear()
         self.returns.clear()
+        self.unfailed.clear()
 
     def put_back_unseen(self, record: QueueRecord) -> None:
         """Put back what no consumer of a queue has seen, within a transaction."""
         unseen = self._ahead.pop(record.id, None)
         if unseen:
-            self._messages.put_back(list(unseen), is_unseen=True)
+            self._messages.put_back(list(unseen), counts=False)
 
     def forget_queue(self, record: QueueRecord) -> None:
         """Forget what was claimed of a queue that is gone."""

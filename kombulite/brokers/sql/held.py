@@ -112,7 +112,7 @@ def write(messages: Messages, work: Iterable[Held]) -> None:
         elif outcome is Outcome.REJECT:
             messages.bury(messages.delete([token]), "rejected")
         else:
-            messages.put_back([token])
+            messages.put_back([token], counts=outcome is not Outcome.RETURN)
 
 
 #: Stands for the content of a message that the application has forgotten.

@@ -213,11 +213,11 @@ class Messages:
         }
         return [token for token in tokens if token.id in ours]
 
-    def put_back(self, tokens: Sequence[Token], is_unseen: bool = False) -> None:
-        """Return claimed messages to their places; ``is_unseen``: the consumer has not seen them, it does not count."""
+    def put_back(self, tokens: Sequence[Token], counts: bool = True) -> None:
+        """Return claimed messages to their places; ``counts``: as delivered, which they have been."""
         self._database.rows(
             f"UPDATE {{p}}messages SET owner = NULL, deliveries = deliveries - ? WHERE {self._claimed}",
-            int(is_unseen),
+            int(not counts),
             self._topology.connection,
             self._ids(tokens),
         )

@@ -164,7 +164,7 @@ class Session:
     def flush(self) -> None:
         """Delete what is acknowledged, and put back what is to be."""
         claims = self.claims
-        if claims.returns:
+        if claims.returns or claims.unfailed:
             with self.transaction():
                 claims.write()
         elif claims.acks:

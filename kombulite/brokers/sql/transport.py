@@ -61,6 +61,7 @@ class SQLTransport(ChannelTransport):
     """
 
     capabilities = Capabilities()
+    counts_failures = True
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -401,6 +402,9 @@ class SQLTransport(ChannelTransport):
                 self._session.flush()
         elif outcome is Outcome.REQUEUE:
             self._claims.returns += tokens
+            self._session.flush()
+        elif outcome is Outcome.RETURN:
+            self._claims.unfailed += tokens
             self._session.flush()
         else:
             with self._session.transaction():
