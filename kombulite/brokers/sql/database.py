@@ -10,22 +10,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from kombulite import exceptions
 from kombulite.brokers.sql import schema
 from kombulite.brokers.sql.outbox import Statement
 from kombulite.brokers.sql.schema import check_name
 
-__all__ = ["Database"]
+__all__ = ["Database", "Head", "Segment"]
 
 LOOK_INTERVAL = 5.0
 
 Row = tuple[Any, ...]
 
-#: The columns of a message that is inserted: queue, rank, due, seconds until it expires, exchange, routing key,
-#: properties, body.
-Message = tuple[int, int, float | None, float | None, str, str, str, bytes]
+#: The columns of a message that is inserted, but for its body: queue, rank, due, seconds until it expires, exchange,
+#: routing key, properties.
+Head = tuple[int, int, float | None, float | None, str, str, str]
+
+
+class Segment(NamedTuple):
+    """Messages that differ by their bodies alone, in their order."""
+
+    head: Head
+    bodies: Sequence[bytes]
 
 
 class Database(ABC):
@@ -68,18 +75,18 @@ class Database(ABC):
         """Run a prepared statement and return its rows. Raises this library's errors."""
 
     @abstractmethod
-    def insert_messages(self, rows: Sequence[Message]) -> None:
+    def insert_messages(self, segments: Sequence[Segment]) -> None:
         """Insert messages, within a transaction."""
 
     @abstractmethod
-    def insert_unless_changed(self, row: Message, topology: int) -> bool:
+    def insert_unless_changed(self, head: Head, body: bytes, topology: int) -> bool:
         """Insert a message in a transaction of its own and wake its consumers; not if the topology has changed.
 
         Returns whether it is inserted. ``topology``: its version as the caller knows it.
         """
 
     @abstractmethod
-    def outbox_statement(self, row: Message) -> Statement:
+    def outbox_statement(self, head: Head, body: bytes) -> Statement:
         """Return what inserts a message and wakes its consumers when the transaction commits that runs it."""
 
     @abstractmethod

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from kombulite import exceptions
 from kombulite._core import Delivery, Properties, make_properties
 from kombulite.brokers.limits import dead_letter, expiration_of
-from kombulite.brokers.sql.database import Database, Message, Row
+from kombulite.brokers.sql.database import Database, Head, Row, Segment
 from kombulite.brokers.sql.marks import Marks
 from kombulite.brokers.sql.outbox import Statement
 from kombulite.brokers.sql.topology import QueueRecord, Topology
@@ -86,17 +86,23 @@ class Messages:
         """Put a message into queues. Raises MessageNacked if one is full and refuses it."""
         queues = list(queues)
         self._check_room(queues, delivery)
-        self.put_many([(queue, delivery) for queue in queues])
+        self.put_many([(queue, [delivery]) for queue in queues])
 
     def put_unless_changed(self, queue: QueueRecord, delivery: Delivery) -> bool:
         """Put a message into a queue without limits, in a transaction of its own; not if the topology has changed."""
-        return self._database.insert_unless_changed(self._row(queue, delivery), self._topology.version)
+        head, body = self._head(queue, delivery), _body(delivery)
+        return self._database.insert_unless_changed(head, body, self._topology.version)
 
-    def put_many(self, placed: Sequence[tuple[QueueRecord, Delivery]]) -> None:
-        """Put messages into queues, without a look at who refuses some, and drop what is above a queue's limits."""
+    def put_many(self, placed: Sequence[tuple[QueueRecord, Sequence[Delivery]]]) -> None:
+        """Put messages into queues, without a look at who refuses some, and drop what is above a queue's limits.
+
+        Those of one queue that come together are alike but for their bodies.
+        """
         if not placed:
             return
-        self._database.insert_messages([self._row(queue, delivery) for queue, delivery in placed])
+        self._database.insert_messages(
+            [Segment(self._head(queue, alike[0]), [_body(each) for each in alike]) for queue, alike in placed]
+        )
         self.drop_excess({queue.id: queue for queue, _ in placed if not queue.is_plain}.values())
         self._database.notify(sorted({queue.id for queue, _ in placed}))
 
@@ -107,7 +113,8 @@ class Messages:
         """
         queues = list(queues)
         self._check_room(queues, delivery)
-        return [self._database.outbox_statement(self._row(queue, delivery)) for queue in queues]
+        body = _body(delivery)
+        return [self._database.outbox_statement(self._head(queue, delivery), body) for queue in queues]
 
     def drop_excess(self, queues: Iterable[QueueRecord]) -> None:
         """Drop what is above the limits of queues, oldest first."""
@@ -120,7 +127,7 @@ class Messages:
             if queue.limits.reject_publish and self._excess(queue, 1, len(delivery.body)):
                 raise exceptions.MessageNacked(f"queue '{queue.spec.name}' is full")
 
-    def _row(self, queue: QueueRecord, delivery: Delivery) -> Message:
+    def _head(self, queue: QueueRecord, delivery: Delivery) -> Head:
         properties, limits = delivery.properties, queue.limits
         ttl = limits.message_ttl
         if properties.expiration is not None:
@@ -130,13 +137,12 @@ class Messages:
         if known is not properties:
             text = codec.dumps(properties.as_dict())
             self._encoded = properties, text
-        body = delivery.body.encode() if isinstance(delivery.body, str) else bytes(delivery.body)
         priority = properties.priority
         rank = -min(max(priority if isinstance(priority, int) else 0, 0), limits.max_priority)
         due = _due(delivery)
         if due is not None and ttl is not None:
             ttl += max(due - datetime.now(timezone.utc).timestamp(), 0)
-        return queue.id, rank, due, ttl, delivery.exchange, delivery.routing_key, text, body
+        return queue.id, rank, due, ttl, delivery.exchange, delivery.routing_key, text
 
     def _excess(self, queue: QueueRecord, extra_messages: int = 0, extra_bytes: int = 0) -> int:
         """Return how many waiting messages are too many (or 1 where it is their size)."""
@@ -170,7 +176,7 @@ class Messages:
             except exceptions.NotFound:
                 continue
             if queues:
-                self.put_many([(each, dead) for each in queues])
+                self.put_many([(each, [dead]) for each in queues])
 
     # --- claiming
 
@@ -338,6 +344,10 @@ def _properties(stored: dict[str, Any]) -> Properties:
         stored.pop(name, None) for name in NAMED_PROPERTIES
     )
     return make_properties(content_type, content_encoding, headers, delivery_mode, priority, stored)
+
+
+def _body(delivery: Delivery) -> bytes:
+    return delivery.body.encode() if isinstance(delivery.body, str) else bytes(delivery.body)
 
 
 def _due(delivery: Delivery) -> float | None:

@@ -11,7 +11,7 @@ import psycopg
 
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
-from kombulite.brokers.sql.database import LOOK_INTERVAL, Database, Message, Row
+from kombulite.brokers.sql.database import LOOK_INTERVAL, Database, Head, Row, Segment
 from kombulite.brokers.sql.outbox import Statement
 from kombulite.brokers.sql.wire import ServerError, Wire
 from kombulite.log import get_logger
@@ -55,7 +55,7 @@ INSERT_UNLESS_CHANGED = (
 
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 COPY_TRAILER = b"\xff\xff"
-COPY_PIECE = 1 << 18  # bytes that are made before they are sent
+COPY_PIECE = 1 << 15  # bytes that are made before they are sent: the server stores them while the next are made
 COPY_NULL = b"\xff\xff\xff\xff"
 _field_count = struct.pack("!h", 8)
 _size = struct.Struct("!i").pack
@@ -190,23 +190,23 @@ class PostgreSQL(Database):
             self.close()  # the next connection may find a server that takes writes, or one whose files are whole
         return _translated(str(error), error.sqlstate, self.is_lost)
 
-    def insert_messages(self, rows: Sequence[Message]) -> None:
+    def insert_messages(self, segments: Sequence[Segment]) -> None:
         """Insert messages by COPY, which takes a fraction of what an INSERT for each takes."""
-        now = self.value("SELECT {now}") if any(row[3] is not None for row in rows) else 0.0
+        now = self.value("SELECT {now}") if any(head[3] is not None for head, _ in segments) else 0.0
         try:
             self._open_wire().copy(
-                self.filled("COPY {p}messages (" + COLUMNS + ") FROM STDIN (FORMAT binary)"), _copied(rows, now)
+                self.filled("COPY {p}messages (" + COLUMNS + ") FROM STDIN (FORMAT binary)"), _copied(segments, now)
             )
         except ServerError as error:
             raise self._failure(error) from error
 
-    def insert_unless_changed(self, row: Message, topology: int) -> bool:
+    def insert_unless_changed(self, head: Head, body: bytes, topology: int) -> bool:
         """Insert a message and wake its consumers in one statement; not if the topology has changed."""
-        return bool(self.value(INSERT_UNLESS_CHANGED, *row, topology, self.channel, row[0]))
+        return bool(self.value(INSERT_UNLESS_CHANGED, *head, body, topology, self.channel, head[0]))
 
-    def outbox_statement(self, row: Message) -> Statement:
+    def outbox_statement(self, head: Head, body: bytes) -> Statement:
         """Return what inserts a message and wakes its consumers at commit."""
-        return self.filled(INSERT_AND_WAKE), (*row, self.channel, row[0])
+        return self.filled(INSERT_AND_WAKE), (*head, body, self.channel, head[0])
 
     def begin(self) -> None:
         """Start a transaction."""
@@ -241,26 +241,23 @@ class PostgreSQL(Database):
         return self.value("SELECT to_regclass(?) IS NOT NULL", f"{self.prefix}meta") is True
 
 
-def _copied(rows: Sequence[Message], now: float) -> Iterator[bytes]:
+def _copied(segments: Sequence[Segment], now: float) -> Iterator[bytes]:
     """Generate messages in the binary format of COPY."""
     pieces, size = [COPY_HEADER], 0
-    last: Any = None
-    head = b""
-    for row in rows:
-        place, body = row[:-1], row[-1]
-        if place != last:  # those of one publisher are alike
-            last, head = place, _copied_head(row, now)
-        pieces += (head, _size(len(body)), body)
-        size += len(head) + len(body)
-        if size > COPY_PIECE:
-            yield b"".join(pieces)
-            pieces, size = [], 0
+    for head, bodies in segments:
+        start = _copied_head(head, now)
+        for body in bodies:
+            pieces += (start, _size(len(body)), body)
+            size += len(start) + len(body)
+            if size > COPY_PIECE:
+                yield b"".join(pieces)
+                pieces, size = [], 0
     yield b"".join((*pieces, COPY_TRAILER))
 
 
-def _copied_head(row: Message, now: float) -> bytes:
-    """Return a message in that format, without its body."""
-    queue, rank, due, ttl, exchange, routing_key, properties, _ = row
+def _copied_head(head: Head, now: float) -> bytes:
+    """Return what a message begins with in that format."""
+    queue, rank, due, ttl, exchange, routing_key, properties = head
     texts = (exchange.encode(), routing_key.encode(), properties.encode())
     return b"".join(
         (

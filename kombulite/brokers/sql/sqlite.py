@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
-from kombulite.brokers.sql.database import Database, Message, Row
+from kombulite.brokers.sql.database import Database, Head, Row, Segment
 from kombulite.brokers.sql.outbox import Statement
 from kombulite.utils.locks import Lock
 
@@ -152,23 +152,23 @@ class SQLite(Database):
             self.close()  # what it would write might destroy more
         return _translated(error)
 
-    def insert_messages(self, rows: Sequence[Message]) -> None:
+    def insert_messages(self, segments: Sequence[Segment]) -> None:
         """Insert messages, within a transaction."""
         try:
-            self._cursor().executemany(self._insert, rows)
+            self._cursor().executemany(self._insert, ((*head, body) for head, bodies in segments for body in bodies))
         except sqlite3.Error as error:
             raise self._failure(error) from error
 
-    def insert_unless_changed(self, row: Message, topology: int) -> bool:
+    def insert_unless_changed(self, head: Head, body: bytes, topology: int) -> bool:
         """Insert a message in a transaction of its own; not if the topology has changed."""
-        if not self._run(self._insert_unless_changed, (*row, topology)).rowcount:
+        if not self._run(self._insert_unless_changed, (*head, body, topology)).rowcount:
             return False
         self._wake_all()
         return True
 
-    def outbox_statement(self, row: Message) -> Statement:
+    def outbox_statement(self, head: Head, body: bytes) -> Statement:
         """Return what inserts a message; its commit is seen as that of another process is."""
-        return self._insert, row
+        return self._insert, (*head, body)
 
     def begin(self) -> None:
         """Take the file's write lock."""
