@@ -190,7 +190,7 @@ def test_publish_wakes_another_thread_that_waits_on_the_same_connection(database
     with Consumer(connection, [Queue("q")], callbacks=[lambda body, message: (got.append(body), message.ack())]):
         transport = connection.transport
         transport._database.look_interval = 3600
-        transport._database.tick = transport._database.tick and 3600
+        transport._database.next_look = lambda: 3600
         thread = Thread(target=lambda: producer.publish_many([1]) if is_batch else producer.publish(1))
         waiting = transport._wake = Waiting(transport._wake, thread.start, is_late)
         connection.drain_events(timeout=20)

@@ -12,6 +12,7 @@ when it runs out, whatever the connection had claimed is back in its place for o
     Marks          where the next claim begins to look
     Database       statements and transactions on SQLite or PostgreSQL
     Wire           statements over libpq, with deadlines
+    FileWatch      what tells a connection that other processes have written to a SQLite file
 """
 
 from __future__ import annotations

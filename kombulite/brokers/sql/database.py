@@ -3,6 +3,8 @@
 Statements are written once for all databases: ``?`` for a parameter, ``{p}`` before the name of a table, ``{now}`` for
 the server's time in seconds since 1970, ``{skip}`` behind a SELECT that locks its rows and skips those others locked,
 ``{lock}`` behind one that waits for them.
+
+The class is wider than others: it has all in which the databases differ.
 """
 
 from __future__ import annotations
@@ -46,8 +48,6 @@ class Database(ABC):
 
     #: Seconds between two looks that need no wake.
     look_interval = LOOK_INTERVAL
-    #: Seconds between two calls of ``has_news``, where nothing wakes a connection.
-    tick: float | None = None
 
     def __init__(self, prefix: str, schema_name: str | None = None) -> None:
         self._bare_prefix = check_name("table_prefix", prefix)
@@ -112,6 +112,10 @@ class Database(ABC):
     def has_news(self) -> bool:
         """Return whether another connection has committed something since the last call."""
         return False
+
+    def next_look(self) -> float | None:
+        """Return the seconds until ``has_news`` is to be asked again; None where the database wakes a connection."""
+        return None
 
     @property
     @abstractmethod

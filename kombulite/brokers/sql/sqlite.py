@@ -14,13 +14,18 @@ from kombulite import exceptions
 from kombulite.brokers.base import Settings
 from kombulite.brokers.sql.database import Database, Head, Row, Segment
 from kombulite.brokers.sql.outbox import Statement
+from kombulite.brokers.sql.watch import FileWatch
+from kombulite.log import get_logger
 from kombulite.utils.locks import Lock
 
 __all__ = ["SQLite"]
 
+logger = get_logger(__name__)
+
 BUSY_TIMEOUT = 30.0  # seconds to wait for another process's transaction
 BUSY_PAUSE = 0.0005, 0.003  # seconds between two tries, by chance
 TICK = 0.009  # seconds between two looks at what other processes have committed
+QUIET = 0.1  # seconds without a write before the watch is armed again, and looks end
 SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
 
 #: Errors of SQLite after which trying again may do, by the beginning of its text.
@@ -51,7 +56,6 @@ class SQLite(Database):
     now = "((julianday('now') - 2440587.5) * 86400.0)"
     skip = lock = ""  # a transaction has the whole file
     is_postgresql = False
-    tick = TICK
 
     def __init__(self, settings: Settings, prefix: str) -> None:
         super().__init__(prefix)
@@ -64,6 +68,9 @@ class SQLite(Database):
         self._connection: sqlite3.Connection | None = None
         self._version = 0
         self._insert, self._insert_unless_changed = self.filled(INSERT), self.filled(INSERT_UNLESS_CHANGED)
+        self._watch: FileWatch | None = None
+        self._can_watch = True
+        self._is_settled = False  # whether all that was written before the watch was armed is seen
         self.user_lock: Lock | None = None  # whose holder uses this connection
         self.ring: Any = None  # called when a connection of this process has committed something
 
@@ -94,6 +101,7 @@ class SQLite(Database):
     def close(self) -> None:
         """Close the file."""
         connection, self._connection = self._connection, None
+        self._watch = None
         with _open_lock:
             _open.get(self.path, WeakSet()).discard(self)
         if connection is not None:
@@ -206,6 +214,47 @@ class SQLite(Database):
             raise self._failure(error) from error
         is_new, self._version = version != self._version, version
         return bool(is_new)
+
+    def listen(self) -> FileWatch | None:
+        """Return a watch on what is written to the file, or None if there can be none."""
+        if self._can_watch:
+            try:
+                self._watch, self._is_settled = FileWatch(os.path.realpath(self.path) + "-wal"), False
+            except OSError as error:
+                self._can_watch = False
+                logger.debug("%s cannot be watched, and is looked at all the time: %s", self.path, error)
+        return self._watch
+
+    def next_look(self) -> float | None:
+        """Return the seconds until the next look; None if the watch will report what is written from now on.
+
+        A transaction is written before it can be seen. So the watch counts once it is armed and the write lock was free
+        after that: then what comes later will be reported, and one more look finds what came before.
+        """
+        watch = self._watch
+        if watch is None or watch.reported_at < 0:  # a write of this connection has not been reported
+            return TICK
+        if watch.is_armed and self._is_settled:
+            return None
+        if monotonic() - watch.reported_at < QUIET:
+            return TICK
+        try:
+            if not watch.is_armed:
+                self._is_settled = False
+                watch.arm()
+            connection = self._cursor()
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            if not str(error).startswith(TRANSIENT):
+                raise self._failure(error) from error
+            return TICK
+        except OSError as error:
+            logger.debug("%s cannot be watched any more, and is looked at all the time: %s", self.path, error)
+            self._watch, self._can_watch = None, False
+            return TICK
+        self._is_settled = True
+        return 0
 
     def lock_schema(self) -> None:
         """Nothing: the transaction has the file's write lock."""

@@ -451,15 +451,11 @@ class SQLTransport(ChannelTransport):
 
     def _wait_for_news(self, seconds: float) -> None:
         """Wait until the database wakes this connection, or has news where it does not; for at most ``seconds``."""
-        tick = self._database.tick
-        if tick is None:
-            self._wake.wait(seconds)
-            return
         deadline, news = monotonic() + seconds, self._news
-        has_news, wait = self._database.has_news, self._wake.wait
+        has_news, next_look, wait = self._database.has_news, self._database.next_look, self._wake.wait
         while not has_news():
-            left = deadline - monotonic()
-            if left <= 0 or wait(tick if tick < left else left) or not self._connected:
+            pause, left = next_look(), deadline - monotonic()
+            if left <= 0 or wait(left if pause is None or pause > left else pause) or not self._connected:
                 return
             if self._news != news:  # the tick was over while the thread that woke this one had the lock
                 return
@@ -477,7 +473,5 @@ class SQLTransport(ChannelTransport):
 def _are_alike(one: Delivery, other: Delivery) -> bool:
     """Return whether messages differ by their bodies alone, by a look that costs little: a producer's often do."""
     return (
-        one.properties is other.properties
-        and one.routing_key == other.routing_key
-        and one.exchange == other.exchange
+        one.properties is other.properties and one.routing_key == other.routing_key and one.exchange == other.exchange
     )
