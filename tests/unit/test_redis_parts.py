@@ -49,7 +49,12 @@ def test_each_error_of_the_driver_is_in_the_table(cls):
         ("WRONGTYPE Operation against a key", exceptions.PreconditionFailed),
         ("MOVED 3999 127.0.0.1:6381", exceptions.RecoverableConnectionError),
         ("CROSSSLOT Keys in request don't hash to the same slot", exceptions.AMQPNotImplementedError),
-        ("ERR unknown command 'FOO'", exceptions.IrrecoverableChannelError),
+        ("ERR unknown command 'FOO'", exceptions.AccessRefused),
+        ("ERR Unknown Redis command called from script script: 0a, on @user_script:1.", exceptions.AccessRefused),
+        ("ERR ACL failure in script: User u has no permissions to run the 'hdel' command", exceptions.AccessRefused),
+        ("EXECABORT Transaction discarded because of: NOPERM no permissions", exceptions.AccessRefused),
+        ("EXECABORT Transaction discarded because of: OOM command not allowed", exceptions.MessageNacked),
+        ("EXECABORT Transaction discarded because of previous errors.", exceptions.IrrecoverableChannelError),
         ("SURPRISE what is this", exceptions.IrrecoverableChannelError),
         ("", exceptions.IrrecoverableChannelError),
     ],
@@ -130,12 +135,12 @@ class FakeLink:
     def __init__(self):
         self.sent = []
 
-    def send(self, data):
+    def post(self, data, replies, on_reply, may_repeat=False):
         self.sent.append(data)
 
 
 def test_subscriptions_change_by_what_is_new_and_what_is_over():
-    link, subscriptions = FakeLink(), Subscriptions(keys(), compatible=False)
+    link, subscriptions = FakeLink(), Subscriptions(keys(), False, lambda queues, error: None)
     subscriptions.update(link, {"q": [("ex", "k")]})
     subscriptions.update(link, {"q": [("ex", "k")], "r": [("ex", "k")]})
     assert subscriptions.queues(b"/3.ex/k", "ex", "tag") == ["q", "r"]
@@ -146,7 +151,7 @@ def test_subscriptions_change_by_what_is_new_and_what_is_over():
 
 
 def test_message_that_comes_under_two_patterns_is_taken_once():
-    link, subscriptions = FakeLink(), Subscriptions(keys(), compatible=True)
+    link, subscriptions = FakeLink(), Subscriptions(keys(), True, lambda queues, error: None)
     subscriptions.update(link, {"q": [("ex", "")]})
     assert subscriptions.queues(b"/3.ex", "ex", "tag") == ["q"]
     assert subscriptions.queues(b"/{db}.ex", "ex", "tag") == []

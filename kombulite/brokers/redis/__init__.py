@@ -232,6 +232,7 @@ class Transport(BaseTransport):
         to_exchange: bool = False,
     ) -> None:
         self._perform(self._protocol.bind(channel, source, destination, routing_key, to_exchange))
+        self._wait_until_subscribed(channel)
 
     def unbind(
         self,
@@ -299,7 +300,21 @@ class Transport(BaseTransport):
             self._listen()
             tag = self._protocol.start_consumer(channel, queue, consumer_tag, no_ack, exclusive)
             self._wait_in_server()
+            try:
+                self._wait_until_subscribed(channel)
+            except exceptions.ChannelError:
+                self._perform(self._protocol.cancel(channel, tag))
+                raise
             return tag
+
+    def _wait_until_subscribed(self, channel: int) -> None:
+        """Wait until the server has subscribed to what was asked for. Raises its refusal."""
+        receiver = self._protocol.receiver
+        if receiver.subscriptions.unanswered:
+            for stream in self._streams:
+                if stream is receiver.listener:
+                    stream.wait_for_replies()
+            self._protocol.channel(channel)
 
     def _listen(self) -> None:
         """Open the connection that listens, for the first consumer."""

@@ -12,7 +12,7 @@ from hiredis import ReplyError
 
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.leases import Lease, Tags, mark_redelivered
+from kombulite.brokers.redis.leases import Lease, Tags, client_time, mark_redelivered
 from kombulite.brokers.redis.options import OrderStrategy
 from kombulite.brokers.redis.plans import Command, Plan, PostingStream, run_with
 from kombulite.brokers.redis.scripts import CLAIM
@@ -73,6 +73,7 @@ class Claim:
             len(queues),
             self._tags.prefix,
             self._first,
+            client_time(),
             *[keys.lease_ending(queue) for queue in queues],
         )
 

@@ -91,20 +91,26 @@ BY_CODE = {code: row.error for row in TABLE for code in row.codes}
 BY_CLASS = {name: row.error for row in TABLE for name in row.classes}
 
 
-#: What Redis before 7 writes before the error that a command had in a script.
-IN_SCRIPT = re.compile(r"^(?:ERR Error running script \(call to f_[0-9a-f]+\): )?(?:@user_script: ?[0-9]+: )+-?")
+#: What Redis writes before the cause: before 7, of an error that a command had in a script; if EXEC itself is refused.
+BEFORE_CAUSE = re.compile(
+    r"^(?:ERR Error running script \(call to f_[0-9a-f]+\): )?(?:@user_script: ?[0-9]+: )+-?"
+    r"|^EXECABORT Transaction discarded because of: "
+)
 
 
-#: What Redis writes where a script runs a command that its user may not run: 6.2 and 7.0, and later.
-NOT_IN_SCRIPT = re.compile(r"can't run this command|ACL failure in script")
+#: What Redis writes where a script runs a command that its user may not run (6.2 and 7.0, and later), or that was
+#: renamed.
+NOT_IN_SCRIPT = re.compile(r"can't (?:run this command|access at least)|ACL failure in script|Unknown Redis command")
+#: What Redis answers to a command that its user may not run, or that was renamed.
+NOT_RUN = re.compile(r"NOPERM .* run the '|ERR unknown command")
 
 
 def reply_error(text: str) -> Exception:
     """Return the error for an error reply of the server (RESP: ``-CODE words``)."""
-    if NOT_IN_SCRIPT.search(text):
-        return exceptions.AccessRefused(text)
-    code = IN_SCRIPT.sub("", text, count=1).partition(" ")[0]
-    kind = BY_CODE.get(code, exceptions.IrrecoverableChannelError)
+    cause = BEFORE_CAUSE.sub("", text, count=1)
+    code = cause.partition(" ")[0]
+    is_refused = NOT_RUN.match(cause) or NOT_IN_SCRIPT.search(text)
+    kind = exceptions.AccessRefused if is_refused else BY_CODE.get(code, exceptions.IrrecoverableChannelError)
     return shared(kind, getattr(driver, DRIVER_CLASS_OF_CODE.get(code, "ResponseError")))(text)
 
 
@@ -144,11 +150,6 @@ def socket_error(error: OSError) -> Exception:
     return exceptions.socket_error(
         error, driver.TimeoutError if isinstance(error, TimeoutError) else driver.ConnectionError
     )
-
-
-def is_forbidden(error: exceptions.ChannelError) -> bool:
-    """Return whether the user has no right to a command, or the operator has renamed it."""
-    return isinstance(error, exceptions.AccessRefused) or "unknown command" in str(error).lower()
 
 
 def driver_error(error: driver.RedisError, text: str | None = None) -> Exception:

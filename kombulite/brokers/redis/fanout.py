@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from hiredis import ReplyError
 
 from kombulite._core import pack_command
+from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.plans import PostingStream
 
@@ -14,11 +19,19 @@ REMEMBERED = 1000
 
 
 class Subscriptions:
-    """What the server was asked for, and for which queues. ``compatible``: also what old Sentinel clients publish."""
+    """What the server was asked for, and for which queues.
 
-    def __init__(self, keys: Keys, compatible: bool) -> None:
+    Args:
+        keys: Of the connection.
+        compatible: Whether to subscribe also to what old Sentinel clients publish.
+        on_refused: Called with the queues of a subscription that the server refuses, and the error.
+    """
+
+    def __init__(self, keys: Keys, compatible: bool, on_refused: Callable[[Sequence[str], Exception], object]) -> None:
         self._keys = keys
         self._compatible = compatible
+        self._on_refused = on_refused
+        self.unanswered = 0  #: subscriptions that the server has not answered yet
         self._queues_of: dict[bytes, dict[str, str]] = {}  # pattern -> queue -> exchange
         self._seen: dict[str, deque[str]] = {}
 
@@ -37,16 +50,22 @@ class Subscriptions:
                 self._seen.setdefault(queue, deque(maxlen=REMEMBERED))
         new, old = wanted.keys() - self._queues_of.keys(), self._queues_of.keys() - wanted.keys()
         self._queues_of = wanted
-        # The answers come as pushes.
-        if new:
-            stream.send(pack_command(("PSUBSCRIBE", *sorted(new))))
-        if old:
-            stream.send(pack_command(("PUNSUBSCRIBE", *sorted(old))))
+        self._post(stream, "PSUBSCRIBE", new)
+        self._post(stream, "PUNSUBSCRIBE", old)
 
     def renew(self, stream: PostingStream) -> None:
         """Subscribe to the same over a connection that knows nothing of it yet."""
-        if self._queues_of:
-            stream.send(pack_command(("PSUBSCRIBE", *sorted(self._queues_of))))
+        self._post(stream, "PSUBSCRIBE", self._queues_of)
+
+    def _post(self, stream: PostingStream, command: str, patterns: Iterable[bytes]) -> None:
+        for pattern in sorted(patterns):  # one by one: each has its answer, or its error
+            self.unanswered += 1
+            stream.post(pack_command((command, pattern)), 1, partial(self._on_answer, pattern), may_repeat=True)
+
+    def _on_answer(self, pattern: bytes, reply: Any) -> None:
+        self.unanswered -= 1
+        if isinstance(reply, ReplyError):
+            self._on_refused(list(self._queues_of.pop(pattern, ())), reply_error(str(reply)))
 
     def _patterns(self, exchange: str, routing_key: str) -> tuple[str, ...]:
         patterns = self._keys.topic_patterns(exchange, routing_key)

@@ -40,6 +40,7 @@ class Chores:
         self._handover = protocol.handover
         self._routes = routes
         self._extended_at = self._rebound_at = monotonic()
+        self._complaint = ""  # what a chore failed with last
         self._pause = self._options.restore_interval  # between two extensions
         first_renewal = monotonic() + self._options.visibility_timeout / 3
         self._due = {self._renew: first_renewal}
@@ -62,7 +63,9 @@ class Chores:
                 pause = yield from chore()
             except (ChannelError, MessageNacked) as error:  # the others shall be done all the same
                 pause = RETRY_INTERVAL
-                logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
+                log = logger.debug if str(error) == self._complaint else logger.warning
+                log("Leases could not be looked after; next try in %g s: %s", pause, error)
+                self._complaint = str(error)
             except BaseException:
                 self._due[chore] = monotonic() + RETRY_INTERVAL
                 raise

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from hiredis import ReplyError
 
 from kombulite._core import pack_command
-from kombulite.brokers.redis.errors import reply_error
+from kombulite.brokers.redis.errors import BEFORE_CAUSE, NOT_RUN, reply_error
 from kombulite.brokers.redis.replies import OnReply
 from kombulite.brokers.redis.scripts import Script
 
@@ -30,9 +30,6 @@ class PostingStream(Protocol):
 
     def post(self, data: bytes, replies: int, on_reply: OnReply, more: bool = False, may_repeat: bool = False) -> None:
         """Send packed commands, each of whose replies goes to ``on_reply``."""
-
-    def send(self, data: bytes) -> None:
-        """Send packed commands that are answered by pushes."""
 
 
 class Exchange(NamedTuple):
@@ -77,10 +74,21 @@ def call_all(*commands: Command) -> Plan[list[Any]]:
 def transact(*commands: Command, before: Sequence[Command] = ()) -> Plan[list[Any]]:
     """Send commands as one transaction (MULTI, EXEC) and return their replies. Raises the first error.
 
+    If the user has no right to transactions, the commands are done one after the other.
     ``before``: commands that are sent first, whose replies do not matter.
     """
-    replies = yield from send(*before, ("MULTI",), *commands, ("EXEC",))
-    return list(_checked(_checked(replies[len(before) :])[-1]))
+    replies = (yield from send(*before, ("MULTI",), *commands, ("EXEC",)))[len(before) :]
+    multi, *queued, executed = replies
+    if is_refused(multi):
+        return _checked(queued)  # each was done when it came
+    if is_refused(executed) and not any(isinstance(reply, ReplyError) for reply in queued):
+        return _checked((yield from send(("DISCARD",), *commands))[1:])
+    return list(_checked(_checked(replies)[-1]))
+
+
+def wait_for_replies() -> Plan[None]:
+    """Wait until all that was posted before is answered."""
+    yield Wait.REPLIES
 
 
 def run(script: Script, keys: Sequence[str | bytes], *arguments: Any, before: Sequence[Command] = ()) -> Plan[Any]:
@@ -95,13 +103,32 @@ def run_with(
     *arguments: Any,
     before: Sequence[Command] = (),
 ) -> Plan[list[Any]]:
-    """Run a script and other commands after it. A server that lacks the script gets its source."""
+    """Run a script and other commands after it; raises its error, and returns those of the others.
+
+    A server that lacks the script gets its source, by whichever command the user has the right to.
+    """
     command = (len(keys), *keys, *arguments)
-    replies = yield from send(*before, ("EVALSHA", script.sha, *command), *others)
-    replies = replies[len(before) :]
-    if isinstance(replies[0], ReplyError) and str(replies[0]).startswith("NOSCRIPT"):
+    replies = (yield from send(*before, ("EVALSHA", script.sha, *command), *others))[len(before) :]
+    if is_missing(replies[0]) or is_refused(replies[0]):
+        was_missing = is_missing(replies[0])
         replies = yield from send(("EVAL", script.source, *command), *others)
-    return _checked(replies)
+        if was_missing and is_refused(replies[0]):
+            load = ("SCRIPT", "LOAD", script.source)
+            loaded, *again = yield from send(load, ("EVALSHA", script.sha, *command), *others)
+            replies = replies if isinstance(loaded, ReplyError) else again
+    if isinstance(replies[0], ReplyError):
+        raise script.error(replies[0])
+    return replies
+
+
+def is_missing(reply: Any) -> bool:
+    """Return whether the server lacks the script that was to be run."""
+    return isinstance(reply, ReplyError) and str(reply).startswith("NOSCRIPT")
+
+
+def is_refused(reply: Any) -> bool:
+    """Return whether a command was not begun, since the user has no right to it, or the operator has renamed it."""
+    return isinstance(reply, ReplyError) and NOT_RUN.match(BEFORE_CAUSE.sub("", str(reply))) is not None
 
 
 def _checked(replies: list[Any]) -> list[Any]:

@@ -25,7 +25,7 @@ from kombulite.brokers.redis.deadlines import Deadlines
 from kombulite.brokers.redis.errors import connection_lost
 from kombulite.brokers.redis.handover import Handover, handover_of
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.leases import Lease, put_back
+from kombulite.brokers.redis.leases import Lease, logger, put_back
 from kombulite.brokers.redis.options import Options, OrderStrategy, database_of
 from kombulite.brokers.redis.plans import Plan, PostingStream, Wait, send
 from kombulite.brokers.redis.publisher import Publisher
@@ -103,7 +103,11 @@ class RedisProtocol:
         topology.router.renewed(tracked)
         # The process may be a child of that which made this.
         self.handover = handover_of(self._identity, keys, self.handover_class)
-        yield from self.handover.begin(self)
+        try:
+            yield from self.handover.begin(self)
+        except (exceptions.ChannelError, exceptions.MessageNacked) as error:
+            # What cannot be brought back shall not keep the process from all else: it is tried again now and then.
+            logger.warning("What an earlier connection has left could not be brought back: %s", error)
         self.publisher = self.publisher_class(keys, options, topology.router, topology.limits, self.now)
         channels = self.channels
         self.receiver = self.receiver_class(stream, perform, keys, options, channels, topology, self.now)
@@ -340,7 +344,7 @@ class RedisProtocol:
             delivery = self.receiver.hand_over(state, found[0][1][0], no_ack)
             yield from self.topology.refresh_queue(queue)
             if delivery is not None:
-                delivery.message_count = sum(left)
+                delivery.message_count = sum(length for length in left if isinstance(length, int))
                 return delivery
 
     # --- settling

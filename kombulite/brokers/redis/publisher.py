@@ -14,7 +14,7 @@ from kombulite._core import Delivery, EnvelopeTemplate, ListPush, Properties, Ta
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Limits, Options
-from kombulite.brokers.redis.plans import Exchange, Plan
+from kombulite.brokers.redis.plans import Exchange, Plan, is_refused
 from kombulite.brokers.redis.router import Router, Routes
 from kombulite.utils.json import codec
 
@@ -74,6 +74,13 @@ class Destination:
         if self.topics:
             return len(self.topics) * messages
         return 1 if self.single is not None else 2 + len(self.pushes) + len(self.trailer)
+
+    def failure_of(self, replies: Sequence[Any]) -> ReplyError | None:
+        """Return the error of one of the commands for some messages."""
+        if self.single is None and not self.topics and is_refused(replies[0]):
+            # The user has no right to transactions: each command was done when it came.
+            replies = replies[1:-1]
+        return failure_of(replies)
 
 
 class Segment(NamedTuple):
@@ -150,7 +157,7 @@ class Publisher:
     def _publish_to(self, destination: Destination, queues: Sequence[str], delivery: Delivery) -> Plan[int]:
         commands = self._commands(destination, queues, self._template(destination, delivery), (delivery,))
         replies = (yield Exchange(commands, len(commands))) if commands else [0]
-        failure = failure_of(replies)
+        failure = destination.failure_of(replies)
         if failure is not None:
             raise reply_error(str(failure))
         return int(replies[0]) if destination.topics else len(queues)
@@ -230,9 +237,7 @@ class Publisher:
         topics: tuple[str, ...] = ()
         if routes is None:
             queues: tuple[str, ...] = (routing_key,)
-        elif routes.kind is None:
-            raise exceptions.NotFound(f"no exchange '{exchange}', and nothing is bound to it")
-        elif routes.kind == "fanout":
+        elif routes.known_kind() == "fanout":
             queues, topics = (), (self._keys.topic(exchange, routing_key),)
             if self._options.sentinel_fanout_compat:
                 topics += (self._keys.compatible_topic(exchange),)
@@ -284,7 +289,7 @@ class Publisher:
         for segment, count, end in zip(segments, counts, accumulate(counts), strict=True):
             if count == 1 and replies[end - 1].__class__ is int:
                 continue  # the common case, also where each message is a segment of its own
-            failure = failure_of(replies[end - count : end])
+            failure = segment.destination.failure_of(replies[end - count : end])
             if failure is not None:
                 error = reply_error(str(failure))
                 if not isinstance(error, (exceptions.MessageNacked, exceptions.ChannelError)):

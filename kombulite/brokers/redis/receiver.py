@@ -23,14 +23,14 @@ from kombulite.brokers.base import Event
 from kombulite.brokers.limits import reports_expiry
 from kombulite.brokers.redis.blocking import ListWaits
 from kombulite.brokers.redis.claims import ClaimQueue, RedisChannel, consumers_of
-from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.fanout import Subscriptions
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, Tags, dead_letter, logger, pack_acknowledgement
 from kombulite.brokers.redis.options import Limits, Options
 from kombulite.brokers.redis.pace import News, Pace
-from kombulite.brokers.redis.plans import Exchange, Plan, PostingStream, send
+from kombulite.brokers.redis.plans import Exchange, Plan, PostingStream, is_missing, is_refused, send
 from kombulite.brokers.redis.publisher import PUBLISHED_AT
+from kombulite.brokers.redis.scripts import CLAIM
 from kombulite.brokers.redis.topology import Topology
 from kombulite.utils.json import codec
 
@@ -75,10 +75,11 @@ class Receiver:
         # kombu's documentation has people set it high, for there the server wakes who waits.
         self._longest_poll = min(options.polling_interval or POLLING_INTERVAL, POLLING_INTERVAL)
         self.waits = ListWaits(options, self._longest_poll, self._consumed, self._mark_dirty)
-        self.subscriptions = Subscriptions(keys, options.sentinel_fanout_compat)
+        self.subscriptions = Subscriptions(keys, options.sentinel_fanout_compat, self._on_unsubscribed)
         self._redirection: tuple[Any, ...] = ()
         self._tells_of_lists = False  # whether the server says when a list changes
         self._watched: dict[bytes, str] = {}  # lists of which it will -> their queue
+        self._may_name = True  # whether the user may run a script by its digest (EVALSHA)
         self._sends_source = False  # whether the server has forgotten the script, and gets it with the next claim
         self._news = News()
         self._look_at = 0.0  # when all queues are asked once more
@@ -151,6 +152,12 @@ class Receiver:
         """Subscribe to what these queues are bound to, as (fanout exchange, routing key), and to nothing else."""
         if self.listener is not None:
             self.subscriptions.update(self.listener, bindings)
+
+    def _on_unsubscribed(self, queues: Sequence[str], error: Exception) -> None:
+        """Note that no fanout messages will come for queues, since the server refuses to subscribe."""
+        for state in list(self._channels.values()):
+            if any(consumer.queue in queues for consumer in list(state.consumers.values())):
+                state.error = error
 
     # --- news
 
@@ -284,16 +291,19 @@ class Receiver:
                 if credit > 0:
                     on_claimed = partial(self._on_claimed, state, claims)
                     ignored = claims.claim(self._stream, self._keys, self.tags, credit, on_claimed, self._sends_source)
-                    self._sends_source = False
+                    self._sends_source = not self._may_name
                     self._watch_lists(claims, ignored)
 
     def _on_claimed(self, state: RedisChannel, claims: ClaimQueue, reply: Any) -> None:
         if isinstance(reply, ReplyError):
             claims.failed()
             # Nothing is sent from here: it would come between a command that waits for its reply, and that.
-            self._sends_source = str(reply).startswith("NOSCRIPT")
-            if not self._sends_source:
-                state.error = reply_error(str(reply))
+            if is_refused(reply) and "evalsha" in str(reply).lower():
+                self._may_name = False
+            elif not is_missing(reply):
+                state.error = CLAIM.error(reply)
+                return
+            self._sends_source = True
             return
         emptied, found = claims.claimed(reply)
         if found:

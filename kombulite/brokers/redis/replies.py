@@ -11,7 +11,9 @@ from hiredis import ProtocolError, PushNotification, Reader, ReplyError
 from kombulite.brokers.redis.errors import connection_lost, reply_error
 
 INCOMPLETE = object()
-RESP2_PUSHES = (b"message", b"pmessage", b"psubscribe", b"punsubscribe")
+RESP2_PUSHES = (b"message", b"pmessage")
+#: Pushes that are the replies to commands.
+ANSWERS = (b"psubscribe", b"punsubscribe")
 MAX_UNREAD = 512 << 20  # bytes of a string that is not there as a whole: the longest that Redis has, unless told else
 
 OnReply = Callable[[Any], None]
@@ -65,7 +67,10 @@ class ReplyQueue:
         try:
             while (reply := gets()) is not INCOMPLETE:
                 if reply.__class__ is PushNotification or (self.protocol == 2 and _is_resp2_push(reply)):
-                    self._on_push(reply)
+                    if posted and reply[0] in ANSWERS:
+                        posted.popleft()[0](reply)
+                    else:
+                        self._on_push(reply)
                 elif posted:
                     posted.popleft()[0](reply)
                 elif len(replies) < count:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hiredis import ReplyError
 
+from kombulite import exceptions
 from kombulite._core import RoutingTable
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
@@ -22,9 +23,14 @@ KINDS = (b"direct", b"topic", b"fanout")
 
 
 class Routes:
-    """The bindings of one exchange, as they were read. ``kind``: None for an exchange that nobody knows."""
+    """The bindings of one exchange, as they were read.
 
-    def __init__(self, keys: Keys, exchange: str, kind: str | None, members: set[bytes]) -> None:
+    ``kind``: None for an exchange that nobody knows. ``refusal``: why its type could not be read, if it could not.
+    """
+
+    def __init__(
+        self, keys: Keys, exchange: str, kind: str | None, members: set[bytes], refusal: ReplyError | None = None
+    ) -> None:
         found = [member for member in map(keys.parse_member, members) if member is not None]
         if kind is None and found:
             # kombu stores no types. A pattern is what only topic exchanges have.
@@ -32,11 +38,20 @@ class Routes:
         self.kind = kind
         self.has_bindings = bool(members)
         self.read_at = monotonic()
+        self._refusal = refusal
         self._exchange = exchange
         self._table = RoutingTable()
         self._table.declare(exchange, kind or "direct")
         for member in sorted(found):
             self._table.bind(exchange, member.queue, member.routing_key)
+
+    def known_kind(self) -> str:
+        """Return the type. Raises NotFound; AccessRefused if it may be one whose type cannot be read."""
+        if self.kind is not None:
+            return self.kind
+        if self._refusal is not None:
+            raise reply_error(str(self._refusal))
+        raise exceptions.NotFound(f"no exchange '{self._exchange}', and nothing is bound to it")
 
     def route(self, routing_key: str) -> tuple[str, ...]:
         """Return the queues that a message goes to."""
@@ -109,8 +124,9 @@ class Router:
         if isinstance(members, ReplyError):
             raise reply_error(str(members))
         # Where our own key cannot be read the bindings have to tell.
+        refusal = kind if isinstance(kind, ReplyError) else None
         kind = self._declared.get(exchange) or (kind.decode() if kind in KINDS else None)
-        routes = Routes(self._keys, exchange, kind, set(members))
+        routes = Routes(self._keys, exchange, kind, set(members), refusal)
         if self._states.get(exchange) is state:
             self._routes[exchange] = routes
         return routes

@@ -9,12 +9,16 @@ they remove the member '' from a set that has none.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any
 
+from hiredis import ReplyError
+
 from kombulite._core import pack_command
+from kombulite.brokers.redis.errors import NOT_IN_SCRIPT, reply_error
 
 
 class Script:
@@ -24,11 +28,20 @@ class Script:
         self.name = name
         self.source = files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
         self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+        #: What it runs: not every server names what its user may not run.
+        self.commands = sorted(set(re.findall(r"redis\.p?call\('([A-Z]+)'", self.source)))
 
     def pack(self, send_source: bool, keys: Sequence[str | bytes], *arguments: Any) -> bytes:
         """Return the command that runs it. ``send_source``: for a server that may lack it."""
         head = ("EVAL", self.source) if send_source else ("EVALSHA", self.sha)
         return pack_command((*head, len(keys), *keys, *arguments))
+
+    def error(self, reply: ReplyError) -> Exception:
+        """Return the error for the reply of a server that did not run it, or not to its end."""
+        text = str(reply)
+        if NOT_IN_SCRIPT.search(text):
+            text += f" (it runs {', '.join(self.commands)})"
+        return reply_error(text)
 
 
 BIND = Script("bind")

@@ -207,14 +207,6 @@ class Stream:
             self._waiting_since = self.used_at
         self._queue.expect(replies, on_reply, data if may_repeat else None)
 
-    def send(self, data: bytes) -> None:
-        """Send packed commands that are answered by pushes, such as PSUBSCRIBE."""
-        self._check()
-        with self.lock:
-            if not self._converses and monotonic() - self.used_at > IDLE:
-                self._look()
-            self._send(data, self._timeout)
-
     def answer_posted(self, message: Any) -> None:
         """Take what the server has just pushed for the reply to the first posted command that has none."""
         self._posted.popleft()[0](message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hiredis import ReplyError
@@ -21,7 +22,7 @@ from kombulite.brokers.redis.deadlines import (
     life_of,
 )
 from kombulite.brokers.redis.declared import Declared
-from kombulite.brokers.redis.errors import is_forbidden, reply_error
+from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys, glob_escaped
 from kombulite.brokers.redis.leases import logger
 from kombulite.brokers.redis.options import Limits
@@ -79,10 +80,7 @@ class Topology:
 
     def check_exchange(self, name: str) -> Plan[str]:
         """Return the type of an exchange. Raises NotFound."""
-        kind = self.types.get(name) or (yield from self.router.routes(name)).kind
-        if kind is None:
-            raise exceptions.NotFound(f"no exchange '{name}' in vhost '{self._vhost}'")
-        return kind
+        return self.types.get(name) or (yield from self.router.routes(name)).known_kind()
 
     def delete_exchange(self, name: str, if_unused: bool) -> Plan[None]:
         """Delete an exchange with its bindings; the queues stay. Raises PreconditionFailed if in use."""
@@ -91,10 +89,8 @@ class Topology:
             if (yield from self.router.routes(name)).has_bindings:
                 raise exceptions.PreconditionFailed(f"exchange '{name}' is in use")
         keys = self._keys
-        yield from self._free(
-            ("DEL", keys.bindings(name), keys.permanent_bindings(name)), ("ZREM", keys.deadlines, name)
-        )
-        yield from self._note(("HDEL", keys.exchanges, name))
+        yield from self._free(("DEL", keys.bindings(name), keys.permanent_bindings(name)))
+        yield from self._note(("ZREM", keys.deadlines, name), ("HDEL", keys.exchanges, name))
         self._exchanges.pop(name, None)
         if name not in PREDECLARED:
             self.types.pop(name, None)
@@ -181,12 +177,9 @@ class Topology:
     ) -> Plan[int]:
         """Delete the lists and bindings of a queue; returns the messages gone, -1 for one that is not empty."""
         tables, members = [table for table, _ in bindings], [member for _, member in bindings]
-        try:
+        with suppress(exceptions.AccessRefused):
             flag = "1" if if_empty else "0"
             return int((yield from run(DELETE_QUEUE, [*lists, *tables], len(lists), flag, *members)))
-        except exceptions.ChannelError as error:
-            if not is_forbidden(error):
-                raise
         if if_empty and any((yield from call_all(*(("LLEN", key) for key in lists)))):
             return -1
         commands: list[Command] = [("LLEN", key) for key in lists]
@@ -204,12 +197,11 @@ class Topology:
         while True:
             try:
                 cursor, tables = yield from call("SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED, "TYPE", "set")
-            except exceptions.ChannelError as error:
-                if not is_forbidden(error):
-                    raise
+                members = yield from call_all(*(("SMEMBERS", table) for table in tables))
+            except exceptions.AccessRefused:
                 return [*found, *self.declared.bindings_of(queue)]
-            for table in tables:
-                for member in (yield from call("SMEMBERS", table)):
+            for table, each in zip(tables, members, strict=True):
+                for member in each:
                     parsed = self._keys.parse_member(member)
                     if parsed is not None and parsed.queue == queue:
                         found.append((table, member))
@@ -267,9 +259,7 @@ class Topology:
             try:
                 tables = keys.bindings(exchange), keys.deadlines
                 yield from run(BIND_EXPIRING, tables, member, exchange, kombus, before=notes)
-            except exceptions.ChannelError as error:
-                if not is_forbidden(error):
-                    raise
+            except exceptions.AccessRefused:
                 deadline = ("ZADD", keys.deadlines, "GT", self.deadlines.now_ms() + kombus, exchange)
                 yield from transact(("SADD", keys.bindings(exchange), member), deadline)
             return

@@ -26,7 +26,7 @@ from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.errors import connection_lost, socket_error
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, logger
 from kombulite.brokers.redis.options import Options
-from kombulite.brokers.redis.plans import Plan, call
+from kombulite.brokers.redis.plans import Plan, call, wait_for_replies
 from kombulite.brokers.redis.protocol import RedisProtocol
 from kombulite.brokers.redis.publisher import Destination
 from kombulite.brokers.redis.replies import OnReply
@@ -292,10 +292,8 @@ class AsyncTransport(interface.AsyncTransport):
     def _subscribed(self, plan: Plan[T]) -> Plan[T]:
         """Perform a plan, and wait until the server knows what is subscribed to: it comes on another connection."""
         result = yield from plan
-        listener = self._listener
-        if listener is not None and listener.has_unconfirmed:
-            listener.has_unconfirmed = False
-            yield listener.perform(call("PING"))
+        if self._listener is not None and self._protocol.receiver.subscriptions.unanswered:
+            yield self._listener.perform(wait_for_replies())
         return result
 
     # --- publishing

@@ -179,7 +179,6 @@ class AsyncStream:
         self.protocol = protocol
         self.is_open = True
         self.used_at = monotonic()
-        self.has_unconfirmed = False  # whether something was sent that pushes answer, and no reply came since
         self.before_flush: Callable[[], object] | None = None  #: called before what was posted is sent
         self.address = ("", 0)  #: host and port of the server
         self._loop = asyncio.get_running_loop()
@@ -226,12 +225,6 @@ class AsyncStream:
             if self._alarm is None and self._timeout is not None:
                 self._alarm = self._loop.call_later(self._timeout, self._on_silence)
         self._queue.expect(replies, on_reply, repeatable)
-
-    def send(self, data: bytes) -> None:
-        """Send packed commands that are answered by pushes, such as PSUBSCRIBE."""
-        self._check()
-        self.has_unconfirmed = True
-        self._append(data)
 
     def perform(self, plan: Plan[T]) -> Pending[T]:
         """Do what a plan asks for; gives its result. It goes on to its end also if that is cancelled."""

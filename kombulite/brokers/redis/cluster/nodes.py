@@ -407,12 +407,6 @@ class Nodes:
         post.due = monotonic() + pause_of(post.unit)
         self._refused.append(post)
 
-    def send(self, data: bytes) -> None:
-        """Send packed commands of one slot that are answered by pushes."""
-        slot = self._cache.slot_of(data)
-        assert slot is not None, "commands without a key"
-        self.stream_at(slot).send(data)
-
     @property
     def unanswered(self) -> list[Posted]:
         """The posted commands that have not all of their replies, and may be sent again: none without a key (PING)."""

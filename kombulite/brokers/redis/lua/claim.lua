@@ -1,10 +1,11 @@
 -- Takes messages from lists and notes who has them. Nothing is popped unless it can be noted: a wrong type at one of
--- the lease keys fails first, and once something is popped a full memory refuses no more. What a user without the
--- right to note it has popped goes back.
+-- the lease keys fails first, as does a user without the right to acknowledge, and a full memory refuses no more then.
+-- What a user without the right to note it has popped goes back.
 -- KEYS: unacked hash, its index, then the lists: for each priority step those of all queues.
--- ARGV: 1 to lease, 0 to take for good; how many (at most 1,000: Lua passes on no more at a time); 1 for turns among
--- the queues, 0 for one after the other; the number of queues; what all tags start with; the number in the first tag;
--- and for each queue the end of its lease values.
+-- ARGV: 1 to lease, 0 to take for good; how many (at most 1,000: Lua passes on no more at a time; 0: none, to ask
+-- whether it would be allowed); 1 for turns among the queues, 0 for one after the other; the number of queues; what all
+-- tags start with; the number in the first tag; the client's time, for a user without the right to TIME; and for each
+-- queue the end of its lease values.
 -- Returns pairs: the place of a list among the KEYS that follow the first two, the messages from it.
 local lease, left, turns, queues = ARGV[1] == '1', tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
 local prefix, number = ARGV[5], tonumber(ARGV[6])
@@ -13,10 +14,15 @@ local fields, scores, size, reply = {}, {}, 0, {}
 local byte = string.byte
 local now, failure
 if lease then
-    redis.call('HLEN', unacked)
-    redis.call('ZCARD', index)
-    local time = redis.call('TIME')
-    now = time[1] .. '.' .. string.format('%06d', time[2])
+    redis.call('HDEL', unacked, '')
+    redis.call('ZREM', index, '')
+    local time = redis.pcall('TIME')
+    now = time.err and ARGV[7] or time[1] .. '.' .. string.format('%06d', time[2])
+end
+
+if left < 1 then  -- the question whether its user may take messages at all
+    local probe = redis.pcall('RPOP', KEYS[3], 0)
+    if probe and probe.err and not string.find(probe.err, 'WRONGTYPE', 1, true) then return probe end
 end
 
 local function take(place, count)
@@ -30,7 +36,7 @@ local function take(place, count)
     reply[#reply + 1] = found
     left = left - #found
     if lease then
-        local ending = ARGV[7 + (place - 1) % queues]
+        local ending = ARGV[8 + (place - 1) % queues]
         for i = 1, #found do
             local envelope, tag = found[i], prefix .. number
             number = number + 1
