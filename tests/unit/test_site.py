@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 BLOCK = re.compile(r"^```(?:python|pycon|py|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TAG = re.compile(r"<[^>]+>")
+EDIT_URL = "https://git.example.org/kombulite/edit/main/docs/"
 CHROMIUM = shutil.which("chromium")
 
 
@@ -30,7 +31,7 @@ def site(tmp_path_factory):
     pytest.importorskip("mkdocs", reason="mkdocs is of the extra `docs`, which the matrix of Pythons does without")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "DOCS_EDIT_URL": EDIT_URL}
     built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     return folder
@@ -48,6 +49,12 @@ def test_each_snippet_is_in_the_built_page(site):
         for block in BLOCK.findall(page.read_text()):
             if "--8<--" not in block:
                 assert block.strip() in text, page
+
+
+def test_each_page_links_to_where_it_is_edited(site):
+    for page in PAGES:
+        built = (site / address(page) / "index.html").read_text()
+        assert f'href="{EDIT_URL}{page.relative_to(ROOT / "docs")}"' in built
 
 
 def test_reference_has_the_docstrings(site):
