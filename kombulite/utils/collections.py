@@ -19,9 +19,6 @@ class HashedSeq(list[Any]):
     def __hash__(self) -> int:  # type: ignore[override]
         return self.hashvalue
 
-    def __eq__(self, other: object) -> bool:
-        return self.hashvalue == hash(other)
-
 
 def eqhash(o: Any) -> Any:
     """Return the key of an object: the result of its ``__eqhash__``, or the object."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cache, partial, wraps
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial, wraps
+from importlib import import_module
 from io import UnsupportedOperation
 from typing import Any
 from weakref import ref
+
+from kombulite.exceptions import reraise  # noqa: F401 - kombu's users find it here
 
 __all__ = [
     "coro",
@@ -21,6 +24,8 @@ __all__ = [
     "nested",
     "register_after_fork",
 ]
+
+_environment: str | None = None
 
 FILENO_ERRORS = (AttributeError, ValueError, UnsupportedOperation)
 
@@ -38,20 +43,23 @@ def _call_if_alive(reference: ref[Any], func: Callable[[Any], Any]) -> None:
 
 
 def _detect_environment() -> str:
-    # A patched socket is what tells that a library of green threads is at work.
-    socket = getattr(sys.modules.get("socket"), "socket", None)
-    patcher = sys.modules.get("eventlet.patcher")
-    if patcher is not None and patcher.is_monkey_patched("socket"):
-        return "eventlet"
-    if "gevent" in sys.modules and getattr(socket, "__module__", "").startswith("gevent"):
-        return "gevent"
+    """Return which library of green threads has replaced the sockets, or ``default``."""
+    socket: Any = sys.modules.get("socket")  # what nobody has imported nobody has replaced
+    with suppress(ImportError):
+        if socket and "eventlet" in sys.modules and import_module("eventlet.patcher").is_monkey_patched(socket):
+            return "eventlet"
+    with suppress(ImportError):
+        if socket and "gevent" in sys.modules and import_module("gevent.socket").socket is socket.socket:
+            return "gevent"
     return "default"
 
 
-@cache
 def detect_environment() -> str:
-    """``default``, or ``gevent`` or ``eventlet`` where they have patched the socket module. Found out once."""
-    return _detect_environment()
+    """Return ``gevent`` or ``eventlet`` if it has patched the socket module, else ``default``. Found out once."""
+    global _environment  # noqa: PLW0603 - kombu's name for what was found out
+    if _environment is None:
+        _environment = _detect_environment()
+    return _environment
 
 
 @contextmanager
@@ -90,11 +98,16 @@ def coro(gen: Callable[..., Any]) -> Callable[..., Any]:
 
 def entrypoints(namespace: str) -> Iterator[tuple[Any, Any]]:
     """Give (entry point, loaded object) for the entry points of a group."""
-    from importlib.metadata import entry_points
-
-    return ((each, each.load()) for each in entry_points(group=namespace))
+    found = import_module(__name__).importlib_metadata.entry_points(group=namespace)
+    return ((each, each.load()) for each in found)
 
 
 def get_gevent_concurrent_error() -> Any:
     """Return gevent's error for two that wait for one socket, or None if gevent is not imported."""
     return getattr(sys.modules.get("gevent.exceptions"), "ConcurrentObjectUseError", None)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "importlib_metadata":  # it costs more than all else here
+        return import_module("importlib.metadata")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from functools import wraps
+from importlib import import_module
 from threading import local
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ LOG_CONNECTION = _BOTH or bool(os.environ.get("KOMBU_LOG_CONNECTION"))
 LOG_CHANNEL = _BOTH or bool(os.environ.get("KOMBU_LOG_CHANNEL"))
 
 LOGGERS = ("kombu.connection", "kombu.channel")
+DEBUG = 10  # as the standard library's ``logging`` numbers it
 
 #: What the facade asks of channels and transports for itself: no verb of a broker.
 INTERNAL = frozenset(
@@ -52,12 +54,11 @@ def setup_logging(loglevel: int | None = None, loggers: Iterable[str] | None = N
         loglevel: lowest level that is shown, ``DEBUG`` by default.
         loggers: names of loggers, by default those of connections and channels.
     """
-    import logging  # seldom needed, and slow to import
-
+    here = import_module(__name__)
     for name in loggers or LOGGERS:
-        logger = logging.getLogger(name)
-        logger.addHandler(logging.StreamHandler())
-        logger.setLevel(logging.DEBUG if loglevel is None else loglevel)
+        logger = here.get_logger(name)
+        logger.addHandler(here.logging.StreamHandler())
+        logger.setLevel(DEBUG if loglevel is None else loglevel)
 
 
 class Logwrapped:
@@ -67,10 +68,8 @@ class Logwrapped:
     """
 
     def __init__(self, instance: Any, logger: Logger | str | None = None, ident: str | None = None) -> None:
-        from kombulite.log import get_logger
-
         self.instance = instance
-        self.logger = get_logger(logger or __name__)
+        self.logger = import_module(__name__).get_logger(logger or __name__)
         self.ident = ident
 
     def __getattr__(self, key: str) -> Any:
@@ -81,7 +80,7 @@ class Logwrapped:
         @wraps(attribute)
         def call(*args: Any, **kwargs: Any) -> Any:
             ident = self.ident.format(self.instance) if self.ident else ""
-            self.logger.debug("%s%s", ident, reprcall(key, args, kwargs))
+            self.logger.debug(ident + reprcall(getattr(attribute, "__name__", key), args, kwargs))
             return attribute(*args, **kwargs)
 
         return call
@@ -135,6 +134,13 @@ def log_calls(instance: object, logger: str, ident: str) -> None:
 
 def _no_step(channel: int) -> None:
     """Return nothing, in the place of a compiled step."""
+
+
+def __getattr__(name: str) -> Any:
+    # Seldom needed, and slow to import. A program may replace them in this module.
+    if name in ("get_logger", "logging"):
+        return import_module("logging") if name == "logging" else import_module("kombulite.log").get_logger
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if _BOTH:

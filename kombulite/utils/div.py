@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from kombulite.log import get_logger
@@ -20,7 +22,7 @@ def emergency_dump_state(
     Args:
         state: The objects; pickled, or as text where that fails.
         open_file: Opens the file, as ``open`` does.
-        dump: Writes them, as ``pickle.dump`` does.
+        dump: Writes them, as ``pickle.dump`` does; the file is opened for text then.
         stderr: Where the path is written to; it is logged if there is none.
     """
     from pickle import dump as pickle_dump  # seldom needed, as all below
@@ -28,23 +30,29 @@ def emergency_dump_state(
     from tempfile import mkstemp
 
     descriptor, path = mkstemp()
+    os.close(descriptor)
+    if stderr is None:
+        logger.error("EMERGENCY DUMP STATE TO FILE -> %s <-", path, extra={"emergency_state_file": path})
+    else:
+        print(f"EMERGENCY DUMP STATE TO FILE -> {path} <-", file=stderr)
+    file = open_file(path, "wb" if dump is None else "w")
     try:
-        if stderr is None:
-            logger.warning("EMERGENCY DUMP STATE TO FILE -> %s <-", path, extra={"emergency_state_file": path})
-        else:
-            print(f"EMERGENCY DUMP STATE TO FILE -> {path} <-", file=stderr)
-        with open_file(path, "wb") as file:
+        try:
+            (dump or pickle_dump)(state, file, protocol=0)
+        except Exception as error:
+            if stderr is None:
+                logger.exception("Cannot pickle state. Falling back to pformat.")
+            else:
+                print(f"Cannot pickle state: {error!r}. Fallback to pformat.", file=stderr)
+            with suppress(OSError, ValueError):  # a stream that cannot go back keeps the part that was pickled
+                file.seek(0)
+                file.truncate()
+            text = pformat(state)
             try:
-                (dump or pickle_dump)(state, file, protocol=0)
-            except Exception as error:
-                if stderr is None:
-                    logger.warning("Cannot pickle state: %r. Fallback to pformat.", error)
-                else:
-                    print(f"Cannot pickle state: {error!r}. Fallback to pformat.", file=stderr)
-                file.write(pformat(state).encode())
-                file.flush()
+                file.write(text.encode())
+            except TypeError:  # a text stream
+                file.write(text)
     finally:
-        import os
-
-        os.close(descriptor)
+        file.flush()
+        file.close()
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import Any
 
 __all__ = [
@@ -35,7 +36,7 @@ def get_default_encoding_file() -> Any:
 
 def default_encoding(file: Any = None) -> str:
     """Return the encoding of a file, or of the default one, or of file names."""
-    file = file or default_encoding_file
+    file = file or get_default_encoding_file()
     return getattr(file, "encoding", None) or sys.getfilesystemencoding()
 
 
@@ -66,15 +67,30 @@ def default_encode(obj: Any) -> Any:
 
 def safe_str(s: Any, errors: str = "replace") -> str:
     """Text for any value; never raises."""
+    s = bytes_to_str(s)
+    return _safe_str(s, errors) if isinstance(s, str) else safe_repr(s, errors)
+
+
+def _safe_str(s: Any, errors: str = "replace", file: Any = None) -> str:
+    """Return ``str`` of a value, or a text that says why there is none."""
     if isinstance(s, str):
-        # What the default encoding lacks would fail when it is printed.
-        return s.encode("utf-8", errors).decode("utf-8", errors) if not s.isascii() else s
-    return bytes_to_str(s) if isinstance(s, bytes) else safe_repr(s, errors)
+        return s
+    try:
+        return str(s)
+    except Exception as error:
+        stack = import_module(__name__).traceback.format_stack()
+        return "<Unrepresentable {!r}: {!r} {!r}>".format(type(s), error, "\n".join(stack))
 
 
 def safe_repr(o: Any, errors: str = "replace") -> str:
     """``repr`` that never raises."""
     try:
         return repr(o)
-    except Exception as error:
-        return f"<Unrepresentable {type(o)!r}: {error!r}>"
+    except Exception:
+        return _safe_str(o, errors)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "traceback":  # slow to import, and seldom needed
+        return import_module(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict, UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
+from importlib import import_module
 from itertools import count
-from time import monotonic, sleep
+from time import monotonic as time  # kombu's name; the wall clock may be set meanwhile
+from time import sleep
 from typing import Any, TypeVar
 
 from kombulite.utils.encoding import safe_repr
@@ -33,7 +35,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-_NO_MARK: Any = object()
+KEYWORD_MARK = object()
 
 
 # --- lists ------------------------------------------------------------------------------------------------------
@@ -139,7 +141,8 @@ class LRUCache(UserDict[Any, Any]):
 
     def keys(self) -> Any:
         """Return the keys, the oldest first."""
-        return iter(self)
+        with self.mutex:
+            return self.data.copy().keys()
 
     def values(self) -> Any:
         """Return the values, the oldest first."""
@@ -151,7 +154,7 @@ class LRUCache(UserDict[Any, Any]):
         with self.mutex:
             return iter(list(self.data.items()))
 
-    iterkeys, itervalues, iteritems = keys, values, items
+    iterkeys, itervalues, iteritems = _iterate_keys, _iterate_values, _iterate_items = keys, values, items
 
     def incr(self, key: Any, delta: int = 1) -> int:
         """Add to a number, which is kept as text as memcached does. Raises KeyError."""
@@ -183,7 +186,7 @@ def memoize(
 
         @wraps(fun)
         def memoized(*args: Any, **kwargs: Any) -> Any:
-            key = keyfun(args, kwargs) if keyfun else (args, _NO_MARK, tuple(sorted(kwargs.items())))
+            key = keyfun(args, kwargs) if keyfun else (*args, KEYWORD_MARK, *sorted(kwargs.items()))
             try:
                 with mutex:
                     value = cache[key]
@@ -225,9 +228,7 @@ def reprcall(name: str, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | No
 
 def accepts_argument(func: Callable[..., Any], argument_name: str) -> bool:
     """Whether a function has an argument of that name. Raises TypeError for what is no function."""
-    from inspect import getfullargspec  # costs more than all else here
-
-    spec = getfullargspec(func)
+    spec = _here().inspect.getfullargspec(func)
     return argument_name in spec.args or argument_name in spec.kwonlyargs
 
 
@@ -237,9 +238,9 @@ def accepts_argument(func: Callable[..., Any], argument_name: str) -> bool:
 def fxrange(
     start: float = 1.0, stop: float | None = None, step: float = 1.0, repeatlast: bool = False
 ) -> Iterator[float]:
-    """``start``, ``start + step``, … up to ``stop`` (None: without end); then ``stop`` for ever with ``repeatlast``."""
-    current = start
-    while stop is None or current <= stop:
+    """Give ``start``, ``start + step``, … up to ``stop`` (without one: for ever), which repeats if ``repeatlast``."""
+    current = start * 1.0
+    while not stop or current <= stop:
         yield current
         current += step
     while repeatlast:
@@ -247,13 +248,12 @@ def fxrange(
 
 
 def fxrangemax(start: float = 1.0, stop: float | None = None, step: float = 1.0, max: float = 100.0) -> Iterator[float]:
-    """As ``fxrange``, the last repeated, until the sum would pass ``max``."""
-    total = 0.0
-    for value in fxrange(start, stop, step, repeatlast=True):
-        total += value
-        if total > max:
-            return
-        yield value
+    """Give ``start``, ``start + step``, … up to ``stop``, which repeats, until what was added comes to ``max``."""
+    total, current = 0.0, start * 1.0
+    while total < max:
+        yield current
+        current = min(current + step, stop) if stop else current + step
+        total += current
 
 
 def retry_intervals(start: float, step: float, maximum: float) -> Iterator[float]:
@@ -282,34 +282,34 @@ def retry_over_time(
     """
     args, kwargs = tuple(args or ()), kwargs or {}
     intervals = retry_intervals(interval_start, interval_step, interval_max)
-    deadline = None if timeout is None else monotonic() + timeout
+    deadline = None if timeout is None else time() + timeout
     for retries in count():
         try:
             return fun(*args, **kwargs)
         except catch as error:
             if max_retries is not None and retries >= max_retries:
                 raise
-            if deadline is not None and monotonic() >= deadline:
+            left = interval_max if deadline is None else deadline - time()
+            if left <= 0 and deadline is not None:
                 raise
             if callback is not None:
                 callback()
             wanted = float(errback(error, intervals, retries) if errback is not None else next(intervals))
-            pause = min(wanted, interval_max)
-            sleep_in_slices(pause if deadline is None else min(pause, deadline - monotonic()), callback)
+            sleep_in_slices(min(wanted, interval_max, left), callback)
     raise AssertionError("count() has no end")
 
 
 def sleep_in_slices(seconds: float, callback: Callable[[], Any] | None = None) -> None:
-    """Sleep, and call ``callback()`` before each second of it."""
-    left = seconds  # counted, not read from the clock: a test that replaces ``sleep`` is not to go round for so long
-    while left > 0:
+    """Sleep, and call ``callback()`` before each whole second of it."""
+    if seconds <= 0:
+        return
+    whole = int(seconds)  # counted, not read from the clock: a program may have replaced ``sleep``
+    for _ in range(whole):
         if callback is not None:
             callback()
-        sleep(min(left, 1.0))
-        left -= 1.0
+        sleep(1.0)
+    sleep(seconds - whole)
 
-
-KEYWORD_MARK = object()
 
 promise, maybe_promise = lazy, maybe_evaluate
 
@@ -338,9 +338,18 @@ class ChannelPromise:
 
 def shufflecycle(it: Iterable[T]) -> Iterator[T]:
     """Give items of a collection for ever, one of them at random each time."""
-    from random import shuffle
-
-    items = list(it)
+    items, shuffle = list(it), _here().random.shuffle
     while True:
         shuffle(items)
         yield items[0]
+
+
+def _here() -> Any:
+    return import_module(__name__)
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when they are needed: they cost more than all else here. A program may replace them in this module.
+    if name in ("inspect", "random"):
+        return import_module(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from kombulite._core import JSON
@@ -51,17 +51,29 @@ def _escaped(value: Any) -> Any:
 
 
 def dumps(
-    s: Any, _dumps: Callable[..., str] = json.dumps, cls: type[json.JSONEncoder] | None = None, **kwargs: Any
+    s: Any,
+    _dumps: Callable[..., str] = json.dumps,
+    cls: type[json.JSONEncoder] = JSONEncoder,
+    default_kwargs: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> str:
-    """``s`` as JSON text. Keywords are those of ``json.dumps``; with any, its slower encoder does the work."""
-    if cls is None and not kwargs and _dumps is json.dumps:
+    """Return a value as JSON text.
+
+    Args:
+        s: The value.
+        _dumps: A replacement of ``json.dumps``.
+        cls: The encoder's class.
+        default_kwargs: Keywords of ``json.dumps`` that are not among the others.
+        **kwargs: Keywords of ``json.dumps``; with any, its slower encoder does the work.
+    """
+    if cls is JSONEncoder and not kwargs and not default_kwargs and _dumps is json.dumps:
         return codec.dumps(s)
-    return _dumps(s, cls=cls or JSONEncoder, **kwargs)
+    return _dumps(s, cls=cls, **{**(default_kwargs or {}), **kwargs})
 
 
-def object_hook(value: dict[str, Any]) -> Any:
+def object_hook(o: dict[str, Any]) -> Any:
     """Return the value that a typed value stands for, or the dict itself."""
-    return codec.revive(value)
+    return codec.revive(o)
 
 
 def loads(
@@ -72,11 +84,20 @@ def loads(
 ) -> Any:
     """Return the value that JSON text stands for.
 
-    ``decode_bytes`` is there for compatibility: bytes are always read as UTF-8. Raises ValueError.
+    Args:
+        s: The text; bytes are read as UTF-8.
+        _loads: A replacement of ``json.loads``.
+        decode_bytes: If False, such a replacement gets bytes as they are.
+        object_hook: Gives the value of each dict.
+
+    Raises:
+        ValueError: It is no JSON.
     """
     if _loads is json.loads and object_hook is _typed:
         return codec.loads(s)
-    return _loads(s if isinstance(s, str) else bytes(s).decode("utf-8"), object_hook=object_hook)
+    if isinstance(s, (bytearray, memoryview)) or (decode_bytes and isinstance(s, bytes)):
+        s = bytes(s).decode("utf-8")
+    return _loads(s, object_hook=object_hook)
 
 
 _typed = object_hook
@@ -99,3 +120,15 @@ T = TypeVar("T")
 EncodedT = TypeVar("EncodedT")
 EncoderT = Callable[[Any], Any]
 DecoderT = Callable[[Any], Any]
+
+
+def _as(t: str, v: Any) -> dict[str, Any]:
+    """Return what stands for a value in JSON text."""
+    return {"__type__": t, "__value__": v}
+
+
+def __getattr__(name: str) -> Any:
+    # The tables of types, by kombu's names: a program that changes one gets it here.
+    if name in ("_encoders", "_decoders"):
+        return codec.tables()[name == "_decoders"]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

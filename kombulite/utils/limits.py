@@ -16,8 +16,8 @@ class TokenBucket:
     """
 
     capacity: float = 1
-    fill_rate: float = 0
-    timestamp: float = 0
+    fill_rate: float = None  # type: ignore[assignment]  # as the next, set when one is made
+    timestamp: float = None  # type: ignore[assignment]
 
     def __init__(self, fill_rate: float, capacity: float = 1) -> None:
         self.capacity = float(capacity)
@@ -47,8 +47,8 @@ class TokenBucket:
 
     def expected_time(self, tokens: float = 1) -> float:
         """Seconds until there are that many tokens; 0 if there are."""
-        missing = max(tokens, self._get_tokens()) - self._tokens
-        return missing / self.fill_rate
+        available = self._get_tokens()
+        return (max(tokens, available) - available) / self.fill_rate
 
     def _get_tokens(self) -> float:
         now = monotonic()

@@ -10,7 +10,7 @@ from kombulite.utils.locks import Lock
 __all__ = ["cached_property"]
 
 T = TypeVar("T")
-_MISSING: Any = object()
+_NOT_FOUND: Any = object()
 
 
 class cached_property(Generic[T]):  # noqa: N801 - kombu's name
@@ -26,13 +26,13 @@ class cached_property(Generic[T]):  # noqa: N801 - kombu's name
         fset: Callable[[Any, T], T] | None = None,
         fdel: Callable[[Any, T], Any] | None = None,
     ) -> None:
-        self.fget, self.fset, self.fdel = fget, fset, fdel
-        self.__name__ = fget.__name__
+        self.func, self.fset, self.fdel = fget, fset, fdel
+        self.attrname = fget.__name__
         self.__doc__ = fget.__doc__
         self.lock = Lock()
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.__name__ = name
+        self.attrname = name
 
     @overload
     def __get__(self, instance: None, owner: type | None = None) -> cached_property[T]: ...
@@ -43,26 +43,32 @@ class cached_property(Generic[T]):  # noqa: N801 - kombu's name
     def __get__(self, instance: Any, owner: type | None = None) -> T | cached_property[T]:
         if instance is None:
             return self
-        value = instance.__dict__.get(self.__name__, _MISSING)
-        if value is _MISSING:
+        value = instance.__dict__.get(self.attrname, _NOT_FOUND)
+        if value is _NOT_FOUND:
             with self.lock:
-                value = instance.__dict__.get(self.__name__, _MISSING)
-                if value is _MISSING:
-                    value = instance.__dict__[self.__name__] = self.fget(instance)
+                value = instance.__dict__.get(self.attrname, _NOT_FOUND)
+                if value is _NOT_FOUND:
+                    value = instance.__dict__[self.attrname] = self.func(instance)
         return value  # type: ignore[no-any-return]
 
-    def __set__(self, instance: Any, value: T) -> None:
-        instance.__dict__[self.__name__] = value if self.fset is None else self.fset(instance, value)
+    def __set__(self, instance: Any, value: T) -> Any:
+        if instance is None:
+            return self
+        instance.__dict__[self.attrname] = value if self.fset is None else self.fset(instance, value)
+        return None
 
-    def __delete__(self, instance: Any) -> None:
-        value = instance.__dict__.pop(self.__name__, _MISSING)
-        if self.fdel is not None and value is not _MISSING:
+    def __delete__(self, instance: Any) -> Any:
+        if instance is None:
+            return self
+        value = instance.__dict__.pop(self.attrname, _NOT_FOUND)
+        if self.fdel is not None and value is not _NOT_FOUND:
             self.fdel(instance, value)
+        return None
 
     def setter(self, fset: Callable[[Any, T], T]) -> cached_property[T]:
         """Return the same property with another ``fset``."""
-        return type(self)(self.fget, fset, self.fdel)
+        return type(self)(self.func, fset, self.fdel)
 
     def deleter(self, fdel: Callable[[Any, T], Any]) -> cached_property[T]:
         """Return the same property with another ``fdel``."""
-        return type(self)(self.fget, self.fset, fdel)
+        return type(self)(self.func, self.fset, fdel)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
 from typing import Any
 
 from kombulite.utils.imports import symbol_by_name
@@ -20,7 +21,7 @@ class FairCycle:
     """Asks resources in turn: ``fun(resource, callback)``, until one does not raise ``predicate``."""
 
     def __init__(
-        self, fun: Callable[..., Any], resources: Iterable[Any], predicate: type[BaseException] = Exception
+        self, fun: Callable[..., Any], resources: Sequence[Any], predicate: type[BaseException] = Exception
     ) -> None:
         self.fun = fun
         self.resources = resources
@@ -28,37 +29,38 @@ class FairCycle:
         self.pos = 0
 
     def _next(self) -> Any:
-        resources = list(self.resources)
-        if not resources:
-            raise self.predicate
-        if self.pos >= len(resources):
-            self.pos = 0
-        self.pos += 1
-        return resources[self.pos - 1]
+        while self.resources:
+            self.pos += 1
+            try:
+                return self.resources[self.pos - 1]
+            except IndexError:
+                self.pos = 0
+        self.pos = 0
+        raise self.predicate
 
     def get(self, callback: Any, **kwargs: Any) -> Any:
-        """Ask until one answers. Raises ``predicate`` when each was asked once."""
-        for _ in range(max(len(list(self.resources)), 1)):
+        """Ask until one answers. Raises the last one's ``predicate`` when each was asked once."""
+        for tried in count(1):
             resource = self._next()
             try:
                 return self.fun(resource, callback, **kwargs)
             except self.predicate:
-                continue
-        raise self.predicate
+                if tried >= len(self.resources):
+                    raise
+        raise AssertionError("count() has no end")
 
     def close(self) -> None:
         """Nothing; kept for compatibility."""
 
     def __repr__(self) -> str:
-        resources = list(self.resources)
-        return f"<FairCycle: {self.pos}/{len(resources)} {resources}>"
+        return f"<FairCycle: {self.pos}/{len(self.resources)} {self.resources}>"
 
 
 class round_robin_cycle:  # noqa: N801 - kombu's name
     """An order in which who was served goes to the end."""
 
-    def __init__(self, it: Iterable[Any] | None = None) -> None:
-        self.items = list(it) if it is not None else []
+    def __init__(self, it: list[Any] | None = None) -> None:
+        self.items = [] if it is None else it  # the caller's list: what is served moves in it
 
     def update(self, it: Iterable[Any]) -> None:
         """Take other items."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from difflib import SequenceMatcher
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = ["escape_regex", "fmatch_best", "fmatch_iter", "version_info_t", "version_string_as_tuple"]
 
@@ -40,19 +40,28 @@ def fmatch_iter(needle: str, haystack: Iterable[str], min_ratio: float = 0.6) ->
 
 def fmatch_best(needle: str, haystack: Iterable[str], min_ratio: float = 0.6) -> str | None:
     """Return the most similar text, or None if none is similar."""
-    return max(fmatch_iter(needle, haystack, min_ratio), key=lambda found: found[0], default=(0, None))[1]
+    return max(fmatch_iter(needle, haystack, min_ratio), default=(0, None))[1]
 
 
 def version_string_as_tuple(s: str) -> version_info_t:
     """Return a version such as ``3.13.0rc1-2`` or ``3.3.1.a3.40c32`` in parts."""
-    numbers = s.split(".", 3)
-    major, minor = (int(number) for number in [*numbers[:2], "0"][:2])
-    if len(numbers) < 3:
-        return version_info_t(major, minor, 0, "", "")
-    if len(numbers) > 3:
-        release, _, serial = numbers[3].replace("-", ".").partition(".")
-        return version_info_t(major, minor, int(numbers[2]), release, serial)
-    micro = numbers[2]
-    size = next((i for i, letter in enumerate(micro) if not letter.isdigit()), len(micro))
-    release, _, serial = micro[size:].partition("-")
-    return version_info_t(major, minor, int(micro[:size] or 0), release, serial)
+    version = _unpack_version(*s.split("."))
+    if isinstance(version.micro, str):
+        version = version_info_t(version.major, version.minor, *_splitmicro(*version[2:]))
+    if not version.serial and "-" in version.releaselevel:
+        release, serial = version.releaselevel.split("-")
+        version = version._replace(releaselevel=release, serial=serial)
+    return version
+
+
+def _unpack_version(
+    major: str, minor: str | int = 0, micro: Any = 0, releaselevel: str = "", serial: str = ""
+) -> version_info_t:
+    return version_info_t(int(major), int(minor), micro, releaselevel, serial)
+
+
+def _splitmicro(micro: str, releaselevel: str = "", serial: str = "") -> tuple[int, str, str]:
+    """Return the number that a third part begins with, and the rest for the release level."""
+    rest = micro.lstrip("0123456789")
+    number = micro.removesuffix(rest) if rest else micro
+    return int(number or 0), rest or releaselevel, serial

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlparse
 
 __all__ = ["as_url", "maybe_sanitize_url", "parse_url", "safequote", "sanitize_url", "url_to_parts", "urlparse"]
+
+
+ssl_available = find_spec("_ssl") is not None
 
 
 class urlparts(NamedTuple):  # noqa: N801 - kombu's name
@@ -68,7 +73,7 @@ def parse_url(url: str) -> dict[str, Any]:
     Raises:
         ValueError: The URL is malformed.
     """
-    scheme, hostname, port, userid, password, path, query = url_to_parts(url)
+    scheme, hostname, port, userid, password, path, query = _parse_url(url)
     ssl = {name: value for name, value in query.items() if name.startswith("ssl_")}
     others: dict[str, Any] = {name: value for name, value in query.items() if name not in ssl}
     if ssl:
@@ -89,14 +94,25 @@ def _ssl_values(query: dict[str, str]) -> dict[str, Any]:
     if "ssl_check_hostname" in values:
         values["ssl_check_hostname"] = values["ssl_check_hostname"].lower() not in ("false", "0", "no")
     if "ssl_cert_reqs" in values:
-        import ssl  # costs as much as the rest of a connection's imports, and few URLs ask for it
-
-        name = values["ssl_cert_reqs"].upper().removeprefix("CERT_")
+        name = values["ssl_cert_reqs"]
         try:
-            values["ssl_cert_reqs"] = ssl.VerifyMode[f"CERT_{name}"]
+            values["ssl_cert_reqs"] = parse_ssl_cert_reqs(name)
         except KeyError:
-            raise ValueError(f"ssl_cert_reqs must be required, optional or none, not {name.lower()!r}") from None
+            raise ValueError(f"ssl_cert_reqs must be required, optional or none, not {name!r}") from None
+        if values["ssl_cert_reqs"] is None:
+            import_module(__name__).logger.warning("Defaulting to insecure SSL behaviour.")
     return values
+
+
+def parse_ssl_cert_reqs(query_value: str) -> Any:
+    """Return ``ssl.CERT_REQUIRED`` and the like for ``required``, ``CERT_REQUIRED`` and so on.
+
+    Returns None for a Python without TLS. Raises KeyError for what is none of them.
+    """
+    if not ssl_available:
+        return None
+    modes = import_module(__name__).ssl.VerifyMode  # few URLs ask for it
+    return modes[f"CERT_{query_value.upper().removeprefix('CERT_')}"]
 
 
 def as_url(
@@ -110,16 +126,13 @@ def as_url(
     sanitize: bool = False,
     mask: str | None = "**",
 ) -> str:
-    """Put a URL together. ``sanitize``: show ``mask`` for the password (nothing at all if ``mask`` is empty)."""
+    """Put a URL together. ``sanitize``: show ``mask`` for the password (nothing if it is empty)."""
     url = [f"{scheme}://"]
     if user or password:
         if user:
             url.append(safequote(user))
         if password:
-            if not sanitize:
-                url.append(f":{safequote(password)}")
-            elif mask:
-                url.append(f":{mask}")
+            url.append(f":{mask or ''}" if sanitize else f":{safequote(password)}")
         url.append("@")
     if host:
         url.append(safequote(host))
@@ -131,7 +144,7 @@ def as_url(
 
 def sanitize_url(url: str, mask: str | None = "**") -> str:
     """Return a URL with its password masked."""
-    scheme, host, port, user, password, path, _ = url_to_parts(url)
+    scheme, host, port, user, password, path, _ = _parse_url(url)
     return as_url(scheme, host, port, user, password, path, sanitize=True, mask=mask)
 
 
@@ -142,12 +155,8 @@ def maybe_sanitize_url(url: Any, mask: str | None = "**") -> Any:
     return url
 
 
-ssl_available = True
-
-
-def parse_ssl_cert_reqs(query_value: str) -> Any:
-    """Return ``ssl.CERT_REQUIRED`` and the like for ``required``, ``CERT_REQUIRED`` and so on. Raises KeyError."""
-    import ssl
-
-    values = {name: ssl.VerifyMode[f"CERT_{name.upper()}"] for name in ("required", "optional", "none")}
-    return values[query_value] if query_value in values else ssl.VerifyMode[query_value]
+def __getattr__(name: str) -> Any:
+    # They cost as much as the rest of a connection's imports, and are seldom needed.
+    if name in ("logger", "ssl"):
+        return import_module("ssl") if name == "ssl" else import_module("kombulite.log").get_logger(__name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

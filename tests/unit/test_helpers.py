@@ -387,12 +387,13 @@ def test_environment_of_green_threads_is_seen(monkeypatch):
     import types
 
     assert environments._detect_environment() == "default"
-    patcher = types.SimpleNamespace(is_monkey_patched=lambda name: name == "socket")
+    patcher = types.SimpleNamespace(is_monkey_patched=lambda module: module is socket)
+    monkeypatch.setitem(sys.modules, "eventlet", types.ModuleType("eventlet"))
     monkeypatch.setitem(sys.modules, "eventlet.patcher", patcher)
     assert environments._detect_environment() == "eventlet"
     monkeypatch.delitem(sys.modules, "eventlet.patcher")
     monkeypatch.setitem(sys.modules, "gevent", types.ModuleType("gevent"))
-    monkeypatch.setattr(socket, "socket", type("socket", (), {"__module__": "gevent._socket3"}))
+    monkeypatch.setitem(sys.modules, "gevent.socket", types.SimpleNamespace(socket=socket.socket))
     assert environments._detect_environment() == "gevent"
 
 

@@ -313,6 +313,13 @@ cdef class JSON:
         if marker is not None:
             self._decoders[marker] = decoder
 
+    def tables(self):
+        """The registered types, to be looked at and changed: (marker, encoder) by type, decoder by marker."""
+        self._learn_standard_types()
+        self._found = {}
+        self._immutable = {}
+        return self._encoders, self._decoders
+
     cdef int _learn_standard_types(self) except -1:
         if not self._encoders:
             types = standard_types()
