@@ -75,10 +75,16 @@ def redis_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def cluster_url(request: pytest.FixtureRequest) -> str:
+def redis_cluster(request: pytest.FixtureRequest) -> RedisCluster:
+    """A Redis Cluster of three masters."""
+    cluster: RedisCluster = started(request, RedisCluster)
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def cluster_url(redis_cluster: RedisCluster) -> str:
     """The URL of a Redis Cluster of three masters."""
-    url: str = started(request, RedisCluster).url
-    return url
+    return redis_cluster.url
 
 
 @pytest.fixture(scope="session")

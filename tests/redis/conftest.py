@@ -11,6 +11,7 @@ import pytest
 import redis
 
 import kombulite
+from tests.servers import RedisCluster
 
 Connect = Callable[..., Any]
 
@@ -46,6 +47,14 @@ def _connections(default_url: str, library: Any) -> Iterator[Connect]:
     yield connect
     for connection in opened:
         connection.release()
+
+
+@pytest.fixture
+def cluster(redis_cluster: RedisCluster) -> RedisCluster:
+    """A Redis Cluster with nothing in it."""
+    for node in redis_cluster.masters:
+        node.ask("FLUSHALL")
+    return redis_cluster
 
 
 @pytest.fixture

@@ -16,23 +16,10 @@ from kombulite.brokers.redis.cluster.keys import tag_of
 from kombulite.brokers.redis.cluster.slots import Refusal, SlotMap, refusal_of, slot_of
 from kombulite.cli.commands import kombulite
 from kombulite.exceptions import AccessRefused, MessageReturned, NotAllowed, RecoverableConnectionError
-from tests.conftest import started
-from tests.servers import RedisCluster, RedisNode, RedisServer
+from tests.servers import RedisNode, RedisServer
 
 OWN, TAGGED = {}, {"hash_tag": "{shop}"}
 LAYOUTS = pytest.mark.parametrize("layout", [OWN, TAGGED], ids=["own", "tagged"])
-
-
-@pytest.fixture(scope="module")
-def cluster(request):
-    return started(request, RedisCluster)
-
-
-@pytest.fixture(autouse=True)
-def empty(cluster):
-    for node in cluster.masters:
-        node.ask("FLUSHALL")
-    return cluster
 
 
 def connect(cluster, layout, **options):

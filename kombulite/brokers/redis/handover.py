@@ -122,9 +122,9 @@ class Handover:
         leases = [lease for tag in delivery_tags for lease in self.take(tag, multiple)]
         if outcome in (Outcome.ACK, Outcome.REJECT):
             acknowledgements = self._pack_acknowledgements(leases)
-            self._left.append(Abandoned(settled=[(_ignore, data, ACK_REPLIES) for data in acknowledgements]))
+            self._leave(Abandoned(settled=[(_ignore, data, ACK_REPLIES) for data in acknowledgements]))
         else:
-            self._left.append(Abandoned(leases))
+            self._leave(Abandoned(leases))
         return True
 
     def _pack_acknowledgements(self, leases: Sequence[Lease]) -> list[bytes]:
@@ -157,7 +157,11 @@ class Handover:
             unanswered if are_noted else [],
         )
         if any(abandoned):
-            self._left.append(abandoned)
+            self._leave(abandoned)
+
+    def _leave(self, abandoned: Abandoned) -> None:
+        """Keep what is left until it is brought back."""
+        self._left.append(abandoned)
 
     def _tags_of(self, claims: Sequence[Any]) -> Sequence[Any]:
         """Return the tags of what claims may have taken."""
@@ -186,7 +190,7 @@ class Handover:
                     forgotten.append(held.lease)
         if forgotten:
             forgotten.sort(key=attrgetter("tag"))  # as they came: Python frees a list from its end
-            self._left.append(Abandoned(forgotten))
+            self._leave(Abandoned(forgotten))
         while self._left:
             try:
                 left = self._left.popleft()  # connections that begin at the same time take one after the other

@@ -7,7 +7,7 @@ hot paths (a publish to one list, acknowledgements, claims) post their commands 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -33,10 +33,15 @@ class PostingStream(Protocol):
 
 
 class Exchange(NamedTuple):
-    """Commands to send, packed, and how many replies they have. Gives these, error replies among them."""
+    """Commands to send, packed, and how many replies they have. Gives these, error replies among them.
+
+    ``partial``: where the connection to one node of a cluster is lost, it gets the replies of all, None for those that
+    did not come.
+    """
 
     commands: Iterable[bytes]
     replies: int
+    partial: list[Any] | None = None
 
 
 class Wait(Enum):
@@ -47,6 +52,22 @@ class Wait(Enum):
 
 
 Plan = Generator[Any, Any, T]
+
+
+def perform(plan: Plan[T], fulfil: Callable[[Any, float | None], Any], timeout: float | None) -> T:
+    """Do what a plan asks for, by ``fulfil(request, timeout)``, and return its result."""
+    try:
+        request = next(plan)
+        while True:
+            try:
+                result = fulfil(request, timeout)
+            except BaseException as error:
+                request = plan.throw(error)
+            else:
+                request = plan.send(result)
+    except StopIteration as end:
+        found: T = end.value
+        return found
 
 
 def pack_all(commands: Iterable[Command]) -> list[bytes]:

@@ -23,7 +23,7 @@ from hiredis import ReplyError
 
 from kombulite._core import pack_command
 from kombulite.brokers.redis.errors import ServerClosed, connection_lost, reply_error, socket_error
-from kombulite.brokers.redis.plans import Plan, Wait
+from kombulite.brokers.redis.plans import Plan, Wait, perform
 from kombulite.brokers.redis.replies import OnReply, Posted, ReplyQueue
 from kombulite.utils.eventio import selector_of
 from kombulite.utils.locks import Lock
@@ -127,18 +127,7 @@ class Stream:
 
     def perform(self, plan: Plan[T], timeout: float | None = None) -> T:
         """Do what a plan asks for, and return its result."""
-        try:
-            request = next(plan)
-            while True:
-                try:
-                    result = self._fulfil(request, timeout)
-                except BaseException as error:
-                    request = plan.throw(error)
-                else:
-                    request = plan.send(result)
-        except StopIteration as end:
-            found: T = end.value
-            return found
+        return perform(plan, self._fulfil, timeout)
 
     def _fulfil(self, request: Any, timeout: float | None) -> list[Any] | None:
         if request is Wait.REPLIES:

@@ -41,12 +41,16 @@ DEFAULT_PORT = 6379
 class ChoreNodes:
     """Opens the connections of a ``LeaseMaintainer``, as a ``Connector`` does for a single server."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, lease_time: float) -> None:
         self._cluster = cluster
+        self._lease_time = lease_time
 
     def open(self, on_push: Any) -> Nodes:
         """Return connections to all nodes, none of which is open yet."""
-        return Nodes(self._cluster, _ignore, _ignore, _ignore)
+        nodes = Nodes(self._cluster, _ignore, _ignore, _ignore)
+        # A queue whose slot is not served keeps the leases of the others from being renewed no longer than that.
+        nodes.cap_timeout(min(self._cluster.timeout, self._lease_time / 6))
+        return nodes
 
     def reopen(self, stream: Any) -> None:
         """Do nothing: ``Nodes`` opens its connections anew."""
@@ -131,23 +135,21 @@ class Transport(SingleServerTransport):
         confirm_timeout: float | None = None,
     ) -> None:
         """Publish a message, and wait for replicas if that is asked for. Raises as a single server's transport does."""
-        if not self._replicas:
-            super().publish(channel, delivery, mandatory, timeout, confirm_timeout)
-            return
-        with self._stream.lock:
-            self._stream.written.clear()
-            super().publish(channel, delivery, mandatory, timeout, confirm_timeout)
+        if self._replicas:
+            self._stream.note_written()
+        super().publish(channel, delivery, mandatory, timeout, confirm_timeout)
+        if self._replicas:
             self._stream.wait_for_replicas(self._replicas, confirm_timeout or timeout)
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
         """Publish in order, and wait for replicas if that is asked for; returns those refused."""
-        with self._stream.lock:
-            self._stream.written.clear()
-            refused = super().publish_many(channel, deliveries, mandatory, timeout)
-            if self._replicas:
-                self._stream.wait_for_replicas(self._replicas, timeout)
+        if self._replicas:
+            self._stream.note_written()
+        refused = super().publish_many(channel, deliveries, mandatory, timeout)
+        if self._replicas:
+            self._stream.wait_for_replicas(self._replicas, timeout)
         return refused
 
     # --- consuming
@@ -192,7 +194,7 @@ class Transport(SingleServerTransport):
     def _keep(self, queue: str | None) -> None:
         protocol = self._protocol
         if self._maintainer is None:
-            opener: Any = ChoreNodes(self._cluster)
+            opener: Any = ChoreNodes(self._cluster, protocol.options.visibility_timeout)
             chores = Chores if self._is_compatible else ClusterChores
             self._maintainer = LeaseMaintainer(protocol, opener, self._stream, self._streams, chores)
             self._maintainer.start()

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from kombulite import exceptions
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
-from kombulite.brokers.redis.handover import Handover
-from kombulite.brokers.redis.leases import Lease, pack_acknowledgement, put_back, put_back_tags, renew
+from kombulite.brokers.redis.cluster.publisher import Reached
+from kombulite.brokers.redis.handover import Abandoned, Handover
+from kombulite.brokers.redis.leases import Lease, logger, pack_acknowledgement, put_back, put_back_tags, renew
 from kombulite.brokers.redis.plans import Plan
 
 
@@ -18,9 +21,28 @@ class ClusterHandover(Handover):
 
     _keys: ClusterKeys
 
+    def __init__(self, keys: ClusterKeys) -> None:
+        super().__init__(keys)
+        #: What of a message that was published in part is where already.
+        self.reached: Reached = WeakKeyDictionary()
+
+    def begin(self, user: object) -> Plan[None]:
+        """Bring back what earlier connections have left. What a queue's node refuses comes back later."""
+        try:
+            yield from super().begin(user)
+        except (exceptions.ChannelError, exceptions.MessageNacked, exceptions.ConnectionError) as error:
+            logger.warning("What lost connections have left comes back later: %s", error)
+
     def renew(self) -> Plan[None]:
         """Give the leases that are held their full time again."""
         yield from renew_all(self._keys, self.held_leases)
+
+    def _leave(self, abandoned: Abandoned) -> None:
+        # One by one: what is back is not to come back again because another queue's node refuses.
+        self._left.extend(Abandoned(leases=mine) for _, mine in by_queue(abandoned.leases))
+        self._left.extend(Abandoned(taken=mine) for _, mine in by_queue(abandoned.taken))
+        self._left.extend(Abandoned(tags=[each]) for each in abandoned.tags)
+        self._left.extend(Abandoned(settled=[each]) for each in abandoned.settled)
 
     def _pack_acknowledgements(self, leases: Sequence[Lease]) -> list[bytes]:
         return [
@@ -54,4 +76,12 @@ def put_back_all(keys: ClusterKeys, leases: Iterable[Lease], are_noted: bool) ->
 def renew_all(keys: ClusterKeys, leases: Iterable[Lease]) -> Plan[None]:
     """Give leases of any queues their full time again."""
     for queue, mine in by_queue(leases):
-        yield from renew(keys.of(queue), [lease.tag for lease in mine])
+        yield from apart(queue, renew(keys.of(queue), [lease.tag for lease in mine]))
+
+
+def apart(queue: str, plan: Plan[Any]) -> Plan[None]:
+    """Do something for one queue: if it is refused, the other queues' turn comes all the same."""
+    try:
+        yield from plan
+    except (exceptions.ChannelError, exceptions.MessageNacked) as error:
+        logger.warning("The leases of queue %r could not be looked after: %s", queue, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from time import monotonic
 
 from redis.connection import AbstractConnection
@@ -18,10 +19,19 @@ from kombulite.brokers.redis.stream import Stream
 MIN_REFRESH_INTERVAL = 0.02
 #: Seconds for a cluster without a master for a slot to choose one, where nothing else is configured.
 DEFAULT_TIMEOUT = 30.0
+#: What redis-py calls the seconds to connect, and those to agree on what is spoken.
+CONNECT_TIMEOUTS = ("socket_connect_timeout", "socket_timeout")
 
 
 class NodeConnector(Connector):
     """Opens streams to one node. Raises NotAllowed for a server that is not in cluster mode."""
+
+    def within(self, seconds: float) -> NodeConnector:
+        """Return the same that has no more time to connect."""
+        capped = copy(self)
+        limits = {name: min(self._arguments[name] or seconds, seconds) for name in CONNECT_TIMEOUTS}
+        capped._arguments = {**self._arguments, **limits}
+        return capped
 
     def check_mode(self, connection: AbstractConnection) -> None:
         """Refuse a server alone."""
@@ -79,10 +89,11 @@ class Cluster:
         self.is_stale = True
         self._tell({slot})
 
-    def read(self, stream: Stream) -> None:
+    def read(self, stream: Stream, timeout: float) -> None:
         """Ask a node for the slots."""
         self.is_stale, self._read_at = False, monotonic()
-        changed = self.slots.update(stream.call("CLUSTER", "SLOTS"), stream.address)
+        reply = stream.call("CLUSTER", "SLOTS", timeout=min(timeout, self.timeout))
+        changed = self.slots.update(reply, stream.address)
         _known[self.seeds] = self.slots.nodes
         if changed:
             self._tell(changed)

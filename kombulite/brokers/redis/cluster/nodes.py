@@ -4,8 +4,10 @@ Redirections are dealt with here and nowhere else. A node refuses what belongs t
 served at the moment (TRYAGAIN, CLUSTERDOWN, LOADING, ...); it has done nothing then, so the same is sent again where it
 belongs, until there is an answer or the time is over.
 
-    exchange, perform   waits: sends to all nodes at once, then sends again what was refused
+    exchange, perform   waits: sends to all nodes at once, then sends again what was refused, until one deadline
     post                does not wait: what was refused goes into ``_refused``, and is sent again by ``poll``
+
+Between two tries the lock is free: while one slot has no master, other threads go on with the others.
 
 What is sent again is a unit: a command, a transaction from MULTI to EXEC, or CLIENT CACHING with the command after it.
 
@@ -14,62 +16,31 @@ The class is wider than others: it stands for one ``Stream`` wherever a single s
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from logging import getLogger
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any, TypeVar
 
 from hiredis import ReplyError
 
 from kombulite import exceptions
 from kombulite._core import pack_command
+from kombulite.brokers.redis.cluster.gather import gather, left_until
 from kombulite.brokers.redis.cluster.known import Cluster
+from kombulite.brokers.redis.cluster.posts import Post
 from kombulite.brokers.redis.cluster.slots import Address, Refusal, SlotCache, refusal_of
 from kombulite.brokers.redis.cluster.units import CACHING, DOWN_PAUSE, Unit, pause_of, share, split, units_of
 from kombulite.brokers.redis.errors import connection_lost, reply_error
-from kombulite.brokers.redis.plans import Plan, Wait
+from kombulite.brokers.redis.plans import Plan, Wait, perform
 from kombulite.brokers.redis.replies import OnReply, Posted
 from kombulite.brokers.redis.stream import Stream
-from kombulite.utils.locks import Lock
+from kombulite.utils.locks import Condition, Lock
 
 logger = getLogger("kombulite.brokers.redis")
 
 T = TypeVar("T")
-
-
-class Post:
-    """Commands that nobody waits for: what their replies go to, if the node does not refuse them.
-
-    ``may_repeat``: they do no harm when they are sent again, over another connection.
-    """
-
-    __slots__ = ("_nodes", "_on_reply", "deadline", "due", "may_repeat", "replies", "unit", "units_replies")
-
-    def __init__(self, nodes: Nodes, unit: Unit, replies: int, on_reply: OnReply, may_repeat: bool = False) -> None:
-        self._nodes = nodes
-        self.unit = unit
-        self._on_reply = on_reply
-        self.units_replies: list[Any] = []
-        self.replies = replies
-        self.may_repeat = may_repeat
-        self.due = self.deadline = 0.0
-
-    def __call__(self, reply: Any) -> None:
-        """Take the next reply."""
-        if self.replies == 1 and reply.__class__ is not ReplyError and not self.units_replies:
-            self._on_reply(reply)
-            return
-        self.units_replies.append(reply)
-        if len(self.units_replies) < self.replies:
-            return
-        replies, self.units_replies = self.units_replies, []
-        unit = self.unit
-        unit.take(replies)
-        if unit.refusal is not None and self._nodes.note_refused(self):
-            return
-        for each in replies:
-            self._on_reply(each)
 
 
 class Nodes:
@@ -92,6 +63,8 @@ class Nodes:
         self.protocol = 3
         #: One for all streams: a claim that comes in changes what the others see.
         self.lock = Lock()
+        self._pauses = Condition(self.lock)  # of threads until they send again; notified of new slots
+        self._is_dropped = False
         self.cluster = cluster
         self.streams: dict[Address, Stream] = {}
         self.renew: Any = None  # what a stream has; connections are opened anew by their nodes
@@ -101,8 +74,8 @@ class Nodes:
         self._cache = SlotCache()
         self._refused: deque[Post] = deque()
         self._timeout_cap: float | None = None
-        #: Those that have taken commands that were waited for. What publishes empties it before.
-        self.written: set[Stream] = set()
+        self._written = threading.local()  # ``streams``: those that have taken commands of this thread
+        self._notes_written = False
 
     # --- connections
 
@@ -111,7 +84,7 @@ class Nodes:
         failure: Exception | None = None
         for address in self.cluster.addresses:
             try:
-                self.cluster.read(self._open(address))
+                self.cluster.read(self._open(address), self.cluster.timeout)
                 return
             except exceptions.AccessRefused:
                 raise
@@ -121,12 +94,16 @@ class Nodes:
         assert failure is not None
         raise failure
 
-    def _open(self, address: Address) -> Stream:
+    def _open(self, address: Address, timeout: float | None = None) -> Stream:
         with self.lock:
             found = self.streams.get(address)
             if found is not None and found.is_open:
                 return found
+            if self._is_dropped:
+                raise connection_lost("connection already closed")
             connector = self.cluster.connector(address)
+            if timeout is not None:
+                connector = connector.within(timeout)
             pushes: list[Stream] = []
             stream = connector.open(lambda message: self._take_push(pushes[0], message))
             pushes.append(stream)
@@ -160,32 +137,37 @@ class Nodes:
             stream.drop()
             self._on_dropped(stream)
 
-    def stream_at(self, slot: int) -> Stream:
-        """Return the connection to the master of a slot. Raises what keeps it away."""
+    def stream_at(self, slot: int, timeout: float | None = None) -> Stream:
+        """Return the connection to the master of a slot, within so many seconds. Raises what keeps it away."""
         address = self.cluster.slots.owners[slot]
         if address is None:
             self.cluster.is_stale = True
             raise connection_lost(f"the cluster has no master for slot {slot}")
-        return self.streams.get(address) or self._open(address)
+        return self.streams.get(address) or self._open(address, timeout)
 
-    def _refresh(self) -> bool:
+    def _refresh(self, deadline: float) -> bool:
         """Read the slots again, from the first node that says them; returns whether one did."""
         cluster = self.cluster
-        for address in dict.fromkeys([*self.streams, *cluster.addresses]):
+        idle_first = sorted(self.streams, key=lambda address: self.streams[address].is_waiting)
+        for address in dict.fromkeys([*idle_first, *cluster.addresses]):
+            left = deadline - monotonic()
+            if left <= 0:
+                break
             try:
-                cluster.read(self.streams.get(address) or self._open(address))
+                cluster.read(self.streams.get(address) or self._open(address, left), left)
             except (exceptions.RecoverableConnectionError, exceptions.ChannelError, OSError):
                 if (found := self.streams.get(address)) is not None and not found.is_open:
                     raise  # what was under way there is unknown
                 continue
             self._prune()
+            self._pauses.notify_all()
             return True
         return False
 
-    def refresh_if_stale(self) -> None:
+    def refresh_if_stale(self, deadline: float | None = None) -> None:
         """Read the slots again if there was news of a change."""
         if self.cluster.is_stale and self.cluster.may_read:
-            self._refresh()
+            self._refresh(monotonic() + self.cluster.timeout if deadline is None else deadline)
 
     def _prune(self) -> None:
         """Close connections to nodes that have no slots any more."""
@@ -196,7 +178,8 @@ class Nodes:
                 self._close(address)
 
     def drop(self) -> None:
-        """Close all connections."""
+        """Close all connections, for good."""
+        self._is_dropped = True
         for stream in list(self.streams.values()):
             stream.drop()
 
@@ -225,18 +208,7 @@ class Nodes:
 
     def perform(self, plan: Plan[T], timeout: float | None = None) -> T:
         """Do what a plan asks for, and return its result."""
-        try:
-            request = next(plan)
-            while True:
-                try:
-                    result = self._fulfil(request, timeout)
-                except BaseException as error:
-                    request = plan.throw(error)
-                else:
-                    request = plan.send(result)
-        except StopIteration as end:
-            found: T = end.value
-            return found
+        return perform(plan, self._fulfil, timeout)
 
     def _fulfil(self, request: Any, timeout: float | None) -> list[Any] | None:
         if request is Wait.REPLIES:
@@ -247,58 +219,73 @@ class Nodes:
             commands = list(request.commands)
             if len(commands) < request.replies:  # some of them were packed together
                 commands = [command for data in commands for command in split(data)]
-            return self.exchange(commands, timeout)
+            units = units_of(commands, self._cache)
+            try:
+                return self._exchange(units, self._deadline(timeout))
+            except (exceptions.ConnectionError, OSError):
+                if request.partial is not None:
+                    request.partial.extend(
+                        reply for unit in units for reply in unit.replies or [None] * len(unit.commands)
+                    )
+                raise
         return None
+
+    def _deadline(self, timeout: float | None) -> float:
+        return monotonic() + (timeout or self._timeout_cap or self.cluster.timeout)
 
     def ask(self, data: bytes, timeout: float | None = None) -> Any:
         """Send a packed command and return the reply."""
         slot = self._cache.slot_of(data)
-        address = None if slot is None else self.cluster.slots.owners[slot]
+        assert slot is not None, "a command without a key"
+        address = self.cluster.slots.owners[slot]
         stream = None if address is None else self.streams.get(address)
-        if stream is None or self._refused:
-            (reply,) = self.exchange((data,), timeout)
-        else:
+        deadline, reply = self._deadline(timeout), None
+        if stream is not None and not self._refused:
             (reply,) = stream.exchange((data,), 1, timeout)
-            if reply.__class__ is ReplyError and refusal_of(str(reply), stream.address) is not None:
-                (reply,) = self.exchange((data,), timeout)
-            else:
-                self.written.add(stream)
+            if reply.__class__ is not ReplyError:
+                if self._notes_written:
+                    self._note_written(stream)
+                return reply
+        if reply is None or refusal_of(str(reply), ("", 0)) is not None:
+            (reply,) = self._exchange([Unit(slot, [data])], deadline)
         if reply.__class__ is ReplyError:
             raise reply_error(str(reply))
         return reply
 
     def exchange(self, commands: Iterable[bytes], timeout: float | None = None) -> list[Any]:
         """Send packed commands where their keys are, and return their replies, error replies among them."""
-        units = units_of(commands, self._cache)
-        deadline = monotonic() + (timeout or self._timeout_cap or self.cluster.timeout)
+        return self._exchange(units_of(commands, self._cache), self._deadline(timeout))
+
+    def _exchange(self, units: list[Unit], deadline: float) -> list[Any]:
         with self.lock:
             self.flush()
             left = units
             while left:
-                left, pause = self._send(left, deadline, timeout)
+                left, pause = self._send(left, deadline)
                 if left and monotonic() + pause >= deadline:
                     break
                 if left:
-                    self._pause(left, pause)
+                    self._pause(left, pause, deadline)
         return [reply for unit in units for reply in unit.replies]
 
-    def _pause(self, left: Sequence[Unit], pause: float) -> None:
+    def _pause(self, left: Sequence[Unit], pause: float, deadline: float) -> None:
         if pause:
-            sleep(pause)
+            self._pauses.wait(pause)
         if any(unit.refusal is not None and unit.refusal.code not in ("ASK", "TRYAGAIN") for unit in left):
-            self.refresh_if_stale()
+            self.refresh_if_stale(deadline)
 
-    def _send(self, units: Sequence[Unit], deadline: float, timeout: float | None) -> tuple[list[Unit], float]:
+    def _send(self, units: Sequence[Unit], deadline: float) -> tuple[list[Unit], float]:
         """Send units, all nodes at once; returns those that were refused, and the seconds until they may be again."""
         by_stream: dict[Stream, list[Unit]] = {}
         unserved: list[Unit] = []
         # Such a read is not tracked: ASKING and CLIENT CACHING hold for one command, each of them for the next.
         untracked = [unit for unit in units if unit.asks and unit.commands[0] == CACHING]
         for unit in units:
+            unit.replies = []
             try:
-                stream = self._stream_for(unit)
+                stream = self._stream_for(unit, deadline)
             except (exceptions.RecoverableConnectionError, OSError) as error:
-                if monotonic() + DOWN_PAUSE >= deadline:
+                if self._is_dropped or monotonic() + DOWN_PAUSE >= deadline:
                     raise
                 logger.debug("slot %d cannot be served: %s", unit.slot, error)
                 unit.refusal = Refusal("CLUSTERDOWN")
@@ -308,43 +295,28 @@ class Nodes:
             else:
                 unit.asked = stream.address
                 by_stream.setdefault(stream, []).append(unit)
-        if len(by_stream) == 1:
-            ((stream, mine),) = by_stream.items()
-            replies = stream.exchange([unit.data for unit in mine], sum(unit.count for unit in mine), timeout)
-            share(mine, replies)
-        elif by_stream:
-            self._send_to_all(by_stream, timeout)
+        sent = {stream: [each for unit in mine for each in unit.packed] for stream, mine in by_stream.items()}
+        gather(sent, deadline, lambda stream, replies: share(by_stream[stream], replies))
         for unit in untracked:
             self.cluster.left(unit.slot)
-        self.written.update(stream for stream, mine in by_stream.items() if any(unit.refusal is None for unit in mine))
-        refused = [unit for mine in by_stream.values() for unit in mine if unit.refusal is not None]
+        refused = []
+        for stream, mine in by_stream.items():
+            if self._notes_written and any(unit.refusal is None for unit in mine):
+                self._note_written(stream)
+            refused += [unit for unit in mine if unit.refusal is not None]
         for unit in refused:
             self._note(unit)
-        pause = max((pause_of(unit) for unit in [*refused, *unserved]), default=0.0)
+        if not (refused or unserved):
+            return [], 0.0
+        pause = max(pause_of(unit) for unit in [*refused, *unserved])
         order = {id(unit): place for place, unit in enumerate(units)}
         return sorted([*refused, *unserved], key=lambda unit: order[id(unit)]), pause
 
-    def _send_to_all(self, by_stream: dict[Stream, list[Unit]], timeout: float | None) -> None:
-        collected: list[tuple[list[Unit], list[Any]]] = []
-        for stream, mine in by_stream.items():
-            replies: list[Any] = []
-            stream.post(b"".join([unit.data for unit in mine]), sum(unit.count for unit in mine), replies.append)
-            collected.append((mine, replies))
-        failure: BaseException | None = None
-        for stream, (mine, replies) in zip(by_stream, collected, strict=True):
-            try:
-                stream.wait_for_replies(timeout)
-                share(mine, replies)
-            except (exceptions.ConnectionError, OSError) as error:
-                failure = failure or error  # the others' answers count all the same
-        if failure is not None:
-            raise failure
-
-    def _stream_for(self, unit: Unit) -> Stream:
+    def _stream_for(self, unit: Unit, deadline: float) -> Stream:
         refusal = unit.refusal
         if refusal is not None and refusal.code == "ASK" and refusal.address is not None:
-            return self.streams.get(refusal.address) or self._open(refusal.address)
-        return self.stream_at(unit.slot)
+            return self.streams.get(refusal.address) or self._open(refusal.address, left_until(deadline))
+        return self.stream_at(unit.slot, left_until(deadline))
 
     def _note(self, unit: Unit) -> None:
         """Learn from a refusal."""
@@ -355,13 +327,27 @@ class Nodes:
         elif refusal.code not in ("ASK", "TRYAGAIN"):
             self.cluster.is_stale = True
 
+    # --- replicas
+
+    def note_written(self) -> None:
+        """Note from now on which nodes take commands of this thread."""
+        self._notes_written = True
+        self._written.streams = set()
+
+    def _note_written(self, stream: Stream) -> None:
+        streams: set[Stream] | None = getattr(self._written, "streams", None)
+        if streams is not None:
+            streams.add(stream)
+
     def wait_for_replicas(self, count: int, timeout: float | None) -> None:
-        """Wait until so many replicas have what was sent, on each node of ``written``. Raises MessageNacked."""
-        timeout = timeout or self._timeout_cap or self.cluster.timeout
-        data = pack_command(("WAIT", count, max(int(timeout * 500), 1)))  # ms: half of the time, the rest for the reply
+        """Wait until so many replicas have what was sent since ``note_written``, on each node. Raises MessageNacked."""
+        deadline = self._deadline(timeout)
+        half = max(int((deadline - monotonic()) * 500), 1)  # ms; the rest is for the replies
+        data = [pack_command(("WAIT", count, half))]
         with self.lock:
-            for stream in list(self.written):
-                (reply,) = stream.exchange((data,), 1, timeout)
+            reached: dict[Stream, Any] = {}
+            gather(dict.fromkeys(self._written.streams, data), deadline, reached.__setitem__)
+            for stream, (reply,) in reached.items():
                 if isinstance(reply, ReplyError):
                     raise reply_error(str(reply))
                 if reply < count:
@@ -375,36 +361,42 @@ class Nodes:
         """Send packed commands of one slot now. Their replies come later, each to ``on_reply``."""
         slot = self._cache.slot_of(data)
         assert slot is not None, "commands without a key"
-        post = Post(self, Unit(slot, [data] if replies == 1 else split(data)), replies, on_reply, may_repeat)
-        post.deadline = monotonic() + self.cluster.timeout
+        self.post_at(slot, data, replies, on_reply, more, may_repeat)
+
+    def post_at(
+        self, slot: int, data: bytes, replies: int, on_reply: OnReply, more: bool = False, may_repeat: bool = False
+    ) -> None:
+        """Do what ``post`` does, where the slot is known."""
+        post = self._made(slot, data, replies, on_reply, may_repeat)
         self._post(post, more)
 
+    def _made(self, slot: int, data: bytes, replies: int, on_reply: OnReply, may_repeat: bool) -> Post:
+        deadline = monotonic() + self.cluster.timeout
+        return Post(slot, data, replies, on_reply, may_repeat, deadline, self._note_refused)
+
     def _post(self, post: Post, more: bool = False) -> None:
-        unit = post.unit
         try:
-            stream = self._stream_for(unit)
+            stream = self.stream_at(post.slot) if post.unit is None else self._stream_for(post.unit, post.deadline)
         except (exceptions.RecoverableConnectionError, OSError):
-            if monotonic() >= post.deadline:
+            if self._is_dropped or monotonic() >= post.deadline:
                 raise
-            unit.refusal = Refusal("CLUSTERDOWN")
+            post.refused().refusal = Refusal("CLUSTERDOWN")
             self.cluster.is_stale = True
             self._later(post)
             return
-        unit.asked = stream.address
-        data = unit.data if unit.refusal is not None else b"".join(unit.commands)
-        post.replies = unit.count
-        stream.post(data, post.replies, post, more, post.may_repeat)
+        data, replies = post.begin(stream.address)
+        stream.post(data, replies, post, more, post.may_repeat)
 
-    def note_refused(self, post: Post) -> bool:
+    def _note_refused(self, post: Post) -> bool:
         """Have what was refused sent again, unless its time is over; nothing is sent from here."""
         if monotonic() >= post.deadline:
             return False
-        self._note(post.unit)
+        self._note(post.refused())
         self._later(post)
         return True
 
     def _later(self, post: Post) -> None:
-        post.due = monotonic() + pause_of(post.unit)
+        post.due = monotonic() + pause_of(post.refused())
         self._refused.append(post)
 
     @property
@@ -412,7 +404,7 @@ class Nodes:
         """The posted commands that have not all of their replies, and may be sent again: none without a key (PING)."""
         posted = [each for stream in list(self.streams.values()) for each in stream.unanswered]
         repeatable = [post for post in list(self._refused) if post.may_repeat]
-        refused = [(post, data, 1) for post in repeatable for data in post.unit.commands]
+        refused = [(post, data, 1) for post in repeatable for data in post.refused().commands]
         apart = [(on_reply, data, 1) for on_reply, again, _ in posted for data in split(again or b"")]
         return [*(each for each in apart if self._cache.slot_of(each[1]) is not None), *refused]
 
@@ -420,9 +412,7 @@ class Nodes:
         """Send packed commands of one slot soon: for replies on whose arrival nothing may be sent."""
         slot = self._cache.slot_of(data)
         assert slot is not None, "commands without a key"
-        post = Post(self, Unit(slot, [data]), replies, on_reply)
-        post.deadline, post.due = monotonic() + self.cluster.timeout, monotonic()
-        self._refused.append(post)
+        self._refused.append(self._made(slot, data, replies, on_reply, False))
 
     def flush(self) -> None:
         """Send again what was refused and is due."""
@@ -451,18 +441,18 @@ class Nodes:
 
     def wait_for_replies(self) -> None:
         """Wait for the replies to all posted commands."""
-        deadline = monotonic() + (self._timeout_cap or self.cluster.timeout)
+        deadline = self._deadline(None)
         with self.lock:
             while True:
                 self.flush()
                 for stream in list(self.streams.values()):
-                    stream.wait_for_replies()
+                    stream.wait_for_replies(left_until(deadline))
                 pause = self.next_flush
                 if pause is None:
                     return
                 if monotonic() >= deadline:
                     raise connection_lost("the cluster did not answer in time")
-                sleep(pause)
+                self._pauses.wait(pause)
 
     def poll(self) -> None:
         """Read what has arrived, without waiting, and send again what was refused."""

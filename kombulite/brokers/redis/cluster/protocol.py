@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from kombulite.brokers.redis.cluster.claims import ClusterChannel
-from kombulite.brokers.redis.cluster.handover import ClusterHandover, put_back_all, renew_all
+from kombulite.brokers.redis.cluster.handover import ClusterHandover, apart, put_back_all, renew_all
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.publisher import ClusterPublisher
 from kombulite.brokers.redis.cluster.receiver import ClusterReceiver
 from kombulite.brokers.redis.cluster.topology import ClusterDeadlines, ClusterTopology
 from kombulite.brokers.redis.leases import Lease, restore_overdue
 from kombulite.brokers.redis.maintainer import Chores
-from kombulite.brokers.redis.plans import Plan
+from kombulite.brokers.redis.plans import Plan, PostingStream
 from kombulite.brokers.redis.protocol import RedisProtocol
 
 
@@ -27,6 +28,13 @@ class ClusterProtocol(RedisProtocol):
     deadlines_class = ClusterDeadlines
     publisher_class = ClusterPublisher
     receiver_class = ClusterReceiver
+    handover: ClusterHandover
+    publisher: ClusterPublisher
+
+    def begin(self, stream: PostingStream, tracked: bool, perform: Callable[[Plan[Any]], object]) -> Plan[None]:
+        """Begin on a connection: an earlier one of this process may have published messages in part."""
+        yield from super().begin(stream, tracked, perform)
+        self.publisher.reached = self.handover.reached
 
     def _put_back(self, leases: Sequence[Lease], are_noted: bool | None = None) -> Plan[None]:
         if are_noted is None:
@@ -49,5 +57,5 @@ class ClusterChores(Chores):
     def _restore(self) -> Plan[float]:
         states = list(self._channels.values())
         for queue in {consumer.queue for state in states for consumer in list(state.consumers.values())}:
-            yield from restore_overdue(self._keys.of(queue), self._options, self._queues_of)
+            yield from apart(queue, restore_overdue(self._keys.of(queue), self._options, self._queues_of))
         return self._options.restore_interval

@@ -1,20 +1,30 @@
-"""Publishing in the own layout: a command for each queue, because no transaction spans slots."""
+"""Publishing in the own layout: a command for each queue, because no transaction spans slots.
+
+A message for several queues may reach some of them only. Which, is noted until the message is forgotten, so that it
+goes to the others alone when it is published again, as by ``retry``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from hiredis import ReplyError
 
+from kombulite import exceptions
 from kombulite._core import Delivery, EnvelopeTemplate, pack_command
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Limits
 from kombulite.brokers.redis.plans import Exchange, Plan
-from kombulite.brokers.redis.publisher import EXEC, MULTI, Destination, Publisher, failure_of
+from kombulite.brokers.redis.publisher import EXEC, MAX_TOGETHER, MULTI, Destination, Publisher, Segment, failure_of
 from kombulite.brokers.redis.router import Routes
+
+#: What stands for a reply that did not come.
+LOST = ReplyError("ERR the connection was lost")
+#: The queues that have a message which others have not.
+Reached = MutableMapping[Delivery, frozenset[str]]
 
 
 class ClusterDestination(Destination):
@@ -40,20 +50,39 @@ class ClusterDestination(Destination):
             for queue in queues
         ]
 
-    @property
-    def counts(self) -> list[int]:
-        """For each queue the number of replies to the commands that bring it messages."""
-        return [3 + len(trailer) if trailer else 1 for trailer in self.trailers]
 
-    def replies(self, messages: int) -> int:
-        """Return the number of replies to the commands for so many messages."""
-        return len(self.topics) * messages if self.topics else sum(self.counts)
+class Group:
+    """Messages of a batch that go to the same queues in one command each. ``places``: where they are in the batch."""
+
+    __slots__ = ("deliveries", "destination", "places", "queues", "size", "template")
+
+    def __init__(self, destination: ClusterDestination, template: EnvelopeTemplate, queues: Sequence[str]) -> None:
+        self.destination = destination
+        self.template = template
+        self.queues = queues
+        self.deliveries: list[Delivery] = []
+        self.places: list[int] = []
+        self.size = 0
+
+    def add(self, place: int, delivery: Delivery) -> None:
+        """Put a message behind the others."""
+        self.places.append(place)
+        self.deliveries.append(delivery)
+        self.size += len(delivery.body)
 
 
 class ClusterPublisher(Publisher):
     """What brings messages where they belong."""
 
     destination_class = ClusterDestination
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.reached: Reached = WeakKeyDictionary()
+
+    def single(self, delivery: Delivery) -> Destination | None:
+        """Return where a message goes, if that is one list that has not got it, and the server need not be asked."""
+        return None if self.reached and delivery in self.reached else super().single(delivery)
 
     def _destination(self, delivery: Delivery) -> Plan[Destination]:
         destination: Destination = yield from super()._destination(delivery)
@@ -63,44 +92,163 @@ class ClusterPublisher(Publisher):
             destination = yield from super()._destination(delivery)
         return destination
 
+    def catch_up(self, delivery: Delivery, destination: Destination) -> Plan[int]:
+        """Send a message to the queues that it missed; returns how many queues have it."""
+        try:
+            return (yield from super().catch_up(delivery, destination))
+        except (exceptions.ChannelError, exceptions.ConnectionError, exceptions.MessageNacked, OSError):
+            self._note_reached(delivery, destination.queues)
+            raise
+
     def _publish_to(self, destination: Destination, queues: Sequence[str], delivery: Delivery) -> Plan[int]:
-        if len(queues) <= 1:
-            return (yield from super()._publish_to(destination, queues, delivery))
         assert isinstance(destination, ClusterDestination)
-        commands = self._commands(destination, queues, self._template(destination, delivery), (delivery,))
-        replies = yield Exchange(commands, len(commands))
-        counts = [count for queue, count in zip(destination.queues, destination.counts, strict=True) if queue in queues]
-        failures: dict[str, ReplyError] = {}
-        for queue, count, end in zip(queues, counts, accumulate(counts), strict=True):
-            failure = failure_of(replies[end - count : end])
-            if failure is not None:
-                failures[queue] = failure
-        if failures:
-            error = reply_error(str(next(iter(failures.values()))))
-            raise type(error)(partly(queues, failures, error))
+        template = self._template(destination, delivery)
+        if destination.topics:
+            commands = list(self._topic_commands(destination, template, (delivery,)))
+            (reply,) = yield Exchange(commands, 1)
+            if isinstance(reply, ReplyError):
+                raise reply_error(str(reply))
+            return int(reply)
+        missed = self._missed(delivery, queues)
+        if missed:
+            group = Group(destination, template, missed)
+            group.add(0, delivery)
+            try:
+                failures = yield from self._send_groups([group])
+            except exceptions.ConnectionError as error:
+                error.reply_text = f"{error.reply_text}; taken by {self._reached_by(delivery, queues)}"
+                raise
+            if failures:
+                self._note_reached(delivery, [queue for queue in missed if queue not in failures[group]])
+                raise partly(failures[group], self._reached_by(delivery, queues))
+        if self.reached:
+            self.reached.pop(delivery, None)
         return len(queues)
 
-    def _commands(
-        self,
-        destination: Destination,
-        queues: Sequence[str],
-        template: EnvelopeTemplate,
-        deliveries: Sequence[Delivery],
-    ) -> list[bytes]:
-        assert isinstance(destination, ClusterDestination)
-        tags, stamp = self._tags, self._stamp(destination, deliveries[0])
-        if destination.topics:
-            envelopes = [template.encode(each.body, tags.next(), stamp) for each in deliveries]
-            return [pack_command(("SPUBLISH", destination.topics[0], envelope)) for envelope in envelopes]
+    def _topic_commands(
+        self, destination: Destination, template: EnvelopeTemplate, deliveries: Sequence[Delivery]
+    ) -> Iterator[bytes]:
+        stamp = self._stamp(destination, deliveries[0])
+        for each in deliveries:
+            envelope = template.encode(each.body, self._tags.next(), stamp)
+            yield pack_command(("SPUBLISH", destination.topics[0], envelope))
+
+    # --- what some queues have
+
+    def _missed(self, delivery: Delivery, queues: Sequence[str]) -> Sequence[str]:
+        """Return the queues that an earlier try to publish a message has not reached."""
+        reached = self.reached.get(delivery) if self.reached else None
+        return queues if reached is None else [queue for queue in queues if queue not in reached]
+
+    def _note_reached(self, delivery: Delivery, queues: Iterable[str]) -> None:
+        self.reached[delivery] = self.reached.get(delivery, frozenset()).union(queues)
+
+    def _reached_by(self, delivery: Delivery, queues: Sequence[str]) -> str:
+        reached = self.reached.get(delivery, frozenset())
+        return ", ".join(queue for queue in queues if queue in reached) or "none"
+
+    # --- many messages
+
+    def _send(self, deliveries: Sequence[Delivery], segments: Sequence[Segment]) -> Plan[list[tuple[int, Exception]]]:
+        refused: list[tuple[int, Exception]] = []
+        groups = self._groups(deliveries, [segment for segment in segments if segment.destination.queues])
+        failures = yield from self._send_groups(groups)
+        for group, mine in failures.items():
+            taken = [queue for queue in group.destination.queues if queue not in mine]
+            error = partly(mine, ", ".join(taken) or "none")
+            if not is_refusal(error):
+                self._note_all(groups, failures)
+                raise error
+            refused += [(place, error) for place in group.places]
+        places: list[int] = []
         commands: list[bytes] = []
-        for queue, push, trailer in zip(destination.queues, destination.pushes, destination.trailers, strict=True):
-            if queue in queues:
-                packed = push.pack(template, tags, deliveries, stamp)
-                commands += [MULTI, packed, *trailer, EXEC] if trailer else [packed]
-        return commands
+        for start, stop, destination, template in segments:
+            if destination.topics:
+                places += range(start, stop)
+                commands += self._topic_commands(destination, template, deliveries[start:stop])
+        for place, reply in zip(places, (yield Exchange(commands, len(commands))) if commands else (), strict=True):
+            if isinstance(reply, ReplyError):
+                error = reply_error(str(reply))
+                if not is_refusal(error):
+                    raise error
+                refused.append((place, error))
+        if self.reached:
+            for delivery in deliveries:
+                self.reached.pop(delivery, None)
+        return refused
+
+    def _groups(self, deliveries: Sequence[Delivery], segments: Sequence[Segment]) -> list[Group]:
+        """Put messages together that go the same way. Those of a queue stay in their order."""
+        groups: list[Group] = []
+        latest: dict[str, Group] = {}  # by queue
+        for start, stop, destination, template in segments:
+            assert isinstance(destination, ClusterDestination)
+            for place in range(start, stop):
+                delivery = deliveries[place]
+                queues = self._missed(delivery, destination.queues)
+                if not queues:
+                    continue
+                group = latest.get(queues[0])
+                if (
+                    group is None
+                    or group.destination is not destination
+                    or group.template is not template
+                    or group.queues != queues
+                    or group.size + len(delivery.body) > MAX_TOGETHER
+                    or any(latest.get(queue) is not group for queue in queues)
+                ):
+                    group = Group(destination, template, queues)
+                    groups.append(group)
+                    latest.update(dict.fromkeys(queues, group))
+                group.add(place, delivery)
+        return groups
+
+    def _send_groups(self, groups: Sequence[Group]) -> Plan[dict[Group, dict[str, ReplyError]]]:
+        """Send messages to the queues of their groups; returns what queues have refused, and why."""
+        commands: list[bytes] = []
+        parts: list[tuple[Group, str, int]] = []  # a group, one of its queues, the number of commands for that
+        for group in groups:
+            destination = group.destination
+            stamp = self._stamp(destination, group.deliveries[0])
+            for queue, push, trailer in zip(destination.queues, destination.pushes, destination.trailers, strict=True):
+                if queue in group.queues:
+                    packed = push.pack(group.template, self._tags, group.deliveries, stamp)
+                    mine = [MULTI, packed, *trailer, EXEC] if trailer else [packed]
+                    commands += mine
+                    parts.append((group, queue, len(mine)))
+        partial: list[Any] = []
+        try:
+            replies = (yield Exchange(commands, len(commands), partial)) if commands else []
+        except (exceptions.ConnectionError, OSError):
+            self._note_all(groups, failures_of(parts, partial or [LOST] * len(commands)))
+            raise
+        return failures_of(parts, replies)
+
+    def _note_all(self, groups: Sequence[Group], failures: Mapping[Group, Mapping[str, ReplyError]]) -> None:
+        for group in groups:
+            reached = [queue for queue in group.queues if queue not in failures.get(group, ())]
+            for delivery in group.deliveries if reached else ():
+                self._note_reached(delivery, reached)
 
 
-def partly(queues: Sequence[str], failures: Mapping[str, object], error: Exception) -> str:
-    """Return what became of a message that not all of its queues have taken."""
-    reached = [queue for queue in queues if queue not in failures]
-    return f"{error}; refused for {', '.join(failures)}; taken by {', '.join(reached) or 'none'}"
+def failures_of(parts: Sequence[tuple[Group, str, int]], replies: Sequence[Any]) -> dict[Group, dict[str, ReplyError]]:
+    """Return the queues that have not taken messages, and why."""
+    failures: dict[Group, dict[str, ReplyError]] = {}
+    at = 0
+    for group, queue, count in parts:
+        mine, at = replies[at : at + count], at + count
+        failure = failure_of([LOST if reply is None else reply for reply in mine])
+        if failure is not None:
+            failures.setdefault(group, {})[queue] = failure
+    return failures
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether an error is about some messages of a batch only."""
+    return isinstance(error, (exceptions.MessageNacked, exceptions.ChannelError))
+
+
+def partly(failures: Mapping[str, ReplyError], taken: str) -> Exception:
+    """Return the error of a message that queues have refused, with what became of it."""
+    error = reply_error(str(next(iter(failures.values()))))
+    return type(error)(f"{error}; refused for {', '.join(failures)}; taken by {taken}")

@@ -24,13 +24,13 @@ class Unit:
 
     __slots__ = ("asked", "commands", "refusal", "refusals", "replies", "slot")
 
-    def __init__(self, slot: int, commands: list[bytes]) -> None:
+    def __init__(self, slot: int, commands: list[bytes], asked: Address = ("", 0)) -> None:
         self.slot = slot
         self.commands = commands
         self.replies: list[Any] = []
         self.refusal: Refusal | None = None
         self.refusals = 0
-        self.asked: Address = ("", 0)
+        self.asked = asked
 
     @property
     def asks(self) -> bool:
@@ -38,25 +38,22 @@ class Unit:
         return self.refusal is not None and self.refusal.code == "ASK"
 
     @property
-    def data(self) -> bytes:
-        """The commands as they are sent now."""
+    def packed(self) -> list[bytes]:
+        """The commands as they are sent now: ASKING holds for the next one, or for a whole transaction."""
         if not self.asks:
-            return b"".join(self.commands)
-        place = 1 if self.commands[0] == CACHING else 0
-        return b"".join([*self.commands[:place], ASKING, *self.commands[place:]])
-
-    @property
-    def count(self) -> int:
-        """The number of replies to ``data``."""
-        return len(self.commands) + self.asks
+            return self.commands
+        first, *others = self.commands
+        if first == MULTI:
+            return [ASKING, *self.commands]
+        if first == CACHING:
+            return [CACHING, ASKING, *others]
+        return [each for command in self.commands for each in (ASKING, command)]
 
     def take(self, replies: list[Any]) -> None:
-        """Take the replies to ``data``, and see whether it was refused."""
-        if len(replies) > len(self.commands):
-            del replies[1 if self.commands[0] == CACHING else 0]
-        self.replies = replies
+        """Take the replies to ``packed``, and see whether it was refused."""
+        self.replies = [reply for sent, reply in zip(self.packed, replies, strict=True) if sent is not ASKING]
         self.refusal = None
-        for reply in replies:
+        for reply in self.replies:
             if isinstance(reply, ReplyError):
                 self.refusal = refusal_of(str(reply), self.asked)
                 if self.refusal is not None:
@@ -68,7 +65,7 @@ def share(units: Sequence[Unit], replies: list[Any]) -> None:
     """Give units, which were sent one after the other, their replies."""
     at = 0
     for unit in units:
-        count = unit.count
+        count = len(unit.packed)
         unit.take(replies[at : at + count])
         at += count
 

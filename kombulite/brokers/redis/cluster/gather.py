@@ -1,0 +1,47 @@
+"""Commands to several nodes at once, and all their replies before one deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any
+
+from kombulite import exceptions
+from kombulite.brokers.redis.stream import Stream
+
+#: Seconds for a reply where the deadline has passed between two steps: 0 would mean the default.
+MIN_TIMEOUT = 0.001
+
+
+def left_until(deadline: float) -> float:
+    """Return the seconds until a deadline, as a timeout."""
+    return max(deadline - monotonic(), MIN_TIMEOUT)
+
+
+def gather(
+    sent: Mapping[Stream, list[bytes]],
+    deadline: float,
+    take: Callable[[Stream, list[Any]], object],
+) -> None:
+    """Send commands to nodes, all at once; what each replies goes to ``take``. Raises when all are over."""
+    if len(sent) == 1:
+        ((stream, commands),) = sent.items()
+        take(stream, stream.exchange(commands, len(commands), left_until(deadline)))
+        return
+    replies: dict[Stream, list[Any]] = {}
+    failure: BaseException | None = None
+    for stream, commands in sent.items():
+        mine: list[Any] = []
+        try:
+            stream.post(b"".join(commands), len(commands), mine.append)
+            replies[stream] = mine
+        except (exceptions.ConnectionError, OSError) as error:
+            failure = failure or error  # the others' replies count all the same
+    for stream, mine in replies.items():
+        try:
+            stream.wait_for_replies(left_until(deadline))
+            take(stream, mine)
+        except (exceptions.ConnectionError, OSError) as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure

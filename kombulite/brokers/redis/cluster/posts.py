@@ -1,0 +1,89 @@
+"""Commands that are sent to a node of a cluster, and whose replies come later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hiredis import ReplyError
+
+from kombulite.brokers.redis.cluster.slots import Address
+from kombulite.brokers.redis.cluster.units import Unit, split
+from kombulite.brokers.redis.replies import OnReply
+
+
+class Post:
+    """Commands that nobody waits for: what their replies go to, if the node does not refuse them.
+
+    ``may_repeat``: they do no harm when they are sent again, over another connection. ``on_refused(post)``: is called
+    when they are refused; returns whether they will be sent again. ``unit``: None until then, for few are.
+    """
+
+    __slots__ = (
+        "_awaited",
+        "_on_refused",
+        "_on_reply",
+        "_replies",
+        "asked",
+        "data",
+        "deadline",
+        "due",
+        "may_repeat",
+        "slot",
+        "unit",
+    )
+
+    def __init__(
+        self,
+        slot: int,
+        data: bytes,
+        replies: int,
+        on_reply: OnReply,
+        may_repeat: bool,
+        deadline: float,
+        on_refused: Callable[[Post], bool],
+    ) -> None:
+        self.slot = slot
+        self.data = data
+        self._awaited = replies
+        self._on_reply = on_reply
+        self._on_refused = on_refused
+        self._replies: list[Any] = []
+        self.may_repeat = may_repeat
+        self.deadline = deadline
+        self.due = 0.0
+        self.unit: Unit | None = None
+        self.asked: Address = ("", 0)
+
+    def begin(self, asked: Address) -> tuple[bytes, int]:
+        """Return what is sent to a node now, and how many replies it has."""
+        self.asked = asked
+        if self.unit is not None:
+            self.unit.asked = asked
+            packed = self.unit.packed
+            self.data, self._awaited = b"".join(packed), len(packed)
+        return self.data, self._awaited
+
+    def __call__(self, reply: Any) -> None:
+        """Take the next reply."""
+        if self._awaited == 1 and reply.__class__ is not ReplyError:
+            self._on_reply(reply)
+            return
+        self._replies.append(reply)
+        if len(self._replies) < self._awaited:
+            return
+        replies, self._replies = self._replies, []
+        if self.unit is not None or any(each.__class__ is ReplyError for each in replies):
+            unit = self.refused()
+            unit.take(replies)
+            replies = unit.replies
+            if unit.refusal is not None and self._on_refused(self):
+                return
+        for each in replies:
+            self._on_reply(each)
+
+    def refused(self) -> Unit:
+        """Return the commands one by one: some of them may be to be sent again."""
+        if self.unit is None:
+            self.unit = Unit(self.slot, split(self.data), self.asked)
+        return self.unit

@@ -1,0 +1,290 @@
+"""What a connection to a Redis Cluster promises while a node refuses, is silent, or has no master for a slot."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+
+import pytest
+from hiredis import ReplyError
+
+from kombulite import Connection, Exchange, Queue
+from kombulite._core import pack_command
+from kombulite.brokers.redis.cluster.keys import tag_of
+from kombulite.brokers.redis.cluster.slots import slot_of
+from kombulite.brokers.redis.cluster.units import ASKING, CACHING, EXEC, MULTI, Unit
+from kombulite.exceptions import BatchPublishError, MessageNacked, RecoverableConnectionError
+from tests.redis.test_cluster import LAYOUTS, OWN, connect, receive, slot_in
+from tests.servers import wait_until
+
+PATIENCE = 20.0  # seconds
+
+
+def names_on_all(cluster, base):
+    """A queue's name for each master."""
+    found = {}
+    for number in range(1000):
+        found.setdefault(cluster.master_of(slot_of(tag_of(f"{base}{number}"))).port, f"{base}{number}")
+        if len(found) == len(cluster.masters):
+            break
+    return [found[node.port] for node in cluster.masters]
+
+
+def length(cluster, queue):
+    return cluster.master_of(slot_of(tag_of(queue))).ask("LLEN", f"{tag_of(queue)}{queue}")
+
+
+@contextmanager
+def on_its_way(cluster, slot):
+    """Have a slot on its way to another node, with all its keys there."""
+    source = cluster.master_of(slot)
+    target = next(node for node in cluster.masters if node is not source)
+    target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.node_id)
+    source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.node_id)
+    while found := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
+        source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *found)
+    try:
+        yield target
+    finally:
+        cluster.finish_move(slot, target)
+
+
+# --- one slot, and the others
+
+
+@contextmanager
+def without_a_master(cluster, slot):
+    """Take a slot away from the cluster, which serves the others."""
+    master = cluster.master_of(slot)
+    for node in cluster.masters:
+        node.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    for node in cluster.masters:
+        node.ask("CLUSTER", "DELSLOTS", slot)
+
+    def is_served(node):
+        return any(first <= slot <= last for first, last, *_ in node.ask("CLUSTER", "SLOTS"))
+
+    try:
+        yield lambda: master.ask("CLUSTER", "ADDSLOTS", slot)
+    finally:
+        if not is_served(master):
+            master.ask("CLUSTER", "ADDSLOTS", slot)
+        cluster.wait_for(is_served, "the slot is not known to be served")
+        for node in cluster.masters:
+            node.ask("CONFIG", "SET", "cluster-require-full-coverage", "yes")
+        cluster.wait_until_ok()
+
+
+def test_a_slot_without_a_master_keeps_the_others_waiting_for_nothing(cluster):
+    down, up = names_on_all(cluster, "apart")[:2]
+    with connect(cluster, OWN) as connection:
+        producer, other = connection.Producer(), connection.Producer(connection.channel())
+        producer.publish(0, routing_key=down, declare=[Queue(down), Queue(up)])
+        nodes = connection.transport._stream
+        waiting = threading.Thread(target=producer.publish, args=(1,), kwargs={"routing_key": down, "timeout": 60})
+        with without_a_master(cluster, slot_of(tag_of(down))) as give_back:
+            waiting.start()
+            wait_until(lambda: nodes.cluster.is_stale, PATIENCE, "the publish does not wait")
+            other.publish(2, routing_key=up)
+            assert length(cluster, up) == 1
+            assert waiting.is_alive()
+            give_back()
+            waiting.join(60)
+        assert not waiting.is_alive()
+        assert receive(connection, Queue(down), 2) == [0, 1]
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class SlowNode:
+    """A stand-in for a stream: each answer takes a second, and is that it is too soon."""
+
+    address = ("127.0.0.1", 1)
+    is_open = True
+
+    def __init__(self, clock):
+        self.clock = clock
+        self.timeouts = []
+
+    def exchange(self, commands, replies, timeout):
+        self.timeouts.append(timeout)
+        self.clock.now += 1
+        return [ReplyError("TRYAGAIN")] * replies
+
+
+def test_all_tries_of_a_command_share_one_deadline(monkeypatch):
+    nodes, clock = Connection("rediscluster://").transport._stream, Clock()
+    for module in ("nodes", "gather"):
+        monkeypatch.setattr(f"kombulite.brokers.redis.cluster.{module}.monotonic", clock)
+    node = SlowNode(clock)
+    nodes.streams[node.address] = node
+    nodes.cluster.slots.owners[slot_of("{q}:q")] = node.address
+    (reply,) = nodes.exchange([pack_command(("LPUSH", "{q}:q", "x"))], 3)
+    assert str(reply) == "TRYAGAIN"
+    assert node.timeouts == [3, 2, 1]
+
+
+# --- a slot on its way
+
+
+def test_each_command_that_is_sent_ahead_of_its_slot_says_so():
+    first, second = pack_command(("ZREM", "{q}:index", "tag")), pack_command(("HDEL", "{q}:unacked", "tag"))
+
+    def sent(*commands):
+        unit = Unit(1, list(commands))
+        unit.take([ReplyError("ASK 1 127.0.0.1:1")] * len(commands))
+        packed = unit.packed
+        unit.take(["OK" if each == ASKING else number for number, each in enumerate(packed)])
+        assert "OK" not in unit.replies
+        assert len(unit.replies) == len(commands)
+        return packed
+
+    assert sent(first, second) == [ASKING, first, ASKING, second]
+    assert sent(MULTI, first, EXEC) == [ASKING, MULTI, first, EXEC]
+    assert sent(CACHING, first) == [CACHING, ASKING, first]
+
+
+@LAYOUTS
+def test_a_message_is_acknowledged_while_its_slot_is_on_its_way(cluster, layout):
+    with connect(cluster, layout) as connection:
+        connection.Producer().publish("x", routing_key="way", declare=[Queue("way")])
+        channel = connection.channel()
+        message = channel.basic_get("way")
+        with on_its_way(cluster, slot_in(layout, "way")) as target:
+            message.ack()
+            connection.drain(0.01)
+
+            def is_acknowledged():
+                connection.drain(0.01)
+                return not [key for key in target.ask("KEYS", "*") if "unacked" in key]
+
+            wait_until(is_acknowledged, PATIENCE, "the message is not acknowledged before the slot has moved")
+        assert channel.basic_get("way") is None
+
+
+# --- a publish in parts
+
+
+def bound_on_all(cluster, connection, base):
+    names = names_on_all(cluster, base)
+    exchange = Exchange(base, "direct")
+    producer = connection.Producer(exchange=exchange)
+    queues = [Queue(name, exchange, routing_key="key") for name in names]
+    producer.publish(0, routing_key="key", declare=queues)
+    return producer, [names[0], *sorted(names[1:])]
+
+
+def test_a_publish_says_which_queues_have_it_and_retry_brings_it_to_the_others(cluster):
+    with connect(cluster, OWN) as connection:
+        producer, (full, *others) = bound_on_all(cluster, connection, "parts")
+        node, errors = cluster.masters[0], []
+        node.ask("CONFIG", "SET", "maxmemory", 1)
+
+        def note(error, pause):
+            errors.append(str(error))
+            node.ask("CONFIG", "SET", "maxmemory", 0)
+
+        try:
+            with pytest.raises(MessageNacked, match=rf"refused for {full}; taken by {others[0]}, {others[1]}$"):
+                producer.publish(1, routing_key="key")
+            producer.publish(
+                2, routing_key="key", retry=True, retry_policy={"errback": note, "max_retries": 3, "interval_start": 0}
+            )
+        finally:
+            node.ask("CONFIG", "SET", "maxmemory", 0)
+        assert len(errors) == 1
+        assert receive(connection, Queue(full), 2) == [0, 2]
+        for name in others:
+            assert receive(connection, Queue(name), 3) == [0, 1, 2]
+            assert length(cluster, name) == 0
+
+
+@pytest.mark.parametrize("in_a_batch", [False, True])
+def test_what_nodes_have_taken_is_not_sent_to_them_again_after_another_was_lost(cluster, in_a_batch):
+    with connect(cluster, OWN, socket_timeout=0.5) as connection:
+        producer, (silent, *others) = bound_on_all(cluster, connection, "lost")
+        node, errors = cluster.masters[0], []
+        node.pause()
+
+        def note(error, pause=0.0):
+            errors.append(str(error))
+            node.resume()
+            cluster.wait_until_ok()
+
+        policy = {"errback": note, "max_retries": 10}
+        try:
+            if in_a_batch:
+                with producer.batch() as batch:
+                    for number in (1, 2, 3):
+                        producer.publish(number, routing_key="key")
+                    with pytest.raises((RecoverableConnectionError, OSError)):
+                        batch.flush()
+                    note("lost")
+                    connection.ensure(producer, batch.flush, **policy)()
+            else:
+                producer.publish(1, routing_key="key", retry=True, retry_policy=policy)
+        finally:
+            node.resume()
+            cluster.wait_until_ok()
+        sent = [0, 1, 2, 3] if in_a_batch else [0, 1]
+        assert errors
+        if not in_a_batch:
+            assert f"taken by {', '.join(others)}" in errors[0]
+        for name in others:
+            assert length(cluster, name) == len(sent)
+            assert receive(connection, Queue(name), len(sent)) == sent
+        assert length(cluster, silent) >= len(sent), "what the lost node had taken is not known"
+
+
+def test_a_publish_after_one_that_failed_goes_to_all_queues(cluster):
+    with connect(cluster, OWN) as connection:
+        producer, (full, *others) = bound_on_all(cluster, connection, "again")
+        node = cluster.masters[0]
+        node.ask("CONFIG", "SET", "maxmemory", 1)
+        try:
+            with pytest.raises(MessageNacked):
+                producer.publish(1, routing_key="key")
+        finally:
+            node.ask("CONFIG", "SET", "maxmemory", 0)
+        producer.publish(1, routing_key="key")
+        assert [length(cluster, name) for name in (full, *others)] == [2, 3, 3]
+
+
+def test_a_batch_names_the_queues_that_refuse_and_those_that_take(cluster):
+    with connect(cluster, OWN) as connection:
+        producer, (full, *others) = bound_on_all(cluster, connection, "batched")
+        node = cluster.masters[0]
+        node.ask("CONFIG", "SET", "maxmemory", 1)
+        try:
+            with pytest.raises(BatchPublishError) as caught:
+                producer.publish_many([1, 2], routing_key="key")
+        finally:
+            node.ask("CONFIG", "SET", "maxmemory", 0)
+        assert [index for index, _ in caught.value.refused] == [0, 1]
+        assert f"refused for {full}; taken by {', '.join(others)}" in str(caught.value.refused[1][1])
+        assert [length(cluster, name) for name in (full, *others)] == [1, 3, 3]
+
+
+# --- chores
+
+
+def test_a_key_of_the_wrong_type_keeps_no_other_queue_from_its_chores(cluster):
+    spoilt, sound = names_on_all(cluster, "spoilt")[:2]
+    sound_node, index = cluster.master_of(slot_of(tag_of(sound))), f"{tag_of(sound)}unacked_index"
+    cluster.master_of(slot_of(tag_of(spoilt))).ask("SET", f"{tag_of(spoilt)}unacked_index", "spoilt")
+    options = {"unacked_restore_interval": 0.05, "unacked_restore_throttle": 1}
+    with connect(cluster, OWN) as other, connect(cluster, OWN, **options) as connection:
+        other.Producer().publish("kept", routing_key=sound, declare=[Queue(sound)])
+        message = other.default_channel.basic_get(sound)
+        sound_node.ask("ZADD", index, "XX", 1, message.delivery_tag)  # it ran out long ago
+        received = []
+        with connection.Consumer([Queue(spoilt), Queue(sound)], no_ack=True, on_message=received.append):
+            while not received:
+                connection.drain_events(timeout=PATIENCE)
+        assert received[0].payload == "kept"
