@@ -47,6 +47,7 @@ __all__ = [
     "Server",
     "Unavailable",
     "free_port",
+    "keep_declarations",
     "program",
     "quiet_ports",
     "tail",
@@ -68,6 +69,15 @@ def _version_of(path: str) -> str:
     if found is None:
         raise Unavailable(f"{path} does not tell its version, but {answer!r:.80}")
     return found[0]
+
+
+def keep_declarations(server: RabbitMQServer) -> None:
+    """Have RabbitMQ write to disk what was declared, before it is killed.
+
+    3.10.8 forgets a durable queue, with the confirmed messages in it, if it is killed just after the declaration: 5 of
+    33 times on a loaded machine, with pika. 4.3.6 forgot none of 31, and has nothing to write.
+    """
+    server.control("eval", "mnesia:sync_log().")
 
 
 def quiet_ports(count: int) -> list[int]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, exceptions
 from tests.amqp.conftest import in_threads
-from tests.servers import wait_until
+from tests.servers import keep_declarations, wait_until
 
 HASTE = {"read_timeout": 0.5, "write_timeout": 0.5}
 LARGE = b"x" * 15_000_000  # more than the kernel buffers for a paused broker; RabbitMQ 4 refuses more than 16 MiB
@@ -281,9 +282,11 @@ def test_broker_restarted(own_broker, name):
     """Confirmed messages outlive it, and producers and consumers go on."""
     with Connection(own_broker.url, transport_options={"confirm_publish": True}, heartbeat=10) as connection:
         queue = Queue(name("durable"))
+        queue(connection).declare()
+        keep_declarations(own_broker)
         producer = Producer(connection)
         for number in range(20):
-            producer.publish(number, routing_key=queue.name, declare=[queue])
+            producer.publish(number, routing_key=queue.name)
         received = set()
 
         def take(message):
@@ -291,13 +294,19 @@ def test_broker_restarted(own_broker, name):
             message.ack()
 
         own_broker.kill()
-        restarted = threading.Thread(target=own_broker.start)
-        restarted.start()
-        for number in range(20, 40):
-            policy = {"interval_start": 0.2, "interval_step": 0.1, "interval_max": 1, "max_retries": 200}
-            producer.publish(number, routing_key=queue.name, retry=True, retry_policy=policy)
-        restarted.join()
+        with ThreadPoolExecutor(1) as restarting:
+            restarted = restarting.submit(own_broker.start)
+            for number in range(20, 40):
+                policy = {"interval_start": 0.2, "interval_step": 0.1, "interval_max": 1, "max_retries": 200}
+                producer.publish(number, routing_key=queue.name, retry=True, retry_policy=policy, mandatory=True)
+            restarted.result()
         with Consumer(connection, queue, on_message=take):
             while len(received) < 40:
-                connection.drain_events(timeout=30)
+                try:
+                    connection.drain_events(timeout=30)
+                except TimeoutError:
+                    state = own_broker.control(
+                        "list_queues", "name", "messages_ready", "messages_unacknowledged", "consumers"
+                    )
+                    pytest.fail(f"missing: {sorted(set(range(40)) - received)}; the broker has\n{state}")
         assert received == set(range(40))

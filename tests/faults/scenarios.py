@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, exceptions, uuid
-from tests.servers import Server
+from tests.servers import RabbitMQServer, Server, keep_declarations
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 
@@ -46,9 +46,11 @@ def go_over_and_back(brokers: Sequence[Server], options: Mapping[str, Any]) -> N
         message.ack()
 
     urls = [broker.url for broker in brokers]
-    for url in urls:
-        with Connection(url) as connection:
+    for broker in brokers:
+        with Connection(broker.url) as connection:
             queue(connection).declare()
+        if isinstance(broker, RabbitMQServer):
+            keep_declarations(broker)
     policy = {"max_retries": 20, "interval_start": 0.1, "interval_max": 0.5}
     with Connection(urls, transport_options=options) as consuming, Connection(urls, transport_options=options) as other:
         Consumer(consuming.channel(), queue, on_message=take).consume()

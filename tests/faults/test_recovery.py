@@ -18,7 +18,7 @@ from kombulite._sync.channel import Channel
 from kombulite.brokers.base import Outcome
 from kombulite.mixins import ConsumerMixin
 from tests.faults.scenarios import check_retry, go_over_and_back
-from tests.servers import RabbitMQServer, wait_until
+from tests.servers import RabbitMQServer, keep_declarations, wait_until
 
 
 @pytest.fixture
@@ -83,6 +83,7 @@ def test_consumer_goes_on_after_the_operator_closed_the_connection(server, conne
 def test_consumer_goes_on_after_a_restart_of_the_broker(server, connection):
     queue = Queue(uuid())
     inbox = Inbox(connection.channel(), queue)
+    keep_declarations(server)
     with Connection(server.url, transport_options={"confirm_publish": True}) as confirming:
         Producer(confirming).publish("before", routing_key=queue.name)
     inbox.wait(connection, 1)
@@ -430,6 +431,7 @@ def delete_queue(server: RabbitMQServer, queue: Queue) -> None:
 
 
 def restart(server: RabbitMQServer, queue: Queue) -> None:
+    keep_declarations(server)
     server.kill()
     server.start()
 
