@@ -298,6 +298,16 @@ def test_auto_delete_exchange_goes_with_its_last_binding(broker, connection, cha
         Exchange(exchange.name)(connection.channel()).declare(passive=True)
 
 
+@pytest.mark.needs("auto-delete")
+def test_auto_delete_exchange_stays_until_a_binding_is_gone(broker, channel):
+    exchange = Exchange(broker.name("auto"), auto_delete=True)(channel)
+    exchange.declare()
+    (queue,) = declared(channel, Queue(broker.name("one")))
+    queue.unbind_from(exchange, routing_key="never bound")
+    exchange.declare(passive=True)
+    exchange.delete()
+
+
 def test_consumer_of_a_deleted_queue_is_told(connection, channel, queue):
     cancelled = []
     tag = queue.consume("watched", callback=lambda message: None, on_cancel=cancelled.append)

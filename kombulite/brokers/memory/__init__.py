@@ -227,8 +227,8 @@ class Transport(BaseTransport):
         with self._lock:
             self._channel(channel)
             target = self._ends(source, destination, to_exchange)
-            self._broker.table.unbind(source, target, routing_key, arguments, to_exchange)
-            self._broker.drop_unused_exchange(source)
+            if self._broker.table.unbind(source, target, routing_key, arguments, to_exchange):
+                self._broker.drop_unused_exchange(source)
 
     def _ends(self, source: str, destination: str, to_exchange: bool) -> Queue | str:
         """Check both ends of a binding; returns the destination as the routing table knows it."""
