@@ -104,11 +104,11 @@ def test_tables_are_created_by_a_migration_of_django(database, django_connection
     database.connect(create_tables=False).connect()
 
 
-@pytest.mark.parametrize("option", ["table_prefix=a;b", 'schema="a b"'])
+@pytest.mark.parametrize("option", ["table_prefix=a;b", "schema=a?b"])
 def test_names_that_cannot_be_are_refused(option):
     refused = CliRunner().invoke(kombulite, ["sql", "print", "-b", "postgresql://", "-o", option])
     assert refused.exit_code == 2
-    assert "must consist of ASCII letters" in refused.output
+    assert "must consist of" in refused.output
 
 
 def test_other_brokers_have_no_tables():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import datetime, timedelta, timezone
 from threading import Thread
 
@@ -65,14 +65,19 @@ def test_message_with_an_eta_is_delivered_then_and_in_its_place(database, form):
 
 
 def test_eta_that_is_none_is_refused_by_name(database):
+    producer = Producer(database.connect(), routing_key="q")
     with pytest.raises(exceptions.PreconditionFailed, match="invalid eta 'soon'"):
-        Producer(database.connect()).publish(1, routing_key="q", eta="soon")
+        producer.publish(1, eta="soon")
+    with pytest.raises(exceptions.PreconditionFailed, match="invalid eta 1000"):
+        producer.publish(1, eta=10**400)
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         ({"table_prefix": "a; DROP TABLE b"}, "table_prefix must consist of ASCII letters"),
+        ({"table_prefix": "1_"}, "table_prefix must .* begin with no digit, got '1_'"),
+        ({"table_prefix": "a" * 46}, "table_prefix must have at most 45 characters, got 46"),
         ({"table_prefx": "a_"}, "unknown transport option 'table_prefx'; did you mean .table_prefix."),
         ({"lease": -1}, "lease must be above 0 seconds, got -1"),
         ({"synchronous": "maybe"}, "synchronous must be one of OFF, NORMAL, FULL, EXTRA, got 'MAYBE'"),
@@ -257,3 +262,68 @@ def test_text_without_utf8_is_refused_and_the_connection_goes_on(database):
     producer.publish_many(["kept"])
     assert queue.get(no_ack=True).payload == "kept"
     assert queue.get() is None
+
+
+def test_text_that_the_server_cannot_store_is_refused_and_the_connection_goes_on(postgresql_url):
+    with Connection(postgresql_url, transport_options={"table_prefix": "nul_"}) as connection:
+        queue = Queue("orders")(connection)
+        queue.declare()
+        producer = Producer(connection)
+        with pytest.raises(exceptions.PreconditionFailed, match=r"stores no text with NUL: 'or.x00ders'"):
+            producer.publish(1, routing_key="or\0ders")
+        with pytest.raises(exceptions.BatchPublishError, match="1 of 1"):
+            producer.publish_many([1], routing_key="or\0ders")
+        with pytest.raises(exceptions.PreconditionFailed):
+            Queue("or\0ders")(connection).declare()
+        with pytest.raises(exceptions.PreconditionFailed):
+            Exchange("sh\0p")(connection).declare()
+        with pytest.raises(exceptions.PreconditionFailed):
+            queue.bind_to(Exchange("amq.topic"), routing_key="\0")
+        producer.publish(2, routing_key="orders", headers={"a\0": "b\0"}, correlation_id="c\0")
+        message = queue.get(no_ack=True)
+        assert (message.headers, message.properties["correlation_id"]) == ({"a\0": "b\0"}, "c\0")
+
+
+@pytest.mark.parametrize("name", ["order", "my-shop", "Shop", "a b", "a.b", "1", "x" * 63])
+def test_schema_has_any_name(postgresql_url, name):
+    with (
+        Connection(postgresql_url, transport_options={"schema": name}) as receiver,
+        Connection(postgresql_url, transport_options={"schema": name}) as sender,
+        psycopg.connect(postgresql_url, autocommit=True) as admin,
+    ):
+        got = []
+        with Consumer(receiver, [Queue("q")], callbacks=[lambda body, message: (got.append(body), message.ack())]):
+            Producer(sender).publish(1, routing_key="q", via=admin)
+            receiver.drain_events(timeout=30)
+        assert got == [1]
+        found = admin.execute("SELECT schemaname FROM pg_tables WHERE tablename = 'kombulite_messages'").fetchall()
+        assert (name,) in found
+
+
+@pytest.mark.parametrize("name", ['a"b', "a'b", "a?b", "{now}", "x" * 64, "a\0"])
+def test_schema_that_cannot_be_is_named(postgresql_url, name):
+    with pytest.raises(ValueError, match="schema must"):
+        Connection(postgresql_url, transport_options={"schema": name}).connect()
+
+
+def test_message_that_is_too_large_for_its_queue_is_refused(database):
+    connection = database.connect()
+    queue = Queue("small", queue_arguments={"x-max-length-bytes": 3, "x-overflow": "reject-publish"})(connection)
+    queue.declare()
+    producer = Producer(connection, routing_key="small", serializer="raw")
+    with pytest.raises(exceptions.MessageNacked):
+        producer.publish(b"four")
+    producer.publish(b"two")
+    assert queue.get(no_ack=True).body == b"two"
+
+
+def test_transaction_whose_statement_failed_is_not_taken_for_committed(postgresql_url):
+    with Connection(postgresql_url, transport_options={"table_prefix": "half_"}) as connection:
+        Queue("orders")(connection).declare()
+        session = connection.transport._session
+        with pytest.raises(exceptions.ChannelError, match="was rolled back"), session.transaction():
+            session.database.notify(())
+            with suppress(exceptions.ChannelError):
+                session.database.rows("SELECT 1 / 0")
+        Producer(connection).publish(1, routing_key="orders")
+        assert Queue("orders")(connection).get(no_ack=True).payload == 1

@@ -290,3 +290,17 @@ def test_transaction_on_another_database_is_refused(tmp_path, postgresql_url, ki
 def test_other_brokers_say_that_they_have_no_transactions():
     with pytest.raises(exceptions.AMQPNotImplementedError, match="memory transport cannot publish via a transaction"):
         Connection("memory://").Producer().publish(1, routing_key="q", via=object())
+
+
+def test_message_for_a_queue_that_was_deleted_before_the_commit_is_not_kept(postgresql_url):
+    options = {"table_prefix": "orphan_"}
+    with psycopg.connect(postgresql_url) as via:
+        with Connection(postgresql_url, transport_options=options) as connection:
+            for name in ("orders", "archive"):
+                Queue(name)(connection).declare()
+                Producer(connection).publish(1, routing_key=name, via=via)
+            Queue("orders")(connection).delete()
+        via.commit()
+        with Connection(postgresql_url, transport_options=options) as connection:
+            assert Queue("archive")(connection).get(no_ack=True).payload == 1
+        assert via.execute("SELECT count(*) FROM orphan_messages").fetchall() == [(0,)]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from kombulite import exceptions
 from kombulite.brokers.sql import schema
 from kombulite.brokers.sql.outbox import Statement
-from kombulite.brokers.sql.schema import check_name
+from kombulite.brokers.sql.schema import check_prefix, quoted_schema
 
 __all__ = ["Database", "Head", "Segment"]
 
@@ -50,9 +50,9 @@ class Database(ABC):
     look_interval = LOOK_INTERVAL
 
     def __init__(self, prefix: str, schema_name: str | None = None) -> None:
-        self._bare_prefix = check_name("table_prefix", prefix)
-        self._schema = schema_name and check_name("schema", schema_name)
-        self.prefix = f"{schema_name}.{prefix}" if schema_name else prefix
+        self._bare_prefix = check_prefix(prefix)
+        self._schema = schema_name
+        self.prefix = f"{quoted_schema(schema_name)}.{prefix}" if schema_name else prefix
         self._statements: dict[str, str] = {}
         self._depth = 0
 
@@ -144,6 +144,11 @@ class Database(ABC):
         """Run a statement and return the first column of its first row, None if there is none."""
         rows = self.rows(statement, *values)
         return rows[0][0] if rows else None
+
+    def check_text(self, text: str) -> None:
+        """Raise PreconditionFailed for text that the database does not store."""
+        if self.is_postgresql and "\0" in text:
+            raise exceptions.PreconditionFailed(f"PostgreSQL stores no text with NUL: {text!r:.80}")
 
     def filled(self, statement: str) -> str:
         """Return a statement with its placeholders filled in."""

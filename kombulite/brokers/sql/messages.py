@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from math import isfinite
 from typing import Any, NamedTuple
@@ -77,7 +78,9 @@ class Messages:
     # --- putting
 
     def check(self, delivery: Delivery) -> None:
-        """Raise PreconditionFailed for an expiration or eta that is none."""
+        """Raise PreconditionFailed for an expiration or eta that is none, and for text that cannot be stored."""
+        self._database.check_text(delivery.exchange)
+        self._database.check_text(delivery.routing_key)
         if delivery.properties.expiration is not None:
             expiration_of(delivery)
         _due(delivery)
@@ -156,7 +159,8 @@ class Messages:
         )[0]
         if limits.max_length is not None and count + extra_messages > limits.max_length:
             return int(count + extra_messages - limits.max_length)
-        return int(limits.max_length_bytes is not None and size + extra_bytes > limits.max_length_bytes and count > 0)
+        too_large = limits.max_length_bytes is not None and size + extra_bytes > limits.max_length_bytes
+        return int(too_large and count + extra_messages > 0)
 
     def _pop(self, queue: QueueRecord, count: int) -> list[Token]:
         return self._tokens(queue, self._database.rows(POP, queue.id, count))
@@ -360,8 +364,9 @@ def _due(delivery: Delivery) -> float | None:
             eta = datetime.fromisoformat(eta.replace("Z", "+00:00"))
         except ValueError:
             raise exceptions.PreconditionFailed(f"invalid eta {eta!r:.80}") from None
-    if isinstance(eta, datetime):
-        return (eta if eta.tzinfo else eta.replace(tzinfo=timezone.utc)).timestamp()
-    if isinstance(eta, (int, float)) and not isinstance(eta, bool) and isfinite(eta):
-        return float(eta)
+    with suppress(OverflowError):
+        if isinstance(eta, datetime):
+            return (eta if eta.tzinfo else eta.replace(tzinfo=timezone.utc)).timestamp()
+        if isinstance(eta, (int, float)) and not isinstance(eta, bool) and isfinite(eta):
+            return float(eta)
     raise exceptions.PreconditionFailed(f"invalid eta {eta!r:.80}")

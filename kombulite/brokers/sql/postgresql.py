@@ -13,6 +13,7 @@ from kombulite import exceptions
 from kombulite.brokers.base import Settings
 from kombulite.brokers.sql.database import LOOK_INTERVAL, Database, Head, Row, Segment
 from kombulite.brokers.sql.outbox import Statement
+from kombulite.brokers.sql.schema import MAX_NAME
 from kombulite.brokers.sql.wire import ServerError, Wire
 from kombulite.log import get_logger
 
@@ -87,7 +88,7 @@ class PostgreSQL(Database):
         self._wire: Wire | None = None
         #: Whether a pooler gives the transactions of this connection to several connections to the server.
         self.is_pooled = False
-        self.channel = f"{prefix}{self._schema or ''}"[:63]
+        self.channel = f"{prefix}{self._schema or ''}".encode()[:MAX_NAME].decode(errors="ignore")
 
     def _connect(self) -> Wire:
         settings, pause = self._settings, max(int(self._timeout / 4), 1)
@@ -179,9 +180,9 @@ class PostgreSQL(Database):
         except ServerError as error:
             raise self._failure(error) from error
 
-    def _command(self, statement: str) -> None:
+    def _command(self, statement: str) -> bytes:
         try:
-            self._open_wire().command(statement)
+            return self._open_wire().command(statement)
         except ServerError as error:
             raise self._failure(error) from error
 
@@ -213,8 +214,9 @@ class PostgreSQL(Database):
         self._command(f"BEGIN {ISOLATION}")
 
     def commit(self) -> None:
-        """Commit it."""
-        self._command("COMMIT")
+        """Commit it. Raises ChannelError if a statement in it has failed: the server says so by its answer alone."""
+        if self._command("COMMIT") == b"ROLLBACK":
+            raise exceptions.ChannelError("PostgreSQL: a statement had failed, so the transaction was rolled back")
 
     def roll_back(self) -> None:
         """Roll it back."""

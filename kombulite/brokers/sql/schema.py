@@ -42,13 +42,28 @@ STATEMENTS = (
 
 
 DEFAULT_PREFIX = "kombulite_"
+MAX_NAME = 63  # bytes of a name on PostgreSQL, which cuts off what is above
+MAX_PREFIX = MAX_NAME - len("connections_id_seq")
 
 
-def check_name(option: str, name: str) -> str:
-    """Return what is put into statements as it is. Raises ValueError for what is no plain name."""
-    if not name.replace("_", "a").isalnum() or not name.isascii():
-        raise ValueError(f"{option} must consist of ASCII letters, digits and '_', got {name!r:.80}")
+def check_prefix(name: str) -> str:
+    """Return a prefix, which is put into statements as it is. Raises ValueError for what is no plain name."""
+    if not name.replace("_", "a").isalnum() or not name.isascii() or name[0].isdigit():
+        raise ValueError(
+            f"table_prefix must consist of ASCII letters, digits and '_', and begin with no digit, got {name!r:.80}"
+        )
+    if len(name) > MAX_PREFIX:
+        raise ValueError(f"table_prefix must have at most {MAX_PREFIX} characters, got {len(name)}")
     return name
+
+
+def quoted_schema(name: str) -> str:
+    """Return a schema's name as it is put into statements. Raises ValueError for what is none."""
+    if not name or not all(each.isalnum() or each in "_-$. " for each in name):
+        raise ValueError(f"schema must consist of letters, digits, '_', '-', '$', '.' and spaces, got {name!r:.80}")
+    if len(name.encode()) > MAX_NAME:
+        raise ValueError(f"schema must have at most {MAX_NAME} bytes, got {len(name.encode())}")
+    return f'"{name}"'
 
 
 def schema_statements(database: str, table_prefix: str = DEFAULT_PREFIX, schema: str | None = None) -> list[str]:
@@ -64,12 +79,13 @@ def schema_statements(database: str, table_prefix: str = DEFAULT_PREFIX, schema:
     """
     if database not in ("postgresql", "sqlite"):
         raise ValueError(f"database must be 'postgresql' or 'sqlite', got {database!r:.80}")
-    prefix = check_name("table_prefix", table_prefix)
+    prefix = check_prefix(table_prefix)
     is_postgresql = database == "postgresql"
     types = {name: both[is_postgresql] for name, both in TYPES.items()}
-    qualified = f"{check_name('schema', schema)}.{prefix}" if schema else prefix
+    qualified = f"{quoted_schema(schema)}.{prefix}" if schema else prefix
     made = [statement.format(p=qualified, i=prefix, **types) for statement in STATEMENTS]
     if schema and is_postgresql:
-        missing = f"to_regnamespace('{schema}') IS NULL"
-        made.insert(0, f"DO $$ BEGIN IF {missing} THEN CREATE SCHEMA {schema}; END IF; END $$")
+        name = quoted_schema(schema)
+        missing = f"to_regnamespace('{name}') IS NULL"
+        made.insert(0, f"DO $$ BEGIN IF {missing} THEN CREATE SCHEMA {name}; END IF; END $$")
     return made

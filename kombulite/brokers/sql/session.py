@@ -65,6 +65,7 @@ class Session:
                 self.topology.refresh()
                 take_over(self.topology.connection)
                 self._sweep()
+                self.topology.clear_deleted(by_all=True)
         except BaseException:
             database.close()
             raise

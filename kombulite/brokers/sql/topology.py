@@ -16,6 +16,14 @@ __all__ = ["QueueRecord", "Topology"]
 
 PREDECLARED = {"direct": "direct", "fanout": "fanout", "topic": "topic", "headers": "headers", "match": "headers"}
 
+#: The ids of queues that have messages and are not there, by a step in an index for each queue.
+FILLED_AND_DELETED = (
+    "WITH RECURSIVE filled(queue) AS (SELECT min(queue) FROM {p}messages WHERE owner IS NULL AND due IS NULL"
+    " UNION ALL SELECT (SELECT min(queue) FROM {p}messages WHERE queue > filled.queue AND owner IS NULL"
+    " AND due IS NULL) FROM filled WHERE queue IS NOT NULL)"
+    " SELECT queue FROM filled WHERE queue IS NOT NULL AND queue NOT IN (SELECT id FROM {p}queues)"
+)
+
 
 class QueueRecord(NamedTuple):
     """A queue as it stands in the database. An id is never given twice, so a record is never another queue's."""
@@ -114,6 +122,7 @@ class Topology:
     def declare_exchange(self, spec: ExchangeSpec) -> None:
         """Create an exchange. Raises NotEquivalentError, InvalidCommand, PreconditionFailed."""
         spec = spec._replace(arguments=_plain(spec.arguments))
+        self._database.check_text(spec.name)
         self._lock()
         known = self._exchange(spec.name)
         if known is not None:
@@ -173,6 +182,7 @@ class Topology:
     def declare_queue(self, spec: QueueSpec) -> QueueRecord:
         """Return a queue, created if it is not there. Raises NotEquivalentError, ResourceLocked, PreconditionFailed."""
         spec = spec._replace(arguments=_plain(spec.arguments))
+        self._database.check_text(spec.name)
         if spec.name not in self.queues:
             self._lock()
         if spec.name in self.queues:
@@ -221,8 +231,13 @@ class Topology:
         self._drop_unused({source for (source,) in sources})
         return waiting
 
-    def clear_deleted(self) -> None:
-        """Delete what was put into queues after they were deleted here."""
+    def clear_deleted(self, by_all: bool = False) -> None:
+        """Delete what was put into queues after they were deleted here; ``by_all``: by other connections too.
+
+        That is what a publisher's or an application's transaction did that had not seen it.
+        """
+        if by_all:
+            self.deleted += [number for (number,) in self._database.rows(FILLED_AND_DELETED)]
         for number in self.deleted:
             self._database.rows("DELETE FROM {p}messages WHERE queue = ?", number)
         self.deleted = []
@@ -231,6 +246,7 @@ class Topology:
 
     def bind(self, source: str, destination: str, routing_key: str, arguments: Any, to_exchange: bool) -> None:
         """Bind a queue or an exchange to an exchange. Raises NotFound, ResourceLocked, PreconditionFailed."""
+        self._database.check_text(routing_key)
         self._lock()
         self._check_ends(source, destination, to_exchange)
         arguments = _plain(arguments)

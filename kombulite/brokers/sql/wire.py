@@ -137,14 +137,15 @@ class Wire:
         result = self._result(deadline)
         return _rows(result) if result.ntuples else []
 
-    def command(self, statement: str) -> None:
-        """Run a statement without parameters and rows. Raises ServerError."""
+    def command(self, statement: str) -> bytes:
+        """Run a statement without parameters and rows; returns what the server did. Raises ServerError."""
         pgconn = self._open()
         try:
             pgconn.send_query(statement.encode())
         except psycopg.Error as error:
             raise ServerError(str(error)) from error
-        self._result(monotonic() + self._timeout)
+        done: bytes | None = self._result(monotonic() + self._timeout).command_status
+        return done or b""
 
     def copy(self, statement: str, data: Iterable[bytes]) -> None:
         """Run a COPY FROM STDIN with what it reads, in the pieces that it comes in. Raises ServerError."""
