@@ -10,15 +10,15 @@ import pytest
 
 from tests.celery.fleet import Fleet
 
-#: broker -> result backend; ``redis_url`` stands for that fixture's.
+#: broker -> result backend; ``redis_url`` stands for that fixture's, ``{}`` for where a SQL broker is.
 BROKERS = {
     "memory": "cache+memory://",
     "redis": "redis_url",
     "redis-rpc": "rpc://",
     "cluster": "redis_url",
     "amqp": "redis_url",
-    "postgresql": "redis_url",
-    "sqlite": "redis_url",
+    "postgresql": "db+postgresql+psycopg{}",
+    "sqlite": "db+sqlite{}",
     "amqp-rpc": "rpc://",
 }
 
@@ -39,7 +39,7 @@ def make_fleet(
         notes = request.getfixturevalue("redis_url")
         server = kind.partition("-")[0]
         url = broker or ("memory://" if server == "memory" else request.getfixturevalue(f"{server}_url"))
-        backend = BROKERS[kind]
+        backend = BROKERS[kind].format(url[url.find(":") :])
         folder: Path = tmp_path_factory.mktemp("fleet")
         fleets.append(Fleet(folder, url, notes if backend == "redis_url" else backend, notes, queues))
         return fleets[-1]
