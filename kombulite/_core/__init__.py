@@ -25,9 +25,11 @@ from kombulite._core.fieldtable import (
 )
 from kombulite._core.frames import (
     HEARTBEAT_FRAME,
+    AckWatermark,
     ConfirmReceived,
     FrameDecoder,
     FrameEncoder,
+    HeldAcks,
     MethodReceived,
     ReturnReceived,
 )
@@ -36,7 +38,7 @@ from kombulite._core.message import NOT_DECODED, BaseMessage, CounterBlock, Deli
 from kombulite._core.outgoing import KEYWORD_PROPERTIES, BaseMaker, BaseProducer, PlainMessages, make_properties
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.publishing import BaseQueue, PublishPath
-from kombulite._core.queueing import AckWatermark, ConsumerRing, ConsumerSlot, FastPath, MessageQueue, UnackedDeliveries
+from kombulite._core.queueing import ConsumerRing, ConsumerSlot, FastPath, MessageQueue, UnackedDeliveries
 from kombulite._core.resp import ListPush, end_of_run, pack_command
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
 from kombulite._core.serialization import JSON, InvalidValue, UnknownType
@@ -71,6 +73,7 @@ __all__ = [
     "FastPath",
     "FrameDecoder",
     "FrameEncoder",
+    "HeldAcks",
     "InvalidValue",
     "ListPush",
     "MalformedEnvelope",

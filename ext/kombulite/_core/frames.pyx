@@ -21,11 +21,12 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove
 
 from kombulite._core.buffer cimport Buffer, buffer_free, buffer_init, buffer_reserve, buffer_write
+from kombulite._core.channel cimport AckStep
 from kombulite._core.fieldtable cimport read_table, timestamp_of, write_table
 from kombulite._core.message cimport Delivery, Properties
 from kombulite._core.wire cimport (
-    Cursor, peek16, peek32, poke16, poke32, poke64, read8, read16, read32, read64, read_short, read_span, text_of,
-    write8, write16, write64, write_short,
+    Cursor, peek16, peek32, peek64, poke16, poke32, poke64, read8, read16, read32, read64, read_short, read_span,
+    text_of, write8, write16, write64, write_short,
 )
 
 from kombulite._core.codecs import SLOW_CODECS
@@ -463,6 +464,139 @@ cdef class ConfirmReceived:
                 f"{' and all before' if self.multiple else ''} on channel {self.channel}>")
 
 
+# --- acknowledging ------------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class HeldAcks:
+    """The acks of one stream that wait to be sent, with those of the deliveries that follow, as one frame of a channel.
+
+    ``is_followed(channel, delivery_tag)``: a decoder's. ``on_hold()`` is called when the first is held, and ``flush()``
+    to have them sent, when no delivery follows that is here already.
+    """
+
+    cdef object _is_followed
+    cdef object _on_hold
+    cdef object _flush
+    cdef list _channels  # that hold some
+    cdef bint _closed
+
+    def __cinit__(self, is_followed, on_hold, flush):
+        self._is_followed = is_followed
+        self._on_hold = on_hold
+        self._flush = flush
+        self._channels = []
+
+    def __bool__(self):
+        return len(self._channels) > 0
+
+    def take(self):
+        """Return the frames of what is held, which is not held any more."""
+        cdef AckWatermark channel
+        cdef list frames = []
+        with cython.critical_section(self):
+            for channel in self._channels:
+                frames.append(settlement(channel._number, ACK, channel._held, channel._held != channel._first))
+                channel._held = 0
+            self._channels.clear()
+        return b"".join(frames)
+
+    def close(self):
+        """Hold no more, and forget what is held: the stream has ended."""
+        with cython.critical_section(self):
+            self._closed = True
+            self._channels.clear()
+
+
+@cython.final
+cdef class AckWatermark(AckStep):
+    """Which of the deliveries 1, 2, 3, … of a channel are settled, as far as two numbers can tell.
+
+    It may know of fewer than there are, never of more: each delivery is settled once. With ``held`` it acknowledges, as
+    a step of its own, what comes in order, while all before it is settled and the next delivery is here already.
+
+    Args:
+        held: Where acks are held; without it, none are.
+        number: The channel's.
+        tag_offset: What delivery tags have more than the broker's.
+        failed: The broker's tags of deliveries that failed; none is acknowledged here while there are some.
+    """
+
+    cdef unsigned long long _count
+    cdef unsigned long long _highest
+    cdef HeldAcks _acks
+    cdef unsigned int _number
+    cdef unsigned long long _tag_offset
+    cdef unsigned long long _first  # the broker's tag of the first ack that is held
+    cdef unsigned long long _held  # and of the last one, 0 for none
+    cdef set _failed
+    cdef bint _closed
+
+    def __cinit__(self, HeldAcks held=None, uint16_t number=0, unsigned long long tag_offset=0, set failed=None):
+        self._acks = held
+        self._number = number
+        self._tag_offset = tag_offset
+        self._failed = failed
+
+    def close(self):
+        """Acknowledge no more: the channel is closed."""
+        with cython.critical_section(self):
+            self._closed = True
+
+    cdef bint acknowledge_tag(self, object delivery_tag) except -1:
+        cdef HeldAcks acks = self._acks
+        cdef uint64_t tag
+        cdef bint is_followed, is_first = False
+        if acks is None or acks._closed or self._closed or self._failed or type(delivery_tag) is not int:
+            return False
+        with cython.critical_section(self):
+            if self._count != self._highest or delivery_tag != self._highest + self._tag_offset + 1:
+                return False
+            is_followed = acks._is_followed(self._number, delivery_tag)
+            if not is_followed and self._held == 0:
+                return False
+            tag = self._count = self._highest = self._highest + 1
+            if self._held == 0:
+                self._first = tag
+                acks._channels.append(self)
+                is_first = len(acks._channels) == 1
+            self._held = tag
+        if not is_followed:
+            acks._flush()
+        elif is_first:
+            acks._on_hold()
+        return True
+
+    def add(self, unsigned long long delivery_tag, bint multiple=False):
+        """Note that a delivery is settled; with ``multiple`` all up to it."""
+        with cython.critical_section(self):
+            if not multiple:
+                self._count += 1
+            elif delivery_tag >= self._highest:
+                self._count = delivery_tag
+            if delivery_tag > self._highest:
+                self._highest = delivery_tag
+
+    def completes(self, list delivery_tags not None):
+        """Whether all are settled up to the highest of these, once these are, which are in order and not settled."""
+        cdef unsigned long long last
+        if not delivery_tags:
+            return False
+        last = delivery_tags[-1]
+        with cython.critical_section(self):
+            return self._highest <= last and self._count + <unsigned long long> len(delivery_tags) == last
+
+    def is_all(self, unsigned long long last):
+        """Return whether all are settled up to the last one."""
+        with cython.critical_section(self):
+            return self._count >= last
+
+    def unsettled(self, unsigned long long last):
+        """Return how many of the deliveries up to the last one may be not settled."""
+        with cython.critical_section(self):
+            return last - self._count if last > self._count else 0
+
+
 # --- decoding -----------------------------------------------------------------------------------------------------
 
 
@@ -565,6 +699,37 @@ cdef class FrameDecoder:
         """Return whether messages of queues, and whether messages of streams came on a channel: a pair."""
         cdef _Content content = self._content_of(channel)
         return (False, False) if content is None else (content.from_queues, content.from_streams)
+
+    def is_followed(self, uint16_t channel, uint64_t delivery_tag):
+        """Return whether a delivery was given out, and the next one is here in whole: nothing has to be read for it."""
+        cdef _Content content = self._content_of(channel)
+        return content is not None and delivery_tag <= content.last_tag and self._has_delivery()
+
+    cdef bint _has_delivery(self) noexcept:
+        cdef const uint8_t* at = <const uint8_t*> self._data + self._start
+        cdef const uint8_t* end = <const uint8_t*> self._data + self._end
+        cdef uint64_t size, left = 0
+        cdef int frame = 0
+        while end - at >= OVERHEAD:
+            size = peek32(at + 3)
+            if <uint64_t> (end - at) < size + OVERHEAD:
+                return False
+            if frame == 0:
+                if at[0] != METHOD or size < 4 or peek16(at + 7) != BASIC or peek16(at + 9) != DELIVER:
+                    return False
+            elif frame == 1:
+                if at[0] != HEADER or size < 12:
+                    return False
+                left = peek64(at + 11)
+            elif at[0] != BODY or size > left:
+                return False
+            else:
+                left -= size
+            if frame >= 1 and left == 0:
+                return True
+            frame = min(frame + 1, 2)
+            at += size + OVERHEAD
+        return False
 
     # --- bytes in
 

@@ -230,46 +230,6 @@ cdef class UnackedDeliveries(AckStep):
             return settled
 
 
-@cython.final
-cdef class AckWatermark:
-    """Which of the deliveries 1, 2, 3, … of a channel are settled, as far as two numbers can tell.
-
-    It may know of fewer than there are, never of more: each delivery is settled once.
-    """
-
-    cdef unsigned long long _count
-    cdef unsigned long long _highest
-
-    def add(self, unsigned long long delivery_tag, bint multiple=False):
-        """Note that a delivery is settled; with ``multiple`` all up to it."""
-        with cython.critical_section(self):
-            if not multiple:
-                self._count += 1
-            elif delivery_tag >= self._highest:
-                self._count = delivery_tag
-            if delivery_tag > self._highest:
-                self._highest = delivery_tag
-
-    def completes(self, list delivery_tags not None):
-        """Whether all are settled up to the highest of these, once these are, which are in order and not settled."""
-        cdef unsigned long long last
-        if not delivery_tags:
-            return False
-        last = delivery_tags[-1]
-        with cython.critical_section(self):
-            return self._highest <= last and self._count + <unsigned long long> len(delivery_tags) == last
-
-    def is_all(self, unsigned long long last):
-        """Return whether all are settled up to the last one."""
-        with cython.critical_section(self):
-            return self._count >= last
-
-    def unsettled(self, unsigned long long last):
-        """Return how many of the deliveries up to the last one may be not settled."""
-        with cython.critical_section(self):
-            return last - self._count if last > self._count else 0
-
-
 cdef class ConsumerSlot:
     """A consumer as far as claiming goes: the queue it takes from, the ledger of its channel. To be subclassed.
 

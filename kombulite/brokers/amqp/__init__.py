@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any
 
 from kombulite import exceptions
-from kombulite._core import Delivery, NotEncodable
+from kombulite._core import AckStep, Delivery, NotEncodable
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.blocking import BlockingProtocol, SharedChannel
 from kombulite.brokers.amqp.confirms import Unconfirmed, all_done
@@ -75,8 +75,10 @@ class Transport(AMQPVerbs, BaseTransport):
         self.server_properties = login.server_properties
         name = self.client.as_uri() if self.client is not None else repr(self.settings)
         self._protocol = BlockingProtocol(stream, self.settings.options, login, name, self._reply_timeout)
-        if stream.heartbeat.interval and self.settings.options.get("heartbeat_thread", True):
-            heartbeats.add(stream)
+        if self.settings.options.get("heartbeat_thread", True):
+            stream.hold_acks(partial(heartbeats.flush_soon, stream))
+            if stream.heartbeat.interval:
+                heartbeats.add(stream)
 
     def close(self) -> None:
         protocol = self._protocol
@@ -88,13 +90,12 @@ class Transport(AMQPVerbs, BaseTransport):
             pass  # it is gone either way
         finally:
             self.collect()
-            if protocol is not None:
-                heartbeats.remove(protocol.stream)
 
     def collect(self) -> None:
         protocol, self._protocol = self._protocol, None
         if protocol is not None:
             protocol.stream.close()
+            heartbeats.remove(protocol.stream)
 
     @property
     def connected(self) -> bool:
@@ -410,6 +411,13 @@ class Transport(AMQPVerbs, BaseTransport):
         frame = protocol.stream.encoder.get(channel, queue, no_ack)
         answer = protocol.exchange(state, "Basic.get", frame, GET_REPLIES, None, state.check)
         return answer if type(answer) is Delivery else None
+
+    def fast_ack(self, channel: int) -> AckStep | None:
+        protocol = self._opened()
+        if protocol.stream.held is None:
+            return None
+        step: AckStep = protocol.channel(channel).settled
+        return step
 
     def receive(self, timeout: float | None) -> Sequence[Event]:
         protocol = self._protocol or self._opened()

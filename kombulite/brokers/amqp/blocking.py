@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Any, NoReturn
 
 from kombulite import exceptions
+from kombulite._core import HeldAcks
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.channel import AMQPChannel, Request
 from kombulite.brokers.amqp.confirms import SharedConfirms
@@ -22,8 +23,8 @@ from kombulite.utils.locks import Lock
 class SharedChannel(AMQPChannel):
     """The state of a channel that threads share."""
 
-    def __init__(self, number: int, tag_offset: int = 0) -> None:
-        super().__init__(number, tag_offset)
+    def __init__(self, number: int, tag_offset: int = 0, held: HeldAcks | None = None) -> None:
+        super().__init__(number, tag_offset, held)
         self.lock = Lock()  # held from a request to its answer
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from kombulite import exceptions
-from kombulite._core import AckWatermark
+from kombulite._core import AckWatermark, HeldAcks
 from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed
 from kombulite.brokers.amqp.limits import PrefetchLimit
 from kombulite.brokers.amqp.methods import Signature
@@ -35,9 +35,9 @@ class Request:
 
 
 class AMQPChannel:
-    """The state of a channel."""
+    """The state of a channel. ``held``: where its stream holds acks, if it does."""
 
-    def __init__(self, number: int, tag_offset: int = 0) -> None:
+    def __init__(self, number: int, tag_offset: int = 0, held: HeldAcks | None = None) -> None:
         self.number = number
         self.tag_offset = tag_offset  # what our delivery tags have more than the broker's
         self.stale = tag_offset  # tags up to this one are not to be settled any more
@@ -50,7 +50,7 @@ class AMQPChannel:
         self.takes_acks = False  # whether there may be deliveries to settle
         self.failed: set[int] = set()  # the broker's tags of deliveries that failed and are not settled
         self.confirms: Confirms | None = None
-        self.settled = AckWatermark()  # the broker's tags
+        self.settled = AckWatermark(held, number, tag_offset, self.failed)  # the broker's tags
         self.flows = 0  # answers to channel.flow that are to come
 
     # For ``send`` of a stream, when it is a frame's turn.
@@ -68,16 +68,17 @@ class AMQPChannel:
     def leave(self) -> None:
         """Note that this frame is the last one."""
         self.closing = True
+        self.settled.close()
 
     def close(self) -> None:
         """Note that this frame, which asks the broker to close the channel, is the last one."""
         self.check()
-        self.closing = True
+        self.leave()
 
     def forget_failures(self, delivery_tag: int, multiple: bool) -> None:
         """Note that failed deliveries are settled."""
         if multiple:
-            self.failed = {tag for tag in self.failed if 0 < delivery_tag < tag}
+            self.failed -= {tag for tag in self.failed if not 0 < delivery_tag < tag}
         else:
             self.failed.discard(delivery_tag)
 

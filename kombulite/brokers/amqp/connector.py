@@ -39,7 +39,7 @@ OPTIONS = {
     "on_open": Option("", "Called with the login when the connection is open."),
     "on_blocked": Option("", "Called with the reason when the broker stops taking messages."),
     "on_unblocked": Option("", "Called when the broker takes messages again."),
-    "heartbeat_thread": Option("True", "If True, heartbeats go on while no thread reads; else `heartbeat_check`."),
+    "heartbeat_thread": Option("True", "If True, a thread sends heartbeats and joined acks; else `heartbeat_check`."),
     "frame_handler": Option("", "Accepted from py-amqp's programs, without effect."),
     "frame_writer": Option("", "Accepted from py-amqp's programs, without effect."),
     "on_tune_ok": Option("", "Accepted from py-amqp's programs, without effect."),

@@ -1,11 +1,13 @@
-"""Heartbeats while no thread reads: one for all connections of the process, which calls nothing but ``Stream.beat``.
+"""What goes on while no thread reads: heartbeats, and acks that wait to be sent. One thread for all connections.
 
-It runs while there are streams that have it, and not in a forked child, whose streams are its parent's.
+It calls nothing but ``beat`` and ``flush`` of streams. It runs while there are streams that need it, and not in a
+forked child, whose streams are its parent's.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from logging import getLogger
 from threading import Thread
 from weakref import WeakSet
@@ -15,29 +17,43 @@ from kombulite.utils.locks import Condition, Lock
 
 logger = getLogger("kombulite.amqp")
 
+FLUSH_DELAY = 0.01  # seconds that an ack may wait for those of the deliveries that follow
+MAX_INTERVAL = 60.0  # seconds after which to look whether there are still streams
+
 
 class HeartbeatThread:
-    """The thread that sends the heartbeats of all streams."""
+    """The thread that sends the heartbeats of all streams, and the acks that wait too long."""
 
     def __init__(self) -> None:
         self._streams: WeakSet[Stream] = WeakSet()
+        self._waiting: set[Stream] = set()  # with acks that wait since the last flush
         self._changed = Condition(Lock())
         self._thread: Thread | None = None
 
     def add(self, stream: Stream) -> None:
         """Let a stream beat until it fails."""
         with self._changed.lock:
-            self._streams.add(stream)
-            if self._thread is None:
-                self._thread = Thread(target=self._run, name="kombulite-heartbeats", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            self._add(stream)
+
+    def flush_soon(self, stream: Stream) -> None:
+        """Have a stream, which has just begun to hold acks, flushed in time."""
+        if stream not in self._waiting:
+            with self._changed.lock:
+                self._waiting.add(stream)
+                self._add(stream)
 
     def remove(self, stream: Stream) -> None:
         """Let a stream that is closed beat no longer; the thread ends with the last one."""
         with self._changed.lock:
             self._streams.discard(stream)
             self._changed.notify()
+
+    def _add(self, stream: Stream) -> None:
+        self._streams.add(stream)
+        if self._thread is None:
+            self._thread = Thread(target=self._run, name="kombulite-heartbeats", daemon=True)
+            self._thread.start()
+        self._changed.notify()
 
     def _run(self) -> None:
         while True:
@@ -47,15 +63,31 @@ class HeartbeatThread:
                 if not streams:
                     self._thread = None
                     return
-                interval = min(stream.heartbeat.next_look() for stream in streams)
+                intervals = [stream.heartbeat.next_look() for stream in streams if stream.heartbeat.interval]
             for stream in streams:
-                try:
-                    stream.beat()
-                except Exception as error:  # whatever ails one, the others' heartbeats go on
-                    logger.warning("a connection is lost: %s", error)
+                self._call(stream.beat)
             del streams, stream  # or one that is not needed would be kept for an interval
             with self._changed.lock:
-                self._changed.wait(interval)
+                if not self._waiting:
+                    self._changed.wait(min(intervals, default=MAX_INTERVAL))
+            if self._waiting:
+                self._flush()
+
+    def _flush(self) -> None:
+        """Send, after a while, the acks that wait now."""
+        with self._changed.lock:
+            self._changed.wait(FLUSH_DELAY)
+            waiting, self._waiting = self._waiting, set()
+        for stream in waiting:
+            self._call(stream.flush)
+            if stream.held:  # another thread writes, or the broker does not read
+                self._waiting.add(stream)
+
+    def _call(self, method: Callable[[], object]) -> None:
+        try:
+            method()
+        except Exception as error:  # whatever ails one stream, it goes on for the others
+            logger.warning("a connection is lost: %s", error)
 
 
 heartbeats = HeartbeatThread()

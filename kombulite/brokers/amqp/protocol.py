@@ -10,7 +10,15 @@ from logging import getLogger
 from typing import Any, Protocol
 
 from kombulite import exceptions
-from kombulite._core import ConfirmReceived, Delivery, FrameDecoder, FrameEncoder, MethodReceived, ReturnReceived
+from kombulite._core import (
+    ConfirmReceived,
+    Delivery,
+    FrameDecoder,
+    FrameEncoder,
+    HeldAcks,
+    MethodReceived,
+    ReturnReceived,
+)
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.channel import AMQPChannel
 from kombulite.brokers.amqp.confirms import Confirms
@@ -33,6 +41,7 @@ class Outlet(Protocol):
 
     decoder: FrameDecoder
     encoder: FrameEncoder
+    held: HeldAcks | None  # acks that go before the next frames; None if none are held
     writing: Any  # a context manager, held over a step that no other frame may come between
 
     def send(
@@ -117,7 +126,7 @@ class AMQPProtocol:
             raise exceptions.ResourceError(f"all {self.channel_max} channels of this connection are open")
         # A number comes again only after all others: what is still under way for a closed channel has no taker.
         number = next(number for number in self._numbers if number not in self.channels)
-        channel = self.channels[number] = self.channel_class(number, tag_offset)
+        channel = self.channels[number] = self.channel_class(number, tag_offset, self.stream.held)
         self._failed.pop(number, None)
         return channel
 

@@ -12,6 +12,7 @@ The class has many methods, each short: they share the socket, the two locks and
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from typing import Any, NoReturn
 from weakref import WeakSet
 
 from kombulite import exceptions
-from kombulite._core import HEARTBEAT_FRAME, FrameDecoder, FrameEncoder, ProtocolError
+from kombulite._core import HEARTBEAT_FRAME, FrameDecoder, FrameEncoder, HeldAcks, ProtocolError
 from kombulite.brokers.amqp.errors import codec_error
 from kombulite.brokers.amqp.heartbeat import Heartbeat
 from kombulite.utils.eventio import selector_of
@@ -53,6 +54,7 @@ class Stream:
     def __init__(self, sock: Any, write_timeout: float) -> None:
         self.decoder = FrameDecoder()
         self.encoder = FrameEncoder()
+        self.held: HeldAcks | None = None
         self.failure: Exception | None = None  # why the stream is of no use any more
         self.heartbeat = Heartbeat()
         self.writing = Lock()
@@ -100,7 +102,9 @@ class Stream:
             self.disown()
             return
         if self.failure is None:
-            self.failure = exceptions.RecoverableConnectionError("connection already closed")
+            with suppress(exceptions.ConnectionError):
+                self.flush()
+            self.fail(exceptions.RecoverableConnectionError("connection already closed"))
         # Or a thread that waits for the socket would wait on.
         with suppress(OSError):
             self._shutdown(socket.SHUT_RDWR)
@@ -109,6 +113,8 @@ class Stream:
     def disown(self) -> None:
         """In a forked child: the connection is the parent's. Close our copy of its descriptor, and say no word."""
         self.failure = exceptions.RecoverableConnectionError("the connection is the parent process's")
+        if self.held is not None:
+            self.held.close()
         self.writing, self.reading, self._changed = Lock(), Lock(), Condition(Lock())  # others may have held them
         self._abandon()
 
@@ -123,6 +129,8 @@ class Stream:
         """Note that the stream is of no use any more. The first error counts."""
         if self.failure is None:
             self.failure = exceptions.socket_error(error) if isinstance(error, OSError) else error
+        if self.held is not None:
+            self.held.close()
         self.wake()
 
     def give_up(self, error: Exception) -> NoReturn:
@@ -174,6 +182,8 @@ class Stream:
         try:
             if on_turn is not None:
                 on_turn()
+            if self.held:
+                data = self.held.take() + data
             if self.is_reading:
                 more = False  # the next read is under way, and may last
             try:
@@ -215,8 +225,29 @@ class Stream:
                 self.fail(INTERRUPTED)
                 raise
 
+    def hold_acks(self, on_hold: Callable[[], object]) -> None:
+        """Let acks of deliveries that others follow wait for these, or for ``flush``. To be called once.
+
+        Args:
+            on_hold: Called when the first one waits; has ``flush`` called soon.
+        """
+        self.held = HeldAcks(self.decoder.is_followed, on_hold, partial(self.send, b"", None, True))
+
+    def flush(self) -> None:
+        """Send the acks that wait, unless another thread writes, or the broker does not read: then they wait on."""
+        if self.held:
+            self.writing.call(0, self._flush)
+
+    def _flush(self) -> None:
+        if self.failure is None and not self._unsent:
+            try:
+                self._begin(b"", False, None)
+            except OSError as error:
+                self._lose(error)
+
     def uncork(self) -> None:
-        """Have the kernel send what it holds back."""
+        """Send the acks that wait, and have the kernel send what it holds back."""
+        self.flush()
         if self._corked:
             self._corked = False
             if self._more:
@@ -412,6 +443,14 @@ _streams: WeakSet[Stream] = WeakSet()
 def _disown_all() -> None:
     for stream in list(_streams):
         stream.disown()
+
+
+@atexit.register
+def _flush_all() -> None:
+    """Send the acks that wait in connections which the program has not closed."""
+    for stream in list(_streams):
+        with suppress(exceptions.ConnectionError):
+            stream.flush()
 
 
 if hasattr(os, "register_at_fork"):

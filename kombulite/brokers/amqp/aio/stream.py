@@ -9,7 +9,7 @@ from copy import copy
 from typing import Any, NoReturn
 
 from kombulite import exceptions
-from kombulite._core import FrameDecoder, FrameEncoder, ProtocolError
+from kombulite._core import FrameDecoder, FrameEncoder, HeldAcks, ProtocolError
 from kombulite.brokers.aio import Pending, closed, resolve
 from kombulite.brokers.amqp.errors import codec_error
 from kombulite.brokers.amqp.heartbeat import Heartbeat
@@ -35,6 +35,7 @@ class AsyncStream(asyncio.BufferedProtocol):
         self.decoder = FrameDecoder()
         self.encoder = FrameEncoder()
         self.heartbeat = Heartbeat()
+        self.held: HeldAcks | None = None
         self.writing = nullcontext()
         self.failure: Exception | None = None
         self.closed: Pending[None] = loop.create_future()  # done when the socket is closed
