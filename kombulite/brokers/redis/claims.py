@@ -63,14 +63,19 @@ class Claim:
         """Send it, and other commands after it, and wait for the answers."""
         return run_with(others, CLAIM, *self._command(False))
 
+    def _lease_tables(self) -> list[str]:
+        """Return the hash and the index of the leases, of all queues or of each."""
+        return [self._keys.unacked, self._keys.unacked_index]
+
     def _command(self, in_turns: bool) -> tuple[Any, ...]:
-        keys, queues = self._keys, self.queues
+        keys, queues, tables = self._keys, self.queues, self._lease_tables()
         return (
-            [keys.unacked, keys.unacked_index, *self._lists],
+            tables + self._lists,
             "1" if self._lease else "0",
             self.count,
             "1" if in_turns else "0",
             len(queues),
+            len(tables) // 2,
             self._tags.prefix,
             self._first,
             client_time(),

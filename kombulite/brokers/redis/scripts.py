@@ -22,11 +22,12 @@ from kombulite.brokers.redis.errors import NOT_IN_SCRIPT, reply_error
 
 
 class Script:
-    """A script and its digest. ``name``: of its file, without the extension."""
+    """A script and its digest. ``names``: of its files, without the extension, one of which follows the other."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.source = files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    def __init__(self, *names: str) -> None:
+        self.name = names[-1]
+        folder = files(__package__).joinpath("lua")
+        self.source = "".join(folder.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in names)
         self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
         #: What it runs: not every server names what its user may not run.
         self.commands = sorted(set(re.findall(r"redis\.p?call\('([A-Z]+)'", self.source)))
@@ -47,6 +48,7 @@ class Script:
 BIND = Script("bind")
 BIND_EXPIRING = Script("bind_expiring")
 CLAIM = Script("claim")
+CLAIM_ACROSS_SLOTS = Script("across_slots", "claim")
 DEAD_LETTER = Script("dead_letter")
 DELETE_QUEUE = Script("delete_queue")
 OVERDUE = Script("overdue")

@@ -1,4 +1,4 @@
-"""Claims in the own layout: one for each queue, all at once, with the credit shared out among them."""
+"""Claims in the own layout: one for the queues of each node, all at once, with the credit shared out among them."""
 
 from __future__ import annotations
 
@@ -24,37 +24,102 @@ from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.nodes import Nodes
 from kombulite.brokers.redis.leases import Lease, Tags
 from kombulite.brokers.redis.options import OrderStrategy
+from kombulite.brokers.redis.plans import is_missing, is_refused
+from kombulite.brokers.redis.scripts import CLAIM_ACROSS_SLOTS
+
+
+class NodeClaim(Claim):
+    """A request for messages of queues that one node has, in several slots: one script takes them."""
+
+    _keys: ClusterKeys
+
+    def _lease_tables(self) -> list[str]:
+        namespaces = [self._keys.of(queue) for queue in self.queues]
+        return [key for each in namespaces for key in (each.unacked, each.unacked_index)]
+
+    def packed(self, in_turns: bool, send_source: bool) -> bytes:
+        """Return the command as it is sent."""
+        keys, *arguments = self._command(in_turns)
+        return CLAIM_ACROSS_SLOTS.pack(send_source, (), len(keys), *keys, *arguments)
+
+    def leases(self, reply: list[Any]) -> list[tuple[int, list[Lease]]]:
+        """Return the messages of the answer; what it says of queues that refused to be asked is left out."""
+        return super().leases(reply[:-2] if self.is_partial(reply) else reply)
+
+    @staticmethod
+    def is_partial(reply: list[Any]) -> bool:
+        """Return whether some of the queues refused to be asked."""
+        return bool(reply) and isinstance(reply[-1], ReplyError)
 
 
 class SharedClaim:
-    """Requests for messages of some queues, one each, that are answered together. ``count``: of messages, in all."""
+    """Requests for messages of some queues, one to each node, that are answered together. ``count``: of messages.
+
+    Where a node does not answer for all of its queues, each of them is asked by itself: the command goes where its slot
+    has gone, and an error is that of the queue.
+    """
 
     def __init__(
         self,
         keys: ClusterKeys,
         tags: Tags,
-        shares: Sequence[tuple[str, int]],
+        shares: Sequence[tuple[Sequence[str], int]],
         lease: bool,
+        in_turns: bool,
         on_done: Callable[[Any], None],
     ) -> None:
-        self.parts = [Claim(keys.of(queue), tags, (queue,), count, lease) for queue, count in shares]
-        self.queues = [queue for queue, _ in shares]
+        self.parts: list[Claim] = []
+        self.queues = [queue for queues, _ in shares for queue in queues]
         self.count = sum(count for _, count in shares)
-        self._replies: list[Any] = [None] * len(shares)
-        self._left = len(shares)
+        self._keys = keys
+        self._tags = tags
+        self._lease = lease
+        self._in_turns = in_turns
+        self._replies: list[Any] = []
+        self._left = 0
         self._on_done = on_done
+        for queues, count in shares:
+            self._add(queues, count)
 
-    def post(self, nodes: Nodes, in_turns: bool, send_source: bool) -> None:
+    def _add(self, queues: Sequence[str], count: int) -> int:
+        """Add a request; returns its place."""
+        if len(queues) == 1:
+            part = Claim(self._keys.of(queues[0]), self._tags, queues, count, self._lease)
+        else:
+            part = NodeClaim(self._keys, self._tags, queues, count, self._lease)
+        self.parts.append(part)
+        self._replies.append(None)
+        self._left += 1
+        return len(self.parts) - 1
+
+    def post(self, nodes: Nodes, send_source: bool) -> None:
         """Send all of them now."""
-        for place, part in enumerate(self.parts):
-            part.post(nodes, in_turns, partial(self._on_reply, nodes, place), send_source)
+        for place, part in enumerate(list(self.parts)):
+            slot, data = self._keys.of(part.queues[0]).slot, part.packed(self._in_turns, send_source)
+            on_reply = partial(self._on_reply, nodes, place)
+            if isinstance(part, NodeClaim):
+                nodes.post_to_master(slot, data, on_reply)
+            else:
+                nodes.post_at(slot, data, 1, on_reply)
 
     def _on_reply(self, nodes: Nodes, place: int, reply: Any) -> None:
-        if isinstance(reply, ReplyError) and str(reply).startswith("NOSCRIPT"):
-            # Each node has to get the script once.
-            data = self.parts[place].packed(True, True)
-            nodes.post_later(data, 1, partial(self._on_reply, nodes, place))
+        part = self.parts[place]
+        if is_missing(reply) or (is_refused(reply) and "evalsha" in str(reply).lower()):
+            # Each node has to get the script once, or each time.
+            nodes.post_later(
+                self._keys.of(part.queues[0]).slot,
+                part.packed(self._in_turns, True),
+                partial(self._on_reply, nodes, place),
+            )
             return
+        if isinstance(part, NodeClaim) and (isinstance(reply, ReplyError) or part.is_partial(reply)):
+            nodes.note_refused_script()
+        if isinstance(part, NodeClaim) and isinstance(reply, ReplyError):
+            reply = None
+            for queue in part.queues[: part.count]:
+                each = self._add((queue,), part.count // len(part.queues) or 1)
+                data = self.parts[each].packed(self._in_turns, True)
+                nodes.post_later(self._keys.of(queue).slot, data, partial(self._on_reply, nodes, each))
         self._replies[place] = reply
         self._left -= 1
         if not self._left:
@@ -65,6 +130,7 @@ class ClusterClaimQueue(ClaimQueue):
     """What one channel takes from queues of several slots."""
 
     claiming: Any
+    _has_left_out = False  # whether there were queues that had to wait for the next claim
 
     def claim(
         self,
@@ -76,19 +142,27 @@ class ClusterClaimQueue(ClaimQueue):
         send_source: bool,
     ) -> Iterable[str]:
         """Ask for as many messages as there is credit for. The answers go to ``on_claimed``, then to ``claimed``."""
-        # The first queue of an order that does not rotate goes before all others.
-        most = min(MAX_ASKED, credit) if self.rotates else 1
-        asked = list(islice((queue for queue in self.queues if queue in self.dirty_queues), most))
-        if not asked:
+        count = min(credit, min(MAX_CLAIMED, max(1, MAX_BYTES // self._average)) if self._average else MAX_UNBOUNDED)
+        groups = self._groups(stream, keys, count)
+        if not groups:
             ignored, self.dirty_queues = self.dirty_queues, set()
             return ignored & self.consumers.keys()
-        self.dirty_queues.difference_update(asked)
-        count = min(credit, min(MAX_CLAIMED, max(1, MAX_BYTES // self._average)) if self._average else MAX_UNBOUNDED)
-        each, rest = divmod(max(count, len(asked)), len(asked))
-        shares = [(queue, each + (place < rest)) for place, queue in enumerate(asked)]
-        self.claiming = SharedClaim(keys, tags, shares, self.lease, on_claimed)
-        self.claiming.post(stream, self.rotates, send_source)
+        self._has_left_out = self.rotates and sum(map(len, groups)) < len(self.dirty_queues)
+        self.claiming = SharedClaim(keys, tags, shares_of(groups, count), self.lease, self.rotates, on_claimed)
+        self.dirty_queues.difference_update(self.claiming.queues)
+        self.claiming.post(stream, send_source)
         return ()
+
+    def _groups(self, nodes: Nodes, keys: ClusterKeys, most: int) -> list[list[str]]:
+        """Return the queues to ask, those together that one node can be asked for in one step."""
+        asked = islice((queue for queue in self.queues if queue in self.dirty_queues), MAX_ASKED)
+        if not self.rotates:  # the first queue goes before all others
+            return [[queue] for queue in islice(asked, 1)]
+        groups: dict[Any, list[str]] = {}
+        owners, is_together = nodes.cluster.slots.owners, nodes.takes_scripts
+        for queue in asked:
+            groups.setdefault(owners[keys.of(queue).slot] if is_together else queue, []).append(queue)
+        return list(groups.values())[:most]
 
     def claimed(self, reply: list[Any]) -> tuple[Sequence[str], int]:
         """Take the answers to a claim: which queues it has emptied, and how many messages it found."""
@@ -96,9 +170,16 @@ class ClusterClaimQueue(ClaimQueue):
         emptied: list[str] = []
         found: list[tuple[int, list[Lease]]] = []
         for part, answer in zip(claim.parts, reply, strict=True):
+            if answer is None:  # they were asked one by one, as many as there was credit for
+                self.dirty_queues.update(part.queues[part.count :])
+                continue
             leases = [] if isinstance(answer, ReplyError) else part.leases(answer)
             found += leases
-            if isinstance(answer, ReplyError) or sum(len(each) for _, each in leases) >= part.count:
+            if (
+                isinstance(answer, ReplyError)
+                or NodeClaim.is_partial(answer)
+                or sum(len(each) for _, each in leases) >= part.count
+            ):
                 self.dirty_queues.update(part.queues)
             else:
                 emptied += part.queues
@@ -112,16 +193,10 @@ class ClusterClaimQueue(ClaimQueue):
             self._average = max(sum(len(lease.envelope) for lease in came) // len(came), 1)
             self.ready.extend(came)
             self._turn(came)
-        self._turn_empty(emptied)
+        if self._has_left_out:
+            asked = set(claim.queues)
+            self._order.sort(key=asked.__contains__)  # those that were not asked come first, each part in its order
         return emptied, len(came)
-
-    def _turn_empty(self, emptied: Sequence[str]) -> None:
-        """Let queues that had nothing wait behind those that were not asked."""
-        if self.rotates and len(self._order) > MAX_ASKED:
-            gone = set(emptied)
-            self._order = [queue for queue in self._order if queue not in gone] + [
-                queue for queue in self._order if queue in gone
-            ]
 
 
 class ClusterChannel(RedisChannel):
@@ -130,3 +205,14 @@ class ClusterChannel(RedisChannel):
     def __init__(self, number: int, order: OrderStrategy, lease: bool) -> None:
         super().__init__(number, order, lease)
         self.leased, self.taken = ClusterClaimQueue(False, order, lease), ClusterClaimQueue(True, order, False)
+
+
+def shares_of(groups: Sequence[Sequence[str]], count: int) -> list[tuple[Sequence[str], int]]:
+    """Share a number of messages, one for each group at least, out among groups of queues, by their size."""
+    rest, left = count - len(groups), sum(map(len, groups))
+    shares = []
+    for group in groups:
+        share = rest * len(group) // left
+        rest, left = rest - share, left - len(group)
+        shares.append((group, 1 + share))
+    return shares

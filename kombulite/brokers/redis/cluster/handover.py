@@ -51,7 +51,8 @@ class ClusterHandover(Handover):
         ]
 
     def _tags_of(self, claims: Sequence[Any]) -> Sequence[Any]:
-        return [(part.queues[0], part.possible_tags()) for claim in claims for part in getattr(claim, "parts", [claim])]
+        parts = [part for claim in claims for part in getattr(claim, "parts", [claim])]
+        return [(queue, part.possible_tags()) for part in parts for queue in part.queues]
 
     def _put_back(self, leases: Sequence[Lease], are_noted: bool) -> Plan[None]:
         yield from put_back_all(self._keys, leases, are_noted)

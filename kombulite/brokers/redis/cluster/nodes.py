@@ -41,6 +41,8 @@ from kombulite.utils.locks import Condition, Lock
 logger = getLogger("kombulite.brokers.redis")
 
 T = TypeVar("T")
+#: Seconds until a script for queues of several slots is tried again.
+SCRIPT_PAUSE = 1.0
 
 
 class Nodes:
@@ -76,6 +78,7 @@ class Nodes:
         self._timeout_cap: float | None = None
         self._written = threading.local()  # ``streams``: those that have taken commands of this thread
         self._notes_written = False
+        self._scripts_from = 0.0  # when scripts for queues of several slots are tried again
 
     # --- connections
 
@@ -368,7 +371,32 @@ class Nodes:
     ) -> None:
         """Do what ``post`` does, where the slot is known."""
         post = self._made(slot, data, replies, on_reply, may_repeat)
-        self._post(post, more)
+        address = self.cluster.slots.owners[slot]
+        stream = None if address is None else self.streams.get(address)
+        if stream is None:
+            self._post(post, more)
+        else:
+            post.asked = stream.address
+            stream.post(data, replies, post, more, may_repeat)
+
+    def post_to_master(self, slot: int, data: bytes, on_reply: OnReply) -> None:
+        """Send a packed command without keys to the master of a slot. What keeps it away is its reply."""
+        try:
+            stream = self.stream_at(slot)
+        except (exceptions.RecoverableConnectionError, OSError) as error:
+            on_reply(ReplyError(f"CLUSTERDOWN {error}"))
+        else:
+            stream.post(data, 1, on_reply)
+
+    @property
+    def takes_scripts(self) -> bool:
+        """Whether nodes take scripts for queues of several slots, as far as is known."""
+        return monotonic() >= self._scripts_from
+
+    def note_refused_script(self) -> None:
+        """Note that a node refused such a script: a slot has left it, is on its way, or it takes none."""
+        self._scripts_from = monotonic() + SCRIPT_PAUSE
+        self.cluster.is_stale = True
 
     def _made(self, slot: int, data: bytes, replies: int, on_reply: OnReply, may_repeat: bool) -> Post:
         deadline = monotonic() + self.cluster.timeout
@@ -408,11 +436,9 @@ class Nodes:
         apart = [(on_reply, data, 1) for on_reply, again, _ in posted for data in split(again or b"")]
         return [*(each for each in apart if self._cache.slot_of(each[1]) is not None), *refused]
 
-    def post_later(self, data: bytes, replies: int, on_reply: OnReply) -> None:
-        """Send packed commands of one slot soon: for replies on whose arrival nothing may be sent."""
-        slot = self._cache.slot_of(data)
-        assert slot is not None, "commands without a key"
-        self._refused.append(self._made(slot, data, replies, on_reply, False))
+    def post_later(self, slot: int, data: bytes, on_reply: OnReply) -> None:
+        """Send a packed command soon: for replies on whose arrival nothing may be sent."""
+        self._refused.append(self._made(slot, data, 1, on_reply, False))
 
     def flush(self) -> None:
         """Send again what was refused and is due."""

@@ -17,7 +17,7 @@ from kombulite._core import Delivery, EnvelopeTemplate, pack_command
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Limits
-from kombulite.brokers.redis.plans import Exchange, Plan
+from kombulite.brokers.redis.plans import Exchange, Plan, is_refused
 from kombulite.brokers.redis.publisher import EXEC, MAX_TOGETHER, MULTI, Destination, Publisher, Segment, failure_of
 from kombulite.brokers.redis.router import Routes
 
@@ -56,19 +56,19 @@ class Group:
 
     __slots__ = ("deliveries", "destination", "places", "queues", "size", "template")
 
-    def __init__(self, destination: ClusterDestination, template: EnvelopeTemplate, queues: Sequence[str]) -> None:
+    def __init__(
+        self,
+        destination: ClusterDestination,
+        template: EnvelopeTemplate,
+        queues: Sequence[str],
+        deliveries: Sequence[Delivery] = (),
+    ) -> None:
         self.destination = destination
         self.template = template
         self.queues = queues
-        self.deliveries: list[Delivery] = []
+        self.deliveries = list(deliveries)
         self.places: list[int] = []
-        self.size = 0
-
-    def add(self, place: int, delivery: Delivery) -> None:
-        """Put a message behind the others."""
-        self.places.append(place)
-        self.deliveries.append(delivery)
-        self.size += len(delivery.body)
+        self.size = 0  # bytes of the bodies
 
 
 class ClusterPublisher(Publisher):
@@ -85,11 +85,12 @@ class ClusterPublisher(Publisher):
         return None if self.reached and delivery in self.reached else super().single(delivery)
 
     def _destination(self, delivery: Delivery) -> Plan[Destination]:
-        destination: Destination = yield from super()._destination(delivery)
+        exchange = delivery.exchange
+        destination = self._find(delivery, None if exchange == "" else (yield from self._router.routes(exchange)))
         if not destination.queues and not destination.topics:
             # That nothing is bound shall not be for news that is late: it comes from another node.
-            self._router.discard(delivery.exchange)
-            destination = yield from super()._destination(delivery)
+            self._router.discard(exchange)
+            destination = self._find(delivery, (yield from self._router.routes(exchange)))
         return destination
 
     def catch_up(self, delivery: Delivery, destination: Destination) -> Plan[int]:
@@ -111,8 +112,7 @@ class ClusterPublisher(Publisher):
             return int(reply)
         missed = self._missed(delivery, queues)
         if missed:
-            group = Group(destination, template, missed)
-            group.add(0, delivery)
+            group = Group(destination, template, missed, [delivery])
             try:
                 failures = yield from self._send_groups([group])
             except exceptions.ConnectionError as error:
@@ -181,26 +181,29 @@ class ClusterPublisher(Publisher):
         """Put messages together that go the same way. Those of a queue stay in their order."""
         groups: list[Group] = []
         latest: dict[str, Group] = {}  # by queue
+        is_repeated = bool(self.reached)
         for start, stop, destination, template in segments:
             assert isinstance(destination, ClusterDestination)
+            queues: Sequence[str] = destination.queues
             for place in range(start, stop):
                 delivery = deliveries[place]
-                queues = self._missed(delivery, destination.queues)
-                if not queues:
+                if is_repeated and not (queues := self._missed(delivery, destination.queues)):
                     continue
                 group = latest.get(queues[0])
                 if (
                     group is None
-                    or group.destination is not destination
                     or group.template is not template
-                    or group.queues != queues
-                    or group.size + len(delivery.body) > MAX_TOGETHER
-                    or any(latest.get(queue) is not group for queue in queues)
+                    or group.destination is not destination
+                    or group.size > MAX_TOGETHER
+                    or (len(queues) > 1 and any(latest.get(queue) is not group for queue in queues))
+                    or (is_repeated and group.queues != queues)
                 ):
                     group = Group(destination, template, queues)
                     groups.append(group)
                     latest.update(dict.fromkeys(queues, group))
-                group.add(place, delivery)
+                group.places.append(place)
+                group.deliveries.append(delivery)
+                group.size += len(delivery.body)
         return groups
 
     def _send_groups(self, groups: Sequence[Group]) -> Plan[dict[Group, dict[str, ReplyError]]]:
@@ -237,6 +240,8 @@ def failures_of(parts: Sequence[tuple[Group, str, int]], replies: Sequence[Any])
     at = 0
     for group, queue, count in parts:
         mine, at = replies[at : at + count], at + count
+        if count > 1 and is_refused(mine[0]):  # the user has no right to transactions: each was done when it came
+            mine = mine[1:-1]
         failure = failure_of([LOST if reply is None else reply for reply in mine])
         if failure is not None:
             failures.setdefault(group, {})[queue] = failure

@@ -15,6 +15,7 @@ from kombulite.brokers.redis.claims import ClaimQueue, RedisChannel
 from kombulite.brokers.redis.cluster.handover import by_queue
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.listening import ListeningNodes
+from kombulite.brokers.redis.cluster.nodes import Nodes
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, logger, pack_acknowledgement
 from kombulite.brokers.redis.receiver import Receiver
@@ -25,6 +26,7 @@ class ClusterReceiver(Receiver):
     """The consuming half of a connection to a cluster."""
 
     _keys: ClusterKeys
+    _stream: Nodes
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -94,5 +96,5 @@ class ClusterReceiver(Receiver):
     def _acknowledge(self, state: RedisChannel, leases: Sequence[Lease]) -> None:
         tags = [lease.tag for lease in leases if not lease.is_fanout]
         if tags:
-            data = pack_acknowledgement(self._keys.of(leases[0].queue), tags)
-            self._stream.post(data, ACK_REPLIES, state.on_settled, more=bool(state.leased.ready), may_repeat=True)
+            keys, stream, more = self._keys.of(leases[0].queue), self._stream, bool(state.leased.ready)
+            stream.post_at(keys.slot, pack_acknowledgement(keys, tags), ACK_REPLIES, state.on_settled, more, True)

@@ -16,7 +16,7 @@ Address = tuple[str, int]
 #: Where the first key is among the arguments of a command, counted from its name; 1 for all others.
 KEY_PLACES = {b"EVALSHA": 3, b"EVAL": 3, b"SCAN": 3}
 #: Commands without a key.
-KEYLESS = frozenset([b"MULTI", b"EXEC", b"CLIENT", b"PING", b"ASKING", b"TIME"])
+KEYLESS = frozenset([b"MULTI", b"EXEC", b"CLIENT", b"PING", b"ASKING", b"TIME", b"DISCARD", b"SCRIPT"])
 PORT, MAX_PORT = re.compile("[0-9]{1,5}"), 65535
 #: Keys whose slot is remembered.
 MAX_REMEMBERED = 10_000
