@@ -28,8 +28,19 @@ class Namespace(Keys):
         prefix = options.global_keyprefix + tag_of(name)
         super().__init__(options._replace(global_keyprefix=prefix), database)
         self.slot = slot_of(prefix)
+        self._name = name
+        self._lists = super().lists(name)
+        self._lease_ending = super().lease_ending(name)
         #: The bindings of a queue: members are ``[exchange, member of its binding set]``.
         self.bound = f"{self.prefix}_kombulite.bound"
+
+    def lists(self, queue: str) -> tuple[str, ...]:
+        """Return the lists of a queue, in the order of service."""
+        return self._lists if queue == self._name else super().lists(queue)
+
+    def lease_ending(self, queue: str) -> str:
+        """Return how the lease of a message from that queue ends."""
+        return self._lease_ending if queue == self._name else super().lease_ending(queue)
 
 
 class ClusterKeys(Keys):
@@ -63,6 +74,10 @@ class ClusterKeys(Keys):
     def list_for(self, queue: str, priority: object) -> str:
         """Return the list for messages of that priority."""
         return self.of(queue).list_for(queue, priority)
+
+    def lease_ending(self, queue: str) -> str:
+        """Return how the lease of a message from that queue ends."""
+        return self.of(queue).lease_ending(queue)
 
     def record(self, queue: str) -> str:
         """Return the key that says how a queue was declared."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hiredis import ReplyError
@@ -15,6 +15,8 @@ from kombulite.brokers.redis.replies import OnReply
 class Post:
     """Commands that nobody waits for: what their replies go to, if the node does not refuse them.
 
+    What precedes a refusal is passed on, and comes once more when all are sent again.
+
     ``may_repeat``: they do no harm when they are sent again, over another connection. ``on_refused(post)``: is called
     when they are refused; returns whether they will be sent again. ``unit``: None until then, for few are.
     """
@@ -23,6 +25,7 @@ class Post:
         "_awaited",
         "_on_refused",
         "_on_reply",
+        "_passed_on",
         "_replies",
         "asked",
         "data",
@@ -48,7 +51,8 @@ class Post:
         self._awaited = replies
         self._on_reply = on_reply
         self._on_refused = on_refused
-        self._replies: list[Any] = []
+        self._replies: Sequence[Any] = ()
+        self._passed_on = 0
         self.may_repeat = may_repeat
         self.deadline = deadline
         self.due = 0.0
@@ -66,20 +70,19 @@ class Post:
 
     def __call__(self, reply: Any) -> None:
         """Take the next reply."""
-        if self._awaited == 1 and reply.__class__ is not ReplyError:
+        if reply.__class__ is not ReplyError and not self._replies and self.unit is None:
+            self._passed_on += 1
             self._on_reply(reply)
             return
-        self._replies.append(reply)
-        if len(self._replies) < self._awaited:
+        self._replies = [*self._replies, reply]
+        if self._passed_on + len(self._replies) < self._awaited:
             return
-        replies, self._replies = self._replies, []
-        if self.unit is not None or any(each.__class__ is ReplyError for each in replies):
-            unit = self.refused()
-            unit.take(replies)
-            replies = unit.replies
-            if unit.refusal is not None and self._on_refused(self):
-                return
-        for each in replies:
+        unit, passed_on = self.refused(), self._passed_on
+        unit.take([*[None] * passed_on, *self._replies])
+        self._replies, self._passed_on = (), 0
+        if unit.refusal is not None and self._on_refused(self):
+            return
+        for each in unit.replies[passed_on:]:
             self._on_reply(each)
 
     def refused(self) -> Unit:

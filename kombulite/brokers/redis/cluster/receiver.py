@@ -87,14 +87,14 @@ class ClusterReceiver(Receiver):
         """Remove messages from their nodes' notes, at once; an error shows at the channel's next operation."""
         if not self._options.ack_emulation:
             return
-        if len(leases) == 1:
-            self._acknowledge(state, leases)
+        more = bool(state.leased.ready)
+        if len(leases) == 1 and not leases[0].is_fanout:  # the common case
+            self._acknowledge(state, leases[0].queue, (leases[0].tag,), more)
             return
-        for _, mine in by_queue(leases):
-            self._acknowledge(state, mine)
+        for queue, mine in by_queue(lease for lease in leases if not lease.is_fanout):
+            self._acknowledge(state, queue, [lease.tag for lease in mine], more)
 
-    def _acknowledge(self, state: RedisChannel, leases: Sequence[Lease]) -> None:
-        tags = [lease.tag for lease in leases if not lease.is_fanout]
-        if tags:
-            keys, stream, more = self._keys.of(leases[0].queue), self._stream, bool(state.leased.ready)
-            stream.post_at(keys.slot, pack_acknowledgement(keys, tags), ACK_REPLIES, state.on_settled, more, True)
+    def _acknowledge(self, state: RedisChannel, queue: str, tags: Sequence[str], more: bool) -> None:
+        keys = self._keys.of(queue)
+        data = pack_acknowledgement(keys, tags)
+        self._stream.post_at(keys.slot, data, ACK_REPLIES, state.on_settled, more, True)
