@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from itertools import islice
 
 import pytest
 from hiredis import ReplyError
@@ -35,17 +36,22 @@ def length(cluster, queue):
 
 
 @contextmanager
-def on_its_way(cluster, slot):
-    """Have a slot on its way to another node, with all its keys there."""
+def on_its_way(cluster, slot, *only):
+    """Have a slot on its way to another node, with all its keys there, or ``only`` some."""
     source = cluster.master_of(slot)
     target = next(node for node in cluster.masters if node is not source)
     target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.node_id)
     source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.node_id)
-    while found := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
-        source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *found)
+    migrate = "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS"
+    if only:
+        source.ask(*migrate, *only)
     try:
+        while not only and (found := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100)):
+            source.ask(*migrate, *found)
         yield target
     finally:
+        while found := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            source.ask(*migrate, *found)
         cluster.finish_move(slot, target)
 
 
@@ -288,3 +294,62 @@ def test_a_key_of_the_wrong_type_keeps_no_other_queue_from_its_chores(cluster):
             while not received:
                 connection.drain_events(timeout=PATIENCE)
         assert received[0].payload == "kept"
+
+
+# --- claims
+
+
+def names_on_one(cluster, base, count):
+    """Names of queues that are in different slots of the first master."""
+    names = (f"{base}{number}" for number in range(1000))
+    mine = (name for name in names if cluster.master_of(slot_of(tag_of(name))) is cluster.masters[0])
+    return list(islice(mine, count))
+
+
+def test_the_queues_of_a_node_are_asked_in_one_step(cluster):
+    names = [f"asked{number}" for number in range(30)]
+    with connect(cluster, OWN) as connection:
+        producer, received = connection.Producer(), []
+        with producer.batch():
+            for number in range(300):
+                producer.publish(number, routing_key=names[number % 30])
+        with connection.Consumer([Queue(name) for name in names], on_message=received.append, prefetch_count=300):
+            for node in cluster.masters:
+                node.ask("CONFIG", "RESETSTAT")
+            while len(received) < 300:
+                connection.drain_events(timeout=PATIENCE)
+            stats = [node.ask("INFO", "commandstats") for node in cluster.masters]
+        claims = sum(
+            int(each[name]["calls"]) for each in stats for name in ("cmdstat_evalsha", "cmdstat_eval") if name in each
+        )
+        assert claims < 30, "fewer than the queues"
+        for place in range(30):
+            mine = [message.payload for message in received if message.payload % 30 == place]
+            assert mine == list(range(place, 300, 30))
+
+
+@pytest.mark.parametrize("prefetch_count", [1, 100])
+def test_a_slot_that_is_on_its_way_keeps_no_other_queue_waiting(cluster, prefetch_count):
+    stuck, *others = [*names_on_one(cluster, "stuck", 3), *names_on_all(cluster, "free")[1:]]
+    with connect(cluster, OWN) as connection:
+        producer = connection.Producer()
+        for name in (stuck, *others):
+            producer.publish_many([name, name], routing_key=name)
+        # One that was taken leaves keys that stay behind: what needs them all is told to try again.
+        taken = connection.channel().basic_get(stuck)
+        received = []
+
+        def note(message):
+            received.append(message.payload)
+            message.ack()
+
+        queues = [Queue(name) for name in (stuck, *others)]
+        with connection.Consumer(queues, on_message=note, prefetch_count=prefetch_count):
+            with on_its_way(cluster, slot_of(tag_of(stuck)), f"{tag_of(stuck)}{stuck}"):
+                while len(received) < 2 * len(others):
+                    connection.drain_events(timeout=PATIENCE)
+                assert sorted(received) == sorted([*others, *others])
+            taken.requeue()
+            while len(received) < 2 * len(others) + 2:
+                connection.drain_events(timeout=PATIENCE)
+        assert received[-2:] == [stuck, stuck]

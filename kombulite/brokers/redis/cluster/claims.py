@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain, groupby, islice
+from math import inf
 from operator import itemgetter
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
 from hiredis import ReplyError
 
@@ -22,10 +24,19 @@ from kombulite.brokers.redis.claims import (
 )
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.nodes import Nodes
+from kombulite.brokers.redis.cluster.slots import refusal_of
+from kombulite.brokers.redis.cluster.units import DOWN_PAUSE, MOVING_PAUSE
 from kombulite.brokers.redis.leases import Lease, Tags
 from kombulite.brokers.redis.options import OrderStrategy
 from kombulite.brokers.redis.plans import is_missing, is_refused
 from kombulite.brokers.redis.scripts import CLAIM_ACROSS_SLOTS
+
+
+class Rest(NamedTuple):
+    """Since when a queue is not served, and when it is asked again."""
+
+    since: float
+    due: float
 
 
 class NodeClaim(Claim):
@@ -100,17 +111,14 @@ class SharedClaim:
             if isinstance(part, NodeClaim):
                 nodes.post_to_master(slot, data, on_reply)
             else:
-                nodes.post_at(slot, data, 1, on_reply)
+                nodes.post_once(slot, data, on_reply)
 
     def _on_reply(self, nodes: Nodes, place: int, reply: Any) -> None:
         part = self.parts[place]
         if is_missing(reply) or (is_refused(reply) and "evalsha" in str(reply).lower()):
             # Each node has to get the script once, or each time.
-            nodes.post_later(
-                self._keys.of(part.queues[0]).slot,
-                part.packed(self._in_turns, True),
-                partial(self._on_reply, nodes, place),
-            )
+            slot, data = self._keys.of(part.queues[0]).slot, part.packed(self._in_turns, True)
+            nodes.post_once(slot, data, partial(self._on_reply, nodes, place), later=True)
             return
         if isinstance(part, NodeClaim) and (isinstance(reply, ReplyError) or part.is_partial(reply)):
             nodes.note_refused_script()
@@ -119,7 +127,7 @@ class SharedClaim:
             for queue in part.queues[: part.count]:
                 each = self._add((queue,), part.count // len(part.queues) or 1)
                 data = self.parts[each].packed(self._in_turns, True)
-                nodes.post_later(self._keys.of(queue).slot, data, partial(self._on_reply, nodes, each))
+                nodes.post_once(self._keys.of(queue).slot, data, partial(self._on_reply, nodes, each), later=True)
         self._replies[place] = reply
         self._left -= 1
         if not self._left:
@@ -131,6 +139,34 @@ class ClusterClaimQueue(ClaimQueue):
 
     claiming: Any
     _has_left_out = False  # whether there were queues that had to wait for the next claim
+    _patience = 0.0  # seconds for a slot to be served again
+
+    def __init__(self, no_ack: bool, order: OrderStrategy, lease: bool) -> None:
+        super().__init__(no_ack, order, lease)
+        #: Queues whose slots are not served at the moment. They keep no other queue waiting.
+        self.resting: dict[str, Rest] = {}
+        #: What a queue was refused with for other reasons, or for too long.
+        self.failure: ReplyError | None = None
+
+    def wake_rested(self, now: float) -> None:
+        """Have the queues asked again whose time has come."""
+        for queue, rest in list(self.resting.items()):
+            if queue not in self.consumers:
+                del self.resting[queue]
+            elif rest.due <= now:
+                self.resting[queue] = rest._replace(due=inf)
+                self.dirty_queues.add(queue)
+
+    def _refuse(self, queues: Sequence[str], error: ReplyError) -> None:
+        """Take the refusal of a claim: what is not served at the moment rests."""
+        refusal, now = refusal_of(str(error), ("", 0)), monotonic()
+        since = min((self.resting[queue].since for queue in queues if queue in self.resting), default=now)
+        if refusal is None or now - since > self._patience:
+            self.failure = error
+            self.dirty_queues.update(queues)
+            return
+        pause = MOVING_PAUSE if refusal.code in ("MOVED", "ASK", "TRYAGAIN") else DOWN_PAUSE
+        self.resting.update(dict.fromkeys(queues, Rest(since, now + pause)))
 
     def claim(
         self,
@@ -142,6 +178,7 @@ class ClusterClaimQueue(ClaimQueue):
         send_source: bool,
     ) -> Iterable[str]:
         """Ask for as many messages as there is credit for. The answers go to ``on_claimed``, then to ``claimed``."""
+        self._patience = stream.cluster.timeout
         count = min(credit, min(MAX_CLAIMED, max(1, MAX_BYTES // self._average)) if self._average else MAX_UNBOUNDED)
         groups = self._groups(stream, keys, count)
         if not groups:
@@ -173,13 +210,14 @@ class ClusterClaimQueue(ClaimQueue):
             if answer is None:  # they were asked one by one, as many as there was credit for
                 self.dirty_queues.update(part.queues[part.count :])
                 continue
-            leases = [] if isinstance(answer, ReplyError) else part.leases(answer)
+            if isinstance(answer, ReplyError):
+                self._refuse(part.queues, answer)
+                continue
+            for queue in part.queues if self.resting else ():
+                self.resting.pop(queue, None)
+            leases = part.leases(answer)
             found += leases
-            if (
-                isinstance(answer, ReplyError)
-                or NodeClaim.is_partial(answer)
-                or sum(len(each) for _, each in leases) >= part.count
-            ):
+            if NodeClaim.is_partial(answer) or sum(len(each) for _, each in leases) >= part.count:
                 self.dirty_queues.update(part.queues)
             else:
                 emptied += part.queues

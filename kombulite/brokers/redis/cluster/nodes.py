@@ -379,6 +379,18 @@ class Nodes:
             post.asked = stream.address
             stream.post(data, replies, post, more, may_repeat)
 
+    def post_once(self, slot: int, data: bytes, on_reply: OnReply, later: bool = False) -> None:
+        """Send a packed command now, or ``later``: for replies on whose arrival nothing may be sent.
+
+        A slot that is on its way or has no master is not waited for: that is the reply then.
+        """
+        post = self._made(slot, data, 1, on_reply, False)
+        post.is_patient = False
+        if later:
+            self._refused.append(post)
+        else:
+            self._post(post)
+
     def post_to_master(self, slot: int, data: bytes, on_reply: OnReply) -> None:
         """Send a packed command without keys to the master of a slot. What keeps it away is its reply."""
         try:
@@ -405,9 +417,13 @@ class Nodes:
     def _post(self, post: Post, more: bool = False) -> None:
         try:
             stream = self.stream_at(post.slot) if post.unit is None else self._stream_for(post.unit, post.deadline)
-        except (exceptions.RecoverableConnectionError, OSError):
-            if self._is_dropped or monotonic() >= post.deadline:
+        except (exceptions.RecoverableConnectionError, OSError) as error:
+            if self._is_dropped or (post.is_patient and monotonic() >= post.deadline):
                 raise
+            if not post.is_patient:
+                self.cluster.is_stale = True
+                post.fail(f"CLUSTERDOWN {error}")
+                return
             post.refused().refusal = Refusal("CLUSTERDOWN")
             self.cluster.is_stale = True
             self._later(post)
@@ -417,9 +433,9 @@ class Nodes:
 
     def _note_refused(self, post: Post) -> bool:
         """Have what was refused sent again, unless its time is over; nothing is sent from here."""
-        if monotonic() >= post.deadline:
-            return False
         self._note(post.refused())
+        if monotonic() >= post.deadline or not (post.is_patient or pause_of(post.refused()) == 0):
+            return False
         self._later(post)
         return True
 
@@ -435,10 +451,6 @@ class Nodes:
         refused = [(post, data, 1) for post in repeatable for data in post.refused().commands]
         apart = [(on_reply, data, 1) for on_reply, again, _ in posted for data in split(again or b"")]
         return [*(each for each in apart if self._cache.slot_of(each[1]) is not None), *refused]
-
-    def post_later(self, slot: int, data: bytes, on_reply: OnReply) -> None:
-        """Send a packed command soon: for replies on whose arrival nothing may be sent."""
-        self._refused.append(self._made(slot, data, 1, on_reply, False))
 
     def flush(self) -> None:
         """Send again what was refused and is due."""

@@ -19,6 +19,7 @@ class Post:
 
     ``may_repeat``: they do no harm when they are sent again, over another connection. ``on_refused(post)``: is called
     when they are refused; returns whether they will be sent again. ``unit``: None until then, for few are.
+    ``is_patient``: whether to wait for a slot that is on its way or has no master; if not, only redirections count.
     """
 
     __slots__ = (
@@ -31,6 +32,7 @@ class Post:
         "data",
         "deadline",
         "due",
+        "is_patient",
         "may_repeat",
         "slot",
         "unit",
@@ -55,6 +57,7 @@ class Post:
         self._passed_on = 0
         self.may_repeat = may_repeat
         self.deadline = deadline
+        self.is_patient = True
         self.due = 0.0
         self.unit: Unit | None = None
         self.asked: Address = ("", 0)
@@ -84,6 +87,10 @@ class Post:
             return
         for each in unit.replies[passed_on:]:
             self._on_reply(each)
+
+    def fail(self, text: str) -> None:
+        """Give an error to what waits for the replies."""
+        self._on_reply(ReplyError(text))
 
     def refused(self) -> Unit:
         """Return the commands one by one: some of them may be to be sent again."""

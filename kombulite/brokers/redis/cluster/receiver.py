@@ -6,19 +6,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import groupby
+from math import inf
+from time import monotonic
 from typing import Any
-
-from hiredis import ReplyError
 
 from kombulite._core import MalformedEnvelope, decode_envelope, pack_command
 from kombulite.brokers.redis.claims import ClaimQueue, RedisChannel
+from kombulite.brokers.redis.cluster.claims import ClusterClaimQueue
 from kombulite.brokers.redis.cluster.handover import by_queue
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.listening import ListeningNodes
 from kombulite.brokers.redis.cluster.nodes import Nodes
-from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, logger, pack_acknowledgement
 from kombulite.brokers.redis.receiver import Receiver
+from kombulite.brokers.redis.scripts import CLAIM
 from kombulite.utils.json import codec
 
 
@@ -78,10 +79,29 @@ class ClusterReceiver(Receiver):
     # --- claims and acknowledgements
 
     def _on_claimed(self, state: RedisChannel, claims: ClaimQueue, reply: Any) -> None:
-        errors = [each for each in reply if isinstance(each, ReplyError)]
+        assert isinstance(claims, ClusterClaimQueue)
         super()._on_claimed(state, claims, reply)
-        if errors:
-            state.error = reply_error(str(errors[0]))
+        failure, claims.failure = claims.failure, None
+        if failure is not None:
+            state.error = CLAIM.error(failure)
+
+    def _claim_queues(self) -> list[ClusterClaimQueue]:
+        states: list[Any] = list(self._channels.values())
+        return [claims for state in states for claims in state.claim_queues if claims.resting]
+
+    def look_if_due(self) -> None:
+        """Ask queues once more: all where that is due, and those whose slots were not served a moment ago."""
+        super().look_if_due()
+        for claims in self._claim_queues():
+            claims.wake_rested(monotonic())
+
+    @property
+    def next_look(self) -> float | None:
+        """Seconds until ``look_if_due`` has something to do, None for never."""
+        dues = [rest.due - monotonic() for claims in self._claim_queues() for rest in claims.resting.values()]
+        look = super().next_look
+        left = min(dues if look is None else [look, *dues], default=None)
+        return None if left is None or left == inf else max(left, 0.0)
 
     def acknowledge(self, state: RedisChannel, leases: Sequence[Lease]) -> None:
         """Remove messages from their nodes' notes, at once; an error shows at the channel's next operation."""
