@@ -98,7 +98,8 @@ class Proxy:
         self.ended = False
         #: Connections taken so far.
         self.taken = 0
-        self._broker_port = broker_port
+        #: The port that new connections lead to.
+        self.target = broker_port
         self._pairs: set[Pair] = set()
         self._transports: WeakSet[asyncio.WriteTransport] = WeakSet()
         self._loop = asyncio.new_event_loop()
@@ -177,7 +178,7 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", self._broker_port)
+            broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
             writer.transport.abort()
             return

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import threading
+from base64 import b64decode
 from collections.abc import Callable
+from contextlib import suppress
+from json import loads
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest.mock import MagicMock
 
 import pytest
 import redis
 
-from kombulite import Connection, Consumer, Producer, Queue, aio
+from kombulite import Connection, Consumer, Producer, Queue, aio, exceptions
 from kombulite.brokers.redis.sentinels import ABORTED, PROMOTED, SWITCHED, MasterWatch, Sentinels
 from tests.aio.conftest import run, soon
 from tests.redis.conftest import drain
 from tests.redis.test_connecting import Sentinel
-from tests.servers import RedisServer, wait_until
+from tests.servers import RedisServer, Unavailable, program, wait_until
 
 #: So long that a test which waits for it fails by its own time limit.
 OPTIONS = {"master_name": "it", "socket_timeout": 600, "health_check_interval": 0}
@@ -180,6 +185,65 @@ def test_threads_end_with_the_last_connection(cluster, name):
     wait_until(lambda: not threads(), 10, "threads are left")
 
 
+def test_hung_master_that_is_not_replaced_is_waited_for_no_longer_than_allowed(start_server, name):
+    master = start_server(RedisServer)
+    sentinel = start_server(lambda: Sentinel(master, 600_000))
+    options = {**OPTIONS, "socket_timeout": 0.5}
+    url, got = f"sentinel://127.0.0.1:{sentinel.port}/0", []
+    with Connection(url, transport_options=options, connect_timeout=0.5) as connection, connection.clone() as consuming:
+        producer = Producer(connection)
+        producer.publish("first", routing_key=name)
+        with Consumer(
+            consuming.channel(), Queue(name), on_message=lambda message: (got.append(message), message.ack())
+        ):
+            drain(consuming, lambda: got)
+            master.pause()
+            try:
+                with pytest.raises(connection.recoverable_connection_errors):
+                    producer.publish("unanswered", routing_key=name)
+                with pytest.raises(exceptions.OperationalError):
+                    connection.ensure_connection(max_retries=1, interval_start=0)
+            finally:
+                master.resume()
+            publish_until(producer, name, lambda: len(got) > 1 or consume_once(consuming))
+
+
+def consume_once(connection: Connection) -> bool:
+    """Drain one event, if there is one; a loss is what a worker goes on after."""
+    with suppress(TimeoutError, *connection.recoverable_connection_errors):
+        connection.drain_events(timeout=0.05)
+    return False
+
+
+def has_coordinated_failover() -> bool:
+    """Whether Sentinel lets the old master hand over: ``SENTINEL FAILOVER name COORDINATED`` (Valkey 9)."""
+    try:
+        path = program(RedisServer.program)
+    except Unavailable:
+        return False
+    shown = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    return "valkey" in shown.lower()
+
+
+@pytest.mark.skipif(not has_coordinated_failover(), reason="only Valkey 9 fails over so")
+def test_coordinated_failover_loses_nothing_that_was_acknowledged(cluster, name):
+    with Connection(cluster.url, transport_options=OPTIONS) as connection:
+        producer, published = Producer(connection), 0
+        producer.publish(-1, routing_key=name)
+        with redis.Redis(port=cluster.sentinels[0].port) as client:
+            client.execute_command("SENTINEL", "FAILOVER", "it", "COORDINATED")
+        deadline = monotonic() + 60
+        policy = {"max_retries": 50, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.2}
+        while port_of(connection) != cluster.replica.port:
+            assert monotonic() < deadline, "there is no new master"
+            producer.publish(published, routing_key=name, retry=True, retry_policy=policy)
+            published += 1
+        with redis.Redis(port=cluster.replica.port) as client:
+            kept = [loads(envelope) for envelope in client.lrange(name, 0, -1)]
+        found = {int(loads(b64decode(envelope["body"]))) for envelope in kept}
+        assert found == set(range(-1, published))
+
+
 # --- what sentinels say
 
 OLD, NEW, OTHER = ("10.0.0.1", 6379), ("10.0.0.2", 6379), ("10.0.0.3", 6379)
@@ -226,6 +290,21 @@ def test_news_of_our_master_end_the_connections_to_the_old_one(watch, news, is_l
     assert [bool(link.reasons) for link in links] == [is_left, is_left, False, False]
     assert watch.correct(OLD) == (NEW if is_left else OLD)  # where a sentinel has not heard of it
     assert watch.correct(OTHER) == OTHER
+
+
+def test_sentinel_that_is_only_asked_names_the_new_master(watch, monkeypatch):
+    """Its news may be lost, or not be allowed to its user."""
+    link, answers = FakeLink(OLD), iter([OLD, OLD, NEW])
+    watch.add(link)
+    client = MagicMock()
+    client.__enter__.return_value = client
+    client.sentinel_get_master_addr_by_name.side_effect = lambda name: next(answers)
+    client.pubsub().__enter__().get_message.return_value = None
+    monkeypatch.setattr(watch._sentinels, "client", lambda address, **options: client)
+    monkeypatch.setattr("kombulite.brokers.redis.sentinels.ASK_INTERVAL", 0)
+    with pytest.raises(StopIteration):
+        watch._listen(("s", 1))
+    assert link.reasons == [f"the master is at {NEW[0]}:{NEW[1]} now"]
 
 
 def test_failover_that_is_broken_off_leaves_the_master_what_it_is(watch):

@@ -29,7 +29,7 @@ from kombulite.brokers.base import (
 from kombulite.brokers.base import Transport as BaseTransport
 from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.connector import Connector
-from kombulite.brokers.redis.errors import connection_lost, get_redis_error_classes
+from kombulite.brokers.redis.errors import REPLICA_CODES, connection_lost, get_redis_error_classes
 from kombulite.brokers.redis.leases import Lease
 from kombulite.brokers.redis.maintainer import LeaseMaintainer
 from kombulite.brokers.redis.options import Options
@@ -98,6 +98,7 @@ class Transport(BaseTransport):
     def _open(self, on_push: OnReply) -> Stream:
         stream = self._connector.open(on_push)
         self._streams.append(stream)
+        stream.errors.ending = REPLICA_CODES
         stream.renew = self._renew
         return stream
 

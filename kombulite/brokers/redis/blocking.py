@@ -99,11 +99,11 @@ class ListWaits:
     def _on_reply(self, stream: PostingStream, key: str, step: int, queue: str, reply: Any) -> None:
         self._awaited.discard(key)
         self._free.append(stream)
-        if isinstance(reply, ReplyError):
+        if isinstance(reply, ReplyError) and not str(reply).startswith("UNBLOCKED"):
             self._refused_at = monotonic()
             self._wanted.clear()
             self._warn(reply)
-        elif reply is None:
+        elif reply is None or isinstance(reply, ReplyError):  # its time is over, or an operator has ended it
             self._wanted[key] = step, queue
             self._go_on()
         else:

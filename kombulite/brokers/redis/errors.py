@@ -105,10 +105,19 @@ NOT_IN_SCRIPT = re.compile(r"can't (?:run this command|access at least)|ACL fail
 NOT_RUN = re.compile(r"NOPERM .* run the '|ERR unknown command")
 
 
+#: Codes of a server that is no master any more: a new connection may lead to the one that is, this one never will.
+REPLICA_CODES = frozenset(["READONLY", "MASTERDOWN"])
+
+
+def code_of(text: str) -> str:
+    """Return the code of an error reply: the first word of its cause."""
+    return BEFORE_CAUSE.sub("", text, count=1).partition(" ")[0]
+
+
 def reply_error(text: str) -> Exception:
     """Return the error for an error reply of the server (RESP: ``-CODE words``)."""
     cause = BEFORE_CAUSE.sub("", text, count=1)
-    code = cause.partition(" ")[0]
+    code = code_of(text)
     is_refused = NOT_RUN.match(cause) or NOT_IN_SCRIPT.search(text)
     kind = exceptions.AccessRefused if is_refused else BY_CODE.get(code, exceptions.IrrecoverableChannelError)
     return shared(kind, getattr(driver, DRIVER_CLASS_OF_CODE.get(code, "ResponseError")))(text)

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from hiredis import ReplyError
 
+from kombulite import exceptions
 from kombulite._core import pack_command
-from kombulite.brokers.redis.errors import BEFORE_CAUSE, NOT_RUN, reply_error
+from kombulite.brokers.redis.errors import BEFORE_CAUSE, NOT_RUN, connection_lost, reply_error
 from kombulite.brokers.redis.replies import OnReply
 from kombulite.brokers.redis.scripts import Script
 
@@ -140,6 +141,16 @@ def run_with(
     if isinstance(replies[0], ReplyError):
         raise script.error(replies[0])
     return replies
+
+
+def is_granted(reply: Any) -> bool:
+    """Return whether the server does what it was asked for. Raises RecoverableConnectionError if it may do so later."""
+    if not isinstance(reply, ReplyError):
+        return True
+    error = reply_error(str(reply))
+    if isinstance(error, (exceptions.RecoverableChannelError, exceptions.RecoverableConnectionError)):
+        raise connection_lost(str(reply)) from error
+    return False
 
 
 def is_missing(reply: Any) -> bool:

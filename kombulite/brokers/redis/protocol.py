@@ -15,8 +15,6 @@ from operator import itemgetter
 from time import monotonic, time
 from typing import Any
 
-from hiredis import ReplyError
-
 from kombulite import exceptions
 from kombulite._core import Delivery
 from kombulite.brokers.base import Cancelled, ExchangeSpec, QueueInfo, QueueSpec, Settings
@@ -27,7 +25,7 @@ from kombulite.brokers.redis.handover import Handover, handover_of
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, logger, put_back
 from kombulite.brokers.redis.options import Options, OrderStrategy, database_of
-from kombulite.brokers.redis.plans import Plan, PostingStream, Wait, send
+from kombulite.brokers.redis.plans import Plan, PostingStream, Wait, is_granted, send
 from kombulite.brokers.redis.publisher import Publisher
 from kombulite.brokers.redis.receiver import Receiver
 from kombulite.brokers.redis.replies import Posted
@@ -86,11 +84,11 @@ class RedisProtocol:
         tracked = False
         if version == 3:
             (reply,) = yield from send(("CLIENT", "TRACKING", "ON", "OPTIN"))
-            tracked = not isinstance(reply, ReplyError)
+            tracked = is_granted(reply)
         try:
             (reply,) = yield from send(("TIME",))
             # A user without the right to TIME goes by the clock of this machine.
-            seconds = time() if isinstance(reply, ReplyError) else int(reply[0]) + int(reply[1]) / 1e6
+            seconds = int(reply[0]) + int(reply[1]) / 1e6 if is_granted(reply) else time()
             self._clock = seconds - monotonic()
         except (TypeError, ValueError, LookupError) as error:
             raise connection_lost(f"a server that tells no time: {error}") from error

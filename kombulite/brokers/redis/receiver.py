@@ -18,17 +18,19 @@ from weakref import ref
 
 from hiredis import ReplyError
 
+from kombulite import exceptions
 from kombulite._core import Delivery, MalformedEnvelope, decode_envelope, pack_command
 from kombulite.brokers.base import Event
 from kombulite.brokers.limits import reports_expiry
 from kombulite.brokers.redis.blocking import ListWaits
 from kombulite.brokers.redis.claims import ClaimQueue, RedisChannel, consumers_of
+from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.fanout import Subscriptions
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, Tags, dead_letter, logger, pack_acknowledgement
 from kombulite.brokers.redis.options import Limits, Options
 from kombulite.brokers.redis.pace import News, Pace
-from kombulite.brokers.redis.plans import Exchange, Plan, PostingStream, is_missing, is_refused, send
+from kombulite.brokers.redis.plans import Exchange, Plan, PostingStream, is_granted, is_missing, is_refused, send
 from kombulite.brokers.redis.publisher import PUBLISHED_AT
 from kombulite.brokers.redis.scripts import CLAIM
 from kombulite.brokers.redis.topology import Topology
@@ -102,7 +104,7 @@ class Receiver:
             return False
         identify, subscribe = pack_command(("CLIENT", "ID")), pack_command(("SUBSCRIBE", INVALIDATED))
         client, subscribed = yield Exchange((identify, subscribe), 2)
-        if isinstance(client, ReplyError) or isinstance(subscribed, ReplyError):
+        if not (is_granted(client) and is_granted(subscribed)):
             return False
         self._redirection = ("REDIRECT", client)
         return True
@@ -121,7 +123,7 @@ class Receiver:
     def watch_over(self) -> Plan[None]:
         """Have the server remember what is read over a connection."""
         (reply,) = yield from send(("CLIENT", "TRACKING", "ON", *self._redirection))
-        self._tells_of_lists = not isinstance(reply, ReplyError)
+        self._tells_of_lists = is_granted(reply)
 
     @property
     def missing_waits(self) -> int:
@@ -225,11 +227,14 @@ class Receiver:
             self.watcher.post(pack_command(("EXISTS", *missing)), 1, looked, may_repeat=True)
 
     def _on_watched(self, claims: ClaimQueue, queues: Iterable[str], reply: Any) -> None:
-        if isinstance(reply, ReplyError):
+        if isinstance(reply, ReplyError) and isinstance(reply_error(str(reply)), exceptions.AccessRefused):
             logger.warning("The server does not tell of changes, so it is asked now and then: %s", reply)
             self._tells_of_lists = False
         elif reply:
             claims.dirty_queues.update(queues)
+            if isinstance(reply, ReplyError):  # it is busy, say
+                asked = set(queues)
+                self.look_anew(lambda key: self._watched.get(key) in asked)
 
     def look_anew(self, is_affected: Callable[[bytes], bool]) -> None:
         """Ask the queues once more of whose lists the server will not say that they change."""
@@ -241,7 +246,7 @@ class Receiver:
     def check_watched(self) -> None:
         """See now and then whether the lists that the server watches are empty still.
 
-        Of some changes it says nothing: two databases change places, or a slot moves.
+        Of some changes it says nothing: two databases change places, a slot moves, a master becomes a replica.
         """
         interval = self._options.health_check_interval
         if interval and self._watched and self.watcher is not None and monotonic() - self._checked_at >= interval:
@@ -251,6 +256,8 @@ class Receiver:
     def _post_check(self, on_reply: Callable[[Any], None]) -> None:
         assert self.watcher is not None
         self.watcher.post(pack_command(("EXISTS", *self._watched)), 1, on_reply, may_repeat=True)
+        # A write that changes nothing: what has become a replica refuses it, which ends the connection.
+        self._stream.post(pack_command(("HDEL", self._keys.unacked, "")), 1, _ignore, may_repeat=True)
 
     def _on_checked(self, reply: Any) -> None:
         if reply:  # an error too
@@ -376,6 +383,10 @@ class Receiver:
         return self.has_ready() or any(
             state.credit(claims) > 0 for state in list(self._channels.values()) for claims in state.claim_queues
         )
+
+
+def _ignore(reply: Any) -> None:
+    """Do nothing with the reply to a check."""
 
 
 def without_flag(delivery: Delivery) -> Delivery:

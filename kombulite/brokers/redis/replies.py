@@ -8,7 +8,8 @@ from typing import Any
 
 from hiredis import ProtocolError, PushNotification, Reader, ReplyError
 
-from kombulite.brokers.redis.errors import connection_lost, reply_error
+from kombulite import exceptions
+from kombulite.brokers.redis.errors import code_of, connection_lost, reply_error
 
 INCOMPLETE = object()
 RESP2_PUSHES = (b"message", b"pmessage")
@@ -22,6 +23,22 @@ OnReply = Callable[[Any], None]
 Posted = tuple[OnReply, "bytes | None", int]
 
 
+class ErrorReplies:
+    """Makes errors of error replies. ``ending``: codes of those that end the connection.
+
+    Such a reply is given to nobody, so that what may be repeated is sent again over the next connection.
+    """
+
+    def __init__(self) -> None:
+        self.ending: frozenset[str] = frozenset()
+
+    def __call__(self, text: str) -> ReplyError:
+        """Return the error for the text of an error reply. Raises it if it ends the connection."""
+        if code_of(text) in self.ending:
+            raise reply_error(text)
+        return ReplyError(text)
+
+
 class ReplyQueue:
     """The replies that are to come on one connection, and the bytes of them that have.
 
@@ -31,13 +48,14 @@ class ReplyQueue:
     def __init__(self, protocol: int, on_push: OnReply) -> None:
         self.protocol = protocol
         self.posted: deque[Posted] = deque()  # one for each reply that is to come
+        self.errors = ErrorReplies()
         self._on_push = on_push
-        self._reader = Reader(notEnoughData=INCOMPLETE)
+        self.restart(protocol)
 
     def restart(self, protocol: int) -> None:
         """Go on with another connection, on which nothing has come."""
         self.protocol = protocol
-        self._reader = Reader(notEnoughData=INCOMPLETE)
+        self._reader = Reader(notEnoughData=INCOMPLETE, replyError=self.errors)
 
     def expect(self, replies: int, on_reply: OnReply, repeatable: bytes | None = None) -> None:
         """Note commands that have been sent. ``repeatable``: the same commands, where they may be sent again."""
@@ -79,6 +97,9 @@ class ReplyQueue:
                     raise reply_error(str(reply))  # the answer to something that was sent
                 else:
                     raise connection_lost(f"unexpected reply without a pending command: {reply!r:.80}")
+        except exceptions.ConnectionError:
+            self.restart(self.protocol)  # the rest belongs to commands that count as unanswered
+            raise
         except ProtocolError as error:
             raise connection_lost(f"the server does not speak RESP: {error}") from error
         except (LookupError, TypeError, ValueError) as error:  # where it went, it could not be read

@@ -84,6 +84,8 @@ class Stream:
         self._timeout = timeout
         self._converses = False  # whether a command waits for its reply, or is being sent
         self._queue = ReplyQueue(protocol, on_push)
+        #: Makes the errors of error replies, and is told which of them end the connection.
+        self.errors = self._queue.errors
         self._posted = self._queue.posted
         self._waiting_since = 0.0  # when the last bytes came, or the first command was posted
         self._pinged_at = 0.0  # by keep_alive

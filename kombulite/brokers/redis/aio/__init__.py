@@ -23,7 +23,7 @@ from kombulite.brokers.redis.aio.dispatcher import Dispatcher
 from kombulite.brokers.redis.aio.maintainer import AsyncMaintainer
 from kombulite.brokers.redis.aio.stream import Answer, AsyncStream
 from kombulite.brokers.redis.claims import RedisChannel
-from kombulite.brokers.redis.errors import connection_lost, socket_error
+from kombulite.brokers.redis.errors import REPLICA_CODES, connection_lost, socket_error
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, logger
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.plans import Plan, call, wait_for_replies
@@ -111,6 +111,7 @@ class AsyncTransport(interface.AsyncTransport):
         if self._is_over:
             stream.drop(closed())
             raise closed()
+        stream.errors.ending = REPLICA_CODES
         self._streams.append(stream)
         return stream
 

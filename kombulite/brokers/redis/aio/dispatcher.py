@@ -106,7 +106,7 @@ class Dispatcher:
 
     def _on_refused(self, state: RedisChannel, error: Exception) -> None:
         """Deal with the refusal of a claim."""
-        if isinstance(error, exceptions.MessageNacked):
+        if isinstance(error, (exceptions.MessageNacked, exceptions.RecoverableChannelError)):
             logger.warning("Messages cannot be claimed; next try in %g s: %s", RETRY_INTERVAL, error)
             state.error = None
             self._pause(RETRY_INTERVAL)

@@ -191,6 +191,8 @@ class AsyncStream:
         self._on_lost = on_lost
         self._end_reason = "the server closed the connection"
         self._queue = ReplyQueue(protocol, on_push)
+        #: Makes the errors of error replies, and is told which of them end the connection.
+        self.errors = self._queue.errors
         self._posted = self._queue.posted
         self._waiting_since = 0.0  # when the last bytes came, or the first command was posted
         self._alarm: asyncio.TimerHandle | None = None
