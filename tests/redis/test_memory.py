@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import redis
 
-from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, exceptions
+from tests.aio.conftest import run
 from tests.redis.conftest import drain
 from tests.redis.test_faults import QUICK
 from tests.servers import RedisServer, wait_until
@@ -162,3 +163,67 @@ def test_purging_and_deleting_free_memory(server, full, name):
         queue.delete()
         queue.exchange.delete()
         wait_until(lambda: not client.keys("*"), 5, "something is left")
+
+
+def test_all_that_ends_frees_memory(server, full, name):
+    """Acks, rejects, unbinding, exclusive queues, a queue of a process that was killed."""
+    with Connection(server.url) as connection, redis.Redis(port=server.port) as client:
+        queue = Queue(name, Exchange(name), "k")(connection)
+        queue.declare()
+        Producer(connection).publish_many(range(2), routing_key=name)
+        messages = [queue.get(), queue.get()]
+        Queue(f"{name}.own", Exchange(f"{name}.own"), "k", exclusive=True)(connection).declare()
+        client.lpush(f"{name}.left", "late")
+        client.zadd("_kombulite.deadlines", {json.dumps(["queue", f"{name}.left"]): 1})
+        full()
+        messages[0].ack()
+        messages[1].reject()
+        queue.unbind_from(name, "k")
+        with Connection(server.url) as other, Consumer(other.channel(), Queue(name), callbacks=[take([])]):
+            wait_until(lambda: not client.exists(f"{name}.left", "unacked"), 10, "something is left")
+        connection.release()
+        assert not client.exists(f"_kombu.binding.{name}", f"_kombulite.queue.{name}.own", f"_kombu.binding.{name}.own")
+
+
+def test_message_that_is_forgotten_after_a_loss_comes_back(server, full, name):
+    with Connection(server.url) as connection:
+        Producer(connection).publish(1, routing_key=name)
+        got: list[Any] = []
+        Consumer(connection.channel(), Queue(name), on_message=got.append).consume()
+        drain(connection, lambda: got)
+        client = full()
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        with pytest.raises(connection.recoverable_connection_errors):
+            connection.drain_events(timeout=5)
+        got.clear()
+        drain(connection, lambda: got)
+        assert got[0].payload == 1
+
+
+def test_deleting_without_scripts_frees_memory(server, full, name):
+    with redis.Redis(port=server.port) as client:
+        client.execute_command("ACL", "SETUSER", "plain", "on", ">pw", "+@all", "-eval", "-evalsha", "~*", "&*")
+    with Connection(f"redis://plain:pw@127.0.0.1:{server.port}/0") as connection:
+        queue = Queue(name, Exchange(name), "k")(connection)
+        queue.declare()
+        Producer(connection).publish_many(range(3), routing_key=name)
+        client = full()
+        assert queue.delete() == 3
+        assert not client.exists(name, f"_kombu.binding.{name}")
+
+
+@pytest.mark.parametrize("no_ack", [False, True])
+def test_an_event_loop_frees_memory(server, full, name, no_ack):
+    async def main() -> None:
+        async with aio.connect(server.url) as connection:
+            await connection.producer().publish_many(range(10), name)
+            client = full()
+            async with connection.consume(name, no_ack=no_ack) as messages:
+                message = await messages.next(10)
+                if not no_ack:
+                    await message.ack()
+            assert client.llen(name) == 9
+            assert not client.exists("unacked", "unacked_index")
+            assert await connection.purge(name) == 9
+
+    run(main)

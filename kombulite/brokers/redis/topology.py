@@ -184,7 +184,7 @@ class Topology:
             return -1
         commands: list[Command] = [("LLEN", key) for key in lists]
         commands += [("DEL", *lists), *(("SREM", table, member) for table, member in bindings)]
-        return sum((yield from transact(*commands))[: len(lists)])
+        return sum((yield from self._free(*commands))[: len(lists)])
 
     def _bindings_of(self, queue: str) -> Plan[list[tuple[str | bytes, str | bytes]]]:
         """Return (binding set, member) for each binding of a queue: nothing else says where it is bound.
