@@ -305,11 +305,12 @@ class ChannelTransport(base.Transport):
             state = self._channel(channel)
             try:
                 settled = state.ledger.settle_all(delivery_tags)
-            except KeyError as error:
-                if self.held is not None and self.held.settle(channel, delivery_tags, outcome):
-                    self.held_settled()
-                    return
-                raise unknown_tag(error.args[0], state.tag_offset) from None
+            except KeyError as error:  # some may have come on a connection that was lost
+                earlier = [tag for tag in delivery_tags if tag not in state.tokens]
+                if self.held is None or not self.held.settle(channel, earlier, outcome):
+                    raise unknown_tag(error.args[0], state.tag_offset) from None
+                self.held_settled()
+                settled = state.ledger.settle_all([tag for tag in delivery_tags if tag in state.tokens])
             self._settle(state, settled, outcome)
 
     def recover(self, channel: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import multiprocessing
 import threading
@@ -124,6 +125,50 @@ def test_is_settled_over_another_connection_when_its_own_is_given_up(through, pr
         got.pop().ack()
         is_settled(client, queue)
     assert not again
+
+
+def lose_alone(connection: Connection, client: Any) -> None:
+    """Cut the connections of that name, and give it up."""
+    for each in client.client_list():
+        if each["name"] == "lossy":
+            client.client_kill_filter(_id=each["id"])
+    with pytest.raises(LOST):
+        while True:
+            connection.drain_events(timeout=0.1)
+    connection.release()
+
+
+def test_is_settled_where_the_others_of_the_process_only_publish(through, client, name):
+    """One of them looks after what is held; the next one does when that is closed."""
+    consuming, publishing, queue, got = through(client_name="lossy"), [through(), through()], Queue(name), []
+    held(consuming, queue, got)
+    for number, connection in enumerate(publishing):
+        Producer(connection).publish(number, routing_key=name)
+    drain(consuming, lambda: len(got) == 2)
+    lose_alone(consuming, client)
+    while got:
+        got.pop(0).ack()
+        wait_until(lambda: client.hlen("unacked") == len(got), 20, "it is leased still")
+        attending = [each for each in publishing if each.transport._protocol.attends]
+        assert len(attending) == 1
+        attending[0].release()
+        publishing = [each for each in publishing if each is not attending[0]]
+    assert client.llen(name) == 0
+
+
+def test_is_settled_where_others_publish_on_an_event_loop(through, proxy, client, name):
+    consuming, queue, got = through(client_name="lossy"), Queue(name), []
+    held(consuming, queue, got)
+
+    async def main() -> None:
+        async with aio.connect(f"redis://127.0.0.1:{proxy.port}/0") as connection:
+            await connection.producer("").publish("x", name)
+            await asyncio.to_thread(drain, consuming, lambda: got)
+            await asyncio.to_thread(lose_alone, consuming, client)
+            got.pop().ack()
+            await asyncio.to_thread(is_settled, client, queue)
+
+    run(main)
 
 
 def test_comes_again_when_the_application_has_forgotten_it(through, proxy, client, name):
@@ -358,11 +403,18 @@ def test_what_is_held_keeps_nothing_else_of_its_channel():
     assert gone() is None
 
 
-def test_acks_that_a_server_cannot_take_yet_are_sent_later():
+@pytest.mark.parametrize(
+    ("refusal", "error"),
+    [
+        ("LOADING Redis is loading the dataset in memory", exceptions.RecoverableConnectionError),
+        ("NOPERM this user has no permissions", exceptions.AccessRefused),  # another's connection may
+    ],
+)
+def test_acks_that_a_server_cannot_take_yet_are_sent_later(refusal, error):
     left = Handover(Keys(Options.of({}), 0))
     left._left.append(Abandoned(settled=[(print, b"ack", 2)]))
     plan = left.bring_back()
     assert next(plan).commands == [b"ack"]
-    with pytest.raises(exceptions.RecoverableConnectionError):
-        plan.send([ReplyError("LOADING Redis is loading the dataset in memory")] * 2)
+    with pytest.raises(error):
+        plan.send([ReplyError(refusal)] * 2)
     assert next(left.bring_back()).commands == [b"ack"]

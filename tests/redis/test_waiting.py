@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -184,6 +184,45 @@ def test_without_the_right_to_wait_either_there_are_looks_and_a_warning(restrict
                 producer = Producer(other)
                 put(lambda: producer.publish("it", routing_key=name), connection, got)
     assert got == ["it"]
+    assert caplog.text.count("does not tell") == 1
+
+
+@pytest.fixture
+def full(restricted: Any) -> Iterator[Callable[[int], object]]:
+    """Return a function that lets the server take so many connections more than it has."""
+    with redis.Redis.from_url(restricted()) as admin:
+
+        def allow(count: int) -> object:
+            return admin.config_set("maxclients", admin.info("clients")["connected_clients"] + count)
+
+        yield allow
+
+
+def test_without_a_connection_for_waiting_there_are_looks_and_a_warning(restricted, full, name, caplog):
+    got: list[Any] = []
+    with Connection(restricted("-client"), transport_options=PATIENT) as connection:
+        channel = connection.channel()
+        full(1)  # that which listens
+        with Consumer(channel, Queue(name), callbacks=[lambda body, message: (got.append(body), message.ack())]):
+            full(100)
+            with Connection(restricted()) as other:
+                put(lambda: Producer(other).publish("it", routing_key=name), connection, got)
+    assert got == ["it"]
+    assert caplog.text.count("does not tell") == 1
+
+
+def test_without_a_connection_for_waiting_on_an_event_loop(restricted, full, name, caplog):
+    async def main() -> Any:
+        async with aio.connect(restricted("-client"), transport_options=PATIENT) as connection:
+            await connection.declare(Queue(name))
+            full(1)
+            async with connection.consume(Queue(name)) as messages:
+                full(100)
+                with Connection(restricted()) as other:
+                    Producer(other).publish("it", routing_key=name)
+                return (await messages.next(timeout=20)).payload
+
+    assert asyncio.run(main()) == "it"
     assert caplog.text.count("does not tell") == 1
 
 

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, exceptions
+from kombulite.brokers.base import Outcome
 from kombulite.brokers.sql.messages import Messages
 from kombulite.message import Message
 from tests.servers import wait_until
@@ -102,6 +103,44 @@ def test_is_settled_by_another_connection_when_its_own_is_given_up(url, name):
         assert queue.get() is None
         other.release()
         assert queue(other.channel()).get() is None
+
+
+def test_is_settled_together_with_what_came_later(url, name):
+    with Connection(url, transport_options=PATIENT) as connection:
+        got = received(connection, name)
+        connection.ensure_connection()
+        Producer(connection).publish("y", routing_key=name)
+        drain(connection, got, 2)
+        channel = got[0].channel
+        with pytest.raises(exceptions.AMQPError):
+            channel.settle_many([*(each.delivery_tag for each in got), 999_999], Outcome.ACK)
+        channel.settle_many([each.delivery_tag for each in got], Outcome.ACK)
+        for message in got:
+            with pytest.raises(exceptions.AMQPError):
+                channel.basic_ack(message.delivery_tag)
+    with Connection(url) as other:
+        assert Queue(name)(other.channel()).get() is None
+
+
+@pytest.mark.parametrize("is_settled_before", [False, True])
+def test_stays_with_its_holder_when_the_connection_that_took_it_over_ends(url, name, is_settled_before):
+    with Connection(url, transport_options=PATIENT) as last:
+        last.ensure_connection()
+        with Connection(url, transport_options=PATIENT) as connection:
+            got = received(connection, name)
+            with Connection(url, transport_options=PATIENT) as taking:
+                taking.ensure_connection()
+                if is_settled_before:
+                    got[0].ack()
+            queue = Queue(name)(last.channel())
+            assert queue.get() is None  # it does not come again while the application has it
+            if not is_settled_before:
+                connection.ensure_connection()
+                got[0].ack()
+            last.transport._session._renew()
+            assert queue.get() is None
+        del got
+        assert queue.get() is None
 
 
 def test_is_settled_another_time_when_the_database_was_busy(url, name, monkeypatch):

@@ -15,7 +15,14 @@ from kombulite import exceptions
 from kombulite.brokers.base import QueueSpec, Settings
 from kombulite.brokers.redis import Transport, get_redis_error_classes
 from kombulite.brokers.redis.claims import MAX_ASKED, ClaimQueue, RedisChannel, in_turns
-from kombulite.brokers.redis.errors import BY_CLASS, driver_error, reply_error
+from kombulite.brokers.redis.errors import (
+    BY_CLASS,
+    ServerClosed,
+    connection_lost,
+    driver_error,
+    reply_error,
+    socket_error,
+)
 from kombulite.brokers.redis.fanout import Subscriptions
 from kombulite.brokers.redis.keys import Keys, topic_pattern
 from kombulite.brokers.redis.leases import Lease, Tags, mark_redelivered
@@ -36,6 +43,15 @@ DRIVER_ERRORS = [
 def test_each_error_of_the_driver_is_in_the_table(cls):
     """A new one has to be thought about."""
     assert cls.__name__ in BY_CLASS
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ServerClosed("why"), connection_lost("why"), reply_error("ERR why"), socket_error(TimeoutError("why"))],
+)
+def test_errors_show_what_they_say(error):
+    """redis-py's own way to show an error needs what its constructor sets."""
+    assert "why" in repr(error)
 
 
 @pytest.mark.parametrize(

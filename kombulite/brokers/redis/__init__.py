@@ -342,7 +342,11 @@ class Transport(BaseTransport):
         receiver = self._protocol.receiver
         assert self._waiter is not None
         while receiver.missing_waits > 0:
-            stream = self._open(receiver.on_push)
+            try:
+                stream = self._open(receiver.on_push)
+            except (exceptions.ConnectionError, OSError) as error:  # such as one too many for the server
+                receiver.waits.add_no_more(error)
+                break
             self._waiter.add(stream)
             receiver.waits.add(stream)
 

@@ -50,7 +50,7 @@ class ListWaits:
         self._longest_poll = longest_poll
         self._consumed = consumed
         self._on_news = on_news
-        self._count = 0
+        self._count, self._max_count = 0, MAX_WAITING
         self._free: list[PostingStream] = []
         self._awaited: set[str] = set()
         self._wanted: dict[str, tuple[int, str]] = {}  # lists for which no connection is free -> (priority step, queue)
@@ -64,7 +64,7 @@ class ListWaits:
 
     def missing(self, lists: int) -> int:
         """Return how many connections more are needed for so many lists."""
-        return 0 if self._is_refused else min(lists, MAX_WAITING) - self._count
+        return 0 if self._is_refused else min(lists, self._max_count) - self._count
 
     def cover(self, lists: int) -> bool:
         """Return whether the server wakes the consumer for each of so many lists."""
@@ -75,6 +75,11 @@ class ListWaits:
         self._count += 1
         self._free.append(stream)
         self._go_on()
+
+    def add_no_more(self, error: Exception) -> None:
+        """Wait over the connections that there are: another one cannot be had. The other lists are looked at."""
+        self._max_count = self._count
+        self._warn(error)
 
     def want(self, key: str, step: int, queue: str) -> None:
         """Wait for a list. The lower its step, the sooner it gets a connection."""

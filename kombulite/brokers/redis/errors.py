@@ -148,6 +148,10 @@ def shared(kind: type[Exception], theirs: Any) -> Callable[[str], Exception]:
 class ServerClosed(exceptions.RecoverableConnectionError, driver.ConnectionError):
     """The server has closed the connection."""
 
+    error_type: Any = driver.ConnectionError.__name__  # redis-py's constructor, which sets them, does not run
+    status_code = None
+    __repr__ = Exception.__repr__
+
 
 def connection_lost(text: str) -> Exception:
     """Return the error for a connection that is lost or cannot be had."""

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
-from typing import Any, NamedTuple
-from weakref import ReferenceType, WeakSet, ref
+from typing import Any, NamedTuple, Protocol
+from weakref import ReferenceType, ref
 
 from hiredis import ReplyError
 
@@ -53,6 +53,15 @@ class Held(NamedTuple):
     delivery: ReferenceType[Any]
 
 
+class User(Protocol):
+    """A connection of the process. ``attends``: whether it looks after what is held, from ``attend`` on."""
+
+    attends: bool
+
+    def attend(self) -> None:
+        """Look after what is held; may be called in any thread."""
+
+
 class Handover:
     """What is left to the connections of this process to one database.
 
@@ -64,21 +73,30 @@ class Handover:
         self._left: deque[Abandoned] = deque()
         self._held: dict[str, Held] = {}
         self._forgotten: deque[str] = deque()
-        self._users: WeakSet[Any] = WeakSet()
+        self._users: dict[int, ReferenceType[User]] = {}
         self._pid = os.getpid()
 
-    def begin(self, user: object) -> Plan[None]:
+    def begin(self, user: User) -> Plan[None]:
         """Bring back what earlier connections have left, over a new one; ``user``: what that one belongs to."""
-        self._users.add(user)
+        self._users[id(user)] = ref(user)
         yield from self.bring_back()
         yield from self.renew()
 
-    def end(self, user: object) -> Plan[None]:
+    def end(self, user: User) -> Plan[None]:
         """Close a connection: with the last of the process, what the application still holds goes back too."""
-        self._users.discard(user)
-        if not self._users:
+        self._users.pop(id(user), None)
+        if not self._get_users():
             self._forgotten.extend(list(self._held))
         yield from self.bring_back()
+
+    def _get_users(self) -> list[User]:
+        return [user for each in list(self._users.values()) if (user := each()) is not None]
+
+    def find_attendant(self) -> None:
+        """Have one of the connections look after what is held, if none does: those that only publish do not."""
+        users = self._get_users()
+        if self.is_holding and users and not any(user.attends for user in users):
+            users[0].attend()
 
     # --- what is held
 
@@ -134,14 +152,14 @@ class Handover:
     # --- what is left
 
     def abandon(
-        self, user: object, channels: Iterable[RedisChannel], unanswered: list[Posted], are_noted: bool, holds: bool
+        self, user: User, channels: Iterable[RedisChannel], unanswered: list[Posted], are_noted: bool, holds: bool
     ) -> None:
         """Leave what the server has noted for the channels of a connection that is lost.
 
         ``are_noted``: whether the server notes leases. ``holds``: whether the application keeps the messages that it
         has, which it does not if it was closing the connection. ``unanswered``: commands that may be sent again.
         """
-        self._users.discard(user)
+        self._users.pop(id(user), None)
         states = list(channels)
         leases: list[Lease] = []
         for state in states if are_noted else ():
@@ -158,6 +176,7 @@ class Handover:
         )
         if any(abandoned):
             self._leave(abandoned)
+        self.find_attendant()
 
     def _leave(self, abandoned: Abandoned) -> None:
         """Keep what is left until it is brought back."""
@@ -207,7 +226,8 @@ class Handover:
             commands = [again or b"" for _, again, _ in left.settled]
             for reply in (yield Exchange(commands, sum(replies for _, _, replies in left.settled))):
                 error = reply_error(str(reply)) if isinstance(reply, ReplyError) else None
-                if isinstance(error, exceptions.RecoverableConnectionError):  # LOADING: later it is served
+                # LOADING: later it is served. NOPERM: by a connection of another user.
+                if isinstance(error, (exceptions.RecoverableConnectionError, exceptions.AccessRefused)):
                     raise error
         yield from self._put_back(left.leases, True)
         yield from self._put_back(left.taken, False)

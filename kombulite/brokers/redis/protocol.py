@@ -68,7 +68,8 @@ class RedisProtocol:
         self._is_ending = False  # whether the application is closing the connection
         self.handover = handover_of(identity, self.keys, self.handover_class)
         self._wake = wake
-        self._keep = keep
+        self._have_kept = keep
+        self.attends = False  #: whether it has begun to look after leases, also those that lost connections left
         self._order = OrderStrategy(options.queue_order_strategy)
         # A number comes again only after all others: what is still under way for a closed channel finds none.
         self._numbers = cycle(range(1, MAX_CHANNELS + 1))
@@ -109,8 +110,15 @@ class RedisProtocol:
         self.publisher = self.publisher_class(keys, options, topology.router, topology.limits, self.now)
         channels = self.channels
         self.receiver = self.receiver_class(stream, perform, keys, options, channels, topology, self.now)
-        if self.handover.is_holding:
-            self._keep(None)
+        self.handover.find_attendant()
+
+    def _keep(self, queue: str | None) -> None:
+        self.attends = True
+        self._have_kept(queue)
+
+    def attend(self) -> None:
+        """Look after what lost connections have left."""
+        self._keep(None)
 
     def end(self) -> Plan[None]:
         """Close the channels, and delete what is this connection's alone."""
@@ -132,7 +140,7 @@ class RedisProtocol:
 
     def abandon(self, unanswered: list[Posted]) -> None:
         """Leave what the server has noted for us to the next connection of this process."""
-        are_noted = self.options.ack_emulation
+        are_noted, self.attends = self.options.ack_emulation, False
         self.handover.abandon(self, self.channels.values(), unanswered, are_noted, holds=not self._is_ending)
         self.channels.clear()
 

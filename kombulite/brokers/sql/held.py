@@ -11,7 +11,7 @@ dictionary here is a single step.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -45,9 +45,15 @@ class Left:
         self.held: dict[int, Held] = {}  # by the message's id
         self.changed: dict[Held, None] = {}  # those that are settled, forgotten or to be given back, in this order
         self._lost: dict[int, list[Token]] = {}  # connections -> what was acknowledged, and is not deleted yet
+        self._open: dict[int, None] = {}  # connections that are open, in this order
+
+    def begin(self, owner: int) -> None:
+        """Note a connection that is open."""
+        self._open[owner] = None
 
     def lose(self, owner: int, acknowledged: Iterable[Token]) -> None:
         """Note a connection that is lost."""
+        self._open.pop(owner, None)
         self._lost[owner] = list(acknowledged)
 
     @contextmanager
@@ -62,7 +68,7 @@ class Left:
 
         def take(owner: int) -> None:
             for number, acknowledged in lost.items():
-                held = [each for each in list(self.held.values()) if each.owner == number]
+                held = self.held_by(number)
                 kept = messages.take_over(number, acknowledged, [each.id for each in held])
                 taken.extend((each, owner if each.id in kept else None) for each in held)
 
@@ -77,9 +83,25 @@ class Left:
             else:
                 each.owner = owner
 
-    def release(self, owner: int) -> None:
-        """Give back all that a connection holds, which ends."""
-        self.changed.update((each, None) for each in list(self.held.values()) if each.owner == owner)
+    def end(self, owner: int) -> int | None:
+        """Note a connection that ends. Returns another one for what it holds; None: there is none, and it goes back."""
+        self._open.pop(owner, None)
+        heir = next(iter(list(self._open)), None)
+        if heir is None:
+            self.changed.update((each, None) for each in self.held_by(owner))
+        return heir
+
+    def held_by(self, owner: int) -> list[Held]:
+        """Return the messages that a connection holds for the application."""
+        return [each for each in list(self.held.values()) if each.owner == owner]
+
+    def given(self, held: Iterable[Held], heir: int, ids: Container[int]) -> None:
+        """Note that another connection has those of the messages whose ids are given."""
+        for each in held:
+            if each.id in ids:
+                each.owner = heir
+            else:
+                self._drop(each)
 
     def work_of(self, owner: int) -> list[Held]:
         """Return the held messages of a connection that are settled, forgotten or to be given back."""

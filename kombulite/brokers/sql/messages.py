@@ -243,12 +243,13 @@ class Messages:
         """
         self._database.rows("DELETE FROM {p}connections WHERE id = ?", owner)
         self.delete(acknowledged, owner)
+        return self.give(self._topology.connection, owner, ids)
+
+    def give(self, heir: int, owner: int, ids: Sequence[int]) -> set[int]:
+        """Give messages of one connection to another; returns the ids of those that the first had."""
         numbers = list(ids) if self._database.is_postgresql else str(list(ids))
         rows = self._database.rows(
-            f"UPDATE {{p}}messages SET owner = ? WHERE {self._claimed} RETURNING id",
-            self._topology.connection,
-            owner,
-            numbers,
+            f"UPDATE {{p}}messages SET owner = ? WHERE {self._claimed} RETURNING id", heir, owner, numbers
         )
         return {number for (number,) in rows}
 

@@ -69,6 +69,7 @@ class Session:
         except BaseException:
             database.close()
             raise
+        self.left.begin(self.topology.connection)
         self.is_open, self._is_ended = True, False
         self._maintainer = LeaseMaintainer(self._renew, self._lease / 3)
         try:
@@ -79,16 +80,22 @@ class Session:
             raise
 
     def end(self) -> None:
-        """Delete the queues of this connection, and end its lease."""
+        """Delete the queues of this connection, and end its lease. Another of the process has what it holds."""
         self.flush()
-        self.left.release(self.topology.connection)
+        left, kept = self.left, set[int]()
+        heir = left.end(self.topology.connection)
         self.settle_held()
         self._is_ended = True
+        held = left.held_by(self.topology.connection)
         with self.transaction():
+            if heir is not None and held:
+                kept = self.messages.give(heir, self.topology.connection, [each.id for each in held])
             for record in list(self.topology.queues.values()):
                 if record.owner == self.topology.connection:
                     self.topology.delete_queue(record)
             self.database.rows("DELETE FROM {p}connections WHERE id = ?", self.topology.connection)
+        if heir is not None:
+            left.given(held, heir, kept)
 
     def drop(self) -> None:
         """Close the database: the lease runs out."""

@@ -382,7 +382,12 @@ class AsyncTransport(interface.AsyncTransport):
         """Open the connections over which the server is waited for, where it does not tell of changes."""
         receiver = self._protocol.receiver
         while receiver.missing_waits > 0:
-            receiver.waits.add(await self._open(self._dispatcher.on_news))
+            try:
+                stream = await self._open(self._dispatcher.on_news)
+            except (exceptions.ConnectionError, OSError) as error:  # such as one too many for the server
+                receiver.waits.add_no_more(error)
+                break
+            receiver.waits.add(stream)
 
     def cancel(self, channel: int, consumer_tag: str) -> Pending[Sequence[Delivery] | None]:
         """End a consumer, if there is one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -58,14 +59,15 @@ class AsyncMaintainer:
             self._clock.cancel()
 
     def keep(self, queue: str | None) -> None:
-        """See to it that leases are renewed, and that a queue stays that ends without use."""
+        """See to it that leases are renewed, and that a queue stays that ends without use. Any thread may call it."""
         if self._chores is None:
             self._chores = Chores(self._protocol, self._protocol.topology.router.routes)
         elif queue is not None and self._protocol.topology.declared.ends(queue):
             self._chores.extend_now()
         else:
             return
-        self._tick_in(0)
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._tick_in, 0)
 
     def note_end(self, stream: AsyncStream) -> None:
         """Note a connection that was lost: if it was idle, ask for signs of life sooner from now on."""

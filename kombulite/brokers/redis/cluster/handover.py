@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from kombulite import exceptions
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.publisher import Reached
-from kombulite.brokers.redis.handover import Abandoned, Handover
+from kombulite.brokers.redis.handover import Abandoned, Handover, User
 from kombulite.brokers.redis.leases import Lease, logger, pack_acknowledgement, put_back, put_back_tags, renew
 from kombulite.brokers.redis.plans import Plan
 
@@ -26,7 +26,7 @@ class ClusterHandover(Handover):
         #: What of a message that was published in part is where already.
         self.reached: Reached = WeakKeyDictionary()
 
-    def begin(self, user: object) -> Plan[None]:
+    def begin(self, user: User) -> Plan[None]:
         """Bring back what earlier connections have left. What a queue's node refuses comes back later."""
         try:
             yield from super().begin(user)
