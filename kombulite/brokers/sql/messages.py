@@ -1,4 +1,7 @@
-"""Messages of a SQL broker: put, claim, settle, expire, return to their queues."""
+"""Messages of a SQL broker: put, claim, settle, expire, return to their queues.
+
+The class is wider than others: all that may become of a row of one table.
+"""
 
 from __future__ import annotations
 
