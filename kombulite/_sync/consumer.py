@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from itertools import count
+from types import MappingProxyType
 from typing import Any, TypedDict
 
 from kombulite import exceptions
@@ -18,6 +19,7 @@ from kombulite._client.queue_kinds import with_kind
 from kombulite._client.streams import OffsetKeeper, OffsetStore, StreamPositions
 from kombulite._core import BaseConsumer
 from kombulite._sync.channel import Channel
+from kombulite._sync.steps import Step
 from kombulite.abstract import is_connection, maybe_channel
 from kombulite.entity import Exchange, Queue
 from kombulite.message import Message
@@ -104,6 +106,7 @@ class Consumer(BaseConsumer):
     on_decode_error: Callable[[Message, Exception], Any] | None = None
     accept: set[str | None] | None = None
     prefetch_count: int | None = None
+    _replaced: Mapping[str, Any] = MappingProxyType({})  # methods that a program has set on this consumer
 
     def __init__(
         self,
@@ -147,13 +150,18 @@ class Consumer(BaseConsumer):
         self.tag_prefix = tag_prefix or ""
         self._rule = dead_letter_rule(max_deliveries, dead_letter)
         self._dead_letter_channel: Channel | None = None  # with confirms, and nothing else on it
-        self._overrides_receive = type(self).receive is not RECEIVE
-        self._overrides_callback = type(self)._receive_callback is not RECEIVE_CALLBACK
+        self._note_replaced()
         if on_batch is not None and (self.callbacks or self.on_message is not None):
             raise ValueError("a consumer has on_batch, or callbacks for single messages")
         self._collector = None if on_batch is None else BatchCollector(on_batch, batch_size, batch_timeout)
         if channel is not None:
             self.revive(channel)
+
+    def _note_replaced(self) -> None:
+        """Note which methods a subclass overrides, or a program has set on this consumer."""
+        self._overrides_receive, self._overrides_callback = (
+            name in self._replaced or getattr(type(self), name) is not method for name, method in REPLACEABLE.items()
+        )
 
     # --- queues
 
@@ -546,5 +554,8 @@ class Consumer(BaseConsumer):
         return f"<{type(self).__name__}: {self.queues}>"
 
 
-#: What a subclass may override, and a program replace on the class, as tracers do.
-RECEIVE, RECEIVE_CALLBACK = Consumer.receive, Consumer._receive_callback
+#: What a subclass may override; a program may replace it on a consumer or, as tracers do, on the class.
+REPLACEABLE = {name: getattr(Consumer, name) for name in ("receive", "_receive_callback")}
+for name, method in REPLACEABLE.items():  # not in the class, where checkers would take overriding for an error
+    setattr(Consumer, name, Step(method))
+    vars(Consumer)[name].__set_name__(Consumer, name)

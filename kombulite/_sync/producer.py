@@ -180,6 +180,10 @@ class Producer(MessageMaker, BaseProducer):
         else:
             self._attach(facade_channel(channel))
 
+    def _note_replaced(self) -> None:
+        """Note that a program has replaced a step, or no longer does."""
+        self._in_steps = self._must_step()
+
     def _must_step(self) -> bool:
         """Return whether publishing goes through steps that a program may see."""
         if self._replaced or any(getattr(type(self), name) is not step for name, step in STEPS.items()):

@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 
 class Step(Generic[P, R]):
-    """A method that may be replaced on an object, which notes that as ``_in_steps``.
+    """A method that may be replaced on an object, which takes note by ``_note_replaced``.
 
     What replaces it is kept in ``_replaced``: an object whose ``__dict__`` was asked for takes 20 % more instructions
     to publish.
@@ -47,13 +47,13 @@ class Step(Generic[P, R]):
 
     def __set__(self, obj: Any, value: Any) -> None:
         obj._replaced = {**obj._replaced, self._name: value}
-        obj._in_steps = True
+        obj._note_replaced()
 
     def __delete__(self, obj: Any) -> None:
         if self._name not in obj._replaced:
             raise AttributeError(self._name)
         obj._replaced = {name: value for name, value in obj._replaced.items() if name != self._name}
-        obj._in_steps = obj._must_step()
+        obj._note_replaced()
 
 
 def publish_in_steps(

@@ -234,7 +234,39 @@ def virtual_channels(lib):
     return [*seen, list(connection.transport._callbacks), channel.closed, channel.exchange_types]
 
 
+def consumers_with_other_methods(lib):
+    """Methods that are set on a consumer, before and after it has started."""
+    seen = []
+    with lib.Connection("memory://") as connection:
+        channel = connection.channel()
+
+        def consumer(name):
+            queue = lib.Queue(f"methods.{name}", auto_delete=True)
+            return lib.Consumer(channel, [queue], callbacks=[lambda body, message: seen.append(("callback", body))])
+
+        def deliver(name, body):
+            lib.Producer(channel).publish(body, routing_key=f"methods.{name}")
+            connection.drain_events(timeout=5)
+
+        first, second = consumer("first"), consumer("second")
+        first.receive = lambda body, message: seen.append(("set", body))
+        second._receive_callback = lambda message: seen.append(("raw", message.payload))
+        first.consume()
+        second.consume()
+        deliver("first", "before")
+        deliver("second", "before")
+        first.receive = Mock(side_effect=lambda body, message: seen.append(("mock", body)))
+        deliver("first", "after")
+        seen.append(first.receive.call_count)
+        del first.receive
+        deliver("first", "as it was")
+        with pytest.raises(AttributeError):
+            del first.receive
+    return seen
+
+
 PROGRAMS = [
+    consumers_with_other_methods,
     exchanges,
     queues,
     producers,
