@@ -140,3 +140,31 @@ def test_connection_that_lost_its_lease_says_so_and_goes_on(database):
     assert Queue("orders")(other).queue_declare(passive=True).message_count == 0
     again.requeue()
     assert Queue("orders")(other).get().payload == 1
+
+
+def test_queue_expires_after_the_connection_of_its_last_consumer_was_lost(database):
+    lost, other = database.connect(lease=0.5), database.connect(lease=0.5)
+    queue = Queue("orders", expires=0.5)
+    Consumer(lost.channel(), queue, on_message=lambda message: None).consume()
+    lost.transport._session._maintainer.stop()
+    other.connect()
+    deadline = time.monotonic() + 20
+    while names := [status.queue for status in other.transport.list_queues(other.default_channel.channel_id)]:
+        assert names == ["orders"]
+        assert time.monotonic() < deadline, "it never expires"
+        time.sleep(0.05)
+
+
+def test_get_puts_off_the_end_of_a_queue(database):
+    connection = database.connect()
+    queue = Queue("orders", expires=60)(connection)
+    queue.declare()
+    session = connection.transport._session
+
+    def expires():
+        with session.use():
+            return session.database.value("SELECT expires FROM {p}queues")
+
+    before = expires()
+    assert queue.get() is None
+    assert expires() > before

@@ -228,7 +228,8 @@ class Session:
         """Give back what connections held that are gone, and delete the queues that went with them."""
         ended, consumed = self.messages.return_from_the_dead()
         for record in list(self.topology.queues.values()):
-            if record.id in ended or (
-                record.id in consumed and record.spec.auto_delete and not self.topology.is_consumed(record)
-            ):
+            is_left = record.id in consumed and not self.topology.is_consumed(record)
+            if record.id in ended or (is_left and record.spec.auto_delete):
                 self.topology.delete_queue(record)
+            elif is_left:
+                self.topology.used(record)  # it expires from now on
