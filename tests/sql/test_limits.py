@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
+import psycopg
 import pytest
 
-from kombulite import Connection, Producer, Queue
+from kombulite import Connection, Producer, Queue, exceptions
 
 #: Settings that lead the planner to one join or another. In the last a sub-select runs again for each row.
 PLANS = {
@@ -26,4 +29,37 @@ def test_a_full_queue_drops_its_excess_and_no_more(postgresql_url, plan):
         queue.declare()
         Producer(connection).publish_many(range(5), routing_key="short")
         assert [queue.get(no_ack=True).payload for _ in range(3)] == [2, 3, 4]
+        assert queue.get() is None
+
+
+@pytest.mark.parametrize("is_batch", [False, True], ids=["one", "batch"])
+@pytest.mark.parametrize("overflow", ["reject-publish", "drop-head"])
+def test_publishers_at_the_same_time_keep_to_the_limit(postgresql_url, overflow, is_batch):
+    options = {"table_prefix": f"p{uuid4().hex[:10]}_"}
+    with (
+        Connection(postgresql_url, transport_options=options) as first,
+        Connection(postgresql_url, transport_options=options) as second,
+        psycopg.connect(postgresql_url, autocommit=True) as admin,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        queue = Queue("short", queue_arguments={"x-max-length": 1, "x-overflow": overflow})(first)
+        queue.declare()
+        producer = Producer(second, routing_key="short")
+        producer.publish("it is connected")
+        queue.purge()
+        backend = second.transport._database.value("SELECT pg_backend_pid()")
+        with first.transport._session.transaction():
+            Producer(first, routing_key="short").publish(1)
+            publishing = thread.submit(producer.publish_many, [2]) if is_batch else thread.submit(producer.publish, 2)
+            waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
+            deadline = time.monotonic() + 20
+            while admin.execute(waits, [backend]).fetchone() != (True,):
+                assert time.monotonic() < deadline, "it does not wait for the other"
+                time.sleep(0.01)
+        if overflow == "drop-head":
+            publishing.result(20)
+        else:
+            with pytest.raises((exceptions.MessageNacked, exceptions.BatchPublishError)):
+                publishing.result(20)
+        assert queue.get(no_ack=True).payload == (2 if overflow == "drop-head" else 1)
         assert queue.get() is None

@@ -91,8 +91,9 @@ class Messages:
     def put(self, queues: Iterable[QueueRecord], delivery: Delivery) -> None:
         """Put a message into queues. Raises MessageNacked if one is full and refuses it."""
         queues = list(queues)
+        _lock_limited(self._database, queues)
         self._check_room(queues, delivery)
-        self.put_many([(queue, [delivery]) for queue in queues])
+        self._store([(queue, [delivery]) for queue in queues])
 
     def put_unless_changed(self, queue: QueueRecord, delivery: Delivery) -> bool:
         """Put a message into a queue without limits, in a transaction of its own; not if the topology has changed."""
@@ -104,8 +105,11 @@ class Messages:
 
         Those of one queue that come together are alike but for their bodies.
         """
-        if not placed:
-            return
+        if placed:
+            _lock_limited(self._database, (queue for queue, _ in placed))
+            self._store(placed)
+
+    def _store(self, placed: Sequence[tuple[QueueRecord, Sequence[Delivery]]]) -> None:
         self._database.insert_messages(
             [Segment(self._head(queue, alike[0]), [_body(each) for each in alike]) for queue, alike in placed]
         )
@@ -126,7 +130,7 @@ class Messages:
         """Drop what is above the limits of queues, oldest first."""
         for queue in queues:
             while excess := self._excess(queue):
-                self.bury([Token(*each) for each in self._pop(queue, excess)], "maxlen")
+                self.bury(self._tokens(queue, self._database.rows(POP, queue.id, excess)), "maxlen")
 
     def _check_room(self, queues: Sequence[QueueRecord], delivery: Delivery) -> None:
         for queue in queues:
@@ -165,9 +169,6 @@ class Messages:
         too_large = limits.max_length_bytes is not None and size + extra_bytes > limits.max_length_bytes
         return int(too_large and count + extra_messages > 0)
 
-    def _pop(self, queue: QueueRecord, count: int) -> list[Token]:
-        return self._tokens(queue, self._database.rows(POP, queue.id, count))
-
     def bury(self, tokens: Sequence[Token], reason: str) -> None:
         """Send messages that are out of their queues to the dead letter exchanges; a dead letter is never refused."""
         pending = deque((token, reason) for token in tokens)
@@ -183,7 +184,7 @@ class Messages:
             except exceptions.NotFound:
                 continue
             if queues:
-                self.put_many([(each, [dead]) for each in queues])
+                self._store([(each, [dead]) for each in queues])
 
     # --- claiming
 
@@ -345,6 +346,12 @@ class Messages:
         if returned:
             self._database.notify(sorted({queue for (queue,) in returned}))
         return {queue for (queue,) in ended}, {queue for (queue,) in consumed}
+
+
+def _lock_limited(database: Database, queues: Iterable[QueueRecord]) -> None:
+    """Keep other publishers from queues with a length limit until the transaction ends: what is there is counted."""
+    for number in sorted({queue.id for queue in queues if not queue.is_plain}):
+        database.rows("SELECT 1 FROM {p}queues WHERE id = ? {lock}", number)
 
 
 def _properties(stored: dict[str, Any]) -> Properties:
