@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 
@@ -57,6 +58,31 @@ def test_eight_processes_share_one_database(fleet):
     fleet.finish()
     assert sorted(fleet.numbers("consume")) == sorted(fleet.numbers("publish"))
     assert len(fleet.numbers("publish")) == 400
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_one_of_eight_processes_is_killed_at_random_500_times(fleet):
+    names = [("publish", turn) for turn in range(4)] + [("consume", turn) for turn in range(4)]
+    processes, first = {}, 0
+    for kill in range(500):
+        for role, name in names:
+            if (role, name) not in processes:
+                arguments = (first, 100_000) if role == "publish" else (60, 0)
+                processes[role, name] = fleet.start(role, name, *arguments)
+                first += 100_000
+        role, name = random.choice(names)
+        done = len(fleet.numbers("publish"))
+        fleet.wait_for("publish", "*", done + random.randint(1, 20))
+        process = processes.pop((role, name))
+        process.kill()
+        process.wait(20)
+        assert all(each.poll() is None for each in processes.values()), f"another process ended after kill {kill}"
+    for process in processes.values():
+        process.kill()
+        process.wait(20)
+    fleet.finish()
+    assert set(fleet.numbers("publish")) <= set(fleet.numbers("consume"))
 
 
 @needs_fork
