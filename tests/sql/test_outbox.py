@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, suppress
+from threading import Event
+from uuid import uuid4
 
 import aiosqlite
 import asyncpg
@@ -79,6 +82,38 @@ def test_commit_wakes_the_consumer(database, orders):
         receiver.drain_events(timeout=30)
         assert [message.payload for message in got] == [1]
         assert len(looks) <= 3, "it polled"
+
+
+@pytest.mark.parametrize("is_notified", [True, False], ids=["woken", "looking"])
+def test_consumer_that_started_after_the_publish_is_in_time_for_the_commit(postgresql_url, monkeypatch, is_notified):
+    if is_notified:
+        monkeypatch.setattr("kombulite.brokers.sql.transport.START_TIME", 0)
+    options = {"table_prefix": f"late_{uuid4().hex[:8]}_"}
+    with (
+        Connection(postgresql_url, transport_options=options) as sender,
+        Connection(postgresql_url, transport_options=options) as receiver,
+        psycopg.connect(postgresql_url) as transaction,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        Queue("orders")(sender).declare()
+        if is_notified:
+            Producer(sender).publish(1, routing_key="orders", via=transaction)
+        else:  # as a publish does that has not seen the consumer
+            into = (
+                f"INSERT INTO {options['table_prefix']}messages (queue, rank, exchange, routing_key, properties, body)"
+            )
+            transaction.execute(f"{into} VALUES (1, 0, '', 'orders', '{{}}', '1')")
+        got, is_waiting = [], Event()
+        with Consumer(receiver, [Queue("orders")], on_message=got.append):
+            transport = receiver.transport
+            transport._database.look_interval = 3600
+            wait = transport._wait_for_news
+            monkeypatch.setattr(transport, "_wait_for_news", lambda seconds: (is_waiting.set(), wait(seconds)))
+            consuming = thread.submit(receiver.drain_events, timeout=30)
+            assert is_waiting.wait(20)
+            transaction.commit()
+            consuming.result(30)
+        assert len(got) == 1
 
 
 def test_what_the_transaction_cannot_do_is_told(database, orders):

@@ -42,9 +42,10 @@ DATABASE_REFUSED = re.compile(r"database .* does not exist|permission denied for
 
 COLUMNS = "queue, rank, due, expires, exchange, routing_key, properties, body"
 
+# A consumer may start between this and the commit: a transaction of the application's may take long.
 INSERT_AND_WAKE = (
     "WITH put AS (INSERT INTO {p}messages (" + COLUMNS + ") VALUES (?, ?, ?, {now} + ?, ?, ?, ?, ?) RETURNING 1)"
-    " SELECT pg_notify(?, '') FROM put WHERE EXISTS (SELECT 1 FROM {p}consumers WHERE queue = ?)"
+    " SELECT pg_notify(?, '') FROM put"
 )
 
 INSERT_UNLESS_CHANGED = (
@@ -207,7 +208,7 @@ class PostgreSQL(Database):
 
     def outbox_statement(self, head: Head, body: bytes) -> Statement:
         """Return what inserts a message and wakes its consumers at commit."""
-        return self.filled(INSERT_AND_WAKE), (*head, body, self.channel, head[0])
+        return self.filled(INSERT_AND_WAKE), (*head, body, self.channel)
 
     def begin(self) -> None:
         """Start a transaction."""

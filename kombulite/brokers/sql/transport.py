@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -46,6 +47,8 @@ OPTIONS = {
     "connect_args": Option("", "PostgreSQL: further parameters of libpq, such as `sslmode`, `target_session_attrs`."),
 }
 DEFAULT_LEASE = 30.0  # seconds
+#: A publisher that has not seen a new consumer yet does not wake it: for so long after its start it looks so often.
+START_TIME, START_LOOK = 1.0, 0.1  # seconds
 MAX_COUNTED = 10_000  # messages, where their number is asked for in passing: to count millions takes seconds
 REFUSALS = (exceptions.MessageNacked, exceptions.IrrecoverableChannelError, exceptions.MessageReturned)
 
@@ -84,6 +87,7 @@ class SQLTransport(ChannelTransport):
         self._wake = Condition(self._lock)
         self._queue_of: dict[tuple[int, str], QueueRecord] = {}  # by channel and consumer tag
         self._seen_version = 0  # of the topology, by the consumers
+        self._started_at = -inf  # when a consumer was started last (monotonic clock)
         self._news = 0  # how often the database woke this connection
         self._process = os.getpid()
         self._is_closing = False  # whether the application is closing the connection: then it keeps nothing
@@ -366,6 +370,7 @@ class SQLTransport(ChannelTransport):
             record = self._topology.queue(consumer.queue)
             self._topology.add_consumer(consumer.channel.number, consumer.tag, record, consumer.exclusive)
         self._queue_of[consumer.channel.number, consumer.tag] = record
+        self._started_at = monotonic()
 
     def consumer_ended(self, consumer: Consumer) -> None:
         record = self._queue_of.pop((consumer.channel.number, consumer.tag), None)
@@ -431,7 +436,10 @@ class SQLTransport(ChannelTransport):
         self._session.flush()
         self._session.settle_held()
         self._session.listen(self._ring)  # again, if that connection was lost
-        pause = self._database.look_interval if seconds is None else min(seconds, self._database.look_interval)
+        look_interval = self._database.look_interval
+        if monotonic() - self._started_at < START_TIME:
+            look_interval = min(look_interval, START_LOOK)
+        pause = look_interval if seconds is None else min(seconds, look_interval)
         with self._session.use():
             self._look_at_queues()
             next_change = self._messages.seconds_to_next()
