@@ -11,6 +11,7 @@ from hiredis import ReplyError
 
 from kombulite import Connection, Exchange, Queue
 from kombulite._core import pack_command
+from kombulite.brokers.redis.cluster.handover import ClusterHandover
 from kombulite.brokers.redis.cluster.keys import tag_of
 from kombulite.brokers.redis.cluster.slots import slot_of
 from kombulite.brokers.redis.cluster.units import ASKING, CACHING, EXEC, MULTI, Unit
@@ -353,3 +354,24 @@ def test_a_slot_that_is_on_its_way_keeps_no_other_queue_waiting(cluster, prefetc
             while len(received) < 2 * len(others) + 2:
                 connection.drain_events(timeout=PATIENCE)
         assert received[-2:] == [stuck, stuck]
+
+
+# --- connecting
+
+
+def test_a_node_that_is_lost_while_a_connection_begins_is_an_error_of_connecting(cluster, monkeypatch):
+    begin = ClusterHandover.begin
+
+    def lose(self, user):
+        yield from begin(self, user)
+        for stream in transport._stream.streams.values():
+            stream.drop()
+
+    with connect(cluster, OWN) as connection:
+        transport = connection.create_transport()
+        monkeypatch.setattr(ClusterHandover, "begin", lose)
+        with pytest.raises(RecoverableConnectionError):
+            transport.connect()
+        monkeypatch.undo()
+        connection.Producer().publish("x", routing_key="begun", declare=[Queue("begun")])
+        assert receive(connection, Queue("begun"), 1) == ["x"]

@@ -24,8 +24,8 @@ from kombulite.brokers.redis.stream import Stream
 DEFAULT_SENTINEL_PORT = 26379
 #: Seconds between two tries to find the new master.
 FAILOVER_PAUSE = 0.2
-#: A tag that puts all keys with it into one slot of a cluster (Redis Cluster specification, "Hash tags").
-HASH_TAG = re.compile(r"\{[^}]+\}")
+#: The first braces, which are a tag unless they are empty (Redis Cluster specification, "Hash tags").
+FIRST_BRACES = re.compile(r"[^{]*\{([^}]*)\}")
 NO_CLUSTER = (
     "the server is a node of a Redis Cluster, where a queue and its leases would be on different nodes: "
     "use rediscluster:// (or the transport option cluster=True), or put all keys into one slot, such as "
@@ -35,7 +35,14 @@ NO_CLUSTER = (
 
 def has_one_slot(options: Options) -> bool:
     """Return whether the prefix of all keys puts them into one slot of a cluster."""
-    return HASH_TAG.search(options.hash_tag + options.global_keyprefix) is not None
+    found = FIRST_BRACES.match(options.hash_tag + options.global_keyprefix)
+    return found is not None and bool(found[1])
+
+
+def hides_tags(options: Options) -> bool:
+    """Return whether the prefix of all keys has empty braces, behind which a cluster takes nothing for a tag."""
+    found = FIRST_BRACES.match(options.hash_tag + options.global_keyprefix)
+    return found is not None and not found[1]
 
 
 class Connector:

@@ -27,7 +27,8 @@ from kombulite.brokers.redis.cluster.protocol import ClusterChores, ClusterProto
 from kombulite.brokers.redis.cluster.receiver import ClusterReceiver
 from kombulite.brokers.redis.cluster.slots import Address, slot_of
 from kombulite.brokers.redis.cluster.waiter import ClusterWaiter
-from kombulite.brokers.redis.connector import has_one_slot
+from kombulite.brokers.redis.connector import has_one_slot, hides_tags
+from kombulite.brokers.redis.errors import connection_lost
 from kombulite.brokers.redis.maintainer import Chores, LeaseMaintainer
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.protocol import RedisProtocol
@@ -77,6 +78,11 @@ class Transport(SingleServerTransport):
             raise ValueError(
                 f"hash_tag has braces with something in them, as '{{kombulite}}', not {options.hash_tag!r:.80}"
             )
+        if hides_tags(options):
+            raise ValueError(
+                f"global_keyprefix must not begin its braces with empty ones, got {options.global_keyprefix!r:.80}: "
+                "a cluster would spread the keys of a queue"
+            )
         self._waiter = None
         self._maintainer: LeaseMaintainer | None = None
         self._pid = os.getpid()
@@ -98,6 +104,8 @@ class Transport(SingleServerTransport):
         protocol, nodes = self._protocol, self._stream
         nodes.connect()
         nodes.perform(protocol.begin(nodes, self._tracked, nodes.perform), self.settings.connect_timeout)
+        if not nodes.is_open:  # what was not brought back for that is kept
+            raise connection_lost("a node closed the connection when it had been opened")
         self._waiter = ClusterWaiter(nodes, protocol.receiver, protocol.topology.router, self._channels)
 
     def _greet(self, stream: Stream) -> None:

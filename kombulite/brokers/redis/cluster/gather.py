@@ -11,6 +11,8 @@ from kombulite.brokers.redis.stream import Stream
 
 #: Seconds for a reply where the deadline has passed between two steps: 0 would mean the default.
 MIN_TIMEOUT = 0.001
+#: Seconds that a try has at least: one with less would take a node that answers for one that is lost.
+MIN_TRY = 0.05
 
 
 def left_until(deadline: float) -> float:

@@ -27,7 +27,7 @@ from hiredis import ReplyError
 
 from kombulite import exceptions
 from kombulite._core import pack_command
-from kombulite.brokers.redis.cluster.gather import gather, left_until
+from kombulite.brokers.redis.cluster.gather import MIN_TRY, gather, left_until
 from kombulite.brokers.redis.cluster.known import Cluster
 from kombulite.brokers.redis.cluster.posts import Post
 from kombulite.brokers.redis.cluster.slots import Address, Refusal, SlotCache, refusal_of
@@ -154,7 +154,7 @@ class Nodes:
         idle_first = sorted(self.streams, key=lambda address: self.streams[address].is_waiting)
         for address in dict.fromkeys([*idle_first, *cluster.addresses]):
             left = deadline - monotonic()
-            if left <= 0:
+            if left < MIN_TRY:
                 break
             try:
                 cluster.read(self.streams.get(address) or self._open(address, left), left)
@@ -265,7 +265,7 @@ class Nodes:
             left = units
             while left:
                 left, pause = self._send(left, deadline)
-                if left and monotonic() + pause >= deadline:
+                if left and monotonic() + pause + MIN_TRY > deadline:
                     break
                 if left:
                     self._pause(left, pause, deadline)
@@ -288,7 +288,7 @@ class Nodes:
             try:
                 stream = self._stream_for(unit, deadline)
             except (exceptions.RecoverableConnectionError, OSError) as error:
-                if self._is_dropped or monotonic() + DOWN_PAUSE >= deadline:
+                if self._is_dropped or monotonic() + DOWN_PAUSE + MIN_TRY > deadline:
                     raise
                 logger.debug("slot %d cannot be served: %s", unit.slot, error)
                 unit.refusal = Refusal("CLUSTERDOWN")
