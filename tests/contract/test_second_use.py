@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import gc
 import os
+import sys
 import threading
-from typing import Any
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 
-from kombulite import Connection, Consumer, Producer, Queue, pools
+from kombulite import Connection, Consumer, Producer, Queue, aio, pools
 from kombulite.asynchronous import Hub, get_event_loop, set_event_loop
 from tests.contract.conftest import Broker, Inbox, drain, soon
 
 
-def held() -> tuple[int, list[str]]:
-    """The descriptors that are open, and the threads that run."""
+class Holdings(NamedTuple):
+    """What a process holds."""
+
+    descriptors: int
+    threads: list[str]
+    at_exit: int  # what is called when it ends
+    global_objects: int  # in the tables of our modules
+
+
+def held() -> Holdings:
     gc.collect()
-    return len(os.listdir("/proc/self/fd")), sorted(thread.name for thread in threading.enumerate())
+    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "kombulite"]
+    tables = [value for module in modules for value in vars(module).values() if isinstance(value, (dict, list, set))]
+    return Holdings(
+        len(os.listdir("/proc/self/fd")),
+        sorted(thread.name for thread in threading.enumerate()),
+        atexit._ncallbacks() + len(weakref.finalize._registry),  # type: ignore[attr-defined]
+        sum(map(len, tables)),
+    )
 
 
 def exchange_messages(broker: Broker, connection: Connection) -> None:
@@ -36,6 +56,7 @@ def evented(broker: Broker) -> None:
 
 
 EVENTED = pytest.mark.usefixtures("evented")
+NEEDS_PROC = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="/proc tells what a process holds")
 
 
 @pytest.fixture(autouse=True)
@@ -44,21 +65,48 @@ def no_loop() -> Any:
     set_event_loop(None)
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="/proc tells what a process holds")
-def test_a_closed_connection_holds_nothing(broker: Broker) -> None:
-    exchange_messages(broker, first := broker.connect(heartbeat=10))  # what the first one makes for all may stay
-    first.release()
-    before = soon(held, lambda found: len(found[1]) == 1)
+async def exchange_messages_on_a_loop(broker: Broker) -> None:
+    queue = Queue(broker.name("loop"))
+    options = dict(broker.transport_options)
+    async with aio.connect(broker.url, transport_options=options, transport=broker.transport) as connection:
+        for _ in range(2):
+            async with connection.consume(queue) as messages:
+                await connection.producer("").publish("x", queue.name)
+                async with (await messages.next(timeout=20)).process():
+                    pass
+            await connection.close()
+
+
+def check_second_use(use: Callable[[], object]) -> None:
+    """Use something several times: only what the first one makes for all may stay."""
+    use()
+    before = soon(held, lambda found: len(found.threads) == 1)
     for _ in range(3):
-        connection = broker.connect(heartbeat=10)
-        exchange_messages(broker, connection)
-        connection.release()
-        exchange_messages(broker, connection)
-        connection.release()
+        use()
     # Fewer are no fault: what tests before this one had left is closed at any time.
-    now = soon(held, lambda found: found[0] <= before[0] and found[1] == before[1])
-    assert now[0] <= before[0]
-    assert now[1] == before[1]
+    now = soon(held, lambda found: found.descriptors <= before.descriptors and found.threads == before.threads)
+    assert now.descriptors <= before.descriptors
+    assert now.threads == before.threads
+    assert now.at_exit <= before.at_exit
+    assert now.global_objects <= before.global_objects
+
+
+@NEEDS_PROC
+def test_a_closed_connection_holds_nothing(broker: Broker) -> None:
+    def use() -> None:
+        connection = broker.connect(heartbeat=10)
+        for _ in range(2):
+            exchange_messages(broker, connection)
+            connection.release()
+
+    check_second_use(use)
+
+
+@NEEDS_PROC
+def test_a_closed_connection_of_an_event_loop_holds_nothing(broker: Broker) -> None:
+    if isinstance(broker.transport, str) and "blocking" in broker.transport:
+        pytest.skip("it has a loop of its own")
+    check_second_use(lambda: asyncio.run(exchange_messages_on_a_loop(broker)))
 
 
 def test_an_event_loop_that_is_closed_is_nobodys(broker: Broker) -> None:
