@@ -34,7 +34,10 @@ class timetuple(tuple[Any, ...]):  # noqa: N801 - kombu's name
 
     def __lt__(self, other: tuple[Any, ...]) -> bool:
         clock, timestamp, ident = self[:3]
-        other_clock, other_timestamp, other_ident = other[:3]
+        try:
+            other_clock, other_timestamp, other_ident = other[:3]
+        except ValueError:  # it is too short
+            return NotImplemented
         if clock and other_clock:
             return bool((clock, ident) < (other_clock, other_ident))
         return bool(timestamp < other_timestamp)

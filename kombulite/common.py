@@ -7,10 +7,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache, partial
+from functools import partial
 from itertools import count
 from typing import Any, ClassVar
-from uuid import NAMESPACE_OID, UUID, uuid3
+from uuid import NAMESPACE_OID, UUID, uuid3, uuid5
 
 from kombulite import exceptions
 from kombulite._sync.consumer import Consumer
@@ -50,14 +50,21 @@ logger = get_logger(__name__)
 # --- identities -------------------------------------------------------------------------------------------------
 
 
-@cache
+_node_id: int | None = None
+
+
 def get_node_id() -> int:
     """Return a number for this machine and this start of the process."""
-    return UUID(uuid()).int
+    global _node_id  # noqa: PLW0603 - it is the process's
+    if _node_id is None:
+        _node_id = UUID(uuid()).int
+    return _node_id
 
 
 def generate_oid(node_id: int, process_id: int, thread_id: int, instance: object) -> str:
-    """Return an identity of an object as text: a UUID, version 3, the same for the same arguments.
+    """Return an identity of an object as text: a UUID, the same for the same arguments.
+
+    Its version is 3, or 5 where the system forbids MD5.
 
     Args:
         node_id: Number of the machine.
@@ -65,7 +72,11 @@ def generate_oid(node_id: int, process_id: int, thread_id: int, instance: object
         thread_id: Number of the thread.
         instance: The object.
     """
-    return str(uuid3(NAMESPACE_OID, f"{node_id:x}-{process_id:x}-{thread_id:x}-{id(instance):x}"))
+    name = f"{node_id:x}-{process_id:x}-{thread_id:x}-{id(instance):x}"
+    try:
+        return str(uuid3(NAMESPACE_OID, name))
+    except ValueError:
+        return str(uuid5(NAMESPACE_OID, name))
 
 
 def oid_from(instance: object, threads: bool = True) -> str:
@@ -134,12 +145,28 @@ def maybe_declare(entity: Any, channel: Any = None, retry: bool = False, **retry
         ChannelError: There is no channel.
         RecoverableConnectionError: The channel is closed.
     """
+    if retry:
+        return _imaybe_declare(entity, channel, **retry_policy)  # type: ignore[no-any-return]
+    return _maybe_declare(entity, channel)  # type: ignore[no-any-return]
+
+
+def _imaybe_declare(entity: Any, channel: Any, **retry_policy: Any) -> Any:
+    channel = _channel_for(entity, channel)
+    return facade_channel(channel).connection.maybe_declare(entity, channel, True, **retry_policy)
+
+
+def _maybe_declare(entity: Any, channel: Any) -> Any:
+    channel = _channel_for(entity, channel)
+    return facade_channel(channel).connection.maybe_declare(entity, channel)
+
+
+def _channel_for(entity: Any, channel: Any) -> Any:
     channel = maybe_channel(channel)
-    if channel is None:
-        if not entity.is_bound:
-            raise exceptions.ChannelError(f"Cannot bind channel {channel} to entity {entity}")
-        channel = entity.channel
-    return bool(facade_channel(channel).connection.maybe_declare(entity, channel, retry, **retry_policy))
+    if channel is not None:
+        return channel
+    if not entity.is_bound:
+        raise exceptions.ChannelError(f"Cannot bind channel {channel} to entity {entity}")
+    return entity.channel
 
 
 # --- draining ---------------------------------------------------------------------------------------------------
@@ -314,7 +341,7 @@ def ignore_errors(
 
 
 def _ensure_errback(error: Any, interval: float) -> None:
-    logger.error("Connection error: %r. Retry in %ss", error, interval, exc_info=error)
+    logger.error("Connection error: %r. Retry in %ss\n", error, interval, exc_info=True)
 
 
 def insured(

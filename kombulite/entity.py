@@ -528,11 +528,11 @@ class Queue(MaybeChannelBound):
             self._create_bindings(nowait, channel)
         return self.name
 
-    def _create_exchange(self, nowait: bool, channel: Any) -> None:
+    def _create_exchange(self, nowait: bool = False, channel: Any = None) -> None:
         if self.exchange is not None:
             self.exchange.declare(nowait=nowait, channel=channel)
 
-    def _create_queue(self, nowait: bool, channel: Any) -> None:
+    def _create_queue(self, nowait: bool = False, channel: Any = None) -> None:
         self.queue_declare(nowait=nowait, passive=False, channel=channel)
         if self.exchange is not None and self.exchange.name:
             self.queue_bind(nowait=nowait, channel=channel)

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
 from kombulite.utils.encoding import safe_repr, safe_str
@@ -127,14 +128,18 @@ def setup_logging(loglevel: str | int | None = None, logfile: Any = None) -> log
     if not logger.handlers:
         handler: logging.Handler
         if isinstance(logfile, (str, os.PathLike)):
-            from logging.handlers import WatchedFileHandler  # for few, and it brings sockets along
-
-            handler = WatchedFileHandler(logfile)
+            handler = import_module(__name__).WatchedFileHandler(logfile)
         else:
             handler = logging.StreamHandler(logfile or sys.__stderr__)
         logger.addHandler(handler)
         logger.setLevel(level)
     return logger
+
+
+def __getattr__(name: str) -> Any:
+    if name == "WatchedFileHandler":  # for few, and it brings sockets along
+        return import_module("logging.handlers").WatchedFileHandler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def naive_format_parts(fmt: str) -> Iterator[str | None]:

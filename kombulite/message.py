@@ -124,10 +124,6 @@ class Message(BaseMessage):
     def _decoded_cache(self, value: Any) -> None:
         self._decoded = NOT_DECODED if value is None else value
 
-    def _decode(self) -> Any:
-        """Decode the body anew."""
-        return self.loads(self.body, self.content_type, self.content_encoding, accept=self.accept)
-
     def refuse(self, state: str) -> NoReturn:
         """Raise MessageStateError for a message that cannot change its state.
 

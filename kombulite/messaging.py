@@ -7,6 +7,7 @@ from kombulite._sync.batches import Batch
 from kombulite._sync.consumer import Consumer
 from kombulite._sync.producer import Producer
 from kombulite.abstract import is_connection, maybe_channel
+from kombulite.compression import compress
 from kombulite.entity import Exchange, Queue, maybe_delivery_mode
 from kombulite.exceptions import ContentDisallowed
 from kombulite.message import Message
@@ -22,6 +23,7 @@ __all__ = ["Batch", "Consumer", "Exchange", "Message", "Producer", "Queue"]
 _OTHERS = (
     ChannelPromise,
     ContentDisallowed,
+    compress,
     dumps,
     is_connection,
     maybe_channel,

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from time import monotonic, time
 from typing import Any
 
+from kombulite.abstract import is_connection
 from kombulite.clocks import LamportClock
 from kombulite.common import maybe_declare, oid_from
 from kombulite.entity import Exchange, Queue
@@ -35,7 +36,9 @@ REPLY_QUEUE_EXPIRES = 10.0  # seconds
 #: A command is worth little when it is late.
 RETRY_POLICY = {"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 1}
 
-W_PIDBOX_IN_USE = "another process takes commands as {node.hostname}: each command reaches one of the two only"
+W_PIDBOX_IN_USE = (
+    "A node named {node.hostname} is already using this process mailbox: each command reaches one of the two only"
+)
 
 logger = get_logger(__name__)
 debug, error = logger.debug, logger.error
@@ -271,6 +274,8 @@ class Mailbox:
     accept: Any = ("json",)
     serializer: Any = None
 
+    _reply_queue: Queue | None = None
+
     #: Seconds that replies are waited for where no timeout is given.
     call_timeout = 10.0
 
@@ -361,7 +366,7 @@ class Mailbox:
             command, kwargs or {}, destination, reply=True, timeout=timeout, callback=callback, channel=channel
         )
 
-    def cast(self, destination: Sequence[str], command: str, kwargs: Mapping[str, Any] | None = None) -> None:
+    def cast(self, destination: Sequence[str], command: str, kwargs: Mapping[str, Any] | None = None) -> Any:
         """Send a command to nodes by name, without a reply.
 
         Args:
@@ -369,16 +374,16 @@ class Mailbox:
             command: Name of the command.
             kwargs: Arguments by name.
         """
-        self._broadcast(command, kwargs or {}, destination, reply=False)
+        return self._broadcast(command, kwargs or {}, destination, reply=False)
 
-    def abcast(self, command: str, kwargs: Mapping[str, Any] | None = None) -> None:
+    def abcast(self, command: str, kwargs: Mapping[str, Any] | None = None) -> Any:
         """Send a command to all nodes, without a reply.
 
         Args:
             command: Name of the command.
             kwargs: Arguments by name.
         """
-        self._broadcast(command, kwargs or {}, reply=False)
+        return self._broadcast(command, kwargs or {}, reply=False)
 
     def multi_call(
         self,
@@ -437,8 +442,12 @@ class Mailbox:
 
     @property
     def reply_queue(self) -> Queue:
-        """The queue for replies to this thread."""
-        return self.get_reply_queue()
+        """The queue for replies to this thread, unless one was set for all of them."""
+        return self._reply_queue or self.get_reply_queue()
+
+    @reply_queue.setter
+    def reply_queue(self, queue: Queue) -> None:
+        self._reply_queue = queue
 
     @property
     def oid(self) -> str:
@@ -582,6 +591,8 @@ class Mailbox:
         accept: Any = None,
     ) -> list[Any]:
         channel = channel or self.connection.default_channel
+        client = channel.connection.client
+        connection = client if is_connection(client) else self.connection
         timeout = self.call_timeout if timeout is None else timeout
         queue = self.reply_queue
         responses: list[Any] = []
@@ -604,11 +615,16 @@ class Mailbox:
 
         responses.extend(self.unclaimed.pop(ticket, ()))
         accept = self.accept if accept is None else accept
+        consumer = Consumer(channel, [queue], accept=accept, no_ack=True)
+        consumer.register_callback(on_reply)
         try:
-            with Consumer(channel, [queue], callbacks=[on_reply], accept=accept, no_ack=True):
-                while limit is None or len(responses) < limit:
+            with consumer:
+                # Once more when the time is over, for what has arrived; other consumers' messages come in here too.
+                left = timeout
+                while left > 0 and (limit is None or len(responses) < limit):
+                    left = deadline - monotonic()
                     try:
-                        channel.connection.client.drain_events(timeout=max(deadline - monotonic(), 0))
+                        connection.drain_events(timeout=max(left, 0))
                     except TimeoutError:
                         break
                 return responses

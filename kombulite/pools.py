@@ -12,6 +12,7 @@ from kombulite.connection import Connection
 from kombulite.messaging import Producer
 from kombulite.resource import ConnectionPool, Resource, evaluated
 from kombulite.utils.collections import EqualityDict, eqhash
+from kombulite.utils.compat import register_after_fork
 from kombulite.utils.functional import lazy
 
 __all__ = [
@@ -140,6 +141,8 @@ class PoolGroup(EqualityDict):
     def __init__(self, limit: Any = None, close_after_fork: bool = True) -> None:
         self.limit = limit
         self.close_after_fork = close_after_fork
+        if self.close_after_fork and register_after_fork is not None:
+            register_after_fork(self, _after_fork_cleanup_group)
 
     def create(self, resource: Any, limit: int | None) -> Resource:
         """Return a new pool.
@@ -155,6 +158,10 @@ class PoolGroup(EqualityDict):
         # Of threads that ask at the same time one has its pool kept, and the others get that.
         kept: Resource = self.setdefault(eqhash(resource), pool)
         return kept
+
+
+def _after_fork_cleanup_group(group: PoolGroup) -> None:
+    group.clear()
 
 
 class Connections(PoolGroup):

@@ -9,10 +9,11 @@ from functools import partial
 from queue import LifoQueue
 from time import monotonic
 from typing import Any, ClassVar
-from weakref import WeakSet, ref
+from weakref import ref
 
 from kombulite import exceptions
 from kombulite.transport.adapter import facade_channel
+from kombulite.utils.compat import register_after_fork
 from kombulite.utils.functional import lazy
 from kombulite.utils.locks import Condition, Lock
 
@@ -52,8 +53,8 @@ class Resource:
         self.close_after_fork = self.close_after_fork if close_after_fork is None else close_after_fork
         self._closed = False
         self._empty()
-        if self.close_after_fork:
-            _emptied_in_children.add(self)
+        if self.close_after_fork and register_after_fork is not None:
+            register_after_fork(self, _after_fork_cleanup_resource)
         self.setup()
 
     def _empty(self) -> None:
@@ -475,14 +476,6 @@ def _debug(what: str, resource: Any) -> None:
     get_logger("kombulite.pool").debug("%s %r", what, resource, stack_info=True)
 
 
-_emptied_in_children: WeakSet[Resource] = WeakSet()
-
-
-def _empty_all() -> None:
+def _after_fork_cleanup_resource(resource: Resource) -> None:
     # A child only forgets: the connections, and the locks that another thread may have held, are its parent's.
-    for pool in list(_emptied_in_children):
-        pool._empty()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_empty_all)
+    resource._empty()

@@ -115,16 +115,22 @@ class SerializerRegistry(Codecs):
 
         Args:
             name: Name of the serializer, or a content type.
+
+        Raises:
+            KeyError: It is unknown.
         """
-        self.disabled.discard(self.content_type_of(name))
+        self.disabled.discard(self._known_type(name))
 
     def disable(self, name: str) -> None:
         """Refuse the content type of a serializer, unless a consumer accepts it by name.
 
         Args:
             name: Name of the serializer, or a content type.
+
+        Raises:
+            KeyError: It is unknown.
         """
-        self.disabled.add(self.content_type_of(name))
+        self.disabled.add(self._known_type(name))
 
     def content_type_of(self, name: str) -> str | None:
         """Return the content type of a serializer.
@@ -135,14 +141,18 @@ class SerializerRegistry(Codecs):
         Raises:
             SerializerNotInstalled: It is unknown.
         """
+        try:
+            return self._known_type(name)
+        except KeyError:
+            raise SerializerNotInstalled(f"no serializer {name!r} is installed") from None
+
+    def _known_type(self, name: str) -> str | None:
+        """Return the content type of a serializer. Raises KeyError if it is unknown."""
         if "/" in name:
             return name
         if name not in self.name_to_type:
             self._load_entry_points()
-        try:
-            return self.name_to_type[name]
-        except KeyError:
-            raise SerializerNotInstalled(f"no serializer {name!r} is installed") from None
+        return self.name_to_type[name]
 
     @property
     def _encoders(self) -> dict[str, codec]:

@@ -8,12 +8,11 @@ from queue import Empty
 from time import monotonic
 from typing import Any, ClassVar
 
+from kombulite import entity, messaging
 from kombulite._client.batching import return_unseen
-from kombulite._sync.consumer import Consumer
-from kombulite._sync.producer import Producer
 from kombulite.abstract import maybe_channel
-from kombulite.entity import Exchange, Queue
 from kombulite.message import Message
+from kombulite.messaging import Consumer, Producer, Queue
 
 __all__ = ["SimpleBuffer", "SimpleQueue"]
 
@@ -193,17 +192,19 @@ class SimpleQueue(SimpleBase):
         if isinstance(name, Queue):
             queue = name
         else:
-            queue = Queue(
+            queue = entity.Queue(
                 name,
-                Exchange(name, **{**self.exchange_opts, **(exchange_opts or {})}),
+                entity.Exchange(name, **{**self.exchange_opts, **(exchange_opts or {})}),
                 name,
                 queue_arguments={**self.queue_args, **(queue_args or {})},
                 **{**self.queue_opts, **(queue_opts or {})},
             )
         no_ack = self.no_ack if no_ack is None else no_ack
         channel = maybe_channel(channel)
-        consumer = Consumer(channel, queue, accept=accept)
-        producer = Producer(channel, queue.exchange, queue.routing_key, serializer, compression=compression)
+        consumer = messaging.Consumer(channel, queue, accept=accept)
+        producer = messaging.Producer(
+            channel, queue.exchange, serializer=serializer, routing_key=queue.routing_key, compression=compression
+        )
         super().__init__(channel, producer, consumer, no_ack)
 
 

@@ -44,7 +44,7 @@ def raise_refused(refused: list[tuple[int, Exception]], total: int) -> None:
         )
 
 
-def _as_it_is(body: Any, content_encoding: str | None) -> tuple[str, bytes]:
+def as_it_is(body: Any, content_encoding: str | None) -> tuple[str, bytes]:
     """Return the content encoding and the bytes of a body that no serializer has to touch."""
     if isinstance(body, str):
         content_encoding = content_encoding or "utf-8"
@@ -231,7 +231,7 @@ class MessageMaker(BaseMaker):
         if not content_type:
             content_type, content_encoding, body = encode(body, serializer)
         else:
-            content_encoding, body = _as_it_is(body, content_encoding)
+            content_encoding, body = as_it_is(body, content_encoding)
         if not (compression or headers or properties or expiration is not None):
             shared = self._plain.properties(content_type, content_encoding, mode, priority)
             return Delivery(name, routing_key, shared, body)
@@ -276,24 +276,6 @@ class MessageMaker(BaseMaker):
         )
 
     # --- private methods of kombu's producer that programs call
-
-    def _prepare(
-        self,
-        body: Any,
-        serializer: str | None = None,
-        content_type: str | None = None,
-        content_encoding: str | None = None,
-        compression: str | None = None,
-        headers: Any = None,
-    ) -> tuple[Any, str, str | None]:
-        """Return a body as it travels, its content type and content encoding; ``headers`` gets its compression."""
-        if content_type:
-            content_encoding, body = _as_it_is(body, content_encoding)
-        else:
-            content_type, content_encoding, body = serialization.dumps(body, serializer or self.serializer)
-        if compression:
-            body, headers["compression"] = compress(body, compression)
-        return body, content_type, content_encoding
 
     def _delivery_details(self, exchange: Any, delivery_mode: int | str | None = None) -> tuple[Any, int]:
         """Return the name of an exchange, and the delivery mode of what is published there."""

@@ -478,11 +478,11 @@ class Consumer(BaseConsumer):
 
     def _receive_callback(self, message: Any) -> Any:
         """Receive a message of a transport of others, or what its channel makes one of."""
-        if not isinstance(message, Message):
-            convert = getattr(self.channel, "message_to_python", None)
-            message = message if convert is None else convert(message)
         on_message = self.on_message
         try:
+            if not isinstance(message, Message):
+                convert = getattr(self.channel, "message_to_python", None)
+                message = convert(message) if convert else message
             if self.accept is not None:
                 message.accept = self.accept
             if message.errors:

@@ -17,7 +17,7 @@ from kombulite._client.retry import RetryPolicy
 from kombulite._core import BaseProducer, Delivery
 from kombulite._sync.batches import Batch, BatchContext, HookedBatch, SessionBatch
 from kombulite._sync.channel import Channel
-from kombulite._sync.steps import Step, publish_in_steps, publish_prepared
+from kombulite._sync.steps import Step, prepare, publish_in_steps, publish_prepared, replaced_name
 from kombulite.abstract import is_connection
 from kombulite.entity import Exchange, is_declared
 from kombulite.message import Message
@@ -76,6 +76,7 @@ class Producer(MessageMaker, BaseProducer):
     _in_steps = False
     _replaced: Mapping[str, Any] = MappingProxyType({})  # steps that a program has set on this producer
     _channel_promise: Any = None  # kombu's producers have it, and use it no more
+    __connection__: BlockingConnection | None = None
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class Producer(MessageMaker, BaseProducer):
         compression: str | None = None,
         on_return: Callable[[Exception, str, str, Message], Any] | None = None,
     ) -> None:
-        self.__connection__: BlockingConnection | None = None
+        self.__connection__ = None
         super().__init__(exchange, routing_key, serializer, compression)
         self.on_return = on_return or self.on_return
         if auto_declare is not None:
@@ -204,7 +205,11 @@ class Producer(MessageMaker, BaseProducer):
 
     def declare(self) -> None:
         """Declare the exchange. Publishing does this unless ``auto_declare`` is False."""
-        if self.exchange.name:
+        if not self.exchange.name:
+            return
+        if self.exchange.is_bound:
+            self.exchange.declare()
+        else:
             self.exchange.declare(channel=self.channel)
 
     @Step  # type: ignore[arg-type]  # kombu's `self` is no positional-only parameter
@@ -221,6 +226,9 @@ class Producer(MessageMaker, BaseProducer):
         """
         if not entity:
             return False
+        replaced = replaced_name("maybe_declare")
+        if replaced is not None:
+            return replaced(entity, self.channel, retry, **retry_policy)  # type: ignore[no-any-return]
         channel = self._open_channel()
         return bool(channel.connection.maybe_declare(entity, channel.public, retry, **retry_policy))
 
@@ -399,7 +407,7 @@ class Producer(MessageMaker, BaseProducer):
 
     # Steps of publishing, which kombu's users override and replace.
     _publish = Step(publish_prepared)
-    _prepare = Step(MessageMaker._prepare)
+    _prepare = Step(prepare)
     _delivery_details = Step(MessageMaker._delivery_details)
 
     def publish_many(

@@ -408,7 +408,7 @@ class BorrowedConnection:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._raw.connection.client, name)
 
-    def maybe_declare(self, entity: Any, channel: Any = None, retry: bool = False, **retry_policy: Any) -> bool:
+    def maybe_declare(self, entity: Any, channel: Any = None, retry: bool = False, **retry_policy: Any) -> Any:
         """Declare an entity, unless the channel's client remembers that it was."""
         return maybe_declare(self._raw, entity, retry, retry_policy)
 
@@ -417,29 +417,34 @@ class BorrowedConnection:
         return self.client.ensure(obj, fun, **policy._asdict())(*args)
 
 
-def maybe_declare(raw: Any, entity: Any, retry: bool, retry_policy: Mapping[str, Any]) -> bool:
+def maybe_declare(raw: Any, entity: Any, retry: bool, retry_policy: Mapping[str, Any]) -> Any:
     """Declare an entity on a channel of others, unless its client remembers that it was. Returns whether it did.
 
-    Raises RecoverableConnectionError if the channel has no connection any more.
+    Raises RecoverableConnectionError if the channel has no connection any more, and neither has the entity's.
     """
+    bound = entity if entity.is_bound else entity.bind(raw)
+    if not retry:
+        return _declare(entity, bound, raw)
+    if raw.connection is not None and bound.channel.connection is None:  # it was declared before the connection's loss
+        bound.revive(raw)
+    if bound.channel.connection is None:
+        raise exceptions.RecoverableConnectionError("channel disconnected")
+    return bound.channel.connection.client.ensure(bound, partial(_declare, entity), **retry_policy)(bound, raw)
+
+
+def _declare(given: Any, bound: Any, raw: Any) -> bool:
+    if raw.connection is None:  # by a retry it may be bound anew
+        raw = bound.channel
     if raw.connection is None:
         raise exceptions.RecoverableConnectionError("channel disconnected")
-    declared = raw.connection.client.declared_entities if entity.can_cache_declaration else None
-    key = None
-    if declared is not None:
-        # A stand-in for an entity has no attributes to compare, and kombu keeps hashes.
-        key = declaration_key(entity) if isinstance(entity, Object) else hash(entity)
-        if key in declared or hash(entity) in declared:
-            return False
-    given = entity
-    if not entity.is_bound:
-        entity = entity.bind(raw)
-    if retry:
-        raw.connection.client.ensure(entity, entity.declare, **retry_policy)(channel=raw)
-    else:
-        entity.declare(channel=raw)
+    declared = raw.connection.client.declared_entities if bound.can_cache_declaration else None
+    # A stand-in for an entity has no attributes to compare, and kombu keeps hashes.
+    key = declaration_key(bound) if isinstance(bound, Object) else hash(bound)
+    if declared is not None and (key in declared or hash(bound) in declared):
+        return False
+    bound.declare(channel=raw)
     if not given.name:
-        given.name = entity.name
+        given.name = bound.name  # the broker's choice
     if declared is not None:
         declared.add(key)
     return True

@@ -6,9 +6,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial, wraps
+from functools import wraps
 from importlib import import_module
 from io import UnsupportedOperation
+from itertools import count
 from typing import Any
 from weakref import ref
 
@@ -30,16 +31,26 @@ _environment: str | None = None
 FILENO_ERRORS = (AttributeError, ValueError, UnsupportedOperation)
 
 
+#: What children that are forked call, by number: (object, function).
+_after_fork: dict[int, tuple[ref[Any], Callable[[Any], Any]]] = {}
+_numbers = count()
+
+
 def register_after_fork(obj: Any, func: Callable[[Any], Any]) -> None:
     """Have ``func(obj)`` called in children that are forked from now on, as long as ``obj`` is there."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=partial(_call_if_alive, ref(obj), func))
+    number = next(_numbers)
+    _after_fork[number] = ref(obj, lambda _: _after_fork.pop(number, None)), func
 
 
-def _call_if_alive(reference: ref[Any], func: Callable[[Any], Any]) -> None:
-    obj = reference()
-    if obj is not None:
-        func(obj)
+def _begin_child() -> None:
+    for reference, func in list(_after_fork.values()):
+        obj = reference()
+        if obj is not None:
+            func(obj)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_child)
 
 
 def _detect_environment() -> str:

@@ -266,8 +266,12 @@ cdef class BaseMessage:
             ContentDisallowed: Its content type is not accepted.
         """
         if self._decoded is NOT_DECODED:
-            self._decoded = self.loads(self.body, self.content_type, self.content_encoding, self.accept)
+            self._decoded = self._decode()
         return self._decoded
+
+    def _decode(self):
+        """Decode the body anew."""
+        return self.loads(self.body, self.content_type, self.content_encoding, accept=self.accept)
 
     @property
     def payload(self):
