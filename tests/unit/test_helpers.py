@@ -205,7 +205,7 @@ def test_second_node_of_one_name_is_warned_of(connection):
     mailbox = Mailbox("ns", queue_exclusive=False)(connection)
     first = mailbox.Node("h", channel=connection.channel())
     first.listen()
-    with pytest.warns(UserWarning, match="another process"):
+    with pytest.warns(UserWarning, match="already using this process mailbox"):
         mailbox.Node("h", channel=connection.channel()).listen()
 
 
