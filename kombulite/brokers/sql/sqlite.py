@@ -76,6 +76,7 @@ class SQLite(Database):
 
     def open(self) -> None:
         """Open the file, creating it if needed."""
+        self._watch = None  # a forked child has its parent's
         try:
             self._connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
             self._use_wal(self._connection)

@@ -391,11 +391,12 @@ class SQLTransport(ChannelTransport):
     def get(self, channel: int, queue: str, no_ack: bool) -> Delivery | None:
         with self._lock:
             delivery = super().get(channel, queue, no_ack)
-            record = self._topology.queues[queue]
-            with self._session.use():
-                self._topology.used(record)
-                if delivery is not None:
-                    delivery.message_count = self._messages.size(record, MAX_COUNTED)
+            record = self._topology.queues.get(queue)
+            if record is not None:  # another connection may have deleted it meanwhile
+                with self._session.use():
+                    self._topology.used(record)
+                    if delivery is not None:
+                        delivery.message_count = self._messages.size(record, MAX_COUNTED)
             return delivery
 
     def take(self, queue: str, credit: int) -> Taken | None:
