@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from uuid import uuid4
 
 import psycopg
 import pytest
 
-from kombulite import Connection, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
 
 #: Settings that lead the planner to one join or another. In the last a sub-select runs again for each row.
 PLANS = {
@@ -63,3 +64,22 @@ def test_publishers_at_the_same_time_keep_to_the_limit(postgresql_url, overflow,
                 publishing.result(20)
         assert queue.get(no_ack=True).payload == (2 if overflow == "drop-head" else 1)
         assert queue.get() is None
+
+
+@pytest.mark.parametrize("is_batch", [False, True], ids=["one", "batch"])
+def test_consumer_that_waits_gets_a_dead_letter_of_a_queue_that_nobody_consumes(database, monkeypatch, is_batch):
+    receiver, sender = database.connect(), database.connect()
+    dead = Queue("dead", Exchange("dead", "fanout"))
+    Queue("orders", queue_arguments={"x-dead-letter-exchange": "dead"})(sender).declare()
+    got, is_waiting = [], Event()
+    with Consumer(receiver, [dead], on_message=got.append), ThreadPoolExecutor(1) as thread:
+        transport = receiver.transport
+        transport._started_at, transport._database.look_interval = 0, 3600
+        wait = transport._wait_for_news
+        monkeypatch.setattr(transport, "_wait_for_news", lambda seconds: (is_waiting.set(), wait(seconds)))
+        consuming = thread.submit(receiver.drain_events, timeout=30)
+        assert is_waiting.wait(20)
+        producer = Producer(sender, routing_key="orders")
+        producer.publish_many([1], expiration=0.1) if is_batch else producer.publish(1, expiration=0.1)
+        consuming.result(30)
+        assert [message.payload for message in got] == [1]

@@ -102,8 +102,11 @@ class Database(ABC):
         """Roll it back; a connection that is lost has done so."""
 
     @abstractmethod
-    def notify(self, queues: Sequence[int]) -> None:
-        """Wake the consumers of these queues when the transaction commits; of the topology's changes, if empty."""
+    def notify(self, queues: Sequence[int], expires: bool = False) -> None:
+        """Wake the consumers of these queues when the transaction commits; of the topology's changes, if empty.
+
+        ``expires``: wake all, because what was put into the queues may be a dead letter soon.
+        """
 
     def listen(self) -> Any:
         """Return a connection of its own that the database wakes (``fileno``, ``take_notifications``, ``close``)."""

@@ -110,11 +110,11 @@ class Messages:
             self._store(placed)
 
     def _store(self, placed: Sequence[tuple[QueueRecord, Sequence[Delivery]]]) -> None:
-        self._database.insert_messages(
-            [Segment(self._head(queue, alike[0]), [_body(each) for each in alike]) for queue, alike in placed]
-        )
+        segments = [Segment(self._head(queue, alike[0]), [_body(each) for each in alike]) for queue, alike in placed]
+        self._database.insert_messages(segments)
         self.drop_excess({queue.id: queue for queue, _ in placed if not queue.is_plain}.values())
-        self._database.notify(sorted({queue.id for queue, _ in placed}))
+        expires = any(head[3] is not None for head, _ in segments)
+        self._database.notify(sorted({queue.id for queue, _ in placed}), expires)
 
     def outbox_statements(self, queues: Iterable[QueueRecord], delivery: Delivery) -> list[Statement]:
         """Return what puts a message into queues when a transaction of the caller's runs it and commits.

@@ -50,8 +50,9 @@ INSERT_AND_WAKE = (
 
 INSERT_UNLESS_CHANGED = (
     "WITH put AS (INSERT INTO {p}messages (" + COLUMNS + ") SELECT ?, ?, ?, {now} + ?, ?, ?, ?, ?"
-    " FROM {p}meta WHERE topology = ? RETURNING 1),"
-    " told AS (SELECT pg_notify(?, '') WHERE EXISTS (SELECT 1 FROM {p}consumers WHERE queue = ?))"
+    " FROM {p}meta WHERE topology = ? RETURNING expires),"
+    " told AS (SELECT pg_notify(?, '') FROM put WHERE expires IS NOT NULL"
+    " OR EXISTS (SELECT 1 FROM {p}consumers WHERE queue = ?))"
     " SELECT count(*) FROM put LEFT JOIN told ON true"
 )
 
@@ -224,9 +225,9 @@ class PostgreSQL(Database):
         if not self.is_lost:
             self._command("ROLLBACK")
 
-    def notify(self, queues: Sequence[int]) -> None:
+    def notify(self, queues: Sequence[int], expires: bool = False) -> None:
         """Notify the listeners at commit, of queues with consumers only: a NOTIFY takes a lock of the whole cluster."""
-        if not queues:
+        if expires or not queues:
             self.rows("SELECT pg_notify(?, '')", self.channel)
         else:
             self.rows(

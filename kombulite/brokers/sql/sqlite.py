@@ -203,7 +203,7 @@ class SQLite(Database):
         if self._connection is not None and self._connection.in_transaction:
             self.fetch("ROLLBACK", ())
 
-    def notify(self, queues: Sequence[int]) -> None:
+    def notify(self, queues: Sequence[int], expires: bool = False) -> None:
         """Note that the commit is news for other connections; other processes see it by ``data_version``."""
         self._is_news = True
 
