@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, pools
 from kombulite._client.lifecycle import State
 from kombulite.hooks import Hook
+from kombulite.mixins import ConsumerMixin
 from tests.contract.conftest import Broker, Inbox, drain, soon, take
 from tests.servers import free_port
 
@@ -169,3 +172,44 @@ def test_leaving_a_connection_by_an_error(broker: Broker) -> None:
         connection.ensure_connection()
         fail()
     assert connection.state is State.CLOSED
+
+
+@pytest.mark.parametrize("callback", ["on_connection_revived", "on_consume_ready", "on_iteration", "on_consume_end"])
+def test_a_program_with_the_mixin_ends_its_connection_whatever_a_callback_raises(callback: str) -> None:
+    """And begins anew: what it had is there for the next run."""
+    opened: list[Connection] = []
+    got: list[Any] = []
+    is_raising = True
+
+    class Program(ConsumerMixin):
+        connection = Connection("memory://")
+
+        def create_connection(self) -> Connection:
+            opened.append(super().create_connection())
+            return opened[-1]
+
+        def get_consumers(self, Consumer: Any, channel: Any) -> list[Any]:
+            return [Consumer(Queue("raising", auto_delete=False), on_message=self.take)]
+
+        def take(self, message: Any) -> None:
+            got.append(message.payload)
+            message.ack()
+            self.should_stop = True
+
+        def __init__(self) -> None:
+            setattr(self, callback, maybe_fail)
+
+    def maybe_fail(*arguments: Any, **options: Any) -> None:
+        if is_raising:
+            raise Raised
+
+    with Connection("memory://") as other:
+        Producer(other).publish("x", routing_key="raising", declare=[Queue("raising")])
+        with pytest.raises(Raised):
+            Program().run()
+        assert not opened[0].connected
+        is_raising = False
+        if not got:
+            Program().run()
+        assert got == ["x"]
+        Queue("raising")(other).delete()

@@ -27,9 +27,9 @@ from kombulite.simple import SimpleQueue
 from tests.proxy import Proxy
 from tests.servers import RedisServer, wait_until
 
-SOAKED = pytest.mark.soak
-#: tests/unit/test_failover_elsewhere.py has a file of SQLite each time.
-KINDS = ("memory", "redis", "amqp", pytest.param("sqlite", marks=SOAKED), pytest.param("postgresql", marks=SOAKED))
+KINDS = ("memory", "redis", "amqp", "sqlite", "postgresql")
+#: Those that are tried each time: tests/unit/test_failover_elsewhere.py has a file of SQLite.
+EACH_TIME = {"memory", "redis"}
 AT_ONCE = {"max_retries": 20, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.2}
 TIMEOUT = 20.0
 
@@ -39,6 +39,15 @@ ADD_SECOND = """
     rabbit_vhost:add(<<"second">>, <<"guest">>), All = <<".*">>,
     rabbit_auth_backend_internal:set_permissions(<<"guest">>, <<"second">>, All, All, All, <<"guest">>).
 """
+
+
+def cases(ways: list[Any], kinds: set[str]) -> list[Any]:
+    """All kinds of brokers and ways to go on: the first way at the kinds given, all others in the soak."""
+    return [
+        pytest.param(kind, way, marks=() if kind in kinds and way is ways[0] else pytest.mark.soak)
+        for kind in KINDS
+        for way in ways
+    ]
 
 
 class Pair:
@@ -97,7 +106,7 @@ def second_database(postgresql_url: str) -> str:
     return f"{postgresql_url.rpartition('/')[0]}/second"
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[pytest.param(each, marks=() if each in EACH_TIME else pytest.mark.soak) for each in KINDS])
 def brokers(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Pair]:
     kind, proxy = request.param, None
     if kind == "memory":
@@ -259,19 +268,10 @@ def by_autoretry(connection: Connection, consumer: Consumer) -> None:
     connection.autoretry(lambda channel: channel.basic_qos(0, 0, False), **AT_ONCE)()
 
 
-def rarely(*ways: Any) -> Any:
-    return [pytest.param(way, marks=SOAKED) for way in ways]
+WAYS = [by_draining, by_ensuring, by_consuming_again, by_reviving, by_a_new_channel, by_publishing, by_autoretry]
 
 
-WAYS = [
-    by_draining,
-    by_ensuring,
-    by_a_new_channel,
-    *rarely(by_consuming_again, by_reviving, by_publishing, by_autoretry),
-]
-
-
-@pytest.mark.parametrize("go_on", WAYS)
+@pytest.mark.parametrize(("brokers", "go_on"), cases(WAYS, {"memory", "redis", "amqp"}), indirect=["brokers"])
 def test_consumers_of_all_kinds(brokers, go_on):
     entities, got = Entities(brokers.kind), set()
 
@@ -334,7 +334,7 @@ def test_consumer_of_batches(brokers):
     drain(connection, lambda: len(got) == 2)
 
 
-@SOAKED
+@pytest.mark.soak
 def test_mixin(brokers):
     if not brokers.has_network:
         pytest.skip("its first broker is there for the next connection")
@@ -530,7 +530,10 @@ async def until_it_is_back(do: Callable[[], Any]) -> None:
             break
 
 
-@pytest.mark.parametrize("go_on", [by_waiting, *rarely(by_publishing_again, by_declaring)])
+ASYNC_WAYS = [by_waiting, by_publishing_again, by_declaring]
+
+
+@pytest.mark.parametrize(("brokers", "go_on"), cases(ASYNC_WAYS, {"redis", "amqp"}), indirect=["brokers"])
 def test_consumer_on_an_event_loop(brokers, go_on):
     entities, got = Entities(brokers.kind), set()
 
