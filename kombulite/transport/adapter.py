@@ -37,6 +37,9 @@ from kombulite.message import Message
 #: Where a channel of others keeps the facade's part.
 ATTRIBUTE = "_kombulite_channel"
 
+#: What became of a message, by its state.
+OUTCOMES = {"ACK": Outcome.ACK, "REJECTED": Outcome.REJECT, "REQUEUED": Outcome.REQUEUE}
+
 #: Seconds for which a connection that takes long to verify passes for verified.
 VERIFIED_FOR = 2.0
 SLOW_CHECK = 0.001  # seconds
@@ -303,6 +306,10 @@ class AdaptedChannel(Channel):
         count = getattr(message, "delivery_count", 0)
         delivery.redelivered = isinstance(count, int) and count > 0
         self._tally.count_consumed(delivery)
+
+    def count_settled(self, state: str) -> None:
+        """Count a message that the program acknowledged, rejected or requeued."""
+        self.session.count(OUTCOMES[state])
 
     def forget(self, consumer_tag: str) -> None:
         """Forget a consumer that was cancelled."""

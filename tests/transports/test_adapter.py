@@ -178,6 +178,26 @@ def test_a_store_under_all_of_the_facade(connection, queue):
     assert simple.get(timeout=5).payload == "x"
     assert connection.counters.published == 8
     assert connection.counters.consumed >= 8
+    assert connection.counters.acked == 8
+
+
+def test_what_becomes_of_messages_is_counted(connection, queue):
+    producer = connection.Producer()
+    for number in range(4):
+        producer.publish(number, routing_key="q", declare=[queue])
+    settle = [
+        lambda message: message.ack(),
+        lambda message: message.reject(),
+        lambda message: message.reject(requeue=True),
+        lambda message: message.requeue(),
+    ]
+    bound, counters = queue(connection), connection.counters
+    for each in settle:
+        each(bound.get())
+    before, counters = counters, connection.counters
+    assert counters.acked - before.acked == 1
+    assert counters.rejected - before.rejected == 1
+    assert counters.requeued - before.requeued == 2
 
 
 def test_hooks_are_around_publishing_and_consuming(connection, queue):

@@ -63,6 +63,7 @@ cdef class BaseMessage:
 
     cdef int _check(self, str state) except -1
     cdef bint _needs_no_ack(self) except -1
+    cdef int _count_settled(self, str state) except -1
 
 
 cdef BaseMessage received(cls, Delivery delivery, channel)

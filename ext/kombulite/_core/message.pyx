@@ -320,7 +320,16 @@ cdef class BaseMessage:
                 return  # kombu leaves its state as it is
             else:
                 self.channel.basic_ack(self.delivery_tag, multiple=multiple)  # as kombu calls the channels of others
+                self._count_settled("ACK")
         self._state = "ACK"
+
+    cdef int _count_settled(self, str state) except -1:
+        """Count a message of a channel of others, if the facade has a part of it. Mocks would note a getattr."""
+        own = None if self._delivery is not None else getattr(self.channel, "__dict__", None)
+        facade = None if own is None else own.get("_kombulite_channel")
+        if facade is not None:
+            facade.count_settled(state)
+        return 0
 
     cdef bint _needs_no_ack(self) except -1:
         """Whether a channel of others says that the consumer of the message acknowledges nothing."""
@@ -339,6 +348,7 @@ cdef class BaseMessage:
         self._check("REJECTED")
         if not self.no_ack:
             self.channel.basic_reject(self.delivery_tag, requeue=requeue)
+            self._count_settled("REQUEUED" if requeue else "REJECTED")
         self._state = "REJECTED"
 
     def requeue(self, bint failed=True):
@@ -357,6 +367,7 @@ cdef class BaseMessage:
                 self.channel.basic_reject(self.delivery_tag, requeue=True)
             else:
                 self.channel.basic_nack(self.delivery_tag)
+            self._count_settled("REQUEUED")
         self._state = "REQUEUED"
 
     cdef int _check(self, str state) except -1:
