@@ -556,6 +556,6 @@ class Consumer(BaseConsumer):
 
 #: What a subclass may override; a program may replace it on a consumer or, as tracers do, on the class.
 REPLACEABLE = {name: getattr(Consumer, name) for name in ("receive", "_receive_callback")}
-for name, method in REPLACEABLE.items():  # not in the class, where checkers would take overriding for an error
-    setattr(Consumer, name, Step(method))
-    vars(Consumer)[name].__set_name__(Consumer, name)
+for _name, _method in REPLACEABLE.items():  # not in the class, where checkers would take overriding for an error
+    setattr(Consumer, _name, Step(_method))
+    vars(Consumer)[_name].__set_name__(Consumer, _name)

@@ -145,12 +145,15 @@ def test_worker_in_the_background(fleet, library, command):
 
 
 @BOTH_LIBRARIES
-def test_task_that_takes_longer_than_redis_keeps_idle_connections_is_done_once(make_fleet, start_server, library):
-    server = start_server(lambda: RedisServer(timeout=1))
+@pytest.mark.parametrize(("limit", "seconds"), [(1, 6), pytest.param(4, 12, marks=pytest.mark.soak)])
+def test_task_that_takes_longer_than_redis_keeps_idle_connections_is_done_once(
+    make_fleet, start_server, library, limit, seconds
+):
+    server = start_server(lambda: RedisServer(timeout=limit))
     fleet = make_fleet("redis", server.url)
     # Celery's heartbeats and gossip go over connections of their own, which are not idle.
     worker = fleet.worker(library, "prefork", "-c", "1", "--without-gossip", "--without-mingle", "--without-heartbeat")
-    fleet.run(library, SEND.format(count=1, seconds=6))
+    fleet.run(library, SEND.format(count=1, seconds=seconds))
     fleet.wait_for_log(worker, "succeeded")
     assert int(fleet.run(library, COLLECT.format(count=1))) == 0  # it was not begun again
     fleet.run(library, "from shop import add; assert add.delay(1, 2).get(timeout=20) == 3")

@@ -110,7 +110,8 @@ class RedisProtocol:
         self.publisher = self.publisher_class(keys, options, topology.router, topology.limits, self.now)
         channels = self.channels
         self.receiver = self.receiver_class(stream, perform, keys, options, channels, topology, self.now)
-        self.handover.find_attendant()
+        if self.handover.is_holding:
+            self.attend()
 
     def _keep(self, queue: str | None) -> None:
         self.attends = True
