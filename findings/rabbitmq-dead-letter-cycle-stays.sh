@@ -35,6 +35,7 @@ def declare(name, kind, **arguments):
     arguments = {"x-" + key.replace("_", "-"): value for key, value in arguments.items()}
     channel.queue_declare(name, durable=True, arguments={"x-queue-type": kind, **arguments})
 
+
 def ready(name):
     return channel.queue_declare(name, passive=True).method.message_count
 

@@ -40,6 +40,7 @@ def declare(name, kind, **arguments):
     arguments = {"x-" + key.replace("_", "-"): value for key, value in arguments.items()}
     channel.queue_declare(name, durable=True, arguments={"x-queue-type": kind, **arguments})
 
+
 def get(name):
     """Return what comes within two seconds, if anything does."""
     for _ in range(100):

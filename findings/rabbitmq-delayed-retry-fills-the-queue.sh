@@ -38,6 +38,7 @@ def declare(name, kind, **arguments):
     arguments = {"x-" + key.replace("_", "-"): value for key, value in arguments.items()}
     channel.queue_declare(name, durable=True, arguments={"x-queue-type": kind, **arguments})
 
+
 def count(name):
     return channel.queue_declare(name, passive=True).method.message_count
 
@@ -55,9 +56,7 @@ def drain(name):
 
 
 for overflow in ("drop-head", "reject-publish"):
-    declare(
-        overflow, "quorum", max_length=3, overflow=overflow, delayed_retry_type="failed", delayed_retry_min=10000
-    )
+    declare(overflow, "quorum", max_length=3, overflow=overflow, delayed_retry_type="failed", delayed_retry_min=10000)
     for number in range(3):
         channel.basic_publish("", overflow, b"%d" % number)
     with pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", heartbeat=0)) as crashing:

@@ -1,16 +1,16 @@
 #!/bin/sh
 # When a slot of a Valkey 9 cluster moves (CLUSTER MIGRATESLOTS), the old owner ends the sharded subscriptions in it
 # with a message of type sunsubscribe, on a connection that stays open. Python's clients hand that message out and do no
-# more: the subscriber hears nothing ever again, no error is raised, valkey-py and redis-py go on listing the channel,
-# and publishing succeeds, with a 0. redis-py subscribes with the new owner once the same client learns of the move by a
-# command of its own, which a process that only listens never sends; valkey-py (Valkey's own) and coredis do not even
-# then.
+# more: the subscriber receives nothing ever again, no error is raised, valkey-py and redis-py go on listing the
+# channel, and publishing succeeds, with a 0. redis-py subscribes with the new owner once the same client learns of the
+# move by a command of its own, which a process that only listens never sends; valkey-py (Valkey's own) and coredis do
+# not even then.
 # Predicted: cluster clients follow the slot, as they do for commands (MOVED) and after a failover of the node.
 # Run by hand: needs python3 and PyPI. Seen with Valkey 9.1.2, valkey-py 6.2.0, coredis 6.9.0, redis-py 8.1.0 on
 # 2026-11-28:
-#   valkey-py: slot moved: deaf; it publishes itself: deaf
-#   coredis: slot moved: deaf; it publishes itself: deaf
-#   redis-py: slot moved: deaf; it publishes itself: hears
+#   valkey-py: slot moved: nothing; it publishes itself: nothing
+#   coredis: slot moved: nothing; it publishes itself: nothing
+#   redis-py: slot moved: nothing; it publishes itself: receives
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -82,31 +82,32 @@ def move_slot():
 
 
 async def judge(name, types, publish_itself):
-    """Move the slot of a subscriber, and print what it hears: types() returns the types of messages within a second."""
+    """Move the slot of a subscriber, whose types() gives those of a second's messages, and print what it receives."""
 
-    async def hear(kind, publish):
+    async def wait_for(kind, publish):
         for _ in range(20):
             if publish:
                 nodes[0][1].execute_command("SPUBLISH", CHANNEL, "news")
             if kind in await types():
                 return
-        raise SystemExit(f"{name} did not hear {kind}")
+        raise SystemExit(f"{name} did not receive {kind}")
 
-    async def hears(publish):
+    async def receives(publish):
         for _ in range(5):
             await publish()
             if MESSAGE[name] in await types():
-                return "hears"
-        return "deaf"
+                return "receives"
+        return "nothing"
 
     async def publish_elsewhere():
         nodes[0][1].execute_command("SPUBLISH", CHANNEL, "news")
 
-    await hear("ssubscribe", publish=False)
-    await hear(MESSAGE[name], publish=True)
+    await wait_for("ssubscribe", publish=False)
+    await wait_for(MESSAGE[name], publish=True)
     move_slot()
-    await hear("sunsubscribe", publish=False)
-    print(f"{name}: slot moved: {await hears(publish_elsewhere)}; it publishes itself: {await hears(publish_itself)}")
+    await wait_for("sunsubscribe", publish=False)
+    found = await receives(publish_elsewhere), await receives(publish_itself)
+    print(f"{name}: slot moved: {found[0]}; it publishes itself: {found[1]}")
 
 
 async def judge_sync(name, cluster):
