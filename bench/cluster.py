@@ -1,6 +1,6 @@
 """Redis Cluster beside a single server and beside redis-py's client for clusters, in one run.
 
-    python -m bench.cluster [--messages 5000] [--rounds 5] [--moves 20] [--kills 3]
+    python -m bench.cluster [--messages 5000] [--rounds 5] [--moves 100] [--kills 3]
 
 Starts its own servers: three masters, each with a replica, and a single one. Prints a row for each figure that is
 asked of the cluster transport, with the mark and whether it is met. Throughput and processor time are ratios of the
@@ -27,7 +27,7 @@ from kombulite.brokers.redis.cluster.slots import slot_of
 from tests.servers import RedisCluster, RedisServer, wait_until
 
 QUEUES = [f"bench{number}" for number in range(60)]
-STREAMED = [f"stream{number}" for number in range(12)]
+STREAMED = [f"stream{number}" for number in range(4)]
 BODY = {"id": 7, "items": ["book", "pen"]}
 PATIENCE = 60.0  # seconds
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--messages", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--moves", type=int, default=20, help="of slots")
+    parser.add_argument("--moves", type=int, default=100, help="of slots")
     parser.add_argument("--kills", type=int, default=3, help="of masters")
     arguments = parser.parse_args()
     with RedisCluster() as cluster, RedisServer() as server:

@@ -16,6 +16,7 @@ BROKERS = {
     "redis": "redis_url",
     "redis-rpc": "rpc://",
     "cluster": "redis_url",
+    "cluster-tagged": "redis_url",
     "amqp": "redis_url",
     "postgresql": "db+postgresql+psycopg{}",
     "sqlite": "db+sqlite{}",
@@ -39,6 +40,8 @@ def make_fleet(
         notes = request.getfixturevalue("redis_url")
         server = kind.partition("-")[0]
         url = broker or ("memory://" if server == "memory" else request.getfixturevalue(f"{server}_url"))
+        if kind == "cluster-tagged":
+            url += "?hash_tag=%7Bshop%7D"
         backend = BROKERS[kind].format(url[url.find(":") :])
         folder: Path = tmp_path_factory.mktemp("fleet")
         fleets.append(Fleet(folder, url, notes if backend == "redis_url" else backend, notes, queues))

@@ -47,11 +47,21 @@ FLEETS = [
         id=f"{broker}-{pool}-{library}",
         marks=() if (broker, pool, library) in SHORT else pytest.mark.soak,
     )
-    for broker in ("memory", "redis", "redis-rpc", "cluster", "amqp", "amqp-rpc", "sqlite", "postgresql")
+    for broker in (
+        "memory",
+        "redis",
+        "redis-rpc",
+        "cluster",
+        "cluster-tagged",
+        "amqp",
+        "amqp-rpc",
+        "sqlite",
+        "postgresql",
+    )  # fmt: skip
     for pool in ("prefork", "solo", "threads", "gevent", "eventlet")
     for library in LIBRARIES
     if not (broker == "memory" and pool not in ("solo", "threads"))  # where all is in one process
-    if not (broker == "cluster" and (library == "kombu" or pool not in ("prefork", "solo")))
+    if not (broker.startswith("cluster") and (library == "kombu" or pool not in ("prefork", "solo")))
     if not (broker in ("sqlite", "postgresql") and (library == "kombu" or pool in ("gevent", "eventlet")))
 ]
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kombulite import Connection, Queue
-from kombulite.exceptions import ChannelError, MessageNacked
+from kombulite.exceptions import ChannelError, MessageNacked, OperationalError
 from tests.servers import RedisCluster
 
 SETTLE_TIMEOUT = 60.0  # seconds
@@ -76,7 +76,7 @@ class Work:
                     with connection.Consumer(self._queues, on_message=self._note, prefetch_count=20):
                         while not self._is_done.is_set():
                             connection.drain(0.5)
-                except (*connection.connection_errors, ChannelError) as error:
+                except (*connection.connection_errors, ChannelError, OperationalError) as error:
                     self.errors[f"consume: {type(error).__name__}: {str(error)[:60]}"] += 1
                     time.sleep(0.02)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from kombulite import Connection, Exchange, Queue
+from tests.proxy import Proxy
 from tests.redis.cluster_ledger import Work
 from tests.redis.test_cluster import OWN, TAGGED, move, slot_in
 from tests.servers import RedisCluster, RedisNode, wait_until
@@ -150,6 +151,29 @@ def test_a_master_falls_silent(six, layout):
             six.wait_until_ok()
         work.settle()
     assert not work.missing, work.summary
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@LAYOUTS
+def test_the_network_between_clients_and_one_node_is_cut(layout):
+    """The cluster itself stays whole, and chooses no other master."""
+    with RedisCluster(masters=3) as cluster:
+        master = cluster.master_of(slot_in(layout, "ledger0"))
+        with Proxy(master.port) as network:
+            master.ask("CONFIG", "SET", "cluster-announce-port", network.port)
+            cluster.wait_for(lambda node: network.port in cluster.serving(node), "the network is not announced")
+            with Work(cluster, {**layout, "socket_timeout": 2}) as work:
+                for _ in range(3):
+                    work.run(100)
+                    before = sum(work.errors.values())
+                    network.deaf = True
+                    network.silence()
+                    wait_until(lambda before=before: sum(work.errors.values()) > before, 60, "nobody notices")
+                    network.deaf = False
+                    work.run(100)
+                work.settle()
+            assert not work.missing, work.summary
 
 
 @pytest.mark.soak
