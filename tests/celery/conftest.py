@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,11 @@ def make_fleet(
         notes = request.getfixturevalue("redis_url")
         server = kind.partition("-")[0]
         url = broker or ("memory://" if server == "memory" else request.getfixturevalue(f"{server}_url"))
-        if kind == "cluster-tagged":
-            url += "?hash_tag=%7Bshop%7D"
         backend = BROKERS[kind].format(url[url.find(":") :])
         folder: Path = tmp_path_factory.mktemp("fleet")
         fleets.append(Fleet(folder, url, notes if backend == "redis_url" else backend, notes, queues))
+        if kind == "cluster-tagged":
+            fleets[-1].environment["SHOP_OPTIONS"] = json.dumps({"hash_tag": "{shop}"})
         return fleets[-1]
 
     yield make

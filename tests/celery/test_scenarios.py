@@ -57,7 +57,7 @@ FLEETS = [
         "amqp-rpc",
         "sqlite",
         "postgresql",
-    )  # fmt: skip
+    )
     for pool in ("prefork", "solo", "threads", "gevent", "eventlet")
     for library in LIBRARIES
     if not (broker == "memory" and pool not in ("solo", "threads"))  # where all is in one process
