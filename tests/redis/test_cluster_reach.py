@@ -110,7 +110,7 @@ def test_a_cluster_over_tls(node, authority):
             assert set(connection.transport._stream.streams) == {("127.0.0.1", node.tls_port)}
         with Connection(f"{scheme}://127.0.0.1:{node.tls_port}") as connection:
             with pytest.raises(RecoverableConnectionError, match="certificate"):
-                connection.connect()
+                connection.transport.connect()
     with Connection(f"rediss://127.0.0.1:{node.tls_port}/0?cluster=true&ssl_ca_certs={authority}/ca.pem") as connection:
         round_trip(connection)
 
