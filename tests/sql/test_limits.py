@@ -67,7 +67,7 @@ def test_publishers_at_the_same_time_keep_to_the_limit(postgresql_url, overflow,
 
 
 @pytest.mark.parametrize("is_batch", [False, True], ids=["one", "batch"])
-def test_consumer_that_waits_gets_a_dead_letter_of_a_queue_that_nobody_consumes(database, monkeypatch, is_batch):
+def test_consumer_that_waits_gets_a_dead_letter_of_a_queue_without_consumers(database, monkeypatch, is_batch):
     receiver, sender = database.connect(), database.connect()
     dead = Queue("dead", Exchange("dead", "fanout"))
     Queue("orders", queue_arguments={"x-dead-letter-exchange": "dead"})(sender).declare()

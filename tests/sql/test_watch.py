@@ -1,4 +1,4 @@
-"""Idle consumers of a SQLite file: they sleep until another process has written to it, and look where none can tell."""
+"""Idle consumers of a SQLite file: they sleep until another process writes to it, or poll without a watch on it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ def url(tmp_path):
 
 @pytest.fixture
 def other(url):
-    """A connection that wakes nobody: to this process its commits are those of another one."""
+    """A connection whose commits wake no consumer of this process, as those of another process do not."""
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False)) as it:
         yield it
 
 
 @pytest.fixture
-def consuming(url):
-    """A consumer that waits in a thread, and that no look of its own saves; gives its database and what it gets."""
-    with Connection(url) as connection, ThreadPoolExecutor(1) as thread:
+def consuming(url, monkeypatch):
+    """A consumer that waits in a thread, without looks of its own; gives its database, and what returns the bodies."""
+    monkeypatch.setattr("kombulite.brokers.sql.transport.START_TIME", 0)
+    with Connection(url, transport_options={"lease": 3600}) as connection, ThreadPoolExecutor(1) as thread:
         got = []
         with Consumer(connection, [Queue("q")], callbacks=[lambda body, message: (got.append(body), message.ack())]):
             database = connection.transport._database
