@@ -348,9 +348,9 @@ class Hub:
 
     def create_loop(self) -> Iterator[None]:
         """Return a generator that runs one turn at each step."""
-        if self._waker is None or self._waker.pid != os.getpid():
-            self._create_waker()
         while True:
+            if self._waker is None or self._waker.pid != os.getpid():
+                self._create_waker()
             self._loop_thread = get_ident()
             delay = self.fire_timers(propagate=self.propagate_errors) if self.timer._queue else 1
             for tick in list(self.on_tick):
