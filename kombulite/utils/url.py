@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlparse
 
 __all__ = ["as_url", "maybe_sanitize_url", "parse_url", "safequote", "sanitize_url", "url_to_parts", "urlparse"]
 
 
-ssl_available = find_spec("_ssl") is not None
+ssl_available = True  # a program may say otherwise
 
 
 class urlparts(NamedTuple):  # noqa: N801 - kombu's name
