@@ -494,7 +494,10 @@ class Channel(BaseChannel):
             return
         if isinstance(error, exceptions.ChannelError):
             self._notice(error)
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # a cycle with this frame would keep what the callers' frames hold, a message for example
 
     def listen_for_returned(self, listener: Callable[[Exception, str, str, ReceivedMessage], Any]) -> None:
         """Call a listener for each message that the broker returns.
