@@ -90,12 +90,14 @@ $(NEWEST)/tree/venv/.installed: $(NEWEST)/tree/.made $(SOURCES)
 debug: $(VENV)/.installed  ## the core in place without optimisation; annotated sources in build/debug/c
 	KOMBULITE_DEBUG=1 $(BIN)/python setup.py --quiet build_ext --inplace --force
 
-# The next three build a core of their own below build/ and leave the one in place alone.
+# The next three build a core of their own below build/ and leave the one in place alone. They run no tests that read the
+# sources, which are not there, or that start a browser, which would load the sanitizers too.
+NOT_OF_THE_CORE := $(addprefix --ignore tests/unit/test_,changelog.py manual.py site.py tables.py web.py)
 
 sanitize:  ## the unit tests on a core under the address and undefined-behaviour sanitizers
 	$(call install_variant,sanitize,KOMBULITE_SANITIZE=1)
 	cd build/sanitize && PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) \
-	$$(gcc -print-file-name=libubsan.so)" venv/bin/pytest -p no:cacheprovider --timeout 900 tests/unit
+	$$(gcc -print-file-name=libubsan.so)" venv/bin/pytest -p no:cacheprovider --timeout 900 $(NOT_OF_THE_CORE) tests/unit
 
 # Without the tests of threads: a traced line may let go of the GIL amid what is one step without tracing.
 coverage-core:  ## the unit tests with line coverage of the core itself, on a copy of the sources built in place
@@ -104,7 +106,7 @@ coverage-core:  ## the unit tests with line coverage of the core itself, on a co
 	find build/coverage/kombulite -name '*.so' -delete
 	cd build/coverage && KOMBULITE_COVERAGE=1 venv/bin/python setup.py --quiet build_ext --inplace
 	cd build/coverage && venv/bin/python -m pytest -p no:cacheprovider --timeout 900 -W ignore --cov \
-	--cov-config=tests/core.coveragerc --cov-report=term -k 'not test_threads' tests/unit
+	--cov-config=tests/core.coveragerc --cov-report=term -k 'not test_threads' $(NOT_OF_THE_CORE) tests/unit
 
 fuzz: $(VENV)/.installed  ## the decoders, for a minute each, all at once
 	$(BIN)/python -m tests.fuzz --seconds 60

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 import struct
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -166,6 +167,8 @@ class Proxy:
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
+        if sys.version_info >= (3, 13):  # those of a client that connected meanwhile, which have no task yet, too
+            self._server.abort_clients()
         for _ in range(5):  # they are closed in the loop's next turns
             for transport in list(self._transports):  # some wait for a peer that reads no more
                 transport.abort()
