@@ -260,7 +260,7 @@ class Transport(BaseTransport):
             raise connection_lost("channel already closed")
         stream, publisher = self._stream, self._protocol.publisher
         if delivery.exchange:
-            stream.poll()  # what the server has said of changes so far
+            self._take_news(delivery.exchange)
         destination = publisher.single(delivery)
         if destination is None:
             has_reached = stream.perform(publisher.publish(delivery), timeout)
@@ -273,6 +273,10 @@ class Transport(BaseTransport):
             if mandatory:
                 raise exceptions.MessageReturned.no_route()
             self.unroutable += 1
+
+    def _take_news(self, exchange: str) -> None:
+        """Take what the server has said so far of changes to an exchange's bindings."""
+        self._stream.poll()
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None

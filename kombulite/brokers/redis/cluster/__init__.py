@@ -20,6 +20,7 @@ from kombulite._core import Delivery
 from kombulite.brokers.base import Settings
 from kombulite.brokers.base import Transport as BaseTransport
 from kombulite.brokers.redis import Transport as SingleServerTransport
+from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.known import Cluster
 from kombulite.brokers.redis.cluster.listening import ListeningNodes
 from kombulite.brokers.redis.cluster.nodes import Nodes
@@ -93,6 +94,7 @@ class Transport(SingleServerTransport):
         protocol = RedisProtocol if self._is_compatible else ClusterProtocol
         self._protocol = protocol(settings, options, identity, self._wake, self._keep)
         self._channels = self._protocol.channels
+        self._slot = slot_of(self._protocol.keys.prefix)  # of all keys, in the tagged layout
         self._stream = Nodes(cluster, self._on_push, self._greet, self._forget)
         self._streams = [self._stream]
         self._tracked = True
@@ -148,6 +150,11 @@ class Transport(SingleServerTransport):
         super().publish(channel, delivery, mandatory, timeout, confirm_timeout)
         if self._replicas:
             self._stream.wait_for_replicas(self._replicas, confirm_timeout or timeout)
+
+    def _take_news(self, exchange: str) -> None:
+        # Its bindings' node alone tells of them: to look at all connections would cost a system call each.
+        keys = self._protocol.keys
+        self._stream.poll_at(keys.of(exchange).slot if isinstance(keys, ClusterKeys) else self._slot)
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None

@@ -496,6 +496,17 @@ class Nodes:
         """Read what has arrived, without waiting, and send again what was refused."""
         for stream in list(self.streams.values()):
             stream.poll()
+        self._catch_up()
+
+    def poll_at(self, slot: int) -> None:
+        """Read what the master of a slot has said, without waiting, and send again what was refused."""
+        address = self.cluster.slots.owners[slot]
+        stream = None if address is None else self.streams.get(address)
+        if stream is not None:
+            stream.poll()
+        self._catch_up()
+
+    def _catch_up(self) -> None:
         if self._refused:
             self.flush()
         elif self.cluster.is_stale:
