@@ -166,12 +166,16 @@ class ClusterPublisher(Publisher):
             if destination.topics:
                 places += range(start, stop)
                 commands += self._topic_commands(destination, template, deliveries[start:stop])
-        for place, reply in zip(places, (yield Exchange(commands, len(commands))) if commands else (), strict=True):
-            if isinstance(reply, ReplyError):
-                error = reply_error(str(reply))
-                if not is_refusal(error):
-                    raise error
-                refused.append((place, error))
+        try:
+            for place, reply in zip(places, (yield Exchange(commands, len(commands))) if commands else (), strict=True):
+                if isinstance(reply, ReplyError):
+                    error = reply_error(str(reply))
+                    if not is_refusal(error):
+                        raise error
+                    refused.append((place, error))
+        except (exceptions.ConnectionError, OSError):
+            self._note_all(groups, failures)  # the queues shall not get theirs again with the fanout messages
+            raise
         if self.reached:
             for delivery in deliveries:
                 self.reached.pop(delivery, None)
