@@ -100,8 +100,13 @@ def drain(node: Node, *arguments: str) -> None:
     )
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("times", [1, pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize(
+    "times",
+    [
+        pytest.param(1, marks=pytest.mark.timeout(300)),
+        pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
+    ],
+)
 def test_leader_killed(cluster, stage, record_property, times):
     for _ in range(times):
         kill_and_start(cluster, stage, cluster.leader(stage.queue))
