@@ -6,6 +6,7 @@ A Python that is not on the PATH is skipped, and said so.
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 import nox
@@ -53,7 +54,8 @@ def wheels(session: nox.Session) -> None:
     (wheel,) = built.glob("*.whl")
     session.run("python", "-m", "auditwheel", "repair", "--wheel-dir", "dist", str(wheel))
     found = sorted(Path("dist").glob(f"{'-'.join(wheel.stem.split('-')[:-1])}-*.whl"))
-    session.run("python", "-m", "tests.release", *map(str, found))
+    # Away from the sources, where create_tmp has put the folder for temporary files.
+    session.run("python", "-m", "tests.release", *map(str, found), env={"TMPDIR": tempfile.gettempdir()})
 
 
 @nox.session(python=PYTHONS[0])

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 def test_a_release_gathers_the_changes_above_the_last_one(tmp_path):
     for name in ("CHANGELOG.md", "towncrier.toml"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "changelog.d", tmp_path / "changelog.d")
+    shutil.copytree(ROOT / "changelog.d", tmp_path / "changelog.d", ignore=shutil.ignore_patterns("*.*.md"))
     before = (tmp_path / "CHANGELOG.md").read_text()
     (tmp_path / "changelog.d" / "faster.changed.md").write_text("It is faster.\n")
     (tmp_path / "changelog.d" / "mended.fixed.md").write_text("It is mended,\nand stays so.\n")

@@ -25,7 +25,7 @@ class Script:
     """A script and its digest. ``names``: of its files, without the extension, one of which follows the other."""
 
     def __init__(self, *names: str) -> None:
-        self.name = names[-1]
+        self.names = names
         folder = files(__package__).joinpath("lua")
         self.source = "".join(folder.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in names)
         self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
