@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import kombu
 import pytest
 import redis
 
-from kombulite import Connection, Consumer, Exchange, Producer, Queue
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
+from tests.conftest import started
 from tests.redis.conftest import drain
-from tests.servers import RedisServer
+from tests.servers import RedisServer, wait_until
 
 CHECKS = {"health_check_interval": 0.5}
 
@@ -92,4 +94,111 @@ def test_other_database_that_is_emptied_wakes_without_harm(server, name):
             with pytest.raises(TimeoutError):
                 connection.drain_events(timeout=0.2)
             Producer(connection, Exchange(name), "k").publish("heard")
+            drain(connection, lambda: got == ["heard"])
+
+
+# --- changes by commands that are no publish, and no bind
+
+
+def restore(client: redis.Redis, source: str, target: str) -> None:
+    client.restore(target, 0, client.dump(source), replace=True)
+
+
+def copy(client: redis.Redis, source: str, target: str) -> None:
+    client.copy(source, target, replace=True)
+
+
+def rename(client: redis.Redis, source: str, target: str) -> None:
+    client.rename(source, target)
+
+
+def move(client: redis.Redis, source: str, target: str) -> None:
+    """Bring it from another database."""
+    client.delete(target)
+    client.copy(source, target, destination_db=5, replace=True)
+    with redis.Redis(port=client.connection_pool.connection_kwargs["port"], db=5) as other:
+        other.move(target, 0)
+
+
+CHANGES = [restore, copy, rename, move]
+
+
+@pytest.fixture(scope="module")
+def shared_server(request: pytest.FixtureRequest) -> Any:
+    return started(request, RedisServer)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("change", CHANGES)
+def test_waiting_consumer_gets_messages_however_they_come(shared_server, name, change, protocol):
+    got: list[Any] = []
+    with Connection(shared_server.url, transport_options={"protocol": protocol}) as connection:
+        Producer(connection).publish("it", routing_key=f"{name}.other")
+        with Consumer(connection.channel(), Queue(name), callbacks=[lambda body, _: got.append(body)], no_ack=True):
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            with redis.Redis(port=shared_server.port) as client:
+                change(client, f"{name}.other", name)
+            drain(connection, lambda: got == ["it"])
+
+
+def expire(client: redis.Redis, source: str, target: str) -> None:
+    client.pexpire(target, 1)
+    wait_until(lambda: not client.exists(target), 10, "it does not expire")
+
+
+def evict(client: redis.Redis, source: str, target: str) -> None:
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    client.config_set("maxmemory", 1)
+    wait_until(lambda: not client.exists(target), 10, "it is not evicted")
+    client.config_set("maxmemory", 0)
+
+
+def flush(client: redis.Redis, source: str, target: str) -> None:
+    client.flushdb()
+
+
+@pytest.mark.parametrize("change", [*CHANGES, expire, evict, flush])
+def test_cached_bindings_are_those_of_the_server(shared_server, name, change):
+    """The next message goes where the bindings of the server say, without a pause."""
+    with Connection(shared_server.url) as connection, Connection(shared_server.url) as other:
+        for each in (name, f"{name}.other"):
+            Queue(each, Exchange(each), "k")(other).declare()
+        producer = Producer(connection, exchange=name, routing_key="k")
+        producer.publish(1)
+        with redis.Redis(port=shared_server.port) as client:
+            change(client, f"_kombu.binding.{name}.other", f"_kombu.binding.{name}")
+            is_elsewhere = change in CHANGES
+            if is_elsewhere:
+                producer.publish(2, mandatory=True)
+            else:
+                with pytest.raises((exceptions.NotFound, exceptions.MessageReturned)):
+                    producer.publish(2, mandatory=True)
+            assert client.llen(f"{name}.other") == int(is_elsewhere)
+
+
+def test_binding_that_a_process_of_kombu_deletes_is_forgotten(shared_server, name):
+    with Connection(shared_server.url) as connection, kombu.Connection(shared_server.url) as theirs:
+        bound = kombu.Queue(name, kombu.Exchange(name), "k")(theirs)
+        bound.declare()
+        producer = Producer(connection, exchange=name, routing_key="k")
+        producer.publish(1)
+        bound.delete()
+        with pytest.raises((exceptions.NotFound, exceptions.MessageReturned)):
+            producer.publish(2, mandatory=True)
+        with redis.Redis(port=shared_server.port) as client:
+            assert not client.exists(name)
+
+
+@pytest.mark.parametrize("change", [evict, flush])
+def test_consumer_whose_database_is_evicted_or_emptied_goes_on(shared_server, name, change):
+    got: list[Any] = []
+    with Connection(shared_server.url) as connection, redis.Redis(port=shared_server.port) as client:
+        queue = Queue(name, Exchange(name), "k")
+        with Consumer(connection.channel(), queue, callbacks=[lambda body, _: got.append(body)], no_ack=True):
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            change(client, "", f"_kombu.binding.{name}")
+            with Connection(shared_server.url) as other:
+                Producer(other).publish("heard", routing_key=name)
             drain(connection, lambda: got == ["heard"])
