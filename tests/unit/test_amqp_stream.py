@@ -6,11 +6,13 @@ import socket
 import ssl
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
 from kombulite import exceptions
-from kombulite._core import HEARTBEAT_FRAME, FrameEncoder
+from kombulite._core import HEARTBEAT_FRAME, AckWatermark, FrameEncoder, HeldAcks
+from kombulite.brokers.amqp.heartbeat_thread import HeartbeatThread
 from kombulite.brokers.amqp.stream import Stream
 
 ENCODER = FrameEncoder()
@@ -103,6 +105,40 @@ def test_what_is_held_back_goes_if_a_thread_begins_to_read_meanwhile(stream):
     stream._send = begin_to_read
     stream.send(frame(1), more=True)
     assert not stream._corked
+
+
+def test_acks_that_found_the_buffer_full_go_when_the_broker_reads(stream, theirs):
+    asked = []
+    stream.hold_acks(lambda: asked.append(1))
+    held = HeldAcks(lambda channel, tag: True, lambda: None, lambda: None)
+    stream.held = held
+    AckWatermark(held, 1, 0, set()).acknowledge(1)
+    filler = 0
+    with suppress(BlockingIOError):
+        while True:
+            filler += stream._sock.send(b"x" * 4096)
+    stream.flush()
+    assert not stream.is_flushed
+    assert asked  # to be flushed again
+    assert read_all(theirs, filler) == b"x" * filler
+    deadline = soon(20)
+    while not stream.is_flushed and time.monotonic() < deadline:
+        stream.flush()
+    assert read_all(theirs, len(ENCODER.ack(1, 1, False))) == ENCODER.ack(1, 1, False)
+
+
+def test_a_thread_that_did_not_start_is_started_by_the_next(stream, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    beats = HeartbeatThread()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        beats.flush_soon(stream)  # it is flushed at once
+    beats.flush_soon(stream)
+    assert beats._thread.is_alive()
+    stream.fail(exceptions.RecoverableConnectionError("the end"))
+    beats.remove(stream)
 
 
 def test_large_writes_wait_for_the_reader(stream, theirs):

@@ -136,6 +136,35 @@ def test_an_error_of_the_stream_is_raised(failed):
     assert channel.acknowledge(1)
     with pytest.raises(ConnectionResetError):
         channel.acknowledge(2)
+    assert held.take() == ENCODER.ack(1, 1, False)  # the second was not made: it may be made again
+
+
+def test_an_ack_that_nothing_can_wait_for_is_not_made(failed):
+    def fail():
+        raise RuntimeError("can't start new thread")
+
+    held = HeldAcks(lambda channel, tag: True, fail, lambda: None)
+    channel = AckWatermark(held, 1, 0, failed)
+    with pytest.raises(RuntimeError):
+        channel.acknowledge(1)
+    assert not held
+    assert held.take() == b""
+    assert channel.unsettled(1) == 1
+
+
+def test_what_was_settled_with_others_is_not_counted_once_more(channel):
+    channel.add(5, True)  # while another thread, which has sent the ack of 3, has not noted it yet
+    channel.add(3)
+    channel.add(7)
+    assert acknowledge(channel, 8) == [False]  # 6 is not settled
+    assert channel.unsettled(7) == 1
+
+
+def test_a_delivery_that_was_not_given_out_is_left_to_the_transport(stream, channel):
+    assert acknowledge(channel, 1) == [True]
+    stream.followed = None
+    assert acknowledge(channel, 2) == [False]
+    assert stream.held.take() == ENCODER.ack(7, 1, False)
 
 
 # --- what follows

@@ -524,6 +524,7 @@ cdef class AckWatermark(AckStep):
 
     cdef unsigned long long _count
     cdef unsigned long long _highest
+    cdef unsigned long long _covered  # the highest that was settled together with all before it
     cdef HeldAcks _acks
     cdef unsigned int _number
     cdef unsigned long long _tag_offset
@@ -546,14 +547,15 @@ cdef class AckWatermark(AckStep):
     cdef bint acknowledge_tag(self, object delivery_tag) except -1:
         cdef HeldAcks acks = self._acks
         cdef uint64_t tag
-        cdef bint is_followed, is_first = False
+        cdef object is_followed
+        cdef bint is_first = False
         if acks is None or acks._closed or self._closed or self._failed or type(delivery_tag) is not int:
             return False
         with cython.critical_section(self):
             if self._count != self._highest or delivery_tag != self._highest + self._tag_offset + 1:
                 return False
             is_followed = acks._is_followed(self._number, delivery_tag)
-            if not is_followed and self._held == 0:
+            if is_followed is None or (not is_followed and self._held == 0):
                 return False
             tag = self._count = self._highest = self._highest + 1
             if self._held == 0:
@@ -561,19 +563,37 @@ cdef class AckWatermark(AckStep):
                 acks._channels.append(self)
                 is_first = len(acks._channels) == 1
             self._held = tag
-        if not is_followed:
-            acks._flush()
-        elif is_first:
-            acks._on_hold()
+        try:
+            if not is_followed:
+                acks._flush()
+            elif is_first:
+                acks._on_hold()
+        except BaseException:
+            self._take_back(tag)
+            raise
         return True
+
+    cdef void _take_back(self, uint64_t tag):
+        """Forget the last ack, which raised, unless it was sent: it may be made again."""
+        with cython.critical_section(self):
+            if self._held != tag or self._highest != tag or self._count != tag:
+                return
+            self._count = self._highest = tag - 1
+            if self._first == tag:
+                self._held = 0
+                self._acks._channels.remove(self)
+            else:
+                self._held = tag - 1
 
     def add(self, unsigned long long delivery_tag, bint multiple=False):
         """Note that a delivery is settled; with ``multiple`` all up to it."""
         with cython.critical_section(self):
-            if not multiple:
+            if multiple:
+                self._covered = max(self._covered, delivery_tag)
+                if delivery_tag >= self._highest:
+                    self._count = delivery_tag
+            elif delivery_tag > self._covered:  # or it was counted with them: threads note what they sent in any order
                 self._count += 1
-            elif delivery_tag >= self._highest:
-                self._count = delivery_tag
             if delivery_tag > self._highest:
                 self._highest = delivery_tag
 
@@ -701,9 +721,9 @@ cdef class FrameDecoder:
         return (False, False) if content is None else (content.from_queues, content.from_streams)
 
     def is_followed(self, uint16_t channel, uint64_t delivery_tag):
-        """Return whether a delivery was given out, and the next one is here in whole: nothing has to be read for it."""
+        """Return whether the delivery behind one is here in whole; None if that one was not given out."""
         cdef _Content content = self._content_of(channel)
-        return content is not None and delivery_tag <= content.last_tag and self._has_delivery()
+        return None if content is None or delivery_tag > content.last_tag else self._has_delivery()
 
     cdef bint _has_delivery(self) noexcept:
         cdef const uint8_t* at = <const uint8_t*> self._data + self._start

@@ -37,10 +37,16 @@ class HeartbeatThread:
 
     def flush_soon(self, stream: Stream) -> None:
         """Have a stream, which has just begun to hold acks, flushed in time."""
-        if stream not in self._waiting:
+        thread = self._thread
+        if stream in self._waiting and thread is not None and thread.is_alive():
+            return
+        try:
             with self._changed.lock:
                 self._waiting.add(stream)
                 self._add(stream)
+        except RuntimeError:  # no thread can be started: nothing may wait for it
+            self._waiting.discard(stream)
+            stream.flush()
 
     def remove(self, stream: Stream) -> None:
         """Let a stream that is closed beat no longer; the thread ends with the last one."""
@@ -50,9 +56,10 @@ class HeartbeatThread:
 
     def _add(self, stream: Stream) -> None:
         self._streams.add(stream)
-        if self._thread is None:
-            self._thread = Thread(target=self._run, name="kombulite-heartbeats", daemon=True)
-            self._thread.start()
+        if self._thread is None or not self._thread.is_alive():
+            thread = Thread(target=self._run, name="kombulite-heartbeats", daemon=True)
+            thread.start()
+            self._thread = thread
         self._changed.notify()
 
     def _run(self) -> None:
@@ -80,7 +87,7 @@ class HeartbeatThread:
             waiting, self._waiting = self._waiting, set()
         for stream in waiting:
             self._call(stream.flush)
-            if stream.held:  # another thread writes, or the broker does not read
+            if stream.failure is None and not stream.is_flushed:  # another thread writes, or the broker does not read
                 self._waiting.add(stream)
 
     def _call(self, method: Callable[[], object]) -> None:

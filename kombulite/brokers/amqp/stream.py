@@ -64,6 +64,7 @@ class Stream:
         self._changed = Condition(Lock())
         self._write_timeout = write_timeout
         self._unsent: bytes | memoryview = b""
+        self._flush_soon: Callable[[], object] | None = None  # where acks may wait
         self._corked = False
         self._pid = os.getpid()
         self._take(sock)
@@ -215,15 +216,19 @@ class Stream:
             left = deadline - monotonic()
             if left <= 0 or not self._select(self._writable, EVENT_WRITE, left):
                 raise exceptions.RecoverableConnectionError("timed out: the broker does not read")
-            try:
-                self._unsent = self._unsent[self._send(self._unsent) :]
-            except self._blocking_errors:
-                continue
-            except OSError:
-                raise
-            except BaseException:
-                self.fail(INTERRUPTED)
-                raise
+            self._send_rest()
+
+    def _send_rest(self) -> None:
+        """Write what the kernel takes at once of what is left over."""
+        try:
+            self._unsent = self._unsent[self._send(self._unsent) :]
+        except self._blocking_errors:
+            pass
+        except OSError:
+            raise
+        except BaseException:
+            self.fail(INTERRUPTED)  # it is not known how much was sent
+            raise
 
     def hold_acks(self, on_hold: Callable[[], object]) -> None:
         """Let acks of deliveries that others follow wait for these, or for ``flush``. To be called once.
@@ -232,18 +237,30 @@ class Stream:
             on_hold: Called when the first one waits; has ``flush`` called soon.
         """
         self.held = HeldAcks(self.decoder.is_followed, on_hold, partial(self.send, b"", None, True))
+        self._flush_soon = on_hold
 
     def flush(self) -> None:
         """Send the acks that wait, unless another thread writes, or the broker does not read: then they wait on."""
-        if self.held:
+        if self.held or self._unsent:
             self.writing.call(0, self._flush)
 
+    @property
+    def is_flushed(self) -> bool:
+        """Whether nothing waits to be sent."""
+        return not self.held and not self._unsent
+
     def _flush(self) -> None:
-        if self.failure is None and not self._unsent:
-            try:
+        if self.failure is not None or self.writing.depth() > 1:  # a signal handler that interrupted a write
+            return
+        try:
+            if self._unsent:
+                self._send_rest()
+            if self.held and not self._unsent:
                 self._begin(b"", False, None)
-            except OSError as error:
-                self._lose(error)
+        except OSError as error:
+            self._lose(error)
+        if self._unsent and self._flush_soon is not None:
+            self._flush_soon()
 
     def uncork(self) -> None:
         """Send the acks that wait, and have the kernel send what it holds back."""
