@@ -12,8 +12,8 @@ SOURCES := setup.py pyproject.toml $(wildcard ext/kombulite/_core/*)
 run: $(VENV)/.installed  ## the main job: a stream of events over the embedded broker
 	$(BIN)/python -m kombulite run
 
-test: $(VENV)/.installed brokers  ## all tests, two files at a time, with branch coverage
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --benchmark-disable --cov --cov-report=term
+test: $(VENV)/.installed brokers  ## all tests, three files at a time, with branch coverage
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --benchmark-disable --cov --cov-report=term
 
 # SOAK_SECONDS=3600 for an hour of faults at random
 soak: $(VENV)/.installed brokers  ## the tests that take long, and the core under sanitizers
