@@ -237,7 +237,7 @@ class Hub:
 
     def _keep_other(self, fd: int, is_kept: bool, entry: Any, flags: int) -> None:
         """Forget a descriptor, except for one kind of events."""
-        is_consolidated = fd in self.consolidate
+        is_consolidated = flags == WRITE and fd in self.consolidate  # the writer alone
         self._remove_from_loop(fd)
         if is_kept:
             callback, args = entry or (None, ())

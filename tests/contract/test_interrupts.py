@@ -11,6 +11,11 @@ from kombulite import Consumer, Queue
 from tests.interrupts import Interrupts, in_another_thread
 from tests.servers import Unavailable
 
+# Python swallows what a handler raises while a finalizer runs, here that of redis-py's parser, and reports it so.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function _HiredisParser:pytest.PytestUnraisableExceptionWarning"
+)
+
 #: From one instruction to the next that is interrupted: where each run asks a broker, not all are.
 STEP = 7
 

@@ -384,6 +384,19 @@ def consolidated_writers(lib):
     return out
 
 
+def readers_beside_consolidated_writers(lib):
+    h = of(lib, "asynchronous.hub")
+    hub = a_hub(h)
+    hub.poller = Mock()
+    read = Mock()
+    hub.add_reader(1008, read)
+    hub.add(1008, None, h.WRITE, consolidate=True)
+    hub.remove_writer(1008)
+    hub.poller.poll.return_value = [(1008, h.READ)]
+    hub.run_once()
+    return [read.mock_calls, 1008 in hub.readers, 1008 in hub.writers, 1008 in hub.consolidate]
+
+
 def turns_of_the_loop(lib):
     h = of(lib, "asynchronous.hub")
     hub = a_hub(h)

@@ -30,7 +30,7 @@ class FileWatch:
         try:
             library = ctypes.CDLL(None, use_errno=True)
             start, self._add = library.inotify_init1, library.inotify_add_watch
-        except AttributeError as error:
+        except (AttributeError, TypeError) as error:  # Windows has no library of the process
             raise OSError(f"no inotify: {error}") from error
         self._path = os.fsencode(path)
         self.is_armed = False
