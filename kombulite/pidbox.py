@@ -619,9 +619,13 @@ class Mailbox:
         consumer.register_callback(on_reply)
         try:
             with consumer:
-                # Once more when the time is over, for what has arrived; other consumers' messages come in here too.
+                # When the time is over, what has arrived is still read; other consumers' messages come in here too.
                 left = timeout
-                while left > 0 and (limit is None or len(responses) < limit):
+                found = -1
+                while not limit or len(responses) < limit:
+                    if left <= 0 and len(responses) == found:
+                        break
+                    found = len(responses)
                     left = deadline - monotonic()
                     try:
                         connection.drain_events(timeout=max(left, 0))

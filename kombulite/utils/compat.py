@@ -14,6 +14,7 @@ from typing import Any
 from weakref import ref
 
 from kombulite.exceptions import reraise  # noqa: F401 - kombu's users find it here
+from kombulite.utils.logs import log
 
 __all__ = [
     "coro",
@@ -46,7 +47,10 @@ def _begin_child() -> None:
     for reference, func in list(_after_fork.values()):
         obj = reference()
         if obj is not None:
-            func(obj)
+            try:
+                func(obj)
+            except Exception as error:  # one that fails keeps none of the others away, as with Python's own
+                log("kombulite", "ERROR", "ignored in a forked child: %r", error)
 
 
 if hasattr(os, "register_at_fork"):

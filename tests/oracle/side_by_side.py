@@ -47,7 +47,10 @@ def programs(namespace):
 def side_by_side(namespace):
     """A test of each of the programs of a test module."""
 
-    @pytest.mark.parametrize("program", programs(namespace), ids=lambda program: program.__name__)
+    found = programs(namespace)
+    assert found
+
+    @pytest.mark.parametrize("program", found, ids=lambda program: program.__name__)
     def test_both_do_the_same(program):
         theirs, ours = (seen(program, lib) for lib in (kombu, kombulite))
         assert ours == theirs

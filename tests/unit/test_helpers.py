@@ -179,6 +179,14 @@ def test_answers_to_others_are_kept_for_them(connection):
     assert mailbox._collect("another", limit=1, timeout=5) == [{"x": 1}]
 
 
+def test_answers_that_are_there_are_read_though_no_time_is_left(connection):
+    mailbox = Mailbox("ns")(connection)
+    maybe_declare(mailbox.reply_queue, connection)
+    for number in range(3):
+        mailbox._publish_reply({"x": number}, mailbox.reply_exchange.name, mailbox.oid, "mine")
+    assert mailbox._collect("mine", timeout=0) == [{"x": 0}, {"x": 1}, {"x": 2}]
+
+
 def test_producer_pool_may_be_late_and_taken_away(connection):
     pool = connection.Pool(1)
     from kombulite.pools import ProducerPool
@@ -380,6 +388,20 @@ def test_errors_are_logged_with_their_traceback_if_there_is_one(caplog):
     Own().warn("class")
     assert [bool(record.exc_info) for record in caplog.records] == [False, True, False]
     assert caplog.records[2].name == "Own"
+
+
+def test_what_fails_in_a_forked_child_keeps_nothing_else_away(caplog, monkeypatch):
+    class Owner:
+        def fail(self):
+            raise ValueError("no")
+
+    first, second, called = Owner(), Owner(), []
+    monkeypatch.setattr(environments, "_after_fork", {})
+    environments.register_after_fork(first, Owner.fail)
+    environments.register_after_fork(second, called.append)
+    environments._begin_child()
+    assert called == [second]
+    assert "ignored in a forked child: ValueError('no')" in caplog.text
 
 
 def test_environment_of_green_threads_is_seen(monkeypatch):
