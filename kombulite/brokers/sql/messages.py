@@ -74,6 +74,7 @@ class Messages:
         self._database = database
         self._topology = topology
         self._marks = Marks()
+        self.grown: dict[int, QueueRecord] = {}  # queues with limits that dead letters have come to
         self._claimed = CLAIMED_POSTGRESQL if database.is_postgresql else CLAIMED_SQLITE
         self._encoded: tuple[Properties | None, str] = (None, "")  # the last properties: a producer's are one object
         self._decoded: tuple[str, Properties | None] = ("", None)
@@ -88,12 +89,18 @@ class Messages:
             expiration_of(delivery)
         _due(delivery)
 
-    def put(self, queues: Iterable[QueueRecord], delivery: Delivery) -> None:
-        """Put a message into queues. Raises MessageNacked if one is full and refuses it."""
-        queues = list(queues)
-        _lock_limited(self._database, queues)
+    def lock_limited(self, queues: Iterable[QueueRecord]) -> None:
+        """Keep other connections from counting queues with a length limit until the transaction ends.
+
+        Called once in a transaction, after all else that waits for a lock: two connections would wait for each other.
+        """
+        for number in sorted({queue.id for queue in queues if not queue.is_plain}):
+            self._database.rows("SELECT 1 FROM {p}queues WHERE id = ? {lock}", number)
+
+    def put(self, queues: Sequence[QueueRecord], delivery: Delivery) -> None:
+        """Put a message into queues that are locked. Raises MessageNacked if one is full and refuses it."""
         self._check_room(queues, delivery)
-        self._store([(queue, [delivery]) for queue in queues])
+        self.put_many([(queue, [delivery]) for queue in queues])
 
     def put_unless_changed(self, queue: QueueRecord, delivery: Delivery) -> bool:
         """Put a message into a queue without limits, in a transaction of its own; not if the topology has changed."""
@@ -101,18 +108,17 @@ class Messages:
         return self._database.insert_unless_changed(head, body, self._topology.version)
 
     def put_many(self, placed: Sequence[tuple[QueueRecord, Sequence[Delivery]]]) -> None:
-        """Put messages into queues, without a look at who refuses some, and drop what is above a queue's limits.
+        """Put messages into queues that are locked, whether they are full or not, and drop what exceeds their limits.
 
         Those of one queue that come together are alike but for their bodies.
         """
         if placed:
-            _lock_limited(self._database, (queue for queue, _ in placed))
             self._store(placed)
+            self.drop_excess({queue.id: queue for queue, _ in placed if not queue.is_plain}.values())
 
     def _store(self, placed: Sequence[tuple[QueueRecord, Sequence[Delivery]]]) -> None:
         segments = [Segment(self._head(queue, alike[0]), [_body(each) for each in alike]) for queue, alike in placed]
         self._database.insert_messages(segments)
-        self.drop_excess({queue.id: queue for queue, _ in placed if not queue.is_plain}.values())
         expires = any(head[3] is not None for head, _ in segments)
         self._database.notify(sorted({queue.id for queue, _ in placed}), expires)
 
@@ -127,14 +133,14 @@ class Messages:
         return [self._database.outbox_statement(self._head(queue, delivery), body) for queue in queues]
 
     def drop_excess(self, queues: Iterable[QueueRecord]) -> None:
-        """Drop what is above the limits of queues, oldest first."""
+        """Drop what exceeds the limits of queues that are locked, oldest first."""
         for queue in queues:
-            while excess := self._excess(queue):
+            while excess := self.excess(queue):
                 self.bury(self._tokens(queue, self._database.rows(POP, queue.id, excess)), "maxlen")
 
     def _check_room(self, queues: Sequence[QueueRecord], delivery: Delivery) -> None:
         for queue in queues:
-            if queue.limits.reject_publish and self._excess(queue, 1, len(delivery.body)):
+            if queue.limits.reject_publish and self.excess(queue, 1, len(delivery.body)):
                 raise exceptions.MessageNacked(f"queue '{queue.spec.name}' is full")
 
     def _head(self, queue: QueueRecord, delivery: Delivery) -> Head:
@@ -154,7 +160,7 @@ class Messages:
             ttl += max(due - datetime.now(timezone.utc).timestamp(), 0)
         return queue.id, rank, due, ttl, delivery.exchange, delivery.routing_key, text
 
-    def _excess(self, queue: QueueRecord, extra_messages: int = 0, extra_bytes: int = 0) -> int:
+    def excess(self, queue: QueueRecord, extra_messages: int = 0, extra_bytes: int = 0) -> int:
         """Return how many waiting messages are too many (or 1 where it is their size)."""
         limits = queue.limits
         if queue.is_plain:
@@ -170,7 +176,10 @@ class Messages:
         return int(too_large and count + extra_messages > 0)
 
     def bury(self, tokens: Sequence[Token], reason: str) -> None:
-        """Send messages that are out of their queues to the dead letter exchanges; a dead letter is never refused."""
+        """Send messages that are out of their queues to the dead letter exchanges; a dead letter is never refused.
+
+        What it brings above a queue's limits is to be dropped in a transaction that locks the queue: see ``grown``.
+        """
         pending = deque((token, reason) for token in tokens)
         while pending:
             (_, queue, delivery), why = pending.popleft()
@@ -185,6 +194,7 @@ class Messages:
                 continue
             if queues:
                 self._store([(each, [dead]) for each in queues])
+                self.grown.update((each.id, each) for each in queues if not each.is_plain)
 
     # --- claiming
 
@@ -313,7 +323,10 @@ class Messages:
     def pass_time(self) -> None:
         """Release the messages that are due, and drop those that have expired."""
         rows, queues = self._database.rows, {queue.id: queue for queue in self._topology.queues.values()}
-        due = rows("UPDATE {p}messages SET due = NULL WHERE due <= {now} RETURNING queue")
+        due = rows(
+            "UPDATE {p}messages SET due = NULL WHERE id IN (SELECT id FROM {p}messages WHERE due <= {now} {skip})"
+            " RETURNING queue"
+        )
         expired = rows(
             "DELETE FROM {p}messages WHERE id IN (SELECT id FROM {p}messages WHERE expires <= {now} AND owner IS NULL"
             " AND due IS NULL {skip}) RETURNING queue, " + COLUMNS
@@ -346,12 +359,6 @@ class Messages:
         if returned:
             self._database.notify(sorted({queue for (queue,) in returned}))
         return {queue for (queue,) in ended}, {queue for (queue,) in consumed}
-
-
-def _lock_limited(database: Database, queues: Iterable[QueueRecord]) -> None:
-    """Keep other publishers from queues with a length limit until the transaction ends: what is there is counted."""
-    for number in sorted({queue.id for queue in queues if not queue.is_plain}):
-        database.rows("SELECT 1 FROM {p}queues WHERE id = ? {lock}", number)
 
 
 def _properties(stored: dict[str, Any]) -> Properties:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from kombulite import exceptions
@@ -11,7 +11,7 @@ from kombulite.brokers.sql.database import Database
 from kombulite.brokers.sql.held import Left, write
 from kombulite.brokers.sql.maintainer import LeaseMaintainer
 from kombulite.brokers.sql.messages import Messages
-from kombulite.brokers.sql.topology import Topology
+from kombulite.brokers.sql.topology import QueueRecord, Topology
 from kombulite.log import get_logger
 from kombulite.utils.locks import Lock
 
@@ -168,6 +168,25 @@ class Session:
                 if self.topology.version != before:
                     self.topology.forget()
                 raise
+            if self.messages.grown and self.database.is_idle:
+                self._drop_excess_of_grown()
+
+    def _drop_excess_of_grown(self) -> None:
+        """Drop what dead letters brought above queues' limits. If that fails, it is done when the lease is renewed."""
+        grown = self.messages.grown
+        try:
+            while grown:
+                queues = list(grown.values())
+                grown.clear()
+                self._drop_excess(queues)  # has dead letters of its own, perhaps
+        except exceptions.AMQPError as error:  # what brought them is committed
+            logger.warning("Queues may exceed their limits for now: %s", error)
+
+    def _drop_excess(self, queues: Sequence[QueueRecord]) -> None:
+        """Drop what exceeds the limits of queues, in a transaction of its own, which locks them and nothing before."""
+        with self.use(), self.database.transaction():
+            self.messages.lock_limited(queues)
+            self.messages.drop_excess(queues)
 
     def flush(self) -> None:
         """Delete what is acknowledged, and put back what is to be."""
@@ -218,11 +237,16 @@ class Session:
                 if renewed:
                     self._sweep()
                     self.topology.clear_deleted()
-                    # Of what was published within others' transactions.
-                    self.messages.drop_excess(queue for queue in self.topology.queues.values() if not queue.is_plain)
             if not renewed:
                 logger.warning("The lease of this connection had run out; it is closed, and its messages come again")
                 self.drop()
+                return
+            with self.use():
+                limited = [queue for queue in self.topology.queues.values() if not queue.is_plain]
+                exceeding = [queue for queue in limited if self.messages.excess(queue)]
+            if exceeding:  # by what was published within others' transactions
+                self._drop_excess(exceeding)
+                self._drop_excess_of_grown()
 
     def _sweep(self) -> None:
         """Give back what connections held that are gone, and delete the queues that went with them."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from math import inf
+from operator import itemgetter
 from time import monotonic
 from typing import Any
 
@@ -275,6 +276,7 @@ class SQLTransport(ChannelTransport):
             with self._session.transaction():
                 queues = self._route(delivery, mandatory)
                 if queues:
+                    self._messages.lock_limited(queues)
                     self._messages.put(queues, delivery)
 
     def _put_as_known(self, delivery: Delivery) -> bool:
@@ -310,7 +312,7 @@ class SQLTransport(ChannelTransport):
         refused: list[tuple[int, Exception]] = []
         with self._session.transaction():
             self._channel(channel)
-            placed: list[tuple[QueueRecord, list[Delivery]]] = []
+            plan: list[tuple[int, list[QueueRecord], list[Delivery]]] = []
             alike: list[Delivery] = []  # those that go where the first of them goes
             for index, delivery in enumerate(deliveries):
                 if alike and _are_alike(alike[0], delivery):
@@ -320,17 +322,32 @@ class SQLTransport(ChannelTransport):
                 try:
                     self._messages.check(delivery)
                     queues = self._route(delivery, mandatory)
-                    if any(queue.limits.reject_publish for queue in queues):
-                        self._messages.put_many(placed)
-                        placed = []
-                        self._messages.put(queues, delivery)
-                    elif queues:
-                        alike = [delivery]
-                        placed += [(queue, alike) for queue in queues]
                 except REFUSALS as error:
                     refused.append((index, error))
+                    continue
+                plan.append((index, queues, [delivery]))
+                if queues and not _may_refuse(queues):
+                    alike = plan[-1][2]
+            self._messages.lock_limited(queue for _, queues, _ in plan for queue in queues)
+            refused += self._put_planned(plan)
+        return sorted(refused, key=itemgetter(0))
+
+    def _put_planned(
+        self, plan: Sequence[tuple[int, list[QueueRecord], list[Delivery]]]
+    ) -> Iterator[tuple[int, Exception]]:
+        """Put messages into the queues that they go to; generates those that are refused, with the place of each."""
+        placed: list[tuple[QueueRecord, list[Delivery]]] = []
+        for index, queues, alike in plan:
+            if not _may_refuse(queues):
+                placed += [(queue, alike) for queue in queues]
+                continue
             self._messages.put_many(placed)
-        return refused
+            placed = []
+            try:
+                self._messages.put(queues, alike[0])
+            except exceptions.MessageNacked as error:
+                yield index, error
+        self._messages.put_many(placed)
 
     def prepare_via(self, channel: int, via: Any, delivery: Delivery, mandatory: bool = False) -> Any:
         """Return what publishes within a transaction of the caller's: nothing is written over this connection."""
@@ -480,6 +497,11 @@ class SQLTransport(ChannelTransport):
     def _note_news(self) -> None:
         self._news += 1
         self._wake.notify_all()
+
+
+def _may_refuse(queues: Sequence[QueueRecord]) -> bool:
+    """Return whether one of the queues refuses messages if it is full: each is put by itself then."""
+    return any(queue.limits.reject_publish for queue in queues)
 
 
 def _are_alike(one: Delivery, other: Delivery) -> bool:
