@@ -206,3 +206,19 @@ def test_dead_letters_that_could_not_be_counted_are_dropped_later(database, monk
     connection.transport._session._renew()
     assert dead.get(no_ack=True).payload == 2
     assert dead.get() is None
+
+
+@pytest.mark.timeout(60)
+def test_rejected_messages_that_go_in_a_circle_hold_no_call_up(database):
+    connection = database.connect()
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"}
+    queue = Queue("q", max_length=1, queue_arguments=arguments)(connection)
+    queue.declare()
+    messages = []
+    for number in range(2):
+        Producer(connection).publish(number, routing_key="q")
+        messages.append(queue.get())
+    for message in messages:
+        message.reject()
+    connection.transport._session._renew()
+    assert size(connection, "q") >= 1

@@ -135,8 +135,10 @@ class Messages:
     def drop_excess(self, queues: Iterable[QueueRecord]) -> None:
         """Drop what exceeds the limits of queues that are locked, oldest first."""
         for queue in queues:
-            while excess := self.excess(queue):
-                self.bury(self._tokens(queue, self._database.rows(POP, queue.id, excess)), "maxlen")
+            dropped: list[Token] = []
+            while (excess := self.excess(queue)) and (rows := self._database.rows(POP, queue.id, excess)):
+                dropped += self._tokens(queue, rows)
+            self.bury(dropped, "maxlen")  # behind the loop: they may come to the same queue
 
     def _check_room(self, queues: Sequence[QueueRecord], delivery: Delivery) -> None:
         for queue in queues:

@@ -19,6 +19,9 @@ __all__ = ["Session"]
 
 logger = get_logger(__name__)
 
+#: From one full queue to the next, before the lease is renewed: those that were rejected may go in a circle for ever.
+MAX_DEAD_LETTER_STEPS = 8
+
 
 class Session:
     """A connection with a lease. Used by one thread at a time, that which has ``lock``.
@@ -175,8 +178,10 @@ class Session:
         """Drop what dead letters brought above queues' limits. If that fails, it is done when the lease is renewed."""
         grown = self.messages.grown
         try:
-            while grown:
+            for _ in range(MAX_DEAD_LETTER_STEPS):
                 queues = list(grown.values())
+                if not queues:
+                    return
                 grown.clear()
                 self._drop_excess(queues)  # has dead letters of its own, perhaps
         except exceptions.AMQPError as error:  # what brought them is committed
