@@ -363,7 +363,11 @@ class Transport(BaseTransport):
         protocol = self._protocol
         if self._maintainer is None:
             self._maintainer = LeaseMaintainer(protocol, self._connector, self._stream, self._streams)
-            self._maintainer.start()
+            try:
+                self._maintainer.start()
+            except RuntimeError:  # no thread can be started: the next consumer tries again
+                self._maintainer = None
+                raise
         elif queue is not None and protocol.topology.declared.ends(queue):
             self._maintainer.extend_now()
 

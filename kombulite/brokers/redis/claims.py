@@ -39,14 +39,14 @@ class Consumer(NamedTuple):
 
 
 class Claim:
-    """A request for messages of some queues, and what the answer means."""
+    """A request for messages of some queues, and what the answer means. ``lease``: whether the server notes them."""
 
     def __init__(self, keys: Keys, tags: Tags, queues: Sequence[str], count: int, lease: bool) -> None:
         self.count = count
         self.queues = queues
         self._keys = keys
         self._tags = tags
-        self._lease = lease
+        self.lease = lease
         names = [keys.lists(queue) for queue in queues]
         self._lists = [name[step] for step in range(len(names[0])) for name in names]
         self._first = tags.reserve(count)
@@ -71,7 +71,7 @@ class Claim:
         keys, queues, tables = self._keys, self.queues, self._lease_tables()
         return (
             tables + self._lists,
-            "1" if self._lease else "0",
+            "1" if self.lease else "0",
             self.count,
             "1" if in_turns else "0",
             len(queues),

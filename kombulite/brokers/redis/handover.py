@@ -96,7 +96,8 @@ class Handover:
         """Have one of the connections look after what is held, if none does: those that only publish do not."""
         users = self._get_users()
         if self.is_holding and users and not any(user.attends for user in users):
-            users[0].attend()
+            with suppress(RuntimeError):  # no thread can be started, as when the interpreter ends
+                users[0].attend()
 
     # --- what is held
 
@@ -167,6 +168,7 @@ class Handover:
         queues = [claims for state in states for claims in state.claim_queues]
         claims = [claims.claiming for claims in queues if claims.claiming is not None]
         claims += [claim for state in states for claim in state.fetching]
+        claims = [claim for claim in claims if claim.lease]
         abandoned = Abandoned(
             leases,
             [lease for claims in queues if not claims.lease for lease in claims.ready]
@@ -180,7 +182,14 @@ class Handover:
 
     def _leave(self, abandoned: Abandoned) -> None:
         """Keep what is left until it is brought back."""
-        self._left.append(abandoned)
+        self._left.extend(part for part in self._parts_of(abandoned) if any(part))
+
+    def _parts_of(self, abandoned: Abandoned) -> Iterable[Abandoned]:
+        """Return what is brought back apart: what is back must not come again because the server refuses the rest."""
+        yield Abandoned(settled=abandoned.settled)
+        yield Abandoned(leases=abandoned.leases)
+        yield Abandoned(taken=abandoned.taken)
+        yield Abandoned(tags=abandoned.tags)
 
     def _tags_of(self, claims: Sequence[Any]) -> Sequence[Any]:
         """Return the tags of what claims may have taken."""
@@ -200,7 +209,10 @@ class Handover:
         return rest
 
     def bring_back(self) -> Plan[None]:
-        """Bring back what is left, and what the application has forgotten meanwhile."""
+        """Bring back what is left, and what the application has forgotten meanwhile.
+
+        If the server refuses a part, the others are brought back all the same; then it raises the first refusal.
+        """
         forgotten = []
         with suppress(IndexError):  # the last: another thread may have taken it, too
             while True:
@@ -210,16 +222,26 @@ class Handover:
         if forgotten:
             forgotten.sort(key=attrgetter("tag"))  # as they came: Python frees a list from its end
             self._leave(Abandoned(forgotten))
-        while self._left:
-            try:
-                left = self._left.popleft()  # connections that begin at the same time take one after the other
-            except IndexError:  # another thread has taken the last
-                return
-            try:
-                yield from self._bring_back(left)
-            except BaseException:
-                self._left.append(left)
-                raise
+        refused: list[Abandoned] = []
+        failure: Exception | None = None
+        try:
+            while self._left:
+                try:
+                    left = self._left.popleft()  # connections that begin at the same time take one after the other
+                except IndexError:  # another thread has taken the last
+                    break
+                try:
+                    yield from self._bring_back(left)
+                except (exceptions.ChannelError, exceptions.MessageNacked) as error:
+                    refused.append(left)
+                    failure = failure or error
+                except BaseException:
+                    refused.append(left)
+                    raise
+        finally:
+            self._left.extend(refused)
+        if failure is not None:
+            raise failure
 
     def _bring_back(self, left: Abandoned) -> Plan[None]:
         if left.settled:

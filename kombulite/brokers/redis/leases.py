@@ -46,8 +46,9 @@ _OWN_TAG = re.compile(rb"kl([0-9.]+)-")
 class Lease:
     """A message that was taken from a list: its envelope, and where it came from. ``tag``: None where none is noted."""
 
-    __slots__ = ("delivery", "envelope", "is_fanout", "key", "queue", "tag", "was_seen")
+    __slots__ = ("delivery", "envelope", "is_back", "is_fanout", "key", "queue", "tag", "was_seen")
 
+    is_back: bool  #: whether it was put back into its list: the server notes that only of what it has leased
     delivery: ReferenceType[Delivery] | None  #: what the application got, as long as it has it
 
     def __init__(self, tag: str, queue: str, key: str, envelope: bytes, is_fanout: bool = False) -> None:
@@ -56,7 +57,7 @@ class Lease:
         self.key = key
         self.envelope = envelope
         self.is_fanout = is_fanout
-        self.was_seen = False
+        self.is_back = self.was_seen = False
         self.delivery = None
 
 
@@ -104,13 +105,17 @@ def _set_flags(message: dict[str, Any]) -> None:
 def put_back(keys: Keys, leases: Sequence[Lease], are_noted: bool) -> Plan[None]:
     """Return messages to the heads of their lists, in the order given.
 
-    ``are_noted``: True if the server knows of them; messages that have another holder now stay where they are.
+    ``are_noted``: True if the server knows of them; messages that have another holder now stay where they are. If a
+    list refuses its messages, the others go back all the same, then it raises that; a message is put back once,
+    however often it is tried.
     """
     latest = "" if are_noted else "-"
+    failure: Exception | None = None
+    leases = [lease for lease in leases if not lease.is_back]
     for end in range(len(leases), 0, -MAX_RESTORED):
         # The last first: each then goes to the very front.
         chunk = leases[max(end - MAX_RESTORED, 0) : end][::-1]
-        yield from _restore(
+        restored = yield from _restore(
             keys,
             latest,
             [
@@ -118,16 +123,40 @@ def put_back(keys: Keys, leases: Sequence[Lease], are_noted: bool) -> Plan[None]
                 for lease in chunk
             ],
         )
+        for place, lease in enumerate(chunk):
+            lease.is_back = place not in restored.refused
+        failure = failure or restored.failure
+    if failure is not None:
+        raise failure
 
 
-def _restore(keys: Keys, latest: str | bytes, rows: Sequence[tuple[str, Any, bytes]], *others: Command) -> Plan[int]:
-    """Put messages back, and send other commands together with that; returns how many are back."""
+class Restored(NamedTuple):
+    """What came of putting messages back: the number of them, the error of a list, the places of what lists refused."""
+
+    number: int
+    failure: Exception | None = None
+    refused: frozenset[int] = frozenset()
+
+    def checked(self) -> int:
+        """Return how many are back. Raises the error of a list that refused one."""
+        if self.failure is not None:
+            raise self.failure
+        return self.number
+
+
+def _restore(
+    keys: Keys, latest: str | bytes, rows: Sequence[tuple[str, Any, bytes]], *others: Command
+) -> Plan[Restored]:
+    """Put messages back, and send other commands together with that."""
     if not rows:
-        return 0
+        return Restored(0)
     arguments = [argument for _, tag, envelope in rows for argument in (tag, envelope)]
     lists = [key for key, _, _ in rows]
     replies = yield from run_with(others, RESTORE, [keys.unacked, keys.unacked_index, *lists], latest, *arguments)
-    return int(replies[0])
+    number, *refusal = replies[0]
+    if not refusal:
+        return Restored(int(number))
+    return Restored(int(number), RESTORE.error(refusal[0]), frozenset(refusal[1:]))
 
 
 def dead_letter(keys: Keys, tag: Any, queue: str, element: Any, reason: object) -> Plan[None]:
@@ -154,9 +183,10 @@ def put_back_tags(keys: Keys, tags: Sequence[str]) -> Plan[None]:
                 and (each := (yield from _read(keys, tag.encode(), value, _route_nowhere))) is not None
             ):
                 found.append(each)
-        yield from _restore(
+        restored = yield from _restore(
             keys, "", [(key, each.tag, each.envelope) for each in reversed(found) for key in each.lists]
         )
+        restored.checked()
 
 
 def pack_acknowledgement(keys: Keys, tags: Sequence[Any]) -> bytes:
@@ -204,7 +234,8 @@ def restore_overdue(keys: Keys, options: Options, route: Route) -> Plan[int]:
             logger.warning("Restoring %d messages whose consumers are gone", len(overdue))
         rows = [(key, each.tag, each.envelope) for each in reversed(overdue) for key in each.lists]
         # A message may end the process as soon as it is back, and with it all looking, as long as the mutex lives.
-        return (yield from _restore(keys, latest, rows, ("EVAL", UNLOCK.source, 1, keys.unacked_mutex, token)))
+        unlock = ("EVAL", UNLOCK.source, 1, keys.unacked_mutex, token)
+        return (yield from _restore(keys, latest, rows, unlock)).checked()
     finally:
         yield from run(UNLOCK, mutex, token)
 

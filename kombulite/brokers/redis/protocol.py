@@ -114,8 +114,8 @@ class RedisProtocol:
             self.attend()
 
     def _keep(self, queue: str | None) -> None:
-        self.attends = True
         self._have_kept(queue)
+        self.attends = True
 
     def attend(self) -> None:
         """Look after what lost connections have left."""

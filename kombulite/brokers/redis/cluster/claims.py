@@ -84,7 +84,7 @@ class SharedClaim:
         self.count = sum(count for _, count in shares)
         self._keys = keys
         self._tags = tags
-        self._lease = lease
+        self.lease = lease
         self._in_turns = in_turns
         self._replies: list[Any] = []
         self._left = 0
@@ -95,9 +95,9 @@ class SharedClaim:
     def _add(self, queues: Sequence[str], count: int) -> int:
         """Add a request; returns its place."""
         if len(queues) == 1:
-            part = Claim(self._keys.of(queues[0]), self._tags, queues, count, self._lease)
+            part = Claim(self._keys.of(queues[0]), self._tags, queues, count, self.lease)
         else:
-            part = NodeClaim(self._keys, self._tags, queues, count, self._lease)
+            part = NodeClaim(self._keys, self._tags, queues, count, self.lease)
         self.parts.append(part)
         self._replies.append(None)
         self._left += 1

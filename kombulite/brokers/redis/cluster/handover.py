@@ -37,12 +37,11 @@ class ClusterHandover(Handover):
         """Give the leases that are held their full time again."""
         yield from renew_all(self._keys, self.held_leases)
 
-    def _leave(self, abandoned: Abandoned) -> None:
-        # One by one: what is back is not to come back again because another queue's node refuses.
-        self._left.extend(Abandoned(leases=mine) for _, mine in by_queue(abandoned.leases))
-        self._left.extend(Abandoned(taken=mine) for _, mine in by_queue(abandoned.taken))
-        self._left.extend(Abandoned(tags=[each]) for each in abandoned.tags)
-        self._left.extend(Abandoned(settled=[each]) for each in abandoned.settled)
+    def _parts_of(self, abandoned: Abandoned) -> Iterable[Abandoned]:
+        yield from (Abandoned(leases=mine) for _, mine in by_queue(abandoned.leases))
+        yield from (Abandoned(taken=mine) for _, mine in by_queue(abandoned.taken))
+        yield from (Abandoned(tags=[each]) for each in abandoned.tags)
+        yield from (Abandoned(settled=[each]) for each in abandoned.settled)
 
     def _pack_acknowledgements(self, leases: Sequence[Lease]) -> list[bytes]:
         return [
