@@ -11,11 +11,14 @@ from hiredis import ReplyError
 
 from kombulite import Connection, Exchange, Queue
 from kombulite._core import pack_command
+from kombulite.brokers.redis.cluster.gather import gather
 from kombulite.brokers.redis.cluster.handover import ClusterHandover
 from kombulite.brokers.redis.cluster.keys import tag_of
 from kombulite.brokers.redis.cluster.nodes import Nodes
 from kombulite.brokers.redis.cluster.slots import slot_of
 from kombulite.brokers.redis.cluster.units import ASKING, CACHING, EXEC, MULTI, Unit
+from kombulite.brokers.redis.plans import LOST
+from kombulite.brokers.redis.plans import Exchange as Sent
 from kombulite.exceptions import BatchPublishError, MessageNacked, RecoverableConnectionError
 from tests.redis.test_cluster import LAYOUTS, OWN, connect, receive, slot_in
 from tests.servers import wait_until
@@ -120,22 +123,113 @@ class SlowNode:
         self.clock = clock
         self.timeouts = []
 
+    is_waiting = False
+
     def exchange(self, commands, replies, timeout):
         self.timeouts.append(timeout)
         self.clock.now += 1
         return [ReplyError("TRYAGAIN")] * replies
 
+    def post(self, data, replies, on_reply, more=False, may_repeat=False, timeout=None):
+        self.timeouts.append(timeout)
+        self.clock.now += 1
+        for _ in range(replies):
+            on_reply(1)
 
-def test_all_tries_of_a_command_share_one_deadline(monkeypatch):
-    nodes, clock = Connection("rediscluster://").transport._stream, Clock()
-    for module in ("nodes", "gather"):
+    def wait_for_replies(self, timeout):
+        self.timeouts.append(timeout)
+
+    def poll(self):
+        pass
+
+    def call(self, *command, timeout):
+        self.timeouts.append(timeout)
+        self.clock.now += 1
+        return [[0, 16383, [self.address[0].encode(), self.address[1], b"id"]]]
+
+
+PUSH = pack_command(("LPUSH", "{q}:q", "x"))
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """A connection to a cluster of one node, which is slow, and that node."""
+    transport, clock = Connection("rediscluster://").transport, Clock()
+    clock.now = 1.0
+    for module in ("nodes", "gather", "known"):
         monkeypatch.setattr(f"kombulite.brokers.redis.cluster.{module}.monotonic", clock)
-    node = SlowNode(clock)
+    nodes, node = transport._stream, SlowNode(clock)
     nodes.streams[node.address] = node
-    nodes.cluster.slots.owners[slot_of("{q}:q")] = node.address
-    (reply,) = nodes.exchange([pack_command(("LPUSH", "{q}:q", "x"))], 3)
+    nodes.cluster.slots.owners[:] = [node.address] * len(nodes.cluster.slots.owners)
+    return transport, nodes, node
+
+
+def test_all_tries_of_a_command_share_one_deadline(slow):
+    _, nodes, node = slow
+    (reply,) = nodes.exchange([PUSH], 3)
     assert str(reply) == "TRYAGAIN"
     assert node.timeouts == [3, 2, 1]
+
+
+def test_what_precedes_a_command_takes_of_its_time(slow):
+    _, nodes, node = slow
+    nodes.post_once(slot_of("{q}:q"), PUSH, lambda reply: None, later=True)
+    nodes.cluster.is_stale = True
+    nodes.exchange([PUSH], 5)
+    assert node.timeouts == [5, 4, 3, 2, 1], "the slots, what was refused before, and three tries"
+
+
+def test_a_publish_takes_news_within_its_timeout(slow):
+    transport, nodes, node = slow
+    nodes.cluster.is_stale = True
+    transport._take_news("exchange", 2)
+    assert node.timeouts == [2]
+
+
+def test_what_goes_to_several_nodes_is_sent_within_the_deadline(slow):
+    _, _, node = slow
+    other = SlowNode(node.clock)
+    gather({node: [PUSH], other: [PUSH]}, node.clock.now + 4, lambda stream, replies: None)
+    assert (node.timeouts, other.timeouts) == ([4, 2], [3, 2])
+
+
+def test_a_node_that_cannot_be_reached_keeps_no_command_from_the_others(slow, monkeypatch):
+    _, nodes, node = slow
+    tried, partial = [], []
+
+    def open_late(address, timeout):
+        tried.append(timeout)
+        node.clock.now += timeout
+        raise RecoverableConnectionError("cannot be reached")
+
+    def publish():
+        yield Sent([pack_command(("LPUSH", f"{{{name}}}:{name}", "x")) for name in "abq"], 3, partial)
+
+    monkeypatch.setattr(nodes, "_open", open_late)
+    monkeypatch.setattr(node, "exchange", lambda commands, replies, timeout: [1] * replies)
+    for name in "ab":
+        nodes.cluster.slots.owners[slot_of(f"{{{name}}}:{name}")] = ("127.0.0.1", 2)
+    with pytest.raises(RecoverableConnectionError):
+        nodes.perform(publish(), 0.125)
+    assert tried == [0.0625], "half of the time, and once"
+    assert partial == [LOST, LOST, 1]
+
+
+def test_what_a_silent_node_does_not_take_ends_a_publish_in_its_time(cluster):
+    with connect(cluster, OWN, socket_timeout=120) as connection:
+        producer, _ = bound_on_all(cluster, connection, "huge")
+        node = cluster.masters[0]
+        late = threading.Timer(3 * PATIENCE, node.resume)  # before the limit of the connection
+        node.pause()
+        late.start()
+        try:
+            with pytest.raises((RecoverableConnectionError, OSError)):
+                producer.publish(b"x" * (12 << 20), routing_key="key", timeout=1)
+            assert late.is_alive()
+        finally:
+            late.cancel()
+            node.resume()
+            cluster.wait_until_ok()
 
 
 # --- a slot on its way
@@ -296,6 +390,65 @@ def test_a_key_of_the_wrong_type_keeps_no_other_queue_from_its_chores(cluster):
             while not received:
                 connection.drain_events(timeout=PATIENCE)
         assert received[0].payload == "kept"
+
+
+def renewed_at(cluster, queue):
+    """When the one lease of a queue was renewed last, by its node's clock."""
+    _, score = cluster.master_of(slot_of(tag_of(queue))).ask(
+        "ZRANGE", f"{tag_of(queue)}unacked_index", 0, 0, "WITHSCORES"
+    )
+    return float(score)
+
+
+def wait_for_renewal(cluster, queue):
+    before = renewed_at(cluster, queue)
+    wait_until(lambda: renewed_at(cluster, queue) > before, PATIENCE, "the lease is not renewed")
+
+
+def test_a_slot_without_a_master_keeps_no_lease_of_another_from_being_renewed(cluster):
+    down, up = sorted(names_on_all(cluster, "renewed")[:2])
+    with connect(cluster, OWN, visibility_timeout=3) as connection:
+        for name in (down, up):
+            connection.Producer().publish("x", routing_key=name, declare=[Queue(name)])
+        messages = [connection.default_channel.basic_get(name) for name in (down, up)]
+        with without_a_master(cluster, slot_of(tag_of(down))):
+            wait_for_renewal(cluster, up)
+            wait_for_renewal(cluster, up)
+        for message in messages:
+            message.ack()
+
+
+def test_a_slot_without_a_master_keeps_no_message_of_another_from_coming_back(cluster):
+    down, up = names_on_all(cluster, "restored")[:2]
+    index = f"{tag_of(up)}unacked_index"
+    options = {"unacked_restore_interval": 0.05, "unacked_restore_throttle": 1, "visibility_timeout": 3}
+    with connect(cluster, OWN) as other, connect(cluster, OWN, **options) as connection:
+        for name in (down, up):
+            other.Producer().publish(name, routing_key=name, declare=[Queue(name)])
+        left = other.default_channel.basic_get(up)
+        received = []
+        with connection.Consumer([Queue(down), Queue(up)], on_message=received.append):
+            while not received:  # what is kept of a queue that is not served, is to be renewed first
+                connection.drain_events(timeout=PATIENCE)
+            with without_a_master(cluster, slot_of(tag_of(down))):
+                cluster.master_of(slot_of(tag_of(up))).ask("ZADD", index, "XX", 1, left.delivery_tag)
+                while len(received) < 2:
+                    connection.drain_events(timeout=PATIENCE)
+                assert received[1].payload == up
+            for message in received:
+                message.ack()
+
+
+def test_a_slot_without_a_master_keeps_no_queue_of_another_from_being_kept(cluster):
+    down, up = names_on_all(cluster, "kept")[:2]
+    queues = [Queue(name, expires=6) for name in (down, up)]
+    with connect(cluster, OWN) as connection:
+        with connection.Consumer(queues, on_message=lambda message: None):
+            node, record = cluster.master_of(slot_of(tag_of(up))), connection.transport._protocol.keys.record(up)
+            with without_a_master(cluster, slot_of(tag_of(down))):
+                for _ in range(2):
+                    wait_until(lambda: node.ask("PTTL", record) < 5000, PATIENCE, "it does not expire at all")
+                    wait_until(lambda: node.ask("PTTL", record) > 5000, PATIENCE, "the queue expires")
 
 
 # --- claims

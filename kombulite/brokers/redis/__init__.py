@@ -260,7 +260,7 @@ class Transport(BaseTransport):
             raise connection_lost("channel already closed")
         stream, publisher = self._stream, self._protocol.publisher
         if delivery.exchange:
-            self._take_news(delivery.exchange)
+            self._take_news(delivery.exchange, timeout)
         destination = publisher.single(delivery)
         if destination is None:
             has_reached = stream.perform(publisher.publish(delivery), timeout)
@@ -274,7 +274,7 @@ class Transport(BaseTransport):
                 raise exceptions.MessageReturned.no_route()
             self.unroutable += 1
 
-    def _take_news(self, exchange: str) -> None:
+    def _take_news(self, exchange: str, timeout: float | None) -> None:
         """Take what the server has said so far of changes to an exchange's bindings."""
         self._stream.poll()
 

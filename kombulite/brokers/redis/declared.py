@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from kombulite.brokers.base import QueueSpec
 from kombulite.brokers.redis.deadlines import EXCLUSIVE_LIFE, Deadlines, is_shared, life_of
@@ -30,6 +30,10 @@ class Declared:
         """Whether nobody else uses a queue, as that for the replies to one process."""
         spec, limits = self.queues.get(queue), self.limits.get(queue)
         return spec is not None and limits is not None and not is_shared(spec) and life_of(spec, limits) is not None
+
+    def used(self, consumed: Iterable[str]) -> set[str]:
+        """Return the queues that are in use: those that are consumed, and exclusive ones."""
+        return {name for name, spec in list(self.queues.items()) if spec.exclusive}.union(consumed)
 
     def bound(self, queue: str) -> list[tuple[tuple[str, str], str]]:
         """Return the bindings of a queue: ((exchange, routing key), type of the exchange)."""

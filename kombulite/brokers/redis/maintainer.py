@@ -13,6 +13,7 @@ from threading import Event, Thread
 from time import monotonic
 from weakref import WeakMethod
 
+from kombulite import exceptions
 from kombulite.brokers.redis.connector import Connector
 from kombulite.brokers.redis.deadlines import MIN_BINDING_LIFE, MIN_OWN_LIFE
 from kombulite.brokers.redis.handover import HELD_INTERVAL
@@ -21,7 +22,6 @@ from kombulite.brokers.redis.plans import Plan
 from kombulite.brokers.redis.protocol import RedisProtocol
 from kombulite.brokers.redis.router import Routes
 from kombulite.brokers.redis.stream import Stream
-from kombulite.exceptions import ChannelError, MessageNacked
 
 #: Seconds until the next try when one failed.
 RETRY_INTERVAL = 1.0
@@ -56,20 +56,31 @@ class Chores:
         return max(min(self._due.values()) - monotonic(), 0.0)
 
     def work(self) -> Plan[None]:
-        """Do what is due."""
+        """Do what is due. Raises at its end what has broken a connection: that may be one of several."""
+        failure: Exception | None = None
         for chore in [chore for chore, at in self._due.items() if at <= monotonic()]:
-            self._due[chore] = inf  # until it is done, unless it is asked for meanwhile
-            try:
-                pause = yield from chore()
-            except (ChannelError, MessageNacked) as error:  # the others shall be done all the same
-                pause = RETRY_INTERVAL
-                log = logger.debug if str(error) == self._complaint else logger.warning
-                log("Leases could not be looked after; next try in %g s: %s", pause, error)
-                self._complaint = str(error)
-            except BaseException:
-                self._due[chore] = monotonic() + RETRY_INTERVAL
-                raise
-            self._due[chore] = min(self._due[chore], monotonic() + pause)
+            for each in (self._renew, chore):  # leases run out: their renewal waits for one chore at most
+                if self._due[each] <= monotonic():
+                    try:
+                        yield from self._do(each)
+                    except (exceptions.ConnectionError, OSError) as error:
+                        failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _do(self, chore: Callable[[], Plan[float]]) -> Plan[None]:
+        self._due[chore] = inf  # until it is done, unless it is asked for meanwhile
+        try:
+            pause = yield from chore()
+        except (exceptions.ChannelError, exceptions.MessageNacked) as error:  # the others shall be done all the same
+            pause = RETRY_INTERVAL
+            log = logger.debug if str(error) == self._complaint else logger.warning
+            log("Leases could not be looked after; next try in %g s: %s", pause, error)
+            self._complaint = str(error)
+        except BaseException:
+            self._due[chore] = monotonic() + RETRY_INTERVAL
+            raise
+        self._due[chore] = min(self._due[chore], monotonic() + pause)
 
     # Each returns the seconds until it is due again.
 

@@ -21,6 +21,8 @@ from kombulite.brokers.redis.scripts import Script
 
 T = TypeVar("T")
 Command = Sequence[Any]
+#: What stands for a reply that did not come.
+LOST = ReplyError("ERR the connection was lost")
 
 
 class PostingStream(Protocol):
@@ -36,8 +38,8 @@ class PostingStream(Protocol):
 class Exchange(NamedTuple):
     """Commands to send, packed, and how many replies they have. Gives these, error replies among them.
 
-    ``partial``: where the connection to one node of a cluster is lost, it gets the replies of all, None for those that
-    did not come.
+    ``partial``: where the connection to one node of a cluster is lost, it gets the replies of all, ``LOST`` for those
+    that did not come.
     """
 
     commands: Iterable[bytes]

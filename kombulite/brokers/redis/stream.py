@@ -168,11 +168,20 @@ class Stream:
             finally:
                 self._converses = False
 
-    def post(self, data: bytes, replies: int, on_reply: OnReply, more: bool = False, may_repeat: bool = False) -> None:
+    def post(
+        self,
+        data: bytes,
+        replies: int,
+        on_reply: OnReply,
+        more: bool = False,
+        may_repeat: bool = False,
+        timeout: float | None = None,
+    ) -> None:
         """Send packed commands now. Their replies come later, each to ``on_reply``: a ReplyError if it is one.
 
         ``more``: others will follow very soon, and may share a packet with these. ``may_repeat``: the commands do no
         harm when they are sent again, over another connection, after this one ended before it had the replies.
+        ``timeout``: seconds to send them, if the server is slow to take them.
         """
         self._check()
         with self.lock:
@@ -181,19 +190,21 @@ class Stream:
             if monotonic() - self.used_at > IDLE:
                 self._look()
             if len(self._posted) >= MAX_POSTED:
-                self.wait_for_replies()
+                self.wait_for_replies(timeout)
             if more and not self._is_corked and self._may_cork:
                 self._cork(True)
             try:
-                self._post(data, replies, on_reply, may_repeat)
+                self._post(data, replies, on_reply, may_repeat, timeout)
                 if self._is_corked and not more:
                     self._cork(False)
             except BaseException:
                 self.drop()  # or the reply would be taken for another command's
                 raise
 
-    def _post(self, data: bytes, replies: int, on_reply: OnReply, may_repeat: bool) -> None:
-        self._send(data, self._timeout)
+    def _post(
+        self, data: bytes, replies: int, on_reply: OnReply, may_repeat: bool, timeout: float | None = None
+    ) -> None:
+        self._send(data, timeout or self._timeout)
         if not self._posted:
             self._waiting_since = self.used_at
         self._queue.expect(replies, on_reply, data if may_repeat else None)

@@ -275,36 +275,33 @@ class Topology:
         Returns the seconds until that is to be said again; None for never.
         """
         pauses = []
-        own = {name for name, spec in list(self.declared.queues.items()) if spec.exclusive}
-        for queue in own.union(consumed):
-            spec, limits = self.declared.queues.get(queue), self.limits.get(queue)
-            if spec is None or limits is None:
-                continue  # it is not ours, or was deleted meanwhile
-            lives = [
-                life
-                for _, kind in self.declared.bound(queue)
-                if (life := self.declared.binding_life(queue, kind)) is not None
-            ]
-            if (life := life_of(spec, limits)) is not None:
-                lives.append(life)
-            if not lives and not spec.auto_delete:
-                continue
-            yield from self._extend(spec, limits)
-            pauses.append((limits.expires or min(lives, default=MIN_BINDING_LIFE)) / 3000)
-            for (exchange, routing_key), kind in self.declared.bound(queue) if rebind else ():
-                yield from self._bind(exchange, queue, routing_key, kind)
-        return min(pauses, default=None)
+        for queue in self.declared.used(consumed):
+            pauses.append((yield from self._extend(queue, rebind)))
+        return min((pause for pause in pauses if pause is not None), default=None)
 
-    def _extend(self, spec: QueueSpec, limits: Limits) -> Plan[None]:
-        queue = spec.name
+    def _extend(self, queue: str, rebind: bool) -> Plan[float | None]:
+        spec, limits = self.declared.queues.get(queue), self.limits.get(queue)
+        if spec is None or limits is None:
+            return None  # it is not ours, or was deleted meanwhile
+        bound = self.declared.bound(queue)
+        lives = {
+            self.declared.entry(exchange, queue, routing_key, kind): left
+            for (exchange, routing_key), kind in bound
+            if (left := self.declared.binding_life(queue, kind)) is not None
+        }
+        own_life = life_of(spec, limits)
+        if not lives and own_life is None and not spec.auto_delete:
+            return None
         if limits.expires:
             yield from call_all(*(("PEXPIRE", key, limits.expires) for key in self._keys.lists(queue)))
-        life = limits.expires or life_of(spec, limits) or MIN_BINDING_LIFE
+        life = limits.expires or own_life or MIN_BINDING_LIFE
         commands: list[Command] = [("PEXPIRE", self._keys.record(queue), life), self.declared.mark(spec, limits)]
-        for (exchange, routing_key), kind in self.declared.bound(queue):
-            if (left := self.declared.binding_life(queue, kind)) is not None:
-                commands.append(self.deadlines.extend(left, self.declared.entry(exchange, queue, routing_key, kind)))
+        commands += [self.deadlines.extend(left, entry) for entry, left in lives.items()]
         yield from send(*commands)  # the user may have no right to our keys
+        for (exchange, routing_key), kind in bound if rebind else ():
+            yield from self._bind(exchange, queue, routing_key, kind)
+        ends = [left for left in (*lives.values(), own_life) if left is not None]
+        return (limits.expires or min(ends, default=MIN_BINDING_LIFE)) / 3000
 
     def redeclare(self) -> Plan[None]:
         """Declare again all that this connection has declared: the database was emptied."""

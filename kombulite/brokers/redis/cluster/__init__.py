@@ -38,6 +38,8 @@ from kombulite.brokers.redis.stream import Stream
 __all__ = ["Transport"]
 
 DEFAULT_PORT = 6379
+#: Seconds that chores wait for a slot to be served: what failed is due again a second later.
+CHORE_PATIENCE = 0.25
 
 
 class ChoreNodes:
@@ -50,8 +52,9 @@ class ChoreNodes:
     def open(self, on_push: Any) -> Nodes:
         """Return connections to all nodes, none of which is open yet."""
         nodes = Nodes(self._cluster, _ignore, _ignore, _ignore)
-        # A queue whose slot is not served keeps the leases of the others from being renewed no longer than that.
+        # A silent node keeps the leases of the others from being renewed no longer than that.
         nodes.cap_timeout(min(self._cluster.timeout, self._lease_time / 6))
+        nodes.patience = CHORE_PATIENCE
         return nodes
 
     def reopen(self, stream: Any) -> None:
@@ -151,10 +154,10 @@ class Transport(SingleServerTransport):
         if self._replicas:
             self._stream.wait_for_replicas(self._replicas, confirm_timeout or timeout)
 
-    def _take_news(self, exchange: str) -> None:
+    def _take_news(self, exchange: str, timeout: float | None) -> None:
         # Its bindings' node alone tells of them: to look at all connections would cost a system call each.
         keys = self._protocol.keys
-        self._stream.poll_at(keys.of(exchange).slot if isinstance(keys, ClusterKeys) else self._slot)
+        self._stream.poll_at(keys.of(exchange).slot if isinstance(keys, ClusterKeys) else self._slot, timeout)
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None

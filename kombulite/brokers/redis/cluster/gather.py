@@ -35,7 +35,7 @@ def gather(
     for stream, commands in sent.items():
         mine: list[Any] = []
         try:
-            stream.post(b"".join(commands), len(commands), mine.append)
+            stream.post(b"".join(commands), len(commands), mine.append, timeout=left_until(deadline))
             replies[stream] = mine
         except (exceptions.ConnectionError, OSError) as error:
             failure = failure or error  # the others' replies count all the same

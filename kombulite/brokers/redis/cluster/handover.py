@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from kombulite import exceptions
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.publisher import Reached
+from kombulite.brokers.redis.cluster.together import together
 from kombulite.brokers.redis.handover import Abandoned, Handover, User
 from kombulite.brokers.redis.leases import Lease, logger, pack_acknowledgement, put_back, put_back_tags, renew
 from kombulite.brokers.redis.plans import Plan
@@ -75,13 +76,6 @@ def put_back_all(keys: ClusterKeys, leases: Iterable[Lease], are_noted: bool) ->
 
 def renew_all(keys: ClusterKeys, leases: Iterable[Lease]) -> Plan[None]:
     """Give leases of any queues their full time again."""
-    for queue, mine in by_queue(leases):
-        yield from apart(queue, renew(keys.of(queue), [lease.tag for lease in mine]))
-
-
-def apart(queue: str, plan: Plan[Any]) -> Plan[None]:
-    """Do something for one queue: if it is refused, the other queues' turn comes all the same."""
-    try:
-        yield from plan
-    except (exceptions.ChannelError, exceptions.MessageNacked) as error:
-        logger.warning("The leases of queue %r could not be looked after: %s", queue, error)
+    yield from together(
+        {queue: renew(keys.of(queue), [lease.tag for lease in mine]) for queue, mine in by_queue(leases)}
+    )

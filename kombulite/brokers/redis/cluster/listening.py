@@ -86,9 +86,9 @@ class ListeningNodes(Nodes):
         for slot in slots:
             self._announced.pop(slot, None)
 
-    def poll(self) -> None:
-        """Read what has arrived, without waiting, and subscribe where slots have gone."""
-        super().poll()
+    def poll(self, timeout: float | None = None) -> None:
+        """Read what has arrived, and subscribe where slots have gone."""
+        super().poll(timeout)
         if self._has_moved:
             self._has_moved = False
             restore, self.restore = self.restore, None

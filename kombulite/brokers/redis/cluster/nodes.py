@@ -20,6 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from logging import getLogger
+from math import inf
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ from kombulite.brokers.redis.cluster.posts import Post
 from kombulite.brokers.redis.cluster.slots import Address, Refusal, SlotCache, refusal_of
 from kombulite.brokers.redis.cluster.units import CACHING, DOWN_PAUSE, Unit, pause_of, share, split, units_of
 from kombulite.brokers.redis.errors import connection_lost, reply_error
-from kombulite.brokers.redis.plans import Plan, Wait, perform
+from kombulite.brokers.redis.plans import LOST, Plan, Wait, perform
 from kombulite.brokers.redis.replies import OnReply, Posted
 from kombulite.brokers.redis.stream import Stream
 from kombulite.utils.locks import Condition, Lock
@@ -69,6 +70,7 @@ class Nodes:
         self._is_dropped = False
         self.cluster = cluster
         self.streams: dict[Address, Stream] = {}
+        self.patience = inf  # seconds that a command waits for its slot to be served, within its deadline
         self.renew: Any = None  # what a stream has; connections are opened anew by their nodes
         self._on_push = on_push
         self._on_opened = on_opened
@@ -142,7 +144,9 @@ class Nodes:
 
     def stream_at(self, slot: int, timeout: float | None = None) -> Stream:
         """Return the connection to the master of a slot, within so many seconds. Raises what keeps it away."""
-        address = self.cluster.slots.owners[slot]
+        return self._stream_to(self.cluster.slots.owners[slot], slot, timeout)
+
+    def _stream_to(self, address: Address | None, slot: int, timeout: float | None) -> Stream:
         if address is None:
             self.cluster.is_stale = True
             raise connection_lost(f"the cluster has no master for slot {slot}")
@@ -157,7 +161,8 @@ class Nodes:
             if left < MIN_TRY:
                 break
             try:
-                cluster.read(self.streams.get(address) or self._open(address, left), left)
+                stream = self.streams.get(address) or self._open(address, left)
+                cluster.read(stream, left_until(deadline))
             except (exceptions.RecoverableConnectionError, exceptions.ChannelError, OSError):
                 if (found := self.streams.get(address)) is not None and not found.is_open:
                     raise  # what was under way there is unknown
@@ -167,10 +172,10 @@ class Nodes:
             return True
         return False
 
-    def refresh_if_stale(self, deadline: float | None = None) -> None:
+    def refresh_if_stale(self, deadline: float) -> None:
         """Read the slots again if there was news of a change."""
         if self.cluster.is_stale and self.cluster.may_read:
-            self._refresh(monotonic() + self.cluster.timeout if deadline is None else deadline)
+            self._refresh(deadline)
 
     def _prune(self) -> None:
         """Close connections to nodes that have no slots any more."""
@@ -217,7 +222,7 @@ class Nodes:
         if request is Wait.REPLIES:
             self.wait_for_replies()
         elif request is Wait.NEWS:
-            self.poll()
+            self.poll(timeout)
         else:
             commands = list(request.commands)
             if len(commands) < request.replies:  # some of them were packed together
@@ -228,7 +233,7 @@ class Nodes:
             except (exceptions.ConnectionError, OSError):
                 if request.partial is not None:
                     request.partial.extend(
-                        reply for unit in units for reply in unit.replies or [None] * len(unit.commands)
+                        reply for unit in units for reply in unit.replies or [LOST] * len(unit.commands)
                     )
                 raise
         return None
@@ -261,11 +266,11 @@ class Nodes:
 
     def _exchange(self, units: list[Unit], deadline: float) -> list[Any]:
         with self.lock:
-            self.flush()
-            left = units
+            self.flush(deadline)
+            left, last_try = units, min(deadline - MIN_TRY, monotonic() + self.patience)
             while left:
                 left, pause = self._send(left, deadline)
-                if left and monotonic() + pause + MIN_TRY > deadline:
+                if left and monotonic() + pause > last_try:
                     break
                 if left:
                     self._pause(left, pause, deadline)
@@ -281,25 +286,36 @@ class Nodes:
         """Send units, all nodes at once; returns those that were refused, and the seconds until they may be again."""
         by_stream: dict[Stream, list[Unit]] = {}
         unserved: list[Unit] = []
+        unreached: dict[Address | None, Exception] = {}
+        failure: Exception | None = None
+        is_alone = all(unit.slot == units[0].slot for unit in units)
         # Such a read is not tracked: ASKING and CLIENT CACHING hold for one command, each of them for the next.
         untracked = [unit for unit in units if unit.asks and unit.commands[0] == CACHING]
         for unit in units:
             unit.replies = []
+            address = self._address_for(unit)
             try:
-                stream = self._stream_for(unit, deadline)
+                if address in unreached:  # another try would take its time as well
+                    raise unreached[address]
+                # Opening a connection leaves half of the time to the nodes that answer.
+                stream = self._stream_to(address, unit.slot, left_until(deadline) / (1 if is_alone else 2))
             except (exceptions.RecoverableConnectionError, OSError) as error:
+                unreached[address] = error
+                self.cluster.is_stale = True
                 if self._is_dropped or monotonic() + DOWN_PAUSE + MIN_TRY > deadline:
-                    raise
+                    failure = failure or error  # when the others have got theirs
+                    continue
                 logger.debug("slot %d cannot be served: %s", unit.slot, error)
                 unit.refusal = Refusal("CLUSTERDOWN")
                 unit.replies = [ReplyError(f"CLUSTERDOWN {error}")] * len(unit.commands)  # if the time ends now
-                self.cluster.is_stale = True
                 unserved.append(unit)
             else:
                 unit.asked = stream.address
                 by_stream.setdefault(stream, []).append(unit)
         sent = {stream: [each for unit in mine for each in unit.packed] for stream, mine in by_stream.items()}
         gather(sent, deadline, lambda stream, replies: share(by_stream[stream], replies))
+        if failure is not None:
+            raise failure
         for unit in untracked:
             self.cluster.left(unit.slot)
         refused = []
@@ -315,11 +331,10 @@ class Nodes:
         order = {id(unit): place for place, unit in enumerate(units)}
         return sorted([*refused, *unserved], key=lambda unit: order[id(unit)]), pause
 
-    def _stream_for(self, unit: Unit, deadline: float) -> Stream:
+    def _address_for(self, unit: Unit) -> Address | None:
         refusal = unit.refusal
-        if refusal is not None and refusal.code == "ASK" and refusal.address is not None:
-            return self.streams.get(refusal.address) or self._open(refusal.address, left_until(deadline))
-        return self.stream_at(unit.slot, left_until(deadline))
+        asking = None if refusal is None or refusal.code != "ASK" else refusal.address
+        return asking or self.cluster.slots.owners[unit.slot]
 
     def _note(self, unit: Unit) -> None:
         """Learn from a refusal."""
@@ -414,9 +429,11 @@ class Nodes:
         deadline = monotonic() + self.cluster.timeout
         return Post(slot, data, replies, on_reply, may_repeat, deadline, self._note_refused)
 
-    def _post(self, post: Post, more: bool = False) -> None:
+    def _post(self, post: Post, more: bool = False, deadline: float = inf) -> None:
         try:
-            stream = self.stream_at(post.slot) if post.unit is None else self._stream_for(post.unit, post.deadline)
+            deadline = min(post.deadline, deadline)
+            address = self.cluster.slots.owners[post.slot] if post.unit is None else self._address_for(post.unit)
+            stream = self._stream_to(address, post.slot, left_until(deadline))
         except (exceptions.RecoverableConnectionError, OSError) as error:
             if self._is_dropped or (post.is_patient and monotonic() >= post.deadline):
                 raise
@@ -429,7 +446,7 @@ class Nodes:
             self._later(post)
             return
         data, replies = post.begin(stream.address)
-        stream.post(data, replies, post, more, post.may_repeat)
+        stream.post(data, replies, post, more, post.may_repeat, left_until(deadline))
 
     def _note_refused(self, post: Post) -> bool:
         """Have what was refused sent again, unless its time is over; nothing is sent from here."""
@@ -452,12 +469,12 @@ class Nodes:
         apart = [(on_reply, data, 1) for on_reply, again, _ in posted for data in split(again or b"")]
         return [*(each for each in apart if self._cache.slot_of(each[1]) is not None), *refused]
 
-    def flush(self) -> None:
+    def flush(self, deadline: float) -> None:
         """Send again what was refused and is due."""
         if not self._refused:
             return
         with self.lock:
-            self.refresh_if_stale()
+            self.refresh_if_stale(deadline)
             now = monotonic()
             for _ in range(len(self._refused)):
                 post = self._refused.popleft()
@@ -465,7 +482,7 @@ class Nodes:
                     self._refused.append(post)
                     continue
                 try:
-                    self._post(post)
+                    self._post(post, deadline=deadline)
                 except BaseException:
                     self._refused.append(post)  # for the next connection, if it may be repeated
                     raise
@@ -482,7 +499,7 @@ class Nodes:
         deadline = self._deadline(None)
         with self.lock:
             while True:
-                self.flush()
+                self.flush(deadline)
                 for stream in list(self.streams.values()):
                     stream.wait_for_replies(left_until(deadline))
                 pause = self.next_flush
@@ -492,26 +509,26 @@ class Nodes:
                     raise connection_lost("the cluster did not answer in time")
                 self._pauses.wait(pause)
 
-    def poll(self) -> None:
-        """Read what has arrived, without waiting, and send again what was refused."""
+    def poll(self, timeout: float | None = None) -> None:
+        """Read what has arrived, without waiting, and send again what was refused, within so many seconds."""
         for stream in list(self.streams.values()):
             stream.poll()
-        self._catch_up()
+        self._catch_up(timeout)
 
-    def poll_at(self, slot: int) -> None:
-        """Read what the master of a slot has said, without waiting, and send again what was refused."""
+    def poll_at(self, slot: int, timeout: float | None = None) -> None:
+        """Do what ``poll`` does, for what the master of a slot has said."""
         address = self.cluster.slots.owners[slot]
         stream = None if address is None else self.streams.get(address)
         if stream is not None:
             stream.poll()
-        self._catch_up()
+        self._catch_up(timeout)
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, timeout: float | None) -> None:
         if self._refused:
-            self.flush()
+            self.flush(self._deadline(timeout))
         elif self.cluster.is_stale:
             with self.lock:
-                self.refresh_if_stale()
+                self.refresh_if_stale(self._deadline(timeout))
 
     def keep_alive(self) -> float | None:
         """Send a PING where one is due. Returns the seconds until the next, None for never."""

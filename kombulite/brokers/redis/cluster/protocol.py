@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kombulite.brokers.redis.cluster.claims import ClusterChannel
-from kombulite.brokers.redis.cluster.handover import ClusterHandover, apart, put_back_all, renew_all
+from kombulite.brokers.redis.cluster.handover import ClusterHandover, put_back_all, renew_all
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.publisher import ClusterPublisher
 from kombulite.brokers.redis.cluster.receiver import ClusterReceiver
+from kombulite.brokers.redis.cluster.together import together
 from kombulite.brokers.redis.cluster.topology import ClusterDeadlines, ClusterTopology
 from kombulite.brokers.redis.leases import Lease, restore_overdue
 from kombulite.brokers.redis.maintainer import Chores
@@ -50,12 +51,13 @@ class ClusterChores(Chores):
     def _renew(self) -> Plan[float]:
         leases = [lease for state in list(self._channels.values()) for lease in state.unsettled()]
         if self._options.ack_emulation:
-            yield from renew_all(self._keys, leases)
-            yield from self._handover.renew()
+            yield from renew_all(self._keys, [*leases, *self._handover.held_leases])
         return self._options.visibility_timeout / 3
 
     def _restore(self) -> Plan[float]:
         states = list(self._channels.values())
-        for queue in {consumer.queue for state in states for consumer in list(state.consumers.values())}:
-            yield from apart(queue, restore_overdue(self._keys.of(queue), self._options, self._queues_of))
+        queues = {consumer.queue for state in states for consumer in list(state.consumers.values())}
+        yield from together(
+            {queue: restore_overdue(self._keys.of(queue), self._options, self._queues_of) for queue in queues}
+        )
         return self._options.restore_interval

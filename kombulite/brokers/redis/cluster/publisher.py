@@ -17,12 +17,10 @@ from kombulite._core import Delivery, EnvelopeTemplate, pack_command
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Limits
-from kombulite.brokers.redis.plans import Exchange, Plan, is_refused
+from kombulite.brokers.redis.plans import LOST, Exchange, Plan, is_refused
 from kombulite.brokers.redis.publisher import EXEC, MAX_TOGETHER, MULTI, Destination, Publisher, Segment, failure_of
 from kombulite.brokers.redis.router import Routes
 
-#: What stands for a reply that did not come.
-LOST = ReplyError("ERR the connection was lost")
 #: The queues that have a message which others have not.
 Reached = MutableMapping[Delivery, frozenset[str]]
 
@@ -246,7 +244,7 @@ def failures_of(parts: Sequence[tuple[Group, str, int]], replies: Sequence[Any])
         mine, at = replies[at : at + count], at + count
         if count > 1 and is_refused(mine[0]):  # the user has no right to transactions: each was done when it came
             mine = mine[1:-1]
-        failure = failure_of([LOST if reply is None else reply for reply in mine])
+        failure = failure_of(mine)
         if failure is not None:
             failures.setdefault(group, {})[queue] = failure
     return failures

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.slots import slot_of
+from kombulite.brokers.redis.cluster.together import together
 from kombulite.brokers.redis.deadlines import Deadlines
 from kombulite.brokers.redis.plans import Command, Plan, call, call_all, run, transact
 from kombulite.brokers.redis.scripts import SWEEP
@@ -59,6 +60,12 @@ class ClusterTopology(Topology):
         count = yield from super().delete_queue(queue, if_empty)
         yield from self._note(("DEL", self._keys.of(queue).bound))
         return count
+
+    def extend(self, consumed: Iterable[str], rebind: bool) -> Plan[float | None]:
+        """Do what a single server's does, queue beside queue."""
+        queues = self.declared.used(consumed)
+        pauses = yield from together({queue: self._extend(queue, rebind) for queue in queues})
+        return min((pause for pause in pauses.values() if pause is not None), default=None)
 
     def _free(self, *commands: Command) -> Plan[list[object]]:
         replies: list[object] = []
