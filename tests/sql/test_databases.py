@@ -300,7 +300,7 @@ def test_schema_has_any_name(postgresql_url, name):
         assert (name,) in found
 
 
-@pytest.mark.parametrize("name", ['a"b', "a'b", "a?b", "{now}", "x" * 64, "a\0"])
+@pytest.mark.parametrize("name", ['a"b', "a'b", "a?b", "a$$b", "{now}", "x" * 64, "a\0"])
 def test_schema_that_cannot_be_is_named(postgresql_url, name):
     with pytest.raises(ValueError, match="schema must"):
         Connection(postgresql_url, transport_options={"schema": name}).connect()

@@ -179,18 +179,3 @@ def test_queue_expires_after_the_connection_of_its_last_consumer_was_lost(databa
         assert names == ["orders"]
         assert time.monotonic() < deadline, "it never expires"
         time.sleep(0.05)
-
-
-def test_get_puts_off_the_end_of_a_queue(database):
-    connection = database.connect()
-    queue = Queue("orders", expires=60)(connection)
-    queue.declare()
-    session = connection.transport._session
-
-    def expires():
-        with session.use():
-            return session.database.value("SELECT expires FROM {p}queues")
-
-    before = expires()
-    assert queue.get() is None
-    assert expires() > before

@@ -208,6 +208,44 @@ def test_what_is_forgotten_is_kept_by_nothing(url, name):
 # --- several connections
 
 
+def test_is_settled_after_the_connection_that_took_it_over_was_lost_at_its_close(url, name, monkeypatch):
+    with Connection(url, transport_options=PATIENT) as last:
+        last.ensure_connection()
+        with Connection(url, transport_options=PATIENT) as connection:
+            got = received(connection, name)
+            with Connection(url, transport_options=PATIENT) as taking:
+                taking.ensure_connection()
+                session = taking.transport._session
+
+                def lose(*_: Any) -> None:
+                    session.database.close()
+                    raise exceptions.RecoverableConnectionError("the server closed the connection")
+
+                monkeypatch.setattr(session.messages, "give", lose)
+            connection.ensure_connection()
+            got[0].ack()
+            check_nothing_comes(connection)
+        left = "SELECT count(*) FROM {p}messages WHERE queue = (SELECT id FROM {p}queues WHERE name = ?)"
+        assert last.transport._database.value(left, name) == 0
+
+
+def test_is_given_to_no_connection_that_has_ended_meanwhile(postgresql_url, name, monkeypatch):
+    with Connection(postgresql_url, transport_options=PATIENT) as last:
+        last.ensure_connection()
+        with Connection(postgresql_url, transport_options=PATIENT) as connection:
+            got = received(connection, name)
+            with Connection(postgresql_url, transport_options=PATIENT) as taking:
+                taking.ensure_connection()
+                messages = taking.transport._session.messages
+                give = messages.give
+                monkeypatch.setattr(messages, "give", lambda *given: (last.release(), give(*given))[1])
+            with pytest.raises(exceptions.RecoverableConnectionError):
+                got[0].ack()
+            message = Queue(name)(connection.channel()).get()
+            assert message.delivery_info["redelivered"]
+            message.ack()
+
+
 def test_connections_that_come_back_at_the_same_time(postgresql_url, monkeypatch):
     take_over = Messages.take_over
 

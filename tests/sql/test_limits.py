@@ -83,3 +83,19 @@ def test_consumer_that_waits_gets_a_dead_letter_of_a_queue_without_consumers(dat
         producer.publish_many([1], expiration=0.1) if is_batch else producer.publish(1, expiration=0.1)
         consuming.result(30)
         assert [message.payload for message in got] == [1]
+
+
+@pytest.mark.parametrize("is_batch", [False, True], ids=["one", "batch"])
+def test_message_that_expires_and_is_no_dead_letter_then_wakes_nobody(postgresql_url, is_batch):
+    """A notification takes a lock of the whole cluster."""
+    options = {"table_prefix": f"p{uuid4().hex[:10]}_"}
+    with (
+        Connection(postgresql_url, transport_options=options) as connection,
+        psycopg.connect(postgresql_url, autocommit=True) as listener,
+    ):
+        Queue("results")(connection).declare()
+        producer, channel = Producer(connection, routing_key="results"), connection.transport._database.channel
+        listener.execute(f'LISTEN "{channel}"')
+        producer.publish_many([1], expiration=60) if is_batch else producer.publish(1, expiration=60)
+        listener.execute("SELECT pg_notify(%s, 'ours')", [channel])
+        assert [each.payload for each in listener.notifies(timeout=20, stop_after=1)] == ["ours"]

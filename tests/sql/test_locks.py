@@ -9,7 +9,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from kombulite import Connection, Exchange, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
 from kombulite._core import Delivery, make_properties
 
 LIMITED = {"x-max-length": 10, "x-overflow": "reject-publish"}
@@ -128,6 +128,49 @@ def test_queue_is_declared_before_others_are_locked(first, second, meanwhile, wh
     assert size(first, "new") == 1
     with pytest.raises(exceptions.NotFound):
         size(first, "q")
+
+
+def test_queue_that_goes_with_its_consumer_and_is_deleted_at_once(first, second, meanwhile, monkeypatch):
+    queue = Queue("q", auto_delete=True)
+    topology, running = first.transport._topology, []
+    with Consumer(first, [queue]):
+        remove = topology.remove_consumer
+
+        def remove_and_delete(*consumer):
+            remove(*consumer)
+            running.append(meanwhile(Queue("q")(second).delete))
+
+        monkeypatch.setattr(topology, "remove_consumer", remove_and_delete)
+    running[0].result(20)
+    with pytest.raises(exceptions.NotFound):
+        size(first, "q")
+
+
+def test_queue_of_a_lost_connection_goes_while_another_is_deleted(
+    first, second, meanwhile, monkeypatch, postgresql_url, options
+):
+    queue = Queue("q")(first)
+    queue.declare()
+    Producer(first).publish(1, routing_key="q")
+    with Connection(postgresql_url, transport_options=options) as lost:
+        Queue("own", exclusive=True)(lost).declare()
+        assert Queue("q")(lost).get() is not None
+        first.transport._database.rows(
+            "UPDATE {p}connections SET alive_until = 0 WHERE id = ?", lost.transport._topology.connection
+        )
+        messages, running = first.transport._messages, []
+        give_back = messages.return_from_the_dead
+
+        def give_back_and_delete():
+            returned = give_back()
+            running.append(meanwhile(Queue("q")(second).delete))
+            return returned
+
+        monkeypatch.setattr(messages, "return_from_the_dead", give_back_and_delete)
+        first.transport._session._renew()
+        running[0].result(20)
+        names = first.transport.list_queues(first.default_channel.channel_id)
+        assert names == []
 
 
 def test_two_renewals_at_once_keep_the_limit(first, second, meanwhile, monkeypatch, postgresql_url):

@@ -7,6 +7,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from threading import Event
 
 import pytest
 
@@ -122,3 +123,33 @@ def test_looks_where_the_watch_ends(consuming, url, other):
     wait_until(lambda: database._watch is None)
     publish(url, other, 1)
     assert result() == [1]
+
+
+def test_interruption_that_comes_just_before_the_wait_ends_it(url, monkeypatch):
+    """A loop interrupts a wait for what its tasks ask, and the thread may still be in the statements before it."""
+    monkeypatch.setattr("kombulite.brokers.sql.transport.START_TIME", 0)
+    with Connection(url, transport_options={"lease": 3600}) as connection:
+        connection.connect()
+        transport, is_asked, waits = connection.transport, Event(), []
+        transport._database.look_interval = 3600
+        monkeypatch.setattr(transport._database, "listen", lambda: None)  # it would ring too
+        Consumer(connection, [Queue("q")]).consume()
+        ring, look, wait = transport._ring, transport._messages.seconds_to_next, transport._wait_for_news
+
+        def interrupted_look():
+            transport.interrupt()
+            assert is_asked.wait(20)
+            return look()
+
+        def wait_for_news(seconds):
+            news = transport._news
+            wait(seconds)
+            waits.append(transport._news > news)
+
+        monkeypatch.setattr(transport, "_ring", lambda: (is_asked.set(), ring()))
+        monkeypatch.setattr(transport._messages, "seconds_to_next", interrupted_look)
+        monkeypatch.setattr(transport, "_wait_for_news", wait_for_news)
+        monkeypatch.setattr(transport._database, "has_news", lambda: False)
+        monkeypatch.setattr(transport._database, "next_look", lambda: None)
+        assert transport.receive(20) == ()
+        assert waits == [True], "it was not woken"

@@ -49,10 +49,10 @@ class SQLiteTransport(SQLTransport):
         """Open the file."""
         self._database.user_lock = self._lock
         super().connect()
-        self._database.ring = self._ring
+        self._database.ring = self._ring_if_free
 
-    def _ring(self) -> None:
-        """Wake a waiting thread, if the lock is free: one that has it looks soon."""
+    def _ring_if_free(self) -> None:
+        """Wake a waiting thread, if the lock is free: one that has it will see by ``has_news`` what was committed."""
         self._lock.call(0, self._note_news)
 
     def driver_version(self) -> str:

@@ -79,10 +79,10 @@ class Database(ABC):
         """Insert messages, within a transaction."""
 
     @abstractmethod
-    def insert_unless_changed(self, head: Head, body: bytes, topology: int) -> bool:
+    def insert_unless_changed(self, head: Head, body: bytes, topology: int, wakes_all: bool) -> bool:
         """Insert a message in a transaction of its own and wake its consumers; not if the topology has changed.
 
-        Returns whether it is inserted. ``topology``: its version as the caller knows it.
+        Returns whether it is inserted. ``topology``: its version as the caller knows it; ``wakes_all``: as ``notify``.
         """
 
     @abstractmethod
@@ -102,10 +102,10 @@ class Database(ABC):
         """Roll it back; a connection that is lost has done so."""
 
     @abstractmethod
-    def notify(self, queues: Sequence[int], expires: bool = False) -> None:
+    def notify(self, queues: Sequence[int], wakes_all: bool = False) -> None:
         """Wake the consumers of these queues when the transaction commits; of the topology's changes, if empty.
 
-        ``expires``: wake all, because what was put into the queues may be a dead letter soon.
+        ``wakes_all``: wake the others too, because what was put into the queues may be a dead letter soon.
         """
 
     def listen(self) -> Any:

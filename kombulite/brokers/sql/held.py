@@ -53,8 +53,8 @@ class Left:
 
     def lose(self, owner: int, acknowledged: Iterable[Token]) -> None:
         """Note a connection that is lost."""
-        self._open.pop(owner, None)
         self._lost[owner] = list(acknowledged)
+        self._open.pop(owner, None)
 
     @contextmanager
     def take_over(self, messages: Messages) -> Iterator[Callable[[int], None]]:
@@ -96,11 +96,13 @@ class Left:
         return [each for each in list(self.held.values()) if each.owner == owner]
 
     def given(self, held: Iterable[Held], heir: int, ids: Container[int]) -> None:
-        """Note that another connection has those of the messages whose ids are given."""
+        """Note that another connection has those of the messages whose ids are given.
+
+        If that has ended meanwhile, they are in their queues again.
+        """
         for each in held:
-            if each.id in ids:
-                each.owner = heir
-            else:
+            each.owner = heir
+            if each.id not in ids or (heir not in self._open and heir not in self._lost):
                 self._drop(each)
 
     def work_of(self, owner: int) -> list[Held]:

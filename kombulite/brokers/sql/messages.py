@@ -105,7 +105,7 @@ class Messages:
     def put_unless_changed(self, queue: QueueRecord, delivery: Delivery) -> bool:
         """Put a message into a queue without limits, in a transaction of its own; not if the topology has changed."""
         head, body = self._head(queue, delivery), _body(delivery)
-        return self._database.insert_unless_changed(head, body, self._topology.version)
+        return self._database.insert_unless_changed(head, body, self._topology.version, _may_die(queue, head))
 
     def put_many(self, placed: Sequence[tuple[QueueRecord, Sequence[Delivery]]]) -> None:
         """Put messages into queues that are locked, whether they are full or not, and drop what exceeds their limits.
@@ -119,8 +119,8 @@ class Messages:
     def _store(self, placed: Sequence[tuple[QueueRecord, Sequence[Delivery]]]) -> None:
         segments = [Segment(self._head(queue, alike[0]), [_body(each) for each in alike]) for queue, alike in placed]
         self._database.insert_messages(segments)
-        expires = any(head[3] is not None for head, _ in segments)
-        self._database.notify(sorted({queue.id for queue, _ in placed}), expires)
+        may_die = any(_may_die(queue, segment.head) for (queue, _), segment in zip(placed, segments, strict=True))
+        self._database.notify(sorted({queue.id for queue, _ in placed}), may_die)
 
     def outbox_statements(self, queues: Iterable[QueueRecord], delivery: Delivery) -> list[Statement]:
         """Return what puts a message into queues when a transaction of the caller's runs it and commits.
@@ -352,7 +352,9 @@ class Messages:
         Returns the ids of the queues that went with their connections, and of those that they consumed from.
         """
         rows = self._database.rows
-        rows("DELETE FROM {p}connections WHERE id IN (SELECT id FROM {p}connections WHERE alive_until < {now} {skip})")
+        expired = "SELECT id FROM {p}connections WHERE alive_until < {now} {skip}"
+        if rows("DELETE FROM {p}connections WHERE id IN (" + expired + ") RETURNING 1"):
+            self._topology.lock()  # their queues may be deleted
         rows("UPDATE {p}connections SET alive_until = {now} + lease WHERE alive_until > {now} + lease")
         gone = " AND NOT EXISTS (SELECT 1 FROM {p}connections WHERE id = "
         returned = rows("UPDATE {p}messages SET owner = NULL WHERE owner IS NOT NULL" + gone + "owner) RETURNING queue")
@@ -361,6 +363,11 @@ class Messages:
         if returned:
             self._database.notify(sorted({queue for (queue,) in returned}))
         return {queue for (queue,) in ended}, {queue for (queue,) in consumed}
+
+
+def _may_die(queue: QueueRecord, head: Head) -> bool:
+    """Return whether a message may expire and come to another queue then, whose consumers have to know when."""
+    return head[3] is not None and queue.limits.dead_letter_exchange is not None
 
 
 def _properties(stored: dict[str, Any]) -> Properties:

@@ -50,8 +50,8 @@ INSERT_AND_WAKE = (
 
 INSERT_UNLESS_CHANGED = (
     "WITH put AS (INSERT INTO {p}messages (" + COLUMNS + ") SELECT ?, ?, ?, {now} + ?, ?, ?, ?, ?"
-    " FROM {p}meta WHERE topology = ? RETURNING expires),"
-    " told AS (SELECT pg_notify(?, '') FROM put WHERE expires IS NOT NULL"
+    " FROM {p}meta WHERE topology = ? RETURNING 1),"
+    " told AS (SELECT pg_notify(?, '') FROM put WHERE ?::boolean"
     " OR EXISTS (SELECT 1 FROM {p}consumers WHERE queue = ?))"
     " SELECT count(*) FROM put LEFT JOIN told ON true"
 )
@@ -203,9 +203,9 @@ class PostgreSQL(Database):
         except ServerError as error:
             raise self._failure(error) from error
 
-    def insert_unless_changed(self, head: Head, body: bytes, topology: int) -> bool:
+    def insert_unless_changed(self, head: Head, body: bytes, topology: int, wakes_all: bool) -> bool:
         """Insert a message and wake its consumers in one statement; not if the topology has changed."""
-        return bool(self.value(INSERT_UNLESS_CHANGED, *head, body, topology, self.channel, head[0]))
+        return bool(self.value(INSERT_UNLESS_CHANGED, *head, body, topology, self.channel, wakes_all, head[0]))
 
     def outbox_statement(self, head: Head, body: bytes) -> Statement:
         """Return what inserts a message and wakes its consumers at commit."""
@@ -225,9 +225,9 @@ class PostgreSQL(Database):
         if not self.is_lost:
             self._command("ROLLBACK")
 
-    def notify(self, queues: Sequence[int], expires: bool = False) -> None:
+    def notify(self, queues: Sequence[int], wakes_all: bool = False) -> None:
         """Notify the listeners at commit, of queues with consumers only: a NOTIFY takes a lock of the whole cluster."""
-        if expires or not queues:
+        if wakes_all or not queues:
             self.rows("SELECT pg_notify(?, '')", self.channel)
         else:
             self.rows(

@@ -61,6 +61,8 @@ def quoted_schema(name: str) -> str:
     """Return a schema's name as it is put into statements. Raises ValueError for what is none."""
     if not name or not all(each.isalnum() or each in "_-$. " for each in name):
         raise ValueError(f"schema must consist of letters, digits, '_', '-', '$', '.' and spaces, got {name!r:.80}")
+    if "$$" in name:
+        raise ValueError(f"schema must not have '$$', which ends a block of PL/pgSQL, got {name!r:.80}")
     if len(name.encode()) > MAX_NAME:
         raise ValueError(f"schema must have at most {MAX_NAME} bytes, got {len(name.encode())}")
     return f'"{name}"'

@@ -88,7 +88,6 @@ class Session:
         left, kept = self.left, set[int]()
         heir = left.end(self.topology.connection)
         self.settle_held()
-        self._is_ended = True
         held = left.held_by(self.topology.connection)
         with self.transaction():
             if heir is not None and held:
@@ -97,6 +96,7 @@ class Session:
                 if record.owner == self.topology.connection:
                     self.topology.delete_queue(record)
             self.database.rows("DELETE FROM {p}connections WHERE id = ?", self.topology.connection)
+        self._is_ended = True  # not before: what it holds is left to others if that fails
         if heir is not None:
             left.given(held, heir, kept)
 
@@ -217,8 +217,11 @@ class Session:
         """Do what is due by now, within a transaction; returns whether there was something to do."""
         if not self.messages.is_something_due():
             return False
+        unused = "SELECT name FROM {p}queues WHERE expires <= {now}"
+        if self.database.rows(unused):
+            self.topology.lock()
         self.messages.pass_time()
-        for (name,) in self.database.rows("SELECT name FROM {p}queues WHERE expires <= {now}"):
+        for (name,) in self.database.rows(unused):
             record = self.topology.queues.get(name)
             if record is not None:
                 self.topology.delete_queue(record)

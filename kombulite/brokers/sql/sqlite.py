@@ -168,7 +168,7 @@ class SQLite(Database):
         except sqlite3.Error as error:
             raise self._failure(error) from error
 
-    def insert_unless_changed(self, head: Head, body: bytes, topology: int) -> bool:
+    def insert_unless_changed(self, head: Head, body: bytes, topology: int, wakes_all: bool) -> bool:
         """Insert a message in a transaction of its own; not if the topology has changed."""
         if not self._run(self._insert_unless_changed, (*head, body, topology)).rowcount:
             return False
@@ -203,7 +203,7 @@ class SQLite(Database):
         if self._connection is not None and self._connection.in_transaction:
             self.fetch("ROLLBACK", ())
 
-    def notify(self, queues: Sequence[int], expires: bool = False) -> None:
+    def notify(self, queues: Sequence[int], wakes_all: bool = False) -> None:
         """Note that the commit is news for other connections; other processes see it by ``data_version``."""
         self._is_news = True
 

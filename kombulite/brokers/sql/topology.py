@@ -87,8 +87,12 @@ class Topology:
         self.version = version
         return True
 
-    def _lock(self) -> None:
-        """Keep other connections from changing the topology until the transaction ends, and see what they changed."""
+    def lock(self) -> None:
+        """Keep other connections from changing the topology until the transaction ends, and see what they changed.
+
+        A transaction that deletes a queue calls this before it changes other rows: it might hold one of a queue that
+        another connection is deleting, and the two would wait for each other.
+        """
         self._database.rows("SELECT topology FROM {p}meta {lock}")
         self.refresh()
 
@@ -123,7 +127,7 @@ class Topology:
         """Create an exchange. Raises NotEquivalentError, InvalidCommand, PreconditionFailed."""
         spec = spec._replace(arguments=_plain(spec.arguments))
         self._database.check_text(spec.name)
-        self._lock()
+        self.lock()
         known = self._exchange(spec.name)
         if known is not None:
             if known != spec:
@@ -148,7 +152,7 @@ class Topology:
         """Delete an exchange with its bindings. Raises AccessRefused, PreconditionFailed."""
         if name.startswith("amq.") or not name:
             raise exceptions.AccessRefused(f"exchange '{name}' is the broker's own")
-        self._lock()
+        self.lock()
         if name not in self._table:
             return
         if if_unused and self._table.bindings(name):
@@ -184,7 +188,7 @@ class Topology:
         spec = spec._replace(arguments=_plain(spec.arguments))
         self._database.check_text(spec.name)
         if spec.name not in self.queues:
-            self._lock()
+            self.lock()
         if spec.name in self.queues:
             record = self.queue(spec.name)
             if record.spec != spec:
@@ -203,19 +207,27 @@ class Topology:
         self._changed()
         return self.queues[spec.name]
 
-    def used(self, record: QueueRecord) -> None:
-        """Put off the time at which an unused queue expires; while it has consumers it has none."""
-        if record.limits.expires is not None:
+    def used(self, record: QueueRecord, is_polled: bool = False) -> None:
+        """Put off the time at which an unused queue expires; while it has consumers it has none.
+
+        ``is_polled``: only if it has none and that time moves by a tenth, because each write is a commit.
+        """
+        ttl = record.limits.expires
+        if ttl is not None and is_polled:
+            soon = "SELECT 1 FROM {p}queues WHERE id = ? AND expires < {now} + ?"
+            if not self._database.rows(soon, record.id, 0.9 * ttl):
+                return
+        if ttl is not None:
             self._database.rows(
                 "UPDATE {p}queues SET expires = CASE WHEN EXISTS"
                 " (SELECT 1 FROM {p}consumers WHERE queue = {p}queues.id) THEN NULL ELSE {now} + ? END WHERE id = ?",
-                record.limits.expires,
+                ttl,
                 record.id,
             )
 
     def delete_queue(self, record: QueueRecord) -> int:
         """Delete a queue with its bindings and consumers; returns how many waiting messages are gone with it."""
-        self._lock()
+        self.lock()
         rows = self._database.rows
         waiting = len(
             rows("DELETE FROM {p}messages WHERE queue = ? AND owner IS NULL AND due IS NULL RETURNING 1", record.id)
@@ -247,7 +259,7 @@ class Topology:
     def bind(self, source: str, destination: str, routing_key: str, arguments: Any, to_exchange: bool) -> None:
         """Bind a queue or an exchange to an exchange. Raises NotFound, ResourceLocked, PreconditionFailed."""
         self._database.check_text(routing_key)
-        self._lock()
+        self.lock()
         self._check_ends(source, destination, to_exchange)
         arguments = _plain(arguments)
         trial = RoutingTable()
@@ -266,7 +278,7 @@ class Topology:
 
     def unbind(self, source: str, destination: str, routing_key: str, arguments: Any, to_exchange: bool) -> None:
         """Remove a binding, if there is one. Raises NotFound, ResourceLocked."""
-        self._lock()
+        self.lock()
         self._check_ends(source, destination, to_exchange)
         removed = self._database.rows(
             "DELETE FROM {p}bindings WHERE source = ? AND destination = ? AND to_exchange = ? AND routing_key = ?"

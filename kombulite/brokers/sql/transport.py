@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from math import inf
 from operator import itemgetter
 from time import monotonic
@@ -373,7 +374,7 @@ class SQLTransport(ChannelTransport):
             if self._messages.is_something_due():
                 with self._session.transaction():
                     self._session.pass_time()
-            self._topology.queue(queue)
+            self._topology.used(self._topology.queue(queue), is_polled=True)  # before a message is taken: it may fail
 
     def consumed_elsewhere(self, queue: str) -> int:
         return self._topology.consumers_elsewhere(self._topology.queue(queue))[0]
@@ -394,6 +395,8 @@ class SQLTransport(ChannelTransport):
         if record is None:
             return  # its queue is gone
         with self._session.transaction():
+            if record.spec.auto_delete:
+                self._topology.lock()
             self._topology.remove_consumer(consumer.channel.number, consumer.tag)
             if self.consumers_of(consumer.queue):
                 return
@@ -401,19 +404,18 @@ class SQLTransport(ChannelTransport):
             found = self._topology.queues.get(consumer.queue)
             if found is None or found.id != record.id:
                 return
-            self._topology.used(record)
             if record.spec.auto_delete and not self._topology.consumers_elsewhere(record)[0]:
                 self._topology.delete_queue(record)
+            else:
+                self._topology.used(record)
 
     def get(self, channel: int, queue: str, no_ack: bool) -> Delivery | None:
         with self._lock:
             delivery = super().get(channel, queue, no_ack)
             record = self._topology.queues.get(queue)
-            if record is not None:  # another connection may have deleted it meanwhile
-                with self._session.use():
-                    self._topology.used(record)
-                    if delivery is not None:
-                        delivery.message_count = self._messages.size(record, MAX_COUNTED)
+            if delivery is not None and record is not None:  # another connection may have deleted it meanwhile
+                with suppress(exceptions.AMQPError), self._session.use():
+                    delivery.message_count = self._messages.size(record, MAX_COUNTED)
             return delivery
 
     def take(self, queue: str, credit: int) -> Taken | None:
