@@ -142,6 +142,9 @@ class SlowNode:
     def poll(self):
         pass
 
+    def cap_timeout(self, seconds):
+        pass
+
     def call(self, *command, timeout):
         self.timeouts.append(timeout)
         self.clock.now += 1
@@ -183,6 +186,13 @@ def test_a_publish_takes_news_within_its_timeout(slow):
     transport, nodes, node = slow
     nodes.cluster.is_stale = True
     transport._take_news("exchange", 2)
+    assert node.timeouts == [2]
+
+
+def test_a_command_that_is_not_waited_for_is_sent_within_the_cap(slow):
+    _, nodes, node = slow
+    nodes.cap_timeout(2)
+    nodes.post_once(slot_of("{q}:q"), PUSH, lambda reply: None)
     assert node.timeouts == [2]
 
 

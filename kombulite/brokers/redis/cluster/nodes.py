@@ -429,9 +429,9 @@ class Nodes:
         deadline = monotonic() + self.cluster.timeout
         return Post(slot, data, replies, on_reply, may_repeat, deadline, self._note_refused)
 
-    def _post(self, post: Post, more: bool = False, deadline: float = inf) -> None:
+    def _post(self, post: Post, more: bool = False, deadline: float | None = None) -> None:
         try:
-            deadline = min(post.deadline, deadline)
+            deadline = min(post.deadline, self._deadline(None) if deadline is None else deadline)
             address = self.cluster.slots.owners[post.slot] if post.unit is None else self._address_for(post.unit)
             stream = self._stream_to(address, post.slot, left_until(deadline))
         except (exceptions.RecoverableConnectionError, OSError) as error:
