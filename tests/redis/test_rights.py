@@ -257,6 +257,65 @@ def test_get_without_any_way_to_run_a_script_says_so_and_takes_nothing(server, a
     assert raw.llen(name) == 2
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("right", ["hset", "zadd"])
+def test_who_can_neither_note_nor_put_back_a_message_takes_none(server, admin, raw, name, right, is_async):
+    raw.flushall()
+    rights = [f"-{right}", "-rpush"]
+    raw.execute_command("ACL", "SETUSER", "noter", "reset", "on", ">pw", "+@all", *rights, "~*", "&*")
+    Producer(admin).publish_many([1, 2], routing_key=name)
+    url = f"redis://noter:pw@127.0.0.1:{server.port}/0"
+
+    async def main() -> None:
+        async with aio.connect(url) as connection:
+            with pytest.raises(exceptions.AccessRefused, match=f"(?i){right}"):
+                async with connection.consume(Queue(name)) as messages:
+                    await messages.next(20)
+            with pytest.raises(exceptions.AccessRefused, match=f"(?i){right}"):
+                await connection.get(Queue(name))
+
+    if is_async:
+        run(main)
+    else:
+        with Connection(url) as connection:
+            for _ in range(2):
+                with pytest.raises(exceptions.AccessRefused, match=f"(?i){right}"):
+                    Queue(name)(connection).get()
+            with pytest.raises(exceptions.AccessRefused, match=f"(?i){right}"):
+                Consumer(connection.channel(), Queue(name), auto_declare=False).consume()
+    assert raw.llen(name) == 2
+    assert not raw.exists("unacked", "unacked_index")
+
+
+def test_rights_to_note_messages_are_asked_for_once_by_get(server, admin, raw, name):
+    queue = Queue(name)(admin)
+    queue.get()
+    raw.config_resetstat()
+    for _ in range(5):
+        queue.get()
+        queue.get(no_ack=True)
+    stats = raw.info("commandstats")
+    assert stats.get("cmdstat_hset", stats.get("cmdstat_zadd")) is None
+    assert stats["cmdstat_evalsha"]["calls"] == 10
+
+
+@pytest.mark.parametrize("right", ["hset", "zadd"])
+def test_message_stays_noted_that_cannot_be_put_back(server, admin, raw, name, right):
+    """The rights are taken away while a consumer has a claim under way, say: what ZADD refuses is in the hash."""
+    raw.flushall()
+    raw.execute_command("ACL", "SETUSER", "noter", "reset", "on", ">pw", "+@all", "~*", "&*")
+    Producer(admin).publish(1, routing_key=name)
+    with Connection(f"redis://noter:pw@127.0.0.1:{server.port}/0") as connection:
+        queue = Queue(name)(connection)
+        queue.get().ack()  # from now on it is known that it may
+        Producer(admin).publish(2, routing_key=name)
+        rights = (f"-{right}", *(["-rpush"] if right == "zadd" else []))
+        raw.execute_command("ACL", "SETUSER", "noter", *rights)
+        with pytest.raises(exceptions.AccessRefused, match=f"(?i){right}"):
+            queue.get()
+        assert raw.llen(name) + raw.hlen("unacked") == 1
+
+
 def test_a_consumer_goes_on_when_scripts_are_forgotten(server, admin, raw, name):
     raw.execute_command("ACL", "SETUSER", "evalsha", "reset", "on", ">pw", "+@all", "-evalsha", "~*", "&*")
     for user in ("default", "evalsha"):

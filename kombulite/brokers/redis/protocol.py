@@ -14,6 +14,7 @@ from itertools import cycle
 from operator import itemgetter
 from time import monotonic, time
 from typing import Any
+from weakref import WeakSet
 
 from kombulite import exceptions
 from kombulite._core import Delivery
@@ -69,6 +70,7 @@ class RedisProtocol:
         self.handover = handover_of(identity, self.keys, self.handover_class)
         self._wake = wake
         self._have_kept = keep
+        self._noting: WeakSet[Keys] = WeakSet()  # where the user has the right to note leases
         self.attends = False  #: whether it has begun to look after leases, also those that lost connections left
         self._order = OrderStrategy(options.queue_order_strategy)
         # A number comes again only after all others: what is still under way for a closed channel finds none.
@@ -261,8 +263,10 @@ class RedisProtocol:
 
     def check_rights(self, queue: str, no_ack: bool) -> Plan[None]:
         """Claim no message of a queue: what its consumer may not do is known when it starts. Raises AccessRefused."""
-        lease = self.options.ack_emulation and not no_ack
-        yield from Claim(self.keys.of(queue), self.receiver.tags, (queue,), 0, lease).run()
+        lease, keys = self.options.ack_emulation and not no_ack, self.keys.of(queue)
+        yield from Claim(keys, self.receiver.tags, (queue,), 0, lease).run()
+        if lease:
+            self._noting.add(keys)
 
     def start_consumer(self, channel: int, queue: str, consumer_tag: str, no_ack: bool, exclusive: bool) -> str:
         """Start a consumer, where there is a connection that listens; returns its tag."""
@@ -330,6 +334,8 @@ class RedisProtocol:
         """Take the next message of a queue."""
         state = self.channel(channel)
         lease = self.options.ack_emulation and not no_ack
+        if lease and self.keys.of(queue) not in self._noting:
+            yield from self.check_rights(queue, no_ack)
         lengths = [("LLEN", key) for key in self.keys.lists(queue)]
         while True:
             claim = Claim(self.keys.of(queue), self.receiver.tags, (queue,), 1, lease)
