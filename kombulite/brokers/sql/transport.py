@@ -54,6 +54,9 @@ START_TIME, START_LOOK = 1.0, 0.1  # seconds
 MAX_COUNTED = 10_000  # messages, where their number is asked for in passing: to count millions takes seconds
 REFUSALS = (exceptions.MessageNacked, exceptions.IrrecoverableChannelError, exceptions.MessageReturned)
 
+#: Messages of a batch that are alike: the place of the first, whether a queue may refuse it, the queues, the messages.
+Planned = tuple[int, bool, list[QueueRecord], list[Delivery]]
+
 #: Connections of a parent process: a forked child must neither use nor close them, so it keeps them.
 _kept_from_parents: list[Any] = []
 
@@ -313,7 +316,7 @@ class SQLTransport(ChannelTransport):
         refused: list[tuple[int, Exception]] = []
         with self._session.transaction():
             self._channel(channel)
-            plan: list[tuple[int, list[QueueRecord], list[Delivery]]] = []
+            plan: list[Planned] = []
             alike: list[Delivery] = []  # those that go where the first of them goes
             for index, delivery in enumerate(deliveries):
                 if alike and _are_alike(alike[0], delivery):
@@ -326,20 +329,19 @@ class SQLTransport(ChannelTransport):
                 except REFUSALS as error:
                     refused.append((index, error))
                     continue
-                plan.append((index, queues, [delivery]))
-                if queues and not _may_refuse(queues):
-                    alike = plan[-1][2]
-            self._messages.lock_limited(queue for _, queues, _ in plan for queue in queues)
+                may_refuse, placed = any(queue.limits.reject_publish for queue in queues), [delivery]
+                plan.append((index, may_refuse, queues, placed))
+                if queues and not may_refuse:
+                    alike = placed
+            self._messages.lock_limited(queue for _, _, queues, _ in plan for queue in queues)
             refused += self._put_planned(plan)
         return sorted(refused, key=itemgetter(0))
 
-    def _put_planned(
-        self, plan: Sequence[tuple[int, list[QueueRecord], list[Delivery]]]
-    ) -> Iterator[tuple[int, Exception]]:
+    def _put_planned(self, plan: Sequence[Planned]) -> Iterator[tuple[int, Exception]]:
         """Put messages into the queues that they go to; generates those that are refused, with the place of each."""
         placed: list[tuple[QueueRecord, list[Delivery]]] = []
-        for index, queues, alike in plan:
-            if not _may_refuse(queues):
+        for index, may_refuse, queues, alike in plan:
+            if not may_refuse:
                 placed += [(queue, alike) for queue in queues]
                 continue
             self._messages.put_many(placed)
@@ -499,11 +501,6 @@ class SQLTransport(ChannelTransport):
     def _note_news(self) -> None:
         self._news += 1
         self._wake.notify_all()
-
-
-def _may_refuse(queues: Sequence[QueueRecord]) -> bool:
-    """Return whether one of the queues refuses messages if it is full: each is put by itself then."""
-    return any(queue.limits.reject_publish for queue in queues)
 
 
 def _are_alike(one: Delivery, other: Delivery) -> bool:
