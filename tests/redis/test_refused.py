@@ -84,6 +84,29 @@ def test_list_that_takes_no_message_keeps_no_others_away(ours, client, name):
     assert client.hkeys("unacked") == client.zrange("unacked_index", 0, -1) == [b"bad"]
 
 
+@pytest.mark.parametrize("is_routed", [False, True])
+def test_lease_that_cannot_be_read_keeps_no_others_away(ours, client, name, is_routed):
+    """The dead letters refuse what leads nowhere, or the bindings of an exchange cannot be read."""
+    client.set(f"_kombulite.dead.{name}.nowhere", "no list")
+    lease(client, "old", "", name, 300)
+    lease(client, "bad", "an exchange", f"{name}.nowhere", 200)
+    lease(client, "new", "", name, 100)
+
+    def route(exchange: str, routing_key: str) -> Any:
+        yield from ()
+        if is_routed:
+            raise exceptions.PreconditionFailed("WRONGTYPE of its bindings")
+        return ()
+
+    transport = connected(ours())
+    for _ in range(2):
+        plan = restore_overdue(transport._protocol.keys, Options.of({"visibility_timeout": 1}), route)
+        with pytest.raises(exceptions.PreconditionFailed, match="WRONGTYPE"):
+            transport._stream.perform(plan)
+        assert payloads(client, name) == ["old", "new"]
+        assert client.hkeys("unacked") == client.zrange("unacked_index", 0, -1) == [b"bad"]
+
+
 def test_refusal_of_a_list_is_reported(ours, client, name):
     client.set(name, "no list")
     lease(client, "bad", "", name, 200)

@@ -229,22 +229,31 @@ def restore_overdue(keys: Keys, options: Options, route: Route) -> Plan[int]:
     """
     token, mutex = uuid(), [keys.unacked_mutex]
     try:
-        latest, overdue = yield from _overdue(keys, options, route, token)
+        latest, overdue, failure = yield from _overdue(keys, options, route, token)
         if overdue:
             logger.warning("Restoring %d messages whose consumers are gone", len(overdue))
         rows = [(key, each.tag, each.envelope) for each in reversed(overdue) for key in each.lists]
         # A message may end the process as soon as it is back, and with it all looking, as long as the mutex lives.
         unlock = ("EVAL", UNLOCK.source, 1, keys.unacked_mutex, token)
-        return (yield from _restore(keys, latest, rows, unlock)).checked()
+        number = (yield from _restore(keys, latest, rows, unlock)).checked()
+        if failure is not None:
+            raise failure
+        return number
     finally:
         yield from run(UNLOCK, mutex, token)
 
 
-def _overdue(keys: Keys, options: Options, route: Route, token: str) -> Plan[tuple[bytes, list[Abandoned]]]:
-    """Return the leases that ran out, oldest first, and their latest score; none if another client is at it."""
+def _overdue(
+    keys: Keys, options: Options, route: Route, token: str
+) -> Plan[tuple[bytes, list[Abandoned], Exception | None]]:
+    """Return the latest score of leases that ran out, these, oldest first, and the error of what could not be read.
+
+    There are none if another client is at it.
+    """
     limit = min(options.unacked_restore_limit or MAX_RESTORED, MAX_RESTORED)
     life = int(min(options.unacked_mutex_expire, MUTEX_LIFE) * 1000)
     overdue: list[Abandoned] = []
+    failure: Exception | None = None
     latest, others = b"0", 0
     while len(overdue) < limit:
         most = min(CHUNK, limit - len(overdue))
@@ -264,11 +273,17 @@ def _overdue(keys: Keys, options: Options, route: Route, token: str) -> Plan[tup
         due = [row for row in rows if _has_run_out(row[0], float(row[1]), float(latest), options)]
         others += len(rows) - len(due)
         for tag, _, value in due:
-            if (each := (yield from _read(keys, tag, value, route))) is not None:
+            try:
+                each = yield from _read(keys, tag, value, route)
+            except (exceptions.ChannelError, exceptions.MessageNacked) as error:  # it keeps no other from coming back
+                others += 1
+                failure = failure or error
+                continue
+            if each is not None:
                 overdue.append(each)
         if len(rows) < most:
             break
-    return latest, overdue
+    return latest, overdue, failure
 
 
 def _has_run_out(tag: bytes, score: float, latest: float, options: Options) -> bool:
