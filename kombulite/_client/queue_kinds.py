@@ -80,8 +80,8 @@ class Quorum(QueueKind):
             4.3).
         retry_delay: Seconds ``(min, max)`` before a message that came back is delivered again: min times the count of
             deliveries, at most max (RabbitMQ 4.3).
-        retry_for: Which messages are delayed: ``"failed"`` (reject, a lost consumer), ``"returned"`` (nack, recover) or
-            ``"all"``.
+        retry_for: Which messages are delayed: ``"failed"`` (reject, a lost consumer), ``"returned"`` (nack, recover,
+            which is also how a consumer that ends in order gives back what it was sent) or ``"all"``.
         single_active_consumer: Whether the broker delivers to one consumer at a time, the others waiting to take over.
 
     Raises:
@@ -93,7 +93,7 @@ class Quorum(QueueKind):
     delivery_limit: int | None = None
     consumer_timeout: float | None = None
     retry_delay: tuple[float, float] | None = None
-    retry_for: Literal["all", "failed", "returned"] = "all"
+    retry_for: Literal["all", "failed", "returned"] = "failed"
     single_active_consumer: bool = False
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class Quorum(QueueKind):
             _require(is_valid, "retry_delay", "a pair of seconds (min, max) with 0.001 <= min <= max", delay)
         _require(self.retry_for in RETRY_KINDS, "retry_for", f"one of {', '.join(RETRY_KINDS)}", self.retry_for)
         if delay is None:
-            _require(self.retry_for == "all", "retry_for", "left out without retry_delay", self.retry_for)
+            _require(self.retry_for == "failed", "retry_for", "left out without retry_delay", self.retry_for)
 
     def queue_arguments(self) -> dict[str, Any]:
         """Return the arguments of a declaration under the broker's names."""

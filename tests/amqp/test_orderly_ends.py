@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from kombulite import Connection, Consumer, Queue
+from kombulite import Connection, Consumer, Queue, Quorum, aio
+from kombulite.mixins import ConsumerMixin
 from kombulite.simple import SimpleQueue
+from tests.aio.conftest import run
 from tests.amqp import peer as p
 
 ROUNDS = 25  # more than RabbitMQ 4's delivery limit of 20
@@ -128,19 +131,42 @@ def settle_a_batch(connect: Callable[..., Connection], queue: Queue) -> None:
             batch.requeue(failed=False)
 
 
-@pytest.mark.parametrize(
-    "end",
-    [
-        cancel,
-        close_channel,
-        release,
-        leave_the_context,
-        close_a_simple_queue,
-        stop_gathering,
-        recover,
-        settle_a_batch,
-    ],
-)
+def get_and_release(connect: Callable[..., Connection], queue: Queue) -> None:
+    connection = connect()
+    unsettled = [queue(connection.channel()).get() for _ in range(3)]
+    assert None not in unsettled
+    connection.release()
+
+
+def stop_a_mixin(connect: Callable[..., Connection], queue: Queue) -> None:
+    class Worker(ConsumerMixin):
+        def __init__(self) -> None:
+            self.connection = connect()
+
+        def get_consumers(self, consumer_class: Any, channel: Any) -> list[Consumer]:
+            return [consumer_class(queue, on_message=self.take, prefetch_count=MESSAGES)]
+
+        def take(self, message: Any) -> None:
+            self.should_stop = True
+
+    worker = Worker()
+    worker.run(timeout=TIMEOUT)
+    worker.connection.release()
+
+
+ENDS = [
+    cancel,
+    close_channel,
+    release,
+    leave_the_context,
+    close_a_simple_queue,
+    stop_gathering,
+    recover,
+    settle_a_batch,
+]
+
+
+@pytest.mark.parametrize("end", ENDS)
 def test_an_orderly_end_is_no_failed_delivery(
     connection: Connection, connect: Callable[..., Connection], quorum: Queue, end: Callable[..., None]
 ) -> None:
@@ -151,6 +177,109 @@ def test_an_orderly_end_is_no_failed_delivery(
     assert sorted(found) == list(range(MESSAGES))
     if counts_failures(connection):
         assert set(found.values()) == {0}
+
+
+async def leave_while_messages_come(connection: aio.Connection, queue: Queue) -> None:
+    async with connection.consume(queue, prefetch=MESSAGES) as messages:
+        await messages.next(timeout=TIMEOUT)
+
+
+async def stop_messages(connection: aio.Connection, queue: Queue) -> None:
+    async with connection.consume(queue, prefetch=MESSAGES) as messages:
+        message = await messages.next(timeout=TIMEOUT)
+        assert message is not None
+        await messages.stop()
+        await message.requeue(failed=False)
+
+
+async def close_under_a_consumer(connection: aio.Connection, queue: Queue) -> None:
+    messages = connection.consume(queue, prefetch=MESSAGES)
+    await messages.__aenter__()
+    await messages.next(timeout=TIMEOUT)
+    await connection.close()
+
+
+async def stop_a_server(connection: aio.Connection, queue: Queue) -> None:
+    stop, begun = asyncio.Event(), asyncio.Event()
+
+    async def wait_for_the_end(message: aio.Message) -> None:
+        begun.set()
+        await asyncio.sleep(TIMEOUT)
+
+    serving = connection.serve(
+        queue, wait_for_the_end, concurrency=2, prefetch=MESSAGES, stop=stop, grace=0.01, signals=()
+    )
+    task = asyncio.create_task(serving)
+    await asyncio.wait_for(begun.wait(), TIMEOUT)
+    stop.set()
+    await task
+
+
+async def cancel_a_handler(connection: aio.Connection, queue: Queue) -> None:
+    begun = asyncio.Event()
+
+    async def handle() -> None:
+        async with connection.consume(queue, prefetch=MESSAGES) as messages:
+            async for message in messages:
+                async with message.process():
+                    begun.set()
+                    await asyncio.sleep(TIMEOUT)
+
+    task = asyncio.create_task(handle())
+    await asyncio.wait_for(begun.wait(), TIMEOUT)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def get_and_close(connection: aio.Connection, queue: Queue) -> None:
+    assert await connection.get(queue) is not None
+
+
+def on_a_loop(end: Callable[[aio.Connection, Queue], Any]) -> Callable[..., None]:
+    def end_on_a_loop(connect: Callable[..., Connection], queue: Queue) -> None:
+        async def main() -> None:
+            async with aio.connect(connect().as_uri(include_password=True)) as connection:
+                await end(connection, Queue(queue.name, no_declare=True))
+
+        run(main)
+
+    end_on_a_loop.__name__ = end.__name__
+    return end_on_a_loop
+
+
+ENDS_ON_A_LOOP = map(
+    on_a_loop,
+    [
+        leave_while_messages_come,
+        stop_messages,
+        close_under_a_consumer,
+        stop_a_server,
+        cancel_a_handler,
+        get_and_close,
+    ],
+)
+
+
+@pytest.mark.parametrize("end", [*ENDS, get_and_release, stop_a_mixin, *ENDS_ON_A_LOOP])
+def test_an_orderly_end_delays_nothing(
+    connection: Connection,
+    connect: Callable[..., Connection],
+    name: Callable[[str], str],
+    end: Callable[..., None],
+) -> None:
+    """With delayed retry, whose delay is longer than the test waits."""
+    queue = Queue(name("delayed"), kind=Quorum(retry_delay=(600, 600)))(connection.channel())
+    queue.declare()
+    connection.Producer().publish_many(range(MESSAGES), routing_key=queue.name)
+    ready(connection, queue)
+    for _ in range(2):
+        end(connect, queue)
+        ready(connection, queue)
+    found = failures(connection, queue)
+    assert sorted(found) == list(range(MESSAGES))
+    if counts_failures(connection):
+        assert set(found.values()) == {0}
+    queue.delete()
 
 
 def test_the_message_whose_callback_raised_counts_as_failed_and_the_others_do_not(

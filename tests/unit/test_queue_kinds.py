@@ -20,8 +20,12 @@ MOMENT = datetime(2026, 1, 2, tzinfo=timezone.utc)
         (Quorum(delivery_limit=-1), {"x-delivery-limit": -1}),
         (Quorum(consumer_timeout=1.5), {"x-consumer-timeout": 1500}),
         (
-            Quorum(retry_delay=(1, 60.5), retry_for="failed"),
+            Quorum(retry_delay=(1, 60.5)),
             {"x-delayed-retry-type": "failed", "x-delayed-retry-min": 1000, "x-delayed-retry-max": 60500},
+        ),
+        (
+            Quorum(retry_delay=(1, 2), retry_for="all"),
+            {"x-delayed-retry-type": "all", "x-delayed-retry-min": 1000, "x-delayed-retry-max": 2000},
         ),
         (Quorum(single_active_consumer=True), {"x-single-active-consumer": True}),
         (Stream(), {}),
@@ -65,7 +69,7 @@ def test_arguments_of_a_consumer(kind, arguments):
         (Quorum, {"retry_delay": (5, 1)}, r"retry_delay .* got \(5, 1\)"),
         (Quorum, {"retry_delay": (0, 1)}, r"retry_delay .* got \(0, 1\)"),
         (Quorum, {"retry_delay": (1, 2), "retry_for": "lost"}, r"retry_for .* got 'lost'"),
-        (Quorum, {"retry_for": "failed"}, r"retry_for must be left out without retry_delay"),
+        (Quorum, {"retry_for": "all"}, r"retry_for must be left out without retry_delay"),
         (Stream, {"offset": "middle"}, r"offset .* got 'middle'"),
         (Stream, {"offset": -1}, r"offset .* got -1"),
         (Stream, {"offset": [1]}, r"offset .* got \[1\]"),
