@@ -49,6 +49,8 @@ class Message(messages.Message):
         """
         if multiple:
             await self._settle(ACK, multiple)
+        elif self._state == "RECEIVED" and not self.no_ack and self.channel.acknowledge(self.delivery_tag):
+            self._state = "ACK"
         else:
             self._start_settling(ACK)
 
@@ -415,7 +417,7 @@ class Messages:
         """Return whether a message is for the application; others go where they belong."""
         verdict = rule.judge(message)
         if verdict is Verdict.DEAD_LETTER:
-            await self._dead_letter(message)
+            await self._dead_letter(message, rule)
         elif verdict is not Verdict.RECEIVE:
             await message.requeue(failed=False)
         return verdict is Verdict.RECEIVE
@@ -427,10 +429,8 @@ class Messages:
         self._session.tally.count_consumed(message.delivery)  # type: ignore[arg-type]
         return message
 
-    async def _dead_letter(self, message: Message) -> None:
+    async def _dead_letter(self, message: Message, rule: DeadLetterRule) -> None:
         """Send a message to the dead letters, and acknowledge it once the broker has it there."""
-        rule = self._rule
-        assert rule is not None
         try:
             await self._connection.declare(rule.destination)
             letter = rule.letter(message, message.queue)

@@ -49,6 +49,18 @@ class Channel:
         self.on_closed: Callable[[object], object] | None = None  # called with why it is closed
         self.positions: StreamPositions | None = None  # of its consumers, once one has a message of a stream
         self.transport = transport
+        self._step = transport.fast_ack(number)
+
+    def acknowledge(self, delivery_tag: Any) -> bool:
+        """Acknowledge a delivery if that is all there is to do. Returns False if it is left to ``settle``."""
+        session = self.session
+        session.waits.check_loop()
+        if self._step is None or not self.is_open or self.positions is not None:
+            return False
+        if not self._step.acknowledge(delivery_tag):
+            return False
+        session.tally.count_acked()
+        return True
 
     def settle(self, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> Pending[None] | None:
         """Say what becomes of a delivery. Raises RecoverableConnectionError if its channel is closed."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kombulite import exceptions
-from kombulite._core import Delivery
+from kombulite._core import AckStep, Delivery
 from kombulite.brokers.base import (
     Event,
     ExchangeSpec,
@@ -234,6 +234,10 @@ class AsyncTransport:
     @abstractmethod
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> Pending[None] | None:
         """Say what becomes of a delivery, and with ``multiple`` of all before it on the channel."""
+
+    def fast_ack(self, channel: int) -> AckStep | None:
+        """Return what acknowledges one delivery at once, or None: see the synchronous transport."""
+        return None
 
     @abstractmethod
     def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> Pending[None] | None:

@@ -471,18 +471,19 @@ cdef class ConfirmReceived:
 cdef class HeldAcks:
     """The acks of one stream that wait to be sent, with those of the deliveries that follow, as one frame of a channel.
 
-    ``is_followed(channel, delivery_tag)``: a decoder's. ``on_hold()`` is called when the first is held, and ``flush()``
-    to have them sent, when no delivery follows that is here already.
+    ``may_wait(channel, delivery_tag)``: whether an ack may, None if its delivery was not given out: a decoder's
+    ``is_followed``, or ``was_given`` where all that is sent waits for the end of a turn. ``on_hold()`` is called when
+    the first is held, and ``flush()`` if an ack may not wait that comes after such ones.
     """
 
-    cdef object _is_followed
+    cdef object _may_wait
     cdef object _on_hold
     cdef object _flush
     cdef list _channels  # that hold some
     cdef bint _closed
 
-    def __cinit__(self, is_followed, on_hold, flush):
-        self._is_followed = is_followed
+    def __cinit__(self, may_wait, on_hold, flush):
+        self._may_wait = may_wait
         self._on_hold = on_hold
         self._flush = flush
         self._channels = []
@@ -513,7 +514,7 @@ cdef class AckWatermark(AckStep):
     """Which of the deliveries 1, 2, 3, … of a channel are settled, as far as two numbers can tell.
 
     It may know of fewer than there are, never of more: each delivery is settled once. With ``held`` it acknowledges, as
-    a step of its own, what comes in order, while all before it is settled and the next delivery is here already.
+    a step of its own, what comes in order, while all before it is settled, if it may wait.
 
     Args:
         held: Where acks are held; without it, none are.
@@ -547,15 +548,15 @@ cdef class AckWatermark(AckStep):
     cdef bint acknowledge_tag(self, object delivery_tag) except -1:
         cdef HeldAcks acks = self._acks
         cdef uint64_t tag
-        cdef object is_followed
+        cdef object may_wait
         cdef bint is_first = False
         if acks is None or acks._closed or self._closed or self._failed or type(delivery_tag) is not int:
             return False
         with cython.critical_section(self):
             if self._count != self._highest or delivery_tag != self._highest + self._tag_offset + 1:
                 return False
-            is_followed = acks._is_followed(self._number, delivery_tag)
-            if is_followed is None or (not is_followed and self._held == 0):
+            may_wait = acks._may_wait(self._number, delivery_tag)
+            if may_wait is None or (not may_wait and self._held == 0):
                 return False
             tag = self._count = self._highest = self._highest + 1
             if self._held == 0:
@@ -564,7 +565,7 @@ cdef class AckWatermark(AckStep):
                 is_first = len(acks._channels) == 1
             self._held = tag
         try:
-            if not is_followed:
+            if not may_wait:
                 acks._flush()
             elif is_first:
                 acks._on_hold()
@@ -719,6 +720,11 @@ cdef class FrameDecoder:
         """Return whether messages of queues, and whether messages of streams came on a channel: a pair."""
         cdef _Content content = self._content_of(channel)
         return (False, False) if content is None else (content.from_queues, content.from_streams)
+
+    def was_given(self, uint16_t channel, uint64_t delivery_tag):
+        """Return True if a delivery was given out, else None."""
+        cdef _Content content = self._content_of(channel)
+        return None if content is None or delivery_tag > content.last_tag else True
 
     def is_followed(self, uint16_t channel, uint64_t delivery_tag):
         """Return whether the delivery behind one is here in whole; None if that one was not given out."""

@@ -41,8 +41,11 @@ class Outlet(Protocol):
 
     decoder: FrameDecoder
     encoder: FrameEncoder
-    held: HeldAcks | None  # acks that go before the next frames; None if none are held
     writing: Any  # a context manager, held over a step that no other frame may come between
+
+    @property
+    def held(self) -> HeldAcks | None:
+        """The acks that go before the next frames; None if none are held."""
 
     def send(
         self,

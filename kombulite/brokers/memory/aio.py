@@ -8,7 +8,7 @@ from contextlib import suppress
 from threading import get_ident
 from typing import Any, TypeVar
 
-from kombulite._core import Delivery
+from kombulite._core import AckStep, Delivery
 from kombulite.brokers.aio import DelegatingTransport, OnEvent, OnLost, Pending, resolve
 from kombulite.brokers.base import Outcome, Settings
 from kombulite.brokers.memory import Transport, clock
@@ -78,6 +78,10 @@ class AsyncTransport(DelegatingTransport):
     def _end_turn(self, turn: Pending[None]) -> None:
         self._turn, self._taken = None, 0
         resolve(turn)
+
+    def fast_ack(self, channel: int) -> AckStep:
+        """Return what acknowledges one delivery at once."""
+        return self.sync.fast_ack(channel)
 
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
         """Say what becomes of a delivery."""

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any
 
 from kombulite import exceptions
-from kombulite._core import HEARTBEAT_FRAME, Delivery, NotEncodable
+from kombulite._core import HEARTBEAT_FRAME, AckStep, Delivery, NotEncodable
 from kombulite.brokers import aio
 from kombulite.brokers.aio import OnEvent, OnLost, Pending, refuse, resolve
 from kombulite.brokers.amqp import methods
@@ -326,7 +326,7 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
             if state.closing:  # by another call, which waited for the end of the consumers too
                 resolve(ended)
                 return
-            self._flush_acks()
+            self._stream.flush_acks()
             protocol.give_back(state)
             closed = self._ask(state, methods.CHANNEL_CLOSE, 0, "", 0, 0, result=lambda _: protocol.drop_channel(state))
             closed.add_done_callback(partial(_pass_end_on, ended))
@@ -472,6 +472,10 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
         pending = self._request(state, "Basic.get", frame, replies, take, state.check)
         return pending
 
+    def fast_ack(self, channel: int) -> AckStep:
+        step: AckStep = self._opened().channel(channel).settled
+        return step
+
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
         if outcome is not ACK or multiple:
             super().settle(channel, delivery_tag, outcome, multiple)
@@ -493,10 +497,6 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
             stream.before_flush = self._take_acks
             stream.flush_soon()
         acking.append(delivery_tag - state.tag_offset)
-
-    def _flush_acks(self) -> None:
-        if self._acking:
-            self._stream.write(self._take_acks())
 
     def _take_acks(self) -> bytes:
         """Return the frames of what was acknowledged in this turn: as few as can be."""

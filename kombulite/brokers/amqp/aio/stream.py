@@ -35,7 +35,8 @@ class AsyncStream(asyncio.BufferedProtocol):
         self.decoder = FrameDecoder()
         self.encoder = FrameEncoder()
         self.heartbeat = Heartbeat()
-        self.held: HeldAcks | None = None
+        #: Acks of this turn of the loop that came in order; they leave before its requests, and at its end.
+        self.held = HeldAcks(self.decoder.was_given, self.flush_soon, do_nothing)
         self.writing = nullcontext()
         self.failure: Exception | None = None
         self.closed: Pending[None] = loop.create_future()  # done when the socket is closed
@@ -114,8 +115,7 @@ class AsyncStream(asyncio.BufferedProtocol):
     ) -> None:
         """Write frames at the end of this turn of the loop, after what was to be written before."""
         self.check()
-        if self.before_flush is not None:
-            self._out.append(self.before_flush())
+        self.flush_acks()
         if on_turn is not None:
             on_turn()
         self.write(data)
@@ -136,8 +136,7 @@ class AsyncStream(asyncio.BufferedProtocol):
     def _flush(self) -> None:
         self._is_flushing = False
         out = self._out
-        if self.before_flush is not None:
-            out.append(self.before_flush())
+        self.flush_acks()
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
         was_full, self._size = self._size > HIGH_WATER, 0
@@ -146,6 +145,13 @@ class AsyncStream(asyncio.BufferedProtocol):
             self._transport.write(data)
         if was_full:
             self.on_progress()
+
+    def flush_acks(self) -> None:
+        """Write what was acknowledged in this turn: first what came in order, which the rest may build on."""
+        if self.held:
+            self._out.append(self.held.take())
+        if self.before_flush is not None:
+            self._out.append(self.before_flush())
 
     def check(self) -> None:
         """Raise the error that the stream ended with, if it has."""
@@ -160,6 +166,7 @@ class AsyncStream(asyncio.BufferedProtocol):
         """Note that the stream is of no use any more. The first error counts."""
         if self.failure is None:
             self.failure = exceptions.socket_error(error) if isinstance(error, OSError) else error
+            self.held.close()
             self._loop.call_soon(self._end)
 
     def _end(self) -> None:
@@ -176,5 +183,6 @@ class AsyncStream(asyncio.BufferedProtocol):
         """Close the socket without a word."""
         if self.failure is None:
             self.failure = closed()
+        self.held.close()
         if self._transport is not None:
             self._transport.abort()
