@@ -76,8 +76,8 @@ class Quorum(QueueKind):
     Args:
         delivery_limit: Failed deliveries, 0 or more, after which the broker drops or dead-letters the message; -1 for
             no limit. None leaves it to the broker: 20 on RabbitMQ 4, no limit on RabbitMQ 3.
-        consumer_timeout: Seconds that a consumer may keep a message before the broker cancels the consumer (RabbitMQ
-            4.3).
+        consumer_timeout: Seconds that a client may keep a message before the broker takes it back (RabbitMQ 4.3). The
+            broker cancels the consumer that it was delivered to; if it came by ``get()``, it closes the channel.
         retry_delay: Seconds ``(min, max)`` before a message that came back is delivered again: min times the count of
             deliveries, at most max (RabbitMQ 4.3).
         retry_for: Which messages are delayed: ``"failed"`` (reject, a lost consumer), ``"returned"`` (nack, recover,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from decimal import Decimal
 
 import pytest
 
@@ -81,6 +82,19 @@ def test_headers_exchange_matches_headers(broker, channel):
     producer.publish("no headers")
     assert bodies(all_of) == ["both"]
     assert bodies(any_of) == ["both", "one"]
+
+
+@pytest.mark.needs("headers")
+def test_headers_exchange_compares_types_too(broker, channel):
+    exchange = Exchange(broker.name("typed"), "headers")
+    wanted = {"integer": 1, "boolean": True, "text": "1", "list": [1]}
+    queues = declared(
+        channel, *(Queue(broker.name(name), exchange, binding_arguments={"k": k}) for name, k in wanted.items())
+    )
+    producer = Producer(channel, exchange)
+    for value in (1, True, "1", b"1", [1], [True], Decimal(1), [Decimal(1)], "none"):
+        producer.publish(repr(value), headers={"k": value})
+    assert [bodies(queue) for queue in queues] == [["1"], ["True"], ["'1'", "b'1'"], ["[1]"]]
 
 
 def test_message_comes_once_to_a_queue_with_several_matching_bindings(broker, channel):

@@ -10,6 +10,7 @@ from collections import namedtuple
 
 cimport cython
 
+from kombulite._core.fieldtable cimport decimal_type, is_text
 from kombulite._core.message cimport Delivery
 from kombulite._core.recursion cimport Py_LeaveRecursiveCall, enter_recursion
 
@@ -259,34 +260,26 @@ cdef class TopicMatcher(Matcher):
 PRESENT = object()  # stands for the value of a header that only has to be there
 
 
-cdef bint same_value(object wanted, object value) except -1:
-    # In Python True == 1; on the wire they differ.
-    return wanted == value and isinstance(wanted, bool) == isinstance(value, bool)
+cdef object header_form(object value):
+    """What a header's value is compared by; PRESENT if no binding can ask for it."""
+    try:
+        return wire_form(value)
+    except ValueError:
+        return PRESENT
 
 
 @cython.final
 cdef class HeaderBinding:
     cdef object target
     cdef bint match_all
-    cdef dict wanted
+    cdef dict wanted  # name -> wire form, or PRESENT
 
-    cdef bint matches(self, dict headers) except -1:
-        for name, value in self.wanted.items():
-            found = name in headers and (value is None or same_value(value, headers[name]))
+    cdef bint matches(self, dict forms) except -1:
+        for name, form in self.wanted.items():
+            found = name in forms and (form is PRESENT or form == forms[name])
             if found != self.match_all:
                 return found
         return self.match_all
-
-    cdef list index_keys(self):
-        """Where the binding may be looked up: by (name, value), or by name alone."""
-        keys = []
-        for name, value in self.wanted.items():
-            try:
-                hash(value)
-            except TypeError:
-                value = None
-            keys.append((name, PRESENT if value is None else value))
-        return keys
 
 
 cdef HeaderBinding header_binding(dict arguments, object target):
@@ -298,7 +291,7 @@ cdef HeaderBinding header_binding(dict arguments, object target):
         raise ValueError("the names of binding arguments must be strings")
     binding.target = target
     binding.match_all = mode.startswith("all")
-    binding.wanted = {name: value for name, value in arguments.items()
+    binding.wanted = {name: PRESENT if value is None else wire_form(value) for name, value in arguments.items()
                       if name != "x-match" and (mode.endswith("-with-x") or not name.startswith("x-"))}
     return binding
 
@@ -307,7 +300,7 @@ cdef HeaderBinding header_binding(dict arguments, object target):
 cdef class HeadersMatcher(Matcher):
     """Bindings indexed by a header they ask for: an `all` binding by its rarest, an `any` binding by each."""
 
-    cdef dict index     # (name, value or PRESENT) -> list of HeaderBinding
+    cdef dict index     # (name, wire form or PRESENT) -> list of HeaderBinding
     cdef dict bindings  # (target, frozen arguments) -> (HeaderBinding, index keys)
     cdef Targets always
 
@@ -318,18 +311,18 @@ cdef class HeadersMatcher(Matcher):
 
     cdef int add(self, str key, dict arguments, object target) except -1:
         cdef HeaderBinding binding = header_binding(arguments, target)
-        keys = binding.index_keys()
+        keys = list(binding.wanted.items())
         if binding.match_all:
             if not keys:
                 return self.always.add(target)
             keys = [min(keys, key=lambda key: len(self.index.get(key, ())))]
         for key_ in keys:
             self.index.setdefault(key_, []).append(binding)
-        self.bindings[target, key, freeze(arguments)] = (binding, keys)
+        self.bindings[target, key, wire_form(arguments)] = (binding, keys)
         return 0
 
     cdef int remove(self, str key, dict arguments, object target) except -1:
-        entry = self.bindings.pop((target, key, freeze(arguments)), None)
+        entry = self.bindings.pop((target, key, wire_form(arguments)), None)
         if entry is None:
             self.always.remove(target)
             return 0
@@ -342,19 +335,18 @@ cdef class HeadersMatcher(Matcher):
 
     cdef tuple match(self, str key, object headers):
         cdef dict found = dict.fromkeys(self.always.get())
-        cdef dict present = headers if type(headers) is dict else dict(headers or {})
-        if self.index:
-            for name, value in present.items():
-                self._collect((name, PRESENT), present, found)
-                try:
-                    self._collect((name, value), present, found)
-                except TypeError:
-                    pass  # a value without a hash is in no index
+        cdef dict forms
+        if self.index and headers:
+            forms = {name: header_form(value) for name, value in dict(headers).items()}
+            for name, form in forms.items():
+                self._collect((name, PRESENT), forms, found)
+                if form is not PRESENT:
+                    self._collect((name, form), forms, found)
         return tuple(found)
 
-    cdef int _collect(self, tuple key, dict headers, dict found) except -1:
+    cdef int _collect(self, tuple key, dict forms, dict found) except -1:
         for binding in self.index.get(key, ()):
-            if (<HeaderBinding> binding).matches(headers):
+            if (<HeaderBinding> binding).matches(forms):
                 found[(<HeaderBinding> binding).target] = None
         return 0
 
@@ -368,16 +360,24 @@ cdef str exact_str(object text):
 
 # --- the table --------------------------------------------------------------------------------------------------
 
-cdef object freeze(object value):
-    """A hashable form of binding arguments: bindings with equal arguments are one."""
+cdef object wire_form(object value):
+    """A hashable form of what AMQP would carry, equal where RabbitMQ finds equal: 1, 1.0 and True are three values."""
     if isinstance(value, (dict, list, tuple)):
-        enter_recursion(b" while comparing binding arguments")
+        enter_recursion(b" while comparing arguments")
         try:
             if isinstance(value, dict):
-                return tuple(sorted([(str(name), freeze(item)) for name, item in value.items()], key=repr))
-            return tuple([freeze(item) for item in value])
+                members = [(str(name), wire_form(item)) for name, item in value.items()]
+                return dict, tuple(sorted(members, key=repr))
+            return list, tuple([wire_form(item) for item in value])
         finally:
             Py_LeaveRecursiveCall()
+    if isinstance(value, bytes) and is_text(value):
+        return str, value.decode()
+    for kind in (bool, str, int, float):
+        if isinstance(value, kind):
+            return kind, kind(value)
+    if isinstance(value, decimal_type()):
+        return decimal_type(), value.as_tuple()
     try:
         hash(value)
     except TypeError:
@@ -475,7 +475,7 @@ cdef class RoutingTable:
         cdef ExchangeNode node = <ExchangeNode> self._node(source)
         arguments = dict(arguments) if arguments else {}
         routing_key = exact_str(routing_key)
-        identity = (source, destination, routing_key, freeze(arguments), to_exchange)
+        identity = (source, destination, routing_key, wire_form(arguments), to_exchange)
         if identity in node.bindings:
             return False
         if to_exchange:
@@ -497,7 +497,7 @@ cdef class RoutingTable:
         cdef ExchangeNode node = <ExchangeNode> self._node(source)
         arguments = dict(arguments) if arguments else {}
         routing_key = exact_str(routing_key)
-        identity = (source, destination, routing_key, freeze(arguments), to_exchange)
+        identity = (source, destination, routing_key, wire_form(arguments), to_exchange)
         if identity not in node.bindings:
             return False
         if to_exchange:
