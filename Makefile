@@ -84,7 +84,7 @@ $(NEWEST)/tree/.made: tests/newest_brokers.sh
 
 $(NEWEST)/tree/venv/.installed: $(NEWEST)/tree/.made $(SOURCES)
 	$(NEWEST)/run python3.14 -m venv /venv
-	$(NEWEST)/run /venv/bin/python -m pip install --quiet --editable '.[dev]'
+	CC=gcc $(NEWEST)/run /venv/bin/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
 debug: $(VENV)/.installed  ## the core in place without optimisation; annotated sources in build/debug/c

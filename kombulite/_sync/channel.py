@@ -548,8 +548,9 @@ class Channel(BaseChannel):
             return []
         transport = self._transport
         refused = self._ask(transport.publish_many, deliveries, mandatory, timeout)
-        if refused and isinstance(refused[-1][1], exceptions.ChannelError):
-            self._notice(refused[-1][1])
+        closing = [error for _, error in refused if isinstance(error, exceptions.ChannelError)]
+        if closing:
+            self._notice(closing[-1])
         returned = [(index, error) for index, error in refused if isinstance(error, exceptions.MessageReturned)]
         others = [each for each in refused if not isinstance(each[1], exceptions.MessageReturned)]
         self._tally.count_many(deliveries, transport.confirms, {index for index, _ in others})

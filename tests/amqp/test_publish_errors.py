@@ -263,6 +263,21 @@ def test_returned_messages_of_a_batch(confirming, queue, name):
     assert queue.queue_declare(passive=True).message_count == 13
 
 
+def test_the_message_that_closes_the_channel_of_a_batch_is_named(confirming, name, queue):
+    producer = Producer(confirming)
+    with pytest.raises(exceptions.BatchPublishError) as caught, producer.batch():
+        for number in range(7):
+            producer.publish(number, exchange=name("missing") if number == 3 else "", routing_key=queue.name)
+    refused = dict(caught.value.refused)
+    assert isinstance(refused.pop(3), exceptions.NotFound)
+    assert refused.keys() >= {4, 5, 6}  # of those before it the broker may have confirmed some
+    assert all(isinstance(error, exceptions.RecoverableConnectionError) for error in refused.values())
+    for number in refused:
+        producer.publish(number, routing_key=queue.name)
+    bodies = {message.payload for message in iter(lambda: queue.get(no_ack=True), None)}
+    assert bodies == {0, 1, 2, 4, 5, 6}
+
+
 def test_confirmed_publish_to_a_missing_exchange(confirming, name, queue):
     producer = Producer(confirming)
     with pytest.raises(exceptions.NotFound):

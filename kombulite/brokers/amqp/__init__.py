@@ -21,7 +21,7 @@ from kombulite import exceptions
 from kombulite._core import AckStep, Delivery, NotEncodable
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.blocking import BlockingProtocol, SharedChannel
-from kombulite.brokers.amqp.confirms import Unconfirmed, all_done
+from kombulite.brokers.amqp.confirms import Unconfirmed, all_done, errors_of_each
 from kombulite.brokers.amqp.connector import DEFAULT_TIMEOUT, OPTIONS, open_stream
 from kombulite.brokers.amqp.heartbeat_thread import heartbeats
 from kombulite.brokers.amqp.limits import PrefetchLimit
@@ -347,6 +347,9 @@ class Transport(AMQPVerbs, BaseTransport):
                     message.settle(error)
         if channel.error is not None:
             protocol.mark_reported(channel)
+            lost = [message for message in messages if message.error is channel.error]
+            for message, cause in zip(lost, errors_of_each(lost, channel.error), strict=True):
+                message.error = cause
         return [(number, message.error) for number, message in enumerate(messages) if message.error is not None]
 
     def take_returned(self, channel: int) -> Sequence[Returned]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from kombulite import exceptions
 from kombulite._core import ConfirmReceived, Delivery, ReturnReceived
+from kombulite.brokers.amqp import methods
+from kombulite.brokers.base import MessageIgnored
 from kombulite.utils.locks import Lock
 
 
@@ -134,6 +136,36 @@ def all_done(messages: Iterable[Unconfirmed]) -> Callable[[], bool]:
         return current is None
 
     return done
+
+
+def errors_of_each(messages: Sequence[Unconfirmed], error: exceptions.ChannelError) -> list[Exception]:
+    """Return the error of each message that was not confirmed when the broker closed the channel for one of them.
+
+    It is one of those that the broker's error names, which all get it: an exchange may have been there for the first of
+    them. The broker ignores what is behind that one, so behind the last of them for certain; of the others it may have
+    some, which it has not confirmed yet. If the error names none, all get it.
+    """
+    named = [error.method_sig == methods.BASIC_PUBLISH and _is_named(each.delivery, error) for each in messages]
+    last = max((number for number, is_named in enumerate(named) if is_named), default=None)
+    if last is None:
+        return [error] * len(messages)
+    reason = f"the channel was closed for another message: {error}"
+    unknown = exceptions.RecoverableConnectionError(f"the broker may have the message: {reason}")
+    ignored = MessageIgnored(reason)
+    return [error if is_named else unknown if number < last else ignored for number, is_named in enumerate(named)]
+
+
+def _is_named(delivery: Delivery, error: exceptions.ChannelError) -> bool:
+    """Return whether RabbitMQ's error names what a message has: its topic, exchange, user or size."""
+    text, user = error.reply_text or "", delivery.properties.user_id
+    exchange = f"exchange '{delivery.exchange or 'amq.default'}'"
+    if "access to topic '" in text:
+        return f"access to topic '{delivery.routing_key}' in {exchange}" in text
+    return (
+        exchange in text
+        or (user is not None and f"user_id property set to '{user}'" in text)
+        or f"message size {len(delivery.body)} " in text
+    )
 
 
 def body_of(delivery: Delivery) -> bytes:

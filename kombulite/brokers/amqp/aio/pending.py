@@ -10,12 +10,10 @@ from typing import Any
 from kombulite import exceptions
 from kombulite._core import Delivery
 from kombulite.brokers.aio import Pending, refuse, resolve
-from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.channel import Request
-from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed
+from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed, errors_of_each
 from kombulite.brokers.amqp.methods import Signature
 from kombulite.brokers.amqp.protocol import AMQPProtocol
-from kombulite.brokers.base import MessageIgnored
 
 
 class PendingRequest(Request):
@@ -72,38 +70,10 @@ class TaskConfirms(Confirms):
     """The confirms of a channel on which many tasks publish: one that is refused is its own task's matter."""
 
     def close(self, error: exceptions.ChannelError) -> None:
-        """Settle all, because the broker has closed the channel for one of them.
-
-        It is one of those that the error names, which all get it: an exchange may have been there for the first of
-        them. The broker ignores what is behind that one, so behind the last of them for certain; of the others it may
-        have some, which it has not confirmed yet. If the error names none, all get it.
-        """
+        """Settle all, because the broker has closed the channel for one of them."""
         messages = self.take(0, True)
-        named = [error.method_sig == methods.BASIC_PUBLISH and _is_named(each.delivery, error) for each in messages]
-        left = sum(named)
-        if not left:
-            for message in messages:
-                message.settle(error)
-            return
-        reason = f"the channel was closed for another message: {error}"
-        unknown = exceptions.RecoverableConnectionError(f"the broker may have the message: {reason}")
-        ignored = MessageIgnored(reason)
-        for message, is_named in zip(messages, named, strict=True):
-            left -= is_named
-            message.settle(error if is_named else unknown if left else ignored)
-
-
-def _is_named(delivery: Delivery, error: exceptions.ChannelError) -> bool:
-    """Return whether RabbitMQ's error names what a message has: its topic, exchange, user or size."""
-    text, user = error.reply_text or "", delivery.properties.user_id
-    exchange = f"exchange '{delivery.exchange or 'amq.default'}'"
-    if "access to topic '" in text:
-        return f"access to topic '{delivery.routing_key}' in {exchange}" in text
-    return (
-        exchange in text
-        or (user is not None and f"user_id property set to '{user}'" in text)
-        or f"message size {len(delivery.body)} " in text
-    )
+        for message, its_own in zip(messages, errors_of_each(messages, error), strict=True):
+            message.settle(its_own)
 
 
 class AsyncProtocol(AMQPProtocol):
