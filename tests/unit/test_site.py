@@ -20,7 +20,7 @@ from kombulite.messaging import Producer
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-BLOCK = re.compile(r"^```(?:python|pycon|py|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(?:python|pycon|py|console|text)\b.*?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TAG = re.compile(r"<[^>]+>")
 EDIT_URL = "https://git.example.org/kombulite/edit/main/docs/"
 CHROMIUM = shutil.which("chromium")
