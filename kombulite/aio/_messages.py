@@ -265,7 +265,7 @@ class Messages:
         session = self._session
         self._ready.clear()  # what came on a connection that is lost comes again
         self._names.clear()
-        channel = self._channel = await session.open_channel()  # messages come before all consumers have started
+        channel = self._channel = await session.open_channel(self._channel)  # messages come before all have started
         channel.on_event = self._on_event
         transport = session.transport
         assert transport is not None

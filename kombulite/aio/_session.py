@@ -82,6 +82,11 @@ class Channel:
             self.positions.settle(delivery_tags)
         return self.transport.settle_many(self.number, delivery_tags, self._known(outcome))
 
+    def inherit(self, before: Channel) -> None:
+        """Settle also what came on another channel, whose connection was lost, and in whose place this is."""
+        if before.transport is not self.transport and before.transport.held is not None:
+            self.transport.inherit(self.number, before.transport.held, before.number)
+
     def _settle_held(self, delivery_tags: list[Any], outcome: Outcome, multiple: bool) -> None:
         """Settle deliveries of a connection that is lost, if the broker lets another do that."""
         held = self.transport.held
@@ -303,13 +308,15 @@ class AsyncSession(Session):
 
     # --- channels
 
-    async def open_channel(self) -> Channel:
-        """Open a channel on the connection that there is. For tasks of the session only."""
+    async def open_channel(self, before: Channel | None = None) -> Channel:
+        """Open a channel on the connection that there is, in the place of another. For tasks of the session only."""
         transport = self.transport
         if transport is None:
             raise closed()
         number = await self.waits.answer(transport.open_channel())
         channel = self._channels[number] = Channel(self, transport, number)
+        if before is not None:
+            channel.inherit(before)
         return channel
 
     async def close_channel(self, channel: Channel) -> None:

@@ -59,6 +59,9 @@ class AsyncTransport:
         """What settles deliveries when their connection is lost; None where the broker takes them all back then."""
         return None
 
+    def inherit(self, channel: int, held: HeldDeliveries, before: int) -> None:
+        """Let a channel settle what another had whose connection was lost, and in whose place it is."""
+
     # --- the connection
 
     @abstractmethod
@@ -272,6 +275,9 @@ class DelegatingTransport(AsyncTransport):
     def held(self) -> HeldDeliveries | None:
         """What settles deliveries when their connection is lost."""
         return self.sync.held
+
+    def inherit(self, channel: int, held: HeldDeliveries, before: int) -> None:  # noqa: D102
+        self.sync.inherit(channel, held, before)
 
     @property
     def is_suspect(self) -> bool:

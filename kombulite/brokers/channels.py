@@ -128,6 +128,9 @@ class ChannelTransport(base.Transport):
     def held_settled(self) -> None:
         """Note that deliveries of a connection that was lost are settled."""
 
+    def settle_held(self, channel: int, outcome: Outcome) -> None:
+        """Settle all that a channel has from connections that were lost."""
+
     # --- channels
 
     @property
@@ -297,6 +300,8 @@ class ChannelTransport(base.Transport):
                     self.held_settled()
                     return
                 raise unknown_tag(delivery_tag, state.tag_offset)
+            if multiple:
+                self.settle_held(channel, outcome)
             self._settle(state, settled, outcome)
 
     def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
@@ -317,6 +322,7 @@ class ChannelTransport(base.Transport):
         """Requeue all unacknowledged deliveries of a channel."""
         with self._lock:
             state = self._channel(channel)
+            self.settle_held(channel, Outcome.REQUEUE)
             self._settle(state, state.ledger.settle_up_to(0), Outcome.REQUEUE)
 
     def _settle(self, state: Channel, settled: list[Delivery], outcome: Outcome) -> None:

@@ -243,6 +243,34 @@ def test_multiple_settles_what_came_before_it_on_its_channel(through, proxy, cli
     is_settled(client, queue)
 
 
+@pytest.mark.parametrize("fate", ["ack", "recover", "while it is lost"])
+def test_multiple_settles_what_came_before_the_losses_too(through, proxy, client, name, fate):
+    connection, queue, got, others = through(), Queue(name), [], []
+    consumer = held(connection, queue, got)
+    held(connection, Queue(f"{name}.other"), others)
+    Producer(connection).publish("x", routing_key=f"{name}.other")
+    drain(connection, lambda: others)
+    for number in range(3):
+        Producer(connection).publish(number, routing_key=name)
+        drain(connection, lambda: len(got) == number + 1)  # noqa: B023
+        if number < 2:
+            lose(connection, proxy)
+    assert client.hlen("unacked") == 4
+    if fate == "recover":
+        consumer.recover(requeue=True)
+        drain(connection, lambda: sorted(message.payload for message in got[3:]) == [0, 1, 2])
+        got[-1].ack(multiple=True)
+    elif fate == "ack":
+        got[2].ack(multiple=True)
+    else:
+        connection.collect()
+        got[2].ack(multiple=True)
+        connection.ensure_connection()
+    wait_until(lambda: client.hkeys("unacked") == [others[0].delivery_tag.encode()], 20, "not those were settled")
+    others[0].ack()
+    is_settled(client, queue)
+
+
 def test_goes_back_when_the_last_connection_is_closed(through, proxy, client, name):
     connection, queue, got = through(), Queue(name), []
     held(connection, queue, got)
@@ -323,6 +351,35 @@ def test_a_task_works_on(through, proxy, redis_url, client, name):
                 assert await messages.next(0.2) is None
 
     run(program)
+
+
+def test_multiple_on_an_event_loop_settles_what_came_before_the_loss_too(proxy, client, name):
+    async def program() -> None:
+        async with aio.connect(f"redis://127.0.0.1:{proxy.port}/0") as connection:
+            producer = connection.producer()
+            async with connection.consume(Queue(name)) as messages, connection.consume(Queue(f"{name}.x")) as others:
+                await producer.publish("x", f"{name}.x")
+                kept = [await others.next(20)]
+                for number in range(2):
+                    await producer.publish(number, name)
+                    kept.append(await messages.next(20))
+                    if number == 0:
+                        proxy.reset()
+
+                        async def is_back() -> bool:
+                            return connection.counters.reconnects == 1
+
+                        await soon(is_back)
+                await kept[2].ack(multiple=True)
+
+                async def are_acknowledged() -> bool:
+                    return client.hkeys("unacked") == [kept[0].delivery_tag.encode()]
+
+                await soon(are_acknowledged)
+                await kept[0].ack()
+
+    run(program)
+    is_settled(client, Queue(name))
 
 
 def test_what_get_was_fetching_comes_back_at_once(through, proxy, client, name):

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, exceptions
-from tests.aio.conftest import run
+from tests.aio.conftest import run, soon
 from tests.conftest import started
 from tests.redis.conftest import drain
 from tests.servers import RedisServer
@@ -316,6 +316,43 @@ def test_message_stays_noted_that_cannot_be_put_back(server, admin, raw, name, r
         assert raw.llen(name) + raw.hlen("unacked") == 1
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("rights", ["~{name}* ~unacked* ~_kombu.* +@all", "~* +@all -hset -lpush"])
+def test_element_that_is_no_message_is_kept_where_there_may_be_no_dead_letters(server, raw, name, rights, is_async):
+    raw.flushall()
+    rules = rights.format(name=name).split()
+    raw.execute_command("ACL", "SETUSER", "undead", "reset", "on", ">pw", "&*", *rules)
+    garbage = b"\xff no message"
+    raw.rpush(name, garbage)
+    url = f"redis://undead:pw@127.0.0.1:{server.port}/0"
+    options = {"visibility_timeout": 0.1, "unacked_restore_interval": 0.1, "unacked_restore_throttle": 1}
+
+    def count() -> int:
+        return int(raw.hlen("unacked") + raw.llen(name))
+
+    async def main() -> None:
+        async with aio.connect(url, transport_options=options) as connection:
+            assert await connection.get(Queue(name), no_ack=True) is None
+
+            async def is_kept() -> bool:
+                return count() == 1
+
+            await soon(is_kept)
+
+    if is_async:
+        run(main)
+    else:
+        with Connection(url, transport_options=options) as connection:
+            with Consumer(connection.channel(), Queue(name), auto_declare=False, on_message=print, no_ack=True):
+                with pytest.raises(exceptions.AccessRefused, match=r"(?i)dead|lpush|no permissions"):
+                    connection.drain_events(timeout=5)
+    assert count() == 1
+    with Connection(server.url, transport_options=options) as connection:
+        with Consumer(connection.channel(), Queue(name), on_message=print):
+            drain(connection, lambda: raw.lrange(f"_kombulite.dead.{name}", 0, -1) == [garbage], step=0.1)
+    assert count() == 0
+
+
 def test_a_consumer_goes_on_when_scripts_are_forgotten(server, admin, raw, name):
     raw.execute_command("ACL", "SETUSER", "evalsha", "reset", "on", ">pw", "+@all", "-evalsha", "~*", "&*")
     for user in ("default", "evalsha"):
@@ -392,23 +429,52 @@ def test_message_is_not_lost_where_lengths_cannot_be_read(server, admin, raw, na
     assert Queue(name)(admin).get(no_ack=True).payload == 1
 
 
-def test_what_was_renamed_is_not_needed_either(start_server, name):
-    server = start_server(RedisServer)
-    server.stop()
-    command = server.command
-    renamed = (
-        "time", "scan", "eval", "evalsha", "multi", "client", "exists", "hset", "set", "zrange", "hello", "info",
-        "role", "blmove", "ping", "rpop",
-    )  # fmt: skip
+class Renaming(RedisServer):
+    """A server whose operator has taken commands away."""
 
-    def renaming() -> list[str]:
-        arguments = command()
-        with (server.folder / "redis.conf").open("a") as config:
-            config.writelines(f'rename-command {right.upper()} ""\n' for right in renamed if right != "ping")
+    def __init__(self, *renamed: str) -> None:
+        super().__init__()
+        self.renamed = renamed
+
+    def command(self) -> list[str]:
+        arguments = super().command()
+        with (self.folder / "redis.conf").open("a") as config:
+            config.writelines(f'rename-command {name} ""\n' for name in self.renamed)
         return arguments
 
-    server.command = renaming
-    server.start()
+
+@pytest.mark.parametrize("renamed", [("EXEC",), ("EXEC", "DISCARD"), ("MULTI",)])
+def test_no_transaction_is_begun_that_cannot_be_ended(start_server, name, renamed):
+    """What follows MULTI on its connection would be acknowledged as QUEUED, and never be done."""
+    server = start_server(lambda: Renaming(*renamed))
+    exchange = Exchange(name)
+    queues = [Queue(f"{name}.1", exchange, "k"), Queue(f"{name}.2", exchange, "k", expires=60)]
+
+    async def main() -> None:
+        async with aio.connect(server.url) as connection:
+            for queue in queues:
+                await connection.declare(queue)
+            producer = connection.producer(exchange)
+            await producer.publish(1, "k")
+            await connection.producer().publish(2, f"{name}.1")
+
+    run(main)
+    with Connection(server.url) as connection, redis.Redis(port=server.port) as client:
+        for queue in queues:
+            queue(connection).declare()
+        producer = Producer(connection)
+        producer.publish(3, "k", exchange=exchange)
+        producer.publish_many([4, 5], "k", exchange=exchange)
+        producer.publish_many([6, 7], f"{name}.2")
+        assert [client.llen(queue.name) for queue in queues] == [5, 6]
+        assert [queue(connection).purge() for queue in queues] == [5, 6]
+
+
+def test_what_was_renamed_is_not_needed_either(start_server, name):
+    server = start_server(lambda: Renaming(
+        "TIME", "SCAN", "EVAL", "EVALSHA", "MULTI", "CLIENT", "EXISTS", "HSET", "SET", "ZRANGE", "HELLO", "INFO",
+        "ROLE", "BLMOVE", "RPOP",
+    ))  # fmt: skip
     with Connection(server.url) as connection:
         channel = connection.channel()
         producer = Producer(channel)

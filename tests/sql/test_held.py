@@ -105,6 +105,27 @@ def test_is_settled_by_another_connection_when_its_own_is_given_up(url, name):
         assert queue(other.channel()).get() is None
 
 
+@pytest.mark.parametrize("fate", ["ack", "recover"])
+def test_multiple_settles_what_came_before_the_loss_too(url, name, fate):
+    with Connection(url, transport_options=PATIENT) as connection:
+        others = receive(connection, f"{name}.other")
+        got = received(connection, name)
+        connection.ensure_connection()
+        Producer(connection).publish("y", routing_key=name)
+        drain(connection, got, 2)
+        if fate == "recover":
+            got[1].channel.basic_recover(requeue=True)
+            drain(connection, got, 4)
+            assert sorted(message.payload for message in got[2:]) == ["x", "y"]
+        got[-1].ack(multiple=True)
+        for message in got:
+            with pytest.raises(exceptions.AMQPError):
+                message.channel.basic_ack(message.delivery_tag)
+        with Connection(url) as other:
+            assert Queue(name)(other.channel()).get() is None
+            others[0].ack()
+
+
 def test_is_settled_together_with_what_came_later(url, name):
     with Connection(url, transport_options=PATIENT) as connection:
         got = received(connection, name)

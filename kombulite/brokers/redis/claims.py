@@ -239,6 +239,8 @@ class RedisChannel:
         self.unreturned: list[Lease] = []  # taken for good for a consumer that has ended, and not put back yet
         self.error: Exception | None = None  # of an ack that the server refused
         self.is_closing = False
+        #: The same for a channel and for that in whose place it is, whose connection was lost.
+        self.origin: object = object()
         self._fanout_first = False
 
     @property

@@ -46,10 +46,10 @@ class Abandoned(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A lease whose message the application still has. ``channel``: one object for all that came on the same."""
+    """A lease whose message the application still has. ``origin``: that of the channel on which it came."""
 
     lease: Lease
-    channel: object
+    origin: object  # not the channel, with all that it had: messages may be held for long
     delivery: ReferenceType[Any]
 
 
@@ -127,11 +127,22 @@ class Handover:
             return []
         tags = [tag]
         if multiple:
-            tags = [other for other, each in list(self._held.items()) if each.channel is held.channel and other <= tag]
-        taken = [self._held.pop(other, None) for other in tags]
+            came_on_channel = self._came_on(held.origin)  # in their order, also those of several lost connections
+            tags = came_on_channel[: came_on_channel.index(tag) + 1]
+        return self._take(tags)
+
+    def take_all(self, origin: object) -> list[Lease]:
+        """Take all that is held of a channel, and of those in whose place it is."""
+        return self._take(self._came_on(origin)) if self._held else []
+
+    def _came_on(self, origin: object) -> list[str]:
+        return [tag for tag, each in list(self._held.items()) if each.origin is origin]
+
+    def _take(self, tags: Sequence[str]) -> list[Lease]:
+        taken = [self._held.pop(tag, None) for tag in tags]
         return [each.lease for each in taken if each is not None]
 
-    def settle(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome, multiple: bool = False) -> bool:
+    def settle(self, delivery_tags: Sequence[Any], outcome: Outcome, multiple: bool = False) -> bool:
         """Settle deliveries over the next connection that looks after them; returns False if one is not held.
 
         In a forked child none is: the connections that look after them are its parent's.
@@ -198,14 +209,13 @@ class Handover:
     def _hold(self, state: RedisChannel) -> list[Lease]:
         """Hold the leases of a channel whose messages the application still has; returns the others."""
         rest: list[Lease] = []
-        channel = object()  # not the state, with all that it had: messages may be held for long
         for lease in state.unsettled():
             delivery = None if lease.delivery is None else lease.delivery()
             if delivery is None or lease.tag not in state.outstanding:
                 rest.append(lease)
             else:
                 forget = partial(_forget, self._forgotten, lease.tag)
-                self._held[lease.tag] = Held(lease, channel, ref(delivery, forget))
+                self._held[lease.tag] = Held(lease, state.origin, ref(delivery, forget))
         return rest
 
     def bring_back(self) -> Plan[None]:
@@ -260,6 +270,26 @@ class Handover:
 
     def _put_back_tags(self, tags: Sequence[Any]) -> Plan[None]:
         yield from put_back_tags(self._keys, tags)
+
+
+class HeldByChannel:
+    """What one connection leaves to the channels that take the places of its own: ``base.HeldDeliveries``."""
+
+    def __init__(self, handover: Handover) -> None:
+        self._handover = handover
+        self._origins: dict[int, object] = {}
+
+    def note(self, channels: Iterable[RedisChannel]) -> None:
+        """Note which channels the connection had when it was lost."""
+        self._origins = {state.number: state.origin for state in channels}
+
+    def bequeath(self, before: int, state: RedisChannel) -> None:
+        """Let a channel settle what came on another, with all before its own messages."""
+        state.origin = self._origins.get(before, state.origin)
+
+    def settle(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome, multiple: bool = False) -> bool:
+        """Settle deliveries over the next connection that looks after them; returns False if one is not held."""
+        return self._handover.settle(delivery_tags, outcome, multiple)
 
 
 #: By process and database: a forked child has neither the messages of its parent nor its connections.

@@ -171,6 +171,13 @@ def dead_letter(keys: Keys, tag: Any, queue: str, element: Any, reason: object) 
     yield from run(DEAD_LETTER, [keys.unacked, keys.unacked_index, keys.dead_letters(queue)], tag, element)
 
 
+def note(keys: Keys, lease: Lease) -> Plan[None]:
+    """Have the server note an element that was taken for good, as it notes what is leased."""
+    element = json.dumps(lease.envelope.decode("utf-8", "surrogateescape"))
+    entry = ("HSET", keys.unacked, lease.tag, f"[{element}{keys.lease_ending(lease.queue)}")
+    yield from call_all(entry, ("ZADD", keys.unacked_index, client_time(), lease.tag))
+
+
 def put_back_tags(keys: Keys, tags: Sequence[str]) -> Plan[None]:
     """Return messages that a claim may have taken whose answer never came."""
     for start in range(0, len(tags), CHUNK):

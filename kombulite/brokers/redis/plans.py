@@ -95,18 +95,18 @@ def call_all(*commands: Command) -> Plan[list[Any]]:
     return _checked((yield from send(*commands)))
 
 
-def transact(*commands: Command, before: Sequence[Command] = ()) -> Plan[list[Any]]:
+def transact(may_end: bool, *commands: Command, before: Sequence[Command] = ()) -> Plan[list[Any]]:
     """Send commands as one transaction (MULTI, EXEC) and return their replies. Raises the first error.
 
-    If the user has no right to transactions, the commands are done one after the other.
+    If the user has no right to begin one, or to end it (``may_end``), the commands are done one after the other.
     ``before``: commands that are sent first, whose replies do not matter.
     """
+    if not may_end:
+        return _checked((yield from send(*before, *commands))[len(before) :])
     replies = (yield from send(*before, ("MULTI",), *commands, ("EXEC",)))[len(before) :]
-    multi, *queued, executed = replies
+    multi, *queued, _ = replies
     if is_refused(multi):
         return _checked(queued)  # each was done when it came
-    if is_refused(executed) and not any(isinstance(reply, ReplyError) for reply in queued):
-        return _checked((yield from send(("DISCARD",), *commands))[1:])
     return list(_checked(_checked(replies)[-1]))
 
 

@@ -18,15 +18,15 @@ from weakref import WeakSet
 
 from kombulite import exceptions
 from kombulite._core import Delivery
-from kombulite.brokers.base import Cancelled, ExchangeSpec, QueueInfo, QueueSpec, Settings
+from kombulite.brokers.base import Cancelled, ExchangeSpec, HeldDeliveries, QueueInfo, QueueSpec, Settings
 from kombulite.brokers.redis.claims import Claim, Consumer, RedisChannel, consumers_of
 from kombulite.brokers.redis.deadlines import Deadlines
 from kombulite.brokers.redis.errors import connection_lost
-from kombulite.brokers.redis.handover import Handover, handover_of
+from kombulite.brokers.redis.handover import Handover, HeldByChannel, handover_of
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, logger, put_back
 from kombulite.brokers.redis.options import Options, OrderStrategy, database_of
-from kombulite.brokers.redis.plans import Plan, PostingStream, Wait, is_granted, send
+from kombulite.brokers.redis.plans import Plan, PostingStream, Wait, is_granted, is_refused, send
 from kombulite.brokers.redis.publisher import Publisher
 from kombulite.brokers.redis.receiver import Receiver
 from kombulite.brokers.redis.replies import Posted
@@ -68,6 +68,7 @@ class RedisProtocol:
         self._identity = identity
         self._is_ending = False  # whether the application is closing the connection
         self.handover = handover_of(identity, self.keys, self.handover_class)
+        self.held = HeldByChannel(self.handover)
         self._wake = wake
         self._have_kept = keep
         self._noting: WeakSet[Keys] = WeakSet()  # where the user has the right to note leases
@@ -89,7 +90,9 @@ class RedisProtocol:
             (reply,) = yield from send(("CLIENT", "TRACKING", "ON", "OPTIN"))
             tracked = is_granted(reply)
         try:
-            (reply,) = yield from send(("TIME",))
+            # Before a transaction is begun: with EXEC renamed it could not be ended, and swallow all that follows.
+            reply, executed = yield from send(("TIME",), ("EXEC",))
+            self.topology.has_transactions = not is_refused(executed)
             # A user without the right to TIME goes by the clock of this machine.
             seconds = int(reply[0]) + int(reply[1]) / 1e6 if is_granted(reply) else time()
             self._clock = seconds - monotonic()
@@ -104,12 +107,13 @@ class RedisProtocol:
         topology.router.renewed(tracked)
         # The process may be a child of that which made this.
         self.handover = handover_of(self._identity, keys, self.handover_class)
+        self.held = HeldByChannel(self.handover)
         try:
             yield from self.handover.begin(self)
         except (exceptions.ChannelError, exceptions.MessageNacked) as error:
             # What cannot be brought back shall not keep the process from all else: it is tried again now and then.
             logger.warning("What an earlier connection has left could not be brought back: %s", error)
-        self.publisher = self.publisher_class(keys, options, topology.router, topology.limits, self.now)
+        self.publisher = self.publisher_class(keys, options, topology, self.now)
         channels = self.channels
         self.receiver = self.receiver_class(stream, perform, keys, options, channels, topology, self.now)
         if self.handover.is_holding:
@@ -135,6 +139,7 @@ class RedisProtocol:
     def renew(self, tracked: bool) -> Plan[None]:
         """Go on with another connection for commands, after ``greet``."""
         self.topology.router.renewed(tracked)
+        self.publisher.forget_destinations()
         yield from self.topology.redeclare()  # the server may have started again without what it had
 
     def now(self) -> float:
@@ -144,6 +149,7 @@ class RedisProtocol:
     def abandon(self, unanswered: list[Posted]) -> None:
         """Leave what the server has noted for us to the next connection of this process."""
         are_noted, self.attends = self.options.ack_emulation, False
+        self.held.note(self.channels.values())
         self.handover.abandon(self, self.channels.values(), unanswered, are_noted, holds=not self._is_ending)
         self.channels.clear()
 
@@ -156,6 +162,11 @@ class RedisProtocol:
         number = next(number for number in self._numbers if number not in self.channels)
         self.channels[number] = self.channel_class(number, self._order, self.options.ack_emulation)
         return number
+
+    def inherit(self, number: int, held: HeldDeliveries, before: int) -> None:
+        """Let a channel settle what another had whose connection was lost, and in whose place it is."""
+        if isinstance(held, HeldByChannel):
+            held.bequeath(before, self.channels[number])
 
     def channel(self, number: int) -> RedisChannel:
         """Return a channel that is open. Raises RecoverableConnectionError, or what an earlier ack ended with."""
@@ -367,6 +378,8 @@ class RedisProtocol:
         state = self.channel(channel)
         if multiple:
             settled = state.take_up_to(delivery_tag)
+            if settled or not delivery_tag:
+                settled = [*self.handover.take_all(state.origin), *settled]
         else:
             lease = state.outstanding.pop(delivery_tag, None)
             settled = () if lease is None else (lease,)

@@ -15,7 +15,8 @@ from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Limits, Options
 from kombulite.brokers.redis.plans import Exchange, Plan, is_refused
-from kombulite.brokers.redis.router import Router, Routes
+from kombulite.brokers.redis.router import Routes
+from kombulite.brokers.redis.topology import Topology
 from kombulite.utils.json import codec
 
 #: Destinations that are remembered.
@@ -36,6 +37,7 @@ class Destination:
     __slots__ = (
         "envelope",
         "expire_with_queue",
+        "is_transaction",
         "priority",
         "pushes",
         "queues",
@@ -53,6 +55,7 @@ class Destination:
         topics: tuple[str, ...],
         limits: Mapping[str, Limits],
         priority: Any,
+        has_transactions: bool,
     ) -> None:
         self.routes = routes
         self.queues = queues
@@ -66,6 +69,8 @@ class Destination:
             pack_command(("PEXPIRE", key, expires)) for queue, expires in expiring for key in keys.lists(queue)
         ]
         self.single = self.pushes[0] if len(queues) == 1 and not self.trailer else None
+        #: Whether what a message needs is done as one step.
+        self.is_transaction = has_transactions and self.single is None
         #: Whether one of the queues says how long messages live.
         self.expire_with_queue = any(limits[queue].message_ttl is not None for queue in queues if queue in limits)
 
@@ -73,12 +78,12 @@ class Destination:
         """How many replies there are to the commands for so many messages."""
         if self.topics:
             return len(self.topics) * messages
-        return 1 if self.single is not None else 2 + len(self.pushes) + len(self.trailer)
+        return (2 if self.is_transaction else 0) + len(self.pushes) + len(self.trailer)
 
     def failure_of(self, replies: Sequence[Any]) -> ReplyError | None:
         """Return the error of one of the commands for some messages."""
-        if self.single is None and not self.topics and is_refused(replies[0]):
-            # The user has no right to transactions: each command was done when it came.
+        if self.is_transaction and not self.topics and is_refused(replies[0]):
+            # The user has no right to begin a transaction: each command was done when it came.
             replies = replies[1:-1]
         return failure_of(replies)
 
@@ -95,7 +100,7 @@ class Segment(NamedTuple):
 class Publisher:
     """What brings messages where they belong.
 
-    ``limits``: those of the queues that this connection declared. ``now()``: the server's time in seconds.
+    ``topology``: what this connection declared. ``now()``: the server's time in seconds.
     """
 
     destination_class = Destination
@@ -104,14 +109,14 @@ class Publisher:
         self,
         keys: Keys,
         options: Options,
-        router: Router,
-        limits: Mapping[str, Limits],
+        topology: Topology,
         now: Callable[[], float],
     ) -> None:
         self._keys = keys
         self._options = options
-        self._router = router
-        self._limits = limits
+        self._topology = topology
+        self._router = topology.router
+        self._limits = topology.limits
         self._now = now
         self._tags = TagSequence()
         self._destinations: dict[tuple[str, str], Destination] = {}
@@ -182,7 +187,10 @@ class Publisher:
             for queue, push in zip(destination.queues, destination.pushes, strict=True)
             if queue in queues
         ]
-        return pushes if not pushes or destination.single is not None else [MULTI, *pushes, *destination.trailer, EXEC]
+        if not pushes or destination.single is not None:
+            return pushes
+        commands = [*pushes, *destination.trailer]
+        return [MULTI, *commands, EXEC] if destination.is_transaction else commands
 
     def catch_up(self, delivery: Delivery, destination: Destination) -> Plan[int]:
         """Send a message to the queues that it missed: bindings changed while it was on its way.
@@ -245,7 +253,8 @@ class Publisher:
             queues = routes.route(routing_key)
             if not queues and self._options.deadletter_queue:
                 queues = (self._options.deadletter_queue,)
-        return self.destination_class(self._keys, routes, queues, topics, self._limits, priority)
+        has_transactions = self._topology.has_transactions
+        return self.destination_class(self._keys, routes, queues, topics, self._limits, priority, has_transactions)
 
     # --- many messages
 

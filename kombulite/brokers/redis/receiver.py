@@ -27,7 +27,16 @@ from kombulite.brokers.redis.claims import ClaimQueue, RedisChannel, consumers_o
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.fanout import Subscriptions
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, Tags, dead_letter, logger, pack_acknowledgement
+from kombulite.brokers.redis.leases import (
+    ACK_REPLIES,
+    Lease,
+    Tags,
+    dead_letter,
+    logger,
+    note,
+    pack_acknowledgement,
+    put_back,
+)
 from kombulite.brokers.redis.options import Limits, Options
 from kombulite.brokers.redis.pace import News, Pace
 from kombulite.brokers.redis.plans import Exchange, Plan, PostingStream, is_granted, is_missing, is_refused, send
@@ -340,9 +349,7 @@ class Receiver:
         try:
             delivery = decode_envelope(codec, lease.envelope)
         except MalformedEnvelope as error:
-            is_noted = not no_ack and self._options.ack_emulation
-            tag = lease.tag if is_noted else None
-            self._perform(dead_letter(self._keys.of(lease.queue), tag, lease.queue, lease.envelope, error))
+            self._perform(self._dead_letter(lease, not no_ack and self._options.ack_emulation, error))
             return None
         if delivery.properties.extra is not None and has_expired(delivery, self._limits.get(lease.queue), self._now()):
             if not no_ack:
@@ -357,6 +364,19 @@ class Receiver:
             lease.delivery = ref(delivery)
             state.outstanding[lease.tag] = lease
         return delivery
+
+    def _dead_letter(self, lease: Lease, is_noted: bool, reason: Exception) -> Plan[None]:
+        """Move what is no message to the dead letters. If the user may not write them, keep it, and raise that."""
+        keys = self._keys.of(lease.queue)
+        try:
+            yield from dead_letter(keys, lease.tag if is_noted else None, lease.queue, lease.envelope, reason)
+        except exceptions.AccessRefused:
+            if not is_noted:  # it is taken from its list already
+                try:
+                    yield from note(keys, lease)  # a consumer that has the right to finds it, as one that has no holder
+                except exceptions.AccessRefused:
+                    yield from put_back(keys, [lease], are_noted=False)
+            raise
 
     def acknowledge(self, state: RedisChannel, leases: Sequence[Lease]) -> None:
         """Remove messages from the server's notes, at once; an error shows at the channel's next operation."""

@@ -25,7 +25,6 @@ from kombulite._core import pack_command
 from kombulite.brokers.redis.errors import ServerClosed, connection_lost, reply_error, socket_error
 from kombulite.brokers.redis.plans import Plan, Wait, perform
 from kombulite.brokers.redis.replies import OnReply, Posted, ReplyQueue
-from kombulite.utils.compat import register_after_fork
 from kombulite.utils.eventio import selector_of
 from kombulite.utils.locks import Lock
 
@@ -91,11 +90,6 @@ class Stream:
         self._waiting_since = 0.0  # when the last bytes came, or the first command was posted
         self._pinged_at = 0.0  # by keep_alive
         self._pid = os.getpid()
-        self._is_parents = False  # in a forked child
-        register_after_fork(self, Stream._leave_to_parent)
-        self.before_send: Callable[[], object] | None = (
-            None  #: sends what waits for the next command, if something does
-        )
         #: Host and port of the server.
         self.address = ("", 0)
         self.attach(connection, protocol)
@@ -155,14 +149,12 @@ class Stream:
 
     def _converse(self, pieces: Iterable[bytes], replies: int, timeout: float | None) -> list[Any]:
         timeout = timeout or self._timeout
-        self.check()  # before the lock: in a forked child somebody else may hold it
+        self._check()  # before the lock: in a forked child somebody else may hold it
         with self.lock:
             if self._converses:
                 self._refuse()
             if monotonic() - self.used_at > IDLE:
                 self._look()
-            if self.before_send is not None:
-                self.before_send()
             self._converses = True
             try:
                 for data in pieces:
@@ -191,14 +183,12 @@ class Stream:
         harm when they are sent again, over another connection, after this one ended before it had the replies.
         ``timeout``: seconds to send them, if the server is slow to take them.
         """
-        self.check()
+        self._check()
         with self.lock:
             if self._converses:
                 self._refuse()
             if monotonic() - self.used_at > IDLE:
                 self._look()
-            if self.before_send is not None:
-                self.before_send()
             if len(self._posted) >= MAX_POSTED:
                 self.wait_for_replies(timeout)
             if more and not self._is_corked and self._may_cork:
@@ -226,12 +216,10 @@ class Stream:
     def wait_for_replies(self, timeout: float | None = None) -> None:
         """Wait for the replies to all posted commands."""
         timeout = timeout or self._timeout
-        self.check()
+        self._check()
         with self.lock:
             if self._converses:
                 self._refuse()
-            if self.before_send is not None:
-                self.before_send()
             if self._posted:
                 self._read(0, None if timeout is None else monotonic() + timeout, posted=True)
 
@@ -258,12 +246,10 @@ class Stream:
 
     def poll(self) -> None:
         """Read what has arrived, without waiting. Raises one if posted commands wait too long for a reply."""
-        self.check()
+        self._check()
         with self.lock:
             if self._converses:
                 self._refuse()
-            if self.before_send is not None:
-                self.before_send()
             if self._is_corked:
                 self._cork(False)
             if not (self._posted or self._is_tls or self._readable.select(0)):
@@ -356,15 +342,11 @@ class Stream:
 
     # --- the socket
 
-    def check(self) -> None:
-        """Raise RecoverableConnectionError if the connection is closed, or the parent's of this process."""
+    def _check(self) -> None:
         if not self.is_open:
             raise connection_lost("connection already closed")
-        if self._is_parents:
+        if self._pid != os.getpid():
             raise connection_lost("this connection belongs to the parent process")
-
-    def _leave_to_parent(self) -> None:
-        self._is_parents = True
 
     def _refuse(self) -> NoReturn:
         # The lock lets this thread in: a signal handler interrupted it, and would get the reply to the other's command.
@@ -384,7 +366,7 @@ class Stream:
 
     def _send(self, data: bytes, timeout: float | None) -> None:
         if not self.is_open:
-            self.check()  # it was closed while we waited for the lock
+            self._check()  # it was closed while we waited for the lock
         self.used_at = monotonic()
         deadline = None if timeout is None else self.used_at + timeout
         try:

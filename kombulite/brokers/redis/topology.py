@@ -51,6 +51,7 @@ class Topology:
         self._exchanges: dict[str, ExchangeSpec] = {}
         self.declared = Declared(keys, deadlines)
         self.limits = self.declared.limits
+        self.has_transactions = True  # whether the server lets us end one (EXEC)
         self.router = Router(keys, self.types, check_interval, self.redeclare)
 
     # --- exchanges
@@ -219,7 +220,7 @@ class Topology:
         If memory is full, a server takes no transactions at all, whatever they do: then one after the other.
         """
         try:
-            return (yield from transact(*commands))
+            return (yield from transact(self.has_transactions, *commands))
         except exceptions.MessageNacked:
             return (yield from call_all(*commands))
 
@@ -261,11 +262,13 @@ class Topology:
                 yield from run(BIND_EXPIRING, tables, member, exchange, kombus, before=notes)
             except exceptions.AccessRefused:
                 deadline = ("ZADD", keys.deadlines, "GT", self.deadlines.now_ms() + kombus, exchange)
-                yield from transact(("SADD", keys.bindings(exchange), member), deadline)
+                binding = "SADD", keys.bindings(exchange), member
+                yield from transact(self.has_transactions, binding, deadline)
             return
         tables = keys.bindings(exchange), keys.permanent_bindings(exchange)
         try:
-            yield from transact(*(("SADD", table, member) for table in tables), before=notes)
+            bindings = [("SADD", table, member) for table in tables]
+            yield from transact(self.has_transactions, *bindings, before=notes)
         except exceptions.MessageNacked:  # memory is full: a consumer that frees some may need the binding
             yield from run(BIND, tables, member)
 

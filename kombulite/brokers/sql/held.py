@@ -169,13 +169,22 @@ class HeldMessages:
         if not all(left.has(held.get(tag)) for tag in delivery_tags):
             return False
         for tag in delivery_tags:
-            for each in [other for other in list(held) if other <= tag] if multiple else [tag]:
-                found = held.pop(each, None)
-                delivery = None if found is None else found.delivery()
-                if found is not None and delivery is not None:
-                    found.settled = Token(found.id, found.queue, delivery), outcome
-                    left.changed[found] = None
+            self._settle(held, [other for other in list(held) if other <= tag] if multiple else [tag], outcome)
         return True
+
+    def settle_all(self, channel: int, outcome: Outcome) -> bool:
+        """Settle all that a channel has. Returns whether it has something."""
+        held = self.channels.pop(channel, {})
+        self._settle(held, list(held), outcome)
+        return bool(held)
+
+    def _settle(self, held: dict[Any, Held], delivery_tags: Iterable[Any], outcome: Outcome) -> None:
+        for tag in delivery_tags:
+            found = held.pop(tag, None)
+            delivery = None if found is None else found.delivery()
+            if found is not None and delivery is not None:
+                found.settled = Token(found.id, found.queue, delivery), outcome
+                self._left.changed[found] = None
 
 
 _left: dict[tuple[Any, ...], Left] = {}

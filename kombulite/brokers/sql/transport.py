@@ -116,6 +116,10 @@ class SQLTransport(ChannelTransport):
     def held_settled(self) -> None:
         self._session.settle_held()
 
+    def settle_held(self, channel: int, outcome: Outcome) -> None:
+        if self._held.settle_all(channel, outcome):
+            self._session.settle_held()
+
     def open_database(self, settings: Settings, prefix: str) -> Database:
         """Return the database, not opened."""
         raise NotImplementedError

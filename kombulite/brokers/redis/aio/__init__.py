@@ -187,7 +187,11 @@ class AsyncTransport(interface.AsyncTransport):
     @property
     def held(self) -> HeldDeliveries | None:
         """What settles deliveries when their connection is lost."""
-        return self._protocol.handover
+        return self._protocol.held
+
+    def inherit(self, channel: int, held: HeldDeliveries, before: int) -> None:
+        """Let a channel settle what another had whose connection was lost, and in whose place it is."""
+        self._protocol.inherit(channel, held, before)
 
     # --- plans
 

@@ -38,8 +38,9 @@ class ClusterDestination(Destination):
         topics: tuple[str, ...],
         limits: Mapping[str, Limits],
         priority: Any,
+        has_transactions: bool,
     ) -> None:
-        super().__init__(keys, routes, queues, topics, limits, priority)
+        super().__init__(keys, routes, queues, topics, limits, priority, has_transactions)
         #: For each queue what follows a message in its transaction.
         self.trailers: list[list[bytes]] = [
             [pack_command(("PEXPIRE", key, limits[queue].expires)) for key in keys.lists(queue)]
@@ -218,7 +219,8 @@ class ClusterPublisher(Publisher):
             for queue, push, trailer in zip(destination.queues, destination.pushes, destination.trailers, strict=True):
                 if queue in group.queues:
                     packed = push.pack(group.template, self._tags, group.deliveries, stamp)
-                    mine = [MULTI, packed, *trailer, EXEC] if trailer else [packed]
+                    is_transaction = trailer and destination.is_transaction
+                    mine = [MULTI, packed, *trailer, EXEC] if is_transaction else [packed, *trailer]
                     commands += mine
                     parts.append((group, queue, len(mine)))
         partial: list[Any] = []
@@ -242,7 +244,8 @@ def failures_of(parts: Sequence[tuple[Group, str, int]], replies: Sequence[Any])
     at = 0
     for group, queue, count in parts:
         mine, at = replies[at : at + count], at + count
-        if count > 1 and is_refused(mine[0]):  # the user has no right to transactions: each was done when it came
+        if count > 1 and group.destination.is_transaction and is_refused(mine[0]):
+            # The user has no right to begin a transaction: each command was done when it came.
             mine = mine[1:-1]
         failure = failure_of(mine)
         if failure is not None:

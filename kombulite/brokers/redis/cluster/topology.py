@@ -83,7 +83,7 @@ class ClusterTopology(Topology):
         tables = [keys.bindings(exchange)]
         if limits is None or not limits.expires:
             tables.append(keys.permanent_bindings(exchange))
-        yield from transact(*(("SADD", table, member) for table in tables))
+        yield from transact(self.has_transactions, *(("SADD", table, member) for table in tables))
 
     def unbind(self, exchange: str, queue: str, routing_key: str) -> Plan[None]:
         """Take a binding away, whoever made it. Raises NotFound, AccessRefused."""
