@@ -30,6 +30,7 @@ from kombulite.brokers.base import Transport as BaseTransport
 from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.connector import Connector
 from kombulite.brokers.redis.errors import REPLICA_CODES, connection_lost, get_redis_error_classes
+from kombulite.brokers.redis.held_acks import HeldAcks
 from kombulite.brokers.redis.leases import Lease
 from kombulite.brokers.redis.maintainer import LeaseMaintainer
 from kombulite.brokers.redis.options import Options
@@ -75,6 +76,7 @@ class Transport(BaseTransport):
         self._streams: list[Stream] = []
         self._waiter: Waiter | None = None
         self._maintainer: LeaseMaintainer | None = None
+        self._acks: HeldAcks | None = None
         self._pid = os.getpid()
 
     # --- the connection
@@ -93,6 +95,7 @@ class Transport(BaseTransport):
         stream = self._stream = self._open(self._on_push)
         tracked = stream.perform(protocol.greet(stream.protocol), self.settings.connect_timeout)
         stream.perform(protocol.begin(stream, tracked, stream.perform))
+        self._acks = HeldAcks(stream, protocol.receiver.acknowledgement, self._flush_soon)
         self._waiter = Waiter(stream, protocol.receiver, protocol.topology.router, self._channels)
 
     def _open(self, on_push: OnReply) -> Stream:
@@ -137,7 +140,8 @@ class Transport(BaseTransport):
         if self._pid == os.getpid():
             if self._maintainer is not None:
                 self._maintainer.stop()
-            self._protocol.abandon(self._streams[0].unanswered if self._streams else [])
+            unanswered = self._streams[0].unanswered if self._streams else []
+            self._protocol.abandon(unanswered + (self._acks.unanswered() if self._acks is not None else []))
         self._channels.clear()
         for stream in self._streams:
             stream.drop()
@@ -374,6 +378,13 @@ class Transport(BaseTransport):
         elif queue is not None and protocol.topology.declared.ends(queue):
             self._maintainer.extend_now()
 
+    def _flush_soon(self) -> bool:
+        """Have the acks sent that wait. Returns False if no thread does that."""
+        if self._maintainer is None or self._acks is None:
+            return False
+        self._maintainer.flush_soon(self._acks.flush_if_free)
+        return True
+
     def cancel(self, channel: int, consumer_tag: str) -> None:
         self._perform_alone(self._protocol.cancel(channel, consumer_tag))
 
@@ -393,7 +404,8 @@ class Transport(BaseTransport):
             self._perform(self._protocol.requeue(state, leases))
             return
         try:
-            self._protocol.receiver.acknowledge(state, leases)
+            if self._acks is None or not self._acks.hold(state, leases):
+                self._protocol.receiver.acknowledge(state, leases)
         except BaseException:
             state.outstanding.update((lease.tag, lease) for lease in leases)  # the server does not know
             raise

@@ -8,6 +8,7 @@ connections alive: servers and proxies close idle ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from math import inf
 from threading import Event, Thread
 from time import monotonic
@@ -27,6 +28,8 @@ from kombulite.brokers.redis.stream import Stream
 RETRY_INTERVAL = 1.0
 #: Where the next chore is due within so many seconds the connection waits for it: opening one costs more than a chore.
 LINGER = 15.0
+#: Seconds that an ack may wait for those of the messages that follow.
+FLUSH_DELAY = 0.01
 
 
 class Chores:
@@ -143,6 +146,8 @@ class LeaseMaintainer:
         self._kept_alive = streams
         self._chores = chores(protocol, self._routes)
         self._stopped, self._news = Event(), Event()
+        self._flush_if_free: Callable[[], bool] | None = None
+        self._flush_at = inf
         self._streams: list[Stream] = []  # one, or none; the thread closes it when it ends
 
     def start(self) -> None:
@@ -160,8 +165,22 @@ class LeaseMaintainer:
         self._chores.extend_now()
         self._news.set()
 
+    def flush_soon(self, flush_if_free: Callable[[], bool]) -> None:
+        """Have the acks of the connection sent that wait, in ``FLUSH_DELAY``, unless they will be already."""
+        if self._flush_at == inf:
+            self._flush_if_free, self._flush_at = flush_if_free, monotonic() + FLUSH_DELAY
+            self._news.set()
+
+    def _flush(self) -> None:
+        if self._flush_if_free is not None and monotonic() >= self._flush_at:
+            self._flush_at = inf  # before they are taken: those that come later ask again
+            with suppress(exceptions.ConnectionError, OSError):  # the next connection sends them
+                if not self._flush_if_free():
+                    self._flush_at = monotonic() + FLUSH_DELAY
+
     def _work(self) -> float:
         """Do what is due; returns the seconds until the next time."""
+        self._flush()
         next_ping = min((left for stream in self._kept_alive if (left := stream.keep_alive()) is not None), default=inf)
         if not self._chores.pause:
             if not self._streams:
@@ -172,7 +191,7 @@ class LeaseMaintainer:
         left = self._chores.pause
         if left > LINGER:
             _drop(self._streams)
-        return min(left, next_ping)
+        return min(left, next_ping, max(self._flush_at - monotonic(), 0.0))
 
     def _routes(self, exchange: str) -> Plan[Routes]:
         """Read routes over the connection on which the server tells of their changes."""

@@ -25,6 +25,7 @@ from kombulite._core import pack_command
 from kombulite.brokers.redis.errors import ServerClosed, connection_lost, reply_error, socket_error
 from kombulite.brokers.redis.plans import Plan, Wait, perform
 from kombulite.brokers.redis.replies import OnReply, Posted, ReplyQueue
+from kombulite.utils.compat import register_after_fork
 from kombulite.utils.eventio import selector_of
 from kombulite.utils.locks import Lock
 
@@ -90,6 +91,11 @@ class Stream:
         self._waiting_since = 0.0  # when the last bytes came, or the first command was posted
         self._pinged_at = 0.0  # by keep_alive
         self._pid = os.getpid()
+        self._is_parents = False  # in a forked child
+        register_after_fork(self, Stream._leave_to_parent)
+        self.before_send: Callable[[], object] | None = (
+            None  #: sends what waits for the next command, if something does
+        )
         #: Host and port of the server.
         self.address = ("", 0)
         self.attach(connection, protocol)
@@ -149,12 +155,14 @@ class Stream:
 
     def _converse(self, pieces: Iterable[bytes], replies: int, timeout: float | None) -> list[Any]:
         timeout = timeout or self._timeout
-        self._check()  # before the lock: in a forked child somebody else may hold it
+        self.check()  # before the lock: in a forked child somebody else may hold it
         with self.lock:
             if self._converses:
                 self._refuse()
             if monotonic() - self.used_at > IDLE:
                 self._look()
+            if self.before_send is not None:
+                self.before_send()
             self._converses = True
             try:
                 for data in pieces:
@@ -183,12 +191,14 @@ class Stream:
         harm when they are sent again, over another connection, after this one ended before it had the replies.
         ``timeout``: seconds to send them, if the server is slow to take them.
         """
-        self._check()
+        self.check()
         with self.lock:
             if self._converses:
                 self._refuse()
             if monotonic() - self.used_at > IDLE:
                 self._look()
+            if self.before_send is not None:
+                self.before_send()
             if len(self._posted) >= MAX_POSTED:
                 self.wait_for_replies(timeout)
             if more and not self._is_corked and self._may_cork:
@@ -216,10 +226,12 @@ class Stream:
     def wait_for_replies(self, timeout: float | None = None) -> None:
         """Wait for the replies to all posted commands."""
         timeout = timeout or self._timeout
-        self._check()
+        self.check()
         with self.lock:
             if self._converses:
                 self._refuse()
+            if self.before_send is not None:
+                self.before_send()
             if self._posted:
                 self._read(0, None if timeout is None else monotonic() + timeout, posted=True)
 
@@ -246,10 +258,12 @@ class Stream:
 
     def poll(self) -> None:
         """Read what has arrived, without waiting. Raises one if posted commands wait too long for a reply."""
-        self._check()
+        self.check()
         with self.lock:
             if self._converses:
                 self._refuse()
+            if self.before_send is not None:
+                self.before_send()
             if self._is_corked:
                 self._cork(False)
             if not (self._posted or self._is_tls or self._readable.select(0)):
@@ -342,11 +356,15 @@ class Stream:
 
     # --- the socket
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise RecoverableConnectionError if the connection is closed, or the parent's of this process."""
         if not self.is_open:
             raise connection_lost("connection already closed")
-        if self._pid != os.getpid():
+        if self._is_parents:
             raise connection_lost("this connection belongs to the parent process")
+
+    def _leave_to_parent(self) -> None:
+        self._is_parents = True
 
     def _refuse(self) -> NoReturn:
         # The lock lets this thread in: a signal handler interrupted it, and would get the reply to the other's command.
@@ -366,7 +384,7 @@ class Stream:
 
     def _send(self, data: bytes, timeout: float | None) -> None:
         if not self.is_open:
-            self._check()  # it was closed while we waited for the lock
+            self.check()  # it was closed while we waited for the lock
         self.used_at = monotonic()
         deadline = None if timeout is None else self.used_at + timeout
         try:

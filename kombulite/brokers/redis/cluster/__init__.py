@@ -89,6 +89,7 @@ class Transport(SingleServerTransport):
             )
         self._waiter = None
         self._maintainer: LeaseMaintainer | None = None
+        self._acks = None  # each node has its own
         self._pid = os.getpid()
         self._replicas = options.wait_replicas
         self._is_compatible = has_one_slot(options)

@@ -1,0 +1,100 @@
+"""Acknowledgements that wait for those of the messages that follow, to be sent as one."""
+
+from __future__ import annotations
+
+import atexit
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import groupby
+from operator import itemgetter
+from weakref import WeakSet
+
+from kombulite import exceptions
+from kombulite.brokers.redis.claims import RedisChannel
+from kombulite.brokers.redis.leases import ACK_REPLIES, Lease
+from kombulite.brokers.redis.replies import Posted
+from kombulite.brokers.redis.stream import Stream
+
+#: Messages that must be ready for the first ack to wait: it wakes a thread, which costs as much as some ten acks.
+MIN_FOLLOWING = 32
+#: Acks that wait, at most.
+MAX_HELD = 100
+
+
+class HeldAcks:
+    """The acks of one connection that wait: for ``MAX_HELD``, for the next command, or for ``flush``.
+
+    Args:
+        stream: The connection for commands.
+        pack: Returns the ``ACK_REPLIES`` commands that remove leases from the server's notes, b"" for none.
+        on_hold: Called when the first ack waits, to have ``flush_if_free`` called soon; returns False if it cannot.
+    """
+
+    def __init__(self, stream: Stream, pack: Callable[[Sequence[Lease]], bytes], on_hold: Callable[[], bool]) -> None:
+        self._stream = stream
+        self._pack = pack
+        self._on_hold = on_hold
+        # Threads append to it and take from it without a lock: ``before_send`` is set after the one, and unset before
+        # the other.
+        self._held: deque[tuple[RedisChannel, Lease]] = deque()
+        _all.add(self)
+
+    def hold(self, state: RedisChannel, leases: Sequence[Lease]) -> bool:
+        """Hold acks if those of other messages are about to follow. Returns False if they have to be sent now."""
+        held, ready = self._held, len(state.leased.ready)
+        if not ready or len(held) >= MAX_HELD or (ready < MIN_FOLLOWING and not held):
+            return False
+        stream = self._stream
+        stream.check()
+        for lease in leases:
+            held.append((state, lease))
+        if stream.before_send is None:
+            stream.before_send = self.flush
+            if not self._on_hold():
+                self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Send the acks that wait. If that fails, they wait on, for the connection that takes over."""
+        self._stream.before_send = None
+        for state, leases in self._take():
+            try:
+                if data := self._pack(leases):
+                    self._stream.post(data, ACK_REPLIES, state.on_settled, may_repeat=True)
+            except BaseException:
+                self._held.extend((state, lease) for lease in leases)
+                raise
+
+    def flush_if_free(self) -> bool:
+        """Send the acks that wait, unless another thread uses the connection: then return False."""
+        if not self._stream.lock.acquire(blocking=False):
+            return False
+        try:
+            self.flush()
+        finally:
+            self._stream.lock.release()
+        return True
+
+    def unanswered(self) -> list[Posted]:
+        """Take the acks that wait, as commands that may be sent over another connection."""
+        packed = [(state, self._pack(leases)) for state, leases in self._take()]
+        return [(state.on_settled, data, ACK_REPLIES) for state, data in packed if data]
+
+    def _take(self) -> list[tuple[RedisChannel, list[Lease]]]:
+        taken: list[tuple[RedisChannel, Lease]] = []
+        with suppress(IndexError):  # the last: another thread may have taken it, too
+            while True:
+                taken.append(self._held.popleft())
+        return [(state, [lease for _, lease in each]) for state, each in groupby(taken, itemgetter(0))]
+
+
+_all: WeakSet[HeldAcks] = WeakSet()
+
+
+@atexit.register
+def _flush_all() -> None:
+    """Send the acks that wait in connections which the program has not closed."""
+    for acks in list(_all):
+        with suppress(exceptions.ConnectionError, OSError):
+            acks.flush()
