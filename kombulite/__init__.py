@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kombulite._client.queue_kinds import Quorum, Stream
 from kombulite.connection import BrokerConnection, Connection
 from kombulite.entity import Exchange, Queue, binding
 from kombulite.message import Message
@@ -12,6 +11,7 @@ from kombulite.utils.url import parse_url
 from kombulite.utils.uuid import uuid
 
 if TYPE_CHECKING:
+    from kombulite._client.queue_kinds import Quorum, Stream
     from kombulite.aliasing import as_kombu
     from kombulite.common import eventloop
     from kombulite.pools import connections, producers
@@ -55,10 +55,10 @@ __all__ = [
     "version_info",
 ]
 
-Quorum.__module__ = Stream.__module__ = __name__  # where the names are public, whatever module defines them
-
 #: Names that few need at the start, and the modules that they come from.
 _LATE = {
+    "Quorum": "kombulite._client.queue_kinds",
+    "Stream": "kombulite._client.queue_kinds",
     "as_kombu": "kombulite.aliasing",
     "connections": "kombulite.pools",
     "eventloop": "kombulite.common",

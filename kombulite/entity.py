@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from kombulite._client.interfaces import DeclaredQueue
-from kombulite._client.queue_kinds import QueueKind, Stream, with_kind
+from kombulite._client.queue_kind import QueueKind, with_kind
 from kombulite._core import declaration_key
 from kombulite.abstract import MaybeChannelBound, Object
 from kombulite.exceptions import ContentDisallowed
@@ -694,9 +694,11 @@ class Queue(MaybeChannelBound):
         """
         no_ack = self.no_ack if no_ack is None else no_ack
         arguments = self.consumer_arguments
+        is_stream = (self.queue_arguments or {}).get("x-queue-type") == "stream"
         if self.kind is not None:
             arguments = with_kind(arguments, self.kind.consumer_arguments())
-        if isinstance(self.kind, Stream) or (self.queue_arguments or {}).get("x-queue-type") == "stream":
+            is_stream = is_stream or self.kind.is_stream
+        if is_stream:
             # RabbitMQ's default, in words: a consumer that comes back knows what it wanted.
             arguments = {"x-stream-offset": "next", **(arguments or {})}
         tag: str = self.channel.basic_consume(

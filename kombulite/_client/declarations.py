@@ -7,7 +7,7 @@ from typing import Any
 
 from kombulite import exceptions
 from kombulite._client.outgoing import check_short
-from kombulite._client.queue_kinds import QueueKind, with_kind
+from kombulite._client.queue_kind import QueueKind, with_kind
 from kombulite._client.topology import Binding, Step
 from kombulite.brokers.base import ExchangeSpec, QueueSpec, Transport
 from kombulite.entity import INTERNAL_EXCHANGE_PREFIX, Exchange, Queue

@@ -13,7 +13,7 @@ from kombulite import exceptions
 from kombulite._client.batching import BatchCollector
 from kombulite._client.declarations import queue_arguments, require_kind
 from kombulite._client.outgoing import check_short
-from kombulite._client.queue_kinds import QueueKind
+from kombulite._client.queue_kind import QueueKind
 from kombulite._client.session import ChannelSession
 from kombulite._client.streams import StreamPositions, now
 from kombulite._client.topology import Binding

@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 from kombulite import exceptions
 from kombulite._client.batching import BatchCollector, MessageBatch
 from kombulite._client.dead_letters import DeadLetterRule, Verdict, dead_letter_rule
-from kombulite._client.queue_kinds import with_kind
+from kombulite._client.queue_kind import with_kind
 from kombulite._client.streams import OffsetKeeper, OffsetStore, StreamPositions
 from kombulite._core import BaseConsumer
 from kombulite._sync.channel import Channel

@@ -6,7 +6,6 @@ their entries are unchanged; every other class runs through ``kombulite.transpor
 
 from __future__ import annotations
 
-from difflib import SequenceMatcher
 from typing import Any
 
 from kombulite.transport.distribution import install
@@ -71,6 +70,8 @@ def is_replaced(alias: str) -> bool:
 
 def closest_name(name: str, known: Any) -> str | None:
     """Return the most similar of the known names, or None if none is similar."""
+    from difflib import SequenceMatcher  # for an error message alone
+
     ratios = ((SequenceMatcher(None, name, each).ratio(), each) for each in known)
     return max((found for found in ratios if found[0] >= MIN_SIMILARITY), default=(0, None))[1]
 

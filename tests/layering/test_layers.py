@@ -26,7 +26,7 @@ PACKAGE = Path(kombulite.__file__).parent
 FLOORS = [
     {"_core"},
     {"exceptions", "_client.interfaces", "utils", "log", "clocks", "matcher"},
-    {"abstract", "entity", "message", "serialization", "compression", "_client.queue_kinds"},
+    {"abstract", "entity", "message", "serialization", "compression", "_client.queue_kind", "_client.queue_kinds"},
     {"transport", "transport.distribution"},
     {"brokers", "transport.native_delayed_delivery"},
     {"brokers.memory", "brokers.filesystem", "brokers.amqp", "brokers.redis", "brokers.sql"},

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 
 from kombulite import Connection, Queue, Quorum, Stream, exceptions
 
+ROOT = Path(__file__).parents[2]
 MOMENT = datetime(2026, 1, 2, tzinfo=timezone.utc)
 
 
@@ -142,3 +147,21 @@ def test_arguments_given_by_hand_go_over_those_of_the_kind(monkeypatch):
         channel = connection.channel()
         arguments = channel.prepare_queue_arguments({"x-queue-type": "quorum", "x-more": 1}, kind=Quorum(), expires=2)
         assert arguments == {"x-queue-type": "quorum", "x-more": 1, "x-expires": 2000}
+
+
+def test_are_imported_when_they_are_used():
+    program = """
+import sys
+from kombulite import Connection, Consumer, Exchange, Producer, Queue
+print(*sorted({"dataclasses", "difflib"} & set(sys.modules)))
+import kombulite
+print(kombulite.Stream.__module__, kombulite.Quorum(delivery_limit=3))
+"""
+    # Without ``site``: an editable install has it import much that a library would have to import itself.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path]))}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    imported, used = done.stdout.splitlines()
+    assert imported == ""
+    assert used.startswith("kombulite Quorum(delivery_limit=3")
