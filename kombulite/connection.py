@@ -303,7 +303,7 @@ class Connection(Address):
     @property
     def connection(self) -> Any:
         """The transport, or the connection object of a foreign one, connected if needed; None once closed."""
-        return None if self._closed else self._connected_transport().public_connection
+        return None if self._closed else self.connect()
 
     @property
     def _connection(self) -> Any:
@@ -331,11 +331,15 @@ class Connection(Address):
         Raises:
             ConnectionError: Connecting failed; the transport's own error.
         """
-        return self._connected_transport().public_connection
+        attempts = max(1, len(self.alt) - 1)
+        return (
+            self._connection
+            if self.connected
+            else self._ensure_connection(max_retries=attempts, reraise_as_library_errors=False)
+        )
 
     def _connected_transport(self) -> Transport:
-        if not self.connected:
-            self._ensure_connection(max_retries=max(1, len(self.alt) - 1), reraise_as_library_errors=False)
+        self.connect()
         return self._own_transport()
 
     def _establish_connection(self) -> Any:
@@ -532,9 +536,9 @@ class Connection(Address):
                 refusals.add(self.current_url, self.as_uri(), error)
                 raise
 
-        def connect() -> None:
+        def connect() -> Any:
             try:
-                retry_over_time(
+                return retry_over_time(
                     connect_once,
                     retryable,
                     errback=on_error,
@@ -555,10 +559,8 @@ class Connection(Address):
 
         if reraise_as_library_errors:
             with self._reraise_as_library_errors():
-                connect()
-        else:
-            connect()
-        return self._connection
+                return connect()
+        return connect()
 
     def _reraise_as_library_errors(
         self,
@@ -982,7 +984,7 @@ class Connection(Address):
     def _debug(self, msg: str, *args: Any, **kwargs: Any) -> None:
         """Log what is done, if ``_logger`` asks for it."""
         if self._logger:
-            log = globals().get("logger") or __getattr__("logger")
+            log = globals()["logger"] if "logger" in globals() else __getattr__("logger")
             log.debug(f"[Kombu connection:{id(self):#x}] {msg}", *args, **kwargs)
 
     def _do_close_transport(self) -> None:
@@ -1174,6 +1176,11 @@ class PooledConnection(Connection):
         """
         return self._hook_up(Connection(**{**self._own_info(), **overrides}))
 
+    def __exit__(self, *exc_info: object) -> None:
+        if exc_info[0] is not None and self._pool.limit:
+            self._pool.replace(self)
+        self.release()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle, (Connection, self.info())
 
@@ -1210,6 +1217,10 @@ def __getattr__(name: str) -> Any:
         from kombulite.log import get_logger  # slow to import
 
         return get_logger(__name__)
+    if name == "CERT_NONE":
+        from ssl import CERT_NONE  # slow to import too
+
+        return CERT_NONE
     if name not in ("ConnectionPool", "ChannelPool"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from kombulite import resource

@@ -73,6 +73,8 @@ class Resource:
 
     def setup(self) -> None:
         """Fill the queue with resources, and with placeholders for those that are not made yet."""
+        if type(self) is Resource:
+            raise NotImplementedError("subclass responsibility")
         with self._lock:
             available, room = self._resource.queue, self._limit - self._out
             available[:0] = [lazy(self.new) for _ in range(room - len(available))]
@@ -363,7 +365,8 @@ class ConnectionPool(Resource):
 
     def release_resource(self, resource: Any) -> None:
         """Log that it comes back, if that is asked for."""
-        resource._debug("released")
+        with suppress(AttributeError):  # kombu's pools take anything back
+            resource._debug("released")
 
     def close_resource(self, resource: Any) -> None:
         """Close a connection that is not needed any more."""
@@ -376,7 +379,8 @@ class ConnectionPool(Resource):
             resource: The connection.
             socket_timeout: Has no effect on kombulite's own transports.
         """
-        resource.collect(socket_timeout)
+        if is_made(resource):
+            resource.collect(socket_timeout)
 
     def _collect_free(self, resource: Any) -> None:
         """Close a connection that nobody uses."""

@@ -166,15 +166,18 @@ class Address:
             self.cycle = self.failover_strategy(self.alt)
             next(self.cycle)  # the first is where we start
         self.transport_options: dict[str, Any] = dict(transport_options or {})
-        self._given = given
+        self._given = self._of_the_first = given
         self.take(first)
+        named = {name: getattr(self, name) for name in given if name != "transport"}
+        #: The settings for alternates that are host names only.
+        self._of_the_first = {**named, "transport": self.transport_cls}
 
     def take(self, url: str | None, prefers_url: bool = False) -> None:
-        """Take the settings from one URL, over those of the constructor.
+        """Take the settings from one URL, over those of the constructor; a host name has those of the first URL.
 
         With ``prefers_url`` the URL's scheme goes over the transport that was given, if there is such a transport.
         """
-        settings = dict(self._given)
+        settings = dict(self._given if url is None or "://" in url else self._of_the_first)
         transport, prefix = settings["transport"], settings["uri_prefix"]
         if prefers_url and url is not None and "://" in url and _is_known(_alias_and_rest(url)[0]):
             transport = None
@@ -227,7 +230,7 @@ class Address:
         self.ssl: Any = settings["ssl"] or (facts is not None and facts.ssl)
         self.login_method: str | None = settings["login_method"]
         self.connect_timeout: float | None = _seconds("connect_timeout", settings["connect_timeout"])
-        self.heartbeat: float = _seconds("heartbeat", settings["heartbeat"]) or 0
+        self.heartbeat: float | None = _seconds("heartbeat", settings["heartbeat"])
         provider = settings["credential_provider"]
         self.credential_provider: Any = symbol_by_name(provider)() if isinstance(provider, str) else provider
 
@@ -283,7 +286,7 @@ class Address:
             virtual_host=self.virtual_host,
             ssl=self.ssl,
             connect_timeout=self.connect_timeout,
-            heartbeat=self.heartbeat,
+            heartbeat=self.heartbeat or 0,
             login_method=login_method,
             uri_prefix=self.uri_prefix,
             options={**self._url_options, **self.transport_options} if self._url_options else self.transport_options,

@@ -106,6 +106,7 @@ class Consumer(BaseConsumer):
     on_decode_error: Callable[[Message, Exception], Any] | None = None
     accept: set[str | None] | None = None
     prefetch_count: int | None = None
+    _queues: Any = None
     _replaced: Mapping[str, Any] = MappingProxyType({})  # methods that a program has set on this consumer
 
     def __init__(
@@ -129,9 +130,9 @@ class Consumer(BaseConsumer):
     ) -> None:
         super().__init__(registry, Message.loads)
         self.channel: Any = channel
-        given = maybe_list(queues) or []
+        given = list(maybe_list(queues) or ())
         are_named = all(queue.name for queue in given)
-        self._queues: dict[str, Queue] = {queue.name: queue for queue in given} if are_named else {}
+        self._queues = {queue.name: queue for queue in given} if are_named else {}
         self._unnamed = [] if are_named else given
         self._active_tags: dict[str, str] = {}
         self._active_queue_no_ack: dict[str, bool | None] = {}
@@ -263,6 +264,7 @@ class Consumer(BaseConsumer):
         known = self._active_tags.get(queue.name)
         if known is not None:
             return known
+        no_ack = queue.no_ack if no_ack is None else no_ack
         tag = self._add_tag(queue, consumer_tag)
         try:
             self._start(queue, tag, no_ack, nowait and not isinstance(self.channel, Channel))
@@ -271,9 +273,12 @@ class Consumer(BaseConsumer):
             raise
         return tag
 
-    def _start(self, queue: Queue, tag: str, no_ack: bool | None, nowait: bool) -> None:
+    def _start(self, queue: Queue, tag: str, no_ack: bool, nowait: bool) -> None:
         self._active_queue_no_ack[queue.name] = no_ack
         self._cancelled.discard(queue.name)
+        if not isinstance(queue, Queue):  # a stand-in of a test, which has kombu's keywords
+            queue.consume(tag, self._receive_callback, no_ack=no_ack, nowait=nowait)
+            return
         receive: Callable[[Message], Any] = self._receive_callback if self._overrides_callback else self._receive
         if self._offsets is not None:
             kept = self._offsets.offsets.get(queue.name)
@@ -293,7 +298,7 @@ class Consumer(BaseConsumer):
         if is_borrowed and self._collector is None:  # nothing arrives there but by itself
             queue.consume(tag, receive, no_ack=no_ack, nowait=nowait)
             return
-        receive = facade.receiver(self, tag, queue.name, bool(queue.no_ack if no_ack is None else no_ack), receive)
+        receive = facade.receiver(self, tag, queue.name, bool(no_ack), receive)
         if self._collector is not None:
             facade.add_collector(self._collector)
         try:
@@ -548,7 +553,10 @@ class Consumer(BaseConsumer):
     @property
     def connection(self) -> Any:
         """The connection of the consumer's channel."""
-        return self.channel.connection.client if self.channel is not None else None
+        try:
+            return self.channel.connection.client
+        except AttributeError:  # no channel, or one that is closed
+            return None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.queues}>"

@@ -29,15 +29,15 @@ class PromisedChannel:
     """Stands for the connection of a producer that has only the promise of a channel."""
 
     def __init__(self, promise: ChannelPromise) -> None:
-        self._promise = promise
+        self.promise = promise
 
     @property
     def default_channel(self) -> Any:
         """The channel, made when it is first asked for."""
-        return self._promise()
+        return self.promise()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._promise().connection.client, name)
+        return getattr(self.promise().connection.client, name)
 
 
 class ProducerArguments(TypedDict, total=False):
@@ -119,6 +119,8 @@ class Producer(MessageMaker, BaseProducer):
         """The channel, a promise of it if it comes from a connection and is not opened yet, or None."""
         if self._facade is not None:
             return self._facade.public
+        if isinstance(self.__connection__, PromisedChannel):
+            return self.__connection__.promise
         return None if self.__connection__ is None else ChannelPromise(self._get_channel)
 
     @_channel.setter

@@ -13,6 +13,7 @@ import warnings
 from array import array
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import count
 from multiprocessing.util import Finalize
 from queue import Empty
@@ -238,7 +239,7 @@ class QoS:
         delivered, errors = self._delivered, []
         restore = self.channel._restore
         # Into a store that appends they go in their order; an own ``_restore`` gets them as kombu gives them.
-        appends = getattr(type(self.channel), "_restore", None) is Channel._restore
+        appends = getattr(restore, "__func__", None) is Channel._restore
         while delivered:
             try:
                 tag, message = delivered.popitem(last=False) if appends else delivered.popitem()
@@ -682,11 +683,11 @@ class Channel(AbstractChannel, base.StdChannel):
         if own is not None:
             own["_source_queue"] = queue
         if not no_ack:
-            tag = message.delivery_tag
-            delivered = getattr(self.qos, "_delivered", ())
-            if type(self).basic_ack is Channel.basic_ack and tag in delivered and tag not in self.qos._dirty:
+            tag, qos = message.delivery_tag, self.qos
+            is_known = isinstance(qos, QoS) and tag in qos._delivered and tag not in qos._dirty
+            if is_known and type(self).basic_ack is Channel.basic_ack:
                 message.delivery_tag = uuid()  # a copy of one that is out: each is settled by itself
-            self.qos.append(message, message.delivery_tag)
+            qos.append(message, message.delivery_tag)
         return message
 
     def basic_cancel(self, consumer_tag: str) -> Any:
@@ -720,12 +721,13 @@ class Channel(AbstractChannel, base.StdChannel):
 
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> Any:
         """Acknowledge a message, and with ``multiple`` all that were delivered before it."""
-        if multiple:
-            for tag in list(self.qos._delivered):
+        qos = self.qos
+        if multiple and isinstance(qos, QoS):
+            for tag in list(qos._delivered):
                 if tag == delivery_tag:
                     break
-                self.qos.ack(tag)
-        self.qos.ack(delivery_tag)
+                qos.ack(tag)
+        qos.ack(delivery_tag)
 
     def basic_recover(self, requeue: bool = False) -> Any:
         """Put all back that is not acknowledged. Raises NotImplementedError without ``requeue``."""
@@ -965,9 +967,9 @@ class Transport(base.Transport):
     def close_channel(self, channel: Any) -> None:
         """Forget a channel."""
         try:
-            if channel.channel_id in self._used_channel_ids:
+            with suppress(ValueError):
                 self._used_channel_ids.remove(channel.channel_id)
-            if channel in self.channels:
+            with suppress(ValueError):
                 self.channels.remove(channel)
         finally:
             channel.connection = None
