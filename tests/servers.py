@@ -165,7 +165,9 @@ class RedisCluster:
         node = next(node for node in self.nodes if node.process is not None)
         for first, last, master, *_ in node.ask("CLUSTER", "SLOTS"):
             if first <= slot <= last:
-                return next(each for each in self.nodes if each.port == int(master[1]))
+                found = [each for each in self.nodes if each.port == int(master[1])]
+                # It may be announced at the port of a proxy.
+                return found[0] if found else next(each for each in self.nodes if each.node_id == master[2])
         raise LookupError(f"no master for slot {slot}")
 
     def replicas_of(self, master: RedisNode) -> list[RedisNode]:

@@ -20,6 +20,8 @@ from kombulite.brokers.redis.cluster.units import ASKING, CACHING, EXEC, MULTI, 
 from kombulite.brokers.redis.plans import LOST
 from kombulite.brokers.redis.plans import Exchange as Sent
 from kombulite.exceptions import BatchPublishError, MessageNacked, RecoverableConnectionError
+from tests.proxy import Cut, Direction, Proxy
+from tests.redis.conftest import drain
 from tests.redis.test_cluster import LAYOUTS, OWN, connect, receive, slot_in
 from tests.servers import wait_until
 
@@ -142,6 +144,9 @@ class SlowNode:
     def poll(self):
         pass
 
+    def is_alive(self):
+        return True
+
     def cap_timeout(self, seconds):
         pass
 
@@ -179,14 +184,14 @@ def test_what_precedes_a_command_takes_of_its_time(slow):
     nodes.post_once(slot_of("{q}:q"), PUSH, lambda reply: None, later=True)
     nodes.cluster.is_stale = True
     nodes.exchange([PUSH], 5)
-    assert node.timeouts == [5, 4, 3, 2, 1], "the slots, what was refused before, and three tries"
+    assert node.timeouts == [1, 4, 3, 2, 1], "the slots, what was refused before, and three tries"
 
 
 def test_a_publish_takes_news_within_its_timeout(slow):
     transport, nodes, node = slow
     nodes.cluster.is_stale = True
-    transport._take_news("exchange", 2)
-    assert node.timeouts == [2]
+    transport._take_news("exchange", 0.5)
+    assert node.timeouts == [0.5]
 
 
 def test_a_command_that_is_not_waited_for_is_sent_within_the_cap(slow):
@@ -199,7 +204,7 @@ def test_a_command_that_is_not_waited_for_is_sent_within_the_cap(slow):
 def test_what_goes_to_several_nodes_is_sent_within_the_deadline(slow):
     _, _, node = slow
     other = SlowNode(node.clock)
-    gather({node: [PUSH], other: [PUSH]}, node.clock.now + 4, lambda stream, replies: None)
+    gather({node: [PUSH], other: [PUSH]}, node.clock.now + 4, lambda stream, replies: None, print)
     assert (node.timeouts, other.timeouts) == ([4, 2], [3, 2])
 
 
@@ -240,6 +245,113 @@ def test_what_a_silent_node_does_not_take_ends_a_publish_in_its_time(cluster):
             late.cancel()
             node.resume()
             cluster.wait_until_ok()
+
+
+# --- a node that cannot be reached
+
+
+@pytest.fixture
+def cut(cluster):
+    """Cuts the network between clients and the first master: what is sent there gets lost, and nobody says so."""
+    master = cluster.masters[0]
+    with Proxy(master.port) as network:
+        master.ask("CONFIG", "SET", "cluster-announce-port", network.port)
+        cluster.wait_for(lambda node: network.port in cluster.serving(node), "the network is not announced")
+        try:
+            yield network
+        finally:
+            master.ask("CONFIG", "SET", "cluster-announce-port", 0)
+            cluster.wait_for(lambda node: network.port not in cluster.serving(node), "the network is announced still")
+
+
+def silence(network):
+    network.deaf = True
+    network.silence()
+
+
+def heal(network):
+    network.deaf = False
+    network.reset()
+
+
+@pytest.mark.parametrize("prefetch_count", [1, 100])
+def test_a_silent_node_keeps_no_message_of_the_others_waiting(cluster, cut, prefetch_count):
+    """Neither before it is noticed, nor while no connection to it can be opened."""
+    away, here = names_on_all(cluster, "silent")[:2]
+    received = []
+
+    def note(message):
+        received.append(message.payload)
+        message.ack()
+
+    with (
+        connect(cluster, OWN, socket_timeout=1, health_check_interval=0.5) as consumer,
+        connect(cluster, OWN) as publisher,
+    ):
+        producer = publisher.Producer()
+        producer.publish(0, routing_key=here, declare=[Queue(away), Queue(here)])
+        with consumer.Consumer([Queue(away), Queue(here)], on_message=note, prefetch_count=prefetch_count):
+            drain(consumer, lambda: received)
+            silence(cut)
+            lost = consumer.transport._stream.streams["127.0.0.1", cut.port]
+            number = 0
+            while lost.is_open or number < 20:
+                number += 1
+                producer.publish(number, routing_key=here)
+                drain(consumer, lambda: received[-1] == number)  # noqa: B023
+            assert consumer.connected
+            heal(cut)
+            producer.publish("back", routing_key=away)
+            drain(consumer, lambda: received[-1] == "back")
+        assert received[:-1] == list(range(number + 1))
+
+
+def test_a_silent_node_keeps_no_thread_of_the_same_connection_waiting(cluster, cut):
+    away, here = names_on_all(cluster, "shared")[:2]
+    with connect(cluster, OWN, socket_timeout=60) as connection:
+        for name in (away, here):
+            connection.Producer().publish(0, routing_key=name, declare=[Queue(name)])
+        silence(cut)
+        failures = []
+
+        def publish():
+            try:
+                connection.Producer(connection.channel()).publish(1, routing_key=away, timeout=PATIENCE)
+            except (RecoverableConnectionError, OSError) as error:
+                failures.append(error)
+
+        waiting = threading.Thread(target=publish)
+        waiting.start()
+        stream = connection.transport._stream.streams["127.0.0.1", cut.port]
+        wait_until(lambda: stream.is_waiting, PATIENCE, "the publish does not wait")
+        for number in range(1, 4):
+            connection.Producer().publish(number, routing_key=here, timeout=PATIENCE)
+        assert length(cluster, here) == 4
+        assert waiting.is_alive()
+        heal(cut)
+        waiting.join(PATIENCE)
+        assert len(failures) == 1
+
+
+def test_a_claim_whose_reply_was_lost_comes_back_and_no_connection_with_it(cluster, cut):
+    away, here = names_on_all(cluster, "taken")[:2]
+    received = []
+    with connect(cluster, OWN) as consumer, connect(cluster, OWN) as publisher:
+        publisher.Producer().publish("first", routing_key=away, declare=[Queue(away), Queue(here)])
+        with consumer.Consumer([Queue(away), Queue(here)], on_message=received.append):
+            drain(consumer, lambda: received)
+            received[0].ack()
+            consumer.drain(0.01)
+            lost = consumer.transport._stream.streams["127.0.0.1", cut.port]
+            cut.cut = Cut(Direction.REPLY, 1, b"EVALSHA")
+            publisher.Producer().publish("second", routing_key=away)
+            drain(consumer, lambda: not lost.is_open)
+            cut.cut = None
+            drain(consumer, lambda: len(received) == 2)
+            received[1].ack()
+        assert [message.payload for message in received] == ["first", "second"]
+        assert consumer.counters.reconnects == 0
+        assert length(cluster, away) == 0
 
 
 # --- a slot on its way
@@ -523,7 +635,7 @@ def test_a_slot_that_is_on_its_way_keeps_no_other_queue_waiting(cluster, prefetc
 # --- connecting
 
 
-def test_a_node_that_is_lost_while_a_connection_begins_is_an_error_of_connecting(cluster, monkeypatch):
+def test_nodes_that_are_lost_while_a_connection_begins_are_connected_to_again(cluster, monkeypatch):
     begin = ClusterHandover.begin
 
     def lose(self, user):
@@ -532,10 +644,10 @@ def test_a_node_that_is_lost_while_a_connection_begins_is_an_error_of_connecting
             stream.drop()
 
     with connect(cluster, OWN) as connection:
-        transport = connection.create_transport()
+        transport = connection.transport
         monkeypatch.setattr(ClusterHandover, "begin", lose)
-        with pytest.raises(RecoverableConnectionError):
-            transport.connect()
+        connection.connect()
         monkeypatch.undo()
+        assert transport is connection.transport
         connection.Producer().publish("x", routing_key="begun", declare=[Queue("begun")])
         assert receive(connection, Queue("begun"), 1) == ["x"]

@@ -305,7 +305,7 @@ class Transport(BaseTransport):
         arguments: Mapping[str, Any] | None,
     ) -> str:
         self._protocol.channel(channel)
-        self._perform(self._protocol.check_rights(queue, no_ack))
+        self._check_rights(queue, no_ack)
         with self._stream.lock:
             if not self.connected:  # the system would give the descriptor of the broken connection to the new one
                 raise connection_lost("connection already closed")
@@ -318,6 +318,10 @@ class Transport(BaseTransport):
                 self._perform(self._protocol.cancel(channel, tag))
                 raise
             return tag
+
+    def _check_rights(self, queue: str, no_ack: bool) -> None:
+        """Have a consumer refused at its start that may not take messages."""
+        self._perform(self._protocol.check_rights(queue, no_ack))
 
     def _wait_until_subscribed(self, channel: int) -> None:
         """Wait until the server has subscribed to what was asked for. Raises its refusal."""

@@ -176,6 +176,15 @@ class ClaimQueue:
         self.claiming.post(stream, self._strategy.rotates, on_claimed, send_source)
         return ()
 
+    @property
+    def under_way(self) -> list[Any]:
+        """The requests that may have taken messages which are not here."""
+        return [] if self.claiming is None else [self.claiming]
+
+    def is_asking(self, queue: str) -> bool:
+        """Return whether messages of a queue may be on their way here."""
+        return self.claiming is not None
+
     def failed(self) -> None:
         """Note that the claim was refused."""
         claim, self.claiming = self.claiming, None

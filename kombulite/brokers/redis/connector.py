@@ -48,6 +48,8 @@ def hides_tags(options: Options) -> bool:
 class Connector:
     """Opens streams to one database. Raises ValueError for settings that cannot be."""
 
+    stream_class: type[Stream] = Stream
+
     def __init__(self, settings: Settings, options: Options) -> None:
         self._options = options
         self._sentinels: Sentinels | None = None
@@ -108,7 +110,8 @@ class Connector:
         """
         options = self._options
         connection = self.connect()
-        stream = Stream(connection, self.protocol, options.socket_timeout, on_push, options.health_check_interval)
+        interval = options.health_check_interval
+        stream = self.stream_class(connection, self.protocol, options.socket_timeout, on_push, interval)
         self.watch(stream)
         return stream
 

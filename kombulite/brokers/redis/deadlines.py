@@ -8,7 +8,7 @@ own rule (``_kombu.binding_deadlines``) knows only whole exchanges, which never 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hiredis import ReplyError
@@ -104,9 +104,12 @@ class Deadlines:
         if isinstance(found, ReplyError):
             logger.debug("No look for what has ended: %s", found)
             return 0
-        for entry in found:
-            yield from self._end(entry, now)
+        yield from self._end_all(found, now)
         return len(found)
+
+    def _end_all(self, entries: Sequence[bytes], now: int) -> Plan[None]:
+        for entry in entries:
+            yield from self._end(entry, now)
 
     def _end(self, entry: bytes, now: int) -> Plan[None]:
         keys = self._keys

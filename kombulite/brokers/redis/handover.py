@@ -177,7 +177,7 @@ class Handover:
         for state in states if are_noted else ():
             leases += self._hold(state) if holds else state.unsettled()
         queues = [claims for state in states for claims in state.claim_queues]
-        claims = [claims.claiming for claims in queues if claims.claiming is not None]
+        claims = [claim for claims in queues for claim in claims.under_way]
         claims += [claim for state in states for claim in state.fetching]
         claims = [claim for claim in claims if claim.lease]
         abandoned = Abandoned(
@@ -233,25 +233,30 @@ class Handover:
             forgotten.sort(key=attrgetter("tag"))  # as they came: Python frees a list from its end
             self._leave(Abandoned(forgotten))
         refused: list[Abandoned] = []
-        failure: Exception | None = None
         try:
-            while self._left:
-                try:
-                    left = self._left.popleft()  # connections that begin at the same time take one after the other
-                except IndexError:  # another thread has taken the last
-                    break
-                try:
-                    yield from self._bring_back(left)
-                except (exceptions.ChannelError, exceptions.MessageNacked) as error:
-                    refused.append(left)
-                    failure = failure or error
-                except BaseException:
-                    refused.append(left)
-                    raise
+            failure = yield from self._bring_back_parts(self._left, refused)
         finally:
             self._left.extend(refused)
         if failure is not None:
             raise failure
+
+    def _bring_back_parts(self, parts: deque[Abandoned], refused: list[Abandoned]) -> Plan[Exception | None]:
+        """Bring back parts, and put those that are refused on a list; returns the first refusal."""
+        failure: Exception | None = None
+        while parts:
+            try:
+                part = parts.popleft()  # connections that begin at the same time take one after the other
+            except IndexError:  # another thread has taken the last
+                break
+            try:
+                yield from self._bring_back(part)
+            except (exceptions.ChannelError, exceptions.MessageNacked) as error:
+                refused.append(part)
+                failure = failure or error
+            except BaseException:
+                refused.append(part)
+                raise
+        return failure
 
     def _bring_back(self, left: Abandoned) -> Plan[None]:
         if left.settled:

@@ -53,6 +53,10 @@ class Chores:
         """Look at once for what has to be kept in use: there is more of it."""
         self._due[self._extend] = 0.0
 
+    def bring_back_now(self) -> None:
+        """Bring back at once what is left: there is more of it."""
+        self._due[self._bring_back] = 0.0
+
     @property
     def pause(self) -> float:
         """Seconds until something is due."""
@@ -178,6 +182,11 @@ class LeaseMaintainer:
                 if not self._flush_if_free():
                     self._flush_at = monotonic() + FLUSH_DELAY
 
+    def bring_back_now(self) -> None:
+        """Bring back at once what is left: there is more of it."""
+        self._chores.bring_back_now()
+        self._news.set()
+
     def _work(self) -> float:
         """Do what is due; returns the seconds until the next time."""
         self._flush()
@@ -200,7 +209,7 @@ class LeaseMaintainer:
 
 
 def _run(work_of: Callable[[], Callable[[], float] | None], stopped: Event, news: Event, streams: list[Stream]) -> None:
-    pause = 0.0
+    pause, complaint = 0.0, ""
     while not (news.wait(pause) and stopped.is_set()):
         news.clear()
         work = work_of()
@@ -211,7 +220,9 @@ def _run(work_of: Callable[[], Callable[[], float] | None], stopped: Event, news
         except Exception as error:  # whatever it is: a thread that ends loses leases
             _drop(streams)
             pause = RETRY_INTERVAL
-            logger.warning("Leases could not be looked after; next try in %g s: %s", pause, error)
+            log = logger.debug if str(error) == complaint else logger.warning
+            log("Leases could not be looked after; next try in %g s: %s", pause, error)
+            complaint = str(error)
         del work
     _drop(streams)
 

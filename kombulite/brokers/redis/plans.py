@@ -39,12 +39,13 @@ class Exchange(NamedTuple):
     """Commands to send, packed, and how many replies they have. Gives these, error replies among them.
 
     ``partial``: where the connection to one node of a cluster is lost, it gets the replies of all, ``LOST`` for those
-    that did not come.
+    that did not come. ``patience``: seconds to wait for a slot of a cluster that is not served, if not all of the time.
     """
 
     commands: Iterable[bytes]
     replies: int
     partial: list[Any] | None = None
+    patience: float | None = None
 
 
 class Wait(Enum):

@@ -130,8 +130,14 @@ class RedisProtocol:
     def end(self) -> Plan[None]:
         """Close the channels, and delete what is this connection's alone."""
         self._is_ending = True
+        failure: Exception | None = None
         for number in list(self.channels):
-            yield from self.close_channel(number)
+            try:
+                yield from self.close_channel(number)
+            except (exceptions.ConnectionError, OSError) as error:  # of one node of a cluster, say
+                failure = failure or error
+        if failure is not None:
+            raise failure
         for queue in self.topology.exclusive_queues():
             yield from self.topology.delete_queue(queue, False)
         yield from self.handover.end(self)
@@ -312,7 +318,7 @@ class RedisProtocol:
         del state.consumers[consumer.tag]
         claims.holds += 1
         try:
-            while claims.claiming is not None:  # what is claimed for it shall be here
+            while claims.is_asking(consumer.queue):  # what is claimed for it shall be here
                 yield Wait.REPLIES
         finally:
             claims.holds -= 1

@@ -43,6 +43,9 @@ SCANNED = 1000
 class Topology:
     """What one connection declared, and the verbs that change the database."""
 
+    #: Whether the server may lack what was declared, because a connection to it was lost.
+    is_doubtful = False
+
     def __init__(self, keys: Keys, check_interval: float, vhost: str, deadlines: Deadlines) -> None:
         self._keys = keys
         self.deadlines = deadlines
@@ -308,6 +311,7 @@ class Topology:
 
     def redeclare(self) -> Plan[None]:
         """Declare again all that this connection has declared: the database was emptied."""
+        self.is_doubtful = False
         for spec in list(self._exchanges.values()):
             yield from self._note_exchange(spec)
         for name, queue in list(self.declared.queues.items()):

@@ -46,7 +46,7 @@ class Waiter:
         self._descriptors: dict[Stream, int] = {}  # by which it waits for them
         self._awaited.register(self._waker_out, selectors.EVENT_READ)
         self._has_twins = detect_environment() == "eventlet"
-        self._await(stream)
+        self._begin(stream)
         self._is_sleeping = False
         self._current: RedisChannel | None = None  # the channel that was served last
 
@@ -75,6 +75,10 @@ class Waiter:
         self._descriptors.clear()
 
     # --- what it waits for
+
+    def _begin(self, stream: Stream) -> None:
+        """Wait for the connection for commands."""
+        self._await(stream)
 
     def add(self, stream: Stream) -> None:
         """Read a connection too, and wait for it."""

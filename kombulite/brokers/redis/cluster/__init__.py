@@ -29,7 +29,7 @@ from kombulite.brokers.redis.cluster.receiver import ClusterReceiver
 from kombulite.brokers.redis.cluster.slots import Address, slot_of
 from kombulite.brokers.redis.cluster.waiter import ClusterWaiter
 from kombulite.brokers.redis.connector import has_one_slot, hides_tags
-from kombulite.brokers.redis.errors import connection_lost
+from kombulite.brokers.redis.leases import logger
 from kombulite.brokers.redis.maintainer import Chores, LeaseMaintainer
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.protocol import RedisProtocol
@@ -110,8 +110,6 @@ class Transport(SingleServerTransport):
         protocol, nodes = self._protocol, self._stream
         nodes.connect()
         nodes.perform(protocol.begin(nodes, self._tracked, nodes.perform), self.settings.connect_timeout)
-        if not nodes.is_open:  # what was not brought back for that is kept
-            raise connection_lost("a node closed the connection when it had been opened")
         self._waiter = ClusterWaiter(nodes, protocol.receiver, protocol.topology.router, self._channels)
 
     def _greet(self, stream: Stream) -> None:
@@ -121,15 +119,20 @@ class Transport(SingleServerTransport):
         tracked = stream.perform(self._protocol.greet(3), self.settings.connect_timeout)
         self._tracked = self._tracked and tracked
         if self._waiter is not None:
-            router = self._protocol.topology.router
-            router.renewed(self._tracked)
+            topology = self._protocol.topology
+            topology.router.renewed(self._tracked)
+            topology.router.was_emptied |= topology.is_doubtful
             self._waiter.add(stream)
+            self._wake()
 
     def _forget(self, stream: Stream) -> None:
-        """Wait no more for a connection that was closed, or is opened anew."""
+        """Wait no more for a connection that was closed or lost."""
         if self._waiter is not None:
             self._waiter.forget(stream)
-            self._protocol.topology.router.was_emptied = True  # the node may have started again without what it had
+            owners, address = self._cluster.slots.owners, stream.address
+            self._protocol.topology.router.discard_some(lambda key: owners[slot_of(key)] == address)
+            # The node may start again without what it had: that is declared again as soon as it is reached.
+            self._protocol.topology.is_doubtful = True
 
     def _on_moved(self, slots: set[int]) -> None:
         """Slots have another master: what its nodes were to say of them, the old one will not."""
@@ -185,6 +188,19 @@ class Transport(SingleServerTransport):
             receiver.watch_later(listening)
             self._streams.append(listening)
 
+    def close(self) -> None:
+        """Close the connection, without a wait for nodes that cannot be reached."""
+        self._stream.patience = CHORE_PATIENCE
+        super().close()
+
+    def _check_rights(self, queue: str, no_ack: bool) -> None:
+        # A queue whose node cannot be reached keeps no other from being consumed: its rights are known later.
+        plan = self._protocol.check_rights(queue, no_ack)
+        try:
+            self._stream.perform(plan, patience=CHORE_PATIENCE)
+        except (exceptions.RecoverableConnectionError, OSError) as error:
+            logger.warning("Queue %r is not served yet, its consumer waits for that: %s", queue, error)
+
     def _wait_in_server(self) -> None:
         """Do nothing: where a node does not tell of changes, its queues are looked at now and then."""
 
@@ -215,8 +231,10 @@ class Transport(SingleServerTransport):
         if self._maintainer is None:
             opener: Any = ChoreNodes(self._cluster, protocol.options.visibility_timeout)
             chores = Chores if self._is_compatible else ClusterChores
-            self._maintainer = LeaseMaintainer(protocol, opener, self._stream, self._streams, chores)
-            self._maintainer.start()
+            self._maintainer = maintainer = LeaseMaintainer(protocol, opener, self._stream, self._streams, chores)
+            maintainer.start()
+            if isinstance(protocol, ClusterProtocol):
+                protocol.bring_back_soon = maintainer.bring_back_now
         elif queue is not None and protocol.topology.declared.ends(queue):
             self._maintainer.extend_now()
 

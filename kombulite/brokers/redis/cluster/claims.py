@@ -24,19 +24,27 @@ from kombulite.brokers.redis.claims import (
 )
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.nodes import Nodes
+from kombulite.brokers.redis.cluster.posts import Lost, Unreached
 from kombulite.brokers.redis.cluster.slots import refusal_of
 from kombulite.brokers.redis.cluster.units import DOWN_PAUSE, MOVING_PAUSE
-from kombulite.brokers.redis.leases import Lease, Tags
+from kombulite.brokers.redis.leases import Lease, Tags, logger
 from kombulite.brokers.redis.options import OrderStrategy
 from kombulite.brokers.redis.plans import is_missing, is_refused
 from kombulite.brokers.redis.scripts import CLAIM_ACROSS_SLOTS
 
+#: Seconds that the replies of some nodes wait for those of others.
+LATE = 0.1
+
+#: Requests, each with its reply: None for one whose queues are asked one by one.
+Answers = list[tuple[Claim, Any]]
+
 
 class Rest(NamedTuple):
-    """Since when a queue is not served, and when it is asked again."""
+    """Since when a queue is not served, when it is asked again, and whether that was logged."""
 
     since: float
     due: float
+    is_logged: bool = False
 
 
 class NodeClaim(Claim):
@@ -66,6 +74,8 @@ class NodeClaim(Claim):
 class SharedClaim:
     """Requests for messages of some queues, one to each node, that are answered together. ``count``: of messages.
 
+    What nodes have not answered when it is set aside is handed over when it comes.
+
     Where a node does not answer for all of its queues, each of them is asked by itself: the command goes where its slot
     has gone, and an error is that of the queue.
     """
@@ -77,8 +87,10 @@ class SharedClaim:
         shares: Sequence[tuple[Sequence[str], int]],
         lease: bool,
         in_turns: bool,
-        on_done: Callable[[Any], None],
+        on_done: Callable[[Answers], None],
     ) -> None:
+        self.is_over = False  #: whether the replies were handed over, but for those that are late
+        self.late_at = monotonic() + LATE
         self.parts: list[Claim] = []
         self.queues = [queue for queues, _ in shares for queue in queues]
         self.count = sum(count for _, count in shares)
@@ -86,8 +98,7 @@ class SharedClaim:
         self._tags = tags
         self.lease = lease
         self._in_turns = in_turns
-        self._replies: list[Any] = []
-        self._left = 0
+        self._answered: dict[int, Any] = {}  # by the place of the request
         self._on_done = on_done
         for queues, count in shares:
             self._add(queues, count)
@@ -99,8 +110,6 @@ class SharedClaim:
         else:
             part = NodeClaim(self._keys, self._tags, queues, count, self.lease)
         self.parts.append(part)
-        self._replies.append(None)
-        self._left += 1
         return len(self.parts) - 1
 
     def post(self, nodes: Nodes, send_source: bool) -> None:
@@ -120,18 +129,30 @@ class SharedClaim:
             slot, data = self._keys.of(part.queues[0]).slot, part.packed(self._in_turns, True)
             nodes.post_once(slot, data, partial(self._on_reply, nodes, place), later=True)
             return
-        if isinstance(part, NodeClaim) and (isinstance(reply, ReplyError) or part.is_partial(reply)):
+        was_asked = not isinstance(reply, Unreached)
+        if isinstance(part, NodeClaim) and was_asked and (isinstance(reply, ReplyError) or part.is_partial(reply)):
             nodes.note_refused_script()
-        if isinstance(part, NodeClaim) and isinstance(reply, ReplyError):
+        if isinstance(part, NodeClaim) and was_asked and isinstance(reply, ReplyError):
             reply = None
             for queue in part.queues[: part.count]:
                 each = self._add((queue,), part.count // len(part.queues) or 1)
                 data = self.parts[each].packed(self._in_turns, True)
                 nodes.post_once(self._keys.of(queue).slot, data, partial(self._on_reply, nodes, each), later=True)
-        self._replies[place] = reply
-        self._left -= 1
-        if not self._left:
-            self._on_done(self._replies)
+        self._answered[place] = reply
+        if self.is_over:
+            self._on_done([(part, reply)])
+        elif len(self._answered) == len(self.parts):
+            self.set_aside()
+
+    def set_aside(self) -> None:
+        """Hand over the replies that are here."""
+        self.is_over = True
+        self._on_done([(self.parts[place], reply) for place, reply in sorted(self._answered.items())])
+
+    @property
+    def unanswered(self) -> list[Claim]:
+        """The requests that have no reply yet."""
+        return [part for place, part in enumerate(self.parts) if place not in self._answered]
 
 
 class ClusterClaimQueue(ClaimQueue):
@@ -145,8 +166,31 @@ class ClusterClaimQueue(ClaimQueue):
         super().__init__(no_ack, order, lease)
         #: Queues whose slots are not served at the moment. They keep no other queue waiting.
         self.resting: dict[str, Rest] = {}
-        #: What a queue was refused with for other reasons, or for too long.
+        #: What a queue was refused with for other reasons, or all of them for too long.
         self.failure: ReplyError | None = None
+        #: Requests that nodes have not answered in time. Their messages may come beyond the credit, and wait here then.
+        self.late: list[Claim] = []
+        #: Requests that may have taken messages, over connections that were lost.
+        self.lost: list[Claim] = []
+        #: Messages that came too late for their consumer, which has ended.
+        self.strays: list[Lease] = []
+
+    @property
+    def under_way(self) -> list[Any]:
+        """The requests that may have taken messages which are not here."""
+        return [*super().under_way, *self.late, *self.lost]
+
+    def is_asking(self, queue: str) -> bool:
+        """Return whether messages of a queue may be on their way here, from a node that answers in time."""
+        self.set_aside()
+        return self.claiming is not None and any(queue in part.queues for part in self.claiming.unanswered)
+
+    def set_aside(self) -> None:
+        """Go on without the nodes that have not answered in time."""
+        claim = self.claiming
+        if claim is not None and monotonic() >= claim.late_at:
+            self.late += claim.unanswered
+            claim.set_aside()
 
     def wake_rested(self, now: float) -> None:
         """Have the queues asked again whose time has come."""
@@ -160,13 +204,22 @@ class ClusterClaimQueue(ClaimQueue):
     def _refuse(self, queues: Sequence[str], error: ReplyError) -> None:
         """Take the refusal of a claim: what is not served at the moment rests."""
         refusal, now = refusal_of(str(error), ("", 0)), monotonic()
-        since = min((self.resting[queue].since for queue in queues if queue in self.resting), default=now)
-        if refusal is None or now - since > self._patience:
+        if refusal is None:
             self.failure = error
             self.dirty_queues.update(queues)
             return
         pause = MOVING_PAUSE if refusal.code in ("MOVED", "ASK", "TRYAGAIN") else DOWN_PAUSE
-        self.resting.update(dict.fromkeys(queues, Rest(since, now + pause)))
+        for queue in queues:
+            rest = self.resting.get(queue, Rest(now, now))
+            is_long = now - rest.since > self._patience
+            if is_long and not rest.is_logged:
+                logger.warning("Queue %r is not served, its consumer goes on with others: %s", queue, error)
+            self.resting[queue] = Rest(rest.since, now + pause, is_long)
+        rests = [self.resting.get(queue) for queue in self.consumers]
+        if all(rest is not None and rest.is_logged for rest in rests):  # there are no others
+            self.failure = error
+            self.dirty_queues.update(self.resting)
+            self.resting.clear()
 
     def claim(
         self,
@@ -192,7 +245,8 @@ class ClusterClaimQueue(ClaimQueue):
 
     def _groups(self, nodes: Nodes, keys: ClusterKeys, most: int) -> list[list[str]]:
         """Return the queues to ask, those together that one node can be asked for in one step."""
-        asked = islice((queue for queue in self.queues if queue in self.dirty_queues), MAX_ASKED)
+        late = {queue for part in self.late for queue in part.queues}
+        asked = islice((queue for queue in self.queues if queue in self.dirty_queues and queue not in late), MAX_ASKED)
         if not self.rotates:  # the first queue goes before all others
             return [[queue] for queue in islice(asked, 1)]
         groups: dict[Any, list[str]] = {}
@@ -201,12 +255,19 @@ class ClusterClaimQueue(ClaimQueue):
             groups.setdefault(owners[keys.of(queue).slot] if is_together else queue, []).append(queue)
         return list(groups.values())[:most]
 
-    def claimed(self, reply: list[Any]) -> tuple[Sequence[str], int]:
+    def claimed(self, reply: Answers) -> tuple[Sequence[str], int]:
         """Take the answers to a claim: which queues it has emptied, and how many messages it found."""
-        claim = self.claiming
+        claim, asked = self.claiming, {queue for part, _ in reply for queue in part.queues}
+        if claim is not None and claim.is_over:
+            asked.update(claim.queues)
+            self.claiming = None
         emptied: list[str] = []
         found: list[tuple[int, list[Lease]]] = []
-        for part, answer in zip(claim.parts, reply, strict=True):
+        for part, answer in reply:
+            if part in self.late:
+                self.late.remove(part)
+            if isinstance(answer, Lost) and part.lease:
+                self.lost.append(part)
             if answer is None:  # they were asked one by one, as many as there was credit for
                 self.dirty_queues.update(part.queues[part.count :])
                 continue
@@ -216,12 +277,12 @@ class ClusterClaimQueue(ClaimQueue):
             for queue in part.queues if self.resting else ():
                 self.resting.pop(queue, None)
             leases = part.leases(answer)
-            found += leases
+            self.strays += [each for _, mine in leases for each in mine if each.queue not in self.consumers]
+            found += [(step, mine) for step, mine in leases if all(each.queue in self.consumers for each in mine)]
             if NodeClaim.is_partial(answer) or sum(len(each) for _, each in leases) >= part.count:
                 self.dirty_queues.update(part.queues)
             else:
                 emptied += part.queues
-        self.claiming = None
         found.sort(key=itemgetter(0))
         came: list[Lease] = []
         for _, lists in groupby(found, itemgetter(0)):
@@ -232,7 +293,6 @@ class ClusterClaimQueue(ClaimQueue):
             self.ready.extend(came)
             self._turn(came)
         if self._has_left_out:
-            asked = set(claim.queues)
             self._order.sort(key=asked.__contains__)  # those that were not asked come first, each part in its order
         return emptied, len(came)
 

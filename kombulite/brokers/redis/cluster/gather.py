@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 
 from kombulite import exceptions
-from kombulite.brokers.redis.stream import Stream
+from kombulite.brokers.redis.cluster.stream import NodeStream
 
 #: Seconds for a reply where the deadline has passed between two steps: 0 would mean the default.
 MIN_TIMEOUT = 0.001
@@ -21,29 +21,39 @@ def left_until(deadline: float) -> float:
 
 
 def gather(
-    sent: Mapping[Stream, list[bytes]],
+    sent: Mapping[NodeStream, list[bytes]],
     deadline: float,
-    take: Callable[[Stream, list[Any]], object],
+    take: Callable[[NodeStream, list[Any]], object],
+    lose: Callable[[NodeStream, Exception], object],
 ) -> None:
-    """Send commands to nodes, all at once; what each replies goes to ``take``. Raises when all are over."""
+    """Send commands to nodes, all at once; what each replies goes to ``take``. Raises when all are over.
+
+    ``lose(stream, error)`` is called for each whose connection was lost.
+    """
+    replies: dict[NodeStream, list[Any]] = {}
+    failure: Exception | None = None
     if len(sent) == 1:
         ((stream, commands),) = sent.items()
-        take(stream, stream.exchange(commands, len(commands), left_until(deadline)))
+        try:
+            take(stream, stream.exchange(commands, len(commands), left_until(deadline)))
+        except (exceptions.ConnectionError, OSError) as error:
+            lose(stream, error)
+            raise
         return
-    replies: dict[Stream, list[Any]] = {}
-    failure: BaseException | None = None
     for stream, commands in sent.items():
         mine: list[Any] = []
         try:
             stream.post(b"".join(commands), len(commands), mine.append, timeout=left_until(deadline))
             replies[stream] = mine
         except (exceptions.ConnectionError, OSError) as error:
+            lose(stream, error)
             failure = failure or error  # the others' replies count all the same
     for stream, mine in replies.items():
         try:
             stream.wait_for_replies(left_until(deadline))
             take(stream, mine)
         except (exceptions.ConnectionError, OSError) as error:
+            lose(stream, error)
             failure = failure or error
     if failure is not None:
         raise failure

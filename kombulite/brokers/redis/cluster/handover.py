@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -50,6 +52,26 @@ class ClusterHandover(Handover):
             for queue, mine in by_queue(leases)
         ]
 
+    def leave(self, abandoned: Abandoned) -> None:
+        """Keep messages until they are put back: a connection goes on, but without the node that has them."""
+        self._leave(abandoned)
+
+    def _bring_back_parts(self, parts: deque[Abandoned], refused: list[Abandoned]) -> Plan[Exception | None]:
+        # All at once: a node that cannot be reached keeps none from coming back, and is waited for once.
+        plans: dict[str, Plan[None]] = {}
+        with suppress(IndexError):  # other connections may take some at the same time
+            while True:
+                plans[f"part {len(plans)}"] = self._bring_back_part(parts.popleft(), refused)
+        yield from together(plans)
+        return None
+
+    def _bring_back_part(self, part: Abandoned, refused: list[Abandoned]) -> Plan[None]:
+        try:
+            yield from self._bring_back(part)
+        except BaseException:
+            refused.append(part)
+            raise
+
     def _tags_of(self, claims: Sequence[Any]) -> Sequence[Any]:
         parts = [part for claim in claims for part in getattr(claim, "parts", [claim])]
         return [(queue, part.possible_tags()) for part in parts for queue in part.queues]
@@ -70,8 +92,7 @@ def by_queue(leases: Iterable[Lease]) -> list[tuple[str, list[Lease]]]:
 
 def put_back_all(keys: ClusterKeys, leases: Iterable[Lease], are_noted: bool) -> Plan[None]:
     """Return messages of any queues to the heads of their lists, each queue's in the order given."""
-    for queue, mine in by_queue(leases):
-        yield from put_back(keys.of(queue), mine, are_noted)
+    yield from together({queue: put_back(keys.of(queue), mine, are_noted) for queue, mine in by_queue(leases)})
 
 
 def renew_all(keys: ClusterKeys, leases: Iterable[Lease]) -> Plan[None]:

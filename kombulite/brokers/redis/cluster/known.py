@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import copy
 from time import monotonic
 
 from redis.connection import AbstractConnection
@@ -11,27 +10,28 @@ from redis.connection import AbstractConnection
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
 from kombulite.brokers.redis.cluster.slots import Address, SlotMap
+from kombulite.brokers.redis.cluster.stream import NodeStream
 from kombulite.brokers.redis.connector import Connector, is_in_cluster
 from kombulite.brokers.redis.options import Options
-from kombulite.brokers.redis.stream import Stream
+from kombulite.brokers.redis.replies import OnReply
 
 #: Seconds between two looks at the slots at least.
 MIN_REFRESH_INTERVAL = 0.02
 #: Seconds for a cluster without a master for a slot to choose one, where nothing else is configured.
 DEFAULT_TIMEOUT = 30.0
-#: What redis-py calls the seconds to connect, and those to agree on what is spoken.
-CONNECT_TIMEOUTS = ("socket_connect_timeout", "socket_timeout")
 
 
 class NodeConnector(Connector):
     """Opens streams to one node. Raises NotAllowed for a server that is not in cluster mode."""
 
-    def within(self, seconds: float) -> NodeConnector:
-        """Return the same that has no more time to connect."""
-        capped = copy(self)
-        limits = {name: min(self._arguments[name] or seconds, seconds) for name in CONNECT_TIMEOUTS}
-        capped._arguments = {**self._arguments, **limits}
-        return capped
+    stream_class = NodeStream
+
+    def open(self, on_push: OnReply) -> NodeStream:
+        """Open a connection. Raises ConnectionError or OSError."""
+        stream = super().open(on_push)
+        assert isinstance(stream, NodeStream)
+        stream.address = self.address
+        return stream
 
     def check_mode(self, connection: AbstractConnection) -> None:
         """Refuse a server alone."""
@@ -62,6 +62,7 @@ class Cluster:
         self._read_at = 0.0
         # What a slot without a master is waited for: until a replica is promoted.
         self.timeout = options.socket_timeout or DEFAULT_TIMEOUT
+        self.connect_timeout = options.socket_connect_timeout or settings.connect_timeout or self.timeout
         self.connector(self.seeds[0])  # settings that cannot be shall fail at once
 
     def connector(self, address: Address) -> NodeConnector:
@@ -89,7 +90,7 @@ class Cluster:
         self.is_stale = True
         self._tell({slot})
 
-    def read(self, stream: Stream, timeout: float) -> None:
+    def read(self, stream: NodeStream, timeout: float) -> None:
         """Ask a node for the slots."""
         self.is_stale, self._read_at = False, monotonic()
         reply = stream.call("CLUSTER", "SLOTS", timeout=min(timeout, self.timeout))

@@ -7,7 +7,9 @@ belongs, until there is an answer or the time is over.
     exchange, perform   waits: sends to all nodes at once, then sends again what was refused, until one deadline
     post                does not wait: what was refused goes into ``_refused``, and is sent again by ``poll``
 
-Between two tries the lock is free: while one slot has no master, other threads go on with the others.
+Between two tries the lock is free, and while a node is opened or is slow to reply: one node keeps no other waiting. If
+the connection to a node is lost, those to the others go on. What may be repeated is sent again, what was sent to the
+lost one and is waited for ends with an error, and what was posted gets ``Lost`` for its reply.
 
 What is sent again is a unit: a command, a transaction from MULTI to EXEC, or CLIENT CACHING with the command after it.
 
@@ -16,9 +18,11 @@ The class is wider than others: it stands for one ``Stream`` wherever a single s
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from logging import getLogger
 from math import inf
 from time import monotonic
@@ -30,13 +34,15 @@ from kombulite import exceptions
 from kombulite._core import pack_command
 from kombulite.brokers.redis.cluster.gather import MIN_TRY, gather, left_until
 from kombulite.brokers.redis.cluster.known import Cluster
-from kombulite.brokers.redis.cluster.posts import Post
+from kombulite.brokers.redis.cluster.openings import Openings
+from kombulite.brokers.redis.cluster.posts import Post, Unreached
 from kombulite.brokers.redis.cluster.slots import Address, Refusal, SlotCache, refusal_of
+from kombulite.brokers.redis.cluster.stream import NodeStream
 from kombulite.brokers.redis.cluster.units import CACHING, DOWN_PAUSE, Unit, pause_of, share, split, units_of
-from kombulite.brokers.redis.errors import connection_lost, reply_error
+from kombulite.brokers.redis.errors import ServerClosed, connection_lost, reply_error
 from kombulite.brokers.redis.plans import LOST, Plan, Wait, perform
 from kombulite.brokers.redis.replies import OnReply, Posted
-from kombulite.brokers.redis.stream import Stream
+from kombulite.brokers.redis.stream import IDLE, MIN_PING_INTERVAL
 from kombulite.utils.locks import Condition, Lock
 
 logger = getLogger("kombulite.brokers.redis")
@@ -44,6 +50,14 @@ logger = getLogger("kombulite.brokers.redis")
 T = TypeVar("T")
 #: Seconds until a script for queues of several slots is tried again.
 SCRIPT_PAUSE = 1.0
+#: Seconds that a command which is not waited for waits for a connection to be opened, and then is sent later.
+OPEN_PATIENCE = 0.1
+#: Seconds for a node to say the slots, before another one is asked.
+REFRESH_TIMEOUT = 1.0
+#: Seconds for one look at the replies of a node that does not answer.
+LOOK = 0.05
+#: What ends the connection to a node.
+LOSSES = (exceptions.ConnectionError, OSError)
 
 
 class Nodes:
@@ -60,8 +74,8 @@ class Nodes:
         self,
         cluster: Cluster,
         on_push: OnReply,
-        on_opened: Callable[[Stream], object],
-        on_dropped: Callable[[Stream], object],
+        on_opened: Callable[[NodeStream], object],
+        on_dropped: Callable[[NodeStream], object],
     ) -> None:
         self.protocol = 3
         #: One for all streams: a claim that comes in changes what the others see.
@@ -69,9 +83,8 @@ class Nodes:
         self._pauses = Condition(self.lock)  # of threads until they send again; notified of new slots
         self._is_dropped = False
         self.cluster = cluster
-        self.streams: dict[Address, Stream] = {}
+        self.streams: dict[Address, NodeStream] = {}
         self.patience = inf  # seconds that a command waits for its slot to be served, within its deadline
-        self.renew: Any = None  # what a stream has; connections are opened anew by their nodes
         self._on_push = on_push
         self._on_opened = on_opened
         self._on_dropped = on_dropped
@@ -81,15 +94,21 @@ class Nodes:
         self._written = threading.local()  # ``streams``: those that have taken commands of this thread
         self._notes_written = False
         self._scripts_from = 0.0  # when scripts for queues of several slots are tried again
+        self._openings = Openings(self._pauses, self._connect, self._take)
+        self._max_ping_interval = inf  # where nodes close connections sooner than they are asked
+        self._pid = os.getpid()
 
     # --- connections
 
     def connect(self) -> None:
         """Open a connection to some node, and read the slots there. Raises what keeps all of them away."""
         failure: Exception | None = None
-        for address in self.cluster.addresses:
+        addresses = self.cluster.addresses
+        deadline = monotonic() + self.cluster.connect_timeout
+        for place, address in enumerate(addresses):
+            share = left_until(deadline) / (len(addresses) - place)
             try:
-                self.cluster.read(self._open(address), self.cluster.timeout)
+                self.cluster.read(self._open(address, share), share)
                 return
             except exceptions.AccessRefused:
                 raise
@@ -99,42 +118,79 @@ class Nodes:
         assert failure is not None
         raise failure
 
-    def _open(self, address: Address, timeout: float | None = None) -> Stream:
+    def _open(self, address: Address, timeout: float, waits: bool = True) -> NodeStream:
+        """Return a connection, opened within so many seconds. ``waits``: also for a try that others have begun."""
+        if self._pid != os.getpid():
+            raise connection_lost("this connection belongs to the parent process")
         with self.lock:
             found = self.streams.get(address)
-            if found is not None and found.is_open:
-                return found
-            if self._is_dropped:
-                raise connection_lost("connection already closed")
-            connector = self.cluster.connector(address)
-            if timeout is not None:
-                connector = connector.within(timeout)
-            pushes: list[Stream] = []
-            stream = connector.open(lambda message: self._take_push(pushes[0], message))
-            pushes.append(stream)
-            stream.lock = self.lock
-            stream.address = address
-            if self._timeout_cap is not None:
-                stream.cap_timeout(self._timeout_cap)
-            stream.renew = self._renew
-            self.streams[address] = stream
-            try:
-                self._on_opened(stream)
-            except BaseException:
-                self._close(address)
-                raise
-            return stream
+            if found is None:
+                if self._is_dropped:
+                    raise connection_lost("connection already closed")
+                self._openings.open(address, timeout, waits)
+                found = self.streams.get(address)
+            if found is None or not found.is_open:
+                raise connection_lost(f"the connection to {address[0]}:{address[1]} was closed when it had been opened")
+            return found
 
-    def _take_push(self, stream: Stream, message: list[Any]) -> None:
+    def _connect(self, address: Address) -> NodeStream:
+        """Open a connection, in a thread of its own."""
+        pushes: list[NodeStream] = []
+        stream = self.cluster.connector(address).open(lambda message: self._take_push(pushes[0], message))
+        pushes.append(stream)
+        stream.address = address
+        stream.ping_interval = min(stream.ping_interval, self._max_ping_interval)
+        if self._timeout_cap is not None:
+            stream.cap_timeout(self._timeout_cap)
+        try:
+            self._on_opened(stream)
+        except BaseException:
+            stream.drop()
+            self._on_dropped(stream)
+            raise
+        return stream
+
+    def _take(self, stream: NodeStream) -> None:
+        """Use a connection that was opened."""
+        if self._is_dropped:
+            stream.drop()
+            return
+        stream.lock, stream.pauses = self.lock, self._pauses
+        self.streams[stream.address] = stream
+
+    def _take_push(self, stream: NodeStream, message: list[Any]) -> None:
         self._on_push(message)
 
-    def _renew(self, stream: Stream) -> None:
-        """Open a connection anew that its node closed because it was idle."""
-        address = stream.address
-        self.cluster.connector(address).reopen(stream)
-        stream.address = address
-        self._on_dropped(stream)
-        self._on_opened(stream)
+    def _lose(self, stream: NodeStream, error: Exception) -> None:
+        """Go on without a connection that broke."""
+        if self._pid != os.getpid():
+            raise error
+        with self.lock:
+            if self._is_dropped or self.streams.get(stream.address) is not stream:
+                stream.drop()
+                return
+            idle = monotonic() - stream.used_at
+            was_idle = isinstance(error, ServerClosed) and idle > IDLE and not stream.is_waiting
+            log = logger.info if was_idle else logger.warning
+            log("The connection to node %s:%s was lost, those to others go on: %s", *stream.address, error)
+            if was_idle and stream.ping_interval:
+                self._max_ping_interval = min(self._max_ping_interval, max(idle / 2, MIN_PING_INTERVAL))
+            posted = stream.take_posted()
+            self._close(stream.address)
+            self.cluster.is_stale = True
+            for on_reply in dict.fromkeys(on_reply for on_reply, _, _ in posted if isinstance(on_reply, Post)):
+                on_reply.lost()
+            self._pauses.notify_all()  # threads that wait for replies find it closed
+
+    def _try(self, stream: NodeStream, step: Callable[..., T], *arguments: Any) -> T | None:
+        """Do something with a connection that is lost if it fails."""
+        try:
+            return step(*arguments)
+        except LOSSES as error:
+            self._lose(stream, error)
+            if self._is_dropped:
+                raise
+            return None
 
     def _close(self, address: Address) -> None:
         stream = self.streams.pop(address, None)
@@ -142,15 +198,20 @@ class Nodes:
             stream.drop()
             self._on_dropped(stream)
 
-    def stream_at(self, slot: int, timeout: float | None = None) -> Stream:
-        """Return the connection to the master of a slot, within so many seconds. Raises what keeps it away."""
-        return self._stream_to(self.cluster.slots.owners[slot], slot, timeout)
-
-    def _stream_to(self, address: Address | None, slot: int, timeout: float | None) -> Stream:
+    def _stream_to(self, address: Address | None, slot: int, timeout: float, waits: bool = True) -> NodeStream:
+        """Return the connection to a node, within so many seconds. Raises what keeps it away."""
         if address is None:
             self.cluster.is_stale = True
             raise connection_lost(f"the cluster has no master for slot {slot}")
-        return self.streams.get(address) or self._open(address, timeout)
+        return self._living(address) or (self._open(address, timeout) if waits else self._open(address, timeout, False))
+
+    def _living(self, address: Address | None) -> NodeStream | None:
+        """Return the connection to a node, if there is one that has not ended while it was idle."""
+        stream = None if address is None else self.streams.get(address)
+        if stream is None or stream.is_alive():
+            return stream
+        self._lose(stream, ServerClosed("the node closed the connection"))
+        return None
 
     def _refresh(self, deadline: float) -> bool:
         """Read the slots again, from the first node that says them; returns whether one did."""
@@ -161,11 +222,11 @@ class Nodes:
             if left < MIN_TRY:
                 break
             try:
-                stream = self.streams.get(address) or self._open(address, left)
-                cluster.read(stream, left_until(deadline))
-            except (exceptions.RecoverableConnectionError, exceptions.ChannelError, OSError):
+                stream = self._living(address) or self._open(address, min(left, REFRESH_TIMEOUT))
+                cluster.read(stream, min(left_until(deadline), REFRESH_TIMEOUT))
+            except (*LOSSES, exceptions.ChannelError) as error:
                 if (found := self.streams.get(address)) is not None and not found.is_open:
-                    raise  # what was under way there is unknown
+                    self._lose(found, error)
                 continue
             self._prune()
             self._pauses.notify_all()
@@ -199,8 +260,8 @@ class Nodes:
 
     @property
     def is_open(self) -> bool:
-        """Whether no connection has ended."""
-        return all(stream.is_open for stream in list(self.streams.values()))
+        """Whether it is in use: connections to single nodes may end meanwhile."""
+        return not self._is_dropped
 
     @property
     def is_waiting(self) -> bool:
@@ -214,13 +275,16 @@ class Nodes:
 
     # --- commands that are waited for
 
-    def perform(self, plan: Plan[T], timeout: float | None = None) -> T:
-        """Do what a plan asks for, and return its result."""
-        return perform(plan, self._fulfil, timeout)
+    def perform(self, plan: Plan[T], timeout: float | None = None, patience: float | None = None) -> T:
+        """Do what a plan asks for, and return its result.
 
-    def _fulfil(self, request: Any, timeout: float | None) -> list[Any] | None:
+        ``patience``: seconds that a command waits for its slot to be served, if not as long as others.
+        """
+        return perform(plan, self._fulfil if patience is None else partial(self._fulfil, patience=patience), timeout)
+
+    def _fulfil(self, request: Any, timeout: float | None, patience: float | None = None) -> list[Any] | None:
         if request is Wait.REPLIES:
-            self.wait_for_replies()
+            self._look_for_replies()
         elif request is Wait.NEWS:
             self.poll(timeout)
         else:
@@ -229,7 +293,8 @@ class Nodes:
                 commands = [command for data in commands for command in split(data)]
             units = units_of(commands, self._cache)
             try:
-                return self._exchange(units, self._deadline(timeout))
+                patience = request.patience if patience is None else patience
+                return self._exchange(units, self._deadline(timeout), patience)
             except (exceptions.ConnectionError, OSError):
                 if request.partial is not None:
                     request.partial.extend(
@@ -245,11 +310,14 @@ class Nodes:
         """Send a packed command and return the reply."""
         slot = self._cache.slot_of(data)
         assert slot is not None, "a command without a key"
-        address = self.cluster.slots.owners[slot]
-        stream = None if address is None else self.streams.get(address)
         deadline, reply = self._deadline(timeout), None
+        stream = self._living(self.cluster.slots.owners[slot])
         if stream is not None and not self._refused:
-            (reply,) = stream.exchange((data,), 1, timeout)
+            try:
+                (reply,) = stream.exchange((data,), 1, timeout)
+            except LOSSES as error:
+                self._lose(stream, error)
+                raise
             if reply.__class__ is not ReplyError:
                 if self._notes_written:
                     self._note_written(stream)
@@ -264,12 +332,13 @@ class Nodes:
         """Send packed commands where their keys are, and return their replies, error replies among them."""
         return self._exchange(units_of(commands, self._cache), self._deadline(timeout))
 
-    def _exchange(self, units: list[Unit], deadline: float) -> list[Any]:
+    def _exchange(self, units: list[Unit], deadline: float, patience: float | None = None) -> list[Any]:
+        patience = self.patience if patience is None else patience
         with self.lock:
             self.flush(deadline)
-            left, last_try = units, min(deadline - MIN_TRY, monotonic() + self.patience)
+            left, last_try = units, min(deadline - MIN_TRY, monotonic() + patience)
             while left:
-                left, pause = self._send(left, deadline)
+                left, pause = self._send(left, deadline, max(patience, OPEN_PATIENCE))
                 if left and monotonic() + pause > last_try:
                     break
                 if left:
@@ -282,9 +351,12 @@ class Nodes:
         if any(unit.refusal is not None and unit.refusal.code not in ("ASK", "TRYAGAIN") for unit in left):
             self.refresh_if_stale(deadline)
 
-    def _send(self, units: Sequence[Unit], deadline: float) -> tuple[list[Unit], float]:
-        """Send units, all nodes at once; returns those that were refused, and the seconds until they may be again."""
-        by_stream: dict[Stream, list[Unit]] = {}
+    def _send(self, units: Sequence[Unit], deadline: float, patience: float) -> tuple[list[Unit], float]:
+        """Send units, all nodes at once; returns those that were refused, and the seconds until they may be again.
+
+        ``patience``: seconds to wait for a connection to be opened, at most.
+        """
+        by_stream: dict[NodeStream, list[Unit]] = {}
         unserved: list[Unit] = []
         unreached: dict[Address | None, Exception] = {}
         failure: Exception | None = None
@@ -298,7 +370,8 @@ class Nodes:
                 if address in unreached:  # another try would take its time as well
                     raise unreached[address]
                 # Opening a connection leaves half of the time to the nodes that answer.
-                stream = self._stream_to(address, unit.slot, left_until(deadline) / (1 if is_alone else 2))
+                left = left_until(deadline) / (1 if is_alone else 2)
+                stream = self._stream_to(address, unit.slot, min(left, patience))
             except (exceptions.RecoverableConnectionError, OSError) as error:
                 unreached[address] = error
                 self.cluster.is_stale = True
@@ -313,7 +386,7 @@ class Nodes:
                 unit.asked = stream.address
                 by_stream.setdefault(stream, []).append(unit)
         sent = {stream: [each for unit in mine for each in unit.packed] for stream, mine in by_stream.items()}
-        gather(sent, deadline, lambda stream, replies: share(by_stream[stream], replies))
+        gather(sent, deadline, lambda stream, replies: share(by_stream[stream], replies), self._lose)
         if failure is not None:
             raise failure
         for unit in untracked:
@@ -352,8 +425,8 @@ class Nodes:
         self._notes_written = True
         self._written.streams = set()
 
-    def _note_written(self, stream: Stream) -> None:
-        streams: set[Stream] | None = getattr(self._written, "streams", None)
+    def _note_written(self, stream: NodeStream) -> None:
+        streams: set[NodeStream] | None = getattr(self._written, "streams", None)
         if streams is not None:
             streams.add(stream)
 
@@ -363,8 +436,8 @@ class Nodes:
         half = max(int((deadline - monotonic()) * 500), 1)  # ms; the rest is for the replies
         data = [pack_command(("WAIT", count, half))]
         with self.lock:
-            reached: dict[Stream, Any] = {}
-            gather(dict.fromkeys(self._written.streams, data), deadline, reached.__setitem__)
+            reached: dict[NodeStream, Any] = {}
+            gather(dict.fromkeys(self._written.streams, data), deadline, reached.__setitem__, self._lose)
             for stream, (reply,) in reached.items():
                 if isinstance(reply, ReplyError):
                     raise reply_error(str(reply))
@@ -386,13 +459,23 @@ class Nodes:
     ) -> None:
         """Do what ``post`` does, where the slot is known."""
         post = self._made(slot, data, replies, on_reply, may_repeat)
-        address = self.cluster.slots.owners[slot]
-        stream = None if address is None else self.streams.get(address)
+        stream = self._living(self.cluster.slots.owners[slot])
         if stream is None:
             self._post(post, more)
         else:
             post.asked = stream.address
-            stream.post(data, replies, post, more, may_repeat)
+            self._post_over(stream, post, data, replies, more, None)
+
+    def _post_over(
+        self, stream: NodeStream, post: Post, data: bytes, replies: int, more: bool, timeout: float | None
+    ) -> None:
+        try:
+            stream.post(data, replies, post, more, post.may_repeat, timeout)
+        except LOSSES as error:
+            self._lose(stream, error)
+            if self._is_dropped:
+                raise
+            post.lost()  # if it was not among what the connection has
 
     def post_once(self, slot: int, data: bytes, on_reply: OnReply, later: bool = False) -> None:
         """Send a packed command now, or ``later``: for replies on whose arrival nothing may be sent.
@@ -408,12 +491,9 @@ class Nodes:
 
     def post_to_master(self, slot: int, data: bytes, on_reply: OnReply) -> None:
         """Send a packed command without keys to the master of a slot. What keeps it away is its reply."""
-        try:
-            stream = self.stream_at(slot)
-        except (exceptions.RecoverableConnectionError, OSError) as error:
-            on_reply(ReplyError(f"CLUSTERDOWN {error}"))
-        else:
-            stream.post(data, 1, on_reply)
+        post = self._made(slot, data, 1, on_reply, False)
+        post.is_patient = post.follows = False
+        self._post(post)
 
     @property
     def takes_scripts(self) -> bool:
@@ -427,31 +507,30 @@ class Nodes:
 
     def _made(self, slot: int, data: bytes, replies: int, on_reply: OnReply, may_repeat: bool) -> Post:
         deadline = monotonic() + self.cluster.timeout
-        return Post(slot, data, replies, on_reply, may_repeat, deadline, self._note_refused)
+        return Post(slot, data, replies, on_reply, may_repeat, deadline, self._note_refused, self._later)
 
     def _post(self, post: Post, more: bool = False, deadline: float | None = None) -> None:
         try:
             deadline = min(post.deadline, self._deadline(None) if deadline is None else deadline)
             address = self.cluster.slots.owners[post.slot] if post.unit is None else self._address_for(post.unit)
-            stream = self._stream_to(address, post.slot, left_until(deadline))
+            stream = self._stream_to(address, post.slot, min(left_until(deadline), OPEN_PATIENCE), waits=False)
         except (exceptions.RecoverableConnectionError, OSError) as error:
-            if self._is_dropped or (post.is_patient and monotonic() >= post.deadline):
+            if self._is_dropped:
                 raise
-            if not post.is_patient:
-                self.cluster.is_stale = True
-                post.fail(f"CLUSTERDOWN {error}")
-                return
-            post.refused().refusal = Refusal("CLUSTERDOWN")
             self.cluster.is_stale = True
-            self._later(post)
+            if post.may_repeat or (post.is_patient and monotonic() < post.deadline):
+                post.refused().refusal = Refusal("CLUSTERDOWN")
+                self._later(post)
+            else:
+                post.fail(Unreached(f"CLUSTERDOWN {error}"))
             return
         data, replies = post.begin(stream.address)
-        stream.post(data, replies, post, more, post.may_repeat, left_until(deadline))
+        self._post_over(stream, post, data, replies, more, left_until(deadline))
 
     def _note_refused(self, post: Post) -> bool:
         """Have what was refused sent again, unless its time is over; nothing is sent from here."""
         self._note(post.refused())
-        if monotonic() >= post.deadline or not (post.is_patient or pause_of(post.refused()) == 0):
+        if not post.follows or monotonic() >= post.deadline or not (post.is_patient or pause_of(post.refused()) == 0):
             return False
         self._later(post)
         return True
@@ -501,7 +580,7 @@ class Nodes:
             while True:
                 self.flush(deadline)
                 for stream in list(self.streams.values()):
-                    stream.wait_for_replies(left_until(deadline))
+                    self._try(stream, stream.wait_for_replies, left_until(deadline))
                 pause = self.next_flush
                 if pause is None:
                     return
@@ -509,10 +588,17 @@ class Nodes:
                     raise connection_lost("the cluster did not answer in time")
                 self._pauses.wait(pause)
 
+    def _look_for_replies(self) -> None:
+        """Wait for more replies to posted commands, for a moment."""
+        with self.lock:
+            self.flush(monotonic() + LOOK)
+            for stream in list(self.streams.values()):
+                self._try(stream, stream.look, LOOK)
+
     def poll(self, timeout: float | None = None) -> None:
         """Read what has arrived, without waiting, and send again what was refused, within so many seconds."""
         for stream in list(self.streams.values()):
-            stream.poll()
+            self._try(stream, stream.poll)
         self._catch_up(timeout)
 
     def poll_at(self, slot: int, timeout: float | None = None) -> None:
@@ -520,7 +606,7 @@ class Nodes:
         address = self.cluster.slots.owners[slot]
         stream = None if address is None else self.streams.get(address)
         if stream is not None:
-            stream.poll()
+            self._try(stream, stream.poll)
         self._catch_up(timeout)
 
     def _catch_up(self, timeout: float | None) -> None:
@@ -532,5 +618,5 @@ class Nodes:
 
     def keep_alive(self) -> float | None:
         """Send a PING where one is due. Returns the seconds until the next, None for never."""
-        pauses = [left for stream in list(self.streams.values()) if (left := stream.keep_alive()) is not None]
-        return min(pauses, default=None)
+        pauses = [self._try(stream, stream.keep_alive) for stream in list(self.streams.values())]
+        return min((pause for pause in pauses if pause is not None), default=None)

@@ -7,9 +7,20 @@ from typing import Any
 
 from hiredis import ReplyError
 
-from kombulite.brokers.redis.cluster.slots import Address
+from kombulite.brokers.redis.cluster.slots import Address, Refusal
 from kombulite.brokers.redis.cluster.units import Unit, split
 from kombulite.brokers.redis.replies import OnReply
+
+
+class Unreached(ReplyError):
+    """The reply to what was not sent, because its node could not be reached."""
+
+
+class Lost(Unreached):
+    """The reply to what was sent to a node whose connection was lost: whether it was done is unknown."""
+
+    def __init__(self) -> None:
+        super().__init__("CLUSTERDOWN the connection to the node was lost")
 
 
 class Post:
@@ -19,11 +30,14 @@ class Post:
 
     ``may_repeat``: they do no harm when they are sent again, over another connection. ``on_refused(post)``: is called
     when they are refused; returns whether they will be sent again. ``unit``: None until then, for few are.
-    ``is_patient``: whether to wait for a slot that is on its way or has no master; if not, only redirections count.
+    ``is_patient``: whether to wait for a slot that is on its way or has no master; if not, only redirections count,
+    and where it does not ``follows`` them, nothing does. ``on_lost(post)``: has what may be repeated sent again.
     """
 
     __slots__ = (
         "_awaited",
+        "_is_lost",
+        "_on_lost",
         "_on_refused",
         "_on_reply",
         "_passed_on",
@@ -32,6 +46,7 @@ class Post:
         "data",
         "deadline",
         "due",
+        "follows",
         "is_patient",
         "may_repeat",
         "slot",
@@ -47,17 +62,20 @@ class Post:
         may_repeat: bool,
         deadline: float,
         on_refused: Callable[[Post], bool],
+        on_lost: Callable[[Post], object],
     ) -> None:
         self.slot = slot
         self.data = data
         self._awaited = replies
         self._on_reply = on_reply
         self._on_refused = on_refused
+        self._on_lost = on_lost
+        self._is_lost = False
         self._replies: Sequence[Any] = ()
         self._passed_on = 0
         self.may_repeat = may_repeat
         self.deadline = deadline
-        self.is_patient = True
+        self.is_patient = self.follows = True
         self.due = 0.0
         self.unit: Unit | None = None
         self.asked: Address = ("", 0)
@@ -65,6 +83,7 @@ class Post:
     def begin(self, asked: Address) -> tuple[bytes, int]:
         """Return what is sent to a node now, and how many replies it has."""
         self.asked = asked
+        self._is_lost = False
         if self.unit is not None:
             self.unit.asked = asked
             packed = self.unit.packed
@@ -88,9 +107,23 @@ class Post:
         for each in unit.replies[passed_on:]:
             self._on_reply(each)
 
-    def fail(self, text: str) -> None:
+    def lost(self) -> None:
+        """Note that the connection over which it was sent is lost."""
+        if self._is_lost:
+            return
+        self._is_lost = True
+        missing = self._awaited - self._passed_on
+        self._replies, self._passed_on = (), 0
+        if self.may_repeat:
+            self.refused().refusal = Refusal("CLUSTERDOWN")
+            self._on_lost(self)
+            return
+        for _ in range(missing):
+            self._on_reply(Lost())
+
+    def fail(self, error: ReplyError) -> None:
         """Give an error to what waits for the replies."""
-        self._on_reply(ReplyError(text))
+        self._on_reply(error)
 
     def refused(self) -> Unit:
         """Return the commands one by one: some of them may be to be sent again."""

@@ -12,6 +12,7 @@ from kombulite.brokers.redis.cluster.publisher import ClusterPublisher
 from kombulite.brokers.redis.cluster.receiver import ClusterReceiver
 from kombulite.brokers.redis.cluster.together import together
 from kombulite.brokers.redis.cluster.topology import ClusterDeadlines, ClusterTopology
+from kombulite.brokers.redis.handover import Abandoned
 from kombulite.brokers.redis.leases import Lease, restore_overdue
 from kombulite.brokers.redis.maintainer import Chores
 from kombulite.brokers.redis.plans import Plan, PostingStream
@@ -31,11 +32,19 @@ class ClusterProtocol(RedisProtocol):
     receiver_class = ClusterReceiver
     handover: ClusterHandover
     publisher: ClusterPublisher
+    receiver: ClusterReceiver
+    #: Has what is left brought back soon.
+    bring_back_soon: Callable[[], object] = staticmethod(lambda: None)
 
     def begin(self, stream: PostingStream, tracked: bool, perform: Callable[[Plan[Any]], object]) -> Plan[None]:
         """Begin on a connection: an earlier one of this process may have published messages in part."""
         yield from super().begin(stream, tracked, perform)
         self.publisher.reached = self.handover.reached
+        self.receiver.leave = self._leave
+
+    def _leave(self, abandoned: Abandoned) -> None:
+        self.handover.leave(abandoned)
+        self.bring_back_soon()
 
     def _put_back(self, leases: Sequence[Lease], are_noted: bool | None = None) -> Plan[None]:
         if are_noted is None:

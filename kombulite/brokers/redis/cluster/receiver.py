@@ -17,6 +17,7 @@ from kombulite.brokers.redis.cluster.handover import by_queue
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.listening import ListeningNodes
 from kombulite.brokers.redis.cluster.nodes import Nodes
+from kombulite.brokers.redis.handover import Abandoned
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, logger, pack_acknowledgement
 from kombulite.brokers.redis.receiver import Receiver
 from kombulite.brokers.redis.scripts import CLAIM
@@ -32,6 +33,8 @@ class ClusterReceiver(Receiver):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._bound: Mapping[str, Iterable[tuple[str, str]]] = {}
+        #: Has messages put back that came too late, or may have been lost with their node's connection.
+        self.leave: Callable[[Abandoned], object] = _ignore
 
     # --- fanout
 
@@ -81,24 +84,32 @@ class ClusterReceiver(Receiver):
     def _on_claimed(self, state: RedisChannel, claims: ClaimQueue, reply: Any) -> None:
         assert isinstance(claims, ClusterClaimQueue)
         super()._on_claimed(state, claims, reply)
+        if claims.lost or claims.strays:
+            lost, claims.lost, strays, claims.strays = claims.lost, [], claims.strays, []
+            tags = [(queue, part.possible_tags()) for part in lost for queue in part.queues]
+            self.leave(Abandoned(strays if claims.lease else (), () if claims.lease else strays, tags))
         failure, claims.failure = claims.failure, None
         if failure is not None:
             state.error = CLAIM.error(failure)
 
     def _claim_queues(self) -> list[ClusterClaimQueue]:
         states: list[Any] = list(self._channels.values())
-        return [claims for state in states for claims in state.claim_queues if claims.resting]
+        return [each for state in states for each in state.claim_queues if each.resting or each.claiming is not None]
 
     def look_if_due(self) -> None:
         """Ask queues once more: all where that is due, and those whose slots were not served a moment ago."""
         super().look_if_due()
         for claims in self._claim_queues():
+            with self._stream.lock:
+                claims.set_aside()
             claims.wake_rested(monotonic())
 
     @property
     def next_look(self) -> float | None:
         """Seconds until ``look_if_due`` has something to do, None for never."""
-        dues = [rest.due - monotonic() for claims in self._claim_queues() for rest in claims.resting.values()]
+        waiting = self._claim_queues()
+        dues = [rest.due - monotonic() for claims in waiting for rest in claims.resting.values()]
+        dues += [claims.claiming.late_at - monotonic() for claims in waiting if claims.claiming is not None]
         look = super().next_look
         left = min(dues if look is None else [look, *dues], default=None)
         return None if left is None or left == inf else max(left, 0.0)
@@ -118,3 +129,7 @@ class ClusterReceiver(Receiver):
         keys = self._keys.of(queue)
         data = pack_acknowledgement(keys, tags)
         self._stream.post_at(keys.slot, data, ACK_REPLIES, state.on_settled, more, True)
+
+
+def _ignore(abandoned: Abandoned) -> None:
+    """Do nothing, before there is a connection."""

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from kombulite import exceptions
+from kombulite.brokers.base import QueueSpec
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.slots import slot_of
 from kombulite.brokers.redis.cluster.together import together
@@ -19,6 +21,9 @@ class ClusterDeadlines(Deadlines):
     """Entries of what ends when it is not used. What an entry names is deleted first: that may be done again."""
 
     _keys: ClusterKeys
+
+    def _end_all(self, entries: Sequence[bytes], now: int) -> Plan[None]:
+        yield from together({repr(entry): self._end(entry, now) for entry in entries})
 
     def _delete(self, entry: bytes, now: int, deleted: list[str], tables: list[str], member: str = "") -> Plan[None]:
         ends = yield from call("ZSCORE", self._keys.own_deadlines, entry)
@@ -40,6 +45,22 @@ class ClusterTopology(Topology):
     """What one connection declared, and the verbs that change a cluster."""
 
     _keys: ClusterKeys
+
+    def redeclare(self) -> Plan[None]:
+        """Declare again all that this connection has declared, where nodes are reached."""
+        self.is_doubtful = False
+        plans = {f"exchange {spec.name}": self._note_exchange(spec) for spec in list(self._exchanges.values())}
+        for name, spec in list(self.declared.queues.items()):
+            plans[name] = self._redeclare_queue(spec)
+        try:
+            yield from together(plans, patience=0.0)
+        except (exceptions.ConnectionError, OSError):  # when that node is reached
+            self.is_doubtful = True
+
+    def _redeclare_queue(self, spec: QueueSpec) -> Plan[None]:
+        yield from self._refresh(spec, self.limits[spec.name])
+        for (exchange, routing_key), kind in self.declared.bound(spec.name):
+            yield from self._bind(exchange, spec.name, routing_key, kind)
 
     def _delete_lists(
         self, lists: Sequence[str], bindings: Sequence[tuple[str | bytes, str | bytes]], if_empty: bool

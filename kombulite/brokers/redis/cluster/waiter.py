@@ -21,11 +21,20 @@ class ClusterWaiter(Waiter):
     def __init__(self, nodes: Nodes, receiver: Receiver, router: Router, channels: dict[int, RedisChannel]) -> None:
         self._nodes = nodes
         self.listening: Nodes | None = None
-        first: Any = next(iter(nodes.streams.values()))
-        super().__init__(first, receiver, router, channels)
-        for stream in list(nodes.streams.values()):
-            if stream is not first:
-                self.add(stream)
+        stream: Any = nodes
+        super().__init__(stream, receiver, router, channels)
+
+    def _begin(self, stream: Any) -> None:
+        for each in list(self._nodes.streams.values()):
+            if each.is_open:
+                self.add(each)
+
+    def add(self, stream: Stream) -> None:
+        """Read a connection too, and wait for it."""
+        descriptor = stream.fileno()
+        for other in [each for each, its in list(self._descriptors.items()) if its == descriptor]:
+            self.forget(other)  # it is closed, and not known to be lost yet
+        super().add(stream)
 
     def forget(self, stream: Stream) -> None:
         """Wait for a connection no more that was closed."""

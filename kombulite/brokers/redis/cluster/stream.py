@@ -1,0 +1,109 @@
+"""The connection to one node of a cluster: while the node is slow to reply, other threads use those of other nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import Any
+
+from kombulite.brokers.redis.errors import ServerClosed, connection_lost, socket_error
+from kombulite.brokers.redis.replies import Posted
+from kombulite.brokers.redis.stream import IDLE, PING, PING_TIMEOUT, Stream
+from kombulite.utils.locks import Condition
+
+#: Seconds without a byte of a reply after which the lock of all nodes is left to other threads, and those between two
+#: looks for the reply from then on.
+SLOW, SLOW_LOOK = 0.1, 0.01
+
+
+class NodeStream(Stream):
+    """A connection to a node. Its lock is that of the connections to all nodes, with which it waits while one is slow.
+
+    All replies go where posted commands have theirs: so any thread may read them.
+    """
+
+    pauses: Condition | None = None  #: over the lock; None while one thread alone uses the connection
+
+    def _converse(self, pieces: Iterable[bytes], replies: int, timeout: float | None) -> list[Any]:
+        timeout = timeout or self._timeout
+        self.check()
+        mine: list[Any] = []
+        with self.lock:
+            if self._converses:
+                self._refuse()
+            self._converses = True
+            try:
+                for data in pieces:
+                    self._send(data, timeout)
+                if self._is_corked:
+                    self._cork(False)
+                if not self._posted:
+                    self._waiting_since = self.used_at
+                self._queue.expect(replies, mine.append)
+            except BaseException:
+                self.drop()  # what was sent cannot be taken back
+                raise
+            finally:
+                self._converses = False
+            deadline = None if timeout is None else self.used_at + timeout
+            self.wait_until(lambda: len(mine) >= replies, deadline)
+        return mine
+
+    def wait_until(self, is_done: Callable[[], object], deadline: float | None) -> None:
+        """Read replies to posted commands until something holds. Raises at the deadline."""
+        with self.lock:
+            quiet_since = monotonic()
+            try:
+                while not is_done():
+                    if not self.is_open:
+                        raise connection_lost(self._end_reason)  # another thread found it lost
+                    now = monotonic()
+                    if deadline is not None and now >= deadline:
+                        raise socket_error(TimeoutError("the server did not answer in time"))
+                    left = SLOW if deadline is None else deadline - now
+                    if self.pauses is None or now - quiet_since < SLOW:
+                        self._readable.select(min(left, SLOW))
+                    else:
+                        self.pauses.wait(min(left, SLOW_LOOK))
+                    if self.is_open:
+                        used_at = self.used_at
+                        self._receive_all()
+                        if self.used_at != used_at:
+                            quiet_since = self.used_at
+            except BaseException:
+                self.drop()
+                raise
+
+    def wait_for_replies(self, timeout: float | None = None) -> None:
+        """Wait for the replies to all posted commands."""
+        timeout = timeout or self._timeout
+        self.check()
+        self.wait_until(lambda: not self._posted, None if timeout is None else monotonic() + timeout)
+
+    def look(self, seconds: float) -> None:
+        """Wait for the reply to a posted command, if there is one, at most so many seconds."""
+        with self.lock:
+            if self._posted:
+                self._readable.select(seconds)
+                self.poll()
+
+    def take_posted(self) -> list[Posted]:
+        """Return what was posted and has no reply, and forget it."""
+        posted = list(self._posted)
+        self._posted.clear()
+        return posted
+
+    def is_alive(self) -> bool:
+        """Whether the connection has not ended while it was idle. After a long pause the server is asked."""
+        idle = monotonic() - self.used_at
+        if not self.is_open or idle <= IDLE:
+            return self.is_open
+        with self.lock:
+            try:
+                if self._readable.select(0):
+                    self._receive_all()
+                if self.ping_interval and idle > self.ping_interval and not self._posted:
+                    self._converse((PING,), 1, min(PING_TIMEOUT, self._timeout or PING_TIMEOUT))
+            except (ServerClosed, OSError):
+                self.drop()
+        return self.is_open
