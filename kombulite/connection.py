@@ -24,6 +24,7 @@ from kombulite.abstract import is_connection, maybe_channel
 from kombulite.brokers import is_native, resolve_transport
 from kombulite.brokers.base import Capabilities, Event, Transport
 from kombulite.transport.adapter import AdaptedChannel, AdaptedTransport, attach, facade_channel
+from kombulite.transport.distribution import named_requirement
 from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
 from kombulite.utils.functional import retry_over_time
 from kombulite.utils.locks import Lock
@@ -236,7 +237,8 @@ class Connection(Address):
         """Return a new transport that is not connected."""
         cls = self.get_transport_cls()
         if not is_native(cls):
-            return cls(client=self)
+            with named_requirement(getattr(cls, "__module__", "")):
+                return cls(client=self)
         transport = cls(self.settings())
         transport.client = self
         if LOG_CONNECTION:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.servers import PostgreSQLServer, RabbitMQServer, RedisCluster, RedisServer, Server, Unavailable
+from tests.servers import PostgreSQLServer, RabbitMQServer, RedisCluster, RedisServer, Server, Unavailable, free_port
 
 MISSING = pytest.StashKey[set[str]]()
 
@@ -97,6 +97,16 @@ def amqp_url(request: pytest.FixtureRequest) -> str:
 def start_server(request: pytest.FixtureRequest) -> Callable[[Callable[[], Server]], Server]:
     """Starts a broker for one test alone, which may kill or pause it: ``start_server(RedisServer)``."""
     return lambda make: started(request, make)
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[tuple[str, int]]:
+    """The host and port of moto's server, which plays SQS and SNS."""
+    server = pytest.importorskip("moto.moto_server.threaded_moto_server")
+    moto = server.ThreadedMotoServer(port=free_port(), verbose=False)
+    moto.start()
+    yield moto.get_host_and_port()
+    moto.stop()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import spec_from_file_location
 from types import CodeType, ModuleType
@@ -16,26 +17,26 @@ from typing import Any
 
 from kombulite.exceptions import adopt
 
-#: What is taken from the distribution: modules, with their submodules.
-TAKEN = (
-    "transport.SQS",
-    "transport.SLMQ",
-    "transport.sqlalchemy",
-    "transport.pgmq",
-    "transport.mongodb",
-    "transport.confluentkafka",
-    "transport.zookeeper",
-    "transport.consul",
-    "transport.etcd",
-    "transport.azurestoragequeues",
-    "transport.azureservicebus",
-    "transport.gcpubsub",
-    "transport.pyro",
-    "transport.qpid",
-    "transport.librabbitmq",
-    "asynchronous.aws",
-    "asynchronous.http",
-)
+#: What is taken from the distribution: modules, with their submodules; and what installs the packages that they need.
+TAKEN = {
+    "transport.SQS": "kombu[sqs]",
+    "transport.SLMQ": "kombu[slmq]",
+    "transport.sqlalchemy": "kombu[sqlalchemy]",
+    "transport.pgmq": "kombu[pgmq]",
+    "transport.mongodb": "kombu[mongodb]",
+    "transport.confluentkafka": "kombu[confluentkafka]",
+    "transport.zookeeper": "kombu[zookeeper]",
+    "transport.consul": "kombu[consul]",
+    "transport.etcd": "python-etcd",  # kombu has no extra for it
+    "transport.azurestoragequeues": "kombu[azurestoragequeues]",
+    "transport.azureservicebus": "kombu[azureservicebus]",
+    "transport.gcpubsub": "kombu[gcpubsub]",
+    "transport.pyro": "kombu[pyro]",
+    "transport.qpid": "kombu[qpid]",
+    "transport.librabbitmq": "kombu[librabbitmq]",
+    "asynchronous.aws": "kombu[sqs]",
+    "asynchronous.http": "kombu[sqs]",
+}
 
 ORIGIN, HERE = "kombu", "kombulite"
 
@@ -52,6 +53,20 @@ def locate(name: str) -> str | None:
             if os.path.isfile(file):
                 return file
     return None
+
+
+@contextmanager
+def named_requirement(module: str) -> Iterator[None]:
+    """Say what to install, where one of these modules, or its transport, lacks a package."""
+    try:
+        yield
+    except (ImportError, NameError) as error:  # the latter where a name of the package is used that was not imported
+        head, _, name = module.partition(".")
+        found = next((each for each in TAKEN if name == each or name.startswith(f"{each}.")), None)
+        text = str(error)
+        if head != HERE or found is None or "pip install" in text:
+            raise
+        raise ModuleNotFoundError(f"{text}: pip install '{TAKEN[found]}'", name=error.name) from error
 
 
 def _renamed(name: str) -> str:
@@ -87,7 +102,8 @@ class _Loader:
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the module."""
-        exec(compile_renamed(self._path), vars(module))  # noqa: S102 - an installed module, as imported
+        with named_requirement(module.__name__):
+            exec(compile_renamed(self._path), vars(module))  # noqa: S102 - an installed module, as imported
 
 
 class _Watched:

@@ -35,10 +35,7 @@ app.conf.update(
     control_exchange=named("pidbox"),
     event_exchange=named("celeryev"),
     event_queue_prefix=named("celeryev"),
-    broker_transport_options={
-        "visibility_timeout": int(os.environ.get("SHOP_LEASE", "3600")),
-        **json.loads(os.environ.get("SHOP_OPTIONS", "{}")),
-    },
+    broker_transport_options=json.loads(os.environ.get("SHOP_OPTIONS", "{}")),
     result_expires=600,
     task_default_queue=named("celery"),
     task_default_exchange=named("celery"),
@@ -64,6 +61,8 @@ if not IS_QUORUM:
         Queue(named("urgent"), Exchange(named("urgent")), named("urgent"), max_priority=9),
         Broadcast(named("everybody")),
     ]
+if not BROKER.startswith("sqla+"):  # whose options all go to SQLAlchemy, which refuses what it does not know
+    app.conf.broker_transport_options["visibility_timeout"] = int(os.environ.get("SHOP_LEASE", "3600"))
 if "redis" in BROKER:
     app.conf.broker_transport_options["priority_steps"] = list(range(10))
 

@@ -21,6 +21,9 @@ BOTH_LIBRARIES = pytest.mark.parametrize(
     [pytest.param(library, marks=() if library == "kombulite" else pytest.mark.soak) for library in LIBRARIES],
 )
 
+#: kombu's own transports, from its distribution, with kombulite beneath them.
+KOMBUS_OWN = [pytest.param(broker, marks=pytest.mark.soak) for broker in ("sqla", "sqs")]
+
 SEND = """
 from shop import late, named
 for i in range({count}):
@@ -56,7 +59,7 @@ def test_idle_worker_sleeps(fleet, library, pool):
 
 @pytest.mark.parametrize("pool", ["prefork", pytest.param("solo", marks=pytest.mark.soak)])
 @BOTH_LIBRARIES
-@BOTH_BROKERS
+@pytest.mark.parametrize("fleet", ["redis", "amqp", *KOMBUS_OWN], indirect=True)
 def test_warm_shutdown_finishes_what_has_begun_and_leaves_the_rest(fleet, library, pool):
     worker = fleet.worker(library, pool)
     fleet.run(library, SEND.format(count=12, seconds=0.4))
@@ -66,6 +69,20 @@ def test_warm_shutdown_finishes_what_has_begun_and_leaves_the_rest(fleet, librar
     assert fleet.noted("done") < 12
     fleet.worker(library, pool, name="heir")
     assert int(fleet.run(library, COLLECT.format(count=12))) == 0  # none was begun twice
+
+
+@pytest.mark.parametrize("fleet", [KOMBUS_OWN[0], "sqs"], indirect=True)
+def test_a_worker_on_a_transport_of_kombus_works_and_ends(fleet):
+    worker = fleet.worker("kombulite")
+    program = "from shop import add, flaky, named, late\n" + (
+        "late.apply_async((0, named('done'), 1), ignore_result=True)\n"
+        "results = [add.delay(1, 2), flaky.delay(1), add.apply_async((3, 4), countdown=0.5)]\n"
+        "print([result.get(timeout=40, interval=0.02) for result in results])"
+    )
+    assert fleet.run("kombulite", program).strip() == "[3, 1, 7]"
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert fleet.noted("done") == 1
 
 
 @pytest.mark.parametrize("queues", ["classic", "quorum"])
@@ -91,18 +108,32 @@ def test_cold_shutdown_leaves_all_to_others(fleet, library):
     fleet.run(library, COLLECT.format(count=10))
 
 
-@BOTH_BROKERS
+@pytest.mark.parametrize("fleet", ["redis", "amqp", KOMBUS_OWN[1]], indirect=True)
 @BOTH_LIBRARIES
 def test_killed_worker_leaves_all_to_others(fleet, library):
     if library == "kombu" and fleet.broker.startswith("redis"):
         pytest.skip("genuine kombu looks for leases that have ended only when it starts")
-    fleet.environment["SHOP_LEASE"] = "3"  # seconds, with Redis; RabbitMQ knows at once
+    fleet.environment["SHOP_LEASE"] = "3"  # seconds, with Redis and SQS; RabbitMQ knows at once
     worker = fleet.worker(library)
     fleet.run(library, SEND.format(count=30, seconds=0.1))
     fleet.wait_for_log(worker, "received", 8)
     worker.kill()
     fleet.worker(library, name="heir")
     fleet.run(library, COLLECT.format(count=30))
+
+
+@pytest.mark.soak
+@BOTH_LIBRARIES
+@pytest.mark.parametrize("fleet", ["sqla"], indirect=True)
+def test_killed_worker_takes_only_what_it_had_read_from_tables(fleet, library):
+    worker = fleet.worker(library)
+    fleet.run(library, SEND.format(count=30, seconds=0.1))
+    fleet.wait_for_log(worker, "received", 3)
+    worker.kill()
+    received = worker.log.read_text().count(" received")
+    fleet.worker(library, name="heir")
+    fleet.run(library, COLLECT.format(count=30 - received))
+    assert 30 - received <= fleet.noted("done") <= 30
 
 
 @pytest.mark.soak

@@ -20,6 +20,8 @@ SCENARIOS = [
     if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
 ]
 
+#: Remote control and events are broadcast.
+NEEDS_FANOUT = {"broadcast", "events", "nothing_mixes", "remote_control", "revoke", "routes", "terminate"}
 #: What Celery cannot do there, and what genuine kombu cannot.
 LACKS = {
     "memory-kombu": {"topic_exchange"},  # `#` stands for no word too, but not there
@@ -27,6 +29,8 @@ LACKS = {
     # Without a descriptor to wait on, Celery's children share billiard's locks: one that is killed may keep one.
     "postgresql-kombulite": {"terminate", "time_limits", "worker_lost"},
     "sqlite-kombulite": {"terminate", "time_limits", "worker_lost"},
+    "sqla": {*NEEDS_FANOUT, "topic_exchange", "time_limits", "worker_lost"},
+    "sqs": {*NEEDS_FANOUT, "topic_exchange", "worker_lost"},  # the last: no word of a redelivery
     "rpc": {"results_are_forgotten", "terminate"},  # a state can be seen once only
     "solo": {"terminate", "time_limits", "worker_lost"},
     "threads": {"terminate", "time_limits", "worker_lost"},
@@ -57,11 +61,14 @@ FLEETS = [
         "amqp-rpc",
         "sqlite",
         "postgresql",
+        "sqla",
+        "sqs",
     )
     for pool in ("prefork", "solo", "threads", "gevent", "eventlet")
     for library in LIBRARIES
     if not (broker == "memory" and pool not in ("solo", "threads"))  # where all is in one process
     if not (broker.startswith("cluster") and (library == "kombu" or pool not in ("prefork", "solo")))
+    if not (broker in ("sqla", "sqs") and pool not in ("prefork", "solo"))
     if not (broker in ("sqlite", "postgresql") and (library == "kombu" or pool in ("gevent", "eventlet")))
 ]
 
@@ -82,7 +89,7 @@ def client(request: pytest.FixtureRequest, make_fleet: Callable[..., Fleet]) -> 
 def test_scenario(client, scenario):
     (broker, pool, library), producer, fleet = client
     server, _, backend = broker.partition("-")
-    if any(scenario in LACKS.get(kind, ()) for kind in (backend, pool, f"{server}-{library}")):
+    if any(scenario in LACKS.get(kind, ()) for kind in (server, backend, pool, f"{server}-{library}")):
         pytest.skip("not with Celery")
     trouble = producer.run(scenario)
     assert trouble is None, f"{trouble}\n{fleet.logs()}"

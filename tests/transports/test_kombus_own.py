@@ -11,32 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 from kombulite import Connection, Exchange, Queue
-from tests.servers import PostgreSQLServer, Unavailable, free_port
 
 #: kombu's models use a loader that SQLAlchemy 2.1 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader")
 
 WAIT = 10  # seconds, the longest that a message may take
-
-
-@pytest.fixture(scope="module")
-def postgresql():
-    try:
-        with PostgreSQLServer() as server:
-            yield server
-    except Unavailable as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def moto():
-    pytest.importorskip("moto.server")
-    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=free_port(), verbose=False)
-    server.start()
-    yield server.get_host_and_port()
-    server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +34,8 @@ def settings(kind, request, tmp_path):
         return f"sqla+sqlite:///{tmp_path}/messages.sqlite", {}
     if kind == "postgresql":
         pytest.importorskip("sqlalchemy")
-        server = request.getfixturevalue("postgresql")
-        return "sqla+" + server.url.replace("postgresql://", "postgresql+psycopg://"), {}
+        url = request.getfixturevalue("postgresql_url")
+        return "sqla+" + url.replace("postgresql://", "postgresql+psycopg://"), {}
     if kind == "sqs":
         host, port = request.getfixturevalue("moto")
         options = {"polling_interval": 0.05, "wait_time_seconds": 0, "region": "eu-west-1", "is_secure": False}
@@ -164,3 +143,35 @@ def test_without_kombu_the_error_says_what_to_install(tmp_path):
         env=os.environ,
     )
     assert b"pip install kombu" in done.stdout
+
+
+def test_without_its_driver_a_transport_says_what_to_install():
+    urls = {
+        "azureservicebus": "azureservicebus://policy:key@namespace",
+        "azurestoragequeues": "azurestoragequeues://key@http://localhost/account",
+        "confluentkafka": "kafka://localhost:1/",
+        "consul": "consul://localhost:1/",
+        "gcpubsub": "gcpubsub://projects/p",
+        "mongodb": "mongodb://localhost:1/db",
+        "pgmq": "pgmq://localhost:1/db",
+        "python-etcd": "etcd://localhost:1/",
+        "qpid": "qpid://localhost:1/",
+        "sqlalchemy": "sqla+sqlite://",
+        "zookeeper": "zookeeper://localhost:1/",
+    }
+    program = f"""
+import sys, warnings
+warnings.simplefilter("ignore")
+drivers = "azure confluent_kafka consul google pymongo pgmq etcd qpid sqlalchemy kazoo"
+sys.modules.update(dict.fromkeys(drivers.split()))
+import kombulite
+for name, url in {urls!r}.items():
+    try:
+        kombulite.Connection(url).transport
+    except (ImportError, RuntimeError) as error:
+        assert "pip install" in str(error) and name in str(error), error
+    else:
+        raise AssertionError(name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
