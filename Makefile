@@ -39,6 +39,7 @@ newest: $(VENV)/.installed $(NEWEST)/tree/venv/.installed  ## the tests of broke
 
 brokers:  ## install the brokers and the browser that tests and benchmarks start for themselves, where that is allowed
 	tests/install_tools.sh redis-server rabbitmq-server postgresql pgbouncer chromium
+	tests/install_tools.sh etcd-server
 
 c-client:  ## the same for the RabbitMQ C client, a rival
 	tests/install_tools.sh librabbitmq-dev

@@ -6,11 +6,15 @@ import os
 import subprocess
 import sys
 import uuid
+from functools import partial
 from types import SimpleNamespace
 
+import psycopg
 import pytest
 
 from kombulite import Connection, Exchange, Queue
+from tests.conftest import started
+from tests.transports.servers import EtcdServer, ZooKeeperServer
 
 #: kombu's models use a loader that SQLAlchemy 2.1 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader")
@@ -27,6 +31,42 @@ def mock_cluster():
     del owner
 
 
+@pytest.fixture(scope="module")
+def etcd(request):
+    pytest.importorskip("etcd")
+    return started(request, EtcdServer).url
+
+
+@pytest.fixture(scope="module")
+def zookeeper(request):
+    pytest.importorskip("kazoo")
+    return started(request, ZooKeeperServer).url
+
+
+@pytest.fixture(scope="module")
+def pgmq(postgresql_url):
+    """A database that has the SQL of pgmq, as its client brings it."""
+    install = pytest.importorskip("pgmq.install")
+    with psycopg.connect(postgresql_url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE pgmq")
+    url = postgresql_url.rpartition("/")[0] + "/pgmq"
+    install.install_pgmq_sql(install.get_embedded_install_sql(), dsn=url)
+    return url
+
+
+@pytest.fixture(scope="module")
+def mongodb():
+    """A MongoDB in the memory of this process, without what it does not have: collections of bounded size."""
+    mongomock = pytest.importorskip("mongomock")
+    module = pytest.importorskip("kombulite.transport.mongodb")
+    store = mongomock.store.ServerStore()
+    make = mongomock.Database.create_collection
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MongoClient", partial(mongomock.MongoClient, _store=store))
+        patch.setattr(mongomock.Database, "create_collection", lambda self, name, **options: make(self, name))
+        yield "mongodb://127.0.0.1/messages"
+
+
 def settings(kind, request, tmp_path):
     """The URL and the transport options of a kind."""
     if kind == "sqlite":
@@ -36,21 +76,41 @@ def settings(kind, request, tmp_path):
         pytest.importorskip("sqlalchemy")
         url = request.getfixturevalue("postgresql_url")
         return "sqla+" + url.replace("postgresql://", "postgresql+psycopg://"), {}
+    quick = {"polling_interval": 0.05, "wait_time_seconds": 0}
     if kind == "sqs":
         host, port = request.getfixturevalue("moto")
-        options = {"polling_interval": 0.05, "wait_time_seconds": 0, "region": "eu-west-1", "is_secure": False}
+        options = {**quick, "region": "eu-west-1", "is_secure": False, "supports_fanout": True}  # by SNS
         return f"sqs://key:secret@{host}:{port}/", options
-    address = request.getfixturevalue("mock_cluster")
-    return f"confluentkafka://{address}/", {"wait_time_seconds": 5, "kafka_common_config": {}}
+    if kind == "pgmq":
+        return request.getfixturevalue("pgmq").replace("postgresql:", "pgmq:"), {**quick, "init_extension": False}
+    if kind == "kafka":
+        address = request.getfixturevalue("mock_cluster")
+        return f"confluentkafka://{address}/", {"wait_time_seconds": 5, "kafka_common_config": {}}
+    return request.getfixturevalue(kind), quick
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "sqs", "kafka"])
+KINDS = ("sqlite", "postgresql", "sqs", "kafka", "etcd", "pgmq", "mongodb")
+
+#: What a transport cannot do by its design.
+LACKS = {
+    "requeue": {"kafka"},  # a partition is read in order, and what was read is not put back
+    "close": {"kafka", "pgmq"},  # leases of half an hour, that closing does not end
+    "fanout": {"sqlite", "postgresql", "kafka", "etcd", "zookeeper"},
+    "get": {"kafka"},  # a group takes seconds to give a new consumer its partition
+}
+
+
+@pytest.fixture(params=[*KINDS, pytest.param("zookeeper", marks=pytest.mark.soak)])  # it wants Java
 def bench(request, tmp_path):
+    need = request.node.get_closest_marker("needs")
+    if need is not None and request.param in LACKS[need.args[0]]:
+        pytest.skip("lost by its design")
     url, options = settings(request.param, request, tmp_path)
     name = f"q{uuid.uuid4().hex[:12]}"
     queue = Queue(name, Exchange(name), routing_key=name)
-    with Connection(url, transport_options=options) as connection:
-        yield SimpleNamespace(connection=connection, queue=queue, name=name, kind=request.param, url=url)
+    connect = partial(Connection, url, transport_options=options)
+    with connect() as connection:
+        yield SimpleNamespace(connection=connection, queue=queue, name=name, kind=request.param, connect=connect)
 
 
 def consume(bench, number, callback=lambda message: message.ack(), **kwargs):
@@ -74,9 +134,8 @@ def test_messages_are_published_consumed_and_acknowledged(bench):
     assert sorted(body["n"] for body in got) == [0, 1, 2]
 
 
+@pytest.mark.needs("requeue")
 def test_requeued_messages_come_again(bench):
-    if bench.kind == "kafka":
-        pytest.skip("a partition is read in order, and what was read is not put back: nothing is requeued there")
     bench.connection.Producer(exchange=bench.queue.exchange, routing_key=bench.name).publish("x", declare=[bench.queue])
     seen = []
 
@@ -109,6 +168,77 @@ def test_batches_are_published_and_consumed(bench):
                 if not batch[0].acknowledged:
                     batch.ack()
     assert sorted(message.payload for batch in batches for message in batch) == [0, 1, 2, 3]
+
+
+@pytest.mark.needs("get")
+def test_queues_say_how_long_they_are_and_give_a_message_at_a_time(bench):
+    queue = bench.queue(bench.connection.default_channel)
+    queue.declare()
+    producer = bench.connection.Producer(exchange=bench.queue.exchange, routing_key=bench.name)
+    producer.publish("x")
+    producer.publish("y")
+    assert queue.queue_declare(passive=True).message_count == 2
+    first = queue.get()
+    first.ack()
+    assert {first.payload, queue.get(no_ack=True).payload} == {"x", "y"}
+    assert queue.get() is None
+
+
+@pytest.mark.needs("get")
+def test_rejected_messages_are_gone(bench):
+    queue = bench.queue(bench.connection.default_channel)
+    queue.declare()
+    bench.connection.Producer(exchange=bench.queue.exchange, routing_key=bench.name).publish("x")
+    queue.get().reject()
+    assert queue.get() is None
+
+
+@pytest.mark.needs("close")
+def test_what_a_closed_channel_held_comes_back(bench):
+    bench.connection.Producer(exchange=bench.queue.exchange, routing_key=bench.name).publish("x", declare=[bench.queue])
+    channel = bench.connection.channel()
+    assert bench.queue(channel).get().payload == "x"
+    channel.close()
+    assert consume(bench, 1) == ["x"]
+
+
+@pytest.mark.needs("get")
+def test_an_error_of_a_callback_takes_no_other_message_with_it(bench):
+    producer = bench.connection.Producer(exchange=bench.queue.exchange, routing_key=bench.name)
+    for n in range(3):
+        producer.publish(n, declare=[bench.queue])
+    got = []
+
+    def fail_at_first(body, message):
+        got.append(body)
+        message.ack()
+        if len(got) == 1:
+            raise KeyError("of the callback")
+
+    with bench.connection.Consumer(bench.queue, callbacks=[fail_at_first], prefetch_count=3):
+        with pytest.raises(KeyError, match="of the callback"):
+            bench.connection.drain_events(timeout=WAIT)
+        while len(got) < 3:
+            bench.connection.drain_events(timeout=WAIT)
+    assert sorted(got) == [0, 1, 2]
+
+
+@pytest.mark.needs("fanout")
+def test_each_queue_of_a_fanout_exchange_gets_a_copy(bench):
+    news = Exchange(f"n{bench.name}", "fanout")
+    queues = [Queue(f"{bench.name}{letter}", news) for letter in "ab"]
+    got = []
+    with bench.connect() as other:
+        consumers = [
+            connection.Consumer(queue, callbacks=[lambda body, message: (got.append(body), message.ack())])
+            for connection, queue in zip((bench.connection, other), queues, strict=True)
+        ]
+        for consumer in consumers:
+            consumer.consume()
+        bench.connection.Producer(exchange=news).publish("news", declare=[news])
+        bench.connection.drain_events(timeout=WAIT)
+        other.drain_events(timeout=WAIT)
+    assert got == ["news", "news"]
 
 
 def test_passwords_are_not_shown():

@@ -14,6 +14,7 @@ from array import array
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from inspect import signature
 from itertools import count
 from multiprocessing.util import Finalize
 from queue import Empty
@@ -525,11 +526,18 @@ class Channel(AbstractChannel, base.StdChannel):
         queue = queue or f"amq.gen-{uuid()}"
         if not passive:
             self._new_queue(queue, **kwargs)
-        elif not self._has_queue(queue, **kwargs):
+        elif not self._is_there(queue, **kwargs):
             raise self._not_found("queue", queue)
         elif _is_inherited(self, "_has_queue"):
             self._new_queue(queue, **kwargs)  # nobody knows whether it is there, and asking must not fail for that
         return queue_declare_ok_t(queue, self._size(queue), 0)
+
+    def _is_there(self, queue: str, **kwargs: Any) -> bool:
+        try:
+            signature(self._has_queue).bind(queue, **kwargs)
+        except TypeError:  # kombu's ZooKeeper takes the name only
+            return self._has_queue(queue)
+        return self._has_queue(queue, **kwargs)
 
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any) -> Any:
         """Delete a queue and its bindings."""
