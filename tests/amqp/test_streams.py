@@ -54,6 +54,26 @@ def test_the_offset_can_be_read_on_the_message(connection: Connection, stream: Q
     assert offsets == list(range(MESSAGES))
 
 
+def test_headers_that_a_stream_loses(
+    confirming: Connection, name: Callable[[str], str], broker_version: tuple[int, ...]
+) -> None:
+    stream = Queue(name("stream"), kind=Stream(offset="first"))
+    stream(confirming.channel()).declare()
+    headers = {"list": [1], "dict": {"a": 1}, "x-dict": {"a": 1}, "bytes": b"\xff", "none": None, "number": 2**40}
+    confirming.Producer().publish("x", routing_key=stream.name, headers=headers, reply_to="r" * 248)
+    received: list[Any] = []
+    with Consumer(confirming, stream, on_message=received.append, prefetch_count=1):
+        confirming.drain_events(timeout=TIMEOUT)
+    (message,) = received
+    lost = {"list", "dict"} if broker_version >= (4,) else {"list", "dict", "x-dict"}
+    assert message.headers == {
+        "x-stream-offset": 0,
+        **{key: value for key, value in headers.items() if key not in lost},
+    }
+    assert message.properties.get("reply_to") == (None if broker_version >= (4,) else "r" * 248)
+    stream(confirming.channel()).delete()
+
+
 @pytest.mark.parametrize("end", ["cancel", "close the channel", "release"])
 def test_leaving_a_stream_early_ends_nothing_else(
     connection: Connection, connect: Callable[..., Connection], stream: Queue, end: str
