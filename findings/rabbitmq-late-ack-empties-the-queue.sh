@@ -9,7 +9,7 @@
 # What helps: a basic.cancel of the client's own for that tag before the ack.
 # Run by hand, as root on Debian: needs debootstrap, some minutes, and 500 MB. The broker runs in name spaces of its
 # own.
-# Seen with RabbitMQ 4.3.6 and amqp AMQPVER (Debian unstable) on 2026-11-28:
+# Seen with RabbitMQ 4.3.6 and amqp 5.3.1 (Debian unstable) on 2026-11-28:
 #   late ack: seen 1, ready after the broker's cancel 10, 2 s after the ack 0
 #   cancel, then late ack: seen 1, ready after the broker's cancel 10, 2 s after the ack 10
 set -eu

@@ -843,9 +843,10 @@ class Channel(BaseChannel):
             raise
 
     def _notice(self, error: exceptions.ChannelError) -> None:
-        """After an error: has the broker closed the channel for it?"""
+        """After an error: has the broker closed the channel for it, or for the fault of another message?"""
         if self.is_open and not self._transport.channel_is_open(self.channel_id):
-            self._closed_by_broker(error)
+            cause = error.__cause__
+            self._closed_by_broker(cause if isinstance(cause, exceptions.ChannelError) else error)
 
     @property
     def publish_failed(self) -> bool:

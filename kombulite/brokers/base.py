@@ -50,7 +50,7 @@ class Settings(NamedTuple):
         return f"<Settings {self.userid}@{self.hostname}:{self.port}/{self.virtual_host}>"
 
 
-class MessageIgnored(exceptions.RecoverableConnectionError):
+class MessageIgnored(exceptions.RecoverableChannelError):
     """A message came behind the one that the broker has closed the channel for: it was not taken for certain."""
 
 

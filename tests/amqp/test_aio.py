@@ -152,7 +152,7 @@ def test_a_refused_message_is_the_matter_of_its_own_task(peer):
             producer, bad = connection.producer(serializer="raw"), connection.producer("gone", serializer="raw")
             sent = [(producer, b"0"), (producer, b"1"), (bad, b"2"), (producer, b"3"), (producer, b"4")]
             got = await asyncio.gather(*(each.publish(body, "q") for each, body in sent), return_exceptions=True)
-            nothing, lost = type(None), exceptions.RecoverableConnectionError
+            nothing, lost = type(None), exceptions.RecoverableChannelError
             assert [type(each) for each in got] == [nothing, lost, exceptions.NotFound, nothing, nothing]
             assert "the broker may have the message" in str(got[1])
             assert "gone" not in connection.session.exchanges
@@ -186,7 +186,7 @@ def test_no_message_before_one_that_may_be_the_refused_one_is_published_twice(pe
                 producer.publish(b"%d" % number, "q", exchange=name) for number, name in enumerate(["e", "", "e", ""])
             ]
             got = await asyncio.gather(*sent, return_exceptions=True)
-            missing, lost = exceptions.NotFound, exceptions.RecoverableConnectionError
+            missing, lost = exceptions.NotFound, exceptions.RecoverableChannelError
             assert [type(each) for each in got] == [missing, lost, missing, type(None)]
 
     peer.play(script)
@@ -213,7 +213,7 @@ def test_a_refused_topic_is_the_matter_of_its_own_message(peer):
             connection.session.exchanges.add("e")
             producer = connection.producer("e", serializer="raw")
             got = await asyncio.gather(*(producer.publish(b"x", key) for key in "abc"), return_exceptions=True)
-            lost = exceptions.RecoverableConnectionError
+            lost = exceptions.RecoverableChannelError
             assert [type(each) for each in got] == [lost, exceptions.AccessRefused, type(None)]
 
     peer.play(script)

@@ -271,7 +271,7 @@ def test_the_message_that_closes_the_channel_of_a_batch_is_named(confirming, nam
     refused = dict(caught.value.refused)
     assert isinstance(refused.pop(3), exceptions.NotFound)
     assert refused.keys() >= {4, 5, 6}  # of those before it the broker may have confirmed some
-    assert all(isinstance(error, exceptions.RecoverableConnectionError) for error in refused.values())
+    assert all(isinstance(error, exceptions.RecoverableChannelError) for error in refused.values())
     for number in refused:
         producer.publish(number, routing_key=queue.name)
     bodies = {message.payload for message in iter(lambda: queue.get(no_ack=True), None)}
@@ -287,6 +287,25 @@ def test_confirmed_publish_to_a_missing_exchange(confirming, name, queue):
     assert [index for index, _ in caught.value.refused] == list(range(2500))
     producer.publish("x", routing_key=queue.name)
     assert queue.get().payload == "x"
+
+
+def test_a_thread_that_publishes_to_a_missing_exchange_fails_alone(confirming, name, queue):
+    """It shares the channel of the others, which the broker closes each time."""
+    innocent = Producer(confirming)
+
+    def publish():
+        for number in range(200):
+            innocent.publish(number, routing_key=queue.name, retry=True)
+
+    def fail():
+        for _ in range(30):
+            with pytest.raises(exceptions.NotFound):
+                Producer(confirming).publish("x", exchange=name("missing"))
+
+    in_threads(publish, publish, fail)
+    bodies = [message.payload for message in iter(lambda: queue.get(no_ack=True), None)]
+    assert {*bodies} == {*range(200)}
+    assert len(bodies) >= 400  # one whose confirm was on its way may be there twice
 
 
 def test_one_connection_many_confirming_threads(confirming, channel, queue):

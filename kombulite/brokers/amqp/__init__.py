@@ -21,7 +21,7 @@ from kombulite import exceptions
 from kombulite._core import AckStep, Delivery, NotEncodable
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.blocking import BlockingProtocol, SharedChannel
-from kombulite.brokers.amqp.confirms import Unconfirmed, all_done, errors_of_each
+from kombulite.brokers.amqp.confirms import Unconfirmed, all_done, ignored_for, is_named
 from kombulite.brokers.amqp.connector import DEFAULT_TIMEOUT, OPTIONS, open_stream
 from kombulite.brokers.amqp.heartbeat_thread import heartbeats
 from kombulite.brokers.amqp.limits import PrefetchLimit
@@ -260,7 +260,7 @@ class Transport(AMQPVerbs, BaseTransport):
         stream.check()
         if channel.error is not None:
             protocol.mark_reported(channel)
-            raise channel.error
+            raise channel.error if channel.confirms is None else ignored_for(channel.error)
         if protocol.blocked is None:
             return timeout
         deadline = monotonic() + (self._write_timeout if timeout is None else timeout)
@@ -341,15 +341,16 @@ class Transport(AMQPVerbs, BaseTransport):
                     self._await_confirms(protocol, lambda: len(confirms) <= WINDOW // 2, timeout)
             self._await_confirms(protocol, all_done(messages), timeout)
         except (exceptions.ChannelError, exceptions.Blocked, TimeoutError) as error:
-            # Whether the broker has those that it has not confirmed is not known; a later confirm is ignored.
+            # Those that wait for a confirm have their error, if the channel was closed. After a timeout the broker may
+            # have them; a later confirm is ignored.
+            rest: Exception = channel.error or error
+            if channel.error is not None and any(is_named(message.delivery, channel.error) for message in messages):
+                rest = ignored_for(channel.error)
             for message in messages:
                 if not message.done:
-                    message.settle(error)
+                    message.settle(rest)
         if channel.error is not None:
             protocol.mark_reported(channel)
-            lost = [message for message in messages if message.error is channel.error]
-            for message, cause in zip(lost, errors_of_each(lost, channel.error), strict=True):
-                message.error = cause
         return [(number, message.error) for number, message in enumerate(messages) if message.error is not None]
 
     def take_returned(self, channel: int) -> Sequence[Returned]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kombulite import exceptions
 from kombulite._core import AckWatermark, HeldAcks
-from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed
+from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed, ignored_for
 from kombulite.brokers.amqp.limits import PrefetchLimit
 from kombulite.brokers.amqp.methods import Signature
 
@@ -106,9 +106,9 @@ class AMQPChannel:
         self.flows += 1
 
     def count(self, messages: Sequence[Unconfirmed]) -> None:
-        """Expect confirms for messages. Raises what the channel was closed for."""
+        """Expect confirms for messages. Raises that they are not sent, if the channel is closed."""
         if self.closing:
-            raise self.error or self.closed_error()
+            raise self.closed_error() if self.error is None else ignored_for(self.error)
         assert self.confirms is not None
         self.confirms.add(messages)
 

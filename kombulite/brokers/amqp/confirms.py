@@ -92,8 +92,10 @@ class Confirms:
         return False
 
     def close(self, error: exceptions.ChannelError) -> None:
-        """Settle all, because the broker has closed the channel with an error."""
-        self.fail(error)
+        """Settle all, because the broker has closed the channel, which is one message's fault at most."""
+        messages = self.take(0, True)
+        for message, its_own in zip(messages, errors_of_each(messages, error), strict=True):
+            message.settle(its_own)
 
     def fail(self, error: Exception) -> None:
         """Settle all, because the channel is closed: the broker did not take them, or that is not known."""
@@ -145,18 +147,27 @@ def errors_of_each(messages: Sequence[Unconfirmed], error: exceptions.ChannelErr
     them. The broker ignores what is behind that one, so behind the last of them for certain; of the others it may have
     some, which it has not confirmed yet. If the error names none, all get it.
     """
-    named = [error.method_sig == methods.BASIC_PUBLISH and _is_named(each.delivery, error) for each in messages]
+    named = [is_named(each.delivery, error) for each in messages]
     last = max((number for number, is_named in enumerate(named) if is_named), default=None)
     if last is None:
         return [error] * len(messages)
-    reason = f"the channel was closed for another message: {error}"
-    unknown = exceptions.RecoverableConnectionError(f"the broker may have the message: {reason}")
-    ignored = MessageIgnored(reason)
+    ignored = ignored_for(error)
+    unknown = exceptions.RecoverableChannelError(f"the broker may have the message: {ignored}", error.method_sig)
+    unknown.__cause__ = error
     return [error if is_named else unknown if number < last else ignored for number, is_named in enumerate(named)]
 
 
-def _is_named(delivery: Delivery, error: exceptions.ChannelError) -> bool:
-    """Return whether RabbitMQ's error names what a message has: its topic, exchange, user or size."""
+def ignored_for(error: exceptions.ChannelError) -> MessageIgnored:
+    """Return the error of a message that the broker has not taken, because it has closed the channel before."""
+    ignored = MessageIgnored(f"the channel was closed for another message: {error}", error.method_sig)
+    ignored.__cause__ = error
+    return ignored
+
+
+def is_named(delivery: Delivery, error: exceptions.ChannelError) -> bool:
+    """Return whether the error is of a publish, and names what a message has: its topic, exchange, user or size."""
+    if error.method_sig != methods.BASIC_PUBLISH:
+        return False
     text, user = error.reply_text or "", delivery.properties.user_id
     exchange = f"exchange '{delivery.exchange or 'amq.default'}'"
     if "access to topic '" in text:

@@ -22,7 +22,7 @@ from kombulite.brokers import aio
 from kombulite.brokers.aio import OnEvent, OnLost, Pending, refuse, resolve
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.aio.connector import connect_socket
-from kombulite.brokers.amqp.aio.pending import AsyncProtocol, PendingBatch, PendingConfirm, PendingRequest
+from kombulite.brokers.amqp.aio.pending import PendingBatch, PendingConfirm, PendingRequest
 from kombulite.brokers.amqp.aio.stream import AsyncStream, do_nothing
 from kombulite.brokers.amqp.channel import AMQPChannel
 from kombulite.brokers.amqp.connector import DEFAULT_TIMEOUT, OPTIONS, address_of, set_socket_options, tls_of
@@ -87,7 +87,7 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
         stream.decoder.frame_max = stream.encoder.frame_max = login.frame_max
         stream.heartbeat.interval = float(login.heartbeat)
         self.server_properties = login.server_properties
-        self._protocol = AsyncProtocol(stream, self.settings.options, login, repr(self.settings), self._emit)
+        self._protocol = AMQPProtocol(stream, self.settings.options, login, repr(self.settings), self._emit)
         stream.handle = self._protocol.handle
         stream.on_progress = self._offer_room
         for event in early:

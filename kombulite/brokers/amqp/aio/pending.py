@@ -7,13 +7,11 @@ from copy import copy
 from time import monotonic
 from typing import Any
 
-from kombulite import exceptions
 from kombulite._core import Delivery
 from kombulite.brokers.aio import Pending, refuse, resolve
 from kombulite.brokers.amqp.channel import Request
-from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed, errors_of_each
+from kombulite.brokers.amqp.confirms import Unconfirmed
 from kombulite.brokers.amqp.methods import Signature
-from kombulite.brokers.amqp.protocol import AMQPProtocol
 
 
 class PendingRequest(Request):
@@ -64,22 +62,6 @@ class PendingConfirm(Unconfirmed):
             refuse(self.pending, copy(error))
         elif not self.pending.done():
             self.pending.set_result(None)
-
-
-class TaskConfirms(Confirms):
-    """The confirms of a channel on which many tasks publish: one that is refused is its own task's matter."""
-
-    def close(self, error: exceptions.ChannelError) -> None:
-        """Settle all, because the broker has closed the channel for one of them."""
-        messages = self.take(0, True)
-        for message, its_own in zip(messages, errors_of_each(messages, error), strict=True):
-            message.settle(its_own)
-
-
-class AsyncProtocol(AMQPProtocol):
-    """The protocol of a connection whose channels are shared by tasks."""
-
-    confirms_class = TaskConfirms
 
 
 class PendingBatch:
