@@ -145,7 +145,7 @@ class StatusSource:
                 for each in queue_statuses(connection, self._names)
             ]
         except exceptions.AMQPNotImplementedError as error:
-            raise SourceError(f"{error}; name them") from error
+            raise SourceError(f"{error}; name them: --queue NAME") from error
         except known as error:
             connection.collect()
             raise SourceError(str(error)) from error

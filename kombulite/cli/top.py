@@ -13,7 +13,8 @@ from time import monotonic, sleep, time
 from typing import Any, NamedTuple
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +27,9 @@ from kombulite.cli.options import FAILED, POSITIVE, broker_urls, finite, pairs
 COLUMNS = QueueReading._fields
 NUMBERS = COLUMNS[1:]
 KEYS = "q quit · space pause · s sort by the next column · r reverse"
+NAME_WIDTH = 12  # columns of the screen that a queue's name has at least
+ROUND_A_TABLE = 6  # lines: the broker, a frame with its heading, and what says how many queues are not shown
+PIPE_WIDTH = 1000  # columns: a pipe has no width, and a line is no longer than what it shows
 KEY_WAIT = 0.1  # seconds between two looks at the keyboard where there is none to wait on
 
 
@@ -94,10 +98,12 @@ def top(
 ) -> None:
     """Show the queues of brokers live: messages that wait, rates, consumers, ages.
 
-    On a terminal keys sort, pause and quit; in a pipe a table is printed for each reading.
+    On a terminal the keys s and r sort, space pauses, q quits; in a pipe a table is printed for each reading.
     """
     view = View(sort, reverse, pattern)
     console = Console()
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
     with piped(ctx):
         try:
             monitor = Monitor([source_of(each, options, names, management) for each in brokers])
@@ -109,7 +115,9 @@ def top(
             elif console.is_terminal and not console.is_dumb_terminal:
                 readings = _live(monitor, view, interval, count, console)
             else:
-                readings = _print_readings(monitor, interval, count, lambda found: console.print(_screen(found, view)))
+                readings = _print_readings(
+                    monitor, interval, count, lambda found: console.print(_screen(found, view, console.width))
+                )
         finally:
             monitor.close()
     if readings and all(each.error is not None for each in readings):
@@ -139,7 +147,7 @@ def _live(
     taken, due = 1, monotonic() + interval
     with _keyboard() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         while taken != count:
-            live.update(_screen(readings, view, KEYS), refresh=True)
+            live.update(_fitted(readings, view, console.size), refresh=True)
             key = pressed(max(due - monotonic(), 0))
             if key in ("q", "Q", "\x03"):
                 break
@@ -150,7 +158,7 @@ def _live(
                 taken, due = taken + 1, monotonic() + interval
             else:
                 due = monotonic() + interval
-    console.print(_screen(readings, view))
+    console.print(_screen(readings, view, console.width))
     return readings
 
 
@@ -182,33 +190,60 @@ def _keyboard() -> Iterator[Callable[[float], str | None]]:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
-def _screen(readings: Sequence[BrokerReading], view: View, footer: str = "") -> RenderableType:
+def _fitted(readings: Sequence[BrokerReading], view: View, size: ConsoleDimensions) -> RenderableType:
+    """Return what fits a terminal of this size: so many queues of each broker, and the keys."""
+    rows = (size.height - 1) // max(len(readings), 1) - ROUND_A_TABLE
+    keys = Text(KEYS, style="dim", no_wrap=True, overflow="ellipsis")
+    return Group(_screen(readings, view, size.width, max(rows, 1)), keys)
+
+
+def _screen(readings: Sequence[BrokerReading], view: View, width: int, rows: int | None = None) -> RenderableType:
+    """Return the brokers with their queues, each at most ``rows``, in ``width`` columns."""
     parts: list[RenderableType] = []
     for reading in readings:
         total = sum(each.ready for each in reading.queues)
-        state = f"{len(reading.queues):,} queues, {total:,} ready" if reading.error is None else "cannot be read"
-        parts.append(Text.assemble((reading.broker, "bold"), f"  {state}", "  (paused)" if view.paused else ""))
+        state = f"{_queues(len(reading.queues))}, {total:,} ready" if reading.error is None else "cannot be read"
+        paused = "  (paused)" if view.paused else ""
+        parts.append(Text.assemble((reading.broker, "bold"), f"  {state}", paused, no_wrap=True, overflow="ellipsis"))
         if reading.error is not None:
             parts.append(Text(printable(reading.error), style="red"))
         else:
-            parts.append(_table(view.select(reading.queues), view))
-    if footer:
-        parts.append(Text(footer, style="dim"))
+            queues = view.select(reading.queues)
+            parts.append(_table(queues[:rows], view, width))
+            if len(queues[:rows]) < len(queues):
+                parts.append(Text(f"{_queues(len(queues) - len(queues[:rows]))} more", style="dim"))
     return Group(*parts)
 
 
-def _table(queues: Sequence[QueueReading], view: View) -> Table:
-    """Return a table of queues; columns of which nothing is known are left out."""
+def _queues(number: int) -> str:
+    return "1 queue" if number == 1 else f"{number:,} queues"
+
+
+def _table(queues: Sequence[QueueReading], view: View, width: int) -> Table:
+    """Return a table of queues, without the columns of which nothing is known, or for which there is no room."""
     known = [name for name in NUMBERS if name == view.sort or any(getattr(each, name) is not None for each in queues)]
+    mark = " ▲" if view.ascending else " ▼"
+    cells = {
+        column: [
+            column + (mark if column == view.sort else ""),
+            *(_cell(column, getattr(each, column)) for each in queues),
+        ]
+        for column in known
+    }
+    needed = {column: max(map(cell_len, texts)) + 3 for column, texts in cells.items()}  # with its frame
+    room = width - NAME_WIDTH - 4 - needed.get(view.sort, 0)
+    shown = []
+    for column in known:
+        if column != view.sort:
+            room -= needed[column]
+        if column == view.sort or room >= 0:
+            shown.append(column)
     table = Table()
-    for column in ("queue", *known):
-        mark = "" if column != view.sort else " ▲" if view.ascending else " ▼"
-        if column == "queue":
-            table.add_column(column + mark, overflow="fold", min_width=12)
-        else:
-            table.add_column(column + mark, justify="right", no_wrap=True)
-    for each in queues:
-        table.add_row(Text(printable(each.queue)), *(_cell(column, getattr(each, column)) for column in known))
+    table.add_column("queue" + (mark if view.sort == "queue" else ""), overflow="fold", min_width=NAME_WIDTH)
+    for column in shown:
+        table.add_column(cells[column][0], justify="right", no_wrap=True)
+    for number, each in enumerate(queues, 1):
+        table.add_row(Text(printable(each.queue)), *(cells[column][number] for column in shown))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -14,11 +15,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from kombulite import Connection, Queue
 from kombulite.cli import commands
-from kombulite.cli.monitor import ManagementSource, Monitor, QueueReading, SourceError, StatusSource, source_of
-from kombulite.cli.top import View
+from kombulite.cli.monitor import (
+    BrokerReading,
+    ManagementSource,
+    Monitor,
+    QueueReading,
+    SourceError,
+    StatusSource,
+    source_of,
+)
+from kombulite.cli.top import View, _fitted
 
 pytest_plugins = ["kombulite_pytest"]
 
@@ -130,6 +140,25 @@ def test_keys_work_on_a_terminal(tmp_path):
         process.kill()
         process.wait()
         os.close(terminal)
+
+
+READING = QueueReading("", 1, 2, 3, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(200, 50), (80, 24), (40, 12), (26, 9)])
+def test_names_counts_and_keys_are_there_on_a_terminal_of_any_size(width, height):
+    queues = [READING._replace(queue=f"orders-{number}") for number in range(10, 50)]
+    readings = [BrokerReading("sqlite:///queue.db", queues, None)]
+    console = Console(width=width, height=height, file=io.StringIO())
+    console.print(_fitted(readings, View(), console.size))
+    lines = console.file.getvalue().splitlines()
+    shown = sum("orders-" in line for line in lines)
+    assert len(lines) <= height
+    assert shown == min(height - 7, 40)
+    assert "ready ▼" in lines[2]
+    assert all(name in lines[2] for name in QueueReading._fields) is (width == 200)
+    assert (f"{40 - shown} queues more" in lines) is (shown < 40)
+    assert lines[-1].startswith("q quit")
 
 
 # --- the management API ---------------------------------------------------------------------------------------------
