@@ -105,7 +105,7 @@ def test_what_killed_processes_leave_is_deleted_by_the_next(redis_url, ours, cli
     assert link.transport._stream.perform(later.sweep()) == 0
     endless = {key for key in client.scan_iter() if client.pttl(key) < 0}
     assert endless <= {b"_kombulite.exchanges", b"_kombu.binding_deadlines"}
-    assert {name.encode(), exchange.encode()} >= set(client.hkeys("_kombulite.exchanges"))
+    assert {b"", name.encode(), exchange.encode()} >= set(client.hkeys("_kombulite.exchanges"))
 
 
 def test_next_process_sweeps_of_its_own_accord(redis_url, ours, client, name):

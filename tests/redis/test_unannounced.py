@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from typing import Any
 
@@ -9,7 +11,8 @@ import kombu
 import pytest
 import redis
 
-from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, exceptions
+from tests.aio.conftest import run, soon
 from tests.conftest import started
 from tests.redis.conftest import drain
 from tests.servers import RedisServer, wait_until
@@ -51,6 +54,57 @@ def test_publisher_learns_bindings_that_come_with_another_database(server, name)
             while not client.exists(f"{name}.new"):
                 assert time.monotonic() < deadline
                 producer.publish(2)
+
+
+def publish_when_bound(url: str, exchange: str, seconds: float = 20) -> None:
+    """Publish as a process does that declares nothing, as soon as a queue is bound."""
+    with Connection(url) as connection:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                Producer(connection, Exchange(exchange), "k", auto_declare=False).publish("heard", mandatory=True)
+                return
+            except (exceptions.NotFound, exceptions.MessageReturned):
+                assert time.monotonic() < deadline, "it is not bound again"
+                time.sleep(0.05)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("change", ["swap", "empty"])
+def test_what_the_new_database_lacks_is_declared_again(server, name, change, protocol):
+    options = {**CHECKS, "protocol": protocol}
+    got: list[Any] = []
+    with Connection(server.url, transport_options=options) as connection, redis.Redis(port=server.port) as client:
+        queues = [Queue(name, Exchange(name), "k"), Queue(f"{name}.2", Exchange(f"{name}.2"), "k")]
+        with Consumer(connection.channel(), queues, callbacks=[lambda body, _: got.append(body)], no_ack=True):
+            drain(connection, lambda: client.hexists("_kombulite.exchanges", ""), step=0.1)
+            for number in range(2):
+                client.swapdb(0, 1) if change == "swap" else client.flushdb()
+                publisher = threading.Thread(target=publish_when_bound, args=(server.url, name))
+                publisher.start()
+                drain(connection, lambda: len(got) == number + 1, timeout=20)  # noqa: B023
+                publisher.join(20)
+
+
+def test_an_event_loop_declares_again_what_the_new_database_lacks(server, name):
+    async def main() -> None:
+        async with aio.connect(server.url, transport_options=CHECKS) as connection:
+            async with connection.consume(Queue(name, Exchange(name), "k")) as messages:
+                with redis.Redis(port=server.port) as client:
+
+                    async def is_marked() -> bool:
+                        return bool(client.hexists("_kombulite.exchanges", ""))
+
+                    await soon(is_marked)
+                    assert await messages.next(0.1) is None
+                    client.swapdb(0, 1)
+                    publishing = asyncio.create_task(asyncio.to_thread(publish_when_bound, server.url, name))
+                    message = await messages.next(20)
+                    assert message.payload == "heard"
+                    await message.ack()
+                    await publishing
+
+    run(main)
 
 
 @pytest.mark.parametrize("keys", [10, 100])

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import Any
 from weakref import ref
@@ -44,6 +45,7 @@ from kombulite.brokers.redis.publisher import PUBLISHED_AT
 from kombulite.brokers.redis.scripts import CLAIM
 from kombulite.brokers.redis.topology import Topology
 from kombulite.utils.json import codec
+from kombulite.utils.uuid import uuid
 
 #: Seconds between two looks where the server cannot wake us: at most, at least, and as a share of those since the last
 #: message.
@@ -96,7 +98,8 @@ class Receiver:
         self._look_at = 0.0  # when all queues are asked once more
         self._found_at = monotonic()  # when a message was found last, or the connection began
         self._listened = False
-        self._checked_at = monotonic()
+        self._checked_at = -inf
+        self._mark: bytes | None = None  # what tells the database from one that takes its place
 
     # --- what the server tells
 
@@ -252,21 +255,31 @@ class Receiver:
             if queue is not None:
                 self._mark_dirty(queue)
 
-    def check_watched(self) -> None:
-        """See now and then whether the lists that the server watches are empty still.
+    def check(self) -> None:
+        """See now and then whether the lists that the server watches are empty still, and the database is the same.
 
         Of some changes it says nothing: two databases change places, a slot moves, a master becomes a replica.
         """
         interval = self._options.health_check_interval
-        if interval and self._watched and self.watcher is not None and monotonic() - self._checked_at >= interval:
+        if interval and self.listener is not None and monotonic() - self._checked_at >= interval:
             self._checked_at = monotonic()
-            self._post_check(self._on_checked)
+            self._post_checks()
 
-    def _post_check(self, on_reply: Callable[[Any], None]) -> None:
-        assert self.watcher is not None
-        self.watcher.post(pack_command(("EXISTS", *self._watched)), 1, on_reply, may_repeat=True)
+    def _post_checks(self) -> None:
+        if self._watched and self.watcher is not None:
+            self.watcher.post(pack_command(("EXISTS", *self._watched)), 1, self._on_checked, may_repeat=True)
         # A write that changes nothing: what has become a replica refuses it, which ends the connection.
         self._stream.post(pack_command(("HDEL", self._keys.unacked, "")), 1, _ignore, may_repeat=True)
+        # No exchange that is declared has an empty name.
+        exchanges = self._keys.exchanges
+        mark = pack_command(("HSETNX", exchanges, "", uuid())) + pack_command(("HGET", exchanges, ""))
+        self._stream.post(mark, 2, self._on_mark, may_repeat=True)
+
+    def _on_mark(self, reply: Any) -> None:
+        if isinstance(reply, bytes) and reply != self._mark:
+            if self._mark is not None:
+                self._topology.router.forget(None)
+            self._mark = reply
 
     def _on_checked(self, reply: Any) -> None:
         if reply:  # an error too

@@ -67,7 +67,8 @@ class Router:
     a table is read again when it is ``MAX_AGE`` old; with it after ``check_interval`` seconds (0: never), because of
     some changes, as SWAPDB, the server says nothing.
 
-    The server also says when a database was emptied: ``redeclare()`` is then called before the next table is read.
+    The server also says when a database was emptied: ``redeclare()`` is then called before the next table is read. The
+    same is done where another database has taken its place.
     """
 
     def __init__(

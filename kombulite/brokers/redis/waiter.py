@@ -182,7 +182,7 @@ class Waiter:
             for stream in self._others:
                 stream.keep_alive()
                 stream.poll()
-            self._receiver.check_watched()
+            self._receiver.check()
             self._receiver.look_if_due()
 
     # --- waiting

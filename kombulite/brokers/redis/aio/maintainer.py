@@ -92,7 +92,7 @@ class AsyncMaintainer:
             pauses.append(interval / 2)
         receiver = self._protocol.receiver
         if receiver.listener is not None:
-            receiver.check_watched()
+            receiver.check()
             receiver.look_if_due()
             self._dispatch()
             if (look := receiver.next_look) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import groupby
@@ -74,10 +74,11 @@ class ClusterReceiver(Receiver):
                 self._watched.update(dict.fromkeys(missing, queue))
                 self.watcher.post(pack_command(("EXISTS", *missing)), 1, partial(self._on_watched, claims, (queue,)))
 
-    def _post_check(self, on_reply: Callable[[Any], None]) -> None:
-        assert self.watcher is not None
+    def _post_checks(self) -> None:
+        if self.watcher is None:
+            return
         for _, lists in groupby(sorted(self._watched.items(), key=lambda item: item[1]), lambda item: item[1]):
-            self.watcher.post(pack_command(("EXISTS", *(key for key, _ in lists))), 1, on_reply)
+            self.watcher.post(pack_command(("EXISTS", *(key for key, _ in lists))), 1, self._on_checked)
 
     # --- claims and acknowledgements
 

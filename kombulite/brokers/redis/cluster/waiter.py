@@ -55,7 +55,7 @@ class ClusterWaiter(Waiter):
         if listening is not None:
             listening.keep_alive()
             listening.poll()
-            self._receiver.check_watched()
+            self._receiver.check()
             self._receiver.look_if_due()
 
     def _pauses(self) -> Iterator[float]:
