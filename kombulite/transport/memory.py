@@ -6,6 +6,7 @@ queues of its own. This module's classes are for programs that name or subclass 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from queue import Queue
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ __all__ = ["Channel", "Transport"]
 class Channel(virtual.Channel):
     """A channel over queues that all connections of the process share."""
 
-    events: ClassVar[dict[str, Any]] = {}
+    events: ClassVar[dict[str, Any]] = defaultdict(set)
     queues: Any = {}  # noqa: RUF012 - shared by all channels, and replaced by subclasses
     do_restore = False
     supports_fanout = True

@@ -322,6 +322,8 @@ def test_flower(fleet, library):
         return any((task["state"], task["result"]) == ("SUCCESS", "3") for task in ask("tasks").values())
 
     wait_until(sees_a_task, TIMEOUT, "Flower does not see the tasks; its log ends:\n{}", flower.log)
+    with urlopen(f"http://127.0.0.1:{port}/workers", timeout=30) as page:
+        assert name in page.read().decode()
     request = Request(f"http://127.0.0.1:{port}/api/worker/shutdown/{name}", method="POST", data=b"")
     with urlopen(request, timeout=30) as reply:
         assert reply.status == 200

@@ -137,4 +137,9 @@ def pools_of_connections_and_what_is_not_made(lib):
     return pool.collect_resource(unmade), pool.release_resource(object()), outcome(resource, limit=1)
 
 
+def listeners_of_memory_channels(lib):
+    cls = of(lib, "transport.memory").Channel
+    return type(cls.events).__name__, cls.events["basic_return"]
+
+
 test_both_do_the_same = side_by_side(globals())
