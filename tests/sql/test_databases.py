@@ -327,3 +327,34 @@ def test_transaction_whose_statement_failed_is_not_taken_for_committed(postgresq
                 session.database.rows("SELECT 1 / 0")
         Producer(connection).publish(1, routing_key="orders")
         assert Queue("orders")(connection).get(no_ack=True).payload == 1
+
+
+def test_rejection_that_fails_gives_the_message_back(database, monkeypatch):
+    connection = database.connect()
+    queue = Queue("orders")(connection)
+    Producer(connection).publish(1, routing_key="orders", declare=[queue])
+    with monkeypatch.context() as patch:
+        patch.setattr(connection.transport._messages, "bury", fail)
+        with pytest.raises(exceptions.RecoverableChannelError):
+            queue.get().reject()
+    assert queue.get(no_ack=True).payload == 1
+
+
+def test_end_of_a_consumer_that_fails_gives_back_what_it_has_not_seen(database, monkeypatch):
+    connection = database.connect()
+    queue = Queue("orders")(connection)
+    queue.declare()
+    Producer(connection, routing_key="orders").publish_many(range(3))
+    consumer = Consumer(connection, [queue], on_message=lambda message: message.ack(), prefetch_count=3)
+    consumer.consume()
+    connection.drain_events(timeout=20)
+    with monkeypatch.context() as patch:
+        patch.setattr(connection.transport._messages, "put_back", fail)
+        with pytest.raises(exceptions.RecoverableChannelError):
+            consumer.cancel()
+    assert [queue.get(no_ack=True).payload for _ in range(2)] == [1, 2]
+
+
+def fail(*arguments, **keywords):
+    """Stand for a statement that the operator's timeout ends."""
+    raise exceptions.RecoverableChannelError("canceling statement due to statement timeout")

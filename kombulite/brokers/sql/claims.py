@@ -59,11 +59,9 @@ class Claims:
         self.returns.clear()
         self.unfailed.clear()
 
-    def put_back_unseen(self, record: QueueRecord) -> None:
-        """Put back what no consumer of a queue has seen, within a transaction."""
-        unseen = self._ahead.pop(record.id, None)
-        if unseen:
-            self._messages.put_back(list(unseen), counts=False)
+    def return_unseen(self, record: QueueRecord) -> None:
+        """Have what no consumer of a queue has seen put back with the next ``write``."""
+        self.unfailed += self._ahead.pop(record.id, ())
 
     def forget_queue(self, record: QueueRecord) -> None:
         """Forget what was claimed of a queue that is gone."""

@@ -18,7 +18,7 @@ from kombulite.brokers.limits import dead_letter, expiration_of
 from kombulite.brokers.sql.database import Database, Head, Row, Segment
 from kombulite.brokers.sql.marks import Marks
 from kombulite.brokers.sql.outbox import Statement
-from kombulite.brokers.sql.topology import QueueRecord, Topology
+from kombulite.brokers.sql.topology import WAITING, QueueRecord, Topology, delete_messages
 from kombulite.utils.json import codec
 
 __all__ = ["Messages", "Token"]
@@ -300,11 +300,7 @@ class Messages:
 
     def purge(self, queue: QueueRecord) -> int:
         """Delete the messages that wait in a queue; returns how many."""
-        return len(
-            self._database.rows(
-                "DELETE FROM {p}messages WHERE queue = ? AND owner IS NULL AND due IS NULL RETURNING 1", queue.id
-            )
-        )
+        return delete_messages(self._database, queue.id, WAITING)
 
     # --- what time brings
 
@@ -352,17 +348,21 @@ class Messages:
         Returns the ids of the queues that went with their connections, and of those that they consumed from.
         """
         rows = self._database.rows
-        expired = "SELECT id FROM {p}connections WHERE alive_until < {now} {skip}"
-        if rows("DELETE FROM {p}connections WHERE id IN (" + expired + ") RETURNING 1"):
-            self._topology.lock()  # their queues may be deleted
-        rows("UPDATE {p}connections SET alive_until = {now} + lease WHERE alive_until > {now} + lease")
+        leases = "SELECT id FROM {p}connections WHERE alive_until "
+        rows("DELETE FROM {p}connections WHERE id IN (" + leases + "< {now} {skip})")
+        rows("UPDATE {p}connections SET alive_until = {now} + lease WHERE id IN (" + leases + "> {now} + lease {skip})")
         gone = " AND NOT EXISTS (SELECT 1 FROM {p}connections WHERE id = "
-        returned = rows("UPDATE {p}messages SET owner = NULL WHERE owner IS NOT NULL" + gone + "owner) RETURNING queue")
-        consumed = rows("DELETE FROM {p}consumers WHERE true" + gone + "connection) RETURNING queue")
-        ended = rows("SELECT id FROM {p}queues WHERE owner IS NOT NULL" + gone + "owner)")
+        stranded = "SELECT id FROM {p}messages WHERE owner IS NOT NULL" + gone + "owner) {skip}"
+        returned = rows("UPDATE {p}messages SET owner = NULL WHERE id IN (" + stranded + ") RETURNING queue")
         if returned:
             self._database.notify(sorted({queue for (queue,) in returned}))
-        return {queue for (queue,) in ended}, {queue for (queue,) in consumed}
+        consumers = "FROM {p}consumers WHERE true" + gone + "connection)"
+        queues = "SELECT id FROM {p}queues WHERE owner IS NOT NULL" + gone + "owner)"
+        if not rows("SELECT 1 " + consumers + " LIMIT 1") and not rows(queues):
+            return set(), set()
+        self._topology.lock()  # their queues may be deleted
+        consumed = rows("DELETE " + consumers + " RETURNING queue")
+        return {queue for (queue,) in rows(queues)}, {queue for (queue,) in consumed}
 
 
 def _may_die(queue: QueueRecord, head: Head) -> bool:

@@ -26,6 +26,10 @@ MAX_DEAD_LETTER_STEPS = 8
 class Session:
     """A connection with a lease. Used by one thread at a time, that which has ``lock``.
 
+    A transaction waits for rows of others in one order: of connections, of messages, of ``meta`` (the topology), of
+    consumers, of queues by their ids. Against that order it passes over those that others have locked. So no two wait
+    for each other.
+
     Args:
         database: What it connects to.
         virtual_host: What errors name.
@@ -90,12 +94,12 @@ class Session:
         self.settle_held()
         held = left.held_by(self.topology.connection)
         with self.transaction():
+            self.database.rows("DELETE FROM {p}connections WHERE id = ?", self.topology.connection)
             if heir is not None and held:
                 kept = self.messages.give(heir, self.topology.connection, [each.id for each in held])
-            for record in list(self.topology.queues.values()):
+            for record in sorted(self.topology.queues.values()):  # by their ids
                 if record.owner == self.topology.connection:
                     self.topology.delete_queue(record)
-            self.database.rows("DELETE FROM {p}connections WHERE id = ?", self.topology.connection)
         self._is_ended = True  # not before: what it holds is left to others if that fails
         if heir is not None:
             left.given(held, heir, kept)
@@ -194,7 +198,7 @@ class Session:
             self.messages.drop_excess(queues)
 
     def flush(self) -> None:
-        """Delete what is acknowledged, and put back what is to be."""
+        """Delete what is acknowledged, and put back what is to be. If that fails, it is done another time."""
         claims = self.claims
         if claims.returns or claims.unfailed:
             with self.transaction():
@@ -217,10 +221,10 @@ class Session:
         """Do what is due by now, within a transaction; returns whether there was something to do."""
         if not self.messages.is_something_due():
             return False
-        unused = "SELECT name FROM {p}queues WHERE expires <= {now}"
+        self.messages.pass_time()
+        unused = "SELECT name FROM {p}queues WHERE expires <= {now} ORDER BY id"
         if self.database.rows(unused):
             self.topology.lock()
-        self.messages.pass_time()
         for (name,) in self.database.rows(unused):
             record = self.topology.queues.get(name)
             if record is not None:
@@ -259,7 +263,7 @@ class Session:
     def _sweep(self) -> None:
         """Give back what connections held that are gone, and delete the queues that went with them."""
         ended, consumed = self.messages.return_from_the_dead()
-        for record in list(self.topology.queues.values()):
+        for record in sorted(self.topology.queues.values()):  # by their ids
             is_left = record.id in consumed and not self.topology.is_consumed(record)
             if record.id in ended or (is_left and record.spec.auto_delete):
                 self.topology.delete_queue(record)

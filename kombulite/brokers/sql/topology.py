@@ -12,9 +12,13 @@ from kombulite.brokers.base import ExchangeSpec, QueueSpec
 from kombulite.brokers.limits import Limits, describe
 from kombulite.brokers.sql.database import Database
 
-__all__ = ["QueueRecord", "Topology"]
+__all__ = ["WAITING", "QueueRecord", "Topology", "delete_messages"]
 
 PREDECLARED = {"direct": "direct", "fanout": "fanout", "topic": "topic", "headers": "headers", "match": "headers"}
+
+#: The states of a message, each with an index of its own: without one of them all messages of all queues are looked at.
+WAITING = "owner IS NULL AND due IS NULL"
+STATES = (WAITING, "owner IS NOT NULL", "due IS NOT NULL")
 
 #: The ids of queues that have messages and are not there, by a step in an index for each queue.
 FILLED_AND_DELETED = (
@@ -88,11 +92,7 @@ class Topology:
         return True
 
     def lock(self) -> None:
-        """Keep other connections from changing the topology until the transaction ends, and see what they changed.
-
-        A transaction that deletes a queue calls this before it changes other rows: it might hold one of a queue that
-        another connection is deleting, and the two would wait for each other.
-        """
+        """Keep other connections from changing the topology until the transaction ends, and see what they changed."""
         self._database.rows("SELECT topology FROM {p}meta {lock}")
         self.refresh()
 
@@ -229,10 +229,7 @@ class Topology:
         """Delete a queue with its bindings and consumers; returns how many waiting messages are gone with it."""
         self.lock()
         rows = self._database.rows
-        waiting = len(
-            rows("DELETE FROM {p}messages WHERE queue = ? AND owner IS NULL AND due IS NULL RETURNING 1", record.id)
-        )
-        rows("DELETE FROM {p}messages WHERE queue = ?", record.id)
+        waiting, *_ = [delete_messages(self._database, record.id, state) for state in STATES]
         rows("DELETE FROM {p}consumers WHERE queue = ?", record.id)
         rows("DELETE FROM {p}queues WHERE id = ?", record.id)
         sources = rows(
@@ -251,7 +248,8 @@ class Topology:
         if by_all:
             self.deleted += [number for (number,) in self._database.rows(FILLED_AND_DELETED)]
         for number in self.deleted:
-            self._database.rows("DELETE FROM {p}messages WHERE queue = ?", number)
+            for state in STATES:
+                delete_messages(self._database, number, state)
         self.deleted = []
 
     # --- bindings
@@ -345,6 +343,16 @@ class Topology:
             "SELECT exclusive FROM {p}consumers WHERE queue = ? AND connection <> ?", record.id, self.connection
         )
         return len(rows), any(exclusive for (exclusive,) in rows)
+
+
+def delete_messages(database: Database, queue: int, state: str) -> int:
+    """Delete the messages of a queue (its id) in one of the STATES; returns how many.
+
+    A row that another transaction has locked changes its state just now, and stays. To wait for it would be against
+    the order of locks: see ``Session``.
+    """
+    theirs = "SELECT id FROM {p}messages WHERE queue = ? AND " + state + " {skip}"
+    return len(database.rows("DELETE FROM {p}messages WHERE id IN (" + theirs + ") RETURNING 1", queue))
 
 
 def _plain(arguments: Mapping[str, Any] | None) -> dict[str, Any]:

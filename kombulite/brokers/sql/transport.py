@@ -400,13 +400,16 @@ class SQLTransport(ChannelTransport):
         record = self._queue_of.pop((consumer.channel.number, consumer.tag), None)
         if record is None:
             return  # its queue is gone
+        is_last = not self.consumers_of(consumer.queue)
+        if is_last:
+            self._claims.return_unseen(record)
+            self._session.flush()
         with self._session.transaction():
             if record.spec.auto_delete:
                 self._topology.lock()
             self._topology.remove_consumer(consumer.channel.number, consumer.tag)
-            if self.consumers_of(consumer.queue):
+            if not is_last:
                 return
-            self._claims.put_back_unseen(record)
             found = self._topology.queues.get(consumer.queue)
             if found is None or found.id != record.id:
                 return
@@ -447,8 +450,12 @@ class SQLTransport(ChannelTransport):
             self._claims.unfailed += tokens
             self._session.flush()
         else:
-            with self._session.transaction():
-                self._messages.bury(self._messages.delete(tokens), "rejected")
+            try:
+                with self._session.transaction():
+                    self._messages.bury(self._messages.delete(tokens), "rejected")
+            except exceptions.AMQPError:
+                self._claims.returns += tokens  # the application cannot settle them any more
+                raise
 
     # --- waiting
 
