@@ -18,7 +18,7 @@ from typing import NamedTuple
 from tests.servers import version
 
 ROOT = Path(__file__).resolve().parent.parent
-BROKER_TESTS = ("contract", "amqp", "redis", "faults", "cluster", "celery")
+BROKER_TESTS = ("contract", "aio", "amqp", "redis", "faults", "cluster", "celery")
 REPORT_TIMEOUT = 3600  # seconds that the tests on one set of programs may take
 
 
@@ -51,7 +51,7 @@ def runs_of(folder: Path) -> Iterator[Run]:
     valkey = folder / "valkey"
     os.environ["KOMBULITE_TEST_PROGRAMS"] = str(valkey)
     title = f"Valkey {version('redis-server')}"
-    yield Run(title, here, ("contract", "redis", "faults", "celery"), {"KOMBULITE_TEST_PROGRAMS": str(valkey)})
+    yield Run(title, here, ("contract", "aio", "redis", "faults", "celery"), {"KOMBULITE_TEST_PROGRAMS": str(valkey)})
     del os.environ["KOMBULITE_TEST_PROGRAMS"]
     python = [str(folder / "run"), "/venv/bin/python"]
     found = subprocess.run([*python, "-V"], capture_output=True, text=True, timeout=60, check=True).stdout.strip()
