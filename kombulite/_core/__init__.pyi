@@ -468,6 +468,19 @@ class UnackedDeliveries(AckStep):
     def close(self) -> list[Delivery]: ...
 
 @final
+class FrameWriter:
+    @property
+    def unsent(self) -> bytes | memoryview: ...
+    def write(
+        self,
+        send: Callable[..., int],
+        data: bytes,
+        flags: int,
+        held: HeldAcks | None,
+        blocking_errors: tuple[type[OSError], ...],
+    ) -> None: ...
+    def write_rest(self, send: Callable[..., int], blocking_errors: tuple[type[OSError], ...]) -> None: ...
+
 class HeldAcks:
     def __init__(
         self,

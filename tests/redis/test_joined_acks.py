@@ -73,7 +73,7 @@ def test_an_ack_leaves_in_time_while_a_callback_goes_on(ours, client, name):
 
 
 @pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize("step", ["publish", "get", "close", "exit"])
+@pytest.mark.parametrize("step", ["publish", "get", "collect", "close", "exit"])
 def test_acks_that_wait_leave_before_what_is_sent_next(ours, client, name, step):
     fill(ours(), name)
     connection = ours()
@@ -83,6 +83,8 @@ def test_acks_that_wait_leave_before_what_is_sent_next(ours, client, name, step)
         Producer(consumer.channel).publish("x", routing_key=f"{name}.other")
     elif step == "get":
         assert consumer.channel.basic_get(f"{name}.other") is None
+    elif step == "collect":
+        connection.collect()
     elif step == "close":
         connection.close()
     else:

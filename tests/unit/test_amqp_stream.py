@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from kombulite import exceptions
-from kombulite._core import HEARTBEAT_FRAME, AckWatermark, FrameEncoder, HeldAcks
+from kombulite._core import HEARTBEAT_FRAME, AckWatermark, FrameEncoder, FrameWriter, HeldAcks
 from kombulite.brokers.amqp.heartbeat_thread import HeartbeatThread
 from kombulite.brokers.amqp.stream import Stream
 
@@ -420,7 +420,7 @@ def test_tls_is_read_while_a_writer_waits():
     stream.handle = (events := []).append
     writer = threading.Thread(target=stream.send, args=(frame(1),))
     writer.start()
-    while not stream._unsent:
+    while not stream._writer.unsent:
         time.sleep(0.001)
     far.sendall(frame(2))
     assert stream.wait(lambda: events, soon(20))
@@ -489,3 +489,27 @@ def test_silence_ends_the_link(stream, theirs):
     stream.heartbeat.received_at -= 21
     with pytest.raises(exceptions.ConnectionForced, match="heartbeats missed"):
         stream.beat()
+
+
+def test_a_writer_sends_held_acks_and_frames_in_one_call_and_keeps_what_is_not_taken():
+    writer, held = FrameWriter(), HeldAcks(lambda channel, tag: True, lambda: None, lambda: None)
+    watermark = AckWatermark(held, 1)
+    encoder = FrameEncoder()
+    assert watermark.acknowledge(1)
+    assert watermark.acknowledge(2)
+    sent: list[bytes] = []
+
+    def send(data: bytes | memoryview, flags: int = 0) -> int:
+        sent.append(bytes(data))
+        if len(sent) == 1:
+            raise BlockingIOError
+        return 5
+
+    writer.write(send, b"frame", 0, held, (BlockingIOError,))
+    assert sent == [encoder.ack(1, 2, True) + b"frame"]
+    assert not held
+    writer.write_rest(send, (BlockingIOError,))
+    assert bytes(writer.unsent) == sent[0][5:]
+    with pytest.raises(ConnectionResetError):
+        writer.write_rest(lambda data: (_ for _ in ()).throw(ConnectionResetError()), (BlockingIOError,))
+    assert bytes(writer.unsent) == sent[0][5:]

@@ -510,6 +510,40 @@ cdef class HeldAcks:
 
 
 @cython.final
+cdef class FrameWriter:
+    """Writes frames, and keeps what the kernel did not take. For the thread that has the turn to write.
+
+    Each call is one step for signal handlers, which run between two steps of Python: acks that are taken here are
+    written before those that a handler makes. If a handler's came first, RabbitMQ would close the channel, for
+    `multiple` would name a tag that is acknowledged already. And no frame of a handler comes into the middle of
+    another. Only TLS has steps of Python within; there a handler may close the channel so, which loses no message.
+    """
+
+    cdef readonly object unsent
+
+    def __cinit__(self):
+        self.unsent = b""
+
+    def write(self, send, bytes data not None, int flags, HeldAcks held, tuple blocking_errors not None):
+        """Write frames by ``send(data, flags)``, behind the acks that are held; what is not written is ``unsent``."""
+        if held is not None and held._channels:
+            data = held.take() + data
+        try:
+            sent = send(data, flags)
+        except blocking_errors:
+            sent = 0
+        if sent != len(data):
+            self.unsent = memoryview(data)[sent:]
+
+    def write_rest(self, send, tuple blocking_errors not None):
+        """Write what the kernel takes of what is ``unsent``."""
+        try:
+            self.unsent = self.unsent[send(self.unsent):]
+        except blocking_errors:
+            pass
+
+
+@cython.final
 cdef class AckWatermark(AckStep):
     """Which of the deliveries 1, 2, 3, … of a channel are settled, as far as two numbers can tell.
 

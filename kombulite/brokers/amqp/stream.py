@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from weakref import WeakSet
 
 from kombulite import exceptions
-from kombulite._core import HEARTBEAT_FRAME, FrameDecoder, FrameEncoder, HeldAcks, ProtocolError
+from kombulite._core import HEARTBEAT_FRAME, FrameDecoder, FrameEncoder, FrameWriter, HeldAcks, ProtocolError
 from kombulite.brokers.amqp.errors import codec_error
 from kombulite.brokers.amqp.heartbeat import Heartbeat
 from kombulite.utils.eventio import selector_of
@@ -63,7 +63,7 @@ class Stream:
         self.waiters = 0  # threads that sleep until the reader has done something
         self._changed = Condition(Lock())
         self._write_timeout = write_timeout
-        self._unsent: bytes | memoryview = b""
+        self._writer = FrameWriter()
         self._flush_soon: Callable[[], object] | None = None  # where acks may wait
         self._corked = False
         self._pid = os.getpid()
@@ -169,11 +169,11 @@ class Stream:
 
     def _write(self, data: bytes, timeout: float | None, more: bool, on_turn: Callable[[], object] | None) -> None:
         try:
-            if self.failure is not None or self._unsent:
+            if self.failure is not None or self._writer.unsent:
                 self.check()
                 self._finish(timeout)
             self._begin(data, more, on_turn)
-            if self._unsent:
+            if self._writer.unsent:
                 self._finish(timeout)
         except OSError as error:
             self._lose(error)
@@ -183,19 +183,11 @@ class Stream:
         try:
             if on_turn is not None:
                 on_turn()
-            if self.held:
-                data = self.held.take() + data
             if self.is_reading:
                 more = False  # the next read is under way, and may last
-            try:
-                write = self._send  # called as `self._send(...)` it would be looked for in the class first
-                sent = write(data, self._more if more else 0)
-            except self._blocking_errors:
-                sent = 0
+            self._writer.write(self._send, data, self._more if more else 0, self.held, self._blocking_errors)
             self._corked = more
             self.heartbeat.writes += 1
-            if sent != len(data):
-                self._unsent = memoryview(data)[sent:]
             if more and self.is_reading:
                 self.uncork()  # a thread began to read meanwhile, and may not have seen it
         except (OSError, exceptions.AMQPError):
@@ -212,7 +204,7 @@ class Stream:
     def _finish(self, timeout: float | None) -> None:
         """Write what is left over of a send."""
         deadline = monotonic() + (self._write_timeout if timeout is None else timeout)
-        while self._unsent:
+        while self._writer.unsent:
             left = deadline - monotonic()
             if left <= 0 or not self._select(self._writable, EVENT_WRITE, left):
                 raise exceptions.RecoverableConnectionError("timed out: the broker does not read")
@@ -221,9 +213,7 @@ class Stream:
     def _send_rest(self) -> None:
         """Write what the kernel takes at once of what is left over."""
         try:
-            self._unsent = self._unsent[self._send(self._unsent) :]
-        except self._blocking_errors:
-            pass
+            self._writer.write_rest(self._send, self._blocking_errors)
         except OSError:
             raise
         except BaseException:
@@ -241,25 +231,25 @@ class Stream:
 
     def flush(self) -> None:
         """Send the acks that wait, unless another thread writes, or the broker does not read: then they wait on."""
-        if self.held or self._unsent:
+        if self.held or self._writer.unsent:
             self.writing.call(0, self._flush)
 
     @property
     def is_flushed(self) -> bool:
         """Whether nothing waits to be sent."""
-        return not self.held and not self._unsent
+        return not self.held and not self._writer.unsent
 
     def _flush(self) -> None:
         if self.failure is not None or self.writing.depth() > 1:  # a signal handler that interrupted a write
             return
         try:
-            if self._unsent:
+            if self._writer.unsent:
                 self._send_rest()
-            if self.held and not self._unsent:
+            if self.held and not self._writer.unsent:
                 self._begin(b"", False, None)
         except OSError as error:
             self._lose(error)
-        if self._unsent and self._flush_soon is not None:
+        if self._writer.unsent and self._flush_soon is not None:
             self._flush_soon()
 
     def uncork(self) -> None:
@@ -440,7 +430,7 @@ class Stream:
 
     def _write_heartbeat(self) -> None:
         try:
-            if not self._unsent:
+            if not self._writer.unsent:
                 self.send(HEARTBEAT_FRAME, 0)
         except exceptions.RecoverableConnectionError:
             self.check()

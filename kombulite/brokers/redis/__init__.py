@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, ClassVar, TypeVar
 
@@ -141,7 +142,11 @@ class Transport(BaseTransport):
             if self._maintainer is not None:
                 self._maintainer.stop()
             unanswered = self._streams[0].unanswered if self._streams else []
-            self._protocol.abandon(unanswered + (self._acks.unanswered() if self._acks is not None else []))
+            if self._acks is not None:
+                with suppress(exceptions.ConnectionError, OSError):  # it is lost
+                    self._acks.flush_if_free()
+                unanswered = self._streams[0].unanswered + self._acks.unanswered()
+            self._protocol.abandon(unanswered)
         self._channels.clear()
         for stream in self._streams:
             stream.drop()

@@ -132,8 +132,9 @@ class Waiter:
                 delivery = receiver.next_delivery(state)
                 if delivery is not None:
                     return (delivery,)
+            has_polled = False
             while True:
-                event = self._next_event()
+                event = self._next_event(has_polled)
                 if event is not None:
                     return (event,)
                 left = None if deadline is None else deadline - monotonic()
@@ -142,19 +143,21 @@ class Waiter:
                 if left is None and not any(state.consumers for state in list(self._channels.values())):
                     raise exceptions.OperationalError("waiting without a timeout, and there is no consumer to wait for")
                 self._wait(left)
+                has_polled = True
         finally:
             self._thread = None
             if self._is_over:
                 self._is_over = False
                 self._let_go()
 
-    def _next_event(self) -> Event | None:
+    def _next_event(self, has_polled: bool) -> Event | None:
+        """Return the next event, if there is one. ``has_polled``: whether what has arrived was taken just now."""
         receiver = self._receiver
         if receiver.events:
             return receiver.events.popleft()
         receiver.looks += 1
         channels = list(self._channels.values())
-        if receiver.looks % LISTEN_EVERY == 0 or not any(state.has_ready() for state in channels):
+        if not has_polled and (receiver.looks % LISTEN_EVERY == 0 or not any(state.has_ready() for state in channels)):
             self._poll()
         for i in range(len(channels)):
             state = channels[(receiver.looks + i) % len(channels)]
@@ -192,7 +195,6 @@ class Waiter:
         receiver = self._receiver
         self._is_sleeping = True
         try:
-            self._poll()
             if not receiver.has_something():
                 seconds = left
                 for pause in self._pauses():
