@@ -216,7 +216,8 @@ class Connection(Address):
 
     def _own_info(self) -> dict[str, Any]:
         """Return the constructor's arguments, of which nothing is shared with this connection."""
-        return {**self.info(), "transport_options": dict(self.transport_options), "alternates": list(self.alt)}
+        info = self.info()
+        return {**info, "transport_options": dict(info["transport_options"]), "alternates": list(self.alt)}
 
     def __copy__(self) -> Connection:
         return self.clone()

@@ -47,6 +47,31 @@ def _is_scheme(transport: str) -> bool:
     return "." not in transport and ":" not in transport
 
 
+def _pop_parameters(transport: Any, parsed: dict[str, Any], url: str) -> dict[str, Any]:
+    """Take what is no option of kombu's from a parsed URL, as the transport option that has it. Raises ValueError."""
+    others = parsed.keys() - URL_OPTIONS - URL_PARTS
+    native = native_scheme(transport) if isinstance(transport, str) and _is_scheme(transport) else None
+    if native is not None and native.query_option is not None:
+        return {native.query_option: {name: parsed.pop(name) for name in others}}
+    for name in others:
+        raise ValueError(
+            f"unknown option {name!r} in {maybe_sanitize_url(url)!r}; "
+            f"known ones: {', '.join(sorted(URL_OPTIONS))}, ssl_*"
+        )
+    return {}
+
+
+def _merged(url_options: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a URL with those that were given over them, also within an option that is a dict."""
+    if not url_options:
+        return given
+    merged = {**url_options, **given}
+    for name, value in url_options.items():
+        if isinstance(value, dict):
+            merged[name] = {**value, **(given.get(name) or {})}
+    return merged
+
+
 def _is_known(scheme: str) -> bool:
     """Return whether there is such a transport."""
     return scheme in TRANSPORT_ALIASES or (_is_scheme(scheme) and native_scheme(scheme) is not None)
@@ -209,11 +234,7 @@ class Address:
                     url_options = {name: parsed.pop(name) for name in parsed.keys() - URL_OPTIONS - URL_PARTS}
                 clustered = _clustered(transport, parsed.pop("cluster", None), self.transport_options)
                 transport = clustered or transport
-                for name in parsed.keys() - URL_OPTIONS - URL_PARTS:
-                    raise ValueError(
-                        f"unknown option {name!r} in {maybe_sanitize_url(url)!r}; "
-                        f"known ones: {', '.join(sorted(URL_OPTIONS))}, ssl_*"
-                    )
+                url_options.update(_pop_parameters(transport, parsed, url))
                 settings.update((name, value) for name, value in parsed.items() if value is not None)
         self._url_options = url_options
         #: The URL that the settings are taken from, as it was given; it may have a password.
@@ -289,7 +310,7 @@ class Address:
             heartbeat=self.heartbeat or 0,
             login_method=login_method,
             uri_prefix=self.uri_prefix,
-            options={**self._url_options, **self.transport_options} if self._url_options else self.transport_options,
+            options=_merged(self._url_options, self.transport_options),
             scheme=self._scheme,
             alternates=tuple(self.alt),
             credential_provider=self.credential_provider,
@@ -311,7 +332,7 @@ class Address:
             "ssl": self.ssl,
             "transport": "amqp" if transport == "pyamqp" else transport,
             "connect_timeout": self.connect_timeout,
-            "transport_options": self.transport_options,
+            "transport_options": _merged(self._url_options, self.transport_options),
             "login_method": login_method,
             "uri_prefix": self.uri_prefix,
             "heartbeat": self.heartbeat,

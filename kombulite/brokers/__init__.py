@@ -27,6 +27,7 @@ class Scheme(NamedTuple):
     tls_port: int | None = None  # where TLS has another
     clustered: str | None = None  # the scheme that the option ``cluster`` stands for
     names_file: bool = False  # its URL has a path, and no server
+    query_option: str | None = None  # the transport option that has the parameters of a URL which are not kombu's
 
 
 AMQP = Scheme("kombulite.brokers.amqp:Transport", 5672, "guest", "guest", "PLAIN", tls_port=5671)
@@ -46,7 +47,7 @@ SCHEMES = {
     "valkeyscluster": CLUSTER._replace(ssl=True),
     "sentinel": Scheme("kombulite.brokers.redis:Transport", 26379),
     "sqlite": Scheme("kombulite.brokers.sql:SQLiteTransport", names_file=True),
-    "postgresql": Scheme("kombulite.brokers.sql:PostgreSQLTransport", 5432),
+    "postgresql": Scheme("kombulite.brokers.sql:PostgreSQLTransport", 5432, query_option="connect_args"),
 }
 
 
@@ -72,7 +73,7 @@ def check_scheme(name: str) -> Scheme | None:
         raise ValueError(f"Invalid transport scheme: {name!r}")
     found = native_scheme(name)
     if found is None and name not in TRANSPORT_ALIASES:
-        known = [*TRANSPORT_ALIASES, *_entry_points()]
+        known = list(dict.fromkeys([*SCHEMES, *TRANSPORT_ALIASES, *_entry_points()]))
         close = closest_name(name, known)
         hint = f"Did you mean {close}?" if close else f"There are: {', '.join(known)}."
         raise KeyError(f"No such transport: {name}.  {hint}")

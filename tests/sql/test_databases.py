@@ -355,6 +355,38 @@ def test_end_of_a_consumer_that_fails_gives_back_what_it_has_not_seen(database, 
     assert [queue.get(no_ack=True).payload for _ in range(2)] == [1, 2]
 
 
+@pytest.fixture
+def in_parts(monkeypatch):
+    """Three messages are deleted at once at most."""
+    for module in ("topology", "transport"):
+        monkeypatch.setattr(f"kombulite.brokers.sql.{module}.DELETED_AT_ONCE", 3)
+
+
+@pytest.mark.parametrize("count", [0, 2, 3, 10])
+@pytest.mark.parametrize("verb", ["purge", "delete"])
+def test_many_messages_are_deleted_in_parts(database, in_parts, verb, count):
+    connection = database.connect()
+    queue = Queue("orders")(connection)
+    queue.declare()
+    Producer(connection, routing_key="orders").publish_many(range(count))
+    assert getattr(queue, verb)() == count
+    assert connection.transport._database.value("SELECT count(*) FROM {p}messages") == 0
+
+
+def test_many_messages_of_a_queue_that_expires_are_deleted_in_time(database, in_parts):
+    connection = database.connect()
+    queue = Queue("orders", expires=60)(connection)
+    queue.declare()
+    Producer(connection, routing_key="orders").publish_many(range(10))
+    transport = connection.transport
+    transport._database.rows("UPDATE {p}queues SET expires = 1")
+    assert transport.list_queues(connection.default_channel.channel_id) == []
+    for left in (7, 4, 1, 0):
+        assert transport._database.value("SELECT count(*) FROM {p}messages") == left
+        transport._session._renew()
+    assert transport._topology.deleted == []
+
+
 def fail(*arguments, **keywords):
     """Stand for a statement that the operator's timeout ends."""
     raise exceptions.RecoverableChannelError("canceling statement due to statement timeout")

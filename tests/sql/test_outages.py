@@ -216,6 +216,42 @@ def test_user_who_may_only_read_is_sent_to_another_server(postgresql_url, as_rol
         assert consume(connection, 1) == [1]
 
 
+def test_operator_who_ends_idle_sessions_does_not_end_a_waiting_consumer(as_role):
+    connection, found = as_role("idle_session_timeout = '50ms'"), []
+    with Consumer(connection, [Queue("orders")], on_message=found.append):
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.5)
+        assert connection.transport._session._maintainer.is_listening
+        Producer(connection, routing_key="orders").publish(1)
+        connection.drain_events(timeout=20)
+    assert [message.payload for message in found] == [1]
+
+
+def test_role_without_privileges_is_refused(postgresql_url):
+    role = f"r{uuid4().hex[:10]}"
+    with (
+        Connection(postgresql_url, transport_options={"table_prefix": f"{role}_"}) as owner,
+        psycopg.connect(postgresql_url, autocommit=True) as admin,
+    ):
+        owner.connect()
+        admin.execute(f"CREATE ROLE {role} LOGIN")
+        connection = Connection(
+            postgresql_url.replace("kombulite@", f"{role}@"), transport_options=owner.transport_options
+        )
+        with pytest.raises(exceptions.AccessRefused, match="permission denied for table"):
+            connection.connect()
+        admin.execute(f"DROP ROLE {role}")
+
+
+def test_tables_that_are_emptied_are_named(database):
+    connection = database.connect()
+    Queue("orders")(connection).declare()
+    connection.transport._database.rows("DELETE FROM {p}meta")
+    with pytest.raises(exceptions.InternalError, match=f"the table {database.prefix}meta is empty"):
+        Producer(connection, routing_key="orders").publish(1)
+    assert not connection.connected
+
+
 def test_tables_that_are_missing_are_named(database):
     connection = database.connect(create_tables=False)
     with pytest.raises(exceptions.OperationalError, match=f"there are no tables {database.prefix}"):
@@ -238,6 +274,22 @@ def test_first_host_of_a_list_is_away(postgresql_url):
     with Connection(postgresql_url, transport_options=options) as connection:
         Producer(connection, routing_key="orders").publish(1)
         assert consume(connection, 1) == [1]
+
+
+def test_parameters_of_libpq_in_the_url(postgresql_url):
+    url = f"{postgresql_url}?sslmode=prefer&application_name=shop&target_session_attrs=read-write"
+    name = "SELECT current_setting('application_name')"
+    with Connection(url) as connection:
+        connection.connect()
+        assert connection.transport._database.value(name) == "shop"
+        with connection.clone() as other:
+            other.connect()
+            assert other.transport._database.value(name) == "shop"
+    with Connection(url, transport_options={"connect_args": {"application_name": "mine"}}) as connection:
+        connection.connect()
+        assert connection.transport._database.value(name) == "mine"
+    with pytest.raises(KeyError, match=r"Did you mean postgresql\?"):
+        Connection(postgresql_url.replace("postgresql:", "postgres:"))
 
 
 class Standby(PostgreSQLServer):

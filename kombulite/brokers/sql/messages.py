@@ -298,9 +298,13 @@ class Messages:
             found[queue] = (found.get(queue, (0, 0))[0], count)
         return found
 
-    def purge(self, queue: QueueRecord) -> int:
-        """Delete the messages that wait in a queue; returns how many."""
-        return delete_messages(self._database, queue.id, WAITING)
+    def newest(self) -> int:
+        """Return the id of the last message of all queues, 0 if there is none."""
+        return int(self._database.value("SELECT max(id) FROM {p}messages") or 0)
+
+    def purge(self, queue: QueueRecord, newest: int) -> int:
+        """Delete messages that wait in a queue, up to an id, not more than one statement may; returns how many."""
+        return delete_messages(self._database, queue.id, WAITING, newest)
 
     # --- what time brings
 

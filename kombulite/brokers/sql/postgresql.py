@@ -25,11 +25,18 @@ logger = get_logger(__name__)
 SCHEMA_LOCK = 0x6B6F6D62756C69
 #: What statements are written for, whatever the operator has set: in stricter levels they would fail one another.
 ISOLATION = "ISOLATION LEVEL READ COMMITTED"
+#: The same for statements outside of a transaction. A connection waits idly for as long as there is nothing to do; the
+#: setting that ends those came with PostgreSQL 14.
+SETTINGS = (
+    "SELECT set_config(name, CASE name WHEN 'idle_session_timeout' THEN '0' ELSE 'read committed' END, false)"
+    " FROM pg_settings WHERE name IN ('default_transaction_isolation', 'idle_session_timeout')"
+)
 POOLED_LOOK_INTERVAL = 0.5  # seconds between looks where nothing wakes a consumer
 SOCKET_TIMEOUT = 30.0  # seconds
 
 #: SQLSTATE classes and codes after which trying again may do: serialization failure, deadlock, timeouts.
 TRANSIENT = frozenset(["40001", "40P01", "55P03", "57014"])
+NO_PRIVILEGE = "42501"
 #: Those of a server that has no room: disk full, out of memory, too many connections.
 NO_RESOURCES = "53"
 #: That of a standby, or of a primary that has become one: another server may take writes.
@@ -120,9 +127,9 @@ class PostgreSQL(Database):
         backend = self.value("SELECT pg_backend_pid()")
         self.is_pooled = backend != self._wire.backend
         self.look_interval = POOLED_LOOK_INTERVAL if self.is_pooled else LOOK_INTERVAL
-        self._wire.prepares = not self.is_pooled
         if not self.is_pooled:
-            self._command(f"SET SESSION CHARACTERISTICS AS TRANSACTION {ISOLATION}")
+            self.rows(SETTINGS)
+            self._wire.prepares = True
         else:
             logger.warning(
                 "There is a pooler before PostgreSQL: nothing can be listened to behind one that pools transactions,"
@@ -159,6 +166,7 @@ class PostgreSQL(Database):
             return None
         listener = self._connect()
         try:
+            listener.run(SETTINGS)
             listener.command(f'LISTEN "{self.channel}"')
         except ServerError as error:
             listener.close()
@@ -290,7 +298,7 @@ def _refused(error: psycopg.Error) -> Exception:
 
 def _translated(text: str, sqlstate: str | None, is_lost: bool) -> Exception:
     text, code = f"PostgreSQL: {text}".strip(), sqlstate or ""
-    if code.startswith("28"):
+    if code.startswith("28") or code == NO_PRIVILEGE:
         return exceptions.AccessRefused(text)
     if code in CORRUPT:
         return exceptions.InternalError(text)

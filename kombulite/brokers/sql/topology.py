@@ -20,6 +20,15 @@ PREDECLARED = {"direct": "direct", "fanout": "fanout", "topic": "topic", "header
 WAITING = "owner IS NULL AND due IS NULL"
 STATES = (WAITING, "owner IS NOT NULL", "due IS NOT NULL")
 
+#: Messages that one statement deletes at most: the server has to answer it in time.
+DELETED_AT_ONCE = 50_000
+MAX_ID = (1 << 63) - 1
+
+DELETE = (
+    "WITH theirs AS MATERIALIZED (SELECT id FROM {p}messages WHERE queue = ? AND id + 0 <= ? AND %s LIMIT ? {skip})"
+    " DELETE FROM {p}messages WHERE id IN (SELECT id FROM theirs) RETURNING 1"
+)
+
 #: The ids of queues that have messages and are not there, by a step in an index for each queue.
 FILLED_AND_DELETED = (
     "WITH RECURSIVE filled(queue) AS (SELECT min(queue) FROM {p}messages WHERE owner IS NULL AND due IS NULL"
@@ -64,6 +73,9 @@ class Topology:
     def refresh(self) -> bool:
         """Read again what was declared, if it has changed since. Returns whether it has."""
         version = self._database.value("SELECT topology FROM {p}meta")
+        if version is None:
+            self._database.close()
+            raise exceptions.InternalError(f"the table {self._database.prefix}meta is empty: create the tables anew")
         if version == self.version:
             return False
         rows = self._database.rows
@@ -247,10 +259,11 @@ class Topology:
         """
         if by_all:
             self.deleted += [number for (number,) in self._database.rows(FILLED_AND_DELETED)]
-        for number in self.deleted:
-            for state in STATES:
-                delete_messages(self._database, number, state)
-        self.deleted = []
+        self.deleted = [
+            number
+            for number in self.deleted
+            if sum(delete_messages(self._database, number, state) for state in STATES)  # there may be more
+        ]
 
     # --- bindings
 
@@ -345,14 +358,15 @@ class Topology:
         return len(rows), any(exclusive for (exclusive,) in rows)
 
 
-def delete_messages(database: Database, queue: int, state: str) -> int:
-    """Delete the messages of a queue (its id) in one of the STATES; returns how many.
+def delete_messages(database: Database, queue: int, state: str, newest: int = MAX_ID) -> int:
+    """Delete messages of a queue in one of the STATES, at most DELETED_AT_ONCE; returns how many.
+
+    ``queue``: its id; ``newest``: the id of the last message that may be deleted.
 
     A row that another transaction has locked changes its state just now, and stays. To wait for it would be against
     the order of locks: see ``Session``.
     """
-    theirs = "SELECT id FROM {p}messages WHERE queue = ? AND " + state + " {skip}"
-    return len(database.rows("DELETE FROM {p}messages WHERE id IN (" + theirs + ") RETURNING 1", queue))
+    return len(database.rows(DELETE % state, queue, newest, DELETED_AT_ONCE))
 
 
 def _plain(arguments: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 from operator import itemgetter
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from kombulite import exceptions
@@ -29,7 +29,7 @@ from kombulite.brokers.sql.held import HeldMessages, left_by
 from kombulite.brokers.sql.outbox import runner
 from kombulite.brokers.sql.schema import DEFAULT_PREFIX
 from kombulite.brokers.sql.session import Session
-from kombulite.brokers.sql.topology import QueueRecord
+from kombulite.brokers.sql.topology import DELETED_AT_ONCE, QueueRecord
 from kombulite.utils.locks import Condition
 from kombulite.utils.uuid import uuid
 
@@ -52,6 +52,7 @@ DEFAULT_LEASE = 30.0  # seconds
 #: A publisher that has not seen a new consumer yet does not wake it: for so long after its start it looks so often.
 START_TIME, START_LOOK = 1.0, 0.1  # seconds
 MAX_COUNTED = 10_000  # messages, where their number is asked for in passing: to count millions takes seconds
+PAUSE = 0.001  # seconds between the parts of a long purge: in them the lease is renewed
 REFUSALS = (exceptions.MessageNacked, exceptions.IrrecoverableChannelError, exceptions.MessageReturned)
 
 #: Messages of a batch that are alike: the place of the first, whether a queue may refuse it, the queues, the messages.
@@ -200,20 +201,24 @@ class SQLTransport(ChannelTransport):
             return QueueInfo(name, self._messages.size(record, limit), self.consumer_count(name))
 
     def delete_queue(self, channel: int, name: str, if_unused: bool, if_empty: bool) -> int:
-        with self._session.transaction():
-            self._channel(channel)
-            self._session.pass_time()
-            try:
-                record = self._topology.queue(name)
-            except exceptions.NotFound:
-                return 0
-            if if_unused and self.consumer_count(name):
-                raise exceptions.PreconditionFailed(f"queue '{name}' is in use")
-            if if_empty and self._messages.size(record):
-                raise exceptions.PreconditionFailed(f"queue '{name}' is not empty")
-            deleted = self._topology.delete_queue(record)
-            self._forget_queue(record)
-            return deleted
+        deleted = 0
+        while True:
+            with self._session.transaction():
+                self._channel(channel)
+                self._session.pass_time()
+                try:
+                    record = self._topology.queue(name)
+                except exceptions.NotFound:
+                    return deleted
+                if if_unused and self.consumer_count(name):
+                    raise exceptions.PreconditionFailed(f"queue '{name}' is in use")
+                if if_empty and self._messages.size(record):
+                    raise exceptions.PreconditionFailed(f"queue '{name}' is not empty")
+                if self._messages.size(record, DELETED_AT_ONCE) < DELETED_AT_ONCE:
+                    deleted += self._topology.delete_queue(record)
+                    self._forget_queue(record)
+                    return deleted
+            deleted += self._purge(record)
 
     def _forget_queue(self, record: QueueRecord) -> None:
         """End the consumers of a queue that is gone, and what was claimed ahead for them."""
@@ -238,7 +243,20 @@ class SQLTransport(ChannelTransport):
         with self._session.transaction():
             self._channel(channel)
             self._session.pass_time()
-            return self._messages.purge(self._topology.queue(queue))
+            record = self._topology.queue(queue)
+        return self._purge(record)
+
+    def _purge(self, record: QueueRecord) -> int:
+        """Delete what waits in a queue by now, part by part; returns how many messages."""
+        with self._session.use():
+            newest = self._messages.newest()
+        total, count = 0, DELETED_AT_ONCE
+        while count == DELETED_AT_ONCE:
+            with self._session.use():
+                count = self._messages.purge(record, newest)
+            total += count
+            sleep(PAUSE)
+        return total
 
     def bind(
         self,
