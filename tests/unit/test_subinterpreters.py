@@ -49,8 +49,14 @@ else:
         "exec(WORK); [run_in_another(REFUSED) for _ in range(5)]; exec(WORK)",
     ],
 )
-def test_a_second_interpreter_is_refused_and_nothing_crashes(then):
+def test_a_second_interpreter_is_refused_and_nothing_crashes(then, tmp_path):
+    # Elsewhere, because only the first interpreter looks in the current folder, where another build may be.
     done = subprocess.run(
-        [sys.executable, "-c", dedent(BEGIN) + then], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", dedent(BEGIN) + then],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
