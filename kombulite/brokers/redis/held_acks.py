@@ -31,6 +31,8 @@ class HeldAcks:
         on_hold: Called when the first ack waits, to have ``flush_if_free`` called soon; returns False if it cannot.
     """
 
+    max_held = MAX_HELD
+
     def __init__(self, stream: Stream, pack: Callable[[Sequence[Lease]], bytes], on_hold: Callable[[], bool]) -> None:
         self._stream = stream
         self._pack = pack
@@ -43,7 +45,7 @@ class HeldAcks:
     def hold(self, state: RedisChannel, leases: Sequence[Lease]) -> bool:
         """Hold acks if those of other messages are about to follow. Returns False if they have to be sent now."""
         held, ready = self._held, len(state.leased.ready)
-        if not ready or len(held) >= MAX_HELD or (ready < MIN_FOLLOWING and not held):
+        if not ready or len(held) >= self.max_held or (ready < MIN_FOLLOWING and not held):
             return False
         stream = self._stream
         stream.check()

@@ -20,6 +20,7 @@ from kombulite._core import Delivery
 from kombulite.brokers.base import Settings
 from kombulite.brokers.base import Transport as BaseTransport
 from kombulite.brokers.redis import Transport as SingleServerTransport
+from kombulite.brokers.redis.cluster.held_acks import ClusterHeldAcks
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.known import Cluster
 from kombulite.brokers.redis.cluster.listening import ListeningNodes
@@ -29,6 +30,7 @@ from kombulite.brokers.redis.cluster.receiver import ClusterReceiver
 from kombulite.brokers.redis.cluster.slots import Address, slot_of
 from kombulite.brokers.redis.cluster.waiter import ClusterWaiter
 from kombulite.brokers.redis.connector import has_one_slot, hides_tags
+from kombulite.brokers.redis.held_acks import HeldAcks
 from kombulite.brokers.redis.leases import logger
 from kombulite.brokers.redis.maintainer import Chores, LeaseMaintainer
 from kombulite.brokers.redis.options import Options
@@ -89,7 +91,7 @@ class Transport(SingleServerTransport):
             )
         self._waiter = None
         self._maintainer: LeaseMaintainer | None = None
-        self._acks = None  # each node has its own
+        self._acks: Any = None
         self._pid = os.getpid()
         self._replicas = options.wait_replicas
         self._is_compatible = has_one_slot(options)
@@ -110,6 +112,12 @@ class Transport(SingleServerTransport):
         protocol, nodes = self._protocol, self._stream
         nodes.connect()
         nodes.perform(protocol.begin(nodes, self._tracked, nodes.perform), self.settings.connect_timeout)
+        if not protocol.options.ack_emulation:
+            self._acks = None
+        elif isinstance(protocol, ClusterProtocol):
+            self._acks = ClusterHeldAcks(nodes, protocol.keys, self._flush_soon)
+        else:
+            self._acks = HeldAcks(nodes, protocol.receiver.acknowledgement, self._flush_soon)
         self._waiter = ClusterWaiter(nodes, protocol.receiver, protocol.topology.router, self._channels)
 
     def _greet(self, stream: Stream) -> None:

@@ -40,6 +40,7 @@ from kombulite.brokers.redis.cluster.slots import Address, Refusal, SlotCache, r
 from kombulite.brokers.redis.cluster.stream import NodeStream
 from kombulite.brokers.redis.cluster.units import CACHING, DOWN_PAUSE, Unit, pause_of, share, split, units_of
 from kombulite.brokers.redis.errors import ServerClosed, connection_lost, reply_error
+from kombulite.brokers.redis.leases import ACK_REPLIES
 from kombulite.brokers.redis.plans import LOST, Plan, Wait, perform
 from kombulite.brokers.redis.replies import OnReply, Posted
 from kombulite.brokers.redis.stream import IDLE, MIN_PING_INTERVAL
@@ -94,6 +95,7 @@ class Nodes:
         self._written = threading.local()  # ``streams``: those that have taken commands of this thread
         self._notes_written = False
         self._scripts_from = 0.0  # when scripts for queues of several slots are tried again
+        self.before_send: Callable[[], object] | None = None  # sends what waits for the next command
         self._openings = Openings(self._pauses, self._connect, self._take)
         self._max_ping_interval = inf  # where nodes close connections sooner than they are asked
         self._pid = os.getpid()
@@ -258,6 +260,11 @@ class Nodes:
         for stream in list(self.streams.values()):
             stream.cap_timeout(seconds)
 
+    def check(self) -> None:
+        """Raise RecoverableConnectionError if the connection is closed, or the parent's of this process."""
+        if self._is_dropped or self._pid != os.getpid():
+            raise connection_lost("connection already closed")
+
     @property
     def is_open(self) -> bool:
         """Whether it is in use: connections to single nodes may end meanwhile."""
@@ -310,11 +317,13 @@ class Nodes:
         """Send a packed command and return the reply."""
         slot = self._cache.slot_of(data)
         assert slot is not None, "a command without a key"
+        if self.before_send is not None:
+            self.before_send()
         deadline, reply = self._deadline(timeout), None
         stream = self._living(self.cluster.slots.owners[slot])
         if stream is not None and not self._refused:
             try:
-                (reply,) = stream.exchange((data,), 1, timeout)
+                reply = stream.reply_to(data, timeout)
             except LOSSES as error:
                 self._lose(stream, error)
                 raise
@@ -334,6 +343,8 @@ class Nodes:
 
     def _exchange(self, units: list[Unit], deadline: float, patience: float | None = None) -> list[Any]:
         patience = self.patience if patience is None else patience
+        if self.before_send is not None:
+            self.before_send()
         with self.lock:
             self.flush(deadline)
             left, last_try = units, min(deadline - MIN_TRY, monotonic() + patience)
@@ -466,6 +477,26 @@ class Nodes:
             post.asked = stream.address
             self._post_over(stream, post, data, replies, more, None)
 
+    def post_acks(self, acks: Iterable[tuple[int, bytes, OnReply]]) -> None:
+        """Post acknowledgements, as (slot, packed commands, where their replies go), in one step for each node."""
+        with self.lock:
+            by_stream: dict[NodeStream, list[tuple[bytes, int, Post]]] = {}
+            for slot, data, on_reply in acks:
+                post = self._made(slot, data, ACK_REPLIES, on_reply, True)
+                stream = self._living(self.cluster.slots.owners[slot])
+                if stream is None:
+                    self._post(post)
+                else:
+                    post.asked = stream.address
+                    by_stream.setdefault(stream, []).append((data, ACK_REPLIES, post))
+            for stream, posts in by_stream.items():
+                try:
+                    stream.post_all(posts)
+                except LOSSES as error:
+                    self._lose(stream, error)
+                    for _, _, post in posts:
+                        post.lost()
+
     def _post_over(
         self, stream: NodeStream, post: Post, data: bytes, replies: int, more: bool, timeout: float | None
     ) -> None:
@@ -575,6 +606,8 @@ class Nodes:
 
     def wait_for_replies(self) -> None:
         """Wait for the replies to all posted commands."""
+        if self.before_send is not None:
+            self.before_send()
         deadline = self._deadline(None)
         with self.lock:
             while True:
@@ -597,6 +630,8 @@ class Nodes:
 
     def poll(self, timeout: float | None = None) -> None:
         """Read what has arrived, without waiting, and send again what was refused, within so many seconds."""
+        if self.before_send is not None:
+            self.before_send()
         for stream in list(self.streams.values()):
             self._try(stream, stream.poll)
         self._catch_up(timeout)
@@ -606,8 +641,12 @@ class Nodes:
         address = self.cluster.slots.owners[slot]
         stream = None if address is None else self.streams.get(address)
         if stream is not None:
-            self._try(stream, stream.poll)
-        self._catch_up(timeout)
+            try:
+                stream.poll()
+            except LOSSES as error:
+                self._lose(stream, error)
+        if self._refused or self.cluster.is_stale:
+            self._catch_up(timeout)
 
     def _catch_up(self, timeout: float | None) -> None:
         if self._refused:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any
 
 from kombulite.brokers.redis.errors import ServerClosed, connection_lost, socket_error
-from kombulite.brokers.redis.replies import Posted
+from kombulite.brokers.redis.replies import OnReply, Posted
 from kombulite.brokers.redis.stream import IDLE, PING, PING_TIMEOUT, Stream
 from kombulite.utils.locks import Condition
 
@@ -45,30 +45,33 @@ class NodeStream(Stream):
                 raise
             finally:
                 self._converses = False
-            deadline = None if timeout is None else self.used_at + timeout
-            self.wait_until(lambda: len(mine) >= replies, deadline)
+            self._wait_for(mine, replies, None if timeout is None else self.used_at + timeout)
         return mine
 
-    def wait_until(self, is_done: Callable[[], object], deadline: float | None) -> None:
-        """Read replies to posted commands until something holds. Raises at the deadline."""
+    def reply_to(self, data: bytes, timeout: float | None) -> Any:
+        """Send a packed command, and return its reply, which may be an error reply."""
+        return self._converse((data,), 1, timeout)[0]
+
+    def _wait_for(self, mine: list[Any] | None, count: int, deadline: float | None) -> None:
+        """Read replies until so many are in a list, or (None) all that were posted are here. Raises at the deadline."""
         with self.lock:
-            quiet_since = monotonic()
+            quiet_since = self.used_at
             try:
-                while not is_done():
+                while self._posted if mine is None else len(mine) < count:
                     if not self.is_open:
                         raise connection_lost(self._end_reason)  # another thread found it lost
                     now = monotonic()
-                    if deadline is not None and now >= deadline:
-                        raise socket_error(TimeoutError("the server did not answer in time"))
                     left = SLOW if deadline is None else deadline - now
+                    if left <= 0:
+                        raise socket_error(TimeoutError("the server did not answer in time"))
                     if self.pauses is None or now - quiet_since < SLOW:
                         self._readable.select(min(left, SLOW))
                     else:
                         self.pauses.wait(min(left, SLOW_LOOK))
                     if self.is_open:
-                        used_at = self.used_at
+                        before = self.used_at
                         self._receive_all()
-                        if self.used_at != used_at:
+                        if self.used_at != before:
                             quiet_since = self.used_at
             except BaseException:
                 self.drop()
@@ -78,7 +81,23 @@ class NodeStream(Stream):
         """Wait for the replies to all posted commands."""
         timeout = timeout or self._timeout
         self.check()
-        self.wait_until(lambda: not self._posted, None if timeout is None else monotonic() + timeout)
+        self._wait_for(None, 0, None if timeout is None else monotonic() + timeout)
+
+    def post_all(self, posts: Sequence[tuple[bytes, int, OnReply]]) -> None:
+        """Send packed commands at once. Each part's replies go where it says; all may be repeated."""
+        self.check()
+        with self.lock:
+            if self._converses:
+                self._refuse()
+            try:
+                self._send(b"".join(data for data, _, _ in posts), self._timeout)
+                if not self._posted:
+                    self._waiting_since = self.used_at
+                for data, replies, on_reply in posts:
+                    self._queue.expect(replies, on_reply, data)
+            except BaseException:
+                self.drop()
+                raise
 
     def look(self, seconds: float) -> None:
         """Wait for the reply to a posted command, if there is one, at most so many seconds."""

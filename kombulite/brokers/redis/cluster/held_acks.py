@@ -1,0 +1,48 @@
+"""Acknowledgements that wait for those of messages that follow: one step for each queue, one packet for each node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kombulite.brokers.redis.claims import RedisChannel
+from kombulite.brokers.redis.cluster.handover import by_queue
+from kombulite.brokers.redis.cluster.keys import ClusterKeys
+from kombulite.brokers.redis.cluster.nodes import Nodes
+from kombulite.brokers.redis.held_acks import HeldAcks
+from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, pack_acknowledgement
+from kombulite.brokers.redis.replies import Posted
+
+
+class ClusterHeldAcks(HeldAcks):
+    """The acks of one connection that wait."""
+
+    max_held = 300  # those for a node are about as many as a single server's
+
+    def __init__(self, nodes: Nodes, keys: ClusterKeys, on_hold: Callable[[], bool]) -> None:
+        stream: Any = nodes
+        super().__init__(stream, lambda leases: b"", on_hold)
+        self._nodes = nodes
+        self._keys = keys
+
+    def flush(self) -> None:
+        """Send the acks that wait. What a node does not take is sent again by ``Nodes``."""
+        self._nodes.before_send = None
+        self._nodes.post_acks(
+            [(self._keys.of(queue).slot, data, state.on_settled) for state, queue, data in self._packed()]
+        )
+
+    def unanswered(self) -> list[Posted]:
+        """Take the acks that wait, as commands that may be sent over another connection."""
+        return [(state.on_settled, data, ACK_REPLIES) for state, _, data in self._packed()]
+
+    def _packed(self) -> list[tuple[RedisChannel, str, bytes]]:
+        return [
+            (state, queue, pack_acknowledgement(self._keys.of(queue), [lease.tag for lease in mine]))
+            for state, leases in self._take()
+            for queue, mine in by_queue(_noted(leases))
+        ]
+
+
+def _noted(leases: Sequence[Lease]) -> list[Lease]:
+    return [lease for lease in leases if not lease.is_fanout]
