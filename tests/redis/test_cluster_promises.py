@@ -354,6 +354,20 @@ def test_a_claim_whose_reply_was_lost_comes_back_and_no_connection_with_it(clust
         assert length(cluster, away) == 0
 
 
+def test_what_a_get_may_have_taken_comes_back(cluster, cut):
+    away = names_on_all(cluster, "got")[0]
+    with connect(cluster, OWN) as connection:
+        connection.Producer().publish("x", routing_key=away, declare=[Queue(away)])
+        channel = connection.channel()
+        assert channel.basic_get(away).requeue() is None
+        cut.cut = Cut(Direction.REPLY, 1, b"EVALSHA")
+        with pytest.raises((RecoverableConnectionError, OSError)):
+            channel.basic_get(away)
+        cut.cut, found = None, []
+        wait_until(lambda: found.append(channel.basic_get(away)) or found[-1], PATIENCE, "it does not come back")
+        found[-1].ack()
+
+
 # --- a slot on its way
 
 

@@ -119,6 +119,9 @@ class RedisProtocol:
         if self.handover.is_holding:
             self.attend()
 
+    def _lose_claim(self, state: RedisChannel, claim: Claim) -> None:
+        """Note that the reply to a claim is lost, with the connection: that leaves what was taken to others."""
+
     def _keep(self, queue: str | None) -> None:
         self._have_kept(queue)
         self.attends = True
@@ -361,6 +364,9 @@ class RedisProtocol:
                 reply, *left = yield from claim.run(*lengths)
             except exceptions.ChannelError:
                 state.fetching.remove(claim)
+                raise
+            except (exceptions.ConnectionError, OSError):
+                self._lose_claim(state, claim)
                 raise
             found = claim.leases(reply)
             state.fetching.remove(claim)

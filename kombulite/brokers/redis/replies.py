@@ -23,6 +23,17 @@ OnReply = Callable[[Any], None]
 Posted = tuple[OnReply, "bytes | None", int]
 
 
+class Unreached(ReplyError):
+    """The reply to what was not sent, because its node could not be reached."""
+
+
+class Lost(Unreached):
+    """The reply to what was sent to a node whose connection was lost: whether it was done is unknown."""
+
+    def __init__(self, text: str = "CLUSTERDOWN the connection to the node was lost") -> None:
+        super().__init__(text)
+
+
 class ErrorReplies:
     """Makes errors of error replies. ``ending``: codes of those that end the connection.
 

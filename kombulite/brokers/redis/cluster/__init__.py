@@ -101,7 +101,7 @@ class Transport(SingleServerTransport):
         self._protocol = protocol(settings, options, identity, self._wake, self._keep)
         self._channels = self._protocol.channels
         self._slot = slot_of(self._protocol.keys.prefix)  # of all keys, in the tagged layout
-        self._stream = Nodes(cluster, self._on_push, self._greet, self._forget)
+        self._stream = Nodes(cluster, self._on_push, self._greet, self._forget, self._is_compatible)
         self._streams = [self._stream]
         self._tracked = True
         cluster.on_moved.append(self._on_moved)
@@ -190,7 +190,12 @@ class Transport(SingleServerTransport):
         if receiver.listener is None and waiter is not None:
             on_message = receiver.on_message if isinstance(receiver, ClusterReceiver) else _ignore
             listening = ListeningNodes(
-                self._cluster, receiver.on_push, on_message, self._track_node, self._forget_listener
+                self._cluster,
+                receiver.on_push,
+                on_message,
+                self._track_node,
+                self._forget_listener,
+                self._is_compatible,
             )
             waiter.listening = receiver.listener = listening
             receiver.watch_later(listening)

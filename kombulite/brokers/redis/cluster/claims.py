@@ -24,12 +24,12 @@ from kombulite.brokers.redis.claims import (
 )
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.nodes import Nodes
-from kombulite.brokers.redis.cluster.posts import Lost, Unreached
 from kombulite.brokers.redis.cluster.slots import refusal_of
 from kombulite.brokers.redis.cluster.units import DOWN_PAUSE, MOVING_PAUSE
 from kombulite.brokers.redis.leases import Lease, Tags, logger
 from kombulite.brokers.redis.options import OrderStrategy
 from kombulite.brokers.redis.plans import is_missing, is_refused
+from kombulite.brokers.redis.replies import Lost, Unreached
 from kombulite.brokers.redis.scripts import CLAIM_ACROSS_SLOTS
 
 #: Seconds that the replies of some nodes wait for those of others.
@@ -255,6 +255,21 @@ class ClusterClaimQueue(ClaimQueue):
             groups.setdefault(owners[keys.of(queue).slot] if is_together else queue, []).append(queue)
         return list(groups.values())[:most]
 
+    def _leases_of(self, part: Claim, answer: Any) -> list[tuple[int, list[Lease]]] | None:
+        """Return what a request has found, as it says; None for one that was refused or lost."""
+        try:
+            leases = None if isinstance(answer, ReplyError) else part.leases(answer)
+        except (LookupError, TypeError, ValueError) as error:
+            leases, answer = None, Lost(f"ERR a node sends a reply that makes no sense: {error!r:.80}")
+        if isinstance(answer, Lost) and part.lease:
+            self.lost.append(part)
+        if leases is None:
+            self._refuse(part.queues, answer)
+            return None
+        for queue in part.queues if self.resting else ():
+            self.resting.pop(queue, None)
+        return leases
+
     def claimed(self, reply: Answers) -> tuple[Sequence[str], int]:
         """Take the answers to a claim: which queues it has emptied, and how many messages it found."""
         claim, asked = self.claiming, {queue for part, _ in reply for queue in part.queues}
@@ -266,23 +281,28 @@ class ClusterClaimQueue(ClaimQueue):
         for part, answer in reply:
             if part in self.late:
                 self.late.remove(part)
-            if isinstance(answer, Lost) and part.lease:
-                self.lost.append(part)
             if answer is None:  # they were asked one by one, as many as there was credit for
                 self.dirty_queues.update(part.queues[part.count :])
                 continue
-            if isinstance(answer, ReplyError):
-                self._refuse(part.queues, answer)
+            leases = self._leases_of(part, answer)
+            if leases is None:
                 continue
-            for queue in part.queues if self.resting else ():
-                self.resting.pop(queue, None)
-            leases = part.leases(answer)
-            self.strays += [each for _, mine in leases for each in mine if each.queue not in self.consumers]
-            found += [(step, mine) for step, mine in leases if all(each.queue in self.consumers for each in mine)]
+            for step, mine in leases:
+                if mine and mine[0].queue not in self.consumers:  # each is of one queue
+                    self.strays += mine
+                else:
+                    found.append((step, mine))
             if NodeClaim.is_partial(answer) or sum(len(each) for _, each in leases) >= part.count:
                 self.dirty_queues.update(part.queues)
             else:
                 emptied += part.queues
+        came = self._take(found)
+        if self._has_left_out:
+            self._order.sort(key=asked.__contains__)  # those that were not asked come first, each part in its order
+        return emptied, came
+
+    def _take(self, found: list[tuple[int, list[Lease]]]) -> int:
+        """Have messages wait for their consumers, those of the first step first; returns how many there are."""
         found.sort(key=itemgetter(0))
         came: list[Lease] = []
         for _, lists in groupby(found, itemgetter(0)):
@@ -292,9 +312,7 @@ class ClusterClaimQueue(ClaimQueue):
             self._average = max(sum(len(lease.envelope) for lease in came) // len(came), 1)
             self.ready.extend(came)
             self._turn(came)
-        if self._has_left_out:
-            self._order.sort(key=asked.__contains__)  # those that were not asked come first, each part in its order
-        return emptied, len(came)
+        return len(came)
 
 
 class ClusterChannel(RedisChannel):

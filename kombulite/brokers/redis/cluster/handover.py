@@ -52,9 +52,15 @@ class ClusterHandover(Handover):
             for queue, mine in by_queue(leases)
         ]
 
-    def leave(self, abandoned: Abandoned) -> None:
-        """Keep messages until they are put back: a connection goes on, but without the node that has them."""
-        self._leave(abandoned)
+    def leave_claims(self, claims: Sequence[Any]) -> None:
+        """Keep the tags of what claims may have taken until it is put back."""
+        if claims:
+            self._leave(Abandoned(tags=self._tags_of(claims)))
+
+    def leave_leases(self, leases: Sequence[Lease], are_noted: bool) -> None:
+        """Keep messages until they are put back. ``are_noted``: whether the server notes leases of them."""
+        if leases:
+            self._leave(Abandoned(leases) if are_noted else Abandoned(taken=leases))
 
     def _bring_back_parts(self, parts: deque[Abandoned], refused: list[Abandoned]) -> Plan[Exception | None]:
         # All at once: a node that cannot be reached keeps none from coming back, and is waited for once.

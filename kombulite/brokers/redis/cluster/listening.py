@@ -26,7 +26,7 @@ class ListeningNodes(Nodes):
         cluster: What is known of it.
         on_news: Gets what a node says of lists, and of channels with patterns.
         on_message: Gets what was published to a sharded channel: ``on_message(channel, message)``.
-        on_opened, on_dropped: As for ``Nodes``.
+        on_opened, on_dropped, has_one_slot: As for ``Nodes``.
     """
 
     def __init__(
@@ -36,8 +36,9 @@ class ListeningNodes(Nodes):
         on_message: Callable[[bytes, bytes], object],
         on_opened: Callable[[Stream], object],
         on_dropped: Callable[[Stream], object],
+        has_one_slot: bool,
     ) -> None:
-        super().__init__(cluster, on_news, on_opened, on_dropped)
+        super().__init__(cluster, on_news, on_opened, on_dropped, has_one_slot)
         self._on_message = on_message
         self._announced: dict[int, Address | None] = {}  # slots whose leaving a node will announce -> that node
         self._announces = True

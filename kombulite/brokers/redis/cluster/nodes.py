@@ -35,14 +35,14 @@ from kombulite._core import pack_command
 from kombulite.brokers.redis.cluster.gather import MIN_TRY, gather, left_until
 from kombulite.brokers.redis.cluster.known import Cluster
 from kombulite.brokers.redis.cluster.openings import Openings
-from kombulite.brokers.redis.cluster.posts import Post, Unreached
+from kombulite.brokers.redis.cluster.posts import Post
 from kombulite.brokers.redis.cluster.slots import Address, Refusal, SlotCache, refusal_of
 from kombulite.brokers.redis.cluster.stream import NodeStream
 from kombulite.brokers.redis.cluster.units import CACHING, DOWN_PAUSE, Unit, pause_of, share, split, units_of
 from kombulite.brokers.redis.errors import ServerClosed, connection_lost, reply_error
 from kombulite.brokers.redis.leases import ACK_REPLIES
 from kombulite.brokers.redis.plans import LOST, Plan, Wait, perform
-from kombulite.brokers.redis.replies import OnReply, Posted
+from kombulite.brokers.redis.replies import OnReply, Posted, Unreached
 from kombulite.brokers.redis.stream import IDLE, MIN_PING_INTERVAL
 from kombulite.utils.locks import Condition, Lock
 
@@ -53,6 +53,8 @@ T = TypeVar("T")
 SCRIPT_PAUSE = 1.0
 #: Seconds that a command which is not waited for waits for a connection to be opened, and then is sent later.
 OPEN_PATIENCE = 0.1
+#: The same for one that is waited for, before the slots are read again: the node may have been replaced.
+OPEN_TRY = 0.5
 #: Seconds for a node to say the slots, before another one is asked.
 REFRESH_TIMEOUT = 1.0
 #: Seconds for one look at the replies of a node that does not answer.
@@ -69,6 +71,7 @@ class Nodes:
         on_push: Gets what a node says unasked.
         on_opened: Makes a new connection ready: ``on_opened(stream)``.
         on_dropped: Is told of a connection that is not needed any more.
+        has_one_slot: Whether all keys are in one slot: there are no others to go on with if its node is lost.
     """
 
     def __init__(
@@ -77,8 +80,10 @@ class Nodes:
         on_push: OnReply,
         on_opened: Callable[[NodeStream], object],
         on_dropped: Callable[[NodeStream], object],
+        has_one_slot: bool = False,
     ) -> None:
         self.protocol = 3
+        self._has_one_slot = has_one_slot
         #: One for all streams: a claim that comes in changes what the others see.
         self.lock = Lock()
         self._pauses = Condition(self.lock)  # of threads until they send again; notified of new slots
@@ -172,7 +177,10 @@ class Nodes:
                 stream.drop()
                 return
             idle = monotonic() - stream.used_at
-            was_idle = isinstance(error, ServerClosed) and idle > IDLE and not stream.is_waiting
+            was_idle = isinstance(error, ServerClosed) and idle > IDLE and all(again for _, again, _ in stream.posted)
+            if self._has_one_slot and not was_idle:
+                stream.drop()
+                raise error
             log = logger.info if was_idle else logger.warning
             log("The connection to node %s:%s was lost, those to others go on: %s", *stream.address, error)
             if was_idle and stream.ping_interval:
@@ -267,8 +275,9 @@ class Nodes:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is in use: connections to single nodes may end meanwhile."""
-        return not self._is_dropped
+        """Whether it is in use: connections to single nodes may end meanwhile, unless that means all of it."""
+        streams = list(self.streams.values()) if self._has_one_slot else []
+        return not self._is_dropped and all(stream.is_open for stream in streams)
 
     @property
     def is_waiting(self) -> bool:
@@ -382,7 +391,7 @@ class Nodes:
                     raise unreached[address]
                 # Opening a connection leaves half of the time to the nodes that answer.
                 left = left_until(deadline) / (1 if is_alone else 2)
-                stream = self._stream_to(address, unit.slot, min(left, patience))
+                stream = self._stream_to(address, unit.slot, min(left, patience, OPEN_TRY))
             except (exceptions.RecoverableConnectionError, OSError) as error:
                 unreached[address] = error
                 self.cluster.is_stale = True

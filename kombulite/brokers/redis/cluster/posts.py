@@ -9,18 +9,7 @@ from hiredis import ReplyError
 
 from kombulite.brokers.redis.cluster.slots import Address, Refusal
 from kombulite.brokers.redis.cluster.units import Unit, split
-from kombulite.brokers.redis.replies import OnReply
-
-
-class Unreached(ReplyError):
-    """The reply to what was not sent, because its node could not be reached."""
-
-
-class Lost(Unreached):
-    """The reply to what was sent to a node whose connection was lost: whether it was done is unknown."""
-
-    def __init__(self) -> None:
-        super().__init__("CLUSTERDOWN the connection to the node was lost")
+from kombulite.brokers.redis.replies import Lost, OnReply
 
 
 class Post:

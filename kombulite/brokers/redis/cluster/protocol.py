@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kombulite.brokers.redis.claims import Claim, RedisChannel
 from kombulite.brokers.redis.cluster.claims import ClusterChannel
 from kombulite.brokers.redis.cluster.handover import ClusterHandover, put_back_all, renew_all
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
@@ -12,7 +13,6 @@ from kombulite.brokers.redis.cluster.publisher import ClusterPublisher
 from kombulite.brokers.redis.cluster.receiver import ClusterReceiver
 from kombulite.brokers.redis.cluster.together import together
 from kombulite.brokers.redis.cluster.topology import ClusterDeadlines, ClusterTopology
-from kombulite.brokers.redis.handover import Abandoned
 from kombulite.brokers.redis.leases import Lease, restore_overdue
 from kombulite.brokers.redis.maintainer import Chores
 from kombulite.brokers.redis.plans import Plan, PostingStream
@@ -40,10 +40,19 @@ class ClusterProtocol(RedisProtocol):
         """Begin on a connection: an earlier one of this process may have published messages in part."""
         yield from super().begin(stream, tracked, perform)
         self.publisher.reached = self.handover.reached
-        self.receiver.leave = self._leave
+        self.receiver.leave_leases, self.receiver.leave_claims = self._leave_leases, self._leave_claims
 
-    def _leave(self, abandoned: Abandoned) -> None:
-        self.handover.leave(abandoned)
+    def _lose_claim(self, state: RedisChannel, claim: Claim) -> None:
+        state.fetching.remove(claim)
+        self._leave_claims([claim])
+
+    def _leave_claims(self, claims: Sequence[Claim]) -> None:
+        self.handover.leave_claims([claim for claim in claims if claim.lease])
+        self.attend()
+        self.bring_back_soon()
+
+    def _leave_leases(self, leases: Sequence[Lease], are_noted: bool) -> None:
+        self.handover.leave_leases(leases, are_noted)
         self.bring_back_soon()
 
     def _put_back(self, leases: Sequence[Lease], are_noted: bool | None = None) -> Plan[None]:

@@ -11,13 +11,12 @@ from time import monotonic
 from typing import Any
 
 from kombulite._core import MalformedEnvelope, decode_envelope, pack_command
-from kombulite.brokers.redis.claims import ClaimQueue, RedisChannel
+from kombulite.brokers.redis.claims import Claim, ClaimQueue, RedisChannel
 from kombulite.brokers.redis.cluster.claims import ClusterClaimQueue
 from kombulite.brokers.redis.cluster.handover import by_queue
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.listening import ListeningNodes
 from kombulite.brokers.redis.cluster.nodes import Nodes
-from kombulite.brokers.redis.handover import Abandoned
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, logger, pack_acknowledgement
 from kombulite.brokers.redis.receiver import Receiver
 from kombulite.brokers.redis.scripts import CLAIM
@@ -33,8 +32,10 @@ class ClusterReceiver(Receiver):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._bound: Mapping[str, Iterable[tuple[str, str]]] = {}
-        #: Has messages put back that came too late, or may have been lost with their node's connection.
-        self.leave: Callable[[Abandoned], object] = _ignore
+        #: Has put back what claims may have taken whose reply is lost.
+        self.leave_claims: Callable[[Sequence[Claim]], object] = _forget
+        #: Has messages put back that came too late for their consumer: ``leave_leases(leases, are_noted)``.
+        self.leave_leases: Callable[[Sequence[Lease], bool], object] = _ignore
 
     # --- fanout
 
@@ -85,10 +86,12 @@ class ClusterReceiver(Receiver):
     def _on_claimed(self, state: RedisChannel, claims: ClaimQueue, reply: Any) -> None:
         assert isinstance(claims, ClusterClaimQueue)
         super()._on_claimed(state, claims, reply)
-        if claims.lost or claims.strays:
-            lost, claims.lost, strays, claims.strays = claims.lost, [], claims.strays, []
-            tags = [(queue, part.possible_tags()) for part in lost for queue in part.queues]
-            self.leave(Abandoned(strays if claims.lease else (), () if claims.lease else strays, tags))
+        if claims.lost:
+            lost, claims.lost = claims.lost, []
+            self.leave_claims(lost)
+        if claims.strays:
+            strays, claims.strays = claims.strays, []
+            self.leave_leases(strays, claims.lease)
         failure, claims.failure = claims.failure, None
         if failure is not None:
             state.error = CLAIM.error(failure)
@@ -132,5 +135,9 @@ class ClusterReceiver(Receiver):
         self._stream.post_at(keys.slot, data, ACK_REPLIES, state.on_settled, more, True)
 
 
-def _ignore(abandoned: Abandoned) -> None:
+def _forget(claims: Sequence[Claim]) -> None:
+    """Do nothing, before there is a connection."""
+
+
+def _ignore(leases: Sequence[Lease], are_noted: bool) -> None:
     """Do nothing, before there is a connection."""

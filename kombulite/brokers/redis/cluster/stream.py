@@ -106,9 +106,14 @@ class NodeStream(Stream):
                 self._readable.select(seconds)
                 self.poll()
 
+    @property
+    def posted(self) -> list[Posted]:
+        """What was posted and has no reply."""
+        return list(self._posted)
+
     def take_posted(self) -> list[Posted]:
-        """Return what was posted and has no reply, and forget it."""
-        posted = list(self._posted)
+        """Return ``posted``, and forget it."""
+        posted = self.posted
         self._posted.clear()
         return posted
 
