@@ -23,6 +23,7 @@ from kombulite._sync.channel import Channel
 from kombulite.abstract import is_connection, maybe_channel
 from kombulite.brokers import is_native, resolve_transport
 from kombulite.brokers.base import Capabilities, Event, Transport
+from kombulite.transport import TRANSPORT_ALIASES, get_transport_cls
 from kombulite.transport.adapter import AdaptedChannel, AdaptedTransport, attach, facade_channel
 from kombulite.transport.distribution import named_requirement
 from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
@@ -73,7 +74,7 @@ class ErrorClasses:
     def __get__(self, connection: Connection | None, owner: type) -> ErrorClasses | tuple[type[BaseException], ...]:
         if connection is None:
             return self
-        return error_classes(connection.get_transport_cls(), self._name)
+        return error_classes(connection._transport_class, self._name)
 
 
 class Connection(Address):
@@ -231,12 +232,21 @@ class Connection(Address):
     # --- the transport
 
     def get_transport_cls(self) -> Any:
-        """Return the class of the transport: one of kombulite's own (``brokers.base``), or of kombu's interface."""
+        """Return the class of the transport as kombu's programs know it. Subclasses may choose another."""
+        name = self.transport_cls
+        return get_transport_cls(name) if name in TRANSPORT_ALIASES else resolve_transport(name)
+
+    @property
+    def _transport_class(self) -> Any:
+        """The class that is used: one of kombulite's own (``brokers.base``), or of kombu's interface."""
+        is_overridden = getattr(self.get_transport_cls, "__func__", None) is not Connection.get_transport_cls
+        if is_overridden and (chosen := self.get_transport_cls()) is not Connection.get_transport_cls(self):
+            return resolve_transport(chosen)
         return resolve_transport(self.transport_cls)
 
     def create_transport(self) -> Any:
         """Return a new transport that is not connected."""
-        cls = self.get_transport_cls()
+        cls = self._transport_class
         if not is_native(cls):
             with named_requirement(getattr(cls, "__module__", "")):
                 return cls(client=self)
@@ -278,7 +288,7 @@ class Connection(Address):
 
     def _transport_defaults(self) -> Mapping[str, Any]:
         # Only a transport that is made for this connection knows, and whoever asks for a URL has made it.
-        if is_native(self.get_transport_cls()):
+        if is_native(self._transport_class):
             return {}
         params = self.transport.default_connection_params
         return params if isinstance(params, Mapping) else {}  # a stand-in for a transport has anything
@@ -580,7 +590,7 @@ class Connection(Address):
             mask: Text shown for the password.
             getfields: Fields of kombu's URL to use instead of the connection's.
         """
-        if self._facts is None and not is_native(self.get_transport_cls()):
+        if self._facts is None and not is_native(self._transport_class):
             hostname = self.hostname or "localhost"
             if self.transport.can_parse_url is True:
                 try:
@@ -1152,7 +1162,7 @@ class Connection(Address):
 
     @property
     def _capabilities(self) -> Capabilities:
-        cls = self.get_transport_cls()
+        cls = self._transport_class
         found: Capabilities = cls.capabilities if is_native(cls) else self._own_transport().capabilities
         return found
 

@@ -521,6 +521,10 @@ class Connection(Address):
 
     def get_transport_cls(self) -> type[Transport]:
         """Return the class of the synchronous transport."""
+        return self._transport_class
+
+    @property
+    def _transport_class(self) -> type[Transport]:
         return self.session.transport_class
 
     @property

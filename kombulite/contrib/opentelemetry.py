@@ -178,7 +178,7 @@ def _links(*origins: context.Context) -> list[Link]:
 
 
 def _system_of(connection: Connection) -> dict[str, Any]:
-    kind = connection.get_transport_cls().driver_type
+    kind = connection._transport_class.driver_type
     attributes: dict[str, Any] = {"messaging.system": SYSTEMS.get(kind, kind)}
     if kind not in IN_PROCESS:
         attributes["server.address"] = connection.hostname or "localhost"

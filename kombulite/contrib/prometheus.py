@@ -64,7 +64,7 @@ class CountersCollector(Collector):
             registry.register(self)
 
     def _watch(self, connection: Connection) -> None:
-        labels = (connection.get_transport_cls().driver_type, _broker_of(connection))
+        labels = (connection._transport_class.driver_type, _broker_of(connection))
         with self._lock:
             self._totals()  # forgets those that are gone
             self._watched.append((ref(connection), connection.session.tally, labels))
@@ -171,5 +171,5 @@ class TimingHook(Hook):
             outcome.append(type(error).__name__)
             raise
         finally:
-            transport = connection.get_transport_cls().driver_type
+            transport = connection._transport_class.driver_type
             histogram.labels(transport, outcome[0]).observe(perf_counter() - start)

@@ -11,8 +11,9 @@ import pytest
 import kombulite
 from kombulite import Connection, Consumer, Exchange, Producer, Queue
 from kombulite.asynchronous import Hub
+from kombulite.brokers import resolve_transport
 from kombulite.hooks import Hook
-from kombulite.transport import TRANSPORT_ALIASES, base, virtual
+from kombulite.transport import TRANSPORT_ALIASES, base, get_transport_cls, virtual
 from kombulite.transport import memory as memory_module
 
 
@@ -435,3 +436,29 @@ def test_an_event_loop_drains_what_its_transport_registers():
         connection.register_with_event_loop(hub)
         assert connection.is_evented
         assert Evented.registered == [(connection.connection, hub)]
+
+
+@pytest.mark.parametrize("name", ["amqp", "pyamqp", "memory", "filesystem", "redis", "sqla", "pgmq"])
+def test_a_connection_names_the_class_that_programs_know_and_runs_ours(name):
+    connection = Connection(f"{name}://" if name != "sqla" else "sqla+sqlite://")
+    known = get_transport_cls(name)
+    assert connection.get_transport_cls() is known
+    native = vars(known).get("native")
+    assert not native or f"{type(connection.transport).__module__}:Transport" == native
+
+
+def test_a_subclass_of_connection_chooses_a_class_by_that_of_its_url(monkeypatch):
+    class Mine(StoreTransport):
+        pass
+
+    class Choosing(Connection):
+        def get_transport_cls(self):
+            return Mine if super().get_transport_cls() is StoreTransport else super().get_transport_cls()
+
+    monkeypatch.setitem(TRANSPORT_ALIASES, "chosenstore", StoreTransport)
+    with Choosing("chosenstore://") as connection:
+        assert type(connection.connect().client.transport) is Mine
+        assert connection.connection_errors == Mine.connection_errors
+    with Choosing("memory://") as connection:
+        assert connection.connect().connected
+        assert type(connection.transport) is resolve_transport("memory")

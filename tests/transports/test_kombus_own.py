@@ -9,7 +9,6 @@ import uuid
 from functools import partial
 from types import SimpleNamespace
 
-import psycopg
 import pytest
 
 from kombulite import Connection, Exchange, Queue
@@ -41,17 +40,6 @@ def etcd(request):
 def zookeeper(request):
     pytest.importorskip("kazoo")
     return started(request, ZooKeeperServer).url
-
-
-@pytest.fixture(scope="module")
-def pgmq(postgresql_url):
-    """A database that has the SQL of pgmq, as its client brings it."""
-    install = pytest.importorskip("pgmq.install")
-    with psycopg.connect(postgresql_url, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE pgmq")
-    url = postgresql_url.rpartition("/")[0] + "/pgmq"
-    install.install_pgmq_sql(install.get_embedded_install_sql(), dsn=url)
-    return url
 
 
 @pytest.fixture(scope="module")
