@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -328,3 +330,20 @@ def test_a_loop_asks_sooner_where_the_server_closes_sooner(server, name):
                 await message.ack()
 
     run(main, timeout=100)
+
+
+def held_by_connections(connect: Callable[..., Any], count: int = 5) -> int:
+    """Return the bytes that Python has allocated for idle connections."""
+    kept = [connect().channel(), connect().channel()]
+    gc.collect()
+    tracemalloc.start()
+    try:
+        kept += [connect().channel() for _ in range(count)]
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_idle_connection_has_less_memory_than_kombus(ours, theirs):
+    assert held_by_connections(ours) < 0.75 * held_by_connections(theirs)

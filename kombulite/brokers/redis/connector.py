@@ -22,6 +22,9 @@ from kombulite.brokers.redis.sentinels import NoMaster, Sentinels, WatchedStream
 from kombulite.brokers.redis.stream import Stream
 
 DEFAULT_SENTINEL_PORT = 26379
+#: Bytes of the buffer that redis-py reads into. It reads the answers to the login alone, and keeps its buffer, of 32 kB
+#: by default, which was half of what an idle connection had.
+LOGIN_READ_SIZE = 1024
 #: Seconds between two tries to find the new master.
 FAILOVER_PAUSE = 0.2
 #: The first braces, which are a tag unless they are empty (Redis Cluster specification, "Hash tags").
@@ -61,6 +64,7 @@ class Connector:
             "socket_timeout": options.socket_connect_timeout or settings.connect_timeout,
             "socket_connect_timeout": options.socket_connect_timeout or settings.connect_timeout,
             "client_name": options.client_name,
+            "socket_read_size": LOGIN_READ_SIZE,
             **credentials_of(settings),
         }
         self._kind: Callable[..., AbstractConnection] = Connection
