@@ -17,6 +17,7 @@ from kombulite.brokers.base import Settings
 from kombulite.brokers.options import check_driver_options, check_tls_settings
 from kombulite.brokers.redis.errors import driver_error, unquoted
 from kombulite.brokers.redis.options import Options, credentials_of, database_of
+from kombulite.brokers.redis.reauth import follow
 from kombulite.brokers.redis.replies import OnReply
 from kombulite.brokers.redis.sentinels import NoMaster, Sentinels, WatchedStream, retry_until, watch_of
 from kombulite.brokers.redis.stream import Stream
@@ -125,7 +126,8 @@ class Connector:
         self.watch(stream)
 
     def watch(self, stream: WatchedStream) -> None:
-        """End the connection when its server is no master any more."""
+        """End the connection when its server is no master any more; log in again with each new credentials."""
+        follow(self._arguments.get("credential_provider"), stream)
         stream.address = self._arguments.get("host", ""), self._arguments.get("port", 0)
         if self._sentinels is not None:
             watch_of(self._sentinels).add(stream)

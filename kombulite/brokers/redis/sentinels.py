@@ -104,13 +104,16 @@ class Failover(NamedTuple):
 
 
 class WatchedStream(Protocol):
-    """A connection that ends when its server is no master any more."""
+    """A connection that ends when its server is no master any more, and can log in again."""
 
     address: Address
     is_open: bool
 
     def leave(self, reason: str) -> None:
         """End the connection, from any thread."""
+
+    def authenticate(self, command: bytes) -> None:
+        """Send a packed ``AUTH``, from any thread."""
 
 
 class MasterWatch:

@@ -24,6 +24,7 @@ from hiredis import ReplyError
 from kombulite._core import pack_command
 from kombulite.brokers.redis.errors import ServerClosed, connection_lost, reply_error, socket_error
 from kombulite.brokers.redis.plans import Plan, Wait, perform
+from kombulite.brokers.redis.reauth import note_reply
 from kombulite.brokers.redis.replies import OnReply, Posted, ReplyQueue
 from kombulite.utils.compat import register_after_fork
 from kombulite.utils.eventio import selector_of
@@ -346,6 +347,14 @@ class Stream:
             finally:
                 self.lock.release()
         return self.ping_interval
+
+    def authenticate(self, command: bytes) -> None:
+        """Send a packed ``AUTH``, from any thread. Its reply is left to the next that reads."""
+        with self.lock:
+            if self.is_open and not self._converses and len(self._posted) < MAX_POSTED:
+                used_at = self.used_at
+                self._post(command, 1, note_reply, may_repeat=True)
+                self.used_at = used_at
 
     def _has_ended(self) -> bool:
         """Whether the end of the connection has come next, as far as that can be seen without reading."""

@@ -22,6 +22,7 @@ from kombulite._core import pack_command
 from kombulite.brokers.aio import Pending, refuse, resolve
 from kombulite.brokers.redis.errors import connection_lost, reply_error, socket_error
 from kombulite.brokers.redis.plans import Plan, Wait
+from kombulite.brokers.redis.reauth import note_reply
 from kombulite.brokers.redis.replies import OnReply, Posted, ReplyQueue
 
 T = TypeVar("T")
@@ -367,6 +368,15 @@ class AsyncStream:
         self._end_reason = reason
         with suppress(OSError):
             socket.socket.shutdown(self._sock, SHUT_RDWR)  # not TLS's, which the loop may be using
+
+    def authenticate(self, command: bytes) -> None:
+        """Send a packed ``AUTH``, from any thread."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._authenticate, command)
+
+    def _authenticate(self, command: bytes) -> None:
+        if self.is_open:
+            self.post(command, 1, note_reply, may_repeat=True)
 
     def _lose(self, error: Exception) -> None:
         self.close()

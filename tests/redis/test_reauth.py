@@ -1,0 +1,129 @@
+"""Streaming credentials of redis-py's: open connections log in again, and outlive the credentials before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+from redis.auth.token import SimpleToken
+from redis.credentials import StreamingCredentialProvider
+
+from kombulite import Connection, Queue, aio
+from tests.servers import wait_until
+
+TIMEOUT = 20.0
+
+
+class Provider(StreamingCredentialProvider):
+    """Gives one user, and streams another when it is told to. Like others, it keeps one callback only."""
+
+    def __init__(self, user: str) -> None:
+        self.user = user
+        self.callback: Callable[[Any], None] | None = None
+        self.registered = 0
+
+    def get_credentials(self) -> tuple[str, str]:
+        return self.user, "secret"
+
+    def on_next(self, callback: Callable[[Any], None]) -> None:
+        self.callback = callback
+        self.registered += 1
+
+    def on_error(self, callback: Callable[[Exception], None]) -> None:
+        """Nothing fails."""
+
+    def is_streaming(self) -> bool:
+        return True
+
+    def change(self, user: str, secret: str = "secret") -> None:
+        self.user = user
+        assert self.callback is not None
+        self.callback(SimpleToken(secret, 2**40, 0, {"oid": user}))
+
+
+@pytest.fixture
+def server(redis_url):
+    with redis.Redis.from_url(redis_url) as client:
+        users = [f"user-{uuid4().hex}" for _ in range(2)]
+        for user in users:
+            client.acl_setuser(user, enabled=True, passwords="+secret", commands=["+@all"], keys="*", channels="*")
+        yield client, users
+        client.acl_deluser(*users)
+
+
+def connections_of(client, user):
+    return {each["id"] for each in client.client_list() if each["user"] == user}
+
+
+def test_open_connections_log_in_again(server, redis_url):
+    client, (old, new) = server
+    provider, name = Provider(old), f"reauth-{uuid4().hex}"
+    queue, got = Queue(name, expires=60), []
+    with (
+        Connection(redis_url, credential_provider=provider) as connection,
+        Connection(redis_url, credential_provider=provider) as publisher,
+        connection.Consumer([queue], callbacks=[lambda body, message: (got.append(body), message.ack())]),
+    ):
+        publisher.Producer().publish(1, routing_key=name, declare=[queue])
+        connection.drain_events(timeout=TIMEOUT)
+        before = connections_of(client, old)
+        assert before
+        assert provider.registered == 1
+        provider.change(new)
+
+        def are_all_new() -> bool:
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.01)
+            return not connections_of(client, old)
+
+        wait_until(are_all_new, TIMEOUT, "some are logged in as before")
+        after = connections_of(client, new)
+        assert after & before
+        client.acl_deluser(old)  # which ends all connections of that user
+        publisher.Producer().publish(2, routing_key=name)
+        connection.drain_events(timeout=TIMEOUT)
+        assert after <= connections_of(client, new)
+        assert connection.counters.reconnects == publisher.counters.reconnects == 0
+    assert got == [1, 2]
+
+
+def test_an_event_loop_s_connections_log_in_again(server, redis_url):
+    client, (old, new) = server
+    provider, name = Provider(old), f"reauth-{uuid4().hex}"
+
+    async def main():
+        queue = Queue(name, expires=60)
+        async with aio.connect(redis_url, credential_provider=provider) as connection:
+            await connection.producer().publish(1, routing_key=name, declare=[queue])
+            before = connections_of(client, old)
+            assert before
+            await asyncio.to_thread(provider.change, new)
+            done = partial(wait_until, lambda: not connections_of(client, old), TIMEOUT, "some are logged in as before")
+            await asyncio.to_thread(done)
+            after = connections_of(client, new)
+            assert after & before
+            client.acl_deluser(old)
+            message = await connection.get(queue)
+            assert message.payload == 1
+            await message.ack()
+            assert after <= connections_of(client, new)
+            assert connection.counters.reconnects == 0
+
+    asyncio.run(main())
+
+
+def test_refused_credentials_are_logged_and_the_connection_goes_on(server, redis_url, caplog):
+    _, (old, _) = server
+    provider = Provider(old)
+    with Connection(redis_url, credential_provider=provider) as connection:
+        queue = connection.SimpleQueue(f"reauth-{uuid4().hex}", queue_opts={"expires": 60})
+        queue.put(1)
+        provider.change(old, "wrong")
+        assert queue.get(timeout=TIMEOUT).payload == 1
+        assert "refuses the new credentials" in caplog.text
+        assert connection.counters.reconnects == 0
