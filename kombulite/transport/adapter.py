@@ -94,7 +94,10 @@ class ChannelVerbs:
         priority, content_type, content_encoding, headers, others, is_text = self._prepared
         body = delivery.body
         if is_text and isinstance(body, bytes):
-            body = _as_text(body)
+            try:  # noqa: SIM105 - for each message, and `suppress` costs more
+                body = body.decode()
+            except UnicodeDecodeError:
+                pass  # it goes as it is
         raw = self.raw
         try:
             message = raw.prepare_message(body, priority, content_type, content_encoding, dict(headers), dict(others))
@@ -190,13 +193,6 @@ def _prepared(properties: Properties) -> tuple[Any, ...]:
     # As kombu's serializers return it; a body that was text already goes as bytes there.
     is_text = content_encoding == "utf-8" and content_type != "text/plain" and "compression" not in headers
     return priority, content_type, content_encoding, headers, others, is_text
-
-
-def _as_text(body: bytes) -> Any:
-    try:
-        return body.decode()
-    except UnicodeDecodeError:
-        return body
 
 
 def _delivery_of(body: Any) -> Delivery:

@@ -245,12 +245,17 @@ cdef class BaseProducer(BaseMaker):
             raise
 
     cdef bint _is_ready(self) except -1:
-        """Whether the channel is one of our own and open, and our exchange was declared on its connection."""
+        """Whether the channel is open, and our exchange was declared on its connection."""
         cdef BaseChannel channel
+        cdef bint is_open
         if self._declared is None or not isinstance(self._facade, BaseChannel):
             return False
         channel = <BaseChannel> self._facade
+        if channel.is_native:
+            is_open = channel.is_open
+        else:
+            is_open = self._facade.is_open  # a transport of others is asked
         return (
-            channel.is_native and channel.is_open and isinstance(channel.session, BaseSession)
+            is_open and isinstance(channel.session, BaseSession)
             and (<BaseSession> channel.session).declared is self._declared and self.exchange is self._exchange
         )
