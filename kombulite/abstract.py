@@ -16,7 +16,11 @@ Self = TypeVar("Self", bound="MaybeChannelBound")
 class Object:
     """Something described by its ``attrs``: pairs of attribute name and conversion (or None).
 
-    The constructor takes them as keywords; copies, pickles and dicts hold just them.
+    Copies, pickles and dicts hold just them.
+
+    Args:
+        *args: Ignored.
+        **kwargs: Values of the attributes; others are ignored.
     """
 
     attrs: ClassVar[tuple[tuple[str, Any], ...]] = ()
@@ -57,7 +61,12 @@ class Object:
 
 
 def unpickle_dict(cls: type[Object], kwargs: dict[str, Any]) -> Object:
-    """Return an entity of its attributes: what pickled entities, kombu's too, name as their constructor."""
+    """Return an entity of its attributes: what pickled entities, kombu's too, name as their constructor.
+
+    Args:
+        cls: Class of the entity.
+        kwargs: Its attributes by name.
+    """
     return cls(**kwargs)
 
 
@@ -133,11 +142,19 @@ class MaybeChannelBound(Object):
 
 
 def maybe_channel(channel: Any) -> Any:
-    """Return the channel itself, or the default channel of a connection."""
+    """Return the channel itself, or the default channel of a connection.
+
+    Args:
+        channel: A channel, or a connection.
+    """
     return channel.default_channel if is_connection(channel) else channel
 
 
 def is_connection(channel: Any) -> bool:
-    """Return whether something is a connection; all else passes for a channel."""
+    """Return whether something is a connection; all else passes for a channel.
+
+    Args:
+        channel: A connection, or a channel.
+    """
     # Asked of the class: an AttributeError amid connecting is no sign of a channel.
     return hasattr(channel.__class__, "default_channel")

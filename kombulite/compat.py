@@ -17,7 +17,18 @@ entry_to_queue = Queue.from_dict
 
 
 class Publisher(messaging.Producer):
-    """A producer for one exchange, described by its settings."""
+    """A producer for one exchange, described by its settings.
+
+    Args:
+        connection: The connection.
+        exchange: The exchange, or its name.
+        routing_key: Routing key of messages that name none.
+        exchange_type: Type of an exchange that is a name (None: ``direct``).
+        durable: Whether that exchange outlives a restart of the broker (None: True).
+        auto_delete: Whether that exchange is deleted with its last binding (None: False).
+        channel: The channel to publish on (None: the connection's default channel).
+        **kwargs: Keywords of ``Producer``.
+    """
 
     exchange: Any = ""
     exchange_type = "direct"
@@ -46,11 +57,16 @@ class Publisher(messaging.Producer):
         super().__init__(channel or connection, exchange, routing_key, **kwargs)
 
     def send(self, *args: Any, **kwargs: Any) -> None:
-        """Another name of ``publish``."""
+        """Publish a message.
+
+        Args:
+            *args: Arguments of ``publish``.
+            **kwargs: Keywords of ``publish``.
+        """
         self.publish(*args, **kwargs)
 
     def close(self) -> None:
-        """Be closed; the channel stays."""
+        """Close the publisher; its channel stays open."""
         super().close()
         self._closed = True
 
@@ -64,7 +80,19 @@ class Publisher(messaging.Producer):
 
 
 class Consumer(messaging.Consumer):
-    """A consumer of one queue, described by its settings, on a channel of its own."""
+    """A consumer of one queue, described by its settings, on a channel of its own.
+
+    Args:
+        connection: The connection.
+        queue: Name of the queue.
+        exchange: The exchange that the queue is bound to, or its name.
+        routing_key: Routing key of the binding.
+        exchange_type: Type of an exchange that is a name (None: ``direct``).
+        durable: Whether queue and exchange outlive a restart of the broker (None: True).
+        exclusive: Whether the queue is this connection's alone (None: False).
+        auto_delete: Whether the queue is deleted with its last consumer (None: False).
+        **kwargs: Keywords of ``kombulite.Consumer``.
+    """
 
     queue = ""
     exchange: Any = ""
@@ -110,7 +138,11 @@ class Consumer(messaging.Consumer):
         super().__init__(self.backend, made, **kwargs)
 
     def revive(self, channel: Any) -> None:
-        """Go on with another channel."""
+        """Go on with another channel.
+
+        Args:
+            channel: The new channel.
+        """
         self.backend = channel
         super().revive(channel)
 
@@ -130,7 +162,12 @@ class Consumer(messaging.Consumer):
         return self.iterqueue(infinite=True)
 
     def fetch(self, no_ack: bool | None = None, enable_callbacks: bool = False) -> Message | None:
-        """Return the next message, or None; with ``enable_callbacks`` the callbacks get it too."""
+        """Return the next message that waits, or None.
+
+        Args:
+            no_ack: Whether the message needs no acknowledgement (None: as the consumer says).
+            enable_callbacks: If True, the callbacks receive the message too.
+        """
         message = self.queues[0].get(self.no_ack if no_ack is None else no_ack)
         if message is not None and enable_callbacks:
             self.receive(message.payload, message)
@@ -138,25 +175,46 @@ class Consumer(messaging.Consumer):
         return found
 
     def process_next(self) -> None:
-        """Not there any more: it raises NotImplementedError."""
+        """Raise NotImplementedError: use ``fetch(enable_callbacks=True)``."""
         raise NotImplementedError("Use fetch(enable_callbacks=True)")
 
     def discard_all(self, filterfunc: Callable[..., Any] | None = None) -> int:
-        """Remove the messages that wait. Returns how many."""
+        """Remove the messages that wait. Return how many.
+
+        Args:
+            filterfunc: Must be None.
+
+        Raises:
+            NotImplementedError: ``filterfunc`` is given.
+        """
         if filterfunc is not None:
             raise NotImplementedError("discard_all does not implement filters")
         return self.purge()
 
     def iterconsume(self, limit: int | None = None, no_ack: bool | None = None) -> Iterator[None]:
-        """Return a generator that waits for an event at each step."""
+        """Return a generator that waits for an event at each step.
+
+        Args:
+            limit: Number of events (None: without end).
+            no_ack: Whether messages need no acknowledgement (None: as the consumer says).
+        """
         return _iterconsume(self, no_ack, limit)
 
     def wait(self, limit: int | None = None) -> list[None]:
-        """Wait for ``limit`` events."""
+        """Wait for events.
+
+        Args:
+            limit: Number of events (None: without end).
+        """
         return list(self.iterconsume(limit))
 
     def iterqueue(self, limit: int | None = None, infinite: bool = False) -> Iterator[Message | None]:
-        """Return a generator of messages, at most ``limit``. With ``infinite`` it yields None where it would end."""
+        """Return a generator of messages that wait.
+
+        Args:
+            limit: Largest number of messages (None: without limit).
+            infinite: If True, it yields None where no message waits; else it ends there.
+        """
         for _ in range(limit) if limit else count():
             message = self.fetch()
             if message is None and not infinite:
@@ -165,7 +223,15 @@ class Consumer(messaging.Consumer):
 
 
 class ConsumerSet(messaging.Consumer):
-    """A consumer of several queues: from settings (``{name: settings}``), or those of other consumers."""
+    """A consumer of several queues.
+
+    Args:
+        connection: The connection.
+        from_dict: Settings of queues by name, as ``entry_to_queue`` takes them.
+        consumers: Consumers whose queues are consumed too.
+        channel: The channel to consume on (None: a new one).
+        **kwargs: Keywords of ``kombulite.Consumer``.
+    """
 
     def __init__(
         self,
@@ -182,24 +248,42 @@ class ConsumerSet(messaging.Consumer):
         super().__init__(self.backend, queues, **kwargs)
 
     def iterconsume(self, limit: int | None = None, no_ack: bool = False) -> Iterator[None]:
-        """Return a generator that waits for an event at each step."""
+        """Return a generator that waits for an event at each step.
+
+        Args:
+            limit: Number of events (None: without end).
+            no_ack: Whether messages need no acknowledgement.
+        """
         return _iterconsume(self, no_ack, limit)
 
     def discard_all(self) -> int:
-        """Remove the messages that wait. Returns how many."""
+        """Remove the messages that wait. Return how many."""
         return self.purge()
 
     def add_consumer_from_dict(self, queue: str, **options: Any) -> Queue:
-        """Add a queue from settings."""
+        """Add a queue from settings, and return it.
+
+        Args:
+            queue: Its name.
+            **options: Its settings, as ``entry_to_queue`` takes them.
+        """
         return self.add_queue(Queue.from_dict(queue, **options))
 
     def add_consumer(self, consumer: messaging.Consumer) -> None:
-        """Add the queues of a consumer."""
+        """Add the queues of a consumer.
+
+        Args:
+            consumer: The consumer.
+        """
         for queue in consumer.queues:
             self.add_queue(queue)
 
     def revive(self, channel: Any) -> None:
-        """Go on with another channel."""
+        """Go on with another channel.
+
+        Args:
+            channel: The new channel.
+        """
         self.backend = channel
         super().revive(channel)
 

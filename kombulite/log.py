@@ -25,7 +25,11 @@ DISABLE_TRACEBACKS = os.environ.get("DISABLE_TRACEBACKS")
 
 
 def get_logger(logger: str | logging.Logger) -> logging.Logger:
-    """Return the logger of a name, with a handler that does nothing if it has none."""
+    """Return the logger of a name, with a handler that does nothing if it has none.
+
+    Args:
+        logger: Its name, or the logger itself.
+    """
     if isinstance(logger, str):
         logger = logging.getLogger(logger)
     if not logger.handlers:
@@ -34,7 +38,14 @@ def get_logger(logger: str | logging.Logger) -> logging.Logger:
 
 
 def get_loglevel(level: str | int) -> int:
-    """Return the number of a level. Raises KeyError for a name that is none."""
+    """Return the number of a level.
+
+    Args:
+        level: Its name in capitals, or its number.
+
+    Raises:
+        KeyError: No level has that name.
+    """
     return _NUMBERS[level] if isinstance(level, str) else level
 
 
@@ -42,23 +53,48 @@ class LogMixin:
     """Gives a class a logger of its own, and methods that log to it."""
 
     def debug(self, *args: Any, **kwargs: Any) -> None:
-        """Log at this level."""
+        """Log a message of the level ``DEBUG``.
+
+        Args:
+            *args: The format, and its arguments.
+            **kwargs: Keywords of ``logging.Logger.log``.
+        """
         self.log(logging.DEBUG, *args, **kwargs)
 
     def info(self, *args: Any, **kwargs: Any) -> None:
-        """Log at this level."""
+        """Log a message of the level ``INFO``.
+
+        Args:
+            *args: The format, and its arguments.
+            **kwargs: Keywords of ``logging.Logger.log``.
+        """
         self.log(logging.INFO, *args, **kwargs)
 
     def warn(self, *args: Any, **kwargs: Any) -> None:
-        """Log a warning."""
+        """Log a warning.
+
+        Args:
+            *args: The format, and its arguments.
+            **kwargs: Keywords of ``logging.Logger.log``.
+        """
         self.log(logging.WARNING, *args, **kwargs)
 
     def error(self, *args: Any, **kwargs: Any) -> None:
-        """Log an error, with the traceback if one is being handled."""
+        """Log an error, with the traceback if one is being handled.
+
+        Args:
+            *args: The format, and its arguments.
+            **kwargs: Keywords of ``logging.Logger.log``.
+        """
         self._log_error(logging.ERROR, *args, **kwargs)
 
     def critical(self, *args: Any, **kwargs: Any) -> None:
-        """Log what is worse than an error, with the traceback if one is being handled."""
+        """Log a critical error, with the traceback if one is being handled.
+
+        Args:
+            *args: The format, and its arguments.
+            **kwargs: Keywords of ``logging.Logger.log``.
+        """
         self._log_error(logging.CRITICAL, *args, **kwargs)
 
     def _log_error(self, severity: int, *args: Any, **kwargs: Any) -> None:
@@ -66,11 +102,21 @@ class LogMixin:
         self.log(severity, *args, **kwargs)
 
     def annotate(self, text: str) -> str:
-        """Return the text as it is logged."""
+        """Return the text as it is logged: behind the name of the logger.
+
+        Args:
+            text: The format of the message.
+        """
         return f"{self.logger_name} - {text}"
 
     def log(self, severity: int, *args: Any, **kwargs: Any) -> None:
-        """Log a format and its arguments; lazy values among them are worked out only if it is logged."""
+        """Log a message.
+
+        Args:
+            severity: Number of the level.
+            *args: The format, and its arguments; those that are lazy are evaluated only if the level is logged.
+            **kwargs: Keywords of ``logging.Logger.log``.
+        """
         if DISABLE_TRACEBACKS:
             kwargs.pop("exc_info", None)
         if self.logger.isEnabledFor(severity):
@@ -83,11 +129,22 @@ class LogMixin:
         return get_logger(self.logger_name)
 
     def is_enabled_for(self, level: str | int) -> bool:
-        """Whether anything is logged at a level."""
+        """Return whether messages of a level are logged.
+
+        Args:
+            level: Its name in capitals, or its number.
+        """
         return self.logger.isEnabledFor(get_loglevel(level))
 
     def get_loglevel(self, level: str | int) -> int:
-        """Return the number of a level."""
+        """Return the number of a level.
+
+        Args:
+            level: Its name in capitals, or its number.
+
+        Raises:
+            KeyError: No level has that name.
+        """
         return get_loglevel(level)
 
     @cached_property
@@ -102,7 +159,12 @@ class LogMixin:
 
 
 class Log(LogMixin):
-    """A logger with the mixin's methods."""
+    """A logger with the mixin's methods.
+
+    Args:
+        name: Name of the logger.
+        logger: The logger to use (None: the one of that name).
+    """
 
     def __init__(self, name: str, logger: logging.Logger | None = None) -> None:
         self._logger_name = name
@@ -119,9 +181,14 @@ class Log(LogMixin):
 
 
 def setup_logging(loglevel: str | int | None = None, logfile: Any = None) -> logging.Logger:
-    """Log to a file (a name, or an open one; None: the standard error), if nothing is set up yet.
+    """Log to a file, unless logging is set up already. Return the root logger.
 
-    Returns the root logger. ``loglevel``: a name or a number, ``ERROR`` if None.
+    Args:
+        loglevel: Name or number of the lowest level that is logged (None: ``ERROR``).
+        logfile: Name of the file, or an open one (None: the standard error).
+
+    Raises:
+        KeyError: No level has that name.
     """
     logger = logging.getLogger()
     level = get_loglevel(loglevel or "ERROR")

@@ -358,18 +358,30 @@ class ConnectionPool(Resource):
         return self.connection.clone_for(self)
 
     def prepare(self, resource: Any) -> Any:
-        """Make a connection that is not made yet."""
+        """Make a connection that is not made yet.
+
+        Args:
+            resource: The connection, or its placeholder.
+        """
         connection = evaluated(resource)
         connection._debug("acquired")
         return connection
 
     def release_resource(self, resource: Any) -> None:
-        """Log that it comes back, if that is asked for."""
+        """Log that a connection comes back, if that is asked for.
+
+        Args:
+            resource: The connection.
+        """
         with suppress(AttributeError):  # kombu's pools take anything back
             resource._debug("released")
 
     def close_resource(self, resource: Any) -> None:
-        """Close a connection that is not needed any more."""
+        """Close a connection that is not needed any more.
+
+        Args:
+            resource: The connection.
+        """
         resource._close()
 
     def collect_resource(self, resource: Any, socket_timeout: float | None = 0.1) -> None:

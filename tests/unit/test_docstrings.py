@@ -70,9 +70,11 @@ def undescribed(member):
 
 
 ENTRIES = {path: page.stem for page in PAGES for path in re.findall(r"^::: (kombulite\.\S+)", page.read_text(), re.M)}
+#: Modules with kombu's names that the reference leaves out.
+OTHERS = ["kombulite.abstract", "kombulite.compat", "kombulite.log", "kombulite.resource"]
 
 
-@pytest.mark.parametrize("path", ENTRIES)
+@pytest.mark.parametrize("path", [*ENTRIES, *OTHERS])
 def test_every_parameter_is_described(path):
     members = dict(documented(resolve(path)))
     assert {name: left for name, member in members.items() if (left := undescribed(member))} == {}
