@@ -11,7 +11,11 @@ __all__ = ["callback_for", "repr_active", "repr_events", "repr_flag", "repr_read
 
 
 def repr_flag(flag: int) -> str:
-    """Return letters for event bits: R, W and ``!`` for an error."""
+    """Return letters for event bits: R, W and ``!`` for an error.
+
+    Args:
+        flag: Event bits.
+    """
     return "".join(letter for bit, letter in ((READ, "R"), (WRITE, "W"), (ERR, "!")) if flag & bit)
 
 
@@ -29,22 +33,39 @@ def _repr_table(table: Any, kind: str) -> list[str]:
 
 
 def repr_readers(hub: Any) -> list[str]:
-    """Return a line for each descriptor that is read from."""
+    """Return a line for each descriptor that is read from.
+
+    Args:
+        hub: The hub.
+    """
     return _repr_table(hub.readers, repr_flag(READ | ERR))
 
 
 def repr_writers(hub: Any) -> list[str]:
-    """Return a line for each descriptor that is written to."""
+    """Return a line for each descriptor that is written to.
+
+    Args:
+        hub: The hub.
+    """
     return _repr_table(hub.writers, repr_flag(WRITE))
 
 
 def repr_active(hub: Any) -> str:
-    """Return all of them."""
+    """Return all of them.
+
+    Args:
+        hub: The hub.
+    """
     return ", ".join([*repr_readers(hub), *repr_writers(hub)])
 
 
 def repr_events(hub: Any, events: Any) -> str:
-    """Return (descriptor, event bits) pairs with their callbacks."""
+    """Return (descriptor, event bits) pairs with their callbacks.
+
+    Args:
+        hub: The hub.
+        events: Pairs of descriptor and event bits.
+    """
     return ", ".join(f"{_rcb(callback_for(hub, fd, flag, '(GONE)'))}({fd})->{repr_flag(flag)}" for fd, flag in events)
 
 
@@ -52,6 +73,12 @@ def callback_for(hub: Any, fd: int, flag: int, *default: Any) -> Any:
     """Return what the hub has for an event at a descriptor: callback and arguments, or its one for several writers.
 
     Returns the default if there is nothing, and None for events that are neither. Raises KeyError without a default.
+
+    Args:
+        hub: The hub.
+        fd: The descriptor.
+        flag: Event bits.
+        *default: Value that is returned if there is nothing.
     """
     if not flag & (READ | WRITE):
         return None

@@ -46,11 +46,19 @@ class ReadyCalls(MutableSet[Any]):
         self._calls: dict[Any, None] = dict.fromkeys(calls)
 
     def add(self, call: Any) -> None:
-        """Put a call behind the others, unless it is among them."""
+        """Put a call behind the others, unless it is among them.
+
+        Args:
+            call: The call.
+        """
         self._calls.setdefault(call)
 
     def discard(self, call: Any) -> None:
-        """Take a call out, if it is there."""
+        """Take a call out, if it is there.
+
+        Args:
+            call: The call.
+        """
         self._calls.pop(call, None)
 
     def __contains__(self, call: object) -> bool:
@@ -97,7 +105,11 @@ def get_event_loop() -> Hub | None:
 
 
 def set_event_loop(loop: Hub | None) -> Hub | None:
-    """Set the loop of this process. Returns it."""
+    """Set the loop of this process, and return it.
+
+    Args:
+        loop: The loop, or None.
+    """
     global _current_loop  # noqa: PLW0603 - it is the process's
     _current_loop = loop
     return loop
@@ -110,6 +122,9 @@ class Hub:
     closed. ``readers`` and ``writers``: (callback, arguments) by descriptor; a generator may stand for a callback, and
     is advanced. ``propagate_errors``: exceptions of timed calls that leave the loop; others are logged. Descriptors in
     ``consolidate`` have no callback: those that can be written are given to ``consolidate_callback`` as a list.
+
+    Args:
+        timer: The timer of the loop (None: a new one).
     """
 
     READ, WRITE, ERR = READ, WRITE, ERR
@@ -182,6 +197,13 @@ class Hub:
         """Call back when a descriptor (or a file) can be read (``READ`` in ``flags``), else written.
 
         Raises ValueError or OSError for one that cannot be waited for.
+
+        Args:
+            fd: The descriptor, or a file.
+            callback: The function to call.
+            flags: Event bits: ``READ``, ``WRITE``, ``ERR``.
+            args: Its arguments.
+            consolidate: If True, ``consolidate_callback`` gets all such descriptors at once.
         """
         fd = fileno(fd)
         callbacks = self.readers if flags & READ else self.writers
@@ -196,15 +218,31 @@ class Hub:
             self.consolidate.add(fd)
 
     def add_reader(self, fds: Any, callback: Any, *args: Any) -> None:
-        """Call back when a descriptor can be read."""
+        """Call back when a descriptor can be read.
+
+        Args:
+            fds: The descriptor, or a file.
+            callback: The function to call.
+            *args: Its arguments.
+        """
         self.add(fds, callback, READ | ERR, args)
 
     def add_writer(self, fds: Any, callback: Any, *args: Any) -> None:
-        """Call back when a descriptor can be written."""
+        """Call back when a descriptor can be written.
+
+        Args:
+            fds: The descriptor, or a file.
+            callback: The function to call.
+            *args: Its arguments.
+        """
         self.add(fds, callback, WRITE, args)
 
     def remove(self, fd: Any) -> None:
-        """Forget a descriptor."""
+        """Forget a descriptor.
+
+        Args:
+            fd: The descriptor, or a file.
+        """
         self._remove_from_loop(fileno(fd))
 
     def _remove_from_loop(self, fd: Any) -> None:
@@ -226,12 +264,20 @@ class Hub:
             self.poller.unregister(fd)
 
     def remove_reader(self, fd: Any) -> None:
-        """Wait no longer for reading."""
+        """Wait no longer for reading.
+
+        Args:
+            fd: The descriptor, or a file.
+        """
         fd = fileno(fd)
         self._keep_other(fd, fd in self.writers, self.writers.get(fd), WRITE)
 
     def remove_writer(self, fd: Any) -> None:
-        """Wait no longer for writing."""
+        """Wait no longer for writing.
+
+        Args:
+            fd: The descriptor, or a file.
+        """
         fd = fileno(fd)
         self._keep_other(fd, fd in self.readers, self.readers.get(fd), READ | ERR)
 
@@ -247,7 +293,12 @@ class Hub:
     # --- calls
 
     def call_soon(self, callback: Any, *args: Any) -> Any:
-        """Call at the next turn; from any thread. Returns vine's promise of it, which can be cancelled."""
+        """Call at the next turn; from any thread. Return vine's promise of it, which can be cancelled.
+
+        Args:
+            callback: The function to call.
+            *args: Its arguments.
+        """
         call = callback if isinstance(callback, Thenable) else promise(callback, args)
         with self._ready_lock:
             self._ready.add(call)
@@ -259,15 +310,33 @@ class Hub:
         return call
 
     def call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> Entry:
-        """Call in so many seconds."""
+        """Call in so many seconds.
+
+        Args:
+            delay: Seconds.
+            callback: The function to call.
+            *args: Its arguments.
+        """
         return self.timer.call_after(delay, callback, args)
 
     def call_at(self, when: Any, callback: Callable[..., Any], *args: Any) -> Entry | None:
-        """Call at a time: of the monotonic clock, or a date."""
+        """Call at a time: of the monotonic clock, or a date.
+
+        Args:
+            when: Seconds of the monotonic clock, or a date.
+            callback: The function to call.
+            *args: Its arguments.
+        """
         return self.timer.call_at(when, callback, args)
 
     def call_repeatedly(self, delay: float, callback: Callable[..., Any], *args: Any) -> Entry:
-        """Call every so many seconds, until what it returns is cancelled."""
+        """Call every so many seconds, until what it returns is cancelled.
+
+        Args:
+            delay: Seconds.
+            callback: The function to call.
+            *args: Its arguments.
+        """
         return self.timer.call_repeatedly(delay, callback, args)
 
     def _pop_ready(self) -> Any:
@@ -288,7 +357,14 @@ class Hub:
         max_timers: int = 10,
         propagate: tuple[type[BaseException], ...] = (),
     ) -> float:
-        """Make the timed calls that are due, ``max_timers`` at most. Returns the seconds until the next is."""
+        """Make the timed calls that are due. Return the seconds until the next is.
+
+        Args:
+            min_delay: Seconds that are returned at least.
+            max_delay: Seconds that are returned at most.
+            max_timers: Largest number of calls.
+            propagate: Classes of exceptions that are raised; others are logged.
+        """
         delay: float | None = None
         for _ in range(max_timers if self.timer._queue else 0):
             delay, entry = next(self.scheduler)
@@ -308,7 +384,12 @@ class Hub:
         return min(min_delay if delay is None else delay, max_delay)
 
     def on_callback_error(self, callback: Any, exc: BaseException) -> None:
-        """Log an error that a callback raised."""
+        """Log an error that a callback raised.
+
+        Args:
+            callback: The function to call.
+            exc: The exception.
+        """
         logger.error("Callback %r raised exception: %r", callback, exc, exc_info=True)
 
     # --- running
@@ -431,6 +512,9 @@ class Hub:
 
         If this is the process's loop, the process has none afterwards. A closed hub that is used again opens again.
         Errors of the calls go to ``on_callback_error``.
+
+        Args:
+            *args: Ignored.
         """
         self._close()
         if self._waker is not None:
@@ -466,7 +550,11 @@ class Hub:
         return debug.repr_active(self)
 
     def repr_events(self, events: Any) -> str:
-        """Return events that a poller returned, as text."""
+        """Return events that a poller returned, as text.
+
+        Args:
+            events: Pairs of descriptor and event bits.
+        """
         return debug.repr_events(self, events or [])
 
     def __repr__(self) -> str:

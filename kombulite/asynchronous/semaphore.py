@@ -13,6 +13,9 @@ class LaxBoundedSemaphore:
     """At most ``value`` at a time: who comes when there is no room is called back when there is.
 
     Releasing more often than acquiring does no harm: ``value`` never passes ``initial_value``.
+
+    Args:
+        value: Largest number at a time.
     """
 
     def __init__(self, value: int) -> None:
@@ -20,7 +23,13 @@ class LaxBoundedSemaphore:
         self._waiting: deque[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = deque()
 
     def acquire(self, callback: Callable[..., Any], *partial_args: Any, **partial_kwargs: Any) -> bool:
-        """Call ``callback`` now if there is room, else later. Whether it was called."""
+        """Call ``callback`` now if there is room, else later. Return whether it was called.
+
+        Args:
+            callback: The function to call.
+            *partial_args: Its arguments.
+            **partial_kwargs: Its keywords.
+        """
         if self.value <= 0:
             self._waiting.append((callback, partial_args, partial_kwargs))
             return False
@@ -37,13 +46,21 @@ class LaxBoundedSemaphore:
             self.value = min(self.value + 1, self.initial_value)
 
     def grow(self, n: int = 1) -> None:
-        """Raise the bound; who waits is called."""
+        """Raise the bound; who waits is called.
+
+        Args:
+            n: By how much.
+        """
         for _ in range(n):
             self.initial_value += 1
             self.release()
 
     def shrink(self, n: int = 1) -> None:
-        """Lower the bound."""
+        """Lower the bound.
+
+        Args:
+            n: By how much.
+        """
         self.initial_value = max(self.initial_value - n, 0)
         self.value = max(self.value - n, 0)
 

@@ -36,7 +36,13 @@ class scheduled(NamedTuple):  # noqa: N801 - kombu's name
 def to_timestamp(
     d: datetime | float, default_timezone: tzinfo = timezone.utc, time: Callable[[], float] = monotonic
 ) -> float:
-    """Return a date as seconds of the monotonic clock, 0 at the least; what is a number already as it is."""
+    """Return a date as seconds of the monotonic clock, 0 at the least; what is a number already as it is.
+
+    Args:
+        d: A date, or a number.
+        default_timezone: Time zone of dates without one.
+        time: Function that returns the time now.
+    """
     if not isinstance(d, datetime):
         return d
     if d.tzinfo is None:
@@ -46,7 +52,13 @@ def to_timestamp(
 
 @total_ordering
 class Entry:
-    """A call: ``fun(*args, **kwargs)``. ``canceled``: it will not be made."""
+    """A call: ``fun(*args, **kwargs)``. ``canceled``: it will not be made.
+
+    Args:
+        fun: The function to call.
+        args: Its arguments.
+        kwargs: Its keywords.
+    """
 
     __slots__ = ("__weakref__", "_last_run", "args", "canceled", "fun", "kwargs", "number", "tref")
 
@@ -95,6 +107,11 @@ class Timer:
 
     Iterating over it gives pairs, without end: the seconds to wait, and the entry that is due; one of them is None.
     ``max_interval``: the longest wait that it gives; ``on_error(exception)``: gets what a call raises.
+
+    Args:
+        max_interval: Seconds, kept for programs that read it.
+        on_error: Called with each exception that a call raises (None: they are logged).
+        **kwargs: Ignored.
     """
 
     Entry: type[_Entry] = _Entry
@@ -124,7 +141,15 @@ class Timer:
         kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
     ) -> _Entry | None:
-        """Call at a time (None: now). Returns what ``enter_at`` returns."""
+        """Call at a time. Return what ``enter_at`` returns.
+
+        Args:
+            eta: Seconds of the monotonic clock, or a date (None: now).
+            fun: The function to call.
+            args: Its arguments.
+            kwargs: Its keywords.
+            priority: Of calls that are due at the same time, the one of the lower number is made first.
+        """
         return self.enter_at(self.Entry(fun, args, kwargs), eta, priority)
 
     def call_after(
@@ -135,7 +160,15 @@ class Timer:
         kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
     ) -> _Entry:
-        """Call in so many seconds. Returns the entry."""
+        """Call in so many seconds. Return the entry.
+
+        Args:
+            secs: Seconds.
+            fun: The function to call.
+            args: Its arguments.
+            kwargs: Its keywords.
+            priority: Of calls that are due at the same time, the one of the lower number is made first.
+        """
         return self.enter_after(secs, self.Entry(fun, args, kwargs), priority)
 
     def call_repeatedly(
@@ -146,7 +179,15 @@ class Timer:
         kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
     ) -> _Entry:
-        """Call every so many seconds, until the entry is cancelled. Returns it."""
+        """Call every so many seconds, until the entry is cancelled. Return the entry.
+
+        Args:
+            secs: Seconds.
+            fun: The function to call.
+            args: Its arguments.
+            kwargs: Its keywords.
+            priority: Of calls that are due at the same time, the one of the lower number is made first.
+        """
         entry = self.Entry(fun, args, kwargs)
 
         @wraps(fun)
@@ -171,7 +212,14 @@ class Timer:
         priority: int = 0,
         time: Callable[[], float] = monotonic,
     ) -> _Entry | None:
-        """Enter an entry for a time (None: now). Returns it; None for a date out of range, if there is ``on_error``."""
+        """Enter an entry for a time. Return it; None for a date out of range, if there is ``on_error``.
+
+        Args:
+            entry: The entry.
+            eta: Seconds of the monotonic clock, or a date (None: now).
+            priority: Of calls that are due at the same time, the one of the lower number is made first.
+            time: Function that returns the time now.
+        """
         try:
             due = time() if eta is None else to_timestamp(eta)
         except Exception as error:
@@ -183,7 +231,14 @@ class Timer:
     def enter_after(
         self, secs: float, entry: _Entry, priority: int = 0, time: Callable[[], float] = monotonic
     ) -> _Entry:
-        """Enter an entry for in so many seconds."""
+        """Enter an entry for in so many seconds.
+
+        Args:
+            secs: Seconds.
+            entry: The entry.
+            priority: Of calls that are due at the same time, the one of the lower number is made first.
+            time: Function that returns the time now.
+        """
         self.enter_at(entry, time() + float(secs), priority)
         return entry
 
@@ -194,7 +249,11 @@ class Timer:
         return entry
 
     def apply_entry(self, entry: _Entry) -> None:
-        """Make a call; what it raises goes to ``handle_error``."""
+        """Make a call; what it raises goes to ``handle_error``.
+
+        Args:
+            entry: The entry.
+        """
         try:
             entry()
         except Exception as error:
@@ -202,7 +261,11 @@ class Timer:
                 logger.error("Error in timer: %r", error, exc_info=True)
 
     def handle_error(self, exc_info: BaseException) -> bool | None:
-        """Call ``on_error`` with an exception. Returns True if there is one, else None."""
+        """Call ``on_error`` with an exception. Return True if there is one, else None.
+
+        Args:
+            exc_info: The exception.
+        """
         if self.on_error is None:
             return None
         self.on_error(exc_info)
@@ -229,7 +292,11 @@ class Timer:
         self._queue[:] = []
 
     def cancel(self, tref: Any) -> None:
-        """Cancel an entry."""
+        """Cancel an entry.
+
+        Args:
+            tref: The entry.
+        """
         tref.cancel()
 
     def __len__(self) -> int:

@@ -71,7 +71,10 @@ def undescribed(member):
 
 ENTRIES = {path: page.stem for page in PAGES for path in re.findall(r"^::: (kombulite\.\S+)", page.read_text(), re.M)}
 #: Modules with kombu's names that the reference leaves out.
-OTHERS = ["kombulite.abstract", "kombulite.compat", "kombulite.log", "kombulite.resource"]
+OTHERS = [
+    *(f"kombulite.{name}" for name in ("abstract", "compat", "log", "resource")),
+    *(f"kombulite.asynchronous.{name}" for name in ("debug", "hub", "semaphore", "timer")),
+]
 
 
 @pytest.mark.parametrize("path", [*ENTRIES, *OTHERS])
