@@ -127,6 +127,11 @@ def remote_control(facts):
     assert list(app.control.inspect(destination=[one], timeout=WAIT).ping()) == [one]
 
 
+def _one_worker_answers(facts):
+    """Remote control waits for answers until its time is over: no other fleet gives one."""
+    assert len(app.control.inspect(timeout=3).ping()) == 1
+
+
 def revoke(facts):
     task = add.apply_async((1, 1), countdown=1)
     task.revoke()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from tests.celery.fleet import LIBRARIES, settle
@@ -55,3 +57,33 @@ def test_what_one_left_unacknowledged_the_other_takes_over(fleet, library):
         settle(4)  # genuine kombu looks for leases that have ended when it starts
     fleet.worker(OTHER[library], name="heir")
     fleet.run(OTHER[library], COLLECT.format(count=20))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_two_fleets_on_one_cluster_one_for_each_layout_mix_nothing(make_fleet):
+    """All names are the same in both; tasks, remote control and events of each are its own."""
+    fleets = [make_fleet(kind) for kind in ("cluster", "cluster-tagged")]
+    for fleet in fleets:
+        fleet.environment["SHOP_SPACE"] = fleets[0].space
+        fleet.worker("kombulite", "prefork", "-E")
+    clients = [fleet.client("kombulite") for fleet in fleets]
+    for scenario in (
+        "delay_and_errors",
+        "many",
+        "countdown_and_eta",
+        "remote_control",
+        "events",
+        "_one_worker_answers",
+    ):
+        outcomes = [None, None]
+
+        def run(place, scenario=scenario, outcomes=outcomes):
+            outcomes[place] = clients[place].run(scenario)
+
+        threads = [threading.Thread(target=run, args=(place,)) for place in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert outcomes == [None, None], [fleet.logs() for fleet in fleets]
