@@ -1,4 +1,7 @@
-"""Receiving: messages as they come, or many at a time, and what becomes of each."""
+"""Receiving: messages as they come, or many at a time, and what becomes of each.
+
+It is longer than others: a consumer from its start to what settles its messages.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from kombulite._client.declarations import consumer_arguments
 from kombulite._client.streams import OffsetKeeper, OffsetStore, StreamPositions, now
 from kombulite._core import Delivery
 from kombulite.aio._session import ACK, AsyncSession, Channel
-from kombulite.brokers.aio import Pending
+from kombulite.brokers.aio import Pending, closed
 from kombulite.brokers.base import Cancelled, ChannelClosed, Event, Outcome
 from kombulite.brokers.waits import WaitQueue
 from kombulite.entity import Queue
@@ -283,6 +286,8 @@ class Messages:
                 starting.append(transport.consume(channel.number, queue.name, tag, False, self._exclusive, arguments))
             for each in starting:  # all are under way at once
                 await session.waits.answer(each)
+            if not channel.is_open:  # lost since, before this was among what goes on by itself
+                raise closed()
             if self._is_over:  # it ended meanwhile, which is no fault of the connection
                 session.drop_channel(channel)
                 return

@@ -178,9 +178,14 @@ class ThreadedTransport(DelegatingTransport):
         pause = SHORTEST_LOOK
         while True:
             outcomes = self._call_all()
-            events = self._receive() if self._consumers and self.sync.connected else []
+            try:
+                events = self._receive() if self._consumers and self.sync.connected else []
+            except Exception:
+                self._loop.call_soon_threadsafe(self._take, outcomes, ())  # those were done before it ended
+                raise
             if outcomes or events:
                 self._loop.call_soon_threadsafe(self._take, outcomes, events)
+                outcomes, events = [], []  # an error's frames keep what they refer to, and so the messages held
                 pause = SHORTEST_LOOK
                 continue
             if self._is_ending:
@@ -233,6 +238,7 @@ class ThreadedTransport(DelegatingTransport):
             except Exception:
                 if events:  # what came before it ended counts
                     self._loop.call_soon_threadsafe(self._take, [], events)
+                events, found = [], ()  # see above
                 raise
             if not found:
                 break

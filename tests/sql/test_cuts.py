@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, suppress
 from itertools import accumulate, repeat
 from random import randint
 from time import monotonic
+from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
-from kombulite import Connection, Consumer, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Producer, Queue, aio, exceptions
 from tests.proxy import Cut, Direction, Proxy
 
 MAX_BYTES = 20_000  # more than a conversation takes
+UNCUT = 1 << 30  # bytes
+LOST = (exceptions.ConnectionError, exceptions.OperationalError, psycopg.OperationalError)
 
 
 class Ledger:
@@ -24,6 +29,10 @@ class Ledger:
         self.accepted: set[str] = set()
         self.unknown: set[str] = set()  # the connection was lost before the answer
         self.acknowledged: set[str] = set()
+
+    def accept(self, names: list[str]) -> None:
+        self.unknown.difference_update(names)
+        self.accepted.update(names)
 
 
 @pytest.fixture(params=[pytest.param(1, id="every byte", marks=pytest.mark.soak), pytest.param(2500, id="some bytes")])
@@ -43,8 +52,51 @@ def test_nothing_is_lost_by_a_cut(postgresql_url, lengths, direction):
             length = next(lengths)
             assert length < MAX_BYTES
             proxy.cut = Cut(direction, length)
-            is_cut = not converse(Connection(proxy.url(postgresql_url), transport_options=options), length, ledger)
+            is_cut = not converse(proxy.url(postgresql_url), options, length, ledger)
         left = rest(other)
+    check(ledger, left)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("direction", Direction, ids=lambda direction: direction.value)
+@pytest.mark.parametrize("before", [0, 1, 2], ids=["the connection", "the transaction of via", "the listener"])
+def test_nothing_is_lost_by_a_cut_on_an_event_loop(postgresql_url, lengths, direction, before):
+    """One of three connections is cut, those after it are not: the program goes on by itself to its end."""
+    options = {"table_prefix": f"c{uuid4().hex[:8]}_", "lease": 1}
+    ledger, taken = Ledger(), 0
+    with Connection(postgresql_url, transport_options=options) as other, Proxy(other.port) as proxy:
+        Queue("orders")(other).declare()
+        for length in lengths:
+            cut = Cut(direction, length)
+            proxy.cuts, taken = iter([Cut(direction, UNCUT)] * before + [cut]), proxy.taken
+            url = proxy.url(postgresql_url)
+            asyncio.run(asyncio.wait_for(converse_on_loop(url, options, length, ledger), 60))
+            if proxy.taken - taken == 3:  # nothing was opened anew: the cut was behind the end
+                break
+            assert length < MAX_BYTES
+        left = rest(other)
+    check(ledger, left)
+
+
+def test_call_that_was_done_before_the_connection_was_lost_is_answered(tmp_path):
+    async def work() -> Any:
+        async with aio.connect(f"sqlite:///{tmp_path}/messages.db") as connection:
+            await connection.producer().publish(1, "orders", declare=[Queue("orders")])
+            transport: Any = connection.session.transport
+
+            def lose(timeout: float) -> None:
+                transport.sync.collect()
+                raise exceptions.RecoverableConnectionError("lost")
+
+            transport.sync.receive = lose  # it looks for messages once the consumer has started
+            async with AsyncExitStack() as stack:
+                messages = await insist(lambda: stack.enter_async_context(connection.consume("orders")))
+                return (await messages.next(timeout=20)).payload
+
+    assert asyncio.run(work()) == 1
+
+
+def check(ledger: Ledger, left: list[str]) -> None:
     assert len(left) == len(set(left)), "a message is there twice"
     # One that was acknowledged comes again where its ack was collected with others, and the lease ran out before.
     assert set(left) <= ledger.accepted | ledger.unknown | ledger.acknowledged
@@ -52,8 +104,9 @@ def test_nothing_is_lost_by_a_cut(postgresql_url, lengths, direction):
     assert ledger.acknowledged
 
 
-def converse(connection: Connection, number: int, ledger: Ledger) -> bool:
+def converse(url: str, options: dict[str, Any], number: int, ledger: Ledger) -> bool:
     """Publish, consume and acknowledge over a connection; returns whether it was not cut."""
+    connection = Connection(url, transport_options=options)
 
     def publish(names: list[str]) -> None:
         ledger.unknown.update(names)
@@ -61,8 +114,13 @@ def converse(connection: Connection, number: int, ledger: Ledger) -> bool:
             producer.publish(names[0])
         else:
             producer.publish_many(names)
-        ledger.unknown.difference_update(names)
-        ledger.accepted.update(names)
+        ledger.accept(names)
+
+    def publish_via(name: str) -> None:
+        ledger.unknown.add(name)
+        with psycopg.connect(url) as application:
+            producer.publish(name, via=application)
+        ledger.accept([name])
 
     acknowledging: list[str] = []
 
@@ -76,11 +134,12 @@ def converse(connection: Connection, number: int, ledger: Ledger) -> bool:
         Queue("orders")(connection).declare()
         publish([f"single {number}"])
         publish([f"first {number}", f"second {number}"])
+        publish_via(f"via {number}")
         with Consumer(connection, [Queue("orders")], callbacks=[take], prefetch_count=2):
-            while len(acknowledging) < 3:
+            while len(acknowledging) < 4:
                 connection.drain_events(timeout=20)
         connection.release()
-    except (exceptions.ConnectionError, exceptions.OperationalError):
+    except LOST:
         with suppress(exceptions.AMQPError):
             connection.release()
         # An ack is committed when it returns, or it was collected with others and may come again.
@@ -89,6 +148,41 @@ def converse(connection: Connection, number: int, ledger: Ledger) -> bool:
         return False
     ledger.acknowledged.update(acknowledging)
     return True
+
+
+async def converse_on_loop(url: str, options: dict[str, Any], number: int, ledger: Ledger) -> None:
+    """Publish, consume and acknowledge, again where a connection was lost; returns when all came that was accepted."""
+    names = [f"{kind} {number}" for kind in ("single", "first", "second", "third", "via")]
+    single, *many, via = names
+    connection = aio.connect(url, transport_options=options)
+    async with AsyncExitStack() as stack:
+        await insist(lambda: stack.enter_async_context(connection))
+        producer = connection.producer(routing_key="orders")
+
+        async def publish_via() -> None:
+            async with await psycopg.AsyncConnection.connect(url) as application:
+                await producer.publish(via, via=application)
+
+        await insist(lambda: connection.declare(Queue("orders")))
+        await insist(lambda: producer.publish(single, retry=True))
+        await insist(lambda: producer.publish_many(many))
+        await insist(publish_via)
+        ledger.accept(names)
+        messages = await insist(lambda: stack.enter_async_context(connection.consume("orders", prefetch=2)))
+        while not ledger.acknowledged.issuperset(names):
+            message = await messages.next(timeout=30)
+            assert message is not None, "it does not come"
+            ledger.acknowledged.add(message.payload)
+            with suppress(exceptions.RecoverableConnectionError):
+                await message.ack()
+
+
+async def insist(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Do something again if a connection was lost."""
+    for _ in range(3):  # what comes at once after the loss may be lost with it
+        with suppress(*LOST):
+            return await call()
+    return await call()
 
 
 def rest(connection: Connection) -> list[str]:
