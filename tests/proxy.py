@@ -9,7 +9,7 @@ import struct
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from enum import Enum
 from typing import Any, NamedTuple
@@ -42,6 +42,7 @@ class Pair:
 
     def __init__(self, client: asyncio.StreamWriter, broker: asyncio.StreamWriter, cut: Cut | None) -> None:
         self.silent = False
+        self.source: str = client.get_extra_info("peername")[0]
         self._targets = {Direction.REQUEST: broker, Direction.REPLY: client}
         self._cut = cut  # of its own
         self._counted: Cut | None = None  # the cut that the next two are about
@@ -97,6 +98,8 @@ class Proxy:
         self.deaf = False
         #: Whether new connections are ended at once, as if there were no broker any more.
         self.ended = False
+        #: Addresses from which nothing passes, nor to them.
+        self.parted: frozenset[str] = frozenset()
         #: Connections taken so far.
         self.taken = 0
         #: The port that new connections lead to.
@@ -131,6 +134,11 @@ class Proxy:
     def finish(self) -> None:
         """End all connections with FIN."""
         self._on_loop(lambda: [pair.end() for pair in self._pairs])
+
+    def part(self, sources: Iterable[str]) -> None:
+        """Pass nothing any more from these addresses, nor to them. Open connections stay so until the reset."""
+        self.parted = frozenset(sources)
+        self._on_loop(lambda: [setattr(pair, "silent", True) for pair in self._pairs if pair.source in self.parted])
 
     def silence(self) -> None:
         """Pass nothing any more on all connections that there are, and do not close them."""
@@ -190,7 +198,7 @@ class Proxy:
             raise
         self._transports.add(broker_writer.transport)
         pair = Pair(writer, broker_writer, next(self.cuts, None))
-        pair.silent = self.deaf
+        pair.silent = self.deaf or pair.source in self.parted
         self._pairs.add(pair)
         try:
             await asyncio.gather(
