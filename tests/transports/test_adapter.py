@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict, deque
 from queue import Empty
 from types import SimpleNamespace
@@ -462,3 +463,29 @@ def test_a_subclass_of_connection_chooses_a_class_by_that_of_its_url(monkeypatch
     with Choosing("memory://") as connection:
         assert connection.connect().connected
         assert type(connection.transport) is resolve_transport("memory")
+
+
+def test_an_ack_of_another_thread_wakes_a_transport_that_had_no_credit(connection, queue, monkeypatch):
+    waits = threading.Event()
+    woken = []
+
+    class Noted(threading.Event):
+        def wait(self, timeout=None):
+            waits.set()
+            woken.append(super().wait(timeout))
+
+    monkeypatch.setattr(StoreTransport, "polling_interval", 20)
+    got = []
+    producer = connection.Producer(exchange=queue.exchange)
+    with connection.Consumer(queue, callbacks=[lambda body, message: got.append(message)], prefetch_count=1):
+        connection.transport._settled = Noted()
+        for number in range(2):
+            producer.publish(number, routing_key="a.b", declare=[queue])
+        connection.drain_events(timeout=5)
+        acknowledging = threading.Thread(target=lambda: waits.wait(20) and got[0].ack())
+        acknowledging.start()
+        connection.drain_events(timeout=20)
+        acknowledging.join(20)
+        assert [message.payload for message in got] == [0, 1]
+        assert woken == [True]
+        got[1].ack()

@@ -231,7 +231,7 @@ class QoS:
 
     def _wake(self) -> None:
         settled = getattr(getattr(self.channel, "connection", None), "_settled", None)
-        if isinstance(settled, Event):
+        if isinstance(settled, Event) and not settled.is_set():
             settled.set()
 
     def restore_unacked(self) -> list[tuple[BaseException, Any]]:
@@ -405,9 +405,10 @@ class _Recipients:
 
     def __call__(self, raw_message: Any) -> Any:
         consumers = self.consumers
+        if len(consumers) == 1:
+            return consumers[0][2](raw_message)
         chosen = next((each for each in consumers if each[0].qos.can_consume()), consumers[0])
-        if len(consumers) > 1:
-            self.consumers = [*(each for each in consumers if each is not chosen), chosen]
+        self.consumers = [*(each for each in consumers if each is not chosen), chosen]
         return chosen[2](raw_message)
 
 
@@ -1007,7 +1008,6 @@ class Transport(base.Transport):
             interval = timeout
         pause = MIN_PAUSE
         while True:
-            self._settled.clear()
             before = monotonic()
             try:
                 self.cycle.get(self._deliver, timeout=timeout)
@@ -1018,7 +1018,8 @@ class Transport(base.Transport):
                 if timeout is None and not self._callbacks and self.channels and not self._consumes():
                     text = "waiting without a timeout, and there is no consumer to wait for"
                     raise OperationalError(text) from None
-                if interval and self._is_short_of_credit():
+                self._settled.clear()
+                if interval and self._is_short_of_credit():  # what is settled from here on wakes
                     self._settled.wait(interval)
                 elif interval:
                     sleep(interval)
