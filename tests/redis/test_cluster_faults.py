@@ -139,7 +139,7 @@ def test_all_nodes_are_restarted(six, layout):
 @pytest.mark.timeout(1800)
 @LAYOUTS
 def test_a_master_falls_silent(six, layout):
-    with Work(six, {**layout, "socket_timeout": 2}) as work:
+    with Work(six, {**layout, "socket_timeout": 2, "wait_replicas": 1}) as work:
         for number in range(3):
             work.run(100)
             master = six.master_of(slot_in(layout, f"ledger{number}"))
