@@ -856,14 +856,25 @@ class Channel(BaseChannel):
     def _closed_by_broker(self, error: exceptions.ChannelError) -> None:
         consumers = set(self._subscriptions)
         # Others are raised for those that they concern; one of a publish may come when nobody publishes.
-        level = "ERROR" if error.method_sig == BASIC_PUBLISH else "INFO"
+        is_of_publish = error.method_sig == BASIC_PUBLISH
+        level = "ERROR" if is_of_publish else "INFO"
         self._log(level, f"the broker closed channel {self.channel_id}: {error}", reason=error)
+        if not consumers and not is_of_publish:  # nobody loses anything: as kombu's, it goes on
+            self._open_again()
+            return
         self.failure = error
         self.detach()
         self.session.remove(self)
         if consumers:
             self.unreported = consumers
             self.session.report_closed(self)
+
+    def _open_again(self) -> None:
+        before, transport = self.channel_id, self._bare_transport
+        self._highest_tag = transport.highest_tag(before)
+        self.reopen(transport)
+        self.session.renumber(self, before)
+        self.resume({})
 
     def disown(self, consumer_tags: Iterable[str]) -> None:
         """Do not report to these consumers that the broker closed the channel, because they have another.

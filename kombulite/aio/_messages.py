@@ -286,11 +286,11 @@ class Messages:
                 starting.append(transport.consume(channel.number, queue.name, tag, False, self._exclusive, arguments))
             for each in starting:  # all are under way at once
                 await session.waits.answer(each)
-            if not channel.is_open:  # lost since, before this was among what goes on by itself
-                raise closed()
             if self._is_over:  # it ended meanwhile, which is no fault of the connection
                 session.drop_channel(channel)
                 return
+            if not channel.is_open:  # lost since, before this was among what goes on by itself
+                raise closed()
         except BaseException:
             session.drop_channel(channel)
             raise

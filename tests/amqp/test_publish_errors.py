@@ -179,10 +179,29 @@ def test_error_of_a_request_names_it(channel, name):
         channel.queue_declare(name("missing"), passive=True)
     assert caught.value.reply_code == caught.value.code == 404
     assert caught.value.method_name == "Queue.declare"
-    assert not channel.is_open
-    for verb in (lambda: channel.queue_declare("x"), lambda: channel.basic_ack(1), lambda: channel.basic_qos(0, 1)):
-        with pytest.raises(exceptions.RecoverableConnectionError, match="closed"):
-            verb()
+
+
+def test_a_channel_that_is_opened_again_keeps_its_limits_and_settles_nothing_of_before(confirming, queue, name):
+    channel = confirming.channel()
+    channel.basic_qos(0, 1, False)
+    Producer(channel).publish_many(["first", "second"], routing_key=queue.name)
+    before = channel.basic_get(queue.name)
+    with pytest.raises(exceptions.NotFound):
+        channel.queue_declare(name("missing"), passive=True)
+    with pytest.raises(exceptions.RecoverableConnectionError, match="before"):
+        before.ack()
+    got = []
+    channel.basic_consume(queue.name, callback=got.append)
+    confirming.drain_events(timeout=30)
+    with pytest.raises(TimeoutError):  # one is under way
+        confirming.drain_events(timeout=0.1)
+    assert [message.payload for message in got] == ["first"]
+    got.pop().ack()
+    confirming.drain_events(timeout=30)
+    got.pop().ack()
+    Producer(channel).publish("third", routing_key=queue.name)  # confirmed
+    confirming.drain_events(timeout=30)
+    assert [message.payload for message in got] == ["third"]
 
 
 def test_unroutable_message_comes_back_to_its_listener(connection, name):
