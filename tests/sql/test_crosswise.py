@@ -137,12 +137,6 @@ def release(scene, connection):
     return connection.release
 
 
-def take_over(scene, connection):
-    scene.lost.transport.collect()
-    connection.transport.collect()
-    return connection.transport.connect
-
-
 def expire(scene, connection):
     expiring = Queue(f"{scene.name}.{uuid4().hex}", expires=0.001)(connection)
     expiring.declare()
@@ -151,7 +145,7 @@ def expire(scene, connection):
 
 CALLS = [
     declare, declare_again, delete, delete_dead, delete_bound, purge, publish, publish_to_new, reject, requeue,
-    end_consumer, end_auto_delete, renew, renew_after_the_clock_was_put_back, release, take_over, expire,
+    end_consumer, end_auto_delete, renew, renew_after_the_clock_was_put_back, release, expire,
 ]  # fmt: skip
 #: Those that waited for each other once.
 ALWAYS = [(declare, delete), (end_consumer, delete)]
