@@ -290,7 +290,7 @@ class Messages:
                 session.drop_channel(channel)
                 return
             if not channel.is_open:  # lost since, before this was among what goes on by itself
-                raise closed()
+                raise channel.failure or closed()
         except BaseException:
             session.drop_channel(channel)
             raise

@@ -45,6 +45,7 @@ class Channel:
         self.connection: Any = session.address
         self.number = number
         self.is_open = True
+        self.failure: Exception | None = None  # what it was lost for
         self.on_event: Callable[[Event], object] | None = None
         self.on_closed: Callable[[object], object] | None = None  # called with why it is closed
         self.positions: StreamPositions | None = None  # of its consumers, once one has a message of a stream
@@ -328,6 +329,7 @@ class AsyncSession(Session):
     def forget(self, channel: Channel, reason: object) -> None:
         """Take a channel for closed."""
         channel.is_open = False
+        channel.failure = reason if isinstance(reason, Exception) else None
         if channel.on_closed is not None:
             channel.on_closed(reason)
         if self._channels.get(channel.number) is channel:

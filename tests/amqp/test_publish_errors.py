@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -202,6 +203,29 @@ def test_a_channel_that_is_opened_again_keeps_its_limits_and_settles_nothing_of_
     Producer(channel).publish("third", routing_key=queue.name)  # confirmed
     confirming.drain_events(timeout=30)
     assert [message.payload for message in got] == ["third"]
+
+
+def test_a_channel_is_opened_again_once_though_two_threads_know_that_it_is_closed(connection, name, queue):
+    """One has the error of its request, the other may have the event."""
+    channel, over = connection.channel(), threading.Event()
+    consumer = Consumer(connection.channel(), queue, on_message=lambda message: over.set())
+    consumer.consume()
+
+    def drain():
+        while not over.is_set():
+            with suppress(exceptions.NotFound):
+                connection.drain_events(timeout=30)
+
+    def ask():
+        for _ in range(50):
+            with pytest.raises(exceptions.NotFound):
+                channel.queue_declare(name("missing"), passive=True)
+        with connection.clone() as other:
+            Producer(other).publish("over", routing_key=queue.name)
+
+    in_threads(drain, ask)
+    opened = {0, queue.channel.channel_id, consumer.channel.channel_id, channel.channel_id}
+    assert set(connection.transport._protocol.channels) == opened
 
 
 def test_unroutable_message_comes_back_to_its_listener(connection, name):

@@ -61,7 +61,7 @@ if not IS_QUORUM:
         Queue(named("urgent"), Exchange(named("urgent")), named("urgent"), max_priority=9),
         Broadcast(named("everybody")),
     ]
-if not BROKER.startswith("sqla+"):  # whose options all go to SQLAlchemy, which refuses what it does not know
+if not str(BROKER).startswith("sqla+"):  # whose options all go to SQLAlchemy, which refuses what it does not know
     app.conf.broker_transport_options["visibility_timeout"] = int(os.environ.get("SHOP_LEASE", "3600"))
 if "redis" in BROKER:
     app.conf.broker_transport_options["priority_steps"] = list(range(10))

@@ -50,7 +50,8 @@ class AMQPVerbs:
         return self._protocol.highest_tag(channel) if self._protocol is not None else 0
 
     def channel_is_open(self, channel: int) -> bool:
-        return self._protocol is not None and channel in self._protocol.channels
+        state = self._protocol.channels.get(channel) if self._protocol is not None else None
+        return state is not None and state.error is None
 
     def recover(self, channel: int) -> Any:
         return self._perform(channel, methods.BASIC_RECOVER, True)
