@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Callable
 from math import inf
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from kombulite import Consumer, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Producer, Queue, exceptions
 from kombulite.brokers.redis import held_acks, maintainer
+from kombulite.brokers.redis.cluster import ChoreNodes
+from kombulite.brokers.redis.cluster.held_acks import ClusterHeldAcks
+from kombulite.brokers.redis.held_acks import HeldAcks
+from kombulite.brokers.redis.leases import Lease
+from kombulite.utils.locks import Lock
 from tests.redis.conftest import drain
 from tests.servers import wait_until
 
@@ -93,7 +102,8 @@ def test_acks_that_wait_leave_before_what_is_sent_next(ours, client, name, step)
         are_settled(client)
         assert client.llen(name) == MESSAGES - 2
     else:
-        wait_until(lambda: client.hlen("unacked") == MESSAGES - 2, 20, "they wait still")
+        # The rest stays, or is put back by the other connection.
+        wait_until(lambda: client.hlen("unacked") + client.llen(name) == MESSAGES - 2, 20, "they wait still")
 
 
 @pytest.mark.usefixtures("patient")
@@ -145,3 +155,140 @@ def test_nothing_is_asked_of_the_thread_where_no_ack_waits(ours, client, name):
     are_settled(client)
     assert connection.transport._maintainer._flush_at == inf
     consumer.cancel()
+
+
+# --- what happens to those that are not sent
+
+
+def held_for(acks: HeldAcks, channel: str, *tags: str) -> None:
+    """Have acks wait as those of a channel, with more messages at hand."""
+    ready = [None] * held_acks.MIN_FOLLOWING
+    state: Any = SimpleNamespace(leased=SimpleNamespace(ready=ready), on_settled=channel)
+    assert acks.hold(state, [Lease(tag, "q", "q", b"") for tag in tags])
+
+
+def tags_of(leases: Any) -> bytes:
+    return b" ".join(lease.tag.encode() for lease in leases)
+
+
+@pytest.mark.parametrize("refused", [b"1 2", b"3", b"4"])
+def test_acks_that_cannot_be_sent_wait_on_in_their_order(refused: bytes) -> None:
+    sent: list[bytes] = []
+
+    def post(data: bytes, *arguments: Any, **options: Any) -> None:
+        if data == refused:
+            raise exceptions.RecoverableConnectionError("lost")
+        sent.append(data)
+
+    stream: Any = SimpleNamespace(lock=Lock(), check=lambda: None, post=post, before_send=None)
+    acks = HeldAcks(stream, tags_of, lambda: True)
+    held_for(acks, "first", "1", "2")
+    held_for(acks, "second", "3")
+    held_for(acks, "third", "4")
+    with pytest.raises(exceptions.RecoverableConnectionError):
+        stream.before_send()
+    left = [(channel, data) for channel, data, _ in acks.unanswered()]
+    everything = [("first", b"1 2"), ("second", b"3"), ("third", b"4")]
+    assert left == everything[len(sent) :]
+    assert left[0][1] == refused
+    refused = b""
+    stream.before_send()
+    assert sent == [b"1 2", b"3", b"4"]
+    assert not acks.unanswered()
+
+
+@pytest.fixture
+def in_a_cluster() -> ClusterHeldAcks:
+    """The acks of a connection to a cluster that is not reached."""
+    transport: Any = Connection("rediscluster://").transport
+    return ClusterHeldAcks(transport._stream, transport._protocol.keys, lambda: True)
+
+
+def test_acks_for_a_cluster_wait_until_they_are_sent(
+    in_a_cluster: ClusterHeldAcks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever closes the connection meanwhile finds them, and so does who looks after a failure."""
+    nodes: Any = in_a_cluster._nodes
+    held_for(in_a_cluster, "first", "1")
+    held_for(in_a_cluster, "second", "2")
+    everything = in_a_cluster.unanswered()
+    assert [channel for channel, _, _ in everything] == ["first", "second"]
+
+    def refuse(acks: Any) -> None:
+        assert in_a_cluster.unanswered() == everything
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(nodes, "post_acks", refuse)
+        with pytest.raises(KeyboardInterrupt):
+            nodes.poll()
+    assert in_a_cluster.unanswered() == everything
+    nodes.poll()
+    assert not in_a_cluster.unanswered()
+    assert [post._on_reply for post, _, _ in nodes.unanswered] == ["first"] * 2 + ["second"] * 2
+
+
+def exit_code_of(work: Callable[[], object]) -> int:
+    """Do something in a forked child. 0: done, 1: the connection is its parent's; else it failed or hung."""
+    child = os.fork()
+    if not child:
+        code = 2
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)
+            work()
+            code = 0
+        except exceptions.RecoverableConnectionError:
+            code = 1
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("tags", [(), ("1",)], ids=["none", "one"])
+def test_a_child_that_was_forked_while_nodes_were_in_use_ends(in_a_cluster: ClusterHeldAcks, tags: Any) -> None:
+    nodes: Any = in_a_cluster._nodes
+    if tags:
+        held_for(in_a_cluster, "first", *tags)
+    is_held, may_go = threading.Event(), threading.Event()
+
+    def use() -> None:
+        with nodes.lock:
+            is_held.set()
+            may_go.wait(60)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    try:
+        assert is_held.wait(20)
+        assert exit_code_of(held_acks._flush_all) == 0
+        assert exit_code_of(nodes.poll) == 1
+    finally:
+        may_go.set()
+        thread.join()
+
+
+def test_a_forked_child_reads_nothing_that_a_node_says_to_its_parent(cluster: Any) -> None:
+    transport: Any = Connection(cluster.url).transport
+    nodes = ChoreNodes(transport._cluster, 60.0).open(None)
+    nodes.connect()
+    try:
+        for stream in nodes.streams.values():
+            stream.used_at -= 2
+            assert exit_code_of(stream.is_alive) == 1
+            assert stream.is_alive()
+    finally:
+        nodes.drop()
+
+
+def test_what_other_threads_have_sent_is_not_sent_again(
+    in_a_cluster: ClusterHeldAcks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes: Any = in_a_cluster._nodes
+    for _ in range(2):
+        nodes.post_at(0, b"*1\r\n$4\r\nPING\r\n", 1, print, may_repeat=True)
+    monkeypatch.setattr(nodes, "_post", lambda post, **options: nodes._refused.clear())
+    for post in nodes._refused:
+        post.due = 0.0
+    nodes.poll()
+    assert nodes.next_flush is None

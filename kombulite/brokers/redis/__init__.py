@@ -37,7 +37,7 @@ from kombulite.brokers.redis.maintainer import LeaseMaintainer
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.plans import Plan
 from kombulite.brokers.redis.protocol import RedisProtocol
-from kombulite.brokers.redis.replies import OnReply
+from kombulite.brokers.redis.replies import OnReply, Posted
 from kombulite.brokers.redis.stream import Stream
 from kombulite.brokers.redis.waiter import Waiter
 
@@ -141,11 +141,13 @@ class Transport(BaseTransport):
         if self._pid == os.getpid():
             if self._maintainer is not None:
                 self._maintainer.stop()
-            unanswered = self._streams[0].unanswered if self._streams else []
+            unanswered: list[Posted] = []
             if self._acks is not None:
                 with suppress(exceptions.ConnectionError, OSError):  # it is lost
                     self._acks.flush_if_free()
-                unanswered = self._streams[0].unanswered + self._acks.unanswered()
+                unanswered = self._acks.unanswered()  # first: another thread may be about to post them
+            if self._streams:
+                unanswered += self._streams[0].unanswered
             self._protocol.abandon(unanswered)
         self._channels.clear()
         for stream in self._streams:

@@ -21,6 +21,9 @@ MIN_FOLLOWING = 32
 #: Acks that wait, at most.
 MAX_HELD = 100
 
+#: Acks, channel by channel.
+Groups = list[tuple[RedisChannel, list[Lease]]]
+
 
 class HeldAcks:
     """The acks of one connection that wait: for ``MAX_HELD``, for the next command, or for ``flush``.
@@ -37,8 +40,8 @@ class HeldAcks:
         self._stream = stream
         self._pack = pack
         self._on_hold = on_hold
-        # Threads append to it and take from it without a lock: ``before_send`` is set after the one, and unset before
-        # the other.
+        # Any thread appends to it, and then sets ``before_send``. ``flush`` unsets that, and takes them out, under the
+        # connection's lock: each when it is sent, so that ``unanswered`` misses none. To send one twice does no harm.
         self._held: deque[tuple[RedisChannel, Lease]] = deque()
         _all.add(self)
 
@@ -59,13 +62,16 @@ class HeldAcks:
 
     def flush(self) -> None:
         """Send the acks that wait. If that fails, they wait on, for the connection that takes over."""
-        self._stream.before_send = None
-        for state, leases in self._take():
+        stream = self._stream
+        if not self._held and stream.before_send is None:
+            return
+        stream.check()  # before the lock: in a forked child somebody else may hold it
+        with stream.lock:
+            stream.before_send = None
             try:
-                if data := self._pack(leases):
-                    self._stream.post(data, ACK_REPLIES, state.on_settled, may_repeat=True)
+                self._send(self._groups())
             except BaseException:
-                self._held.extend((state, lease) for lease in leases)
+                stream.before_send = self.flush
                 raise
 
     def flush_if_free(self) -> bool:
@@ -79,16 +85,25 @@ class HeldAcks:
         return True
 
     def unanswered(self) -> list[Posted]:
-        """Take the acks that wait, as commands that may be sent over another connection."""
-        packed = [(state, self._pack(leases)) for state, leases in self._take()]
+        """Return the acks that wait, as commands that may be sent over another connection."""
+        packed = [(state, self._pack(leases)) for state, leases in self._groups()]
         return [(state.on_settled, data, ACK_REPLIES) for state, data in packed if data]
 
-    def _take(self) -> list[tuple[RedisChannel, list[Lease]]]:
-        taken: list[tuple[RedisChannel, Lease]] = []
-        with suppress(IndexError):  # the last: another thread may have taken it, too
-            while True:
-                taken.append(self._held.popleft())
-        return [(state, [lease for _, lease in each]) for state, each in groupby(taken, itemgetter(0))]
+    def _send(self, groups: Groups) -> None:
+        for state, leases in groups:
+            if data := self._pack(leases):
+                self._stream.post(data, ACK_REPLIES, state.on_settled, may_repeat=True)
+            self._note_sent(leases)
+
+    def _groups(self) -> Groups:
+        """Return what waits, channel by channel."""
+        return [(state, [lease for _, lease in each]) for state, each in groupby(self._held.copy(), itemgetter(0))]
+
+    def _note_sent(self, leases: Sequence[Lease]) -> None:
+        held = self._held
+        for lease in leases:
+            if held and held[0][1] is lease:  # not if another thread has sent it, while this one waited
+                held.popleft()
 
 
 _all: WeakSet[HeldAcks] = WeakSet()

@@ -9,7 +9,7 @@ from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.cluster.handover import by_queue
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.nodes import Nodes
-from kombulite.brokers.redis.held_acks import HeldAcks
+from kombulite.brokers.redis.held_acks import Groups, HeldAcks
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, pack_acknowledgement
 from kombulite.brokers.redis.replies import Posted
 
@@ -25,21 +25,22 @@ class ClusterHeldAcks(HeldAcks):
         self._nodes = nodes
         self._keys = keys
 
-    def flush(self) -> None:
-        """Send the acks that wait. What a node does not take is sent again by ``Nodes``."""
-        self._nodes.before_send = None
-        self._nodes.post_acks(
-            [(self._keys.of(queue).slot, data, state.on_settled) for state, queue, data in self._packed()]
-        )
-
     def unanswered(self) -> list[Posted]:
-        """Take the acks that wait, as commands that may be sent over another connection."""
-        return [(state.on_settled, data, ACK_REPLIES) for state, _, data in self._packed()]
+        """Return the acks that wait, as commands that may be sent over another connection."""
+        return [(state.on_settled, data, ACK_REPLIES) for state, _, data in self._packed(self._groups())]
 
-    def _packed(self) -> list[tuple[RedisChannel, str, bytes]]:
+    def _send(self, groups: Groups) -> None:
+        # What a node does not take is sent again by ``Nodes``.
+        self._nodes.post_acks(
+            [(self._keys.of(queue).slot, data, state.on_settled) for state, queue, data in self._packed(groups)]
+        )
+        for _, leases in groups:
+            self._note_sent(leases)
+
+    def _packed(self, groups: Groups) -> list[tuple[RedisChannel, str, bytes]]:
         return [
             (state, queue, pack_acknowledgement(self._keys.of(queue), [lease.tag for lease in mine]))
-            for state, leases in self._take()
+            for state, leases in groups
             for queue, mine in by_queue(_noted(leases))
         ]
 
