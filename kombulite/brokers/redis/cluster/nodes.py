@@ -319,6 +319,14 @@ class Nodes:
                 raise
         return None
 
+    def _begin(self) -> None:
+        """Send what waits for the next command. Raises what ``check`` does."""
+        self.check()  # before a lock: in a forked child somebody else may hold it
+        if self.before_send is not None:
+            with self.lock:
+                if self.before_send is not None:
+                    self.before_send()
+
     def _deadline(self, timeout: float | None) -> float:
         return monotonic() + (timeout or self._timeout_cap or self.cluster.timeout)
 
@@ -326,8 +334,7 @@ class Nodes:
         """Send a packed command and return the reply."""
         slot = self._cache.slot_of(data)
         assert slot is not None, "a command without a key"
-        if self.before_send is not None:
-            self.before_send()
+        self._begin()
         deadline, reply = self._deadline(timeout), None
         stream = self._living(self.cluster.slots.owners[slot])
         if stream is not None and not self._refused:
@@ -352,8 +359,7 @@ class Nodes:
 
     def _exchange(self, units: list[Unit], deadline: float, patience: float | None = None) -> list[Any]:
         patience = self.patience if patience is None else patience
-        if self.before_send is not None:
-            self.before_send()
+        self._begin()
         with self.lock:
             self.flush(deadline)
             left, last_try = units, min(deadline - MIN_TRY, monotonic() + patience)
@@ -596,6 +602,8 @@ class Nodes:
             self.refresh_if_stale(deadline)
             now = monotonic()
             for _ in range(len(self._refused)):
+                if not self._refused:  # another thread has sent them, while this one waited
+                    return
                 post = self._refused.popleft()
                 if post.due > now:
                     self._refused.append(post)
@@ -609,14 +617,12 @@ class Nodes:
     @property
     def next_flush(self) -> float | None:
         """Seconds until something is sent again; None where nothing waits for that."""
-        if not self._refused:
-            return None
-        return max(min(post.due for post in list(self._refused)) - monotonic(), 0.0)
+        due = min((post.due for post in list(self._refused)), default=None)
+        return None if due is None else max(due - monotonic(), 0.0)
 
     def wait_for_replies(self) -> None:
         """Wait for the replies to all posted commands."""
-        if self.before_send is not None:
-            self.before_send()
+        self._begin()
         deadline = self._deadline(None)
         with self.lock:
             while True:
@@ -639,8 +645,7 @@ class Nodes:
 
     def poll(self, timeout: float | None = None) -> None:
         """Read what has arrived, without waiting, and send again what was refused, within so many seconds."""
-        if self.before_send is not None:
-            self.before_send()
+        self._begin()
         for stream in list(self.streams.values()):
             self._try(stream, stream.poll)
         self._catch_up(timeout)

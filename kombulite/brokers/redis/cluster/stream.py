@@ -122,6 +122,8 @@ class NodeStream(Stream):
         idle = monotonic() - self.used_at
         if not self.is_open or idle <= IDLE:
             return self.is_open
+        if self._is_parents:  # before the lock, and before what the parent is to read
+            self.check()
         with self.lock:
             try:
                 if self._readable.select(0):
