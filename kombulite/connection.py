@@ -15,7 +15,7 @@ from kombulite._client.address import DEFAULT_FAILOVER_STRATEGY, FAILOVER_STRATE
 from kombulite._client.counters import Counters
 from kombulite._client.lifecycle import State
 from kombulite._client.process import add_hook, register, remove_hook, watch_connections
-from kombulite._client.retry import BlockingRetrier, ChannelHolder, Refusals, RetryPolicy, library_errors
+from kombulite._client.retry import CONNECT_FIELDS, BlockingRetrier, ChannelHolder, Refusals, RetryPolicy, library_errors
 from kombulite._client.session import ChannelSession
 from kombulite._client.topology import restore_topology
 from kombulite._core import declaration_key
@@ -920,6 +920,16 @@ class Connection(Address):
                 retrier = retrier or BlockingRetrier(self, obj, policy)
                 retrier.prepare(error, transport)
 
+    def connect_as(self, policy: Mapping[str, Any]) -> None:
+        """Connect, if need be, as often as a policy says, and else as ``transport_options`` do.
+
+        Args:
+            policy: Keywords of ``ensure``.
+        """
+        if not self.connected:
+            given = {name: policy[name] for name in CONNECT_FIELDS if name in policy}
+            self._ensure_connection(**{**self._extract_failover_opts(), **given})
+
     def abandon(self, transport: Transport | None, reason: object) -> None:
         """Drop a transport that failed, and select the next URL; another transport is left alone.
 
@@ -1248,4 +1258,7 @@ def _unpickle(cls: type[Connection], arguments: dict[str, Any]) -> Connection:
 def _close_in(pid: int, transport: Transport) -> None:
     """Close what was opened in that process; a forked child's copy is not its to close."""
     if os.getpid() == pid:
-        transport.close()
+        try:
+            transport.close()
+        except (exceptions.ConnectionError, OSError):  # the broker is gone
+            transport.collect()

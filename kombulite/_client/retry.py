@@ -24,6 +24,10 @@ class RetryPolicy(NamedTuple):
     retry_errors: tuple[type[BaseException], ...] | None = None
 
 
+#: What of a policy holds for connecting too.
+CONNECT_FIELDS = RetryPolicy._fields[:5]
+
+
 class NextTry(Enum):
     """What has to be done before something is tried again."""
 
@@ -100,7 +104,7 @@ class BlockingRetrier(Retrier):
         if following is not NextTry.WHEN_CONNECTED:
             return
         left = None if policy.max_retries is None else max(policy.max_retries - retries, 1)
-        connection._ensure_connection(policy.errback, left, *policy[2:5], reraise_as_library_errors=False)
+        connection._ensure_connection(policy.errback, left, *policy[2:5])
         channel = connection.default_channel
         self._obj.revive(channel)
         if policy.on_revive is not None:
@@ -182,7 +186,7 @@ class ChannelHolder:
         self._connection = connection
         self._fun = fun
         self.channel = channel
-        self._options = {name: options[name] for name in RetryPolicy._fields[:5] if name in options}
+        self._options = options
         self.__name__ = getattr(fun, "__name__", None)
         self.__doc__ = getattr(fun, "__doc__", None)
         self.__module__ = getattr(fun, "__module__", None)  # type: ignore[assignment]
@@ -190,9 +194,8 @@ class ChannelHolder:
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Call the function, and return its result and the channel."""
         if self.channel is None:
-            connection = self._connection
-            connection._ensure_connection(**{**connection._extract_failover_opts(), **self._options})
-            self.revive(connection.default_channel)
+            self._connection.connect_as(self._options)
+            self.revive(self._connection.default_channel)
         return self._fun(*args, channel=self.channel, **kwargs), self.channel
 
     def revive(self, channel: Any) -> None:

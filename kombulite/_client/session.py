@@ -153,11 +153,6 @@ class ChannelSession(Session, BaseSession):
         if self.default_channel is channel:
             self.default_channel = None
 
-    def renumber(self, channel: SessionChannel, before: int) -> None:
-        """Note the number of a channel that was opened again."""
-        self.channels.pop(before, None)
-        self.add(channel)
-
     def replace_channels(self, channels: Sequence[SessionChannel]) -> None:
         """Note the numbers that the channels have on another connection."""
         self.channels = {channel.channel_id: channel for channel in channels}

@@ -31,7 +31,6 @@ from kombulite.brokers.base import (
     Transport,
 )
 from kombulite.message import Message
-from kombulite.utils.locks import Lock
 from kombulite.utils.logs import log
 from kombulite.utils.uuid import uuid
 
@@ -172,7 +171,6 @@ class Channel(BaseChannel):
         super().__init__(channel_id, self.session.tally, Outcome.ACK)
         self.connection = connection  #: for programs: the channel itself talks to its session
         self.is_open = True
-        self._closing = Lock()
         #: What the broker closed the channel for.
         self.failure: exceptions.ChannelError | None = None
         #: Called with (exception, exchange, routing_key, message) for each returned message.
@@ -846,43 +844,26 @@ class Channel(BaseChannel):
 
     def _notice(self, error: exceptions.ChannelError) -> None:
         """After an error: has the broker closed the channel for it, or for the fault of another message?"""
-        number = self.channel_id
-        if self.is_open and not self._transport.channel_is_open(number):
+        if self.is_open and not self._transport.channel_is_open(self.channel_id):
             cause = error.__cause__
-            self._closed_by_broker(cause if isinstance(cause, exceptions.ChannelError) else error, number)
+            self._closed_by_broker(cause if isinstance(cause, exceptions.ChannelError) else error)
 
     @property
     def publish_failed(self) -> bool:
         """True if the broker closed the channel because of a publish."""
         return self.failure is not None and self.failure.method_sig == BASIC_PUBLISH
 
-    def _closed_by_broker(self, error: exceptions.ChannelError, number: int) -> None:
-        with self._closing:  # one thread has the error of its request, another the event
-            if self.is_open and self.channel_id == number:
-                self._lose_channel(error)
-
-    def _lose_channel(self, error: exceptions.ChannelError) -> None:
+    def _closed_by_broker(self, error: exceptions.ChannelError) -> None:
         consumers = set(self._subscriptions)
         # Others are raised for those that they concern; one of a publish may come when nobody publishes.
-        is_of_publish = error.method_sig == BASIC_PUBLISH
-        level = "ERROR" if is_of_publish else "INFO"
+        level = "ERROR" if error.method_sig == BASIC_PUBLISH else "INFO"
         self._log(level, f"the broker closed channel {self.channel_id}: {error}", reason=error)
-        if not consumers and not is_of_publish:  # as kombu's, it goes on
-            self._open_again()
-            return
         self.failure = error
         self.detach()
         self.session.remove(self)
         if consumers:
             self.unreported = consumers
             self.session.report_closed(self)
-
-    def _open_again(self) -> None:
-        before, transport = self.channel_id, self._bare_transport
-        self._highest_tag = transport.highest_tag(before)
-        self.reopen(transport)
-        self.session.renumber(self, before)
-        self.resume({})
 
     def disown(self, consumer_tags: Iterable[str]) -> None:
         """Do not report to these consumers that the broker closed the channel, because they have another.
@@ -989,7 +970,7 @@ class Channel(BaseChannel):
         subscription.on_cancel(event.consumer_tag)
 
     def _on_closed(self, event: ChannelClosed) -> None:
-        self._closed_by_broker(event.error, event.channel)
+        self._closed_by_broker(event.error)
         if self.unreported or not self.publish_failed:
             self.unreported.clear()
             raise event.error

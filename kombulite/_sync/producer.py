@@ -404,6 +404,8 @@ class Producer(MessageMaker, BaseProducer):
             raise exceptions.NotBoundError("the producer has no channel and no connection")
         if not self._insures_itself:
             return connection.ensure(self, fun, **(retry_policy or {}))(*args)
+        if self._facade is None:  # the policy holds for connecting too
+            connection.connect_as(retry_policy or {})
         policy = RetryPolicy(**retry_policy) if retry_policy else RetryPolicy()
         return connection.call_insured(self, policy, fun, *args)
 

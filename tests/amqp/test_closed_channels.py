@@ -107,7 +107,7 @@ def test_whatever_comes_for_a_closed_channel_is_discarded(peer: p.Peer) -> None:
         late_frames(session)
         session.expect(p.CHANNEL_CLOSE_OK)
         late_frames(session)
-        session.open_channel()  # the same one, under another number
+        session.open_channel()
         late_frames(session)
         method = session.expect(p.DECLARE)  # and no word on channel 1 before it
         assert method.channel == 2
@@ -119,7 +119,7 @@ def test_whatever_comes_for_a_closed_channel_is_discarded(peer: p.Peer) -> None:
         channel = connection.channel()
         with pytest.raises(NotFound):
             channel.queue_declare("nothing", passive=True)
-        info = channel.queue_declare("there", passive=True)
+        info = connection.channel().queue_declare("there", passive=True)
         assert info is not None
         assert info.queue == "there"
         assert connection.connected
@@ -148,10 +148,9 @@ def test_a_number_that_is_used_again_gets_nothing_of_its_predecessor(peer: p.Pee
         message.ack()
 
     with peer.connection() as connection:
-        channel = connection.channel()
         with pytest.raises(NotFound):
-            channel.queue_declare("nothing", passive=True)
-        channel.basic_consume("q", callback=receive)
+            connection.channel().queue_declare("nothing", passive=True)
+        connection.channel().basic_consume("q", callback=receive)
         connection.drain_events(timeout=p.PATIENCE)
         assert received == [b"its own"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
 
 import pytest
 
@@ -180,52 +179,10 @@ def test_error_of_a_request_names_it(channel, name):
         channel.queue_declare(name("missing"), passive=True)
     assert caught.value.reply_code == caught.value.code == 404
     assert caught.value.method_name == "Queue.declare"
-
-
-def test_a_channel_that_is_opened_again_keeps_its_limits_and_settles_nothing_of_before(confirming, queue, name):
-    channel = confirming.channel()
-    channel.basic_qos(0, 1, False)
-    Producer(channel).publish_many(["first", "second"], routing_key=queue.name)
-    before = channel.basic_get(queue.name)
-    with pytest.raises(exceptions.NotFound):
-        channel.queue_declare(name("missing"), passive=True)
-    with pytest.raises(exceptions.RecoverableConnectionError, match="before"):
-        before.ack()
-    got = []
-    channel.basic_consume(queue.name, callback=got.append)
-    confirming.drain_events(timeout=30)
-    with pytest.raises(TimeoutError):  # one is under way
-        confirming.drain_events(timeout=0.1)
-    assert [message.payload for message in got] == ["first"]
-    got.pop().ack()
-    confirming.drain_events(timeout=30)
-    got.pop().ack()
-    Producer(channel).publish("third", routing_key=queue.name)  # confirmed
-    confirming.drain_events(timeout=30)
-    assert [message.payload for message in got] == ["third"]
-
-
-def test_a_channel_is_opened_again_once_though_two_threads_know_that_it_is_closed(connection, name, queue):
-    """One has the error of its request, the other may have the event."""
-    channel, over = connection.channel(), threading.Event()
-    consumer = Consumer(connection.channel(), queue, on_message=lambda message: over.set())
-    consumer.consume()
-
-    def drain():
-        while not over.is_set():
-            with suppress(exceptions.NotFound):
-                connection.drain_events(timeout=30)
-
-    def ask():
-        for _ in range(50):
-            with pytest.raises(exceptions.NotFound):
-                channel.queue_declare(name("missing"), passive=True)
-        with connection.clone() as other:
-            Producer(other).publish("over", routing_key=queue.name)
-
-    in_threads(drain, ask)
-    opened = {0, queue.channel.channel_id, consumer.channel.channel_id, channel.channel_id}
-    assert set(connection.transport._protocol.channels) == opened
+    assert not channel.is_open
+    for verb in (lambda: channel.queue_declare("x"), lambda: channel.basic_ack(1), lambda: channel.basic_qos(0, 1)):
+        with pytest.raises(exceptions.RecoverableConnectionError, match="closed"):
+            verb()
 
 
 def test_unroutable_message_comes_back_to_its_listener(connection, name):

@@ -204,21 +204,6 @@ def test_passive_declare_asserts(broker, connection, queue):
         Exchange(broker.name("no-such-exchange"), passive=True)(connection.channel()).declare()
 
 
-def test_channel_goes_on_after_an_error(broker, channel):
-    """Programs ask for a queue and make it if it is not there, on one channel, which RabbitMQ closes in between."""
-    queue = Queue(broker.name("asked-for"))(channel)
-    for _ in range(3):
-        with pytest.raises(exceptions.NotFound):
-            queue.queue_declare(passive=True)
-        assert channel.is_open
-    queue.declare()
-    assert channel.connection.default_channel.queue_declare(queue.name, passive=True) == (queue.name, 0, 0)
-    with pytest.raises(exceptions.PreconditionFailed):
-        Queue(queue.name, durable=False)(channel).declare()
-    Producer(channel).publish("goes on", routing_key=queue.name)
-    assert bodies(queue) == ["goes on"]
-
-
 def test_passive_declare_of_an_empty_queue_succeeds(queue):
     assert queue.queue_declare(passive=True) == (queue.name, 0, 0)
 

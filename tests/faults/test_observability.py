@@ -93,13 +93,12 @@ def test_each_vain_attempt_is_in_the_log(server, log):
 
 def test_a_channel_that_the_broker_closes_is_in_the_log(connection, log):
     channel = connection.channel()
-    number = channel.channel_id  # it is opened again, under another one
     with pytest.raises(exceptions.NotFound):
         channel.queue_declare("nowhere", passive=True)
     (record,) = [record for record in log.records if record.name == "kombulite.channel"]
     assert record.levelno == logging.INFO  # whoever asked for it knows
     assert record.connection == connection.as_uri()
-    assert record.channel == number
+    assert record.channel == channel.channel_id
     assert isinstance(record.reason, exceptions.NotFound)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from kombulite import Connection, Consumer, Producer, Queue, aio, exceptions
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, exceptions
 from kombulite.message import Message
 from tests.aio.conftest import run, soon
 from tests.conftest import started
@@ -206,3 +208,35 @@ def test_changed_password_is_asked_for_with_the_next_connection(user, raw, name)
         connection.ensure_connection()
         wait_until(lambda: not raw.hlen("unacked"), 20, "the ack is lost")
         assert Queue(name)(connection).get(no_ack=True).payload == "second"
+
+
+def test_a_policy_holds_for_the_first_connection_and_after_its_loss(start_server):
+    """Its errback is called, and what ends it is one error, as with kombu."""
+    server = start_server(RedisServer)
+    policy = {"max_retries": 2, "interval_start": 0.01, "interval_step": 0, "interval_max": 0.01}
+    for is_new in (False, True):
+        told = []
+        with Connection(f"redis://127.0.0.1:{server.port}") as connection:
+            producer = Producer(connection, routing_key="q")
+            if not is_new:
+                producer.publish("taken")
+                server.stop()
+            errback = lambda error, interval: told.append(interval)  # noqa: E731
+            with pytest.raises(exceptions.OperationalError):
+                producer.publish("lost", retry=True, retry_policy={**policy, "errback": errback})
+        assert len(told) >= policy["max_retries"]
+
+
+def test_a_forgotten_connection_whose_server_is_gone_ends_without_a_word(start_server):
+    server = start_server(RedisServer)
+    connection = Connection(f"redis://127.0.0.1:{server.port}")
+    Consumer(connection.channel(), Queue("q", Exchange("f", "fanout")), on_message=print).consume()
+    server.stop()
+    said = []
+    sys.unraisablehook, hook = said.append, sys.unraisablehook
+    try:
+        del connection
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+    assert not said

@@ -373,6 +373,25 @@ def test_many_messages_are_deleted_in_parts(database, in_parts, verb, count):
     assert connection.transport._database.value("SELECT count(*) FROM {p}messages") == 0
 
 
+def test_a_queue_that_is_deleted_in_parts_goes_as_a_whole(database, in_parts, monkeypatch):
+    """Though a consumer came when it was half empty."""
+    connection, other = database.connect(), database.connect()
+    queue = Queue("orders")(connection)
+    queue.declare()
+    Producer(connection, routing_key="orders").publish_many(range(10))
+    consumer = Consumer(other.channel(), Queue("orders"), on_message=print)
+    purge = connection.transport._purge
+
+    def purge_beside_a_consumer(record):
+        consumer.consume()
+        return purge(record)
+
+    monkeypatch.setattr(connection.transport, "_purge", purge_beside_a_consumer)
+    queue.delete(if_unused=True)
+    with pytest.raises(exceptions.NotFound):
+        Queue("orders")(connection.channel()).queue_declare(passive=True)
+
+
 def test_many_messages_of_a_queue_that_expires_are_deleted_in_time(database, in_parts):
     connection = database.connect()
     queue = Queue("orders", expires=60)(connection)

@@ -1,7 +1,7 @@
 """The routing table: each lookup beside a naive model of it."""
 
 from decimal import Decimal
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 import pytest
 from hypothesis import given, settings
@@ -509,6 +509,26 @@ def test_headers(arguments, matching, others):
         assert reached(table, "any key", headers) == {"q"}, headers
     for headers in others:
         assert reached(table, "any key", headers) == set(), headers
+
+
+class Kind(str, Enum):
+    A = "a"
+
+
+class Raw(bytes):
+    pass
+
+
+@pytest.mark.parametrize(("bound", "header"), [("a", Kind.A), (Kind.A, "a"), (b"a", Kind.A), (Raw(b"a"), "a")])
+def test_headers_of_a_subclass_are_what_amqp_carries(bound, header):
+    table = table_of("headers", ("q", "", {"x": bound, "nested": {"a": [bound]}}))
+    assert reached(table, "", {"x": header, "nested": {Kind.A: [header]}}) == {"q"}
+
+
+def test_bytes_of_a_subclass_that_are_no_text_are_compared_too():
+    table = table_of("headers", ("q", "", {"x": Raw(b"\xff")}))
+    assert reached(table, "", {"x": b"\xff"}) == {"q"}
+    assert reached(table, "", {"x": Raw(b"\xfe")}) == set()
 
 
 @pytest.mark.parametrize("mode", ["", "ALL", "some", None, 1, ["all"], {}])

@@ -691,7 +691,7 @@ cdef class FrameDecoder:
     cdef bint _decoding  # a frame is looked at where it lies
     cdef Py_ssize_t _limit  # bytes in a payload
     cdef dict _contents  # by channel that is open
-    cdef dict _closed  # the last tag of channels that were open
+    cdef set _closed  # channels that were open
     cdef _Content _content  # of the channel that had a message last
     cdef unsigned int _content_channel
     cdef object _error
@@ -706,7 +706,7 @@ cdef class FrameDecoder:
 
     def __cinit__(self):
         self._contents = {}
-        self._closed = {}
+        self._closed = set()
         self._capacity = 2 * ROOM
         self._data = <char*> PyMem_Malloc(self._capacity)
         if self._data == NULL:
@@ -732,14 +732,13 @@ cdef class FrameDecoder:
         cdef _Content content = _Content()
         content.first_tag = content.last_tag = above
         self._contents[channel] = content
-        self._closed.pop(channel, None)
+        self._closed.discard(channel)
         self._content = None
 
     def close(self, uint16_t channel):
         """Discard the messages that are still in flight on a channel, until it is opened again."""
-        cdef _Content content = self._contents.pop(channel, None)
-        if content is not None:
-            self._closed[channel] = content.last_tag
+        if self._contents.pop(channel, None) is not None:
+            self._closed.add(channel)
         self._content = None
 
     def is_closed(self, uint16_t channel):
@@ -747,9 +746,9 @@ cdef class FrameDecoder:
         return channel in self._closed
 
     def last_tag(self, uint16_t channel):
-        """The highest delivery tag given out on a channel, also on a closed one; 0 if there was none."""
+        """The highest delivery tag given out on a channel, 0 if there was none."""
         cdef _Content content = self._content_of(channel)
-        return self._closed.get(channel, 0) if content is None else content.last_tag
+        return 0 if content is None else content.last_tag
 
     def sources(self, uint16_t channel):
         """Return whether messages of queues, and whether messages of streams came on a channel: a pair."""

@@ -366,14 +366,18 @@ cdef object wire_form(object value):
         enter_recursion(b" while comparing arguments")
         try:
             if isinstance(value, dict):
-                members = [(str(name), wire_form(item)) for name, item in value.items()]
+                members = [(exact_str(name) if isinstance(name, str) else str(name), wire_form(item))
+                           for name, item in value.items()]
                 return dict, tuple(sorted(members, key=repr))
             return list, tuple([wire_form(item) for item in value])
         finally:
             Py_LeaveRecursiveCall()
-    if isinstance(value, bytes) and is_text(value):
-        return str, value.decode()
-    for kind in (bool, str, int, float):
+    if isinstance(value, str):
+        return str, exact_str(value)
+    if isinstance(value, bytes):
+        value = bytes.__getitem__(value, slice(None))  # of the class itself
+        return (str, value.decode()) if is_text(value) else (bytes, value)
+    for kind in (bool, int, float):
         if isinstance(value, kind):
             return kind, kind(value)
     if isinstance(value, decimal_type()):

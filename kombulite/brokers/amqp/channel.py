@@ -98,7 +98,7 @@ class AMQPChannel:
         """Return the error for a delivery that is not to be settled any more."""
         if self.stale > self.tag_offset:
             return exceptions.PreconditionFailed("the message went back to its queue when the channel recovered")
-        return exceptions.RecoverableConnectionError("the message came before the connection or the channel was lost")
+        return exceptions.RecoverableConnectionError("the message came on a connection that was lost")
 
     def ask_flow(self) -> None:
         """Expect one more answer to channel.flow."""

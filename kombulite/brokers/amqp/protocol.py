@@ -135,7 +135,8 @@ class AMQPProtocol:
 
     def highest_tag(self, number: int) -> int:
         """Return the highest delivery tag given out on a channel, also on one that the broker has closed."""
-        return self.stream.decoder.last_tag(number)
+        failed = self._failed.get(number)
+        return failed.tag_offset if failed is not None else self.stream.decoder.last_tag(number)
 
     def end_consumers(self, channel: AMQPChannel, timeout: float | None = None) -> str | None:
         """End the consumers of a channel that is about to be closed, except one, whose tag is returned.
@@ -331,6 +332,7 @@ class AMQPProtocol:
         stream = self.stream
         channel.error = error
         stream.send(stream.encoder.method(number, *methods.CHANNEL_CLOSE.reply, b""), on_turn=channel.leave)
+        channel.tag_offset = stream.decoder.last_tag(number)
         # A thread that waits for an answer on it gets the error there; else the event, or the next request, has it.
         self._failed[number] = channel
         self.drop_channel(channel, (Delivery, Cancelled))

@@ -201,7 +201,7 @@ class SQLTransport(ChannelTransport):
             return QueueInfo(name, self._messages.size(record, limit), self.consumer_count(name))
 
     def delete_queue(self, channel: int, name: str, if_unused: bool, if_empty: bool) -> int:
-        deleted = 0
+        deleted, chosen = 0, None
         while True:
             with self._session.transaction():
                 self._channel(channel)
@@ -210,14 +210,18 @@ class SQLTransport(ChannelTransport):
                     record = self._topology.queue(name)
                 except exceptions.NotFound:
                     return deleted
-                if if_unused and self.consumer_count(name):
-                    raise exceptions.PreconditionFailed(f"queue '{name}' is in use")
-                if if_empty and self._messages.size(record):
-                    raise exceptions.PreconditionFailed(f"queue '{name}' is not empty")
+                if chosen is None:  # once: when a part is gone, the rest goes too
+                    if if_unused and self.consumer_count(name):
+                        raise exceptions.PreconditionFailed(f"queue '{name}' is in use")
+                    if if_empty and self._messages.size(record):
+                        raise exceptions.PreconditionFailed(f"queue '{name}' is not empty")
+                elif record.id != chosen:
+                    return deleted  # another one of that name
                 if self._messages.size(record, DELETED_AT_ONCE) < DELETED_AT_ONCE:
                     deleted += self._topology.delete_queue(record)
                     self._forget_queue(record)
                     return deleted
+            chosen = record.id
             deleted += self._purge(record)
 
     def _forget_queue(self, record: QueueRecord) -> None:
