@@ -221,9 +221,9 @@ def test_a_policy_holds_for_the_first_connection_and_after_its_loss(start_server
             if not is_new:
                 producer.publish("taken")
                 server.stop()
-            errback = lambda error, interval: told.append(interval)  # noqa: E731
+            told_by = {**policy, "errback": lambda error, interval, told=told: told.append(interval)}
             with pytest.raises(exceptions.OperationalError):
-                producer.publish("lost", retry=True, retry_policy={**policy, "errback": errback})
+                producer.publish("lost", retry=True, retry_policy=told_by)
         assert len(told) >= policy["max_retries"]
 
 
