@@ -15,7 +15,14 @@ from kombulite._client.address import DEFAULT_FAILOVER_STRATEGY, FAILOVER_STRATE
 from kombulite._client.counters import Counters
 from kombulite._client.lifecycle import State
 from kombulite._client.process import add_hook, register, remove_hook, watch_connections
-from kombulite._client.retry import CONNECT_FIELDS, BlockingRetrier, ChannelHolder, Refusals, RetryPolicy, library_errors
+from kombulite._client.retry import (
+    CONNECT_FIELDS,
+    BlockingRetrier,
+    ChannelHolder,
+    Refusals,
+    RetryPolicy,
+    library_errors,
+)
 from kombulite._client.session import ChannelSession
 from kombulite._client.topology import restore_topology
 from kombulite._core import declaration_key
