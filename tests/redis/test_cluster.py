@@ -14,6 +14,7 @@ from kombulite import Connection, Exchange, Queue, aio
 from kombulite._core import pack_command
 from kombulite.brokers.redis.cluster.keys import tag_of
 from kombulite.brokers.redis.cluster.slots import Refusal, SlotMap, refusal_of, slot_of
+from kombulite.brokers.redis.maintainer import LeaseMaintainer
 from kombulite.cli.commands import kombulite
 from kombulite.exceptions import AccessRefused, MessageReturned, NotAllowed, RecoverableConnectionError
 from tests.servers import RedisNode, RedisServer
@@ -428,6 +429,18 @@ def test_bindings_that_are_read_while_their_slot_moves_are_read_again(cluster):
         second(other).declare()
         producer.publish(2, routing_key="key")
         assert receive(other, second, 1) == [2]
+
+
+def test_a_consumer_for_whose_leases_no_thread_starts_may_be_tried_again(monkeypatch):
+    transport = Connection("rediscluster://").transport
+
+    def refuse(maintainer):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(LeaseMaintainer, "start", refuse)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            transport._keep(None)
 
 
 def test_of_what_was_refused_only_acks_are_sent_over_the_next_connection():

@@ -245,7 +245,11 @@ class Transport(SingleServerTransport):
             opener: Any = ChoreNodes(self._cluster, protocol.options.visibility_timeout)
             chores = Chores if self._is_compatible else ClusterChores
             self._maintainer = maintainer = LeaseMaintainer(protocol, opener, self._stream, self._streams, chores)
-            maintainer.start()
+            try:
+                maintainer.start()
+            except RuntimeError:  # no thread can be started: the next consumer tries again
+                self._maintainer = None
+                raise
             if isinstance(protocol, ClusterProtocol):
                 protocol.bring_back_soon = maintainer.bring_back_now
         elif queue is not None and protocol.topology.declared.ends(queue):
