@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,6 +15,11 @@ from redis.auth.token import SimpleToken
 from redis.credentials import StreamingCredentialProvider
 
 from kombulite import Connection, Queue, aio
+from kombulite._core import pack_command
+from kombulite.brokers.redis.cluster.stream import NodeStream
+from kombulite.brokers.redis.errors import ServerClosed
+from tests.redis.test_aio import transport_of
+from tests.redis.test_joined_acks import exit_code_of
 from tests.servers import wait_until
 
 TIMEOUT = 20.0
@@ -127,3 +133,62 @@ def test_refused_credentials_are_logged_and_the_connection_goes_on(server, redis
         assert queue.get(timeout=TIMEOUT).payload == 1
         assert "refuses the new credentials" in caplog.text
         assert connection.counters.reconnects == 0
+
+
+AUTH = pack_command(("AUTH", "default", "x"))
+
+
+def test_what_a_lost_connection_did_not_answer_is_left_to_nobody(redis_url):
+    with Connection(redis_url) as connection:
+        connection.default_channel.basic_get("alive")
+        stream = connection.transport._stream
+        stream.authenticate(AUTH)
+        assert stream.is_waiting
+        assert stream.unanswered == []
+        assert stream._queue.may_repeat  # it keeps no idle connection from being opened anew
+
+
+def test_what_an_event_loop_s_lost_connection_did_not_answer_is_left_to_nobody(redis_url):
+    async def main():
+        async with aio.connect(redis_url) as connection:
+            stream = transport_of(connection)._stream
+            stream._authenticate(AUTH)
+            assert stream.is_waiting
+            assert stream.unanswered == []
+            assert stream._queue.may_repeat
+
+    asyncio.run(main())
+
+
+def test_a_node_that_closes_an_idle_connection_with_acks_to_answer_loses_none(cluster):
+    with Connection(cluster.url, transport_options={"hash_tag": "{shop}"}) as connection:
+        connection.default_channel.basic_get("alive")
+        nodes = connection.transport._stream
+        stream = next(iter(nodes.streams.values()))
+        assert isinstance(stream, NodeStream)
+        stream._queue.expect(2, print, b"ZREM, HDEL")
+        stream.used_at -= 2
+        nodes._lose(stream, ServerClosed("it was idle"))
+        assert nodes.is_open
+        assert stream.address not in nodes.streams
+
+
+def test_a_forked_child_does_not_log_in_over_its_parent_s_connection(redis_url):
+    with Connection(redis_url) as connection:
+        connection.default_channel.basic_get("alive")
+        stream = connection.transport._stream
+        is_held, may_go = threading.Event(), threading.Event()
+
+        def use():
+            with stream.lock:
+                is_held.set()
+                may_go.wait(60)
+
+        thread = threading.Thread(target=use)
+        thread.start()
+        try:
+            assert is_held.wait(TIMEOUT)
+            assert exit_code_of(lambda: stream.authenticate(AUTH)) == 0
+        finally:
+            may_go.set()
+            thread.join()

@@ -205,7 +205,7 @@ class Stream:
             if more and not self._is_corked and self._may_cork:
                 self._cork(True)
             try:
-                self._post(data, replies, on_reply, may_repeat, timeout)
+                self._post(data, replies, on_reply, data if may_repeat else None, timeout)
                 if self._is_corked and not more:
                     self._cork(False)
             except BaseException:
@@ -213,12 +213,12 @@ class Stream:
                 raise
 
     def _post(
-        self, data: bytes, replies: int, on_reply: OnReply, may_repeat: bool, timeout: float | None = None
+        self, data: bytes, replies: int, on_reply: OnReply, again: bytes | None, timeout: float | None = None
     ) -> None:
         self._send(data, timeout or self._timeout)
         if not self._posted:
             self._waiting_since = self.used_at
-        self._queue.expect(replies, on_reply, data if may_repeat else None)
+        self._queue.expect(replies, on_reply, again)
 
     def answer_posted(self, message: Any) -> None:
         """Take what the server has just pushed for the reply to the first posted command that has none."""
@@ -342,18 +342,23 @@ class Stream:
             try:
                 if self.is_open and not self._converses and len(self._posted) < MAX_POSTED and not self._has_ended():
                     used_at, self._pinged_at = self.used_at, monotonic()
-                    self._post(PING, 1, _ignore, may_repeat=True)
+                    self._post(PING, 1, _ignore, b"")
                     self.used_at = used_at
             finally:
                 self.lock.release()
         return self.ping_interval
 
     def authenticate(self, command: bytes) -> None:
-        """Send a packed ``AUTH``, from any thread. Its reply is left to the next that reads."""
+        """Send a packed ``AUTH``, from any thread. Its reply is left to the next that reads.
+
+        It is not sent again over another connection: that logs in by itself, and may be another user's.
+        """
+        if not self.is_open or self._is_parents:  # before the lock: in a forked child somebody else may hold it
+            return
         with self.lock:
             if self.is_open and not self._converses and len(self._posted) < MAX_POSTED:
                 used_at = self.used_at
-                self._post(command, 1, note_reply, may_repeat=True)
+                self._post(command, 1, note_reply, b"")
                 self.used_at = used_at
 
     def _has_ended(self) -> bool:

@@ -376,7 +376,8 @@ class AsyncStream:
 
     def _authenticate(self, command: bytes) -> None:
         if self.is_open:
-            self.post(command, 1, note_reply, may_repeat=True)
+            self._expect(1, note_reply, b"")  # another connection logs in by itself, and may be another user's
+            self._append(command)
 
     def _lose(self, error: Exception) -> None:
         self.close()

@@ -177,7 +177,7 @@ class Nodes:
                 stream.drop()
                 return
             idle = monotonic() - stream.used_at
-            was_idle = isinstance(error, ServerClosed) and idle > IDLE and all(again for _, again, _ in stream.posted)
+            was_idle = isinstance(error, ServerClosed) and idle > IDLE and stream.may_repeat
             if self._has_one_slot and not was_idle:
                 stream.drop()
                 raise error

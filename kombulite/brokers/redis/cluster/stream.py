@@ -111,6 +111,11 @@ class NodeStream(Stream):
         """What was posted and has no reply."""
         return list(self._posted)
 
+    @property
+    def may_repeat(self) -> bool:
+        """Whether all that was posted and has no reply may be sent again, or need not."""
+        return self._queue.may_repeat
+
     def take_posted(self) -> list[Posted]:
         """Return ``posted``, and forget it."""
         posted = self.posted
