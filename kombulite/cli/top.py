@@ -191,36 +191,50 @@ def _keyboard() -> Iterator[Callable[[float], str | None]]:
 
 
 def _fitted(readings: Sequence[BrokerReading], view: View, size: ConsoleDimensions) -> RenderableType:
-    """Return what fits a terminal of this size: so many queues of each broker, and the keys."""
-    rows = (size.height - 1) // max(len(readings), 1) - ROUND_A_TABLE
+    """Return what fits a terminal of this size: so many queues of each broker, or none, and the keys."""
+    lines = size.height - 1
     keys = Text(KEYS, style="dim", no_wrap=True, overflow="ellipsis")
-    return Group(_screen(readings, view, size.width, max(rows, 1)), keys)
+    rows = max(lines // max(len(readings), 1) - ROUND_A_TABLE, 0)
+    return Group(_screen(readings[:lines], view, size.width, rows), keys)
 
 
 def _screen(readings: Sequence[BrokerReading], view: View, width: int, rows: int | None = None) -> RenderableType:
-    """Return the brokers with their queues, each at most ``rows``, in ``width`` columns."""
+    """Return the brokers with their queues, each at most ``rows``, in ``width`` columns.
+
+    With ``rows`` nothing takes more than one line: what is too long is cut. With 0 there are headings only.
+    """
     parts: list[RenderableType] = []
     for reading in readings:
         total = sum(each.ready for each in reading.queues)
         state = f"{_queues(len(reading.queues))}, {total:,} ready" if reading.error is None else "cannot be read"
         paused = "  (paused)" if view.paused else ""
         parts.append(Text.assemble((reading.broker, "bold"), f"  {state}", paused, no_wrap=True, overflow="ellipsis"))
+        if rows == 0:
+            continue
         if reading.error is not None:
-            parts.append(Text(printable(reading.error), style="red"))
+            parts.append(_line(printable(reading.error), "red", cut=rows is not None))
         else:
             queues = view.select(reading.queues)
-            parts.append(_table(queues[:rows], view, width))
+            parts.append(_table(queues[:rows], view, width, cut=rows is not None))
             if len(queues[:rows]) < len(queues):
                 parts.append(Text(f"{_queues(len(queues) - len(queues[:rows]))} more", style="dim"))
     return Group(*parts)
+
+
+def _line(text: str, style: str = "", *, cut: bool) -> Text:
+    """Return a text that is cut where it is longer than its line, or goes on in the next."""
+    return Text(text, style, no_wrap=True, overflow="ellipsis") if cut else Text(text, style)
 
 
 def _queues(number: int) -> str:
     return "1 queue" if number == 1 else f"{number:,} queues"
 
 
-def _table(queues: Sequence[QueueReading], view: View, width: int) -> Table:
-    """Return a table of queues, without the columns of which nothing is known, or for which there is no room."""
+def _table(queues: Sequence[QueueReading], view: View, width: int, *, cut: bool) -> Table:
+    """Return a table of queues, without the columns of which nothing is known, or for which there is no room.
+
+    ``cut``: a name that is too long ends in an ellipsis instead of going on in a second line.
+    """
     known = [name for name in NUMBERS if name == view.sort or any(getattr(each, name) is not None for each in queues)]
     mark = " ▲" if view.ascending else " ▼"
     cells = {
@@ -243,7 +257,7 @@ def _table(queues: Sequence[QueueReading], view: View, width: int) -> Table:
     for column in shown:
         table.add_column(cells[column][0], justify="right", no_wrap=True)
     for number, each in enumerate(queues, 1):
-        table.add_row(Text(printable(each.queue)), *(cells[column][number] for column in shown))
+        table.add_row(_line(printable(each.queue), cut=cut), *(cells[column][number] for column in shown))
     return table
 
 

@@ -28,7 +28,7 @@ from kombulite.cli.monitor import (
     StatusSource,
     source_of,
 )
-from kombulite.cli.top import View, _fitted
+from kombulite.cli.top import View, _fitted, _screen
 
 pytest_plugins = ["kombulite_pytest"]
 
@@ -145,20 +145,37 @@ def test_keys_work_on_a_terminal(tmp_path):
 READING = QueueReading("", 1, 2, 3, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
 
 
-@pytest.mark.parametrize(("width", "height"), [(200, 50), (80, 24), (40, 12), (26, 9)])
-def test_names_counts_and_keys_are_there_on_a_terminal_of_any_size(width, height):
-    queues = [READING._replace(queue=f"orders-{number}") for number in range(10, 50)]
-    readings = [BrokerReading("sqlite:///queue.db", queues, None)]
+@pytest.mark.parametrize("name_length", [9, 60])
+@pytest.mark.parametrize("brokers", [1, 5])
+@pytest.mark.parametrize(("width", "height"), [(200, 50), (80, 24), (40, 12), (26, 9), (80, 4)])
+def test_names_counts_and_keys_are_there_on_a_terminal_of_any_size(width, height, brokers, name_length):
+    queues = [READING._replace(queue=f"orders-{number}".ljust(name_length, "x")) for number in range(10, 50)]
+    readings = [BrokerReading("sqlite:///queue.db", queues, None)] * brokers
     console = Console(width=width, height=height, file=io.StringIO())
     console.print(_fitted(readings, View(), console.size))
     lines = console.file.getvalue().splitlines()
-    shown = sum("orders-" in line for line in lines)
+    shown = min(max((height - 1) // brokers - 6, 0), 40)  # of each broker
     assert len(lines) <= height
-    assert shown == min(height - 7, 40)
-    assert "ready ▼" in lines[2]
-    assert all(name in lines[2] for name in QueueReading._fields) is (width == 200)
-    assert (f"{40 - shown} queues more" in lines) is (shown < 40)
+    assert sum(line.startswith("sqlite:") for line in lines) == min(brokers, height - 1)
+    assert sum("orders-" in line for line in lines) == shown * brokers
+    assert lines.count(f"{40 - shown} queues more") == (brokers if 0 < shown < 40 else 0)
+    if shown:
+        assert "ready ▼" in lines[2]
+        assert all(name in lines[2] for name in QueueReading._fields) is (width == 200)
     assert lines[-1].startswith("q quit")
+
+
+def test_what_is_too_long_is_cut_on_a_terminal_and_whole_in_the_end():
+    name, error = "orders-" + "x" * 60, "no route " * 20
+    readings = [BrokerReading("a", [READING._replace(queue=name)], None), BrokerReading("b", [], error)]
+    console = Console(width=60, height=20, file=io.StringIO())
+    console.print(_fitted(readings, View(), console.size))
+    assert console.file.getvalue().count("…") >= 2
+    assert name.count("x") > console.file.getvalue().count("x")
+    console = Console(width=60, height=20, file=io.StringIO())
+    console.print(_screen(readings, View(), 60))
+    assert console.file.getvalue().count("x") == name.count("x")
+    assert console.file.getvalue().count("route") == 20
 
 
 # --- the management API ---------------------------------------------------------------------------------------------
