@@ -64,7 +64,7 @@ def named_requirement(module: str) -> Iterator[None]:
         head, _, name = module.partition(".")
         found = next((each for each in TAKEN if name == each or name.startswith(f"{each}.")), None)
         text = str(error)
-        if head != HERE or found is None or "pip install" in text:
+        if isinstance(error, UnboundLocalError) or head != HERE or found is None or "pip install" in text:
             raise
         raise ModuleNotFoundError(f"{text}: pip install '{TAKEN[found]}'", name=error.name) from error
 

@@ -12,7 +12,7 @@ import subprocess
 import pytest
 
 from tests.celery.fleet import LIBRARIES, TIMEOUT, Process
-from tests.conftest import MISSING
+from tests.conftest import missing
 from tests.servers import tail
 
 BATCHES = """
@@ -174,9 +174,7 @@ CASES = {
 def test_a_program_sees_the_same_on_both_libraries(request, tmp_path, package, broker):
     module, program, _ = CASES[package]
     if importlib.util.find_spec(module.partition(".")[0]) is None:
-        reason = f"{package} is not installed"
-        request.config.stash[MISSING].add(reason)
-        pytest.skip(reason)
+        missing(request, f"{package} is not installed", by_hand=True)
     if "://" not in broker:
         broker = request.getfixturevalue("redis_url" if broker == "redis" else "amqp_url")
     if package == "oslo.messaging":

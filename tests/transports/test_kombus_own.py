@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from kombulite import Connection, Exchange, Queue
-from tests.conftest import started
+from kombulite.transport.distribution import named_requirement
+from tests.conftest import missing, started
 from tests.transports.servers import EtcdServer, ZooKeeperServer
 
 #: kombu's models use a loader that SQLAlchemy 2.1 has deprecated.
@@ -38,7 +40,8 @@ def etcd(request):
 
 @pytest.fixture(scope="module")
 def zookeeper(request):
-    pytest.importorskip("kazoo")
+    if importlib.util.find_spec("kazoo") is None:
+        missing(request, "kazoo is not installed", by_hand=True)
     return started(request, ZooKeeperServer).url
 
 
@@ -293,3 +296,13 @@ for name, url in {urls!r}.items():
 """
     done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "becomes"), [(NameError, ModuleNotFoundError), (UnboundLocalError, UnboundLocalError)]
+)
+def test_a_mistake_with_a_local_name_is_no_lack_of_a_package(error, becomes):
+    with pytest.raises(becomes) as caught, named_requirement("kombulite.transport.SQS"):
+        raise error("cannot access 'client'")
+    assert type(caught.value) is becomes
+    assert ("pip install" in str(caught.value)) is (becomes is not error)
