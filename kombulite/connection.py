@@ -1207,6 +1207,7 @@ class PooledConnection(Connection):
         return self._hook_up(Connection(**{**self._own_info(), **overrides}))
 
     def __exit__(self, *exc_info: object) -> None:
+        # For stand-ins: a pool of ours sets a `discard` on what it gives, by which Connection.__exit__ does the same.
         if exc_info[0] is not None and self._pool.limit:
             self._pool.replace(self)
         self.release()

@@ -387,7 +387,7 @@ class Hub:
         """Log an error that a callback raised.
 
         Args:
-            callback: The function to call.
+            callback: The function that raised it.
             exc: The exception.
         """
         logger.error("Callback %r raised exception: %r", callback, exc, exc_info=True)

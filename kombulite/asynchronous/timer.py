@@ -109,7 +109,7 @@ class Timer:
     ``max_interval``: the longest wait that it gives; ``on_error(exception)``: gets what a call raises.
 
     Args:
-        max_interval: Seconds, kept for programs that read it.
+        max_interval: The longest wait that the timer gives, in seconds (None: its default).
         on_error: Called with each exception that a call raises (None: they are logged).
         **kwargs: Ignored.
     """
