@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+import kombulite.serialization
 from tests.servers import PostgreSQLServer, RabbitMQServer, RedisCluster, RedisServer, Server, Unavailable, free_port
 
 MISSING = pytest.StashKey[set[str]]()
@@ -54,6 +56,44 @@ def missing(request: pytest.FixtureRequest, reason: str, *, by_hand: bool = Fals
     if os.environ.get("CI") == "true" and not by_hand:
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def _tables(library: str) -> list[Any]:
+    """What a process's programs may change in a library: its registries, by the names of both libraries."""
+    serialization, compression, json, pools = (
+        importlib.import_module(f"{library}.{name}") for name in ("serialization", "compression", "utils.json", "pools")
+    )
+    registry, private = serialization.registry, "_" * (library == "kombu")
+    return [
+        registry.type_to_name,
+        registry.name_to_type,
+        getattr(registry, f"{private}encoders"),
+        registry._decoders,
+        getattr(registry, "_disabled_content_types" if private else "disabled"),
+        *(getattr(compression, name) for name in ("_aliases", "_encoders", "_decoders")),
+        json._encoders,
+        json._decoders,
+        pools._limit,
+        pools._groups,
+    ]
+
+
+@pytest.fixture
+def tables_stay() -> Iterator[None]:
+    """Put back what a test changes in the registries of both libraries, which other tests see too."""
+    tables = [*_tables("kombu"), *_tables("kombulite")]
+    kept = [list(table.items()) if isinstance(table, Mapping) else list(table) for table in tables]
+    default = kombulite.serialization.registry.default
+    yield
+    for table, before in zip(tables, kept, strict=True):
+        if isinstance(table, Mapping):
+            for key in table.keys() - dict(before).keys():
+                del table[key]
+            table.update(before)
+        else:
+            table.clear()
+            (table.extend if isinstance(table, list) else table.update)(before)
+    kombulite.serialization.registry.default = default
 
 
 def started(request: pytest.FixtureRequest, make: Callable[[], Server | RedisCluster]) -> Any:

@@ -392,29 +392,7 @@ def call(label, library, **changed):
     bench.connection.release()
 
 
-def registries(library):
-    """The tables of a library that the calls change, and other tests use too."""
-    registry = importlib.import_module(f"{library}.serialization").registry
-    private = "_" * (library == "kombu")
-    names = ("type_to_name", "name_to_type", f"{private}encoders", "_decoders")
-    disabled = registry._disabled_content_types if library == "kombu" else registry.disabled
-    compression = importlib.import_module(f"{library}.compression")
-    return [
-        *(getattr(registry, name) for name in names),
-        disabled,
-        *(getattr(compression, name) for name in ("_aliases", "_encoders", "_decoders")),
-    ]
-
-
-@pytest.fixture(autouse=True)
-def registries_stay():
-    """Put back what the calls change in the registries of both libraries."""
-    tables = [*registries("kombu"), *registries("kombulite")]
-    kept = [table.copy() for table in tables]
-    yield
-    for table, before in zip(tables, kept):
-        table.clear()
-        table.update(before)
+pytestmark = pytest.mark.usefixtures("tables_stay")
 
 
 def tried():

@@ -27,6 +27,7 @@ TUTORIALS = [ROOT / "docs/quickstart.md", *sorted((ROOT / "docs/tutorials").glob
 EXAMPLES = [page for page in PAGES if page not in TUTORIALS and BLOCK.search(page.read_text())]
 
 
+@pytest.mark.usefixtures("tables_stay")
 @pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_examples(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

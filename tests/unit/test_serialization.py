@@ -35,15 +35,7 @@ YAML, MSGPACK = "application/x-yaml", "application/x-msgpack"
 DATA, TEXT = "application/data", "text/plain"
 
 
-@pytest.fixture(autouse=True)
-def untouched_registry():
-    tables = registry.encoders, registry.decoders, registry.type_to_name, registry.name_to_type, registry.disabled
-    before, default = [table.copy() for table in tables], registry.default
-    yield
-    for table, contents in zip(tables, before, strict=True):
-        table.clear()
-        table.update(contents)
-    registry.default = default
+pytestmark = pytest.mark.usefixtures("tables_stay")
 
 
 def brackets(name="brackets", content_type="application/x-brackets", **options):
