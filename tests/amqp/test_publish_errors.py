@@ -289,7 +289,8 @@ def test_confirmed_publish_to_a_missing_exchange(confirming, name, queue):
     assert queue.get().payload == "x"
 
 
-def test_a_thread_that_publishes_to_a_missing_exchange_fails_alone(confirming, name, queue):
+@pytest.mark.parametrize("cause", ["publish", "declare"])
+def test_a_thread_whose_fault_closes_the_channel_fails_alone(confirming, name, queue, cause):
     """It shares the channel of the others, which the broker closes each time."""
     innocent = Producer(confirming)
 
@@ -297,10 +298,17 @@ def test_a_thread_that_publishes_to_a_missing_exchange_fails_alone(confirming, n
         for number in range(200):
             innocent.publish(number, routing_key=queue.name, retry=True)
 
+    def publish_to_what_is_missing():
+        with pytest.raises(exceptions.NotFound):
+            Producer(confirming).publish("x", exchange=name("missing"))
+
+    def declare_what_is_missing():
+        with pytest.raises((exceptions.NotFound, exceptions.RecoverableConnectionError)):
+            confirming.default_channel.queue_declare(name("missing"), passive=True)
+
     def fail():
         for _ in range(30):
-            with pytest.raises(exceptions.NotFound):
-                Producer(confirming).publish("x", exchange=name("missing"))
+            publish_to_what_is_missing() if cause == "publish" else declare_what_is_missing()
 
     in_threads(publish, publish, fail)
     bodies = [message.payload for message in iter(lambda: queue.get(no_ack=True), None)]

@@ -21,7 +21,7 @@ from kombulite import exceptions
 from kombulite._core import AckStep, Delivery, NotEncodable
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.blocking import BlockingProtocol, SharedChannel
-from kombulite.brokers.amqp.confirms import Unconfirmed, all_done, ignored_for, is_named
+from kombulite.brokers.amqp.confirms import Unconfirmed, all_done, ignored_for, settle_rest
 from kombulite.brokers.amqp.connector import DEFAULT_TIMEOUT, OPTIONS, open_stream
 from kombulite.brokers.amqp.heartbeat_thread import heartbeats
 from kombulite.brokers.amqp.limits import PrefetchLimit
@@ -325,7 +325,7 @@ class Transport(AMQPVerbs, BaseTransport):
         assert confirms is not None
         stream = protocol.stream
         messages = list(map(Unconfirmed, deliveries))
-        following = 0
+        following = sent = 0
         try:
             while following < len(messages):
                 start = following
@@ -336,19 +336,14 @@ class Transport(AMQPVerbs, BaseTransport):
                     following += 1
                     continue
                 stream.send(frames, timeout, on_turn=partial(channel.count, messages[start:following]))
+                sent = following
                 timeout = self._look(protocol, channel, timeout)
                 if len(confirms) > WINDOW:
                     self._await_confirms(protocol, lambda: len(confirms) <= WINDOW // 2, timeout)
             self._await_confirms(protocol, all_done(messages), timeout)
         except (exceptions.ChannelError, exceptions.Blocked, TimeoutError) as error:
-            # Those that wait for a confirm have their error, if the channel was closed. After a timeout the broker may
-            # have them; a later confirm is ignored.
-            rest: Exception = channel.error or error
-            if channel.error is not None and any(is_named(message.delivery, channel.error) for message in messages):
-                rest = ignored_for(channel.error)
-            for message in messages:
-                if not message.done:
-                    message.settle(rest)
+            # After a timeout the broker may have those that wait for a confirm; a later one is ignored.
+            settle_rest(messages, sent, channel.error, error)
         if channel.error is not None:
             protocol.mark_reported(channel)
         return [(number, message.error) for number, message in enumerate(messages) if message.error is not None]

@@ -145,16 +145,45 @@ def errors_of_each(messages: Sequence[Unconfirmed], error: exceptions.ChannelErr
 
     It is one of those that the broker's error names, which all get it: an exchange may have been there for the first of
     them. The broker ignores what is behind that one, so behind the last of them for certain; of the others it may have
-    some, which it has not confirmed yet. If the error names none, all get it.
+    some, which it has not confirmed yet. If the error names none, all get it; if it is of another request, none does.
     """
+    if error.method_sig != methods.BASIC_PUBLISH:
+        return [unknown_after(error)] * len(messages)
     named = [is_named(each.delivery, error) for each in messages]
     last = max((number for number, is_named in enumerate(named) if is_named), default=None)
     if last is None:
         return [error] * len(messages)
-    ignored = ignored_for(error)
-    unknown = exceptions.RecoverableChannelError(f"the broker may have the message: {ignored}", error.method_sig)
-    unknown.__cause__ = error
+    ignored, unknown = ignored_for(error), unknown_after(error)
     return [error if is_named else unknown if number < last else ignored for number, is_named in enumerate(named)]
+
+
+def settle_rest(
+    messages: Sequence[Unconfirmed], sent: int, closed: exceptions.ChannelError | None, error: Exception
+) -> None:
+    """Settle what is left of a batch, of which ``sent`` messages were sent, when it ends with ``error``.
+
+    ``closed``: what the broker has closed the channel with, if it has. What it names nobody for is told to all.
+    """
+    names_nobody = closed is not None and any(
+        message.error is closed and not is_named(message.delivery, closed) for message in messages
+    )
+    for number, message in enumerate(messages):
+        if message.done:
+            continue
+        if closed is None:
+            message.settle(error)
+        elif names_nobody:
+            message.settle(closed)
+        else:  # one that waits for its confirm gets its error just now, in another thread
+            message.settle(unknown_after(closed) if number < sent else ignored_for(closed))
+
+
+def unknown_after(error: exceptions.ChannelError) -> exceptions.RecoverableChannelError:
+    """Return the error of a message that the broker may have or not, because it has closed the channel."""
+    text = f"the broker may have the message: the channel was closed for something else: {error}"
+    unknown = exceptions.RecoverableChannelError(text, error.method_sig)
+    unknown.__cause__ = error
+    return unknown
 
 
 def ignored_for(error: exceptions.ChannelError) -> MessageIgnored:
