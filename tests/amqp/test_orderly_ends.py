@@ -266,8 +266,11 @@ def test_an_orderly_end_delays_nothing(
     connect: Callable[..., Connection],
     name: Callable[[str], str],
     end: Callable[..., None],
+    broker_version: tuple[int, ...],
 ) -> None:
     """With delayed retry, whose delay is longer than the test waits."""
+    if broker_version < (4, 3):
+        pytest.skip("this RabbitMQ delays none")
     queue = Queue(name("delayed"), kind=Quorum(retry_delay=(600, 600)))(connection.channel())
     queue.declare()
     connection.Producer().publish_many(range(MESSAGES), routing_key=queue.name)
@@ -277,8 +280,7 @@ def test_an_orderly_end_delays_nothing(
         ready(connection, queue)
     found = failures(connection, queue)
     assert sorted(found) == list(range(MESSAGES))
-    if counts_failures(connection):
-        assert set(found.values()) == {0}
+    assert set(found.values()) == {0}
     queue.delete()
 
 

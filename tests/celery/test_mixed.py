@@ -76,7 +76,7 @@ def test_two_fleets_on_one_cluster_one_for_each_layout_mix_nothing(make_fleet):
         "events",
         "_one_worker_answers",
     ):
-        outcomes = [None, None]
+        outcomes = ["it did not end", "it did not end"]
 
         def run(place, scenario=scenario, outcomes=outcomes):
             outcomes[place] = clients[place].run(scenario)

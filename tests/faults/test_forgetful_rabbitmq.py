@@ -112,6 +112,7 @@ def test_connected_means_consuming_or_it_is_raised(own_rabbitmq, url):
                     refusals += 1
                 except LOST:
                     continue
+            assert bool(refusals) is (program.go_on is not begin_anew), program.go_on.__name__
             if refusals:
                 assert refusals >= 4, program.go_on.__name__  # it is said each time
                 assert program.connection.state is State.LOST, program.go_on.__name__

@@ -364,12 +364,19 @@ def in_parts(monkeypatch):
 
 @pytest.mark.parametrize("count", [0, 2, 3, 10])
 @pytest.mark.parametrize("verb", ["purge", "delete"])
-def test_many_messages_are_deleted_in_parts(database, in_parts, verb, count):
+def test_many_messages_are_deleted_in_parts(database, in_parts, monkeypatch, verb, count):
     connection = database.connect()
+    parts = []
     queue = Queue("orders")(connection)
     queue.declare()
     Producer(connection, routing_key="orders").publish_many(range(count))
+    purge = connection.transport._messages.purge
+    monkeypatch.setattr(
+        connection.transport._messages, "purge", lambda *arguments: parts.append(purge(*arguments)) or parts[-1]
+    )
     assert getattr(queue, verb)() == count
+    assert max(parts, default=0) <= 3
+    assert count < 3 or sum(parts) >= count - 2  # a deletion takes the last ones with the queue
     assert connection.transport._database.value("SELECT count(*) FROM {p}messages") == 0
 
 
