@@ -94,9 +94,8 @@ class Stream:
         self._pid = os.getpid()
         self._is_parents = False  # in a forked child
         register_after_fork(self, Stream._leave_to_parent)
-        self.before_send: Callable[[], object] | None = (
-            None  #: sends what waits for the next command, if something does
-        )
+        #: Sends what waits for the next command, if something does.
+        self.before_send: Callable[[], object] | None = None
         #: Host and port of the server.
         self.address = ("", 0)
         self.attach(connection, protocol)
