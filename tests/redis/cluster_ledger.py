@@ -33,11 +33,13 @@ class Work:
         queues: int = 12,
         producers: int = 2,
         consumers: int = 2,
+        timeout: float = 2,
     ) -> None:
         self._urls = [f"rediscluster://127.0.0.1:{node.port}/0" for node in cluster.nodes]
         self._options = dict(options)
+        self._timeout = timeout  # of a publish, in seconds
         self._queues = [Queue(f"ledger{number}") for number in range(queues)]
-        self.accepted: set[tuple[int, int]] = set()
+        self.accepted: dict[tuple[int, int], tuple[float, float]] = {}  # and when its publish began and ended
         self.unsure: set[tuple[int, int]] = set()  # of which the publish raised
         self.received: Counter[tuple[int, int]] = Counter()
         self.received_at: list[float] = []
@@ -58,14 +60,15 @@ class Work:
             while not self._is_over.is_set():
                 message = (place, number)
                 queue = self._queues[number % len(self._queues)]
+                began_at = time.monotonic()
                 try:
-                    producer.publish(list(message), routing_key=queue.name, retry=False, timeout=2)
+                    producer.publish(list(message), routing_key=queue.name, retry=False, timeout=self._timeout)
                 except (*connection.connection_errors, ChannelError, MessageNacked) as error:
                     self.errors[f"publish: {type(error).__name__}: {str(error)[:60]}"] += 1
                     self.unsure.add(message)
                     time.sleep(0.02)
                 else:
-                    self.accepted.add(message)
+                    self.accepted[message] = began_at, time.monotonic()
                 number += 1
                 time.sleep(0.001)
 
@@ -101,19 +104,27 @@ class Work:
             assert time.monotonic() < deadline, f"only {goal - len(self.received)} missing of {messages}: {self.errors}"
             time.sleep(0.01)
 
-    def settle(self) -> None:
-        """End the producers, and wait until all that was accepted has come."""
+    def end_producers(self) -> None:
+        """Have no more published."""
         self._is_over.set()
         for thread in self._threads[: self._producing]:
             thread.join(SETTLE_TIMEOUT)
             assert not thread.is_alive(), "a producer hangs"
+
+    def is_still(self, seconds: float) -> bool:
+        """Whether all has come, or nothing has for so many seconds."""
+        return not self.missing or time.monotonic() - self.received_at[-1] > seconds
+
+    def settle(self) -> None:
+        """End the producers, and wait until all that was accepted has come."""
+        self.end_producers()
         deadline = time.monotonic() + SETTLE_TIMEOUT
         while self.missing and time.monotonic() < deadline:
             time.sleep(0.02)
 
     @property
     def missing(self) -> set[tuple[int, int]]:
-        return self.accepted - self.received.keys()
+        return self.accepted.keys() - self.received.keys()
 
     @property
     def longest_gap(self) -> float:

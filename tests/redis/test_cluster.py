@@ -371,6 +371,23 @@ def test_a_user_that_one_node_does_not_know_is_refused(cluster):
                 connection.Producer().publish("x", routing_key=f"q{number}", retry=False)
 
 
+# --- the command line
+
+
+@LAYOUTS
+def test_top_reads_the_queues_of_all_nodes(cluster, layout):
+    options = [f"--transport-option={name}={value}" for name, value in layout.items()]
+    with connect(cluster, layout) as connection:
+        for number in range(12):
+            connection.Producer().publish_many([0] * (number + 1), routing_key=f"top{number}")
+        names = [f"--queue=top{number}" for number in range(12)]
+        result = CliRunner().invoke(kombulite, ["top", cluster.url, *options, *names, "--json", "--count", "1"])
+    assert result.exit_code == 0
+    (broker,) = json.loads(result.output)["brokers"]
+    assert broker["error"] is None
+    assert {each["queue"]: each["ready"] for each in broker["queues"]} == {f"top{n}": n + 1 for n in range(12)}
+
+
 # --- fleets and loops
 
 

@@ -6,6 +6,8 @@ publishes wait for a replica (``wait_replicas``).
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from kombulite import Connection, Exchange, Queue
@@ -151,6 +153,31 @@ def test_a_master_falls_silent(six, layout):
             six.wait_until_ok()
         work.settle()
     assert not work.missing, work.summary
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@LAYOUTS
+def test_what_is_lost_without_a_wait_was_accepted_by_a_master_that_had_been_replaced(six, layout):
+    """One that was silent does what has come meanwhile, and says so, before it learns that it is a master no more."""
+    awakenings = []
+    with Work(six, {**layout, "socket_timeout": 20}, timeout=20) as work:
+        for number in range(6):
+            work.run(50)
+            master = six.master_of(slot_in(layout, f"ledger{number}"))
+            others = [node for node in six.nodes if node is not master]
+            master.pause()
+            wait_until(lambda gone=master.port, other=others[0]: gone not in six.serving(other), 30, "no failover")
+            resumed_at = time.monotonic()
+            master.resume()
+            wait_until(lambda gone=master: gone.ask("ROLE")[0] != "master", 30, "it does not give up")
+            awakenings.append((resumed_at, time.monotonic()))
+            six.wait_until_ok()
+        work.end_producers()
+        wait_until(lambda: work.is_still(5.0), 60, "messages come still")
+    for message in work.missing:
+        began_at, ended_at = work.accepted[message]
+        assert any(began_at <= last and ended_at >= first for first, last in awakenings), work.summary
 
 
 @pytest.mark.soak

@@ -5,18 +5,24 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 from hiredis import ReplyError
 
 from kombulite import Connection, Exchange, Queue
 from kombulite._core import pack_command
+from kombulite.brokers.redis.claims import Consumer
+from kombulite.brokers.redis.cluster.claims import ClusterClaimQueue
 from kombulite.brokers.redis.cluster.gather import gather
 from kombulite.brokers.redis.cluster.handover import ClusterHandover
-from kombulite.brokers.redis.cluster.keys import tag_of
+from kombulite.brokers.redis.cluster.keys import ClusterKeys, tag_of
 from kombulite.brokers.redis.cluster.nodes import Nodes
-from kombulite.brokers.redis.cluster.slots import slot_of
+from kombulite.brokers.redis.cluster.slots import SlotMap, slot_of
 from kombulite.brokers.redis.cluster.units import ASKING, CACHING, EXEC, MULTI, Unit
+from kombulite.brokers.redis.held_acks import MIN_FOLLOWING
+from kombulite.brokers.redis.leases import Tags
+from kombulite.brokers.redis.options import ROUND_ROBIN, Options, OrderStrategy
 from kombulite.brokers.redis.plans import LOST
 from kombulite.brokers.redis.plans import Exchange as Sent
 from kombulite.exceptions import BatchPublishError, MessageNacked, RecoverableConnectionError
@@ -272,6 +278,39 @@ def silence(network):
 def heal(network):
     network.deaf = False
     network.reset()
+
+
+def test_a_silent_node_keeps_no_ack_waiting_that_others_were_to_follow(cluster, cut):
+    """Though the thread that is to send it looks after the leases of that node, and the callback goes on."""
+    away, here = names_on_all(cluster, "chores")[:2]
+    left = []
+    with connect(cluster, OWN, socket_timeout=6 * PATIENCE, unacked_restore_interval=1) as connection:
+        Queue(away)(connection.channel()).declare()
+        connection.Producer().publish_many(range(2 * MIN_FOLLOWING), routing_key=here, declare=[Queue(here)])
+
+        def wait_for_chores():
+            chores = connection.transport._maintainer._streams
+            streams = [nodes.streams.get(("127.0.0.1", cut.port)) for nodes in chores]
+            return any(stream is not None and stream.is_waiting for stream in streams)
+
+        def settle(message):
+            if not left:
+                silence(cut)
+                wait_until(wait_for_chores, PATIENCE, "the chores do not wait for the node")
+                message.ack()
+                wait_until(lambda: leased(cluster, here) < 2 * MIN_FOLLOWING, PATIENCE, "the ack waits")
+                left.append(message)
+
+        queues = [Queue(away), Queue(here)]
+        try:
+            with connection.Consumer(queues, on_message=settle, prefetch_count=4 * MIN_FOLLOWING):
+                drain(connection, lambda: left, timeout=3 * PATIENCE)
+        finally:
+            heal(cut)
+
+
+def leased(cluster, queue):
+    return cluster.master_of(slot_of(tag_of(queue))).ask("HLEN", f"{tag_of(queue)}unacked")
 
 
 @pytest.mark.parametrize("prefetch_count", [1, 100])
@@ -617,6 +656,30 @@ def test_the_queues_of_a_node_are_asked_in_one_step(cluster, monkeypatch):
         for place in range(30):
             mine = [message.payload for message in received if message.payload % 30 == place]
             assert mine == list(range(place, 300, 30))
+
+
+@pytest.mark.parametrize("refusal", ["ERR Script attempted to access a non local key", "NOSCRIPT No matching script"])
+def test_a_node_that_refuses_late_is_asked_by_the_next_claim(refusal):
+    """Its share of the credit may be taken by the others, which were asked meanwhile."""
+    claims, posted = ClusterClaimQueue(False, OrderStrategy(ROUND_ROBIN), True), []
+    nodes = SimpleNamespace(
+        cluster=SimpleNamespace(timeout=1.0, slots=SlotMap()),
+        takes_scripts=True,
+        note_refused_script=lambda: None,
+        post_to_master=lambda slot, data, on_reply: posted.append(on_reply),
+        post_once=lambda slot, data, on_reply, later=False: posted.append(on_reply),
+    )
+    for name in "ab":
+        claims.add(Consumer(f"consumer of {name}", name, False, False))
+    claims.claim(nodes, ClusterKeys(Options(), "0"), Tags(60.0), 10, claims.claimed, False)
+    (on_reply,) = posted
+    claims.claiming.late_at = 0.0
+    claims.set_aside()
+    assert not claims.dirty_queues
+    on_reply(ReplyError(refusal))
+    assert len(posted) == 1
+    assert claims.dirty_queues == {"a", "b"}
+    assert not claims.under_way
 
 
 @pytest.mark.parametrize("prefetch_count", [1, 100])

@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from math import inf
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from kombulite.brokers.redis.cluster import ChoreNodes
 from kombulite.brokers.redis.cluster.held_acks import ClusterHeldAcks
 from kombulite.brokers.redis.held_acks import HeldAcks
 from kombulite.brokers.redis.leases import Lease
+from kombulite.brokers.redis.plans import Plan, Wait
 from kombulite.utils.locks import Lock
 from tests.redis.conftest import drain
 from tests.servers import wait_until
@@ -245,11 +248,30 @@ def exit_code_of(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def replies_of_others() -> Plan[None]:
+    yield Wait.REPLIES
+
+
 @pytest.mark.parametrize("tags", [(), ("1",)], ids=["none", "one"])
 def test_a_child_that_was_forked_while_nodes_were_in_use_ends(in_a_cluster: ClusterHeldAcks, tags: Any) -> None:
     nodes: Any = in_a_cluster._nodes
     if tags:
         held_for(in_a_cluster, "first", *tags)
+    transport: Any = Connection("rediscluster://").transport
+    transport._stream, transport._waiter = nodes, True
+    nodes.note_written()
+    nodes.post_at(0, b"*1\r\n$4\r\nPING\r\n", 1, print, may_repeat=True)  # no node has it
+    works = [
+        nodes.poll,
+        nodes.wait_for_replies,
+        partial(nodes.poll_at, 0),
+        partial(nodes.flush, inf),
+        partial(nodes.exchange, []),
+        partial(nodes.perform, replies_of_others()),
+        partial(nodes.post_acks, []),
+        partial(nodes.wait_for_replicas, 1, None),
+        partial(transport.delete_queue, 1, "q", False, False),
+    ]
     is_held, may_go = threading.Event(), threading.Event()
 
     def use() -> None:
@@ -262,7 +284,8 @@ def test_a_child_that_was_forked_while_nodes_were_in_use_ends(in_a_cluster: Clus
     try:
         assert is_held.wait(20)
         assert exit_code_of(held_acks._flush_all) == 0
-        assert exit_code_of(nodes.poll) == 1
+        for work in works:
+            assert exit_code_of(work) == 1
     finally:
         may_go.set()
         thread.join()
@@ -270,7 +293,7 @@ def test_a_child_that_was_forked_while_nodes_were_in_use_ends(in_a_cluster: Clus
 
 def test_a_forked_child_reads_nothing_that_a_node_says_to_its_parent(cluster: Any) -> None:
     transport: Any = Connection(cluster.url).transport
-    nodes = ChoreNodes(transport._cluster, 60.0).open(None)
+    nodes = ChoreNodes(transport._cluster, 60.0, print).open(None)
     nodes.connect()
     try:
         for stream in nodes.streams.values():
@@ -292,3 +315,29 @@ def test_what_other_threads_have_sent_is_not_sent_again(
         post.due = 0.0
     nodes.poll()
     assert nodes.next_flush is None
+
+
+def test_what_is_sent_again_is_known_until_its_node_has_it(
+    in_a_cluster: ClusterHeldAcks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may give the connection up while this one waits for the node, or look for what is due."""
+    nodes: Any = in_a_cluster._nodes
+    tried: list[Any] = []
+
+    def open_for_long(*arguments: Any, **options: Any) -> None:
+        tried.append([post for post, _, _ in nodes.unanswered])
+        nodes.poll()  # as another thread would
+        assert nodes.is_waiting
+        assert nodes.next_flush > 0
+        raise tried_in_vain
+
+    tried_in_vain: BaseException = exceptions.RecoverableConnectionError("it cannot be reached")
+    nodes.post_at(0, b"*1\r\n$4\r\nPING\r\n", 1, print, may_repeat=True)
+    (post,) = nodes._refused
+    monkeypatch.setattr(nodes, "_stream_to", open_for_long)
+    for error in (tried_in_vain, KeyboardInterrupt()):
+        tried_in_vain, post.due = error, 0.0
+        with suppress(KeyboardInterrupt):
+            nodes.poll()
+    assert tried == [[post]] * 2
+    assert post.due < inf

@@ -193,6 +193,7 @@ class Transport(BaseTransport):
         """Perform a plan that is one step for other threads."""
         if self._waiter is None:
             raise connection_lost("connection already closed")
+        self._stream.check()  # before the lock: in a forked child somebody else may hold it
         with self._stream.lock:
             return self._stream.perform(plan)
 

@@ -11,7 +11,8 @@ server, and so are the plans. Otherwise each queue and each exchange has a slot 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -45,15 +46,19 @@ CHORE_PATIENCE = 0.25
 
 
 class ChoreNodes:
-    """Opens the connections of a ``LeaseMaintainer``, as a ``Connector`` does for a single server."""
+    """Opens the connections of a ``LeaseMaintainer``, as a ``Connector`` does for a single server.
 
-    def __init__(self, cluster: Cluster, lease_time: float) -> None:
+    ``meanwhile()``: what its thread does while a chore waits for a node.
+    """
+
+    def __init__(self, cluster: Cluster, lease_time: float, meanwhile: Callable[[], object]) -> None:
         self._cluster = cluster
         self._lease_time = lease_time
+        self._meanwhile = meanwhile
 
     def open(self, on_push: Any) -> Nodes:
         """Return connections to all nodes, none of which is open yet."""
-        nodes = Nodes(self._cluster, _ignore, _ignore, _ignore)
+        nodes = Nodes(self._cluster, _ignore, _ignore, _ignore, meanwhile=self._meanwhile)
         # A silent node keeps the leases of the others from being renewed no longer than that.
         nodes.cap_timeout(min(self._cluster.timeout, self._lease_time / 6))
         nodes.patience = CHORE_PATIENCE
@@ -242,7 +247,7 @@ class Transport(SingleServerTransport):
     def _keep(self, queue: str | None) -> None:
         protocol = self._protocol
         if self._maintainer is None:
-            opener: Any = ChoreNodes(self._cluster, protocol.options.visibility_timeout)
+            opener: Any = ChoreNodes(self._cluster, protocol.options.visibility_timeout, self._flush_meanwhile)
             chores = Chores if self._is_compatible else ClusterChores
             self._maintainer = maintainer = LeaseMaintainer(protocol, opener, self._stream, self._streams, chores)
             try:
@@ -254,6 +259,12 @@ class Transport(SingleServerTransport):
                 protocol.bring_back_soon = maintainer.bring_back_now
         elif queue is not None and protocol.topology.declared.ends(queue):
             self._maintainer.extend_now()
+
+    def _flush_meanwhile(self) -> None:
+        """Send the acks that wait: the thread that is to do so waits for a node."""
+        if self._acks is not None:
+            with suppress(exceptions.ConnectionError, OSError):  # the next connection sends them
+                self._acks.flush_if_free()
 
     # --- what administers it
 

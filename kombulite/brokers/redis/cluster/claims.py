@@ -35,8 +35,14 @@ from kombulite.brokers.redis.scripts import CLAIM_ACROSS_SLOTS
 #: Seconds that the replies of some nodes wait for those of others.
 LATE = 0.1
 
-#: Requests, each with its reply: None for one whose queues are asked one by one.
+#: Requests, each with its reply, or ``Unasked``.
 Answers = list[tuple[Claim, Any]]
+
+
+class Unasked(NamedTuple):
+    """The answer to a request that a node did not take: which of its queues are to be asked by the next claim."""
+
+    queues: Sequence[str]
 
 
 class Rest(NamedTuple):
@@ -124,25 +130,34 @@ class SharedClaim:
 
     def _on_reply(self, nodes: Nodes, place: int, reply: Any) -> None:
         part = self.parts[place]
-        if is_missing(reply) or (is_refused(reply) and "evalsha" in str(reply).lower()):
+        needs_source = is_missing(reply) or (is_refused(reply) and "evalsha" in str(reply).lower())
+        if needs_source and not self.is_over:
             # Each node has to get the script once, or each time.
             slot, data = self._keys.of(part.queues[0]).slot, part.packed(self._in_turns, True)
             nodes.post_once(slot, data, partial(self._on_reply, nodes, place), later=True)
             return
-        was_asked = not isinstance(reply, Unreached)
-        if isinstance(part, NodeClaim) and was_asked and (isinstance(reply, ReplyError) or part.is_partial(reply)):
-            nodes.note_refused_script()
-        if isinstance(part, NodeClaim) and was_asked and isinstance(reply, ReplyError):
-            reply = None
-            for queue in part.queues[: part.count]:
-                each = self._add((queue,), part.count // len(part.queues) or 1)
-                data = self.parts[each].packed(self._in_turns, True)
-                nodes.post_once(self._keys.of(queue).slot, data, partial(self._on_reply, nodes, each), later=True)
+        if needs_source:
+            reply = Unasked(part.queues)
+        elif isinstance(part, NodeClaim) and not isinstance(reply, Unreached):
+            if isinstance(reply, ReplyError):
+                nodes.note_refused_script()
+                reply = self._ask_one_by_one(nodes, part)
+            elif part.is_partial(reply):
+                nodes.note_refused_script()
         self._answered[place] = reply
         if self.is_over:
             self._on_done([(part, reply)])
         elif len(self._answered) == len(self.parts):
             self.set_aside()
+
+    def _ask_one_by_one(self, nodes: Nodes, part: Claim) -> Unasked:
+        """Ask as many queues as there is credit for: none if others may have used it up. Returns the rest."""
+        asked = () if self.is_over else part.queues[: part.count]
+        for queue in asked:
+            each = self._add((queue,), part.count // len(part.queues) or 1)
+            data = self.parts[each].packed(self._in_turns, True)
+            nodes.post_once(self._keys.of(queue).slot, data, partial(self._on_reply, nodes, each), later=True)
+        return Unasked(part.queues[len(asked) :])
 
     def set_aside(self) -> None:
         """Hand over the replies that are here."""
@@ -281,8 +296,8 @@ class ClusterClaimQueue(ClaimQueue):
         for part, answer in reply:
             if part in self.late:
                 self.late.remove(part)
-            if answer is None:  # they were asked one by one, as many as there was credit for
-                self.dirty_queues.update(part.queues[part.count :])
+            if isinstance(answer, Unasked):
+                self.dirty_queues.update(answer.queues)
                 continue
             leases = self._leases_of(part, answer)
             if leases is None:

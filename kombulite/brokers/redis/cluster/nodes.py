@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from logging import getLogger
@@ -35,6 +34,7 @@ from kombulite._core import pack_command
 from kombulite.brokers.redis.cluster.gather import MIN_TRY, gather, left_until
 from kombulite.brokers.redis.cluster.known import Cluster
 from kombulite.brokers.redis.cluster.openings import Openings
+from kombulite.brokers.redis.cluster.pauses import Pauses
 from kombulite.brokers.redis.cluster.posts import Post
 from kombulite.brokers.redis.cluster.slots import Address, Refusal, SlotCache, refusal_of
 from kombulite.brokers.redis.cluster.stream import NodeStream
@@ -44,7 +44,7 @@ from kombulite.brokers.redis.leases import ACK_REPLIES
 from kombulite.brokers.redis.plans import LOST, Plan, Wait, perform
 from kombulite.brokers.redis.replies import OnReply, Posted, Unreached
 from kombulite.brokers.redis.stream import IDLE, MIN_PING_INTERVAL
-from kombulite.utils.locks import Condition, Lock
+from kombulite.utils.locks import Lock
 
 logger = getLogger("kombulite.brokers.redis")
 
@@ -72,6 +72,7 @@ class Nodes:
         on_opened: Makes a new connection ready: ``on_opened(stream)``.
         on_dropped: Is told of a connection that is not needed any more.
         has_one_slot: Whether all keys are in one slot: there are no others to go on with if its node is lost.
+        meanwhile: Called now and then while a thread waits for a node that is slow or cannot be reached.
     """
 
     def __init__(
@@ -81,12 +82,14 @@ class Nodes:
         on_opened: Callable[[NodeStream], object],
         on_dropped: Callable[[NodeStream], object],
         has_one_slot: bool = False,
+        meanwhile: Callable[[], object] | None = None,
     ) -> None:
         self.protocol = 3
         self._has_one_slot = has_one_slot
         #: One for all streams: a claim that comes in changes what the others see.
         self.lock = Lock()
-        self._pauses = Condition(self.lock)  # of threads until they send again; notified of new slots
+        # Of threads until they send again; notified of new slots.
+        self._pauses = Pauses(self.lock, meanwhile)
         self._is_dropped = False
         self.cluster = cluster
         self.streams: dict[Address, NodeStream] = {}
@@ -95,7 +98,7 @@ class Nodes:
         self._on_opened = on_opened
         self._on_dropped = on_dropped
         self._cache = SlotCache()
-        self._refused: deque[Post] = deque()
+        self._refused: dict[Post, None] = {}  # in their order; each until it is sent
         self._timeout_cap: float | None = None
         self._written = threading.local()  # ``streams``: those that have taken commands of this thread
         self._notes_written = False
@@ -269,7 +272,10 @@ class Nodes:
             stream.cap_timeout(seconds)
 
     def check(self) -> None:
-        """Raise RecoverableConnectionError if the connection is closed, or the parent's of this process."""
+        """Raise RecoverableConnectionError if the connection is closed, or the parent's of this process.
+
+        It comes before the lock: in a forked child a thread of the parent may hold that for ever.
+        """
         if self._is_dropped or self._pid != os.getpid():
             raise connection_lost("connection already closed")
 
@@ -321,7 +327,7 @@ class Nodes:
 
     def _begin(self) -> None:
         """Send what waits for the next command. Raises what ``check`` does."""
-        self.check()  # before a lock: in a forked child somebody else may hold it
+        self.check()
         if self.before_send is not None:
             with self.lock:
                 if self.before_send is not None:
@@ -461,6 +467,7 @@ class Nodes:
         deadline = self._deadline(timeout)
         half = max(int((deadline - monotonic()) * 500), 1)  # ms; the rest is for the replies
         data = [pack_command(("WAIT", count, half))]
+        self.check()
         with self.lock:
             reached: dict[NodeStream, Any] = {}
             gather(dict.fromkeys(self._written.streams, data), deadline, reached.__setitem__, self._lose)
@@ -494,6 +501,7 @@ class Nodes:
 
     def post_acks(self, acks: Iterable[tuple[int, bytes, OnReply]]) -> None:
         """Post acknowledgements, as (slot, packed commands, where their replies go), in one step for each node."""
+        self.check()
         with self.lock:
             by_stream: dict[NodeStream, list[tuple[bytes, int, Post]]] = {}
             for slot, data, on_reply in acks:
@@ -518,10 +526,14 @@ class Nodes:
         try:
             stream.post(data, replies, post, more, post.may_repeat, timeout)
         except LOSSES as error:
+            self._refused.pop(post, None)
             self._lose(stream, error)
             if self._is_dropped:
                 raise
             post.lost()  # if it was not among what the connection has
+        else:
+            if self._refused:
+                self._refused.pop(post, None)
 
     def post_once(self, slot: int, data: bytes, on_reply: OnReply, later: bool = False) -> None:
         """Send a packed command now, or ``later``: for replies on whose arrival nothing may be sent.
@@ -531,7 +543,7 @@ class Nodes:
         post = self._made(slot, data, 1, on_reply, False)
         post.is_patient = False
         if later:
-            self._refused.append(post)
+            self._refused[post] = None
         else:
             self._post(post)
 
@@ -568,6 +580,7 @@ class Nodes:
                 post.refused().refusal = Refusal("CLUSTERDOWN")
                 self._later(post)
             else:
+                self._refused.pop(post, None)
                 post.fail(Unreached(f"CLUSTERDOWN {error}"))
             return
         data, replies = post.begin(stream.address)
@@ -583,7 +596,7 @@ class Nodes:
 
     def _later(self, post: Post) -> None:
         post.due = monotonic() + pause_of(post.refused())
-        self._refused.append(post)
+        self._refused[post] = None
 
     @property
     def unanswered(self) -> list[Posted]:
@@ -598,27 +611,26 @@ class Nodes:
         """Send again what was refused and is due."""
         if not self._refused:
             return
+        self.check()
         with self.lock:
             self.refresh_if_stale(deadline)
             now = monotonic()
-            for _ in range(len(self._refused)):
-                if not self._refused:  # another thread has sent them, while this one waited
-                    return
-                post = self._refused.popleft()
-                if post.due > now:
-                    self._refused.append(post)
+            for post in list(self._refused):
+                if post.due > now or post not in self._refused:  # another thread sends it, or did while this one waited
                     continue
+                post.due = inf
                 try:
                     self._post(post, deadline=deadline)
                 except BaseException:
-                    self._refused.append(post)  # for the next connection, if it may be repeated
+                    post.due = now
+                    self._refused[post] = None  # for the next connection, if it may be repeated
                     raise
 
     @property
     def next_flush(self) -> float | None:
-        """Seconds until something is sent again; None where nothing waits for that."""
+        """Seconds until something is sent again, or may have been by another thread; None where nothing waits."""
         due = min((post.due for post in list(self._refused)), default=None)
-        return None if due is None else max(due - monotonic(), 0.0)
+        return None if due is None else min(max(due - monotonic(), 0.0), OPEN_PATIENCE)
 
     def wait_for_replies(self) -> None:
         """Wait for the replies to all posted commands."""
@@ -638,6 +650,7 @@ class Nodes:
 
     def _look_for_replies(self) -> None:
         """Wait for more replies to posted commands, for a moment."""
+        self.check()
         with self.lock:
             self.flush(monotonic() + LOOK)
             for stream in list(self.streams.values()):
@@ -666,6 +679,7 @@ class Nodes:
         if self._refused:
             self.flush(self._deadline(timeout))
         elif self.cluster.is_stale:
+            self.check()
             with self.lock:
                 self.refresh_if_stale(self._deadline(timeout))
 

@@ -7,11 +7,11 @@ from threading import Thread
 from time import monotonic
 
 from kombulite import exceptions
+from kombulite.brokers.redis.cluster.pauses import Pauses
 from kombulite.brokers.redis.cluster.slots import Address
 from kombulite.brokers.redis.cluster.stream import NodeStream
 from kombulite.brokers.redis.cluster.units import DOWN_PAUSE
 from kombulite.brokers.redis.errors import connection_lost
-from kombulite.utils.locks import Condition
 
 
 class Opening:
@@ -38,7 +38,7 @@ class Openings:
     """
 
     def __init__(
-        self, pauses: Condition, connect: Callable[[Address], NodeStream], take: Callable[[NodeStream], object]
+        self, pauses: Pauses, connect: Callable[[Address], NodeStream], take: Callable[[NodeStream], object]
     ) -> None:
         self._pauses = pauses
         self._connect = connect

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any
 
+from kombulite.brokers.redis.cluster.pauses import Pauses
 from kombulite.brokers.redis.errors import ServerClosed, connection_lost, socket_error
 from kombulite.brokers.redis.replies import OnReply, Posted
 from kombulite.brokers.redis.stream import IDLE, PING, PING_TIMEOUT, Stream
-from kombulite.utils.locks import Condition
 
 #: Seconds without a byte of a reply after which the lock of all nodes is left to other threads, and those between two
 #: looks for the reply from then on.
@@ -22,7 +22,7 @@ class NodeStream(Stream):
     All replies go where posted commands have theirs: so any thread may read them.
     """
 
-    pauses: Condition | None = None  #: over the lock; None while one thread alone uses the connection
+    pauses: Pauses | None = None  #: over the lock; None while one thread alone uses the connection
 
     def _converse(self, pieces: Iterable[bytes], replies: int, timeout: float | None) -> list[Any]:
         timeout = timeout or self._timeout
