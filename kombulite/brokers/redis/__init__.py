@@ -280,7 +280,7 @@ class Transport(BaseTransport):
         if destination is None:
             has_reached = stream.perform(publisher.publish(delivery), timeout)
         else:
-            stream.ask(publisher.pack(destination, delivery), timeout)
+            publisher.push(stream, destination, delivery, timeout)
             if publisher.is_current(destination, delivery.exchange):
                 return
             has_reached = stream.perform(publisher.catch_up(delivery, destination), timeout) > 0

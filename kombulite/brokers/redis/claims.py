@@ -47,7 +47,7 @@ class Claim:
         self._keys = keys
         self._tags = tags
         self.lease = lease
-        names = [keys.lists(queue) for queue in queues]
+        names = self._lists_of_queues()
         self._lists = [name[step] for step in range(len(names[0])) for name in names]
         self._first = tags.reserve(count)
 
@@ -63,23 +63,29 @@ class Claim:
         """Send it, and other commands after it, and wait for the answers."""
         return run_with(others, CLAIM, *self._command(False))
 
+    def _lists_of_queues(self) -> list[tuple[str, ...]]:
+        return [self._keys.lists(queue) for queue in self.queues]
+
+    def _lease_endings(self) -> list[str]:
+        return [self._keys.lease_ending(queue) for queue in self.queues]
+
     def _lease_tables(self) -> list[str]:
         """Return the hash and the index of the leases, of all queues or of each."""
         return [self._keys.unacked, self._keys.unacked_index]
 
     def _command(self, in_turns: bool) -> tuple[Any, ...]:
-        keys, queues, tables = self._keys, self.queues, self._lease_tables()
+        tables = self._lease_tables()
         return (
             tables + self._lists,
             "1" if self.lease else "0",
             self.count,
             "1" if in_turns else "0",
-            len(queues),
+            len(self.queues),
             len(tables) // 2,
             self._tags.prefix,
             self._first,
             client_time(),
-            *[keys.lease_ending(queue) for queue in queues],
+            *self._lease_endings(),
         )
 
     def leases(self, reply: list[Any]) -> list[tuple[int, list[Lease]]]:

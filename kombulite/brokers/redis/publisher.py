@@ -145,6 +145,10 @@ class Publisher:
         assert destination.single is not None
         return destination.single.pack(template, self._tags, (delivery,), self._stamp(destination, delivery))
 
+    def push(self, stream: Any, destination: Destination, delivery: Delivery, timeout: float | None) -> None:
+        """Push a message to its one list, and wait for the reply. Raises PreconditionFailed, MessageNacked."""
+        stream.ask(self.pack(destination, delivery), timeout)
+
     def is_current(self, destination: Destination, exchange: str) -> bool:
         """Return whether no change was heard of since it was decided where messages go."""
         return destination.routes is None or self._router.is_current(exchange, destination.routes)

@@ -56,11 +56,18 @@ class Rest(NamedTuple):
 class NodeClaim(Claim):
     """A request for messages of queues that one node has, in several slots: one script takes them."""
 
-    _keys: ClusterKeys
+    def __init__(self, keys: ClusterKeys, tags: Tags, queues: Sequence[str], count: int, lease: bool) -> None:
+        self._namespaces = [keys.of(queue) for queue in queues]
+        super().__init__(keys, tags, queues, count, lease)
+
+    def _lists_of_queues(self) -> list[tuple[str, ...]]:
+        return [each.own_lists for each in self._namespaces]
+
+    def _lease_endings(self) -> list[str]:
+        return [each.own_lease_ending for each in self._namespaces]
 
     def _lease_tables(self) -> list[str]:
-        namespaces = [self._keys.of(queue) for queue in self.queues]
-        return [key for each in namespaces for key in (each.unacked, each.unacked_index)]
+        return [key for each in self._namespaces for key in (each.unacked, each.unacked_index)]
 
     def packed(self, in_turns: bool, send_source: bool) -> bytes:
         """Return the command as it is sent."""

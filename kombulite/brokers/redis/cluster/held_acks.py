@@ -31,17 +31,17 @@ class ClusterHeldAcks(HeldAcks):
 
     def _send(self, groups: Groups) -> None:
         # What a node does not take is sent again by ``Nodes``.
-        self._nodes.post_acks(
-            [(self._keys.of(queue).slot, data, state.on_settled) for state, queue, data in self._packed(groups)]
-        )
+        self._nodes.post_acks([(slot, data, state.on_settled) for state, slot, data in self._packed(groups)])
         for _, leases in groups:
             self._note_sent(leases)
 
-    def _packed(self, groups: Groups) -> list[tuple[RedisChannel, str, bytes]]:
+    def _packed(self, groups: Groups) -> list[tuple[RedisChannel, int, bytes]]:
+        """Return (channel, slot, commands) for each queue of a channel."""
         return [
-            (state, queue, pack_acknowledgement(self._keys.of(queue), [lease.tag for lease in mine]))
+            (state, keys.slot, pack_acknowledgement(keys, [lease.tag for lease in mine]))
             for state, leases in groups
             for queue, mine in by_queue(_noted(leases))
+            for keys in (self._keys.of(queue),)
         ]
 
 

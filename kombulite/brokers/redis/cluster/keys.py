@@ -29,18 +29,18 @@ class Namespace(Keys):
         super().__init__(options._replace(global_keyprefix=prefix), database)
         self.slot = slot_of(prefix)
         self._name = name
-        self._lists = super().lists(name)
-        self._lease_ending = super().lease_ending(name)
+        self.own_lists = super().lists(name)
+        self.own_lease_ending = super().lease_ending(name)
         #: The bindings of a queue: members are ``[exchange, member of its binding set]``.
         self.bound = f"{self.prefix}_kombulite.bound"
 
     def lists(self, queue: str) -> tuple[str, ...]:
         """Return the lists of a queue, in the order of service."""
-        return self._lists if queue == self._name else super().lists(queue)
+        return self.own_lists if queue == self._name else super().lists(queue)
 
     def lease_ending(self, queue: str) -> str:
         """Return how the lease of a message from that queue ends."""
-        return self._lease_ending if queue == self._name else super().lease_ending(queue)
+        return self.own_lease_ending if queue == self._name else super().lease_ending(queue)
 
 
 class ClusterKeys(Keys):

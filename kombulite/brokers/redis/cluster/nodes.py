@@ -18,7 +18,6 @@ The class is wider than others: it stands for one ``Stream`` wherever a single s
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -44,6 +43,7 @@ from kombulite.brokers.redis.leases import ACK_REPLIES
 from kombulite.brokers.redis.plans import LOST, Plan, Wait, perform
 from kombulite.brokers.redis.replies import OnReply, Posted, Unreached
 from kombulite.brokers.redis.stream import IDLE, MIN_PING_INTERVAL
+from kombulite.utils.compat import register_after_fork
 from kombulite.utils.locks import Lock
 
 logger = getLogger("kombulite.brokers.redis")
@@ -106,7 +106,11 @@ class Nodes:
         self.before_send: Callable[[], object] | None = None  # sends what waits for the next command
         self._openings = Openings(self._pauses, self._connect, self._take)
         self._max_ping_interval = inf  # where nodes close connections sooner than they are asked
-        self._pid = os.getpid()
+        self._is_parents = False  # in a forked child
+        register_after_fork(self, Nodes._leave_to_parent)
+
+    def _leave_to_parent(self) -> None:
+        self._is_parents = True
 
     # --- connections
 
@@ -130,7 +134,7 @@ class Nodes:
 
     def _open(self, address: Address, timeout: float, waits: bool = True) -> NodeStream:
         """Return a connection, opened within so many seconds. ``waits``: also for a try that others have begun."""
-        if self._pid != os.getpid():
+        if self._is_parents:
             raise connection_lost("this connection belongs to the parent process")
         with self.lock:
             found = self.streams.get(address)
@@ -173,7 +177,7 @@ class Nodes:
 
     def _lose(self, stream: NodeStream, error: Exception) -> None:
         """Go on without a connection that broke."""
-        if self._pid != os.getpid():
+        if self._is_parents:
             raise error
         with self.lock:
             if self._is_dropped or self.streams.get(stream.address) is not stream:
@@ -276,7 +280,7 @@ class Nodes:
 
         It comes before the lock: in a forked child a thread of the parent may hold that for ever.
         """
-        if self._is_dropped or self._pid != os.getpid():
+        if self._is_dropped or self._is_parents:
             raise connection_lost("connection already closed")
 
     @property
@@ -340,8 +344,12 @@ class Nodes:
         """Send a packed command and return the reply."""
         slot = self._cache.slot_of(data)
         assert slot is not None, "a command without a key"
+        return self.ask_at(slot, data, timeout)
+
+    def ask_at(self, slot: int, data: bytes, timeout: float | None = None) -> Any:
+        """Do what ``ask`` does, where the slot is known."""
         self._begin()
-        deadline, reply = self._deadline(timeout), None
+        deadline, reply = monotonic() + (timeout or self._timeout_cap or self.cluster.timeout), None
         stream = self._living(self.cluster.slots.owners[slot])
         if stream is not None and not self._refused:
             try:
@@ -504,9 +512,12 @@ class Nodes:
         self.check()
         with self.lock:
             by_stream: dict[NodeStream, list[tuple[bytes, int, Post]]] = {}
+            streams: dict[Address | None, NodeStream | None] = {}
             for slot, data, on_reply in acks:
-                post = self._made(slot, data, ACK_REPLIES, on_reply, True)
-                stream = self._living(self.cluster.slots.owners[slot])
+                post, address = self._made(slot, data, ACK_REPLIES, on_reply, True), self.cluster.slots.owners[slot]
+                if address not in streams:
+                    streams[address] = self._living(address)
+                stream = streams[address]
                 if stream is None:
                     self._post(post)
                 else:

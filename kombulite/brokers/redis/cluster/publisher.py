@@ -14,6 +14,7 @@ from hiredis import ReplyError
 
 from kombulite import exceptions
 from kombulite._core import Delivery, EnvelopeTemplate, pack_command
+from kombulite.brokers.redis.cluster.slots import slot_of
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Limits
@@ -28,7 +29,7 @@ Reached = MutableMapping[Delivery, frozenset[str]]
 class ClusterDestination(Destination):
     """Where the messages of one exchange, routing key and priority go."""
 
-    __slots__ = ("trailers",)
+    __slots__ = ("slot", "trailers")
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class ClusterDestination(Destination):
         has_transactions: bool,
     ) -> None:
         super().__init__(keys, routes, queues, topics, limits, priority, has_transactions)
+        self.slot = slot_of(keys.lists(queues[0])[0]) if len(queues) == 1 else None  # of its one list
         #: For each queue what follows a message in its transaction.
         self.trailers: list[list[bytes]] = [
             [pack_command(("PEXPIRE", key, limits[queue].expires)) for key in keys.lists(queue)]
@@ -82,6 +84,11 @@ class ClusterPublisher(Publisher):
     def single(self, delivery: Delivery) -> Destination | None:
         """Return where a message goes, if that is one list that has not got it, and the server need not be asked."""
         return None if self.reached and delivery in self.reached else super().single(delivery)
+
+    def push(self, stream: Any, destination: Destination, delivery: Delivery, timeout: float | None) -> None:
+        """Push a message to its one list, and wait for the reply. Raises PreconditionFailed, MessageNacked."""
+        assert isinstance(destination, ClusterDestination)
+        stream.ask_at(destination.slot, self.pack(destination, delivery), timeout)
 
     def _destination(self, delivery: Delivery) -> Plan[Destination]:
         exchange = delivery.exchange

@@ -53,35 +53,38 @@ class NodeStream(Stream):
         return self._converse((data,), 1, timeout)[0]
 
     def _wait_for(self, mine: list[Any] | None, count: int, deadline: float | None) -> None:
-        """Read replies until so many are in a list, or (None) all that were posted are here. Raises at the deadline."""
-        with self.lock:
-            quiet_since = self.used_at
-            try:
-                while self._posted if mine is None else len(mine) < count:
-                    if not self.is_open:
-                        raise connection_lost(self._end_reason)  # another thread found it lost
-                    now = monotonic()
-                    left = SLOW if deadline is None else deadline - now
-                    if left <= 0:
-                        raise socket_error(TimeoutError("the server did not answer in time"))
-                    if self.pauses is None or now - quiet_since < SLOW:
-                        self._readable.select(min(left, SLOW))
-                    else:
-                        self.pauses.wait(min(left, SLOW_LOOK))
-                    if self.is_open:
-                        before = self.used_at
-                        self._receive_all()
-                        if self.used_at != before:
-                            quiet_since = self.used_at
-            except BaseException:
-                self.drop()
-                raise
+        """Read replies until so many are in a list, or (None) all that were posted are here. Raises at the deadline.
+
+        The lock is held by the caller.
+        """
+        quiet_since = self.used_at
+        try:
+            while self._posted if mine is None else len(mine) < count:
+                if not self.is_open:
+                    raise connection_lost(self._end_reason)  # another thread found it lost
+                now = monotonic()
+                left = SLOW if deadline is None else deadline - now
+                if left <= 0:
+                    raise socket_error(TimeoutError("the server did not answer in time"))
+                if self.pauses is None or now - quiet_since < SLOW:
+                    self._readable.select(min(left, SLOW))
+                else:
+                    self.pauses.wait(min(left, SLOW_LOOK))
+                if self.is_open:
+                    before = self.used_at
+                    self._receive_all()
+                    if self.used_at != before:
+                        quiet_since = self.used_at
+        except BaseException:
+            self.drop()
+            raise
 
     def wait_for_replies(self, timeout: float | None = None) -> None:
         """Wait for the replies to all posted commands."""
         timeout = timeout or self._timeout
         self.check()
-        self._wait_for(None, 0, None if timeout is None else monotonic() + timeout)
+        with self.lock:
+            self._wait_for(None, 0, None if timeout is None else monotonic() + timeout)
 
     def post_all(self, posts: Sequence[tuple[bytes, int, OnReply]]) -> None:
         """Send packed commands at once. Each part's replies go where it says; all may be repeated."""
