@@ -17,6 +17,7 @@ from kombulite.brokers.redis.cluster.claims import ClusterClaimQueue
 from kombulite.brokers.redis.cluster.gather import gather
 from kombulite.brokers.redis.cluster.handover import ClusterHandover
 from kombulite.brokers.redis.cluster.keys import ClusterKeys, tag_of
+from kombulite.brokers.redis.cluster.listening import ListeningNodes
 from kombulite.brokers.redis.cluster.nodes import Nodes
 from kombulite.brokers.redis.cluster.slots import SlotMap, slot_of
 from kombulite.brokers.redis.cluster.units import ASKING, CACHING, EXEC, MULTI, Unit
@@ -212,6 +213,61 @@ def test_what_goes_to_several_nodes_is_sent_within_the_deadline(slow):
     other = SlowNode(node.clock)
     gather({node: [PUSH], other: [PUSH]}, node.clock.now + 4, lambda stream, replies: None, print)
     assert (node.timeouts, other.timeouts) == ([4, 2], [3, 2])
+
+
+def test_a_node_that_another_thread_finds_lost_has_not_replied(slow):
+    _, nodes, node = slow
+    other, lost = SlowNode(node.clock), []
+    other.address = "127.0.0.1", 2
+    other.post = lambda *arguments, **options: None
+    nodes.streams[other.address] = other
+    nodes.cluster.slots.owners[slot_of("{a}:a")] = other.address
+    nodes._lose = lambda stream, error: lost.append(stream)
+    with pytest.raises(RecoverableConnectionError):
+        nodes.exchange([PUSH, pack_command(("LPUSH", "{a}:a", "x"))], 5)
+    assert lost == [other]
+
+
+def test_a_node_whose_connection_is_lost_announces_slots_again(slow):
+    _, nodes, node = slow
+    listening = ListeningNodes(nodes.cluster, print, print, print, print, False)
+    listening.streams[node.address] = node
+    replies = {}
+    node.post = lambda data, count, on_reply, *others: replies.update({data: on_reply})
+    exists, subscribe = pack_command(("EXISTS", "{q}:q")), pack_command(("SSUBSCRIBE", "{q}:q"))
+    for _ in range(2):
+        listening.post(exists, 1, print)
+        replies.pop(subscribe).lost()
+    listening.subscribe("{q}:/0.topic")
+    channel = pack_command(("SSUBSCRIBE", "{q}:/0.topic"))
+    replies.pop(channel).lost()
+    listening.poll()
+    replies.pop(channel)(ReplyError("NOPERM no permissions to access a channel"))
+    listening.poll()
+    listening.post(exists, 1, print)
+    replies.pop(subscribe)(ReplyError("NOPERM no permissions to access a channel"))
+    listening.subscribe_again(node)
+    listening.post(exists, 1, print)
+    assert subscribe not in replies, "it was refused"
+
+
+def test_a_node_that_was_being_opened_when_a_signal_came_is_opened_again(monkeypatch):
+    """In the thread that needs it, because no other can be started."""
+    nodes, outcomes = Connection("rediscluster://").transport._stream, [KeyboardInterrupt(), OSError("down")]
+
+    def connect(address):
+        raise outcomes.pop(0)
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr("kombulite.brokers.redis.cluster.openings.DOWN_PAUSE", 0.0)
+    nodes._openings._connect = connect
+    with pytest.raises(KeyboardInterrupt):
+        nodes.connect()
+    with pytest.raises(RecoverableConnectionError, match="down"):
+        nodes.connect()
 
 
 def test_a_node_that_cannot_be_reached_keeps_no_command_from_the_others(slow, monkeypatch):

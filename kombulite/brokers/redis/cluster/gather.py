@@ -8,6 +8,7 @@ from typing import Any
 
 from kombulite import exceptions
 from kombulite.brokers.redis.cluster.stream import NodeStream
+from kombulite.brokers.redis.errors import connection_lost
 
 #: Seconds for a reply where the deadline has passed between two steps: 0 would mean the default.
 MIN_TIMEOUT = 0.001
@@ -51,6 +52,8 @@ def gather(
     for stream, mine in replies.items():
         try:
             stream.wait_for_replies(left_until(deadline))
+            if len(mine) < len(sent[stream]):
+                raise connection_lost("the connection to the node was lost")  # another thread has noticed
             take(stream, mine)
         except (exceptions.ConnectionError, OSError) as error:
             lose(stream, error)

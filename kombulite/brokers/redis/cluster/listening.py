@@ -7,6 +7,7 @@ slot, but it ends the sharded subscriptions of that slot: so there is one for ea
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from hiredis import ReplyError
@@ -14,7 +15,7 @@ from hiredis import ReplyError
 from kombulite._core import pack_command
 from kombulite.brokers.redis.cluster.known import Cluster
 from kombulite.brokers.redis.cluster.nodes import Nodes, logger
-from kombulite.brokers.redis.cluster.slots import Address, key_of, slot_of
+from kombulite.brokers.redis.cluster.slots import Address, key_of, refusal_of, slot_of
 from kombulite.brokers.redis.replies import OnReply
 from kombulite.brokers.redis.stream import Stream
 
@@ -56,11 +57,13 @@ class ListeningNodes(Nodes):
             owner = self.cluster.slots.owners[slot]
             if self._announced.get(slot) != owner or owner is None:
                 self._announced[slot] = owner
-                super().post(pack_command(("SSUBSCRIBE", key)), 1, self._on_subscribed)
+                super().post(pack_command(("SSUBSCRIBE", key)), 1, partial(self._on_subscribed, slot))
         super().post(data, replies, on_reply, more, may_repeat)
 
-    def _on_subscribed(self, reply: Any) -> None:
-        if isinstance(reply, ReplyError):
+    def _on_subscribed(self, slot: int, reply: Any) -> None:
+        if is_unserved(reply):
+            self._announced.pop(slot, None)  # with the next list of that slot
+        elif isinstance(reply, ReplyError):
             logger.warning("A slot that moves is noticed late, because sharded subscriptions are refused: %s", reply)
             self._announces = False
 
@@ -74,7 +77,9 @@ class ListeningNodes(Nodes):
             super().post(pack_command(("SSUBSCRIBE", name)), 1, self._on_channel)
 
     def _on_channel(self, reply: Any) -> None:
-        if isinstance(reply, ReplyError):
+        if is_unserved(reply):
+            self._has_moved = True
+        elif isinstance(reply, ReplyError):
             logger.error("Fanout messages do not come, because a sharded subscription was refused: %s", reply)
 
     def subscribe_again(self, stream: Stream) -> None:
@@ -110,3 +115,8 @@ class ListeningNodes(Nodes):
             self._on_message(message[1], message[2])
         else:
             self._on_push(message)
+
+
+def is_unserved(reply: Any) -> bool:
+    """Return whether a command was not done because its slot is not served, or its node was lost."""
+    return isinstance(reply, ReplyError) and refusal_of(str(reply), ("", 0)) is not None

@@ -70,17 +70,19 @@ class Openings:
             raise connection_lost(f"the node at {address[0]}:{address[1]} does not answer in time")
 
     def _work(self, address: Address, opening: Opening) -> None:
+        stream = None
         try:
             stream = self._connect(address)
         except Exception as error:
-            stream, opening.failure = None, error
-        with self._pauses.lock:
-            if stream is not None:
-                self._take(stream)
-                self._tries.pop(address, None)
-            opening.again_at = monotonic() + DOWN_PAUSE
-            opening.is_over = True
-            self._pauses.notify_all()
+            opening.failure = error
+        finally:  # also if a signal handler raises, where no thread could be started
+            with self._pauses.lock:
+                if stream is not None:
+                    self._take(stream)
+                    self._tries.pop(address, None)
+                opening.again_at = monotonic() + DOWN_PAUSE
+                opening.is_over = True
+                self._pauses.notify_all()
 
 
 def _again(error: Exception) -> Exception:
