@@ -376,27 +376,49 @@ def test_many_messages_are_deleted_in_parts(database, in_parts, monkeypatch, ver
     )
     assert getattr(queue, verb)() == count
     assert max(parts, default=0) <= 3
-    assert count < 3 or sum(parts) >= count - 2  # a deletion takes the last ones with the queue
+    assert sum(parts) == (count if verb == "purge" else max(count - 3, 0))  # a deletion takes the first with the queue
     assert connection.transport._database.value("SELECT count(*) FROM {p}messages") == 0
 
 
-def test_a_queue_that_is_deleted_in_parts_goes_as_a_whole(database, in_parts, monkeypatch):
-    """Though a consumer came when it was half empty."""
+def test_a_queue_that_others_fill_as_fast_as_it_is_deleted_goes(database, in_parts, monkeypatch):
     connection, other = database.connect(), database.connect()
-    queue = Queue("orders")(connection)
+    queue = Queue("orders", Exchange("shop"), "order")(connection)
     queue.declare()
-    Producer(connection, routing_key="orders").publish_many(range(10))
-    consumer = Consumer(other.channel(), Queue("orders"), on_message=print)
-    purge = connection.transport._purge
+    producer = Producer(other, exchange="shop", routing_key="order")
+    producer.publish_many(range(10))
+    parts = []
+    purge = connection.transport._messages.purge
 
-    def purge_beside_a_consumer(record):
-        consumer.consume()
-        return purge(record)
+    def purge_beside_a_publisher(*arguments):
+        producer.publish_many(range(5))
+        parts.append(purge(*arguments))
+        assert len(parts) < 10, "it does not end"
+        return parts[-1]
 
-    monkeypatch.setattr(connection.transport, "_purge", purge_beside_a_consumer)
-    queue.delete(if_unused=True)
+    monkeypatch.setattr(connection.transport._messages, "purge", purge_beside_a_publisher)
+    assert queue.delete() == 10
+    assert parts == [3, 3, 1]
+    assert connection.transport._database.value("SELECT count(*) FROM {p}messages") == 0
     with pytest.raises(exceptions.NotFound):
-        Queue("orders")(connection.channel()).queue_declare(passive=True)
+        Queue("orders")(other.channel()).queue_declare(passive=True)
+
+
+def test_what_the_deletion_of_a_queue_leaves_when_it_fails_goes_later(database, in_parts, monkeypatch):
+    connection = database.connect()
+    queue = Queue("orders")(connection)
+    Producer(connection, routing_key="orders").publish_many(range(10), declare=[queue])
+    with monkeypatch.context() as patch:
+        patch.setattr(connection.transport._messages, "purge", fail)
+        with pytest.raises(exceptions.RecoverableChannelError):
+            queue.delete()
+    connection.transport.collect()  # as if its process was killed: another has to do it
+    queue = Queue("orders")(database.connect())
+    queue.declare()
+    assert queue.get() is None
+    transport = queue.channel.connection.transport
+    for left in (4, 1, 0):
+        assert transport._database.value("SELECT count(*) FROM {p}messages") == left
+        transport._session._renew()
 
 
 def test_many_messages_of_a_queue_that_expires_are_deleted_in_time(database, in_parts):

@@ -201,28 +201,22 @@ class SQLTransport(ChannelTransport):
             return QueueInfo(name, self._messages.size(record, limit), self.consumer_count(name))
 
     def delete_queue(self, channel: int, name: str, if_unused: bool, if_empty: bool) -> int:
-        deleted, chosen = 0, None
-        while True:
-            with self._session.transaction():
-                self._channel(channel)
-                self._session.pass_time()
-                try:
-                    record = self._topology.queue(name)
-                except exceptions.NotFound:
-                    return deleted
-                if chosen is None:  # once: when a part is gone, the rest goes too
-                    if if_unused and self.consumer_count(name):
-                        raise exceptions.PreconditionFailed(f"queue '{name}' is in use")
-                    if if_empty and self._messages.size(record):
-                        raise exceptions.PreconditionFailed(f"queue '{name}' is not empty")
-                elif record.id != chosen:
-                    return deleted  # another one of that name
-                if self._messages.size(record, DELETED_AT_ONCE) < DELETED_AT_ONCE:
-                    deleted += self._topology.delete_queue(record)
-                    self._forget_queue(record)
-                    return deleted
-            chosen = record.id
+        with self._session.transaction():
+            self._channel(channel)
+            self._session.pass_time()
+            try:
+                record = self._topology.queue(name)
+            except exceptions.NotFound:
+                return 0
+            if if_unused and self.consumer_count(name):
+                raise exceptions.PreconditionFailed(f"queue '{name}' is in use")
+            if if_empty and self._messages.size(record):
+                raise exceptions.PreconditionFailed(f"queue '{name}' is not empty")
+            deleted = self._topology.delete_queue(record)
+            self._forget_queue(record)
+        if deleted == DELETED_AT_ONCE:  # nothing is put into it any more, so this ends
             deleted += self._purge(record)
+        return deleted
 
     def _forget_queue(self, record: QueueRecord) -> None:
         """End the consumers of a queue that is gone, and what was claimed ahead for them."""
