@@ -26,7 +26,7 @@ faults: $(VENV)/.installed brokers  ## the same faults on kombu and on kombulite
 bench: $(BENCH)/venv/.installed brokers c-client  ## the benchmarks in short: JSON, a report and plots in build/bench
 	$(BENCH)/venv/bin/python -m bench lab
 
-bench-full: $(BENCH)/venv/.installed brokers c-client  ## all of them, with every round and setting: takes an hour, by estimate
+bench-full: $(BENCH)/venv/.installed brokers c-client  ## all of them, with every round and setting: takes under an hour
 	$(BENCH)/venv/bin/python -m bench lab --full
 
 # A cluster's nodes are RabbitMQ 4: make newest brings them.

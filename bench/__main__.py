@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import duels
+from bench import duels, pages
 from bench.about import about
 from bench.figure import Figure
 from bench.lab import running
@@ -48,8 +51,9 @@ def show(out: Console, results: Results) -> None:
         table = table_of_curve(curve)
         table.title = curve.title
         out.print(table)
-    for name, reason in results.skipped:
-        out.print(f"skipped: {name}: {reason}", soft_wrap=True)
+    for what, left_out in (("skipped", results.skipped), ("FAILED", results.failed)):
+        for name, reason in left_out:
+            out.print(f"{what}: {name}: {reason}", soft_wrap=True)
     if results.figures:
         out.print(verdict(results.figures), soft_wrap=True)
 
@@ -63,19 +67,24 @@ def verdict(figures: list[Figure]) -> str:
 @click.group(invoke_without_command=True)
 @click.option("-k", "expression", default="", help="Only the duels that match, as for pytest.")
 @click.option("--json", "report_path", type=click.Path(path_type=Path), help="Write pytest-benchmark's report there.")
+@click.option("--results", "results_path", type=click.Path(path_type=Path), help="Write what is shown there, as JSON.")
 @click.pass_context
-def main(context: click.Context, expression: str, report_path: Path | None) -> None:
+def main(context: click.Context, expression: str, report_path: Path | None, results_path: Path | None) -> None:
     """Run the duels: the same work in alternating rounds, beside kombu and others."""
     if context.invoked_subcommand is not None:
         return
     with shown_progress() as progress:
         try:
-            report, skipped = duels.run(expression, progress)
-        except duels.DuelsFailed as error:
+            report, watch = duels.run(expression, progress)
+        except duels.NoDuels as error:
             raise click.ClickException(str(error)) from None
     if report_path is not None:
         report_path.write_text(json.dumps(report), encoding="utf-8")
-    show(console(), Results(about(), duels.figures_of(report), skipped=skipped))
+    results = Results(about(), duels.figures_of(report), skipped=watch.skipped, failed=watch.failed)
+    if results_path is not None:
+        results_path.write_text(results.to_json(), encoding="utf-8")
+    show(console(), results)
+    context.exit(1 if results.failed else 0)
 
 
 @main.command()
@@ -88,6 +97,7 @@ def lab(names: tuple[str, ...], full: bool, rounds: int | None, out: Path) -> No
 
     With NAMES the other results that the folder holds are kept.
     """
+    start = time.monotonic()
     chosen = [each for each in experiments(full, settings=full or bool(names)) if not names or each.name in names]
     if unknown := set(names) - {each.name for each in chosen}:
         known = ", ".join(each.name for each in experiments(full, settings=True))
@@ -98,43 +108,60 @@ def lab(names: tuple[str, ...], full: bool, rounds: int | None, out: Path) -> No
     out.mkdir(parents=True, exist_ok=True)
     results = Results.from_json(path.read_text(encoding="utf-8")) if names and path.exists() else Results()
     results.about = about()
-    results.skipped = [(name, reason) for name, reason in results.skipped if name.partition(",")[0] not in names]
+    for left_out in (results.skipped, results.failed):
+        left_out[:] = [(name, reason) for name, reason in left_out if name.partition(",")[0] not in names]
     with shown_progress() as progress:
         if not names:
             try:
-                report, results.skipped = duels.run("" if full else "not test_celery", progress, quick=not full)
-            except duels.DuelsFailed as error:
+                report, watch = duels.run("" if full else "not test_celery", progress, quick=not full)
+            except duels.NoDuels as error:
                 raise click.ClickException(str(error)) from None
             results.figures = duels.figures_of(report)
+            results.skipped, results.failed = watch.skipped, watch.failed
             path.write_text(results.to_json(), encoding="utf-8")
-        for curve in curves_of(chosen, results.skipped, progress):
+        for curve in curves_of(chosen, results, progress):
             results.replace(curve)
             path.write_text(results.to_json(), encoding="utf-8")  # what is there, is there
+    if not names:
+        results.about.append(f"the whole run took {(time.monotonic() - start) / 60:.0f} minutes")
+        path.write_text(results.to_json(), encoding="utf-8")
     report_on(results, out)
     show(console(), results)
     click.echo(f"Results, report and plots: {click.format_filename(out)}")
+    sys.exit(1 if results.failed else 0)
 
 
-def curves_of(chosen: list[running.Experiment], skipped: list[tuple[str, str]], progress: Progress) -> Iterator[Curve]:
-    """Run experiments one after the other; what cannot be run is noted as skipped."""
+def curves_of(chosen: list[running.Experiment], results: Results, progress: Progress) -> Iterator[Curve]:
+    """Run experiments one after the other; what cannot be run, or fails, is noted in the results."""
     bar = progress.add_task("curves", total=sum(len(each.runs) * each.rounds for each in chosen))
     with Brokers() as brokers:
         for each in chosen:
             try:
-                curve, missing = running.run(
-                    each, brokers, lambda text: progress.update(bar, advance=1, description=text)
+                yield running.run(
+                    each, brokers, results, lambda text: progress.update(bar, advance=1, description=text)
                 )
             except Unavailable as error:
-                skipped.append((each.name, str(error)))
-            else:
-                skipped += missing.items()
-                yield curve
+                results.skipped.append((each.name, str(error)))
 
 
 def report_on(results: Results, out: Path) -> None:
     """Write the report and the plots."""
     draw(results, out / "plots")
     (out / "results.md").write_text(markdown_of(results, "plots"), encoding="utf-8")
+
+
+@main.command("pages")
+def write_pages() -> None:
+    """Write the figures of README and docs, and their plots, from the results in bench/data."""
+    texts = {page: page.read_text(encoding="utf-8") for page in pages.PAGES}
+    for page, text in texts.items():
+        page.write_text(pages.with_figures(text), encoding="utf-8")
+    wanted = set().union(*map(pages.plots_of, texts.values()))
+    results = pages.results_of("full")
+    with TemporaryDirectory() as folder:
+        for plot in draw(results, Path(folder)):
+            if plot.stem in wanted:
+                shutil.copy(plot, pages.PLOTS)
 
 
 @main.command()

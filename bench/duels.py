@@ -22,6 +22,7 @@ class Watch:
         self._progress = progress
         self._task: TaskID = progress.add_task("collecting", total=None)
         self.skipped: list[tuple[str, str]] = []
+        self.failed: list[tuple[str, str]] = []
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._progress.update(self._task, total=len(session.items))
@@ -33,25 +34,31 @@ class Watch:
         self._progress.advance(self._task)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        name = report.nodeid.rpartition("::")[2]
         if report.skipped and isinstance(report.longrepr, tuple):
-            self.skipped.append((report.nodeid.rpartition("::")[2], report.longrepr[2].removeprefix("Skipped: ")))
+            self.skipped.append((name, report.longrepr[2].removeprefix("Skipped: ")))
+        elif report.failed:
+            self.failed.append((name, report.longreprtext.strip().rpartition("\n")[2]))
 
 
-class DuelsFailed(Exception):
-    """A duel failed; the text is what pytest printed."""
+class NoDuels(Exception):
+    """No duel could be run; the text is what pytest printed."""
 
 
-def run(expression: str, progress: Progress, quick: bool = False) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Run the duels that match; returns the report of pytest-benchmark, and what was skipped. Raises DuelsFailed."""
+def run(expression: str, progress: Progress, quick: bool = False) -> tuple[dict[str, Any], Watch]:
+    """Run the duels that match; returns the report of pytest-benchmark, and what was skipped or failed.
+
+    Raises NoDuels.
+    """
     watch, output = Watch(progress), io.StringIO()
     with TemporaryDirectory() as folder:
         path = Path(folder, "report.json")
         arguments = [str(Path(__file__).parent), f"--benchmark-json={path}", "-k", expression]
         with redirect_stdout(output), redirect_stderr(output):
             code = pytest.main([*arguments, *(["--quick"] if quick else [])], plugins=[watch])
-        if code != pytest.ExitCode.OK:
-            raise DuelsFailed(output.getvalue())
-        return json.loads(path.read_text(encoding="utf-8")), watch.skipped
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not path.exists():
+            raise NoDuels(output.getvalue())
+        return json.loads(path.read_text(encoding="utf-8")), watch
 
 
 def figures_of(report: dict[str, Any]) -> list[Figure]:

@@ -144,7 +144,7 @@ def cores(curve: Curve) -> Canvas:
         at = [short(float(point.value)) for point in points]
         broker, clients = [point.broker_cores for point in points], [point.client_cores for point in points]
         axes.bar(at, broker, label="broker", color="#999999")
-        axes.bar(at, clients, bottom=broker, label="producers", color=COLOURS.get(rival))
+        axes.bar(at, clients, bottom=broker, label="clients", color=COLOURS.get(rival))
         axes.set_ylim(0, top * 1.25)
         axes.set_title(f"cores busy: {rival}")
         axes.set_xlabel(curve.parameter)

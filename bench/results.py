@@ -89,13 +89,30 @@ class Curve:
 
 
 @dataclass
+class Need:
+    """What a client needs for one message of a work: system calls, bytes sent and received, instructions."""
+
+    work: str
+    client: str
+    system_calls: float
+    wire: float
+    instructions: float
+
+
+@dataclass
 class Results:
-    """A whole run. ``about``: lines on machine, versions and commit; ``skipped``: what could not be run, and why."""
+    """A whole run.
+
+    ``about``: lines on machine, versions and commit; ``skipped``: what could not be run, and why; ``failed``: what was
+    begun and failed, and with what.
+    """
 
     about: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    needs: list[Need] = field(default_factory=list)
 
     def replace(self, curve: Curve) -> None:
         """Take a curve in the place of the one of that name."""
@@ -106,8 +123,12 @@ class Results:
             self.curves.append(curve)
 
     def to_json(self) -> str:
-        """All of it as JSON."""
-        return json.dumps(asdict(self), indent=1)
+        """All of it as JSON, numbers with four digits, a line for each thing."""
+        parts = []
+        for name, found in asdict(self).items():
+            lines = ",\n".join(json.dumps(_short(each)) for each in found)
+            parts.append(f'"{name}": [\n{lines}\n]')
+        return "{\n" + ",\n".join(parts) + "\n}\n"
 
     @classmethod
     def from_json(cls, text: str) -> Results:
@@ -118,7 +139,18 @@ class Results:
             [Figure(**figure) for figure in data["figures"]],
             [Curve(**{**curve, "points": [Point(**point) for point in curve["points"]]}) for curve in data["curves"]],
             [(name, reason) for name, reason in data["skipped"]],
+            [(name, reason) for name, reason in data["failed"]],
+            [Need(**need) for need in data["needs"]],
         )
+
+
+def _short(value: Any) -> Any:
+    """The same with four significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {name: _short(each) for name, each in value.items()}
+    return [_short(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def percentiles(values: Iterable[float]) -> list[float]:

@@ -98,7 +98,7 @@ COLUMNS = {
     "bars": COMMON,
     "cores": [
         *COMMON[:3],
-        ("cores of the producers", lambda point: f"{point.client_cores:.2f}"),
+        ("cores of the clients", lambda point: f"{point.client_cores:.2f}"),
         ("cores of the broker", lambda point: f"{point.broker_cores:.2f}"),
     ],
     "latency": [
@@ -138,7 +138,8 @@ def markdown_of(results: Results, plots: str | None = None) -> str:
         if plots:
             parts.append(f"![{curve.title}]({plots}/{curve.name}.svg)\n")
         parts.append(as_markdown(table_of_curve(curve, box.MARKDOWN)))
-    if results.skipped:
-        parts.append("## Skipped\n")
-        parts.append("\n".join(f"- {name}: {reason}" for name, reason in results.skipped) + "\n")
+    for heading, left_out in (("Skipped", results.skipped), ("Failed", results.failed)):
+        if left_out:
+            parts.append(f"## {heading}\n")
+            parts.append("\n".join(f"- {name}: {reason}" for name, reason in left_out) + "\n")
     return "\n".join(parts)

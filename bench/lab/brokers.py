@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import islice, repeat
+from itertools import cycle, islice
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +16,7 @@ from bench.lab.processes import processor_time
 from bench.lab.task import EXCHANGE, KEY, Task
 from tests.servers import RabbitMQServer, RedisServer, Server
 
+FILLING = 60.0  # seconds that a broker may take until messages wait in its queues
 KINDS: dict[str, type[Server]] = {"redis": RedisServer, "amqp": RabbitMQServer}
 
 
@@ -43,9 +44,12 @@ class Brokers:
             self._connections[transport] = self._stack.enter_context(kombulite.Connection(server.url))
         return self._servers[transport]
 
-    def prepare(self, task: Task) -> Task:
-        """Have the broker as the task wants it: fresh queues, bindings, waiting messages. Returns where it is."""
-        if task.transport == "memory":
+    def prepare(self, task: Task, processes: int = 1) -> Task:
+        """Have the broker as so many processes with that task want it: fresh queues, bindings, waiting messages.
+
+        Returns the task, with where the broker is. Raises TimeoutError if the messages do not arrive.
+        """
+        if task.transport not in KINDS:
             return task
         server = self._server(task.transport)
         connection = self._connections[task.transport]
@@ -64,7 +68,7 @@ class Brokers:
         for i in range(task.bindings - 1):
             queues[-1](channel).bind_to(exchange, f"order.c{i}.x")
         if task.work == "consume":
-            self._fill(task, channel, queues)
+            self._fill(replace(task, messages=task.messages * processes), channel, queues)
         channel.close()
         return replace(task, url=server.url)
 
@@ -74,10 +78,13 @@ class Brokers:
         if isinstance(task.body, bytes):
             options |= {"content_type": "application/data", "content_encoding": "binary"}
         with producer.batch():
-            for i, body in enumerate(islice(repeat(task.body), task.messages)):
-                producer.publish(body, routing_key=task.names[i % task.queues], **options)
-        left = task.messages
+            body = task.body
+            for name in islice(cycle(task.names), task.messages):
+                producer.publish(body, routing_key=name, **options)
+        left, deadline = task.messages, time.monotonic() + FILLING
         while left:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{left} of {task.messages} messages did not arrive within {FILLING:g} s")
             time.sleep(0.02)
             left = task.messages - sum(queue(channel).queue_declare(passive=True).message_count for queue in queues)
 

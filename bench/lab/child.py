@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import repeat
+from itertools import cycle, islice, repeat
+from threading import Thread
 from typing import Any
 
 from bench import amqp_rivals
+from bench.lab import distant
 from bench.lab.task import EXCHANGE, KEY, Task
 from bench.results import percentiles
 from bench.workloads import Place, round_trips
@@ -32,7 +34,7 @@ Run = Callable[[], dict[str, Any] | None]
 def open_place(task: Task) -> Place:
     """The exchange, the queues, and as many bindings of queues that nothing reaches as the task says."""
     library = importlib.import_module(task.client)
-    connection = library.Connection(task.url, transport_options=task.connection, heartbeat=task.heartbeat)
+    connection = connect(library, task)
     channel = connection.channel()
     exchange = library.Exchange(EXCHANGE, task.kind, delivery_mode="transient")
     queues = [library.Queue(name, exchange, KEY if not i else name)(channel) for i, name in enumerate(task.names)]
@@ -45,6 +47,14 @@ def open_place(task: Task) -> Place:
             other.bind_to(exchange, f"order.c{i}.*")
     producer = library.Producer(channel, exchange, KEY)
     return Place(library, connection, queues, producer)
+
+
+def connect(library: Any, task: Task) -> Any:
+    """A connection to the broker of a task, or to the model of one."""
+    options = {"transport_options": task.connection, "heartbeat": task.heartbeat}
+    if task.transport == "distant":
+        return library.Connection(transport=distant.transport_of(library), **options)
+    return library.Connection(task.url, **options)
 
 
 @contextmanager
@@ -60,8 +70,8 @@ def fill(place: Place, task: Task) -> None:
     """Have the messages wait in the queues."""
     publish = place.library.Producer(place.producer.channel).publish  # to the default exchange
     body, options = task.body, how(task)
-    for i in range(task.messages):
-        publish(body, routing_key=task.names[i % task.queues], **options)
+    for name in islice(cycle(task.names), task.messages):
+        publish(body, routing_key=name, **options)
 
 
 def how(task: Task) -> dict[str, Any]:
@@ -82,7 +92,46 @@ def publishing(place: Place, task: Task) -> Run:
         with place.producer.batch(task.batch):
             run()
 
+    if task.connections > 1:
+        return publishing_in_turn(place, task)
     return run_in_batch if task.batch and hasattr(place.producer, "batch") else run
+
+
+def publishing_in_turn(place: Place, task: Task) -> Run:
+    """Publish on one connection after the other."""
+    others, first = [connect(place.library, task) for _ in range(task.connections - 1)], place.producer
+    more = [place.library.Producer(each.channel(), first.exchange, first.routing_key) for each in others]
+    body, options = task.body, how(task)
+
+    def run() -> None:
+        for producer in islice(cycle([first, *more]), task.messages):
+            producer.publish(body, **options)
+        for connection in others:
+            connection.close()  # waits until the broker has done what came before
+
+    return run
+
+
+def publishing_from_many(place: Place, task: Task) -> Run:
+    """Publish from as many threads as there are connections, each to queues of its own; then consume it all."""
+    channels = [connect(place.library, task).channel() for _ in range(task.connections)]
+    producers = [place.library.Producer(channel) for channel in channels]  # to the default exchange
+    body, options, names, consume = task.body, how(task), task.names, consuming(place, task)
+
+    def work(number: int) -> None:
+        publish, own = producers[number].publish, names[number :: task.connections]
+        for name in islice(cycle(own), task.messages // task.connections):
+            publish(body, routing_key=name, **options)
+
+    def run() -> None:
+        threads = [Thread(target=work, args=(number,)) for number in range(task.connections)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        consume()
+
+    return run
 
 
 def consuming(place: Place, task: Task) -> Run:
@@ -176,6 +225,7 @@ WORKS: dict[str, Callable[[Place, Task], Run]] = {
     "round trip": trips,
     "publish at a rate": publishing_at_a_rate,
     "consume and note latencies": noting_latencies,
+    "publish from many, consume": publishing_from_many,
 }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+from bench.lab.distant import LATENCY
 from bench.lab.running import Experiment
 from bench.lab.task import Task
 
@@ -38,7 +40,7 @@ def workload(value: str, rival: str) -> Task | None:
 
 # --- over a range ---------------------------------------------------------------------------------------------------
 
-SIZES = (16, 256, 4096, 65_536, 1_048_576)
+SIZES = (16, 256, 4096, 65_536, 1_048_576, 16_777_216)
 
 
 def sized(transport: str, work: Any, most: int, **options: Any) -> Any:
@@ -63,11 +65,40 @@ def bound(transport: str, most: int) -> Any:
 
 
 def spread(transport: str, messages: int, each: int) -> Any:
-    """So many messages, but at least ``each`` in a queue; a tenth of that for kombu, or it takes minutes."""
+    """So many messages, but at least ``each`` in a queue; less for kombu and for many queues, or it takes minutes."""
 
-    def task(queues: int, rival: str) -> Task:
+    def task(queues: int, rival: str) -> Task | None:
+        if queues > 1000:
+            if rival == "kombu" and transport == "redis":
+                return None  # it names every queue and priority in each command: 40,000 keys for a message
+            return Task(rival, "consume", transport, 2 * queues, queues=queues)
         least = queues * each // (10 if rival == "kombu" else 1)
         return Task(rival, "consume", transport, max(messages, least), queues=queues)
+
+    return task
+
+
+def shared(transport: str, messages: int) -> Any:
+    """So many consumers, each a process, share what waits in a queue; a tenth of it for kombu on Redis."""
+
+    def task(consumers: int, rival: str) -> Task:
+        total = messages // 10 if rival == "kombu" and transport == "redis" else messages
+        return Task(rival, "consume", transport, max(20, total // consumers), prefetch=20)
+
+    return task
+
+
+def over_connections(transport: str, messages: int) -> Any:
+    """So many connections of a process that publishes on them in turn."""
+    return lambda connections, rival: Task(rival, "publish", transport, messages, connections=connections)
+
+
+def simulated(transport: str) -> Any:
+    """So many producers, each a thread with a connection and ten queues of its own; one consumer takes it all."""
+
+    def task(producers: int, rival: str) -> Task:
+        work, each = "publish from many, consume", 20 if producers >= 100 else 200
+        return Task(rival, work, transport, each * producers, queues=10 * producers, connections=producers)
 
     return task
 
@@ -130,11 +161,16 @@ def prefetching(transport: str, messages: int) -> Any:
 
 def experiments(full: bool, settings: bool) -> list[Experiment]:
     """The experiments, with all values and rounds or with few, and what settings cost, if that is asked for."""
-    rounds = 5 if full else 2
+    rounds = 3 if full else 2
+    few = 2 if full else 1
     alone = ("kombulite",)
     powers = (1, 10, 100, 1000, 10_000, 100_000) if full else (1, 100, 10_000)
-    queues = (1, 10, 100, 1000) if full else (1, 10, 100)
+    queues = (1, 10, 100, 1000, 10_000) if full else (1, 10, 100)
     sizes = SIZES if full else (16, 4096, 65_536, 1_048_576)
+    consumers = (1, 2, 4, 8, 16, 32, 64) if full else (1, 4)
+    connections = (1, 4, 16, 64, 256) if full else (1, 16)
+    many = (1, 10, 100, 1000) if full else (1, 100)
+    cores = os.cpu_count() or 1
     producers = (1, 2, 3, 4, 6, 8) if full else (1, 2, 4, 8)
     clients = (*AMQP_CLIENTS, "redis-py")
     others = (*BOTH, "pika", "aio-pika") if full else (*BOTH, "pika")
@@ -169,15 +205,15 @@ def experiments(full: bool, settings: bool) -> list[Experiment]:
         ),
         Experiment(
             "queues-memory", "memory: consume + ack from many queues", "queues", "lines",
-            queues, BOTH, spread("memory", 10_000, each=100), rounds,
+            queues, BOTH, spread("memory", 10_000, each=100), few,
         ),
         Experiment(
             "queues-redis", "Redis: consume + ack from many queues", "queues", "lines",
-            queues, BOTH, spread("redis", 2000, each=50), rounds,
+            queues, BOTH, spread("redis", 2000, each=50), few,
         ),
         Experiment(
             "queues-amqp", "RabbitMQ: consume + ack from many queues", "queues", "lines",
-            queues, BOTH, spread("amqp", 5000, each=100), rounds,
+            queues, BOTH, spread("amqp", 5000, each=100), few,
         ),
         Experiment(
             "producers-amqp", "RabbitMQ: processes that publish", "processes", "cores",
@@ -188,6 +224,30 @@ def experiments(full: bool, settings: bool) -> list[Experiment]:
             "producers-redis", "Redis: processes that publish", "processes", "cores",
             producers, BOTH, lambda n, rival: Task(rival, "publish", "redis", 2000 if rival == "kombulite" else 1000),
             3 if full else 1, processes=int,
+        ),
+        Experiment(
+            "connections-amqp", f"RabbitMQ: connections of each of {cores} processes that publish", "connections",
+            "lines", connections, BOTH, over_connections("amqp", 4000), few, processes=lambda n: cores,
+        ),
+        Experiment(
+            "connections-redis", f"Redis: connections of each of {cores} processes that publish", "connections",
+            "lines", connections, BOTH, over_connections("redis", 1000), few, processes=lambda n: cores,
+        ),
+        Experiment(
+            "consumers-amqp", "RabbitMQ: processes that consume from one queue", "processes", "cores",
+            consumers, BOTH, shared("amqp", 12_800), few, processes=int,
+        ),
+        Experiment(
+            "consumers-redis", "Redis: processes that consume from one queue", "processes", "cores",
+            consumers, BOTH, shared("redis", 12_800), few, processes=int,
+        ),
+        Experiment(
+            "many-memory", "memory: producers with ten queues each, and one consumer", "producers", "lines",
+            many, BOTH, simulated("memory"), few,
+        ),
+        Experiment(
+            "many-distant", f"a broker {1e6 * LATENCY:g} µs away: producers with ten queues each, and one consumer",
+            "producers", "lines", many, BOTH, simulated("distant"), few,
         ),
         Experiment(
             "latency-amqp", "RabbitMQ: from when a message is due until its callback", "messages a second", "latency",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Timer
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +18,7 @@ from bench.amqp_rivals import Missing, c_client_command
 from bench.lab.brokers import Brokers
 from bench.lab.processes import peak_memory, processor_time
 from bench.lab.task import Task
-from bench.results import Curve, Point, View
+from bench.results import Curve, Point, Results, View
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0  # seconds that a client may take
@@ -63,6 +64,8 @@ class Client:
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
+        self._deadline = Timer(PATIENCE, self._process.kill)  # what hangs ends, and then nothing can be read from it
+        self._deadline.start()
         if not self.is_c:
             self.expect("ready")
 
@@ -110,6 +113,7 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._deadline.cancel()
         if kind is not None:
             self._process.kill()
         assert self._process.stdin is not None
@@ -119,27 +123,32 @@ class Client:
         self._process.stdout.close()
 
 
-def run(experiment: Experiment, brokers: Brokers, advance: Callable[[str], None]) -> tuple[Curve, dict[str, str]]:
-    """Run it; ``advance`` is told after each client. Returns the curve, and why clients are not in it.
+def run(experiment: Experiment, brokers: Brokers, results: Results, advance: Callable[[str], None]) -> Curve:
+    """Run it and return the curve; ``advance`` is told after each client.
 
-    Raises Unavailable for a missing broker.
+    Clients that are not there or fail are noted in the results. Raises Unavailable for a missing broker.
     """
     points = {(value, rival): Point(value, rival) for value, rival, _ in experiment.runs}
     missing: dict[str, str] = {}
+    failed: dict[str, str] = {}
     for number in range(experiment.rounds):
         for value, rival, task in experiment.runs if number % 2 == 0 else experiment.runs[::-1]:
             try:
                 measure(task, points[value, rival], experiment.processes(value), brokers)
-            except (Missing, ClientFailed) as error:
+            except Missing as error:
                 missing[f"{experiment.name}, {value}, {rival}"] = str(error)
+            except ClientFailed as error:
+                failed[f"{experiment.name}, {value}, {rival}"] = str(error)
             advance(f"{experiment.name}: {value} {rival}")
+    results.skipped += missing.items()
+    results.failed += failed.items()
     kept = [point for point in points.values() if point.seconds]
-    return Curve(experiment.name, experiment.title, experiment.parameter, experiment.view, kept), missing
+    return Curve(experiment.name, experiment.title, experiment.parameter, experiment.view, kept)
 
 
 def measure(task: Task, point: Point, processes: int, brokers: Brokers) -> None:
     """One round of a point."""
-    task = brokers.prepare(task)
+    task = brokers.prepare(task, processes)
     if task.rate:
         latencies(task, point, brokers)
         return

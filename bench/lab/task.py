@@ -10,7 +10,9 @@ from bench.workloads import SMALL
 
 EXCHANGE, KEY = "bench", "order.created"
 
-Work = Literal["publish", "consume", "round trip", "publish at a rate", "consume and note latencies"]
+Work = Literal[
+    "publish", "consume", "round trip", "publish at a rate", "consume and note latencies", "publish from many, consume"
+]
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,9 @@ class Task:
 
     ``size``: bytes of the body, which is sent as it is; None for a small dict, which is sent as JSON. ``text``: a
     document of about that size instead, to be serialised. ``queues``: how many are consumed, and have the messages
-    among them. ``bindings``: how many the exchange has. ``batch``: messages that are sent together, 0 for one at a
-    time. ``rate``: messages in a second that are offered. ``connection``: options of the transport; ``publishing``:
-    keywords of each publish.
+    among them. ``connections``: that publish, in turn, or each in a thread. ``bindings``: how many the exchange has.
+    ``batch``: messages that are sent together, 0 for one at a time. ``rate``: messages in a second that are offered.
+    ``connection``: options of the transport; ``publishing``: keywords of each publish.
     """
 
     client: str
@@ -31,6 +33,7 @@ class Task:
     size: int | None = None
     text: bool = False
     queues: int = 1
+    connections: int = 1
     bindings: int = 1
     kind: str = "direct"
     prefetch: int = 1000

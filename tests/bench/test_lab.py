@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import subprocess
@@ -11,12 +12,17 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.progress import Progress
 
 from bench.__main__ import main
 from bench.about import about
+from bench.duels import Watch
 from bench.figure import Figure
+from bench.lab import distant, running
+from bench.lab.brokers import Brokers
 from bench.lab.curves import experiments
 from bench.lab.processes import peak_memory, processor_time
+from bench.lab.running import Experiment
 from bench.lab.task import Task
 from bench.plots import draw
 from bench.results import Curve, Point, Results, percentiles
@@ -48,6 +54,7 @@ def results():
             Curve("processes", "By processes", "processes", "cores", [point(1, "kombu"), point(2, "kombu")]),
         ],
         [("queues", "no broker")],
+        [("bindings, 10, kombu", "ended")],
     )
 
 
@@ -95,6 +102,7 @@ def test_the_report_has_a_row_for_each_result(results):
     assert ["100", "kombu", "1,000", "1 ms", "2 ms", "30 ms", "500 µs"] in rows
     assert sum(row[1] == "pika" for row in rows if len(row) > 1) == 1
     assert "- queues: no broker" in text
+    assert "- bindings, 10, kombu: ended" in text
     assert all(f"plots/{curve.name}.svg" in text for curve in results.curves)
 
 
@@ -143,6 +151,49 @@ def test_a_client_gets_ready_and_says_what_its_work_took(library, work):
     ready, found = done.stdout.splitlines()
     assert ready == "ready"
     assert '"cpu"' in found
+
+
+def test_a_client_that_fails_is_noted_and_the_others_are_measured():
+    works = {"works": "publish", "fails": "nothing that it knows"}
+    experiment = Experiment(
+        "e", "E", "work", "bars", tuple(works), ("kombulite",), lambda value, rival: Task(rival, works[value]), 1
+    )
+    results = Results()
+    with Brokers() as brokers:
+        curve = running.run(experiment, brokers, results, lambda text: None)
+    assert [point.value for point in curve.points] == ["works"]
+    assert [name for name, _ in results.failed] == ["e, fails, kombulite"]
+
+
+def test_a_client_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(running, "PATIENCE", 2.0)
+    never = Task("kombulite", "publish at a rate", messages=2, rate=0.001)
+    with pytest.raises(running.ClientFailed), running.Client(never) as client:
+        client.go()
+        client.finish()
+
+
+def test_a_duel_that_fails_is_noted(tmp_path):
+    path = tmp_path / "test_some.py"
+    path.write_text("def test_good(): pass\ndef test_bad(): raise ValueError('so it is')\n")
+    watch = Watch(Progress(disable=True))
+    command = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-c", os.devnull, str(path)]
+    assert pytest.main(command, plugins=[watch]) == pytest.ExitCode.TESTS_FAILED
+    assert watch.failed == [("test_bad", f"{path}:2: ValueError")]
+
+
+@pytest.mark.parametrize("name", ["kombulite", "kombu"])
+def test_the_distant_broker_has_what_one_connection_published_for_another(name):
+    library = importlib.import_module(name)
+    transport = distant.transport_of(library)
+    assert distant.transport_of(library) is transport
+    with library.Connection(transport=transport) as one, library.Connection(transport=transport) as other:
+        queue = library.Queue("far", library.Exchange("far"), "far")
+        queue(other.channel()).declare()
+        library.Producer(one.channel(), queue.exchange, "far").publish({"n": 1})
+        message = queue(other.channel()).get()
+        assert message.payload == {"n": 1}
+        message.ack()
 
 
 def test_processor_time_and_memory_of_a_process_grow_with_what_it_does():
