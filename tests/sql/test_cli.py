@@ -144,7 +144,7 @@ def published(database, target, count):
     exchange = Exchange(target.name, "topic")
     Queue("orders", exchange, routing_key="#")(connection).declare()
     producer = Producer(connection, exchange)
-    producer.publish_many(range(count), "order.new", headers={"a": 1}, correlation_id="c")
+    producer.publish_many(range(count), "order.new", headers={"a": 1}, correlation_id="c", message_id="m")
     return producer
 
 
@@ -162,6 +162,7 @@ def test_relay_moves_what_is_committed_and_nothing_else(database, target, relay)
     messages = taken(target)
     assert [message.payload for message in messages] == list(range(250))
     assert (messages[0].headers["a"], messages[0].properties["correlation_id"]) == (1, "c")
+    assert messages[0].properties["message_id"] == "m"
     assert Queue("orders")(database.connect()).get() is None
 
 

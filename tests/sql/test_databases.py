@@ -355,6 +355,24 @@ def test_end_of_a_consumer_that_fails_gives_back_what_it_has_not_seen(database, 
     assert [queue.get(no_ack=True).payload for _ in range(2)] == [1, 2]
 
 
+def test_batch_that_fails_leaves_whole_thousands(database, monkeypatch):
+    connection = database.connect()
+    queue = Queue("orders")(connection)
+    queue.declare()
+    messages = connection.transport._messages
+    put_many = messages.put_many
+
+    def put_one_batch(placed):
+        put_many(placed)
+        if connection.transport._database.value("SELECT count(*) FROM {p}messages") > 1000:
+            fail()
+
+    monkeypatch.setattr(messages, "put_many", put_one_batch)
+    with pytest.raises(exceptions.RecoverableChannelError):
+        Producer(connection, routing_key="orders").publish_many(range(2500))
+    assert queue.queue_declare(passive=True).message_count == 1000
+
+
 @pytest.fixture
 def in_parts(monkeypatch):
     """Three messages are deleted at once at most."""
