@@ -27,6 +27,7 @@ bench: $(BENCH)/venv/.installed brokers c-client  ## the benchmarks in short: JS
 	$(BENCH)/venv/bin/python -m bench lab
 
 bench-full: $(BENCH)/venv/.installed brokers c-client  ## all of them, with every round and setting: takes under an hour
+	tests/install_tools.sh strace valgrind
 	$(BENCH)/venv/bin/python -m bench lab --full
 
 # A cluster's nodes are RabbitMQ 4: make newest brings them.

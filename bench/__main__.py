@@ -22,9 +22,10 @@ from bench.figure import Figure
 from bench.lab import running
 from bench.lab.brokers import Brokers
 from bench.lab.curves import experiments
+from bench.lab.needs import needs, runs
 from bench.plots import draw
-from bench.results import Curve, Results
-from bench.tables import markdown_of, table_of_curve, table_of_figures
+from bench.results import Curve, Need, Results
+from bench.tables import markdown_of, table_of_curve, table_of_figures, table_of_needs
 from tests.servers import Unavailable
 
 OUT = Path(__file__).parents[1] / "build" / "bench"
@@ -51,6 +52,8 @@ def show(out: Console, results: Results) -> None:
         table = table_of_curve(curve)
         table.title = curve.title
         out.print(table)
+    if results.needs:
+        out.print(table_of_needs(results))
     for what, left_out in (("skipped", results.skipped), ("FAILED", results.failed)):
         for name, reason in left_out:
             out.print(f"{what}: {name}: {reason}", soft_wrap=True)
@@ -95,12 +98,13 @@ def main(context: click.Context, expression: str, report_path: Path | None, resu
 def lab(names: tuple[str, ...], full: bool, rounds: int | None, out: Path) -> None:
     """Run the duels and the curves, or only the curves NAMES; write JSON, Markdown, and plots.
 
-    With NAMES the other results that the folder holds are kept.
+    ``needs`` among NAMES, or --full: what each client needs for a message, under strace and callgrind. With NAMES the
+    other results that the folder holds are kept.
     """
     start = time.monotonic()
     chosen = [each for each in experiments(full, settings=full or bool(names)) if not names or each.name in names]
-    if unknown := set(names) - {each.name for each in chosen}:
-        known = ", ".join(each.name for each in experiments(full, settings=True))
+    if unknown := set(names) - {each.name for each in chosen} - {"needs"}:
+        known = ", ".join(each.name for each in experiments(full, settings=True)) + ", needs"
         raise click.BadParameter(f"{', '.join(sorted(unknown))}; there are: {known}")
     if rounds is not None:
         chosen = [replace(each, rounds=rounds) for each in chosen]
@@ -122,6 +126,11 @@ def lab(names: tuple[str, ...], full: bool, rounds: int | None, out: Path) -> No
         for curve in curves_of(chosen, results, progress):
             results.replace(curve)
             path.write_text(results.to_json(), encoding="utf-8")  # what is there, is there
+        if "needs" in names or (full and not names):
+            results.needs = []
+            for need in needs_of(results, progress):
+                results.needs.append(need)
+                path.write_text(results.to_json(), encoding="utf-8")
     if not names:
         results.about.append(f"the whole run took {(time.monotonic() - start) / 60:.0f} minutes")
         path.write_text(results.to_json(), encoding="utf-8")
@@ -142,6 +151,16 @@ def curves_of(chosen: list[running.Experiment], results: Results, progress: Prog
                 )
             except Unavailable as error:
                 results.skipped.append((each.name, str(error)))
+
+
+def needs_of(results: Results, progress: Progress) -> Iterator[Need]:
+    """Measure what clients need for a message; what cannot be, or fails, is noted in the results."""
+    bar = progress.add_task("needs", total=len(runs()))
+    with Brokers() as brokers:
+        try:
+            yield from needs(brokers, results, lambda text: progress.update(bar, advance=1, description=text))
+        except Unavailable as error:
+            results.skipped.append(("needs", str(error)))
 
 
 def report_on(results: Results, out: Path) -> None:

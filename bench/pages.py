@@ -2,7 +2,7 @@
 
 A page has two comments, between which a table is put: ``<!-- figures: FILE WHAT -->``, ``<!-- end of figures -->``.
 FILE is the name of a file in ``bench/data`` without its ending; WHAT is the name of a curve, ``about``, ``headline``,
-or ``duels`` and a regular expression that the work of a duel begins with.
+``needs``, or ``duels`` and a regular expression that the work of a duel begins with.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from rich import box
 
 from bench.figure import Figure
 from bench.results import Results
-from bench.tables import amount, as_markdown, mark, ratio, table_of_curve
+from bench.tables import amount, as_markdown, mark, ratio, table_of_curve, table_of_needs
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "bench" / "data"
-PAGES = [ROOT / "README.md", ROOT / "docs" / "performance.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "comparison.md"]
 PLOTS = ROOT / "docs" / "img"
 BLOCK = re.compile(r"(<!-- figures: (\S+) (\w[\w-]*) ?(.*?) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 PLOT = re.compile(r"\(img/([\w-]+)\.svg\)")
@@ -50,6 +50,8 @@ def table(file: str, what: str, works: str) -> str:
         return headline()
     if what == "duels":
         return duels([figure for figure in results.figures if re.match(works, figure.work)])
+    if what == "needs":
+        return as_markdown(table_of_needs(results, box.MARKDOWN))
     found = {curve.name: curve for curve in results.curves}[what]
     return f"{found.title}, by {found.parameter}:\n\n" + as_markdown(table_of_curve(found, box.MARKDOWN))
 

@@ -23,6 +23,9 @@ COLOURS = {
     "amqpstorm": "#CC79A7",
     "aio-pika": "#56B4E9",
     "redis-py": "#F0E442",
+    "kombulite.aio": "#003F66",
+    "redis.asyncio": "#A89A00",
+    "FastStream": "#7B3F00",
     "C client": "#555555",
 }
 STYLE: Any = {

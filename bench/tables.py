@@ -112,6 +112,28 @@ COLUMNS = {
 }
 
 
+def table_of_needs(results: Results, style: box.Box = box.HEAVY_HEAD) -> Table:
+    """What each client needs for a message; processor time and memory are those of the curve ``workloads``."""
+    table = Table(header_style="bold", box=style)
+    table.add_column("work")
+    table.add_column("client")
+    for heading in ("client's CPU", "most memory", "system calls", "bytes on the wire", "instructions"):
+        table.add_column(heading, justify="right")
+    points = {(p.value, p.rival): p for curve in results.curves if curve.name == "workloads" for p in curve.points}
+    for need in results.needs:
+        point = points.get((need.work, need.client))
+        table.add_row(
+            need.work,
+            need.client,
+            _cost(point) if point else "-",
+            f"{max(point.peak) / 1e6:.0f} MB" if point else "-",
+            f"{need.system_calls:.2f}",
+            f"{need.wire:,.0f}",
+            f"{need.instructions:,.0f}",
+        )
+    return table
+
+
 def as_markdown(table: Table) -> str:
     """A table in Markdown."""
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
@@ -138,6 +160,9 @@ def markdown_of(results: Results, plots: str | None = None) -> str:
         if plots:
             parts.append(f"![{curve.title}]({plots}/{curve.name}.svg)\n")
         parts.append(as_markdown(table_of_curve(curve, box.MARKDOWN)))
+    if results.needs:
+        parts.append("## What a client needs for a message\n")
+        parts.append(as_markdown(table_of_needs(results, box.MARKDOWN)))
     for heading, left_out in (("Skipped", results.skipped), ("Failed", results.failed)):
         if left_out:
             parts.append(f"## {heading}\n")

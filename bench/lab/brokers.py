@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import psutil
+from redis import Redis
 
 import kombulite
 from bench.lab.processes import processor_time
@@ -17,6 +19,7 @@ from bench.lab.task import EXCHANGE, KEY, Task
 from tests.servers import RabbitMQServer, RedisServer, Server
 
 FILLING = 60.0  # seconds that a broker may take until messages wait in its queues
+OF_ENVELOPES = ("kombulite", "kombulite.aio", "kombu")  # clients whose messages have headers on Redis; others' are JSON
 KINDS: dict[str, type[Server]] = {"redis": RedisServer, "amqp": RabbitMQServer}
 
 
@@ -67,7 +70,10 @@ class Brokers:
             queue(channel).declare()
         for i in range(task.bindings - 1):
             queues[-1](channel).bind_to(exchange, f"order.c{i}.x")
-        if task.work == "consume":
+        if task.transport == "redis" and task.work == "consume" and task.client not in OF_ENVELOPES:
+            with Redis.from_url(server.url) as client:
+                client.rpush(task.names[0], *[json.dumps(task.body)] * (task.messages * processes))
+        elif task.work == "consume":
             self._fill(replace(task, messages=task.messages * processes), channel, queues)
         channel.close()
         return replace(task, url=server.url)

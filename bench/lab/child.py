@@ -17,7 +17,7 @@ from threading import Thread
 from typing import Any
 
 from bench import amqp_rivals
-from bench.lab import distant
+from bench.lab import distant, loops
 from bench.lab.task import EXCHANGE, KEY, Task
 from bench.results import percentiles
 from bench.workloads import Place, round_trips
@@ -246,7 +246,10 @@ def amqp_client(task: Task) -> Iterator[Run]:
 
 @contextmanager
 def redis_py(task: Task) -> Iterator[Run]:
-    """redis-py alone, as a queue without leases: what is popped is gone. In a batch, its pipeline."""
+    """redis-py alone: what is taken waits in another list, and is struck there as an ack. In a batch, its pipeline.
+
+    In a round trip nothing is kept: what is popped is gone.
+    """
     import redis
 
     client = redis.Redis.from_url(task.url)
@@ -269,7 +272,14 @@ def redis_py(task: Task) -> Iterator[Run]:
             client.lpush(name, encode(body))
             decode(client.rpop(name))
 
-    yield {"publish": publish_in_batch if task.batch else publish, "round trip": round_trip}[task.work]
+    def consume() -> None:
+        for _ in repeat(None, n):
+            taken = client.blmove(name, f"{name}.busy", 1, "RIGHT", "LEFT")
+            decode(taken)
+            client.lrem(f"{name}.busy", 1, taken)
+
+    publish_some = publish_in_batch if task.batch else publish
+    yield {"publish": publish_some, "consume": consume, "round trip": round_trip}[task.work]
     client.close()
 
 
@@ -277,6 +287,8 @@ def open_client(task: Task) -> Any:
     """The client that a task names, ready for its work."""
     if task.client in LIBRARIES:
         return library(task)
+    if task.client in loops.CLIENTS:
+        return loops.on_a_loop(task)
     return redis_py(task) if task.client == "redis-py" else amqp_client(task)
 
 

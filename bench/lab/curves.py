@@ -10,7 +10,9 @@ from bench.lab.running import Experiment
 from bench.lab.task import Task
 
 BOTH = ("kombulite", "kombu")
-AMQP_CLIENTS = (*BOTH, "py-amqp", "pika", "amqpstorm", "aio-pika", "C client")
+AMQP_CLIENTS = (*BOTH, "kombulite.aio", "py-amqp", "pika", "amqpstorm", "aio-pika", "FastStream", "C client")
+REDIS_CLIENTS = (*BOTH, "kombulite.aio", "redis-py", "redis.asyncio", "FastStream")
+CLIENTS = tuple(dict.fromkeys((*AMQP_CLIENTS, *REDIS_CLIENTS)))
 
 # --- every client at small messages ---------------------------------------------------------------------------------
 
@@ -30,10 +32,11 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 
 def workload(value: str, rival: str) -> Task | None:
     what = WORKLOADS[value]
-    others = {"redis": ("redis-py",), "amqp": AMQP_CLIENTS}.get(what["transport"], ())
-    if rival not in BOTH and rival not in others:
+    if rival not in {"redis": REDIS_CLIENTS, "amqp": AMQP_CLIENTS}.get(what["transport"], BOTH):
         return None
-    if (rival == "redis-py" and what["work"] == "consume") or (rival == "C client" and "connection" in what):
+    if rival == "C client" and "connection" in what:
+        return None
+    if rival not in (*BOTH, "redis-py") and what["work"] == "round trip":
         return None
     return Task(rival, **what)
 
@@ -172,12 +175,11 @@ def experiments(full: bool, settings: bool) -> list[Experiment]:
     many = (1, 10, 100, 1000) if full else (1, 100)
     cores = os.cpu_count() or 1
     producers = (1, 2, 3, 4, 6, 8) if full else (1, 2, 4, 8)
-    clients = (*AMQP_CLIENTS, "redis-py")
     others = (*BOTH, "pika", "aio-pika") if full else (*BOTH, "pika")
     every = [
         Experiment(
             "workloads", "Small messages, every client", "work", "bars",
-            tuple(WORKLOADS), clients, workload, rounds,
+            tuple(WORKLOADS), CLIENTS, workload, rounds,
         ),
         Experiment(
             "sizes-memory", "memory: publish", "body, bytes", "lines",

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,13 @@ from bench.duels import Watch
 from bench.figure import Figure
 from bench.lab import distant, running
 from bench.lab.brokers import Brokers
-from bench.lab.curves import experiments
+from bench.lab.curves import BOTH, CLIENTS, experiments
+from bench.lab.needs import counted, runs
 from bench.lab.processes import peak_memory, processor_time
 from bench.lab.running import Experiment
 from bench.lab.task import Task
 from bench.plots import draw
-from bench.results import Curve, Point, Results, percentiles
+from bench.results import Curve, Need, Point, Results, percentiles
 from bench.tables import markdown_of
 
 ROOT = Path(__file__).parents[2]
@@ -194,6 +196,44 @@ def test_the_distant_broker_has_what_one_connection_published_for_another(name):
         message = queue(other.channel()).get()
         assert message.payload == {"n": 1}
         message.ack()
+
+
+def test_what_a_client_needs_stands_beside_its_time_and_memory(results):
+    results.needs = [Need("b", "pika", 2.5, 1234.0, 98760.0), Need("c", "pika", 1.0, 20.0, 300.0)]
+    results.curves[1].name = "workloads"
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in markdown_of(results).splitlines()]
+    assert ["b", "pika", "500 µs", "50 MB", "2.50", "1,234", "98,760"] in rows
+    assert ["c", "pika", "-", "-", "1.00", "20", "300"] in rows
+    assert Results.from_json(results.to_json()) == results
+
+
+def test_system_calls_are_counted_as_they_return_and_bytes_in_both_directions():
+    assert counted(
+        '12 sendto(3, "POST = 5", 8, 0, NULL, 0) = 8\n'
+        "12 epoll_wait(5,  <unfinished ...>\n"
+        '13 write(1, "not a socket", 12) = 12\n'
+        "12 <... epoll_wait resumed>[], 1, 20) = 0\n"
+        "12 recvfrom(3, 0x7f, 65536, 0, NULL, NULL) = -1 EAGAIN (Resource temporarily unavailable)\n"
+        '12 recvfrom(3, "answer"..., 65536, 0, NULL, NULL) = 100\n'
+        "12 +++ exited with 0 +++\n"
+    ) == (5, 108)
+
+
+def test_every_client_is_asked_what_it_needs_to_publish_and_to_consume():
+    asked = {(task.client, task.work) for _, _, task in runs()}
+    assert asked == {(client, work) for client in CLIENTS for work in ("publish", "consume")}
+
+
+@pytest.mark.parametrize("client", [client for client in CLIENTS if client not in BOTH])
+@pytest.mark.parametrize("transport", ["redis", "amqp"])
+@pytest.mark.soak
+def test_every_client_publishes_and_consumes(client, transport):
+    of_client = [task for _, _, task in runs() if (task.client, task.transport) == (client, transport)]
+    with Brokers() as brokers:
+        for task in of_client:
+            found = point(client, task.work)
+            running.measure(replace(task, messages=1000), found, 1, brokers)
+            assert len(found.seconds) == 4
 
 
 def test_processor_time_and_memory_of_a_process_grow_with_what_it_does():
