@@ -129,7 +129,7 @@ def converse(url: str, options: dict[str, Any], number: int, ledger: Ledger) -> 
         message.ack()
 
     try:
-        connection.connect()
+        connection.ensure_connection(max_retries=0)
         producer = Producer(connection, routing_key="orders")
         Queue("orders")(connection).declare()
         publish([f"single {number}"])
