@@ -72,7 +72,7 @@ wrap() { # FOLDER NAME PROGRAM
 }
 for name in redis-server redis-cli redis-sentinel; do
     wrap rabbitmq $name /usr/bin/$name
-    wrap valkey $name /usr/bin/$(echo $name | sed s/redis/valkey/)
+    wrap valkey $name "/usr/bin/valkey${name#redis}"
 done
 for name in server ctl -plugins -queues -streams -upgrade; do
     name=rabbitmq$(echo "$name" | sed 's/^server/-server/')
