@@ -38,6 +38,9 @@ def read_body(data: bytes) -> Body:
     sections as one. Numbers, text (also symbols), bytes, lists (also arrays) and maps become Python's own, timestamps
     a ``datetime``, UUIDs a ``UUID``.
 
+    Args:
+        data: The encoded body of an AMQP 1.0 message.
+
     Raises:
         ValueError: The body is malformed, nested deeper than 64, or has a type that there is none for (decimals,
             described values).

@@ -8,7 +8,11 @@ __all__ = ["EqualityDict", "HashedSeq", "eqhash"]
 
 
 class HashedSeq(list[Any]):
-    """A list that can be a key: its hash is that of its items when it was made."""
+    """A list that can be a key: its hash is that of its items when it was made.
+
+    Args:
+        seq: The items, one argument each; all of them hashable.
+    """
 
     __slots__ = ("hashvalue",)
 
@@ -21,7 +25,11 @@ class HashedSeq(list[Any]):
 
 
 def eqhash(o: Any) -> Any:
-    """Return the key of an object: the result of its ``__eqhash__``, or the object."""
+    """Return the key of an object: the result of its ``__eqhash__``, or else its hash.
+
+    Args:
+        o: The object; hashable if it has no ``__eqhash__``.
+    """
     try:
         return o.__eqhash__()
     except AttributeError:

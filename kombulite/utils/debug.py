@@ -64,7 +64,10 @@ def setup_logging(loglevel: int | None = None, loggers: Iterable[str] | None = N
 class Logwrapped:
     """An object whose calls are logged at the level ``DEBUG``.
 
-    ``instance``: the object; ``logger``: a logger or its name; ``ident``: begins each line, formatted with the object.
+    Args:
+        instance: The object.
+        logger: A logger or its name; by default the one of this module.
+        ident: What each line begins with, formatted with the object.
     """
 
     def __init__(self, instance: Any, logger: Logger | str | None = None, ident: str | None = None) -> None:

@@ -13,6 +13,10 @@ class TokenBucket:
     """A token bucket: ``fill_rate`` tokens come in a second, at most ``capacity`` are kept.
 
     ``contents`` is a queue for what waits for a token.
+
+    Args:
+        fill_rate: Tokens per second.
+        capacity: The most tokens that are kept, and how many there are at first.
     """
 
     capacity: float = 1
@@ -27,7 +31,11 @@ class TokenBucket:
         self.contents: deque[Any] = deque()
 
     def add(self, item: Any) -> None:
-        """Add an item that waits."""
+        """Add an item that waits.
+
+        Args:
+            item: Any object; ``pop()`` returns the first one added.
+        """
         self.contents.append(item)
 
     def pop(self) -> Any:
@@ -39,14 +47,25 @@ class TokenBucket:
         self.contents.clear()
 
     def can_consume(self, tokens: float = 1) -> bool:
-        """Take tokens, if there are that many; whether it did."""
+        """Take tokens, if there are that many.
+
+        Args:
+            tokens: How many to take.
+
+        Returns:
+            True if they were taken, False if there are fewer.
+        """
         if tokens > self._get_tokens():
             return False
         self._tokens -= tokens
         return True
 
     def expected_time(self, tokens: float = 1) -> float:
-        """Seconds until there are that many tokens; 0 if there are."""
+        """Return the seconds until there are enough tokens, 0 if there are now.
+
+        Args:
+            tokens: How many are needed.
+        """
         available = self._get_tokens()
         return (max(tokens, available) - available) / self.fill_rate
 

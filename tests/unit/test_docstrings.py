@@ -72,8 +72,11 @@ def undescribed(member):
 ENTRIES = {path: page.stem for page in PAGES for path in re.findall(r"^::: (kombulite\.\S+)", page.read_text(), re.M)}
 #: Modules with kombu's names that the reference leaves out.
 OTHERS = [
-    *(f"kombulite.{name}" for name in ("abstract", "compat", "log", "resource")),
+    *(f"kombulite.{name}" for name in ("abstract", "clocks", "compat", "log", "matcher")),
+    *(f"kombulite.{name}" for name in ("message", "resource", "simple")),
     *(f"kombulite.asynchronous.{name}" for name in ("debug", "hub", "semaphore", "timer")),
+    *(f"kombulite.utils.{name}" for name in ("amq_manager", "amqp10", "collections", "debug", "div", "imports")),
+    *(f"kombulite.utils.{name}" for name in ("limits", "logs", "time")),
 ]
 
 
