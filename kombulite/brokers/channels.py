@@ -300,9 +300,9 @@ class ChannelTransport(base.Transport):
                     self.held_settled()
                     return
                 raise unknown_tag(delivery_tag, state.tag_offset)
-            if multiple:
-                self.settle_held(channel, outcome)
             self._settle(state, settled, outcome)
+            if multiple:  # after its own, which nothing would settle any more if that failed
+                self.settle_held(channel, outcome)
 
     def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
         """Settle some deliveries of a channel. Raises PreconditionFailed for an unknown tag."""

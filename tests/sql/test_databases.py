@@ -439,6 +439,23 @@ def test_what_the_deletion_of_a_queue_leaves_when_it_fails_goes_later(database, 
         transport._session._renew()
 
 
+def test_a_queue_whose_deletion_was_rolled_back_keeps_its_messages(database, monkeypatch):
+    connection = database.connect()
+    queue = Queue("orders")(connection)
+    Producer(connection, routing_key="orders").publish_many(range(3), declare=[queue])
+    other = Queue("orders")(database.connect())
+    taken = other.get()
+    transport = connection.transport
+    with monkeypatch.context() as patch:
+        patch.setattr(transport._topology, "_drop_unused", fail)
+        with pytest.raises(exceptions.RecoverableChannelError):
+            queue.delete()
+    transport._session._renew()
+    assert transport._database.value("SELECT count(*) FROM {p}messages") == 3
+    taken.ack()
+    assert [other.get(no_ack=True).payload for _ in range(2)] == [1, 2]
+
+
 def test_many_messages_of_a_queue_that_expires_are_deleted_in_time(database, in_parts):
     connection = database.connect()
     queue = Queue("orders", expires=60)(connection)

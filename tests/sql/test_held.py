@@ -11,10 +11,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from kombulite import Connection, Consumer, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Producer, Queue, aio, exceptions
 from kombulite.brokers.base import Outcome
 from kombulite.brokers.sql.messages import Messages
 from kombulite.message import Message
+from tests.aio.conftest import run, soon
 from tests.servers import wait_until
 
 PATIENT = {"lease": 600}  # so nothing comes again because time has passed
@@ -162,6 +163,55 @@ def test_stays_with_its_holder_when_the_connection_that_took_it_over_ends(url, n
             assert queue.get() is None
         del got
         assert queue.get() is None
+
+
+def test_what_came_later_is_settled_though_what_came_before_the_loss_cannot_be_yet(url, name, monkeypatch):
+    with Connection(url, transport_options=PATIENT) as connection:
+        got = received(connection, name)
+        connection.ensure_connection()
+        Producer(connection).publish("y", routing_key=name)
+        drain(connection, got, 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(connection.transport._session, "settle_held", refused)
+            with pytest.raises(exceptions.RecoverableChannelError):
+                got[1].ack(multiple=True)
+        connection.transport._session._renew()
+        assert connection.transport._database.value("SELECT count(*) FROM {p}messages") == 0
+
+
+def refused(*_: Any) -> None:
+    raise exceptions.RecoverableChannelError("canceling statement due to statement timeout")
+
+
+@pytest.mark.parametrize("losses", [1, 2])
+def test_is_settled_on_an_event_loop_by_the_channel_that_it_came_on(postgresql_url, name, losses):
+    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+
+    async def program() -> None:
+        options = {**PATIENT, "table_prefix": f"h{uuid.uuid4().hex[:8]}_"}
+        with psycopg.connect(postgresql_url, autocommit=True) as admin:
+            async with aio.connect(postgresql_url, transport_options=options) as connection:
+                kept = []
+                async with connection.consume(Queue(name)) as messages:
+                    for number in range(1, losses + 1):
+                        await connection.producer().publish(number, name)
+                        kept.append(await messages.next(20))
+                        admin.execute(f"{end} AND pid <> pg_backend_pid()")
+
+                        async def is_back(number: int = number) -> bool:
+                            return connection.counters.reconnects == number
+
+                        await soon(is_back, 20)
+                    for message in kept:
+                        await message.ack()
+
+                    async def are_gone() -> bool:
+                        found = admin.execute(f"SELECT count(*) FROM {options['table_prefix']}messages").fetchone()
+                        return found == (0,)
+
+                    await soon(are_gone, 20)
+
+    run(program)
 
 
 def test_is_settled_another_time_when_the_database_was_busy(url, name, monkeypatch):

@@ -525,6 +525,16 @@ def test_headers_of_a_subclass_are_what_amqp_carries(bound, header):
     assert reached(table, "", {"x": header, "nested": {Kind.A: [header]}}) == {"q"}
 
 
+def test_a_header_nested_too_deeply_to_be_compared_is_one_that_no_binding_asks_for():
+    nested = []
+    for _ in range(100_000):
+        nested = [nested]
+    table = table_of("headers", ("q", "", {"x": 1}), ("deep", "", {"nested": None}))
+    assert reached(table, "", {"x": 1, "nested": nested}) == {"q", "deep"}
+    while nested:
+        nested = nested[0]
+
+
 def test_bytes_of_a_subclass_that_are_no_text_are_compared_too():
     table = table_of("headers", ("q", "", {"x": Raw(b"\xff")}))
     assert reached(table, "", {"x": b"\xff"}) == {"q"}

@@ -264,7 +264,7 @@ cdef object header_form(object value):
     """What a header's value is compared by; PRESENT if no binding can ask for it."""
     try:
         return wire_form(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return PRESENT
 
 

@@ -160,7 +160,8 @@ class HeldMessages:
 
     def inherit(self, channel: int, other: HeldMessages, before: int) -> None:
         """Let a channel settle what that in whose place it is had."""
-        held = list(other.channels.pop(before, {}).items())
+        # On an event loop a message may still be settled by the channel that it came on: that keeps what it had.
+        held = list((other.channels.pop if other is self else other.channels.get)(before, {}).items())
         self.channels[channel] = {tag: each for tag, each in held if self._left.has(each)}
 
     def settle(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome, multiple: bool = False) -> bool:
@@ -175,14 +176,15 @@ class HeldMessages:
     def settle_all(self, channel: int, outcome: Outcome) -> bool:
         """Settle all that a channel has. Returns whether it has something."""
         held = self.channels.pop(channel, {})
-        self._settle(held, list(held), outcome)
-        return bool(held)
+        delivery_tags = list(held)
+        self._settle(held, delivery_tags, outcome)
+        return bool(delivery_tags)
 
     def _settle(self, held: dict[Any, Held], delivery_tags: Iterable[Any], outcome: Outcome) -> None:
         for tag in delivery_tags:
             found = held.pop(tag, None)
             delivery = None if found is None else found.delivery()
-            if found is not None and delivery is not None:
+            if found is not None and found.settled is None and delivery is not None:
                 found.settled = Token(found.id, found.queue, delivery), outcome
                 self._left.changed[found] = None
 

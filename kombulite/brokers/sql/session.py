@@ -195,6 +195,7 @@ class Session:
         """Drop what exceeds the limits of queues, in a transaction of its own, which locks them and nothing before."""
         with self.use(), self.database.transaction():
             self.messages.lock_limited(queues)
+            self.topology.refresh()  # another connection may have changed where dead letters go, while this one waited
             self.messages.drop_excess(queues)
 
     def flush(self) -> None:
