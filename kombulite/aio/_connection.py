@@ -390,6 +390,8 @@ class Connection(Address):
     ) -> Message | None:
         """Return the next message of a queue, or None. One that arrives after a cancellation returns to the queue.
 
+        With ``no_ack`` the broker has forgotten such a message, so it is lost.
+
         Args:
             queue: The queue, or its name.
             no_ack: If True, a message counts as acknowledged when the broker sends it.

@@ -24,7 +24,7 @@ from kombulite._client.declarations import consumer_arguments
 from kombulite._client.streams import OffsetKeeper, OffsetStore, StreamPositions, now
 from kombulite._core import Delivery
 from kombulite.aio._session import ACK, AsyncSession, Channel
-from kombulite.brokers.aio import Pending, closed
+from kombulite.brokers.aio import AsyncTransport, Pending, closed
 from kombulite.brokers.base import Cancelled, ChannelClosed, Event, Outcome
 from kombulite.brokers.waits import WaitQueue
 from kombulite.entity import Queue
@@ -311,20 +311,27 @@ class Messages:
         """Stop consuming. Messages that were taken may still be settled; the others return to their queues."""
         self._is_over = True
         self._session.restored.discard(self)
-        channel, transport = self._channel, self._session.transport
-        if channel is not None and channel.is_open and transport is not None:
-            deadline = self._session.waits.deadline(None)
-            for tag in list(self._names):
-                await self._session.waits.wait(transport.cancel(channel.number, tag), deadline, "cancel")
-            while self._ready and channel.is_open:
-                # The last first: where each goes to the front of its queue, they are in order again.
-                delivery = self._ready.pop()
-                if delivery.stream_offset is not None:
-                    continue  # a stream takes nothing back
-                pending = channel.settle(delivery.delivery_tag, Outcome.RETURN)
-                if pending is not None:
-                    await self._session.waits.wait(pending, deadline, "settle")
-        self._changes.wake_all()
+        try:
+            channel, transport = self._channel, self._session.transport
+            if channel is not None and channel.is_open and transport is not None:
+                await self._stop(channel, transport)
+        finally:
+            self._changes.wake_all()
+
+    async def _stop(self, channel: Channel, transport: AsyncTransport) -> None:
+        """End the consumers, and return the messages that no task took."""
+        waits = self._session.waits
+        deadline = waits.deadline(None)
+        for tag in list(self._names):
+            await waits.wait(transport.cancel(channel.number, tag), deadline, "cancel")
+        while self._ready and channel.is_open:
+            # The last first: where each goes to the front of its queue, they are in order again.
+            delivery = self._ready.pop()
+            if delivery.stream_offset is not None:
+                continue  # a stream takes nothing back
+            pending = channel.settle(delivery.delivery_tag, Outcome.RETURN)
+            if pending is not None:
+                await waits.wait(pending, deadline, "settle")
 
     async def _end(self) -> None:
         self._is_over = True
@@ -470,24 +477,37 @@ class Messages:
             size: Messages of a complete batch.
             within: Seconds that the first message may wait.
         """
-        while not self._ready:
-            self._check()
-            await self._changes.wait()
-        deadline = monotonic() + within
-        while len(self._ready) < size and not self._is_over and self._error is None:
-            if not await self._changes.wait(deadline):
-                break
-        await self._save_offsets()
         batch = MessageBatch()
+        while not batch:
+            while not self._ready:
+                self._check()
+                await self._changes.wait()
+            deadline = monotonic() + within
+            while len(self._ready) < size and not self._is_over and self._error is None:
+                if not await self._changes.wait(deadline):
+                    break
+            await self._save_offsets()
+            batch.extend(map(self._hand_over, await self._take_many(size)))
+        return batch
+
+    async def _take_many(self, size: int) -> list[Message]:
+        """Take up to so many messages of those that are ready. If it raises, they are ready again."""
+        taken: list[Message] = []
         try:
-            while self._ready and len(batch) < size:
+            while self._ready and len(taken) < size:
                 message = self._take()
                 if message is not None and (self._rule is None or await self._is_allowed(message, self._rule)):
-                    batch.append(self._hand_over(message))
+                    taken.append(message)
         except BaseException:
-            self._ready.extendleft(message.delivery for message in reversed(batch) if message.delivery is not None)
+            ready = [message.delivery for message in _of_channel(self._channel, taken) if message.delivery is not None]
+            self._ready.extendleft(reversed(ready))
             raise
-        return batch or await self.next_batch(size, within)
+        return _of_channel(self._channel, taken)
+
+
+def _of_channel(channel: Channel | None, messages: list[Message]) -> list[Message]:
+    """Return the messages of a channel that is open: what came on another one comes again."""
+    return [each for each in messages if each.channel is channel and each.channel.is_open]
 
 
 class Batches:

@@ -506,12 +506,13 @@ class AsyncSession(Session):
     # --- fetching
 
     async def get(self, queue: str, no_ack: bool, deadline: float) -> tuple[Delivery, Channel] | None:
-        """Fetch a message. One that comes after the caller was cancelled goes back to its queue."""
+        """Fetch a message. One that comes after the caller was cancelled goes back to its queue, if it needs an ack."""
         key = object()
         try:
             return await self.waits.once(key, partial(self._get, queue, no_ack, deadline), deadline, "get")
         except BaseException:
-            self.waits.when_done(key, _put_back)
+            if not no_ack:
+                self.waits.when_done(key, _put_back)
             raise
 
     async def _get(self, queue: str, no_ack: bool, deadline: float) -> tuple[Delivery, Channel] | None:

@@ -215,6 +215,28 @@ def test_a_get_may_be_cancelled_at_any_await(place):
     run(main)
 
 
+def test_a_get_without_acks_may_be_cancelled_at_any_await(place):
+    async def main():
+        queue, other = Queue(place.name("q")), Queue(place.name("other"))
+        async with place.connect() as connection:
+            await connection.declare(queue)
+            await connection.declare(other)
+            for at in range(WAITS):
+                await connection.producer().publish("held", other.name)
+                held = await connection.get(other)
+                await connection.producer().publish(at, queue.name)
+                was_cut = await cut(connection.get(queue, no_ack=True), at)
+                # The answer to what was cancelled has come when that to the next one has; it changes nothing.
+                await connection.get(queue, no_ack=True)
+                await held.ack()
+                if not was_cut:
+                    break
+            assert not was_cut
+            assert (await connection.status(other)).message_count == 0
+
+    run(main)
+
+
 def test_consuming_may_be_cancelled_at_any_await(place):
     async def main():
         queue = Queue(place.name("q"))
