@@ -421,12 +421,16 @@ class AsyncSession(Session):
 
     async def publish(self, delivery: Delivery, mandatory: bool, role: str, deadline: float) -> None:
         """Publish one message on the channel of a role, when it is its turn. Cancelled before that, it is not sent."""
-        while True:
-            sent = self.publish_at_once(delivery, mandatory, role)
-            if sent is False:
-                await self._wait_for_turn(delivery, role, deadline)
-            elif sent is True or await self.wait_for_answer(sent, delivery, role, deadline):
-                return
+        sent: Pending[None] | bool = False
+        try:
+            while (sent := self.publish_at_once(delivery, mandatory, role)) is not True:
+                if sent is False:
+                    await self._wait_for_turn(delivery, role, deadline)
+                elif await self.wait_for_answer(sent, delivery, role, deadline):
+                    return
+        finally:
+            if isinstance(sent, bool):  # no answer will give the turn on that this may have waited for
+                self.window.offer_turn()
 
     async def wait_for_answer(self, sent: Any, delivery: Delivery, role: str, deadline: float) -> bool:
         """Wait for what the broker says of a message; returns False if it has to be published again."""

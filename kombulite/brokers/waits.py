@@ -264,6 +264,11 @@ class Window:
         if not await self._turns.wait(deadline):
             raise self._waits.timed_out("publish")
 
+    def offer_turn(self) -> None:
+        """Give a turn that was not used, or did not take any room, to the next task that waits for one."""
+        if not self.is_full:
+            self._turns.wake()
+
     async def share(self, pending: Pending[None], deadline: float) -> None:
         """Wait for what others wait for too."""
         waiter: Pending[None] = asyncio.get_running_loop().create_future()
