@@ -399,16 +399,25 @@ class Messages:
             timeout: Seconds (None: no limit).
         """
         deadline = None if timeout is None else monotonic() + timeout
-        while True:
-            while not self._ready:
-                self._check()
-                if not await self._changes.wait(deadline):
-                    return None
-            if self._keeper is not None:
-                await self._save_offsets()
-            message = self._take() if self._ready else None
-            if message is not None and (self._rule is None or await self._is_allowed(message, self._rule)):
-                return self._hand_over(message)
+        try:
+            while True:
+                while not self._ready:
+                    self._check()
+                    if not await self._changes.wait(deadline):
+                        return None
+                if self._keeper is not None:
+                    await self._save_offsets()
+                message = self._take() if self._ready else None
+                if message is not None and (self._rule is None or await self._is_allowed(message, self._rule)):
+                    return self._hand_over(message)
+        except BaseException:
+            self._leave_to_others()
+            raise
+
+    def _leave_to_others(self) -> None:
+        """Wake tasks that wait, for what is ready: the task that was woken for it does not take it."""
+        for _ in self._ready:
+            self._changes.wake()
 
     def _take(self) -> Message | None:
         """Take what is ready; None if its connection is lost."""
@@ -478,16 +487,20 @@ class Messages:
             within: Seconds that the first message may wait.
         """
         batch = MessageBatch()
-        while not batch:
-            while not self._ready:
-                self._check()
-                await self._changes.wait()
-            deadline = monotonic() + within
-            while len(self._ready) < size and not self._is_over and self._error is None:
-                if not await self._changes.wait(deadline):
-                    break
-            await self._save_offsets()
-            batch.extend(map(self._hand_over, await self._take_many(size)))
+        try:
+            while not batch:
+                while not self._ready:
+                    self._check()
+                    await self._changes.wait()
+                deadline = monotonic() + within
+                while len(self._ready) < size and not self._is_over and self._error is None:
+                    if not await self._changes.wait(deadline):
+                        break
+                await self._save_offsets()
+                batch.extend(map(self._hand_over, await self._take_many(size)))
+        except BaseException:
+            self._leave_to_others()
+            raise
         return batch
 
     async def _take_many(self, size: int) -> list[Message]:

@@ -109,3 +109,26 @@ def test_iterating_ends_although_stopping_failed(monkeypatch):
                     await asyncio.wait_for(waiting, 20)
 
     run(main)
+
+
+def test_what_a_cancelled_batch_leaves_is_another_tasks():
+    async def main():
+        async with connect() as connection, connection.consume("q") as messages:
+            batch = asyncio.create_task(messages.next_batch(10, within=60))
+            await asyncio.sleep(0)  # it waits now
+            single = asyncio.create_task(messages.next())
+            await connection.producer().publish("x", "q")
+
+            async def has_come():
+                return len(messages._ready) == 1
+
+            await soon(has_come)
+            await asyncio.sleep(0)  # the batch has seen it, and waits for more
+            batch.cancel()
+            message = await asyncio.wait_for(single, 20)
+            assert message.payload == "x"
+            await message.ack()
+            await asyncio.wait([batch])
+            assert batch.cancelled()
+
+    run(main)
