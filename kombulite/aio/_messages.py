@@ -316,6 +316,7 @@ class Messages:
             if channel is not None and channel.is_open and transport is not None:
                 await self._stop(channel, transport)
         finally:
+            self._forget_queues()
             self._changes.wake_all()
 
     async def _stop(self, channel: Channel, transport: AsyncTransport) -> None:
@@ -338,6 +339,7 @@ class Messages:
         self._session.restored.discard(self)
         channel, self._channel = self._channel, None
         self._ready.clear()
+        self._forget_queues()
         self._changes.wake_all()
         if channel is not None and channel.is_open:
             session = self._session
@@ -346,6 +348,20 @@ class Messages:
                 await session.waits.once(channel, close, session.waits.deadline(None), "close a channel")
             except (exceptions.ConnectionError, OSError) as error:
                 logger.warning("a consumer could not be ended: %s", error)
+
+    def consumes_from(self, queue: str) -> bool:
+        """Return True if messages of a queue come here.
+
+        Args:
+            queue: Name of the queue.
+        """
+        return queue in self._names.values()
+
+    def _forget_queues(self) -> None:
+        """Note that the consumers have ended, if they had started."""
+        if self._started is not None:
+            for queue in self._names.values():
+                self._session.forget_consumer(queue)
 
     # --- streams
 
@@ -373,6 +389,7 @@ class Messages:
         elif isinstance(event, Cancelled):
             queue = self._names.pop(event.consumer_tag, "")
             self.fail(exceptions.ConsumerCancelled(f"the broker cancelled the consumer of queue {queue!r}"))
+            self._session.forget_consumer(queue)
         elif isinstance(event, ChannelClosed):
             self.fail(event.error)
 

@@ -113,6 +113,9 @@ class Restored(Protocol):
     def fail(self, error: BaseException) -> None:
         """End: there will be no connection."""
 
+    def consumes_from(self, queue: str) -> bool:
+        """Return whether it is a consumer of a queue."""
+
 
 class AsyncSession(Session):
     """The broker connection of one ``Connection``, opened when it is needed."""
@@ -306,6 +309,11 @@ class AsyncSession(Session):
         self.restored = set()
         self.tally.clear()
         self.life = Lifecycle(self.address.as_uri)
+
+    def forget_consumer(self, queue: str) -> None:
+        """Note that a consumer of a queue has ended: an auto-delete queue goes with its last one."""
+        if not any(each.consumes_from(queue) for each in self.restored):
+            self.topology.last_consumer_gone(queue)
 
     # --- channels
 
