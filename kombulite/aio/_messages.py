@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
 from logging import getLogger
@@ -314,7 +314,8 @@ class Messages:
         try:
             channel, transport = self._channel, self._session.transport
             if channel is not None and channel.is_open and transport is not None:
-                await self._stop(channel, transport)
+                with suppress(exceptions.RecoverableConnectionError):  # they end with the connection
+                    await self._stop(channel, transport)
         finally:
             self._forget_queues()
             self._changes.wake_all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from contextlib import nullcontext
 
 import pytest
 
@@ -91,22 +92,27 @@ def test_a_batch_has_no_message_of_a_connection_that_was_lost_meanwhile(monkeypa
     run(main)
 
 
-def test_iterating_ends_although_stopping_failed(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (TimeoutError("the broker did not answer"), pytest.raises(TimeoutError)),
+        (exceptions.RecoverableConnectionError("lost"), nullcontext()),
+    ],
+)
+def test_iterating_ends_although_stopping_fails(monkeypatch, error, ends):
     async def main():
-        async with connect() as connection:
-            await connection.declare(Queue("q"))
-            async with connection.consume("q") as messages:
+        async with connect() as connection, connection.consume("q") as messages:
 
-                def refuse(*arguments):
-                    raise exceptions.RecoverableConnectionError("cut")
+            def refuse(*arguments):
+                raise error
 
-                monkeypatch.setattr(connection.session.transport, "cancel", refuse)
-                waiting = asyncio.create_task(messages.next())
-                await asyncio.sleep(0)  # it waits now
-                with pytest.raises(exceptions.RecoverableConnectionError):
-                    await messages.stop()
-                with pytest.raises(StopAsyncIteration):
-                    await asyncio.wait_for(waiting, 20)
+            monkeypatch.setattr(connection.session.transport, "cancel", refuse)
+            waiting = asyncio.create_task(messages.next())
+            await asyncio.sleep(0)  # it waits now
+            with ends:
+                await messages.stop()
+            with pytest.raises(StopAsyncIteration):
+                await asyncio.wait_for(waiting, 20)
 
     run(main)
 
