@@ -26,7 +26,7 @@ import celery.exceptions
 import celery.result
 import celery.states
 
-from kombulite import aio
+from kombulite import aio, exceptions
 from kombulite.entity import Exchange, Queue, binding
 
 __all__ = ["AsyncResult", "Client", "close", "send"]
@@ -200,6 +200,7 @@ class AsyncResult(celery.result.AsyncResult):  # type: ignore[misc]
 
         Raises:
             celery.exceptions.TimeoutError: There is no result yet.
+            RecoverableConnectionError: The client is closed.
         """
         if self.ignored:
             return None
@@ -303,12 +304,14 @@ class Results:
                 self.fail(task_id, error)
 
     async def close(self) -> None:
-        """End: no more results come."""
+        """End: no more results come, and those that wait for one raise RecoverableConnectionError."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        for task_id in list(self._coming):
+            self.fail(task_id, exceptions.RecoverableConnectionError("no more results come: the client is closed"))
 
 
 class RPCResults(Results):

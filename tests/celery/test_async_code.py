@@ -303,6 +303,7 @@ def test_a_backend_is_asked_once_at_a_time_however_often_a_result_is_awaited(fle
 
 FAILING = """
 import asyncio, json
+from kombulite import exceptions
 from kombulite.contrib.celery import AsyncResult, Results
 from shop import app
 
@@ -332,7 +333,17 @@ async def main():
     seen.append(good.done())
     backend.is_broken = False
     seen += [await good, await made["bad"].get(timeout=20)]
+    backend.is_broken = True
+    never = AsyncResult("never", app=app)
+    never.await_with(results)
+    waiting = asyncio.create_task(never.get())
+    while "never" not in results._asked:
+        await asyncio.sleep(0)
     await results.close()
+    try:
+        await asyncio.wait_for(waiting, 20)
+    except exceptions.RecoverableConnectionError as error:
+        seen.append(str(error))
     return seen
 
 print(json.dumps(asyncio.run(main(), debug=True)))
@@ -340,5 +351,6 @@ print(json.dumps(asyncio.run(main(), debug=True)))
 
 
 @pytest.mark.parametrize("fleet", ["memory"], indirect=True)
-def test_a_backend_that_fails_for_one_task_fails_no_other(fleet):
-    assert json.loads(fleet.run("kombulite", FAILING).splitlines()[-1]) == ["cannot be read", False, "good", "bad"]
+def test_a_backend_that_fails_for_one_task_fails_no_other_and_none_waits_for_one_that_is_closed(fleet):
+    seen = json.loads(fleet.run("kombulite", FAILING).splitlines()[-1])
+    assert seen == ["cannot be read", False, "good", "bad", "no more results come: the client is closed"]
