@@ -305,6 +305,7 @@ class AsyncSession(Session):
     def abandon(self) -> None:
         """Forget the connection in a forked child, whose parent has it."""
         self.waits.abandon()
+        self.window = Window(WINDOW, self.waits)
         self.transport, self._channels, self._roles = None, {}, {}
         self.restored = set()
         self.tally.clear()

@@ -72,7 +72,7 @@ class Waits:
             try:
                 return await pending
             finally:
-                del self._waits[pending]
+                self._waits.pop(pending, None)  # a forked child has forgotten it
         return pending.result()
 
     async def within(self, work: Awaitable[T], deadline: float, what: str) -> T:

@@ -55,3 +55,20 @@ def test_messages_without_an_answer_give_their_turns_on():
             assert (await connection.status(queue)).message_count == 1 + MESSAGES
 
     run(main)
+
+
+def test_a_forked_child_waits_for_nothing_of_its_parents():
+    async def main():
+        async with aio.connect(f"memory:///{uuid.uuid4().hex}") as connection:
+            session = connection.session
+            answer = asyncio.get_running_loop().create_future()
+            under_way = session.window.wait_for_answer(answer, session.waits.deadline(None), "publish")
+            parents = asyncio.create_task(under_way)
+            await asyncio.sleep(0)
+            connection.after_fork()
+            assert await finish([asyncio.create_task(connection.flush())]) == [None]
+            parents.cancel()
+            await asyncio.wait([parents])
+            assert parents.cancelled()
+
+    run(main)
