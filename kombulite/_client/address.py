@@ -11,7 +11,7 @@ from kombulite.brokers.base import Settings
 from kombulite.transport import TRANSPORT_ALIASES
 from kombulite.utils.collections import HashedSeq
 from kombulite.utils.imports import symbol_by_name
-from kombulite.utils.url import as_url, maybe_sanitize_url, normalize_scheme, parse_url, url_to_parts
+from kombulite.utils.url import as_url, maybe_sanitize_url, normalize_scheme, parse_url, safequote, url_to_parts
 
 DEFAULT_SCHEME = "amqp"
 
@@ -350,6 +350,12 @@ class Address:
         if scheme == "pyamqp":
             scheme = "amqp"
         secret = (password() if callable(password) else password) if include_password else ""
+        if self.uri_prefix == "socket" and host.startswith("/"):
+            shown = secret if include_password else mask if password else ""
+            url = as_url(
+                f"{scheme}+socket", user=userid, password=shown, path=host[1:], sanitize=not include_password, mask=mask
+            )
+            return url if self.virtual_host == "/" else f"{url}?virtual_host={safequote(self.virtual_host)}"
         url = as_url(
             scheme,
             host,

@@ -154,6 +154,17 @@ def test_callable_password_is_called_for_each_connect_and_never_to_show():
     assert connection.transport.settings.password == "secret"
 
 
+@pytest.mark.parametrize("user", ["", ":**@", "me:**@"])
+@pytest.mark.parametrize("query", ["", "?virtual_host=3"])
+def test_the_url_of_a_socket_leads_to_it(user, query):
+    shown = f"redis+socket://{user}/tmp/a%20socket{query}"
+    url = shown.replace("**", "secret")
+    connection = Connection(url)
+    assert connection.as_uri() == shown
+    assert connection.as_uri(include_password=True) == url
+    assert connection.hostname == "/tmp/a socket"
+
+
 @pytest.mark.parametrize("url", ["sqlite:///queue.db", "sqlite:////var/queue.db", "sqlite:///my%20queue.db"])
 def test_the_url_of_a_file_names_no_host(url):
     assert Connection(url).as_uri() == Connection(url).as_uri(include_password=True) == url
