@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import socket
 import time
 import tracemalloc
@@ -234,6 +235,26 @@ def test_server_that_is_away_when_it_is_needed_is_lost(start_server, name):
         producer.publish(3, routing_key=name)
         assert Queue(name)(connection.default_channel).get().payload == 3
         assert connection.counters.reconnects == 1
+
+
+def test_acks_for_a_server_that_is_away_are_made_when_it_is_back(start_server, name):
+    server = start_server(lambda: RedisServer(appendonly="yes", appendfsync="always"))
+    with Connection(server.url, transport_options=UNASKED, connect_timeout=1) as connection:
+        producer = Producer(connection)
+        producer.publish(1, routing_key=name)
+        message = Queue(name)(connection.default_channel).get()
+        server.signal(signal.SIGSTOP)
+        message.ack()
+        (link,) = connection.transport._streams
+        server.kill()
+        link.used_at -= 10
+        with pytest.raises(connection.recoverable_connection_errors, match="cannot be reached anew"):
+            producer.publish(2, routing_key=name)
+        server.start()
+        producer.publish(3, routing_key=name)
+        with redis.Redis(port=server.port) as client:
+            assert client.hgetall("unacked") == {}
+            assert client.llen(name) == 1
 
 
 def test_proxy_that_forgets_an_idle_connection_is_found_out_by_a_ping(redis_url, client, name, monkeypatch):

@@ -138,6 +138,19 @@ def test_refused_credentials_are_logged_and_the_connection_goes_on(server, redis
 AUTH = pack_command(("AUTH", "default", "x"))
 
 
+def test_a_connection_that_the_server_has_closed_is_opened_anew_by_its_next_use(redis_url, client, name):
+    with Connection(redis_url, transport_options={"health_check_interval": 0}) as connection:
+        connection.default_channel.basic_get(name)
+        stream = connection.transport._stream
+        client.client_kill_filter(_id=stream.call("CLIENT", "ID"))
+        wait_until(stream._has_ended, TIMEOUT, "the server does not close it")
+        for _ in range(2):
+            stream.authenticate(AUTH)
+        stream.used_at -= 2
+        connection.Producer().publish(1, routing_key=name)
+        assert connection.counters.reconnects == 0
+
+
 def test_what_a_lost_connection_did_not_answer_is_left_to_nobody(redis_url):
     with Connection(redis_url) as connection:
         connection.default_channel.basic_get("alive")

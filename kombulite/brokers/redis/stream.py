@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from logging import getLogger
@@ -314,18 +315,23 @@ class Stream:
         """Open the connection anew, if the server closed it for being idle so many seconds; else raise the error."""
         if self.renew is None or idle <= IDLE or not self._queue.may_repeat:
             raise error
-        unanswered = self.unanswered
+        unanswered = deque(self.unanswered)
         self._posted.clear()
         try:
             self.renew(self)
-        except Exception as failure:
+            while unanswered:
+                on_reply, again, replies = unanswered[0]
+                self.post(again or b"", replies, on_reply, may_repeat=True)
+                unanswered.popleft()
+        except BaseException as failure:
             self.drop()
-            raise connection_lost(f"{error}, and cannot be reached anew: {failure}") from failure
+            self._posted.extend(unanswered)  # what was not sent again is left to the connection that takes over
+            if isinstance(failure, Exception):
+                raise connection_lost(f"{error}, and cannot be reached anew: {failure}") from failure
+            raise
         logger.info("The server closed a connection that had been idle for %.1f s; it is open again", idle)
         if self.ping_interval:
             self.ping_interval = min(self.ping_interval, max(idle / 2, MIN_PING_INTERVAL))
-        for on_reply, again, replies in unanswered:
-            self.post(again or b"", replies, on_reply, may_repeat=True)
 
     def keep_alive(self) -> float | None:
         """Send a PING if one is due. May be called from any thread: the reply is left to the next that reads.
@@ -339,10 +345,8 @@ class Stream:
             return left
         if self.lock.acquire(blocking=False):  # else it is in use
             try:
-                if self.is_open and not self._converses and len(self._posted) < MAX_POSTED and not self._has_ended():
-                    used_at, self._pinged_at = self.used_at, monotonic()
-                    self._post(PING, 1, _ignore, b"")
-                    self.used_at = used_at
+                if self._post_aside(PING, _ignore):
+                    self._pinged_at = monotonic()
             finally:
                 self.lock.release()
         return self.ping_interval
@@ -355,10 +359,19 @@ class Stream:
         if not self.is_open or self._is_parents:  # before the lock: in a forked child somebody else may hold it
             return
         with self.lock:
-            if self.is_open and not self._converses and len(self._posted) < MAX_POSTED:
-                used_at = self.used_at
-                self._post(command, 1, note_reply, b"")
-                self.used_at = used_at
+            self._post_aside(command, note_reply)
+
+    def _post_aside(self, command: bytes, on_reply: OnReply) -> bool:
+        """Send a command that is no use of the connection. Returns False if it has ended, or is in use.
+
+        It is left to the next use to find that it has ended: that may open it anew.
+        """
+        if not self.is_open or self._converses or len(self._posted) >= MAX_POSTED or self._has_ended():
+            return False
+        used_at = self.used_at
+        self._post(command, 1, on_reply, b"")
+        self.used_at = used_at
+        return True
 
     def _has_ended(self) -> bool:
         """Whether the end of the connection has come next, as far as that can be seen without reading."""
