@@ -256,6 +256,29 @@ class Waits:
         return f"\r\n{key}\r\n".encode() in self.posted[-1][0]
 
 
+def test_what_another_thread_reads_wakes_the_one_that_waits(waiting, ours, name, monkeypatch):
+    Producer(ours().channel()).publish("it", routing_key=name)
+    got: list[Any] = []
+    with Consumer(waiting, [Queue(name)], callbacks=[lambda body, message: (got.append(body), message.ack())]):
+        transport: Any = waiting.transport
+        waiter = transport._waiter
+        select, woken = waiter._awaited.select, []
+
+        def read_elsewhere(seconds: float | None) -> Any:
+            if woken or not transport._stream.is_waiting:
+                return select(seconds)
+            thread = threading.Thread(target=transport._stream.wait_for_replies)
+            thread.start()
+            thread.join()
+            found = select(0)
+            woken.append(any(key.fileobj is waiter._waker_out for key, _ in found))
+            return found
+
+        monkeypatch.setattr(waiter._awaited, "select", read_elsewhere)
+        drain(waiting, lambda: got, step=0.1)
+    assert woken == [True]
+
+
 def test_there_is_no_wait_for_a_queue_that_is_not_consumed_any_more():
     consumed, stream = {"old"}, Waits()
     waits = ListWaits(Options(), 1.0, lambda: consumed, print)

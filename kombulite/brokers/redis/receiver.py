@@ -100,6 +100,8 @@ class Receiver:
         self._listened = False
         self._checked_at = -inf
         self._mark: bytes | None = None  # what tells the database from one that takes its place
+        #: Called when there may be something new: another thread may wait for it than the one that reads.
+        self.wake: Callable[[], object] = _do_nothing
 
     # --- what the server tells
 
@@ -197,6 +199,7 @@ class Receiver:
             for claims in state.claim_queues:
                 if queue in claims.consumers:
                     claims.dirty_queues.add(queue)
+        self.wake()
 
     def _on_fanout(self, pattern: bytes, envelope: bytes) -> None:
         try:
@@ -217,6 +220,7 @@ class Receiver:
             if len(state.fanout) == state.fanout.maxlen:
                 logger.warning("Consumer %s is too slow: a fanout message is dropped", consumer.tag)
             state.fanout.append((consumer, lease))
+            self.wake()
 
     def _watch_lists(self, claims: ClaimQueue, queues: Iterable[str]) -> None:
         """Have the server say when a list of these queues changes; look once more if one has something already."""
@@ -324,6 +328,7 @@ class Receiver:
                     self._watch_lists(claims, ignored)
 
     def _on_claimed(self, state: RedisChannel, claims: ClaimQueue, reply: Any) -> None:
+        self.wake()
         if isinstance(reply, ReplyError):
             claims.failed()
             # Nothing is sent from here: it would come between a command that waits for its reply, and that.
@@ -420,6 +425,10 @@ class Receiver:
 
 def _ignore(reply: Any) -> None:
     """Do nothing with the reply to a check."""
+
+
+def _do_nothing() -> None:
+    """Wake nobody: nobody sleeps."""
 
 
 def without_flag(delivery: Delivery) -> Delivery:

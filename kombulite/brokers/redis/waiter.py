@@ -48,6 +48,7 @@ class Waiter:
         self._has_twins = detect_environment() == "eventlet"
         self._begin(stream)
         self._is_sleeping = False
+        receiver.wake = self.wake
         self._current: RedisChannel | None = None  # the channel that was served last
 
     def close(self) -> None:
@@ -199,7 +200,9 @@ class Waiter:
                 seconds = left
                 for pause in self._pauses():
                     seconds = pause if seconds is None else min(seconds, pause)
-                if any(key.fileobj is self._waker_out for key, _ in self._awaited.select(seconds)):
+                found = self._awaited.select(seconds)
+                self._is_sleeping = False
+                if any(key.fileobj is self._waker_out for key, _ in found):
                     with suppress(BlockingIOError):
                         self._waker_out.recv(4096)
                 self._poll()
