@@ -200,6 +200,15 @@ def test_acks_that_cannot_be_sent_wait_on_in_their_order(refused: bytes) -> None
     assert not acks.unanswered()
 
 
+def test_an_ack_that_comes_when_what_waits_was_left_to_the_next_connection_does_not_wait() -> None:
+    left: list[Any] = []
+    stream: Any = SimpleNamespace(lock=Lock(), check=lambda: left.append(acks.end()), before_send=None)
+    acks = HeldAcks(stream, tags_of, lambda: True)
+    with pytest.raises(exceptions.RecoverableConnectionError):
+        held_for(acks, "first", "1")
+    assert left == [[]]
+
+
 @pytest.fixture
 def in_a_cluster() -> ClusterHeldAcks:
     """The acks of a connection to a cluster that is not reached."""

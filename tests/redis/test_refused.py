@@ -214,6 +214,22 @@ def test_claim_without_leases_leaves_nothing_to_ask_for(ours, client, redis_url,
     assert payloads(client, name) == ["taken"]
 
 
+def test_a_message_that_is_fetched_where_no_thread_can_be_started_goes_back(ours, client, name, monkeypatch):
+    Producer(ours().channel()).publish("x", routing_key=name)
+    connection = ours()
+    connection.connect()
+
+    def refuse(thread: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("threading.Thread.start", refuse)
+        with pytest.raises(RuntimeError):
+            Queue(name)(connection.channel()).get()
+    connection.close()
+    assert client.llen(name) == 1
+
+
 def test_connection_is_dropped_where_no_thread_can_be_started(ours, client, name, monkeypatch):
     """As when the interpreter ends: another connection is to look after what is held, and cannot start its thread."""
     one, other = connected(ours()), connected(ours())

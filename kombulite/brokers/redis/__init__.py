@@ -145,7 +145,7 @@ class Transport(BaseTransport):
             if self._acks is not None:
                 with suppress(exceptions.ConnectionError, OSError):  # it is lost
                     self._acks.flush_if_free()
-                unanswered = self._acks.unanswered()  # first: another thread may be about to post them
+                unanswered = self._acks.end()  # first: another thread may be about to post them
             if self._streams:
                 unanswered += self._streams[0].unanswered
             self._protocol.abandon(unanswered)

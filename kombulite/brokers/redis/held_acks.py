@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 from kombulite import exceptions
 from kombulite.brokers.redis.claims import RedisChannel
+from kombulite.brokers.redis.errors import connection_lost
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease
 from kombulite.brokers.redis.replies import Posted
 from kombulite.brokers.redis.stream import Stream
@@ -40,6 +41,7 @@ class HeldAcks:
         self._stream = stream
         self._pack = pack
         self._on_hold = on_hold
+        self._is_over = False
         # Any thread appends to it, and then sets ``before_send``. ``flush`` unsets that, and takes them out, under the
         # connection's lock: each when it is sent, so that ``unanswered`` misses none. To send one twice does no harm.
         self._held: deque[tuple[RedisChannel, Lease]] = deque()
@@ -54,6 +56,8 @@ class HeldAcks:
         stream.check()
         for lease in leases:
             held.append((state, lease))
+        if self._is_over:  # another thread may have taken what waits before that
+            raise connection_lost("connection already closed")
         if stream.before_send is None:
             stream.before_send = self.flush
             if not self._on_hold():
@@ -83,6 +87,11 @@ class HeldAcks:
         finally:
             self._stream.lock.release()
         return True
+
+    def end(self) -> list[Posted]:
+        """Hold no more acks, for the connection is given up; returns those that wait, as ``unanswered`` does."""
+        self._is_over = True
+        return self.unanswered()
 
     def unanswered(self) -> list[Posted]:
         """Return the acks that wait, as commands that may be sent over another connection."""

@@ -375,9 +375,9 @@ class RedisProtocol:
             if self.channels.get(channel) is not state or state.is_closing:
                 yield from self._put_back(found[0][1], lease)
                 raise connection_lost("channel already closed")
-            if lease:
-                self._keep(None)
             delivery = self.receiver.hand_over(state, found[0][1][0], no_ack)
+            if lease:
+                self._keep(None)  # if no thread can be started, the message is outstanding, and goes back
             yield from self.topology.refresh_queue(queue)
             if delivery is not None:
                 delivery.message_count = sum(length for length in left if isinstance(length, int))
