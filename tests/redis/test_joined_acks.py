@@ -109,6 +109,35 @@ def test_acks_that_wait_leave_before_what_is_sent_next(ours, client, name, step)
         wait_until(lambda: client.hlen("unacked") + client.llen(name) == MESSAGES - 2, 20, "they wait still")
 
 
+def test_acks_leave_in_time_where_leases_cannot_be_looked_after(monkeypatch):
+    """As where the server takes no connection more."""
+    monkeypatch.setattr(maintainer, "RETRY_INTERVAL", 600.0)
+    tries: list[object] = []
+    flushed = threading.Event()
+
+    def refuse(on_push: object) -> None:
+        tries.append(on_push)
+        raise exceptions.NotAllowed("max number of clients reached")
+
+    def flush() -> bool:
+        flushed.set()
+        return True
+
+    protocol: Any = SimpleNamespace(topology=SimpleNamespace(router=None))
+    connector: Any = SimpleNamespace(open=refuse)
+    chores: Any = lambda protocol, routes: SimpleNamespace(pause=0.0)  # noqa: E731
+    stream: Any = None
+    looking = maintainer.LeaseMaintainer(protocol, connector, stream, [], chores)
+    looking.start()
+    try:
+        wait_until(lambda: tries, 20, "it opens no connection")
+        looking.flush_soon(flush)
+        assert flushed.wait(20)
+        assert len(tries) == 1
+    finally:
+        looking.stop()
+
+
 @pytest.mark.usefixtures("patient")
 def test_acks_that_wait_when_the_connection_is_lost_are_made_over_the_next(ours, client, name):
     fill(ours(), name)

@@ -9,13 +9,16 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from hiredis import ReplyError
 
 from kombulite import Consumer, Producer, Queue, exceptions
 from kombulite._core import pack_command
+from kombulite.brokers.base import Settings
 from kombulite.brokers.redis.claims import Claim, RedisChannel
 from kombulite.brokers.redis.handover import Handover
 from kombulite.brokers.redis.leases import Lease, Tags, put_back, restore_overdue
 from kombulite.brokers.redis.options import ROUND_ROBIN, Options, OrderStrategy
+from kombulite.brokers.redis.protocol import RedisProtocol
 from tests.redis.conftest import drain
 
 
@@ -212,6 +215,23 @@ def test_claim_without_leases_leaves_nothing_to_ask_for(ours, client, redis_url,
     transport._stream.perform(left.bring_back())
     assert not left.is_holding
     assert payloads(client, name) == ["taken"]
+
+
+def test_a_channel_whose_messages_are_refused_keeps_no_other_from_being_closed():
+    def ignore(*arguments: Any) -> None:
+        """Nobody waits."""
+
+    protocol = RedisProtocol(Settings(), Options.of({}), ("a database of this test",), ignore, ignore)
+    numbers = [protocol.open_channel() for _ in range(2)]
+    for number in numbers:
+        state = protocol.channels[number]
+        state.outstanding[number] = Lease(f"tag-{number}", "q", "q", b"{}")
+    plan = protocol.end()
+    assert f"tag-{numbers[0]}".encode() in next(plan).commands[0]
+    assert f"tag-{numbers[1]}".encode() in plan.send([[0, ReplyError("WRONGTYPE no list"), 0]]).commands[0]
+    with pytest.raises(exceptions.PreconditionFailed):
+        plan.send([[1]])
+    assert list(protocol.channels) == numbers[:1]
 
 
 def test_a_message_that_is_fetched_where_no_thread_can_be_started_goes_back(ours, client, name, monkeypatch):

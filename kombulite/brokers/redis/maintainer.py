@@ -152,6 +152,8 @@ class LeaseMaintainer:
         self._stopped, self._news = Event(), Event()
         self._flush_if_free: Callable[[], bool] | None = None
         self._flush_at = inf
+        self._retry_at = 0.0  # after a failure
+        self._complaint = ""  # what it failed with last
         self._streams: list[Stream] = []  # one, or none; the thread closes it when it ends
 
     def start(self) -> None:
@@ -189,18 +191,29 @@ class LeaseMaintainer:
 
     def _work(self) -> float:
         """Do what is due; returns the seconds until the next time."""
-        self._flush()
+        try:
+            self._flush()
+            pause = self._look_after()
+        except Exception as error:  # whatever it is: a thread that ends loses leases
+            _drop(self._streams)
+            pause, self._retry_at = RETRY_INTERVAL, monotonic() + RETRY_INTERVAL
+            log = logger.debug if str(error) == self._complaint else logger.warning
+            log("Leases could not be looked after; next try in %g s: %s", pause, error)
+            self._complaint = str(error)
+        return min(pause, max(self._flush_at - monotonic(), 0.0))
+
+    def _look_after(self) -> float:
         next_ping = min((left for stream in self._kept_alive if (left := stream.keep_alive()) is not None), default=inf)
-        if not self._chores.pause:
+        if not self._chores.pause and monotonic() >= self._retry_at:  # acks that wait wake us sooner
             if not self._streams:
                 stream = self._connector.open(lambda message: None)
                 stream.renew = self._connector.reopen
                 self._streams.append(stream)
             self._streams[0].perform(self._chores.work())
-        left = self._chores.pause
+        left = max(self._chores.pause, self._retry_at - monotonic())
         if left > LINGER:
             _drop(self._streams)
-        return min(left, next_ping, max(self._flush_at - monotonic(), 0.0))
+        return min(left, next_ping)
 
     def _routes(self, exchange: str) -> Plan[Routes]:
         """Read routes over the connection on which the server tells of their changes."""
@@ -209,20 +222,13 @@ class LeaseMaintainer:
 
 
 def _run(work_of: Callable[[], Callable[[], float] | None], stopped: Event, news: Event, streams: list[Stream]) -> None:
-    pause, complaint = 0.0, ""
+    pause = 0.0
     while not (news.wait(pause) and stopped.is_set()):
         news.clear()
         work = work_of()
         if work is None:
             break
-        try:
-            pause = work()
-        except Exception as error:  # whatever it is: a thread that ends loses leases
-            _drop(streams)
-            pause = RETRY_INTERVAL
-            log = logger.debug if str(error) == complaint else logger.warning
-            log("Leases could not be looked after; next try in %g s: %s", pause, error)
-            complaint = str(error)
+        pause = work()
         del work
     _drop(streams)
 

@@ -137,8 +137,8 @@ class RedisProtocol:
         for number in list(self.channels):
             try:
                 yield from self.close_channel(number)
-            except (exceptions.ConnectionError, OSError) as error:  # of one node of a cluster, say
-                failure = failure or error
+            except (exceptions.ConnectionError, exceptions.ChannelError, exceptions.MessageNacked, OSError) as error:
+                failure = failure or error  # of one node of a cluster, say, or of a list that takes no message
         if failure is not None:
             raise failure
         for queue in self.topology.exclusive_queues():
