@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,10 +17,12 @@ import kombu
 import pytest
 import redis
 
-from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, uuid
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, exceptions, uuid
 from kombulite.asynchronous import Hub
 from kombulite.brokers.redis.blocking import MAX_WAITING, ListWaits
 from kombulite.brokers.redis.options import Options
+from kombulite.brokers.redis.stream import Stream
+from kombulite.brokers.redis.waiter import Waiter
 from tests.redis.conftest import drain
 from tests.servers import RedisServer
 
@@ -277,6 +282,41 @@ def test_what_another_thread_reads_wakes_the_one_that_waits(waiting, ours, name,
         monkeypatch.setattr(waiter._awaited, "select", read_elsewhere)
         drain(waiting, lambda: got, step=0.1)
     assert woken == [True]
+
+
+def test_who_closes_the_connection_does_not_wait_for_who_was_about_to_sleep(monkeypatch):
+    sock, server = socket.socketpair()
+    stream = Stream(SimpleNamespace(_sock=sock), 3, 20, print)
+    receiver: Any = SimpleNamespace(events=deque(), looks=0, has_something=lambda: False, has_ready=lambda: False)
+    router: Any = SimpleNamespace(catch_up=lambda: iter(()))
+    waiter = Waiter(stream, receiver, router, {})
+    next_event, wake, may_sleep = waiter._next_event, waiter.wake, threading.Event()
+
+    def wake_too_early() -> None:
+        wake()
+        may_sleep.set()
+
+    def close() -> None:
+        stream.drop()
+        waiter.close()
+
+    closing = threading.Thread(target=close)
+
+    def look_and_be_closed(has_polled: bool) -> Any:
+        event = next_event(has_polled)
+        closing.start()
+        assert may_sleep.wait(20)
+        return event
+
+    slept: list[float | None] = []
+    monkeypatch.setattr(waiter._awaited, "select", lambda seconds: slept.append(seconds) or [])
+    monkeypatch.setattr(waiter, "wake", wake_too_early)
+    monkeypatch.setattr(waiter, "_next_event", look_and_be_closed)
+    with server, pytest.raises(exceptions.RecoverableConnectionError):
+        waiter.receive(600)
+    closing.join(20)
+    assert not closing.is_alive()
+    assert not slept
 
 
 def test_there_is_no_wait_for_a_queue_that_is_not_consumed_any_more():

@@ -14,6 +14,7 @@ from kombulite import exceptions
 from kombulite._core import Delivery
 from kombulite.brokers.base import Event
 from kombulite.brokers.redis.claims import RedisChannel
+from kombulite.brokers.redis.errors import connection_lost
 from kombulite.brokers.redis.receiver import Receiver
 from kombulite.brokers.redis.router import Router
 from kombulite.brokers.redis.stream import Stream
@@ -35,7 +36,7 @@ class Waiter:
         self._others: list[Stream] = []  # those that listen and watch, if any
         self._receiving = Lock()  # a signal handler may come back to it
         self._thread: int | None = None  # the thread that receives
-        self._is_over = False
+        self._is_over = self._is_closed = False
         self._pid = os.getpid()
         # They end the sleep of the thread that receives. No pipe: eventlet would wait for each write, and let two green
         # threads not wait at once; and who comes too late writes to what is closed, not to what has its number since.
@@ -56,6 +57,7 @@ class Waiter:
         if os.getpid() != self._pid:
             self._close_descriptors()  # a thread that held our lock is the parent's, and so is all else
             return
+        self._is_closed = True
         self.wake()
         if self._thread == get_ident():
             self._is_over = True  # it was interrupted by who closes: a signal handler, say
@@ -196,6 +198,8 @@ class Waiter:
         receiver = self._receiver
         self._is_sleeping = True
         try:
+            if self._is_closed:  # who closed it before that has woken nobody
+                raise connection_lost("connection already closed")
             if not receiver.has_something():
                 seconds = left
                 for pause in self._pauses():
