@@ -478,8 +478,8 @@ class Channel(BaseChannel):
 
         It has no effect where all publishes do: with ``confirm_publish``, and on all brokers except AMQP's.
         """
+        self._confirms = True  # first: should the connection be lost meanwhile, another thread may restore the channel
         self._ask(self._transport.confirm)
-        self._confirms = True
 
     def publish_raised(self, error: Exception, delivery: Delivery) -> None:
         """Raise an error of publishing, except for a returned message with a listener.
@@ -1118,6 +1118,8 @@ class Channel(BaseChannel):
             transport: The new transport.
         """
         before, self.channel_id = self.channel_id, transport.open_channel(self._highest_tag)
+        if self._confirms:  # before other threads publish on it
+            transport.confirm(self.channel_id)
         if self._held is not None:
             transport.inherit(self.channel_id, self._held, before)
         self._join(transport)
@@ -1137,8 +1139,6 @@ class Channel(BaseChannel):
         Args:
             renamed: New names of queues that the broker names, by old name.
         """
-        if self._confirms:
-            self._transport.confirm(self.channel_id)
         for a_global, (size, count) in self._limits.items():
             self._transport.qos(self.channel_id, size, count, a_global)
         self.apply_gate()

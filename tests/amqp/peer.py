@@ -39,18 +39,20 @@ FLOW, FLOW_OK = (20, 20), (20, 21)
 CHANNEL_CLOSE, CHANNEL_CLOSE_OK = (20, 40), (20, 41)
 DECLARE, DECLARE_OK = (50, 10), (50, 11)
 CONSUME, CONSUME_OK = (60, 20), (60, 21)
+GET, GET_OK = (60, 70), (60, 71)
 CANCEL, CANCEL_OK = (60, 30), (60, 31)
 PUBLISH, RETURN, DELIVER, ACK, NACK = (60, 40), (60, 50), (60, 60), (60, 80), (60, 120)
 SELECT, SELECT_OK = (85, 10), (85, 11)
 
 
 class Method(NamedTuple):
-    """A method that the client sent; ``body`` of a message."""
+    """A method that the client sent; ``header`` and ``body`` of a message."""
 
     channel: int
     signature: tuple[int, int]
     arguments: bytes
     body: bytes = b""
+    header: bytes = b""
 
     def read(self, format: str) -> list[Any]:
         values: list[Any] = loads(format, self.arguments, 0)[0]
@@ -98,7 +100,7 @@ class Session:
             assert kind == 8
             self.heartbeats += 1
         signature = struct.unpack(">HH", payload[:4])
-        body = b""
+        body = header = b""
         if signature == PUBLISH:
             kind, _, header = self.frame()
             assert kind == 2
@@ -107,7 +109,7 @@ class Session:
                 kind, _, part = self.frame()
                 assert kind == 3
                 body += part
-        return Method(channel, signature, payload[4:], body)
+        return Method(channel, signature, payload[4:], body, header)
 
     def expect(self, signature: tuple[int, int]) -> Method:
         method = self.method()
@@ -132,6 +134,13 @@ class Session:
 
     def give_back(self, body: bytes, routing_key: str, channel: int = 1, code: int = 312) -> None:
         self.message(channel, RETURN, "Bsss", (code, "NO_ROUTE", "", routing_key), body)
+
+    def give_back_as_sent(self, method: Method, routing_key: str) -> None:
+        """Return a message of a method, with its properties; its body is short."""
+        arguments = bytes(dumps("Bsss", (312, "NO_ROUTE", "", routing_key)))
+        self.sock.sendall(self.encoder.method(method.channel, *RETURN, arguments))
+        for kind, payload in ((2, method.header), (3, method.body)):
+            self.sock.sendall(struct.pack(">BHL", kind, method.channel, len(payload)) + payload + b"\xce")
 
     def ack(self, tag: int, multiple: bool = False, channel: int = 1) -> None:
         self.send(channel, ACK, "Lb", tag, multiple)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from time import monotonic
 from typing import Any
 
@@ -21,7 +22,7 @@ from kombulite import exceptions
 from kombulite._core import AckStep, Delivery, NotEncodable
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.blocking import BlockingProtocol, SharedChannel
-from kombulite.brokers.amqp.confirms import Unconfirmed, all_done, ignored_for, settle_rest
+from kombulite.brokers.amqp.confirms import Unconfirmed, all_done, settle_rest, unknown_after
 from kombulite.brokers.amqp.connector import DEFAULT_TIMEOUT, OPTIONS, open_stream
 from kombulite.brokers.amqp.heartbeat_thread import heartbeats
 from kombulite.brokers.amqp.limits import PrefetchLimit
@@ -231,11 +232,11 @@ class Transport(AMQPVerbs, BaseTransport):
         except NotEncodable as error:
             raise exceptions.EncodeError(str(error)) from error
         if state.confirms is None:
-            stream.send(frames, timeout, False, state.check)
+            stream.send(frames, timeout, False, state.pass_by)
             if delivery.exchange not in self._known_exchanges:
                 self._verify(protocol, state, [delivery.exchange], timeout)
             return
-        message = Unconfirmed(delivery)
+        message = Unconfirmed(delivery, mandatory)
         try:
             stream.send(frames, timeout, on_turn=partial(state.count, [message]))
             self._await_confirms(
@@ -260,7 +261,7 @@ class Transport(AMQPVerbs, BaseTransport):
         stream.check()
         if channel.error is not None:
             protocol.mark_reported(channel)
-            raise channel.error if channel.confirms is None else ignored_for(channel.error)
+            raise channel.unsent_error()
         if protocol.blocked is None:
             return timeout
         deadline = monotonic() + (self._write_timeout if timeout is None else timeout)
@@ -276,7 +277,12 @@ class Transport(AMQPVerbs, BaseTransport):
         Without confirms it says nothing if so, and closes the channel if not. Either comes before the answer to a
         request that is sent now.
         """
-        protocol.flow(channel, True, self._reply_timeout if timeout is None else timeout)
+        try:
+            protocol.flow(channel, True, self._reply_timeout if timeout is None else timeout)
+        except exceptions.ChannelError as error:
+            if error.method_sig == methods.BASIC_PUBLISH:
+                raise
+            raise unknown_after(error) from error
         self._known_exchanges.update(exchanges)
 
     def _await_confirms(self, protocol: BlockingProtocol, done: Callable[[], object], timeout: float | None) -> None:
@@ -299,13 +305,14 @@ class Transport(AMQPVerbs, BaseTransport):
         refused: list[tuple[int, Exception]] = []
         following = 0
         while following < len(deliveries):
+            start = following
             try:
-                frames, following = stream.encoder.publish_many(channel, deliveries, following, CHUNK, mandatory)
+                frames, following = stream.encoder.publish_many(channel, deliveries, start, CHUNK, mandatory)
             except NotEncodable as error:
                 refused.append((following, exceptions.EncodeError(str(error))))
                 following += 1
                 continue
-            stream.send(frames, timeout, False, state.check)
+            stream.send(frames, timeout, False, partial(state.pass_by, following - start))
             timeout = self._look(protocol, state, timeout)
         exchanges = {delivery.exchange for delivery in deliveries}
         if not self._known_exchanges.issuperset(exchanges):
@@ -324,7 +331,7 @@ class Transport(AMQPVerbs, BaseTransport):
         confirms = channel.confirms
         assert confirms is not None
         stream = protocol.stream
-        messages = list(map(Unconfirmed, deliveries))
+        messages = list(map(Unconfirmed, deliveries, repeat(mandatory)))
         following = sent = 0
         try:
             while following < len(messages):

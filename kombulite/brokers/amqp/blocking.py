@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any, NoReturn
 
@@ -57,10 +58,11 @@ class BlockingProtocol(AMQPProtocol):
 
     def confirm(self, number: int) -> None:
         """Have the broker confirm what is published on a channel."""
-        channel = self.channel(number)
+        channel, method = self.channel(number), methods.CONFIRM_SELECT
         if channel.confirms is None:
-            self.request(channel, methods.CONFIRM_SELECT, False)
-            channel.confirms = self.confirms_class()
+            frame = self.encode(number, method, False)
+            on_turn = partial(channel.select, self.confirms_class())
+            self.exchange(channel, method.name, frame, (method.reply,), None, on_turn)
 
     def close_channel(self, number: int) -> None:
         """Close a channel, if it is open."""
@@ -71,7 +73,6 @@ class BlockingProtocol(AMQPProtocol):
                 self.request(channel, methods.CHANNEL_CLOSE, 0, "", 0, 0)
             except exceptions.ChannelError:
                 return  # the broker was first
-            self.drop_channel(channel)
         self._failed.pop(number, None)
 
     def return_all(self, timeout: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from kombulite import exceptions
 from kombulite._core import AckWatermark, HeldAcks
+from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed, ignored_for
 from kombulite.brokers.amqp.limits import PrefetchLimit
 from kombulite.brokers.amqp.methods import Signature
@@ -65,6 +66,15 @@ class AMQPChannel:
         reason = f": {self.error}" if self.error is not None else ""
         return exceptions.RecoverableConnectionError(f"channel already closed{reason}")
 
+    def unsent_error(self) -> exceptions.ChannelError:
+        """Return the error for a message that comes after the broker has closed the channel.
+
+        Without confirms it is that of an earlier message: nobody else has it.
+        """
+        assert self.error is not None
+        is_of_earlier = self.confirms is None and self.error.method_sig == methods.BASIC_PUBLISH
+        return self.error if is_of_earlier else ignored_for(self.error)
+
     def leave(self) -> None:
         """Note that this frame is the last one."""
         self.closing = True
@@ -111,6 +121,19 @@ class AMQPChannel:
             raise self.closed_error() if self.error is None else ignored_for(self.error)
         assert self.confirms is not None
         self.confirms.add(messages)
+
+    def pass_by(self, number: int = 1) -> None:
+        """Note messages that wait for no confirm; another thread may have asked for confirms just now."""
+        if self.closing:
+            raise self.closed_error()
+        if self.confirms is not None:
+            self.confirms.skip(number)
+
+    def select(self, confirms: Confirms) -> None:
+        """Note that the broker counts messages from now on; again, it goes on counting."""
+        self.check()
+        if self.confirms is None:
+            self.confirms = confirms
 
     def take_request(self, signature: Signature) -> Request | None:
         """Take out the request that a method answers, or None."""

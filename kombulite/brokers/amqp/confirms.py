@@ -14,10 +14,11 @@ from kombulite.utils.locks import Lock
 class Unconfirmed:
     """A message that was published. When it is ``done``, ``error`` says why the broker did not take it, or is None."""
 
-    __slots__ = ("delivery", "done", "error")
+    __slots__ = ("delivery", "done", "error", "mandatory")
 
-    def __init__(self, delivery: Delivery) -> None:
+    def __init__(self, delivery: Delivery, mandatory: bool) -> None:
         self.delivery = delivery
+        self.mandatory = mandatory
         self.done = False
         self.error: Exception | None = None
 
@@ -52,6 +53,10 @@ class Confirms:
         self._outstanding[self._next] = message
         self._next += 1
 
+    def skip(self, number: int) -> None:
+        """Count messages whose confirms nobody waits for."""
+        self._next += number
+
     def settle(self, confirm: ConfirmReceived) -> None:
         """Settle what the broker took or refused: one message, or all up to it. Ignore unknown numbers."""
         error = None if confirm.accepted else exceptions.MessageNacked("the broker refused the message")
@@ -75,21 +80,30 @@ class Confirms:
     def returned(self, event: ReturnReceived) -> bool:
         """Note that a message came back; its confirm follows. Return whether it was one of these.
 
-        The broker does not say which: of those that are alike it is the first that has not come back yet.
+        The broker does not say which: of those that are alike it is the first that has not come back yet. Properties
+        count if they come back as they were sent, which is up to the broker.
         """
         back = event.delivery
         body = body_of(back)
+        found = None
         for message in self._outstanding.values():
             sent = message.delivery
             if (
-                message.error is None
+                message.mandatory
+                and message.error is None
                 and sent.routing_key == back.routing_key
                 and sent.exchange == back.exchange
                 and sent.body == body
             ):
-                message.error = exceptions.MessageReturned(event.reply_text, (60, 50), "Basic.return", event.reply_code)
-                return True
-        return False
+                is_same = sent.properties == back.properties
+                if is_same or found is None:
+                    found = message
+                if is_same:
+                    break
+        if found is None:
+            return False
+        found.error = exceptions.MessageReturned(event.reply_text, (60, 50), "Basic.return", event.reply_code)
+        return True
 
     def close(self, error: exceptions.ChannelError) -> None:
         """Settle all, because the broker has closed the channel, which is one message's fault at most."""
@@ -114,6 +128,11 @@ class SharedConfirms(Confirms):
         """Count messages that are about to be sent."""
         with self._lock:
             super().add(messages)
+
+    def skip(self, number: int) -> None:
+        """Count messages whose confirms nobody waits for."""
+        with self._lock:
+            super().skip(number)
 
     def take(self, tag: int, multiple: bool) -> list[Unconfirmed]:
         """Take out one message, or all up to it (0: all)."""
@@ -188,7 +207,8 @@ def unknown_after(error: exceptions.ChannelError) -> exceptions.RecoverableChann
 
 def ignored_for(error: exceptions.ChannelError) -> MessageIgnored:
     """Return the error of a message that the broker has not taken, because it has closed the channel before."""
-    ignored = MessageIgnored(f"the channel was closed for another message: {error}", error.method_sig)
+    text = f"the broker has not taken the message: the channel was closed for something else: {error}"
+    ignored = MessageIgnored(text, error.method_sig)
     ignored.__cause__ = error
     return ignored
 

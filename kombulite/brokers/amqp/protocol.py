@@ -182,13 +182,12 @@ class AMQPProtocol:
         raise channel.error
 
     def publisher(self, number: int) -> Any:
-        """Return the state of a channel to publish on. Raises the error of a publish that closed the channel."""
+        """Return the state of a channel to publish on. Raises the error for the message if the broker has closed it."""
         channel = self._failed.get(number)
         if channel is None:
             return self.channel(number)
         self.mark_reported(channel)
-        assert channel.error is not None
-        raise channel.error
+        raise channel.unsent_error()
 
     def is_without_confirms(self, number: int) -> bool:
         """Return whether no message on a channel that the broker has closed was to be confirmed."""
@@ -300,11 +299,20 @@ class AMQPProtocol:
                 self.stream.decoder.open(number, channel.tag_offset)  # what came before was for its predecessor
             elif signature == methods.BASIC_RECOVER.reply:
                 self._recovered(channel)
+            elif signature == methods.CHANNEL_CLOSE.reply:
+                self._left(channel)
             request.succeed(answer)
         elif channel is not None and channel.flows and signature == methods.CHANNEL_FLOW.reply:
             channel.flows -= 1
         else:
             raise exceptions.UnexpectedFrame(f"method {signature} on channel {number}, which nobody asked for")
+
+    def _left(self, channel: AMQPChannel) -> None:
+        """Forget a channel that the broker has closed as we asked; it confirms nothing any more."""
+        self.drop_channel(channel)
+        if channel.confirms is not None:
+            text = "the broker may have the message: the channel was closed before it was confirmed"
+            channel.confirms.fail(exceptions.RecoverableConnectionError(text))
 
     def _recovered(self, channel: AMQPChannel) -> None:
         """Drop the deliveries that wait to be received: the broker has taken them back, and sends them again."""

@@ -328,7 +328,7 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
                 return
             self._stream.flush_acks()
             protocol.give_back(state)
-            closed = self._ask(state, methods.CHANNEL_CLOSE, 0, "", 0, 0, result=lambda _: protocol.drop_channel(state))
+            closed = self._ask(state, methods.CHANNEL_CLOSE, 0, "", 0, 0)
             closed.add_done_callback(partial(_pass_end_on, ended))
 
         tag = protocol.end_consumers(state)
@@ -368,7 +368,7 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
         stream.write(frames)
         if confirms is not None:
             pending: Pending[None] = self._loop.create_future()
-            confirms.add_one(PendingConfirm(delivery, pending))
+            confirms.add_one(PendingConfirm(delivery, mandatory, pending))
             return pending
         if delivery.exchange not in self._known_exchanges:
             return self._verify(state, {delivery.exchange})
@@ -393,7 +393,7 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
         state.check()
         deliveries = list(deliveries)
         pending: Pending[list[tuple[int, Exception]]] = self._loop.create_future()
-        batch = PendingBatch(pending)
+        batch = PendingBatch(pending, mandatory)
         following = 0
         while following < len(deliveries):
             start = following

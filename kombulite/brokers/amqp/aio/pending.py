@@ -51,8 +51,8 @@ class PendingConfirm(Unconfirmed):
 
     __slots__ = ("pending",)
 
-    def __init__(self, delivery: Delivery, pending: Pending[None]) -> None:
-        super().__init__(delivery)
+    def __init__(self, delivery: Delivery, mandatory: bool, pending: Pending[None]) -> None:
+        super().__init__(delivery, mandatory)
         self.pending = pending
 
     def settle(self, error: Exception | None) -> None:
@@ -67,8 +67,9 @@ class PendingConfirm(Unconfirmed):
 class PendingBatch:
     """Messages that were published together, and the future of what was refused of them: (index, error)."""
 
-    def __init__(self, pending: Pending[list[tuple[int, Exception]]]) -> None:
+    def __init__(self, pending: Pending[list[tuple[int, Exception]]], mandatory: bool) -> None:
         self.pending = pending
+        self.mandatory = mandatory
         self.messages: list[BatchConfirm] = []
         self._left = 1  # to be settled; one of them stands for the messages that are still to be added
 
@@ -93,7 +94,7 @@ class BatchConfirm(Unconfirmed):
     __slots__ = ("batch",)
 
     def __init__(self, delivery: Delivery, batch: PendingBatch) -> None:
-        super().__init__(delivery)
+        super().__init__(delivery, batch.mandatory)
         self.batch = batch
 
     def settle(self, error: Exception | None) -> None:
