@@ -1139,10 +1139,12 @@ class Channel(BaseChannel):
         Args:
             renamed: New names of queues that the broker names, by old name.
         """
-        for a_global, (size, count) in self._limits.items():
+        for a_global, (size, count) in list(self._limits.items()):
             self._transport.qos(self.channel_id, size, count, a_global)
         self.apply_gate()
-        for tag, each in self._subscriptions.items():
+        for tag, each in list(self._subscriptions.items()):
+            if tag not in self._subscriptions:  # another thread has cancelled it meanwhile
+                continue
             if each.queue in renamed:
                 before, each.queue = each.queue, renamed[each.queue]
                 if each.on_renamed is not None:

@@ -635,3 +635,24 @@ def test_a_connection_that_is_used_while_it_is_closed_is_open_then():
         connection.release()
         assert connection.connected
         assert connection.transport is not closed
+
+
+def test_a_consumer_that_is_cancelled_while_others_are_restored(monkeypatch):
+    """Another thread may do that: it stays cancelled, and the others are restored."""
+    with Connection("memory://") as connection:
+        channel = connection.channel()
+        for tag in ("first", "second", "third"):
+            Queue(f"restored.{tag}", auto_delete=True)(channel).declare()
+            channel.basic_consume(f"restored.{tag}", consumer_tag=tag)
+        consume, started = memory.Transport.consume, []
+
+        def consume_and_cancel(transport, number, queue, tag, *arguments):
+            started.append(tag)
+            if tag == "first":
+                channel.basic_cancel("second")
+            return consume(transport, number, queue, tag, *arguments)
+
+        monkeypatch.setattr(memory.Transport, "consume", consume_and_cancel)
+        connection.abandon(connection.transport, "lost")
+        connection.ensure_connection()
+        assert started == ["first", "third"]
