@@ -987,12 +987,14 @@ class Channel(BaseChannel):
 
         Unacknowledged messages return to their queues.
         """
-        if self.is_open:
+        was_open = self.is_open
+        if was_open or self.session.channels.get(self.channel_id) is self:  # else it would come back after a loss
             transport = self._transport
             queues = {each.queue for each in self._subscriptions.values()}
             self.detach()
             self.session.remove(self)
-            transport.close_channel(self.channel_id)
+            if was_open:
+                transport.close_channel(self.channel_id)
             for queue in queues:
                 self.session.forget_consumer(queue)
 

@@ -656,3 +656,16 @@ def test_a_consumer_that_is_cancelled_while_others_are_restored(monkeypatch):
         connection.abandon(connection.transport, "lost")
         connection.ensure_connection()
         assert started == ["first", "third"]
+
+
+def test_a_channel_that_is_closed_while_its_connection_is_lost_does_not_come_back():
+    with Connection("memory://") as connection:
+        channel = connection.channel()
+        Queue("left", auto_delete=True)(channel).declare()
+        channel.basic_consume("left", callback=lambda message: message.ack())
+        connection.abandon(connection.transport, "lost")
+        channel.close()
+        connection.ensure_connection()
+        assert not channel.is_open
+        with pytest.raises(exceptions.NotFound):  # it is gone with its consumer
+            connection.channel().queue_declare("left", passive=True)
