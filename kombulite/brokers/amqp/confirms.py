@@ -85,7 +85,7 @@ class Confirms:
         """
         back = event.delivery
         body = body_of(back)
-        found = None
+        found: Unconfirmed | None = None
         for message in self._outstanding.values():
             sent = message.delivery
             if (
