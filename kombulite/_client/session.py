@@ -182,7 +182,7 @@ class ChannelSession(Session, BaseSession):
 
     def lose_connection(self, reason: object) -> None:
         """Keep the channels for the next connection. No more will come for those that were closed."""
-        for channel in self.channels.values():
+        for channel in list(self.channels.values()):  # another thread may open or close some
             channel.suspend(reason)
         self.connect(None)
         self.unreported += self._closed.values()

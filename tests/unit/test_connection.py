@@ -669,3 +669,20 @@ def test_a_channel_that_is_closed_while_its_connection_is_lost_does_not_come_bac
         assert not channel.is_open
         with pytest.raises(exceptions.NotFound):  # it is gone with its consumer
             connection.channel().queue_declare("left", passive=True)
+
+
+def test_a_channel_that_is_closed_as_the_connection_is_lost(monkeypatch):
+    """By another thread: the others come back."""
+    with Connection("memory://") as connection:
+        first, second = connection.channel(), connection.channel()
+        suspend = type(first).suspend
+
+        def close_and_suspend(channel, reason):
+            second.close()
+            suspend(channel, reason)
+
+        monkeypatch.setattr(type(first), "suspend", close_and_suspend)
+        connection.abandon(connection.transport, "lost")
+        connection.ensure_connection()
+        assert first.is_open
+        assert not second.is_open
