@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from kombulite import exceptions
-from kombulite._core import ConfirmReceived, Delivery, ReturnReceived
+from kombulite._core import ConfirmReceived, Delivery, Properties, ReturnReceived
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.base import MessageIgnored
 from kombulite.utils.locks import Lock
@@ -80,8 +80,8 @@ class Confirms:
     def returned(self, event: ReturnReceived) -> bool:
         """Note that a message came back; its confirm follows. Return whether it was one of these.
 
-        The broker does not say which: of those that are alike it is the first that has not come back yet. Properties
-        count if they come back as they were sent, which is up to the broker.
+        The broker does not say which: of those that are alike it is the first that has not come back yet, one with the
+        same ids and headers if there is one.
         """
         back = event.delivery
         body = body_of(back)
@@ -95,7 +95,7 @@ class Confirms:
                 and sent.exchange == back.exchange
                 and sent.body == body
             ):
-                is_same = sent.properties == back.properties
+                is_same = have_same_ids(sent.properties, back.properties)
                 if is_same or found is None:
                     found = message
                 if is_same:
@@ -225,6 +225,15 @@ def is_named(delivery: Delivery, error: exceptions.ChannelError) -> bool:
         exchange in text
         or (user is not None and f"user_id property set to '{user}'" in text)
         or f"message size {len(delivery.body)} " in text
+    )
+
+
+def have_same_ids(one: Properties, other: Properties) -> bool:
+    """Return whether two messages have the same ids and headers."""
+    return (
+        one.message_id == other.message_id
+        and one.correlation_id == other.correlation_id
+        and (one.headers or None) == (other.headers or None)
     )
 
 
