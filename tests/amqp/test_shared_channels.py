@@ -270,3 +270,22 @@ def test_a_channel_that_another_thread_closes_confirms_nothing_any_more(peer):
             channel.close()
 
         in_threads(publish, close)
+
+
+def test_a_message_without_confirms_whose_channel_is_closed_for_a_request(peer):
+    """The broker may have it: it is no fault of the message."""
+
+    def script(session):
+        session.handshake()
+        session.open_channel()
+        session.expect(PUBLISH)
+        session.expect(FLOW)
+        session.close_channel(406, "PRECONDITION_FAILED - unknown delivery tag 9", (60, 80))
+        session.farewell()
+
+    peer.play(script)
+    with (
+        peer.connection() as connection,
+        pytest.raises(exceptions.RecoverableChannelError, match="may have the message"),
+    ):
+        Producer(connection.channel()).publish("x", routing_key="q")
