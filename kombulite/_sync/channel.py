@@ -660,7 +660,11 @@ class Channel(BaseChannel):
         Args:
             consumer_tag: Tag of the consumer.
         """
-        rest = self._ask(self._transport.cancel, consumer_tag) if self.is_open else None
+        try:
+            rest = self._ask(self._transport.cancel, consumer_tag) if self.is_open else None
+        except Exception:  # it is not to come back with the next connection
+            self._end(consumer_tag)
+            raise
         with ExitStack() as stack:  # if a callback raises, the others have their turn all the same
             stack.callback(self._end, consumer_tag)
             for delivery in reversed(rest or ()):
@@ -847,6 +851,11 @@ class Channel(BaseChannel):
         if self.is_open and not self._transport.channel_is_open(self.channel_id):
             cause = error.__cause__
             self._closed_by_broker(cause if isinstance(cause, exceptions.ChannelError) else error)
+
+    @property
+    def is_lost(self) -> bool:
+        """True if the channel is closed, or its connection is lost, as far as is known."""
+        return not self.is_open or not self._bare_transport.connected
 
     @property
     def publish_failed(self) -> bool:

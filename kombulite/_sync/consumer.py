@@ -406,10 +406,12 @@ class Consumer(BaseConsumer):
     def __exit__(self, exc_type: type[BaseException] | None, exc_val: Any, exc_tb: Any) -> None:
         if not self.channel or not self.channel.connection:
             return
-        if exc_type is not None and issubclass(exc_type, self.channel.connection.client.connection_errors):
-            return  # the consumers went with the connection
-        # What a transport of others raises then is no news: the program is done with the consumer.
-        with nullcontext() if isinstance(self.channel, Channel) else suppress(Exception):
+        channel = self.channel if isinstance(self.channel, Channel) else None
+        is_lost = exc_type is not None and issubclass(exc_type, self.channel.connection.client.connection_errors)
+        if is_lost and not (channel is not None and channel.is_lost):
+            return  # as kombu's; but what is lost would come back with the next connection
+        # What goes wrong after that, or on a transport of others, is no news: the program is done with the consumer.
+        with nullcontext() if channel is not None and not is_lost else suppress(Exception):
             self.cancel()
 
     # --- limits

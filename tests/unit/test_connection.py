@@ -686,3 +686,30 @@ def test_a_channel_that_is_closed_as_the_connection_is_lost(monkeypatch):
         connection.ensure_connection()
         assert first.is_open
         assert not second.is_open
+
+
+@pytest.mark.parametrize("is_noticed", [True, False])
+def test_a_consumer_whose_block_the_loss_has_ended_does_not_come_back(monkeypatch, is_noticed):
+    """Else each turn of a loop would add one, and the first would get messages that the last is for."""
+
+    def raise_lost(*arguments):
+        raise exceptions.ConnectionForced("lost")
+
+    with Connection("memory://") as connection:
+        queue = Queue("turns")
+        for _ in range(3):
+            with (
+                monkeypatch.context() as patched,
+                pytest.raises(exceptions.ConnectionForced),
+                Consumer(connection, queue, on_message=lambda message: message.ack()),
+            ):
+                info = queue(connection.default_channel).queue_declare(passive=True)
+                assert info.consumer_count == 1
+                if is_noticed:
+                    connection.abandon(connection.transport, "lost")
+                else:
+                    patched.setattr(memory.Transport, "connected", False)
+                    patched.setattr(memory.Transport, "cancel", raise_lost)
+                raise_lost()
+            connection.abandon(connection.transport, "lost")
+        queue(connection.default_channel).delete()
