@@ -462,8 +462,8 @@ class Connection(Address):
             restore_topology(transport, topology, everything)
             for channel in channels:
                 channel.reopen(transport)
-            session.replace_channels(channels)
-            for channel in channels:
+            session.replace_channels([each for each in channels if each.is_open])  # another thread may have closed some
+            for channel in list(session.channels.values()):
                 channel.resume(topology.renamed)
         except BaseException as error:
             self._suspend(error)

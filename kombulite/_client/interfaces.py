@@ -140,6 +140,10 @@ class SessionChannel(Protocol):
     unreported: set[str]  #: tags of the consumers that have not been told so
 
     @property
+    def is_open(self) -> bool:
+        """Whether it is open."""
+
+    @property
     def collectors(self) -> Iterable[Any]:
         """What its consumers collect for batches."""
 

@@ -688,6 +688,28 @@ def test_a_channel_that_is_closed_as_the_connection_is_lost(monkeypatch):
         assert not second.is_open
 
 
+def test_a_channel_that_is_closed_while_others_are_opened_again(monkeypatch):
+    """By another thread: it does not come back, nor after another loss."""
+    with Connection("memory://") as connection:
+        first, second = connection.channel(), connection.channel()
+        first.basic_qos(0, 1)
+        reopen = type(first).reopen
+
+        def reopen_and_close(channel, transport):
+            reopen(channel, transport)
+            if channel is second:
+                first.close()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(first), "reopen", reopen_and_close)
+            connection.abandon(connection.transport, "lost")
+            connection.ensure_connection()
+        connection.abandon(connection.transport, "lost")
+        connection.ensure_connection()
+        assert not first.is_open
+        assert second.is_open
+
+
 @pytest.mark.parametrize("is_noticed", [True, False])
 def test_a_consumer_whose_block_the_loss_has_ended_does_not_come_back(monkeypatch, is_noticed):
     """Else each turn of a loop would add one, and the first would get messages that the last is for."""
