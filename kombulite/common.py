@@ -452,13 +452,12 @@ def declaration_cached(entity: Any, channel: Any) -> bool:
 
 
 def revive_connection(connection: Any, channel: Any, on_revive: Callable[[Any], Any] | None = None) -> None:
-    """Continue on another channel after a connection was lost.
+    """Call ``on_revive`` with the new channel after a reconnect.
 
     Args:
-        connection: The connection.
+        connection: Ignored.
         channel: The new channel.
         on_revive: Called with the new channel after a reconnect.
     """
     if on_revive is not None:
         on_revive(channel)
-    connection.revive(channel)

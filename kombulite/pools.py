@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import suppress
 from contextvars import ContextVar
 from time import monotonic
 from typing import Any
@@ -234,17 +234,17 @@ def set_limit(limit: int | None, force: bool = False, reset_after: bool = False,
 
 
 def reset(*args: Any, **kwargs: Any) -> None:
-    """Close all pools with all resources, and forget the pools.
+    """Close all pools with all resources, and forget the pools. Errors of closing are ignored.
 
     Args:
         *args: Ignored.
         **kwargs: Ignored.
     """
-    with ExitStack() as stack:  # if closing one raises, the others are closed and all are forgotten all the same
-        for group in _groups:
-            stack.callback(group.clear)
-        for pool in reversed(_all_pools()):
-            stack.callback(pool.force_close_all)
+    for pool in _all_pools():
+        with suppress(Exception):
+            pool.force_close_all()
+    for group in _groups:
+        group.clear()
 
 
 def _all_pools() -> list[Resource]:

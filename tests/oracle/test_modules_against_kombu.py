@@ -247,8 +247,10 @@ def insured_calls(lib):
     eb = Mock()
     c.insured(pool, fun, (), {}, errback=eb)
     out.append(conn.ensure_connection.call_args == call(errback=eb))
-    c.revive_connection(Mock(), "x")
-    c.revive_connection(Mock(), "x", orv)
+    c.revive_connection(None, "x")
+    revived = Mock()
+    c.revive_connection(revived, "x", orv)
+    out.append(revived.mock_calls)
     out.append(orv.mock_calls)
     return out
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from typing import ClassVar
+from unittest.mock import Mock
 
 import pytest
 
@@ -49,7 +50,9 @@ def connection():
 
 @pytest.fixture(autouse=True)
 def _reset():
+    groups = list(pools._groups)
     yield
+    pools._groups[:] = groups  # without those that a test registered
     pools.reset()
     pools.set_limit(10)
 
@@ -336,6 +339,15 @@ def test_producer_waits_for_a_connection_only_if_asked_to(connection):
         with pool.acquire(block=True, timeout=30) as producer:
             assert producer.connection is held
         timer.join()
+
+
+def test_a_reset_closes_and_forgets_all_even_if_closing_one_raises():
+    group = pools.register_group(pools.Connections(limit=3))
+    failing, other = Mock(**{"force_close_all.side_effect": KeyError("x")}), Mock()
+    group["failing"], group["other"] = failing, other
+    pools.reset()
+    assert failing.force_close_all.call_count == other.force_close_all.call_count == 1
+    assert not group
 
 
 def test_groups_go_by_what_connections_are_like():
