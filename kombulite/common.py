@@ -209,7 +209,7 @@ def drain_consumer(
         callbacks: Further callbacks of the consumer.
     """
     received: deque[tuple[Any, Message]] = deque()
-    consumer.callbacks = [*(callbacks or ()), lambda body, message: received.append((body, message))]
+    consumer.callbacks = [lambda body, message: received.append((body, message)), *(callbacks or ())]
     with consumer:
         for _ in eventloop(consumer.channel.connection.client, limit=limit, timeout=timeout, ignore_timeouts=True):
             if received:
@@ -327,17 +327,18 @@ def ignore_errors(
 ) -> Any | AbstractContextManager[None]:
     """Call a function and ignore errors of connection and channel. Without one, return a context manager for that.
 
+    After an error that was ignored a context manager is returned too, as by kombu.
+
     Args:
         conn: The connection.
         fun: The function, or None.
         *args: Its positional arguments.
         **kwargs: Its keyword arguments.
     """
-    if fun is None:
-        return _ignoring(conn)
-    with _ignoring(conn):
-        return fun(*args, **kwargs)
-    return None
+    if fun:
+        with _ignoring(conn):
+            return fun(*args, **kwargs)
+    return _ignoring(conn)
 
 
 def _ensure_errback(error: Any, interval: float) -> None:
@@ -396,7 +397,7 @@ class QoS:
         self.max_prefetch = max_prefetch
 
     def increment_eventually(self, n: int = 1) -> int:
-        """Raise the value by the next ``update``, and return it. No limit stays no limit.
+        """Raise the value by the next ``update``, to ``max_prefetch`` at the most, and return it. No limit stays no limit.
 
         Args:
             n: By how much.
@@ -404,7 +405,7 @@ class QoS:
         with self._mutex:
             if self.value:
                 value = self.value + max(n, 0)
-                self.value = value if self.max_prefetch is None else min(value, max(self.max_prefetch, self.value))
+                self.value = value if self.max_prefetch is None else min(value, self.max_prefetch)
             return self.value
 
     def decrement_eventually(self, n: int = 1) -> int:

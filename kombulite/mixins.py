@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import count
 from time import sleep
 from typing import Any
 
@@ -12,14 +13,15 @@ from kombulite.common import ignore_errors
 from kombulite.connection import Connection
 from kombulite.log import get_logger
 from kombulite.message import Message
-from kombulite.messaging import Consumer as MessageConsumer
-from kombulite.messaging import Producer
+from kombulite.messaging import Consumer, Producer
 from kombulite.utils.compat import nested
 from kombulite.utils.encoding import safe_repr
 from kombulite.utils.limits import TokenBucket
 from kombulite.utils.objects import cached_property
 
 __all__ = ["ConsumerMixin", "ConsumerProducerMixin"]
+
+MessageConsumer = Consumer  # within the mixin the name is that of its method
 
 logger = get_logger(__name__)
 debug, info, warn, error = logger.debug, logger.info, logger.warning, logger.error
@@ -144,7 +146,7 @@ class ConsumerMixin:
         """Return a generator that yields after each event.
 
         Args:
-            limit: Number of events (None: until ``should_stop`` is True).
+            limit: Number of waits, each for an event or ``safety_interval`` (None: until ``should_stop`` is True).
             timeout: Seconds without an event after which it raises TimeoutError (None: never).
             safety_interval: Seconds between checks of ``should_stop``.
             **kwargs: Passed to ``on_consume_ready``.
@@ -154,8 +156,9 @@ class ConsumerMixin:
         """
         with self.consumer_context(**kwargs) as (connection, _, _):
             idle = 0.0  # seconds without an event
-            left = limit or None
-            while left != 0 and not self.should_stop:
+            for _ in range(limit) if limit else count():
+                if self.should_stop:
+                    break
                 self.on_iteration()
                 wait = safety_interval if timeout is None else min(safety_interval, timeout)
                 try:
@@ -172,7 +175,6 @@ class ConsumerMixin:
                     raise
                 yield
                 idle = 0.0
-                left = None if left is None else left - 1
 
     @contextmanager
     def consumer_context(self, **kwargs: Any) -> Iterator[Context]:
@@ -211,7 +213,7 @@ class ConsumerMixin:
             self.on_connection_revived()
             info("Connected to %s", connection.as_uri())
             channel = connection.default_channel
-            made = partial(MessageConsumer, channel, on_decode_error=self.on_decode_error)
+            made = partial(Consumer, channel, on_decode_error=self.on_decode_error)
             made_now = self.get_consumers(made, channel)
             for each in made_now:
                 if isinstance(each, MessageConsumer):

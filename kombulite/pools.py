@@ -81,7 +81,7 @@ class ProducerPool(Resource):
             p: The producer.
         """
         p = evaluated(p)
-        if p._channel is None and getattr(p, "__connection__", None) is None:
+        if p._channel is None:
             connection = self._acquire_connection()
             try:
                 p.revive(connection)
@@ -115,7 +115,8 @@ class ProducerPool(Resource):
         if connection is not None:
             connection.release()
         resource.channel = None
-        resource.__connection__ = None
+        if isinstance(resource, Producer):  # a stand-in keeps it, as kombu's producers do
+            resource.__connection__ = None
         super().release(resource)
 
     def close_resource(self, resource: Any) -> None:

@@ -138,8 +138,7 @@ class Resource:
         Args:
             resource: The resource.
         """
-        with suppress(AttributeError):  # a pool may be one of things that cannot be closed
-            self.close_resource(resource)
+        self.close_resource(resource)
 
     def _collect_free(self, resource: Any) -> None:
         """End a resource that nobody uses, at the end of the pool."""
@@ -164,11 +163,14 @@ class Resource:
         deadline = None if timeout is None else monotonic() + timeout
         kept = self._take(block, deadline)
         try:
+            if isinstance(kept, Place):
+                kept = kept()
             resource = self.prepare_in_time(kept, block, deadline)
         except BaseException:
             if is_made(kept):
-                self._end(kept, self.close_resource)
-                self._vacate()
+                with self._lock:
+                    self._dirty.add(kept)
+                self.release(kept)
             else:
                 self._vacate(kept)
             raise
@@ -200,7 +202,7 @@ class Resource:
         """Put what stands for a new resource into the queue. Raises LimitExceeded if there is no room."""
         if not self._has_room():
             raise self.LimitExceeded(self._limit)
-        self._resource.queue.append(lazy(self.new))
+        self._resource.queue.append(Place(self.new))
 
     def _await_room(self, block: bool, deadline: float | None) -> None:
         while True:
@@ -271,6 +273,10 @@ class Resource:
         with suppress(*CLOSE_ERRORS):
             end(resource)
 
+    def _collect(self, resource: Any, end: Any) -> None:
+        with suppress(AttributeError):  # a pool may be one of things that cannot be closed
+            self._end(resource, end)
+
     # --- all of them
 
     def force_close_all(self, close_pool: bool = True) -> None:
@@ -288,9 +294,9 @@ class Resource:
             self._changed.notify_all()
         with ExitStack() as stack:  # if ending one raises, the others are ended all the same
             for resource in reversed(free):
-                stack.callback(self._end, resource, self._collect_free)
+                stack.callback(self._collect, resource, self._collect_free)
             for resource in dirty:
-                stack.callback(self._end, resource, self.collect_resource)
+                stack.callback(self._collect, resource, self.collect_resource)
 
     def resize(self, limit: int | None, force: bool = False, ignore_errors: bool = False, reset: bool = False) -> None:
         """Change the limit.
@@ -313,7 +319,8 @@ class Resource:
             self._limit = limit
             self._changed.notify_all()
         if reset:
-            self.force_close_all(close_pool=False)
+            with suppress(Exception):  # what a subclass raises
+                self.force_close_all(close_pool=False)
         self._shrink_down()
         self.setup()
 
@@ -325,7 +332,7 @@ class Resource:
             del self._resource.queue[room:]
         for resource in surplus:
             if collect and is_made(resource):
-                self._end(resource, self._collect_free)
+                self._collect(resource, self._collect_free)
 
     @property
     def limit(self) -> int:
@@ -438,6 +445,10 @@ class ChannelPool(Resource):
         if not facade_channel(resource).is_open:
             self.connection.ensure_connection()
         return resource if facade_channel(resource).is_open else self.new()
+
+
+class Place(lazy):
+    """Stands for a resource that is made before ``prepare``, which a subclass may have written for made ones only."""
 
 
 def is_made(resource: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from io import BytesIO
 from typing import Any, NamedTuple, NoReturn
 
@@ -148,7 +149,7 @@ class SerializerRegistry(Codecs):
 
     def _known_type(self, name: str) -> str | None:
         """Return the content type of a serializer. Raises KeyError if it is unknown."""
-        if "/" in name:
+        if name in self.type_to_name or "/" in name:
             return name
         if name not in self.name_to_type:
             self._load_entry_points()
@@ -257,10 +258,10 @@ def enable_insecure_serializers(choices: Iterable[str] | None = ("pickle", "yaml
     """Accept serializers by default that can run code in the consumer, such as pickle.
 
     Args:
-        choices: Names of the serializers (None: none but the default ones).
+        choices: Names of the serializers, or content types (None: none but the default ones). Unknown ones are ignored.
     """
     for choice in choices or ():
-        if choice in registry.name_to_type:
+        with suppress(KeyError):
             registry.enable(choice)
 
 
@@ -268,10 +269,10 @@ def disable_insecure_serializers(allowed: Iterable[str] | None = ("json",)) -> N
     """Refuse all serializers that are registered now, unless a consumer accepts them by name.
 
     Args:
-        allowed: Names of serializers that stay accepted.
+        allowed: Names of serializers that stay accepted, or content types.
     """
-    for name in registry.name_to_type:
-        registry.disable(name)
+    for content_type in registry._decoders:
+        registry.disable(content_type)
     for name in allowed or ():
         registry.enable(name)
 
@@ -332,7 +333,8 @@ def _yaml_loads(data: Any) -> Any:
         import yaml
     except ImportError as error:
         raise _needs("PyYAML", error) from error
-    return yaml.safe_load(data)
+    # Bytes as they are: PyYAML finds their encoding. Other buffers it takes for files.
+    return yaml.safe_load(bytes(data) if isinstance(data, memoryview | bytearray) else data)
 
 
 def _msgpack_dumps(value: Any) -> Any:
@@ -376,13 +378,13 @@ def register_msgpack() -> None:
 
 
 def parenthesize_alias(first: str, second: str) -> str:
-    """Return ``first (second)``, or ``first`` alone.
+    """Return ``first (second)``, or ``second`` alone.
 
     Args:
-        first: The name.
-        second: Its alias, or an empty text.
+        first: The name, or an empty text.
+        second: Its alias.
     """
-    return f"{first} ({second})" if second else first
+    return f"{first} ({second})" if first else second
 
 
 registry.use_json(json, JSON_DUMPS, JSON_LOADS)

@@ -148,7 +148,7 @@ class Consumer(BaseConsumer):
         self.on_decode_error = on_decode_error or self.on_decode_error
         self.accept = prepare_accept_content(accept)
         self.prefetch_count = prefetch_count
-        self.tag_prefix = tag_prefix or ""
+        self.tag_prefix = tag_prefix
         self._rule = dead_letter_rule(max_deliveries, dead_letter)
         self._dead_letter_channel: Channel | None = None  # with confirms, and nothing else on it
         self._note_replaced()
@@ -440,7 +440,7 @@ class Consumer(BaseConsumer):
                 self._active_tags[name] = successor
 
     def _new_tag(self) -> str:
-        return f"{self.tag_prefix}{next(self._tags)}"
+        return f"{self.tag_prefix or ''}{next(self._tags)}"
 
     def flow(self, active: bool) -> None:
         """Pause or resume deliveries.

@@ -366,7 +366,7 @@ class Hub:
             propagate: Classes of exceptions that are raised; others are logged.
         """
         delay: float | None = None
-        for _ in range(max_timers if self.timer._queue else 0):
+        for _ in range(max_timers if self.timer and self.timer._queue else 0):
             delay, entry = next(self.scheduler)
             if entry is None:
                 break
@@ -379,7 +379,7 @@ class Hub:
                     raise
                 logger.error("Error in timer: %r", error, exc_info=True)
         else:
-            if delay is None and self.timer._queue:
+            if delay is None and self.timer and self.timer._queue:
                 return 0  # more may be due
         return min(min_delay if delay is None else delay, max_delay)
 
@@ -465,12 +465,17 @@ class Hub:
                 self._on_wakeup(self._waker)
             elif fd in self.consolidate and self.writers.get(fd) is None:
                 writable.append(fd)
-            elif fd not in self.readers and fd not in self.writers:
-                self._unregister(fd)
             elif not events & (READ | WRITE):
                 if not events & ERR:
                     logger.info(W_UNKNOWN_EVENT, events, fd)
-                self._call(fd, self.readers if fd in self.readers else self.writers)
+                if fd in self.readers or fd in self.writers:
+                    self._call(fd, self.readers if fd in self.readers else self.writers)
+                else:
+                    self.remove(fd)
+            elif events & READ and fd not in self.readers:
+                self.remove_reader(fd)
+            elif not events & READ and fd not in self.writers:
+                self.remove_writer(fd)
             else:
                 for event, callbacks in ((READ, self.readers), (WRITE, self.writers)):
                     if events & event and fd in callbacks:

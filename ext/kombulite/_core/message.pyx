@@ -470,6 +470,10 @@ cdef class BaseMessage:
             self._errors = []
         return self._errors
 
+    @errors.setter
+    def errors(self, errors):
+        self._errors = errors
+
 
 cdef BaseMessage received(cls, Delivery delivery, channel):
     # Checked: a subclass's `__new__` may return what it likes.
