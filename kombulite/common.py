@@ -397,7 +397,7 @@ class QoS:
         self.max_prefetch = max_prefetch
 
     def increment_eventually(self, n: int = 1) -> int:
-        """Raise the value by the next ``update``, to ``max_prefetch`` at the most, and return it. No limit stays no limit.
+        """Raise the value by the next ``update``, at most to ``max_prefetch``, and return it. No limit stays no limit.
 
         Args:
             n: By how much.

@@ -246,8 +246,9 @@ class Connection(Address):
     @property
     def _transport_class(self) -> Any:
         """The class that is used: one of kombulite's own (``brokers.base``), or of kombu's interface."""
-        is_overridden = getattr(self.get_transport_cls, "__func__", None) is not Connection.get_transport_cls
-        if is_overridden and (chosen := self.get_transport_cls()) is not Connection.get_transport_cls(self):
+        own = OWN_METHODS["get_transport_cls"]
+        is_overridden = getattr(self.get_transport_cls, "__func__", None) is not own
+        if is_overridden and (chosen := self.get_transport_cls()) is not own(self):
             return resolve_transport(chosen)
         return resolve_transport(self.transport_cls)
 
@@ -906,7 +907,7 @@ class Connection(Address):
         return not self._is_replaced("ensure")
 
     def _is_replaced(self, name: str) -> bool:
-        return getattr(type(self), name) is not getattr(Connection, name) or name in self.__dict__
+        return getattr(type(self), name) is not OWN_METHODS[name] or name in self.__dict__
 
     def call_insured(self, obj: Any, policy: RetryPolicy, fun: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call ``fun`` with the retries that ``ensure`` describes.
@@ -1129,8 +1130,8 @@ class Connection(Address):
 
     # --- what the transport can do
 
-    def heartbeat_check(self, rate: float = 2) -> None:
-        """Send a heartbeat if one is due. Call it about once a second.
+    def heartbeat_check(self, rate: float = 2) -> Any:
+        """Send a heartbeat if one is due. Call it about once a second. Returns what a transport of others returns.
 
         Args:
             rate: Checks for each heartbeat interval.
@@ -1138,7 +1139,7 @@ class Connection(Address):
         Raises:
             ConnectionForced: The broker's heartbeats are missing.
         """
-        self._own_transport().heartbeat_check(rate=rate)
+        return self._own_transport().heartbeat_check(rate=rate)  # type: ignore[func-returns-value]
 
     def update_secret(self, secret: str, reason: str = "") -> None:
         """Give the broker a new secret for the connection that is open, as before an OAuth 2 token expires (RabbitMQ).
@@ -1187,6 +1188,12 @@ class Connection(Address):
     def qos_semantics_matches_spec(self) -> bool:
         """True if a prefetch count without ``apply_global`` limits the channel (AMQP); False: a consumer."""
         return self._own_transport().qos_semantics_matches_spec()
+
+
+#: Methods that subclasses and programs may replace, as they are written here.
+OWN_METHODS: Mapping[str, Callable[..., Any]] = {
+    name: getattr(Connection, name) for name in ("ensure", "get_transport_cls", "switch")
+}
 
 
 class PooledConnection(Connection):

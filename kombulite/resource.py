@@ -138,7 +138,8 @@ class Resource:
         Args:
             resource: The resource.
         """
-        self.close_resource(resource)
+        with suppress(AttributeError):  # a pool may be one of things that cannot be closed
+            self.close_resource(resource)
 
     def _collect_free(self, resource: Any) -> None:
         """End a resource that nobody uses, at the end of the pool."""
@@ -274,7 +275,7 @@ class Resource:
             end(resource)
 
     def _collect(self, resource: Any, end: Any) -> None:
-        with suppress(AttributeError):  # a pool may be one of things that cannot be closed
+        with suppress(AttributeError):  # a subclass may collect things that cannot be closed
             self._end(resource, end)
 
     # --- all of them

@@ -466,12 +466,7 @@ class Hub:
             elif fd in self.consolidate and self.writers.get(fd) is None:
                 writable.append(fd)
             elif not events & (READ | WRITE):
-                if not events & ERR:
-                    logger.info(W_UNKNOWN_EVENT, events, fd)
-                if fd in self.readers or fd in self.writers:
-                    self._call(fd, self.readers if fd in self.readers else self.writers)
-                else:
-                    self.remove(fd)
+                self._call_for_failure(fd, events)
             elif events & READ and fd not in self.readers:
                 self.remove_reader(fd)
             elif not events & READ and fd not in self.writers:
@@ -482,6 +477,15 @@ class Hub:
                         self._call(fd, callbacks)
         if writable and self.consolidate_callback is not None:
             self.consolidate_callback(writable)
+
+    def _call_for_failure(self, fd: int, events: int) -> None:
+        if not events & ERR:
+            logger.info(W_UNKNOWN_EVENT, events, fd)
+        callbacks = self.readers if fd in self.readers else self.writers
+        if fd in callbacks:
+            self._call(fd, callbacks)
+        else:
+            self.remove(fd)
 
     def _call(self, fd: int, callbacks: dict[int, Any]) -> None:
         callback, args = callbacks[fd]
