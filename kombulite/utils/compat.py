@@ -38,7 +38,12 @@ _numbers = count()
 
 
 def register_after_fork(obj: Any, func: Callable[[Any], Any]) -> None:
-    """Have ``func(obj)`` called in children that are forked from now on, as long as ``obj`` is there."""
+    """Have ``func(obj)`` called in children that are forked from now on, as long as ``obj`` exists.
+
+    Args:
+        obj: The object, which is kept by a weak reference.
+        func: The function. An error that it raises is logged.
+    """
     number = next(_numbers)
     _after_fork[number] = ref(obj, lambda _: _after_fork.pop(number, None)), func
 
@@ -79,20 +84,36 @@ def detect_environment() -> str:
 
 @contextmanager
 def nested(*managers: Any) -> Iterator[list[Any]]:
-    """Enter several context managers; gives the list of what they gave."""
+    """Enter several context managers, and give the list of their results.
+
+    Args:
+        *managers: The context managers, the outermost first.
+    """
     with ExitStack() as stack:
         yield [stack.enter_context(manager) for manager in managers]
 
 
 def fileno(f: Any) -> int:
-    """Return the descriptor of a file, or the number itself. Raises AttributeError or ValueError for none."""
+    """Return the descriptor of a file.
+
+    Args:
+        f: The file, or its descriptor.
+
+    Raises:
+        ValueError: ``f`` is None, or the file is closed.
+        AttributeError: ``f`` is not a file.
+    """
     if f is None:
         raise ValueError("there is no descriptor of None")
     return f if isinstance(f, int) else f.fileno()
 
 
 def maybe_fileno(f: Any) -> int | None:
-    """Return the descriptor of a file, or None."""
+    """Return the descriptor of a file, or None.
+
+    Args:
+        f: The file, or its descriptor; any other value has none.
+    """
     try:
         return fileno(f)
     except FILENO_ERRORS:
@@ -100,7 +121,11 @@ def maybe_fileno(f: Any) -> int | None:
 
 
 def coro(gen: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function whose generators stand at their first ``yield`` when they are returned. A decorator."""
+    """Return a function whose generators have run up to their first ``yield`` when it returns them.
+
+    Args:
+        gen: The generator function to decorate.
+    """
 
     @wraps(gen)
     def started(*args: Any, **kwargs: Any) -> Any:
@@ -112,7 +137,11 @@ def coro(gen: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def entrypoints(namespace: str) -> Iterator[tuple[Any, Any]]:
-    """Give (entry point, loaded object) for the entry points of a group."""
+    """Give pairs of entry point and loaded object for the entry points of a group.
+
+    Args:
+        namespace: Name of the group.
+    """
     found = import_module(__name__).importlib_metadata.entry_points(group=namespace)
     return ((each, each.load()) for each in found)
 

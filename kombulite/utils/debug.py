@@ -103,7 +103,13 @@ class Logwrapped:
 
 
 def log_calls(instance: object, logger: str, ident: str) -> None:
-    """Log each call of a public method of an object, but not the calls that such a method makes itself."""
+    """Log each call of a public method of an object, but not the calls that such a method makes itself.
+
+    Args:
+        instance: The object, whose methods are replaced.
+        logger: Name of the logger.
+        ident: Text before the call in each line.
+    """
     import logging  # seldom needed, and slow to import
 
     log = logging.getLogger(logger)

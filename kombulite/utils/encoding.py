@@ -24,7 +24,11 @@ default_encoding_file: Any = None
 
 
 def set_default_encoding_file(file: Any) -> None:
-    """Take the encoding of that file for the default."""
+    """Set the file whose encoding ``default_encoding`` returns.
+
+    Args:
+        file: The file; None: the encoding of file names is the default.
+    """
     global default_encoding_file  # noqa: PLW0603 - kombu's interface
     default_encoding_file = file
 
@@ -35,38 +39,69 @@ def get_default_encoding_file() -> Any:
 
 
 def default_encoding(file: Any = None) -> str:
-    """Return the encoding of a file, or of the default one, or of file names."""
+    """Return the encoding of a file, or of the default file, or of file names.
+
+    Args:
+        file: The file; None: the default file.
+    """
     file = file or get_default_encoding_file()
     return getattr(file, "encoding", None) or sys.getfilesystemencoding()
 
 
 def str_to_bytes(s: Any) -> Any:
-    """Text as UTF-8; anything else as it is."""
+    """Return text as UTF-8; any other value as it is.
+
+    Args:
+        s: The value.
+    """
     return s.encode() if isinstance(s, str) else s
 
 
 def bytes_to_str(s: Any) -> Any:
-    """UTF-8 as text, what is not UTF-8 in it replaced; anything else as it is."""
+    """Return bytes as text; any other value as it is.
+
+    Args:
+        s: The value. What is not UTF-8 in it is replaced.
+    """
     return s.decode(errors="replace") if isinstance(s, bytes) else s
 
 
 def from_utf8(s: Any, *args: Any, **kwargs: Any) -> Any:
-    """Kept for compatibility: ``s`` itself."""
+    """Return ``s`` itself; kept for compatibility.
+
+    Args:
+        s: The value.
+        *args: Ignored.
+        **kwargs: Ignored.
+    """
     return s
 
 
 def ensure_bytes(s: Any) -> Any:
-    """Text as UTF-8; anything else as it is."""
+    """Return text as UTF-8; any other value as it is.
+
+    Args:
+        s: The value.
+    """
     return str_to_bytes(s)
 
 
 def default_encode(obj: Any) -> Any:
-    """Kept for compatibility: ``obj`` itself."""
+    """Return ``obj`` itself; kept for compatibility.
+
+    Args:
+        obj: The value.
+    """
     return obj
 
 
 def safe_str(s: Any, errors: str = "replace") -> str:
-    """Text for any value; never raises."""
+    """Return text for any value, without raising.
+
+    Args:
+        s: The value.
+        errors: Ignored; kept for compatibility.
+    """
     s = bytes_to_str(s)
     return _safe_str(s, errors) if isinstance(s, str) else safe_repr(s, errors)
 
@@ -83,7 +118,12 @@ def _safe_str(s: Any, errors: str = "replace", file: Any = None) -> str:
 
 
 def safe_repr(o: Any, errors: str = "replace") -> str:
-    """``repr`` that never raises."""
+    """Return the ``repr`` of any value, without raising.
+
+    Args:
+        o: The value.
+        errors: Ignored; kept for compatibility.
+    """
     try:
         return repr(o)
     except Exception:

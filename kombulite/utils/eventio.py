@@ -295,12 +295,22 @@ def _get_poller() -> Any:
 
 
 def poll(*args: Any, **kwargs: Any) -> Any:
-    """Return a new object to wait with, of the best class that the system has."""
+    """Return a new object to wait with, of the best class that the system has.
+
+    Args:
+        *args: Arguments of the class, of which the system's classes take none.
+        **kwargs: Keyword arguments of the class, likewise.
+    """
     return _get_poller()(*args, **kwargs)
 
 
 def selector_of(file: Any, events: int) -> selectors.BaseSelector:
-    """Return a selector of one socket. ``events``: those of ``selectors``."""
+    """Return a selector of one socket.
+
+    Args:
+        file: The socket, or its descriptor.
+        events: ``selectors.EVENT_READ``, ``selectors.EVENT_WRITE`` or both.
+    """
     # Neither of the two keeps a descriptor, which a forked child would share. Green threads may leave only the second.
     selector = selectors.PollSelector() if hasattr(selectors, "PollSelector") else selectors.SelectSelector()
     selector.register(file, events)

@@ -42,17 +42,33 @@ KEYWORD_MARK = object()
 
 
 def is_list(obj: Any, scalars: tuple[type, ...] = (Mapping, str), iters: tuple[type, ...] = (Iterable,)) -> bool:
-    """Whether a value is a collection, and not one of ``scalars``."""
+    """Return whether a value is a collection.
+
+    Args:
+        obj: The value.
+        scalars: Classes whose instances are not collections here, though they can be iterated over.
+        iters: Classes whose instances are collections.
+    """
     return isinstance(obj, iters) and not isinstance(obj, scalars or ())
 
 
 def maybe_list(obj: Any, scalars: tuple[type, ...] = (Mapping, str)) -> Any:
-    """``obj`` if it is None or a collection, else a list of it."""
+    """Return ``obj`` if it is None or a collection, else a list of it.
+
+    Args:
+        obj: The value.
+        scalars: Classes whose instances are not collections here, though they can be iterated over.
+    """
     return obj if obj is None or is_list(obj, scalars) else [obj]
 
 
 def dictfilter(d: Mapping[Any, Any] | None = None, **kw: Any) -> dict[Any, Any]:
-    """Return a dict without what is None: of ``d``, or of the keywords."""
+    """Return a dict without the items whose value is None.
+
+    Args:
+        d: The items; None: those of the keywords alone.
+        **kw: Items that replace those of ``d``.
+    """
     return {name: value for name, value in (kw if d is None else dict(d, **kw)).items() if value is not None}
 
 
@@ -60,7 +76,13 @@ def dictfilter(d: Mapping[Any, Any] | None = None, **kw: Any) -> dict[Any, Any]:
 
 
 class lazy:  # noqa: N801 - kombu's name
-    """A value that is worked out each time it is needed: ``fun(*args, **kwargs)``."""
+    """Value that is computed each time it is needed: ``fun(*args, **kwargs)``.
+
+    Args:
+        fun: Returns the value.
+        *args: Positional arguments of ``fun``.
+        **kwargs: Keyword arguments of ``fun``.
+    """
 
     def __init__(self, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         self._fun = fun
@@ -68,11 +90,11 @@ class lazy:  # noqa: N801 - kombu's name
         self._kwargs = kwargs
 
     def __call__(self) -> Any:
-        """Another way to say ``evaluate``."""
+        """Return the same as ``evaluate``."""
         return self.evaluate()
 
     def evaluate(self) -> Any:
-        """Work it out."""
+        """Return the value, computed anew."""
         return self._fun(*self._args, **self._kwargs)
 
     def __str__(self) -> str:
@@ -95,12 +117,20 @@ class lazy:  # noqa: N801 - kombu's name
 
 
 def maybe_evaluate(value: Any) -> Any:
-    """Return the value of a lazy value; any other value as it is."""
+    """Return the value of a lazy value; any other value as it is.
+
+    Args:
+        value: The value.
+    """
     return value.evaluate() if isinstance(value, lazy) else value
 
 
 class LRUCache(UserDict[Any, Any]):
-    """A dict of at most ``limit`` items (None: no limit): who was not used for longest goes first. Safe for threads."""
+    """Dict that drops the items that were used longest ago. Threads may share it.
+
+    Args:
+        limit: Maximum number of items; None or 0: no limit.
+    """
 
     data: OrderedDict[Any, Any]
 
@@ -122,14 +152,26 @@ class LRUCache(UserDict[Any, Any]):
             self.data[key] = value
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Take other items; the oldest go where there are too many."""
+        """Add items, and drop the oldest if there are more than ``limit``.
+
+        Args:
+            *args: Arguments of ``dict.update``.
+            **kwargs: Keywords of ``dict.update``.
+        """
         with self.mutex:
             self.data.update(*args, **kwargs)
             while self.limit and len(self.data) > self.limit:
                 self.data.popitem(last=False)
 
     def popitem(self, last: bool = True) -> tuple[Any, Any]:
-        """Take the newest item out, or the oldest. Raises KeyError."""
+        """Remove an item and return it.
+
+        Args:
+            last: If True, the item that was used last; if False, the one that was used longest ago.
+
+        Raises:
+            KeyError: The cache is empty.
+        """
         with self.mutex:
             return self.data.popitem(last)
 
@@ -150,14 +192,23 @@ class LRUCache(UserDict[Any, Any]):
             return iter(list(self.data.values()))
 
     def items(self) -> Any:
-        """Pairs of key and value, the oldest first."""
+        """Return pairs of key and value, the oldest first."""
         with self.mutex:
             return iter(list(self.data.items()))
 
     iterkeys, itervalues, iteritems = _iterate_keys, _iterate_values, _iterate_items = keys, values, items
 
     def incr(self, key: Any, delta: int = 1) -> int:
-        """Add to a number, which is kept as text as memcached does. Raises KeyError."""
+        """Add to a number, which is kept as text as memcached does, and return the sum.
+
+        Args:
+            key: The key of the number.
+            delta: What is added.
+
+        Raises:
+            KeyError: The cache has no such key.
+            ValueError: The value is not a number.
+        """
         with self.mutex:
             value = int(self.data.pop(key)) + delta
             self[key] = str(value)
@@ -174,10 +225,14 @@ class LRUCache(UserDict[Any, Any]):
 def memoize(
     maxsize: int | None = None, keyfun: Callable[..., Any] | None = None, Cache: type[LRUCache] = LRUCache
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that remembers results, the ``maxsize`` that were used last.
+    """Return a decorator that keeps the results of a function by its arguments.
 
-    ``keyfun(args, kwargs)`` gives what a call is remembered by. The function gets ``hits``, ``misses``, ``clear()`` and
-    ``original_func``.
+    The decorated function has ``hits``, ``misses``, ``clear()`` and ``original_func``.
+
+    Args:
+        maxsize: Maximum number of results, those that were used last; None: no limit.
+        keyfun: Returns the key of a result, called with the tuple and the dict of arguments; None: both are the key.
+        Cache: Class of the cache.
     """
 
     def decorate(fun: Callable[..., Any]) -> Any:
@@ -214,12 +269,25 @@ def memoize(
 
 
 def reprkwargs(kwargs: Mapping[str, Any], sep: str = ", ", fmt: str = "{0}={1}") -> str:
-    """Keywords as they would be written."""
+    """Return keyword arguments as they are written in a call.
+
+    Args:
+        kwargs: The arguments.
+        sep: Text between two of them.
+        fmt: Format of one: ``{0}`` is the name, ``{1}`` the value.
+    """
     return sep.join(fmt.format(name, safe_repr(value)) for name, value in kwargs.items())
 
 
 def reprcall(name: str, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None, sep: str = ", ") -> str:
-    """Return a call as it would be written."""
+    """Return a call as it is written in a program.
+
+    Args:
+        name: Name of the function.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        sep: Text between two arguments.
+    """
     parts = [*map(safe_repr, args or ())]
     if kwargs:
         parts.append(reprkwargs(kwargs, sep))
@@ -227,7 +295,15 @@ def reprcall(name: str, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | No
 
 
 def accepts_argument(func: Callable[..., Any], argument_name: str) -> bool:
-    """Whether a function has an argument of that name. Raises TypeError for what is no function."""
+    """Return whether a function has an argument of that name.
+
+    Args:
+        func: The function.
+        argument_name: The name.
+
+    Raises:
+        TypeError: ``func`` is not a function.
+    """
     spec = _here().inspect.getfullargspec(func)
     return argument_name in spec.args or argument_name in spec.kwonlyargs
 
@@ -238,7 +314,14 @@ def accepts_argument(func: Callable[..., Any], argument_name: str) -> bool:
 def fxrange(
     start: float = 1.0, stop: float | None = None, step: float = 1.0, repeatlast: bool = False
 ) -> Iterator[float]:
-    """Give ``start``, ``start + step``, … up to ``stop`` (without one: for ever), which repeats if ``repeatlast``."""
+    """Give ``start``, ``start + step``, … up to ``stop``.
+
+    Args:
+        start: First number.
+        stop: Highest number; None or 0: there is none.
+        step: Difference between two numbers.
+        repeatlast: If True, the last number is given again without end.
+    """
     current = start * 1.0
     while not stop or current <= stop:
         yield current
@@ -248,7 +331,14 @@ def fxrange(
 
 
 def fxrangemax(start: float = 1.0, stop: float | None = None, step: float = 1.0, max: float = 100.0) -> Iterator[float]:
-    """Give ``start``, ``start + step``, … up to ``stop``, which repeats, until what was added comes to ``max``."""
+    """Give ``start``, ``start + step``, … up to ``stop``, which repeats until the sum of the intervals reaches ``max``.
+
+    Args:
+        start: First number.
+        stop: Highest number; None or 0: there is none.
+        step: Difference between two numbers.
+        max: Sum of the numbers after the first at which no further one is given.
+    """
     total, current = 0.0, start * 1.0
     while total < max:
         yield current
@@ -257,7 +347,13 @@ def fxrangemax(start: float = 1.0, stop: float | None = None, step: float = 1.0,
 
 
 def retry_intervals(start: float, step: float, maximum: float) -> Iterator[float]:
-    """Seconds to sleep between tries: rising by ``step`` to ``maximum``, which repeats."""
+    """Return an iterator over the seconds to sleep between tries.
+
+    Args:
+        start: First interval, in seconds.
+        step: Seconds by which each interval is longer than the one before.
+        maximum: Longest interval, in seconds, which repeats without end.
+    """
     return (min(interval, maximum) for interval in fxrange(start, maximum + start, step, repeatlast=True))
 
 
@@ -274,11 +370,23 @@ def retry_over_time(
     callback: Callable[[], Any] | None = None,
     timeout: float | None = None,
 ) -> T:
-    """Call ``fun`` until it raises none of ``catch``.
+    """Call a function until it raises none of the given errors, and return its result.
 
-    ``max_retries``: further calls after the first (None: no limit, 0: none); ``timeout``: seconds after which it
-    gives up, with one last call at that time. ``errback(exception, intervals, retries)`` returns the seconds to sleep,
-    ``interval_max`` at the most; ``callback()`` runs before each second slept. Raises what ``fun`` raised last.
+    Raises what ``fun`` raised last if the retries or the time are used up.
+
+    Args:
+        fun: The function.
+        catch: The error class, or a tuple of error classes, after which ``fun`` is called again.
+        args: Positional arguments of ``fun``.
+        kwargs: Keyword arguments of ``fun``.
+        errback: Called after each failure with the error, the iterator of intervals and the number of retries so far;
+            returns the seconds to sleep, of which ``interval_max`` are the limit. None: the next interval.
+        max_retries: Maximum number of calls after the first; None: no limit, 0: none.
+        interval_start: Seconds to sleep before the first retry.
+        interval_step: Seconds by which each interval is longer than the one before.
+        interval_max: Longest interval, in seconds.
+        callback: Called without arguments before each second of sleep.
+        timeout: Seconds after which no retry begins, except one at that time; None: no limit.
     """
     args, kwargs = tuple(args or ()), kwargs or {}
     intervals = retry_intervals(interval_start, interval_step, interval_max)
@@ -300,7 +408,12 @@ def retry_over_time(
 
 
 def sleep_in_slices(seconds: float, callback: Callable[[], Any] | None = None) -> None:
-    """Sleep, and call ``callback()`` before each whole second of it."""
+    """Sleep, with a call of ``callback`` before each whole second.
+
+    Args:
+        seconds: Seconds to sleep; 0 or less: return at once.
+        callback: Called without arguments.
+    """
     if seconds <= 0:
         return
     whole = int(seconds)  # counted, not read from the clock: a program may have replaced ``sleep``
@@ -315,7 +428,11 @@ promise, maybe_promise = lazy, maybe_evaluate
 
 
 class ChannelPromise:
-    """A channel that is opened when it is first asked for, by calling the promise."""
+    """Channel that is opened when the promise is first called.
+
+    Args:
+        contract: Opens the channel and returns it.
+    """
 
     def __init__(self, contract: Callable[[], Any]) -> None:
         self.__contract__ = contract
@@ -337,7 +454,11 @@ class ChannelPromise:
 
 
 def shufflecycle(it: Iterable[T]) -> Iterator[T]:
-    """Give items of a collection for ever, one of them at random each time."""
+    """Give items of a collection without end, one of them at random each time.
+
+    Args:
+        it: The collection.
+    """
     items, shuffle = list(it), _here().random.shuffle
     while True:
         shuffle(items)

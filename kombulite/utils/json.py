@@ -20,18 +20,34 @@ class JSONEncoder(json.JSONEncoder):
     """The standard library's encoder with the typed values, for those who need its options."""
 
     def default(self, o: Any) -> Any:
-        """Return the value that is written in place of one that JSON lacks."""
+        """Return the value that is written in place of one that JSON lacks.
+
+        Args:
+            o: The value.
+
+        Raises:
+            TypeError: The type is not registered.
+        """
         stand_in = codec.stand_in(o)
         if _looks_typed(stand_in):  # and is meant to
             return {name: _escaped(value) for name, value in stand_in.items()}
         return _escaped(stand_in)
 
     def encode(self, o: Any) -> str:
-        """``o`` as JSON text."""
+        """Return a value as JSON text.
+
+        Args:
+            o: The value.
+        """
         return super().encode(_escaped(o))
 
     def iterencode(self, o: Any, _one_shot: bool = False) -> Iterator[str]:
-        """``o`` as JSON text, in pieces."""
+        """Return an iterator over the pieces of a value's JSON text.
+
+        Args:
+            o: The value.
+            _one_shot: Argument of the standard library's encoder, which calls this method with True from ``encode``.
+        """
         return super().iterencode(o if _one_shot else _escaped(o), _one_shot)
 
 
@@ -75,7 +91,11 @@ def dumps(
 
 
 def object_hook(o: dict[str, Any]) -> Any:
-    """Return the value that a typed value stands for, or the dict itself."""
+    """Return the value that a typed value stands for, or the dict itself.
+
+    Args:
+        o: The dict, as it was decoded.
+    """
     return codec.revive(o)
 
 
@@ -109,9 +129,13 @@ _typed = object_hook
 def register_type(
     t: type, marker: str | None, encoder: Callable[[Any], Any], decoder: Callable[[Any], Any] = lambda value: value
 ) -> None:
-    """Teach JSON a type: ``encoder`` gives what stands for a value, ``decoder`` undoes it.
+    """Register a type, so that its values are encoded and decoded.
 
-    With ``marker`` None the stand-in is written untyped, and nothing is decoded.
+    Args:
+        t: The type.
+        marker: Name of the type in the JSON text. If it is None, values are written without a name, and not decoded.
+        encoder: Returns a value that JSON has for one of the type.
+        decoder: Returns the value of the type for that one.
     """
     codec.register(t, marker, encoder, decoder)
 

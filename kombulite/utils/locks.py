@@ -15,11 +15,13 @@ __all__ = ["NOT_ACQUIRED", "Condition", "Lock"]
 
 
 class Lock(BaseLock):
-    """A lock that a thread may take several times.
+    """Lock that a thread may take several times.
 
-    ``on_release()`` is called before the lock goes to others, and called again if a signal handler interrupts it.
     Use the lock by ``with``, or by ``call`` where taking it may fail or is part of a hot path. Not by ``acquire`` and
     ``try``: between the two a signal handler may run.
+
+    Args:
+        on_release: Called without arguments before the lock is released, and again if a signal handler interrupts it.
     """
 
     def __init__(self, on_release: Callable[[], object] | None = None) -> None:

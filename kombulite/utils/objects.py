@@ -14,10 +14,15 @@ _NOT_FOUND: Any = object()
 
 
 class cached_property(Generic[T]):  # noqa: N801 - kombu's name
-    """A property whose value is kept in the instance after the first access; it can be set and deleted.
+    """Property whose value is kept in the instance after the first access; it can be set and deleted.
 
-    ``fset(instance, value)`` may check a value that is set, and returns what is kept; ``fdel(instance, value)`` is told
-    of one that is deleted. Threads that ask at the same time get the same value.
+    If threads access it at the same time, all get the same value.
+
+    Args:
+        fget: Returns the value, called with the instance.
+        fset: Called with the instance and a value that is set; returns the value that is kept. None: all values are
+            kept as they are.
+        fdel: Called with the instance and a value that was deleted.
     """
 
     def __init__(
@@ -66,9 +71,17 @@ class cached_property(Generic[T]):  # noqa: N801 - kombu's name
         return None
 
     def setter(self, fset: Callable[[Any, T], T]) -> cached_property[T]:
-        """Return the same property with another ``fset``."""
+        """Return the same property with another ``fset``.
+
+        Args:
+            fset: Called with the instance and a value that is set; returns the value that is kept.
+        """
         return type(self)(self.func, fset, self.fdel)
 
     def deleter(self, fdel: Callable[[Any, T], Any]) -> cached_property[T]:
-        """Return the same property with another ``fdel``."""
+        """Return the same property with another ``fdel``.
+
+        Args:
+            fdel: Called with the instance and a value that was deleted.
+        """
         return type(self)(self.func, self.fset, fdel)

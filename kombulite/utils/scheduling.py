@@ -18,7 +18,13 @@ CYCLE_ALIASES = {
 
 
 class FairCycle:
-    """Asks resources in turn: ``fun(resource, callback)``, until one does not raise ``predicate``."""
+    """Cycle that asks resources in turn, and begins behind the one that answered last.
+
+    Args:
+        fun: Called with a resource, the callback and the keywords of ``get``; returns the answer.
+        resources: The resources.
+        predicate: Error class that ``fun`` raises if a resource has nothing.
+    """
 
     def __init__(
         self, fun: Callable[..., Any], resources: Sequence[Any], predicate: type[BaseException] = Exception
@@ -39,7 +45,15 @@ class FairCycle:
         raise self.predicate
 
     def get(self, callback: Any, **kwargs: Any) -> Any:
-        """Ask until one answers. Raises the last one's ``predicate`` when each was asked once."""
+        """Return the first answer of a resource.
+
+        Args:
+            callback: Second argument of ``fun``.
+            **kwargs: Keyword arguments of ``fun``.
+
+        Raises:
+            Exception: ``predicate``, if no resource has anything, or there are no resources.
+        """
         for tried in count(1):
             resource = self._next()
             try:
@@ -50,28 +64,44 @@ class FairCycle:
         raise AssertionError("count() has no end")
 
     def close(self) -> None:
-        """Nothing; kept for compatibility."""
+        """Do nothing; kept for compatibility."""
 
     def __repr__(self) -> str:
         return f"<FairCycle: {self.pos}/{len(self.resources)} {self.resources}>"
 
 
 class round_robin_cycle:  # noqa: N801 - kombu's name
-    """An order in which who was served goes to the end."""
+    """Order in which an item that was used goes to the end.
+
+    Args:
+        it: The list of items, which is changed in place; None: an empty one.
+    """
 
     def __init__(self, it: list[Any] | None = None) -> None:
         self.items = [] if it is None else it  # the caller's list: what is served moves in it
 
     def update(self, it: Iterable[Any]) -> None:
-        """Take other items."""
+        """Replace the items.
+
+        Args:
+            it: The new items.
+        """
         self.items[:] = it
 
     def consume(self, n: int) -> list[Any]:
-        """Return the first ``n`` items."""
+        """Return the first ``n`` items.
+
+        Args:
+            n: Number of items.
+        """
         return self.items[:n]
 
     def rotate(self, last_used: Any) -> Any:
-        """Move an item to the end, if it is there."""
+        """Move an item to the end if it is in the list, and return it.
+
+        Args:
+            last_used: The item.
+        """
         try:
             self.items.remove(last_used)
         except ValueError:
@@ -81,20 +111,32 @@ class round_robin_cycle:  # noqa: N801 - kombu's name
 
 
 class priority_cycle(round_robin_cycle):  # noqa: N801
-    """An order that stays."""
+    """Order that does not change."""
 
     def rotate(self, last_used: Any) -> None:
-        """Nothing: who is served keeps its place."""
+        """Do nothing: the order does not change.
+
+        Args:
+            last_used: The item that was used.
+        """
 
 
 class sorted_cycle(priority_cycle):  # noqa: N801
-    """An order by name."""
+    """Order by name."""
 
     def consume(self, n: int) -> list[Any]:
-        """Return the first ``n`` items by name."""
+        """Return the first ``n`` items, sorted.
+
+        Args:
+            n: Number of items.
+        """
         return sorted(self.items[:n])
 
 
 def cycle_by_name(name: str) -> Any:
-    """Return the class of an order: ``round_robin``, ``priority``, ``sorted``, or a dotted path."""
+    """Return the class of an order.
+
+    Args:
+        name: ``round_robin``, ``priority``, ``sorted``, or a dotted path.
+    """
     return symbol_by_name(name, CYCLE_ALIASES)

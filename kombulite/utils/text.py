@@ -20,7 +20,12 @@ class version_info_t(NamedTuple):  # noqa: N801 - kombu's name
 
 
 def escape_regex(p: str, white: str = "") -> str:
-    """Return text with a backslash before all that is neither alphanumeric nor in ``white``."""
+    """Return text with a backslash before each character that is neither a letter nor a digit, for regular expressions.
+
+    Args:
+        p: The text.
+        white: Further characters that get no backslash.
+    """
 
     def escaped(letter: str) -> str:
         if letter.isalnum() or letter in white:
@@ -31,7 +36,13 @@ def escape_regex(p: str, white: str = "") -> str:
 
 
 def fmatch_iter(needle: str, haystack: Iterable[str], min_ratio: float = 0.6) -> Iterator[tuple[float, str]]:
-    """Give (similarity, text) for all texts that are similar to the needle, 0 to 1."""
+    """Give pairs of similarity and text for all texts that are similar to the needle.
+
+    Args:
+        needle: The text to compare with.
+        haystack: The texts.
+        min_ratio: Lowest similarity, from 0 to 1.
+    """
     for text in haystack:
         ratio = SequenceMatcher(None, needle, text).ratio()
         if ratio >= min_ratio:
@@ -39,12 +50,22 @@ def fmatch_iter(needle: str, haystack: Iterable[str], min_ratio: float = 0.6) ->
 
 
 def fmatch_best(needle: str, haystack: Iterable[str], min_ratio: float = 0.6) -> str | None:
-    """Return the most similar text, or None if none is similar."""
+    """Return the most similar text, or None if none is similar.
+
+    Args:
+        needle: The text to compare with.
+        haystack: The texts.
+        min_ratio: Lowest similarity, from 0 to 1.
+    """
     return max(fmatch_iter(needle, haystack, min_ratio), default=(0, None))[1]
 
 
 def version_string_as_tuple(s: str) -> version_info_t:
-    """Return a version such as ``3.13.0rc1-2`` or ``3.3.1.a3.40c32`` in parts."""
+    """Return a version in parts.
+
+    Args:
+        s: The version, such as ``3.13.0rc1-2`` or ``3.3.1.a3.40c32``.
+    """
     version = _unpack_version(*s.split("."))
     if isinstance(version.micro, str):
         version = version_info_t(version.major, version.minor, *_splitmicro(*version[2:]))

@@ -25,18 +25,33 @@ class urlparts(NamedTuple):  # noqa: N801 - kombu's name
 
 
 def safequote(text: str) -> str:
-    """Percent-encode all that has a meaning in a URL, slashes too."""
+    """Percent-encode all that has a meaning in a URL, slashes too.
+
+    Args:
+        text: The text.
+    """
     return quote(text, safe="")
 
 
 def normalize_scheme(url: str) -> str:
-    """Return a URL without blanks around it, its scheme in lower case: capitals mean nothing there (RFC 3986, 3.1)."""
+    """Return a URL without blanks around it, its scheme in lower case: capitals mean nothing there (RFC 3986, 3.1).
+
+    Args:
+        url: The URL.
+    """
     scheme, separator, rest = url.strip().partition("://")
     return f"{scheme.lower()}://{rest}" if separator else scheme
 
 
 def url_to_parts(url: str) -> urlparts:
-    """Take a URL apart. Raises ValueError for a host or port that cannot be."""
+    """Return the parts of a URL.
+
+    Args:
+        url: The URL. Without ``://`` it is a host, with what may follow a host.
+
+    Raises:
+        ValueError: The host or the port is malformed.
+    """
     scheme, separator, rest = normalize_scheme(url).partition("://")
     if not separator:
         scheme, rest = "", url
@@ -104,9 +119,13 @@ def _ssl_values(query: dict[str, str]) -> dict[str, Any]:
 
 
 def parse_ssl_cert_reqs(query_value: str) -> Any:
-    """Return ``ssl.CERT_REQUIRED`` and the like for ``required``, ``CERT_REQUIRED`` and so on.
+    """Return the member of ``ssl.VerifyMode`` with that name, or None for a Python without TLS.
 
-    Returns None for a Python without TLS. Raises KeyError for what is none of them.
+    Args:
+        query_value: ``required``, ``optional`` or ``none``, in any case, also with ``CERT_`` before it.
+
+    Raises:
+        KeyError: There is no such member.
     """
     if not ssl_available:
         return None
@@ -125,7 +144,19 @@ def as_url(
     sanitize: bool = False,
     mask: str | None = "**",
 ) -> str:
-    """Put a URL together. ``sanitize``: show ``mask`` for the password (nothing if it is empty)."""
+    """Return a URL made of its parts, percent-encoded.
+
+    Args:
+        scheme: Scheme, without ``://``.
+        host: Host; None: none.
+        port: Port; None: none.
+        user: User; None: none.
+        password: Password; None: none.
+        path: Path without its first slash; None: none.
+        query: Ignored; kept for compatibility.
+        sanitize: If True, ``mask`` stands for the password.
+        mask: The text for it; None: an empty one.
+    """
     url = [f"{scheme}://"]
     if user or password:
         if user:
@@ -142,13 +173,23 @@ def as_url(
 
 
 def sanitize_url(url: str, mask: str | None = "**") -> str:
-    """Return a URL with its password masked."""
+    """Return a URL with its password masked.
+
+    Args:
+        url: The URL.
+        mask: Text in place of the password; None: an empty one.
+    """
     scheme, host, port, user, password, path, _ = _parse_url(url)
     return as_url(scheme, host, port, user, password, path, sanitize=True, mask=mask)
 
 
 def maybe_sanitize_url(url: Any, mask: str | None = "**") -> Any:
-    """Return a URL with its password masked; anything else as it is."""
+    """Return a URL with its password masked; any other value as it is.
+
+    Args:
+        url: The value; text without ``://`` is no URL.
+        mask: Text in place of the password; None: an empty one.
+    """
     if isinstance(url, str) and "://" in url:
         return sanitize_url(url, mask)
     return url

@@ -76,7 +76,8 @@ OTHERS = [
     *(f"kombulite.{name}" for name in ("message", "resource", "simple")),
     *(f"kombulite.asynchronous.{name}" for name in ("debug", "hub", "semaphore", "timer")),
     *(f"kombulite.utils.{name}" for name in ("amq_manager", "amqp10", "collections", "debug", "div", "imports")),
-    *(f"kombulite.utils.{name}" for name in ("limits", "logs", "time")),
+    *(f"kombulite.utils.{name}" for name in ("compat", "encoding", "eventio", "functional", "json", "limits")),
+    *(f"kombulite.utils.{name}" for name in ("logs", "objects", "scheduling", "text", "time", "url")),
 ]
 
 
