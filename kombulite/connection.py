@@ -1224,7 +1224,12 @@ class PooledConnection(Connection):
 
 
 def error_classes(cls: Any, name: str) -> tuple[type[BaseException], ...]:
-    """Return a tuple of error classes of a transport's class, as kombu has it where there is none."""
+    """Return a tuple of error classes of a transport's class, or kombu's default if the class has none.
+
+    Args:
+        cls: The transport's class.
+        name: Name of the attribute, such as ``recoverable_channel_errors``.
+    """
     found = getattr(cls, name, None)
     if isinstance(found, tuple):
         return exceptions.with_driver_classes(found)

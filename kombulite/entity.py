@@ -820,5 +820,9 @@ def is_declared(entity: Any, declared: set[Any]) -> bool:
 
 
 def pretty_bindings(bindings: Iterable[Any]) -> str:
-    """Return bindings as text: ``[exchange->key, ...]``."""
+    """Return bindings as text: ``[exchange->key, ...]``.
+
+    Args:
+        bindings: The bindings.
+    """
     return f"[{', '.join(map(str, bindings))}]"

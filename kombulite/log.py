@@ -210,7 +210,11 @@ def __getattr__(name: str) -> Any:
 
 
 def naive_format_parts(fmt: str) -> Iterator[str | None]:
-    """Give the conversion letter of each part of a ``%`` format; None where a part has none."""
+    """Give the conversion letter of each part of a ``%`` format; None where a part has none.
+
+    Args:
+        fmt: The format.
+    """
     for part in fmt.split("%")[1:]:
         yield part[0] if part else None
 
@@ -218,7 +222,13 @@ def naive_format_parts(fmt: str) -> Iterator[str | None]:
 def safeify_format(
     fmt: str, args: Iterable[Any], filters: Mapping[str, Callable[[Any], Any]] | None = None
 ) -> Iterator[Any]:
-    """Give the arguments of a ``%`` format, made safe to print by the filter of their letter (``s`` and ``r``)."""
+    """Give the arguments of a ``%`` format, safe to print.
+
+    Args:
+        fmt: The format.
+        args: The arguments.
+        filters: Functions that return a printable value, by conversion letter; None: those for ``s`` and ``r``.
+    """
     chosen = filters or {"s": safe_str, "r": safe_repr}
     for letter, value in zip(naive_format_parts(fmt), args, strict=False):
         yield chosen.get(letter or "", lambda value: value)(value)

@@ -45,6 +45,9 @@ def program(name: str) -> str:
 
     If ``KOMBULITE_TEST_PROGRAMS`` names a folder, the program has to be in it: another version would pass for that one.
 
+    Args:
+        name: Name of the program, such as ``redis-server``.
+
     Raises:
         Unavailable: The program is not there.
     """
@@ -336,14 +339,29 @@ class RabbitMQServer(Server):
 
 
 def tail(path: Path, size: int = 3000) -> str:
-    """Return the end of a file as text, ``""`` if it cannot be read."""
+    """Return the end of a file as text, ``""`` if it cannot be read.
+
+    Args:
+        path: The file.
+        size: Number of bytes.
+    """
     with contextlib.suppress(OSError):
         return path.read_bytes()[-size:].decode("utf-8", "replace")
     return ""
 
 
 def wait_until(ready: Callable[[], object], timeout: float, complaint: str, log: Path | None = None) -> None:
-    """Wait until a condition holds. Raises TimeoutError with the complaint, which may have a place for the log."""
+    """Wait until a condition holds.
+
+    Args:
+        ready: Returns a true value once it does.
+        timeout: Seconds to wait.
+        complaint: Text of the error, with ``{}`` where the end of the log belongs.
+        log: File of the log; None: there is none.
+
+    Raises:
+        TimeoutError: The condition does not hold in time.
+    """
     deadline = time.monotonic() + timeout
     while not ready():
         if time.monotonic() > deadline:

@@ -64,12 +64,21 @@ def supports_librabbitmq() -> bool | None:
 
 
 def is_replaced(alias: str) -> bool:
-    """Return whether a program has registered another transport under one of the names that kombulite provides."""
+    """Return whether a program has registered another transport under one of the names that kombulite provides.
+
+    Args:
+        alias: The name, a key of ``TRANSPORT_ALIASES``.
+    """
     return TRANSPORT_ALIASES.get(alias) is not _ORIGINAL_ALIASES.get(alias)
 
 
 def closest_name(name: str, known: Any) -> str | None:
-    """Return the most similar of the known names, or None if none is similar."""
+    """Return the most similar of the known names, or None if none is similar.
+
+    Args:
+        name: The name to compare with.
+        known: The names.
+    """
     from difflib import SequenceMatcher  # for an error message alone
 
     ratios = ((SequenceMatcher(None, name, each).ratio(), each) for each in known)
@@ -77,7 +86,10 @@ def closest_name(name: str, known: Any) -> str | None:
 
 
 def resolve_transport(transport: Any = None) -> Any:
-    """Return the class behind an alias or a dotted path (``module:Class``); anything else is returned as it is.
+    """Return the class behind an alias or a dotted path.
+
+    Args:
+        transport: An alias, or a path (``module:Class``); any value that is not text is returned as it is.
 
     Raises:
         KeyError: No transport has that name.
@@ -95,7 +107,14 @@ def resolve_transport(transport: Any = None) -> Any:
 
 
 def get_transport_cls(transport: Any = None) -> Any:
-    """Return the same as ``resolve_transport``, remembered from the first call for that argument."""
+    """Return the same as ``resolve_transport``, kept from the first call for that argument.
+
+    Args:
+        transport: An alias, a path, or a class.
+
+    Raises:
+        KeyError: No transport has that name.
+    """
     if transport not in _transport_cache:
         _transport_cache[transport] = resolve_transport(transport)
     return _transport_cache[transport]

@@ -28,9 +28,17 @@ UNAVAILABLE = (errno.EAGAIN, errno.EINTR)
 
 
 def to_rabbitmq_queue_arguments(arguments: Mapping[str, Any], **options: Any) -> Any:
-    """Return a queue's arguments with RabbitMQ's names for ``expires``, ``message_ttl`` (seconds), and so on.
+    """Return a queue's arguments, with RabbitMQ's names for the options that have a value.
 
-    ``arguments`` itself is returned where no option has a value. Raises KeyError for an unknown option.
+    If no option has a value, ``arguments`` itself is returned.
+
+    Args:
+        arguments: The arguments.
+        **options: ``expires`` and ``message_ttl`` (seconds), ``max_length`` (messages), ``max_length_bytes``,
+            ``max_priority``; None: no value.
+
+    Raises:
+        KeyError: An option has another name.
     """
     named = {name: (RABBITMQ_QUEUE_ARGUMENTS[name], value) for name, value in options.items()}
     prepared = {target: convert(value) for (target, convert), value in named.values() if value is not None}
@@ -43,19 +51,29 @@ def _not_implemented(obj: object, method: str) -> NotImplementedError:
 
 
 class StdChannel:
-    """A channel of such a transport: subclasses add the verbs."""
+    """Channel of such a transport: subclasses add the verbs."""
 
     #: Tags of consumers whose messages are not acknowledged; None where the channel does not keep them.
     no_ack_consumers: Any = None
 
     def Consumer(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a consumer on this channel."""
+        """Return a consumer on this channel.
+
+        Args:
+            *args: Arguments of ``kombulite.messaging.Consumer`` after the channel.
+            **kwargs: Its keyword arguments.
+        """
         from kombulite.messaging import Consumer  # importing a transport need not import the facade
 
         return Consumer(self, *args, **kwargs)
 
     def Producer(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a producer on this channel."""
+        """Return a producer on this channel.
+
+        Args:
+            *args: Arguments of ``kombulite.messaging.Producer`` after the channel.
+            **kwargs: Its keyword arguments.
+        """
         from kombulite.messaging import Producer
 
         return Producer(self, *args, **kwargs)
@@ -65,10 +83,19 @@ class StdChannel:
         raise _not_implemented(self, "get_bindings")
 
     def after_reply_message_received(self, queue: str) -> None:
-        """Clean up a reply queue; called after each collection of replies. Nothing by default."""
+        """Clean up a reply queue, after each collection of replies; by default, do nothing.
+
+        Args:
+            queue: Name of the queue.
+        """
 
     def prepare_queue_arguments(self, arguments: Any, **kwargs: Any) -> Any:
-        """Return the arguments of a queue, as the transport takes them."""
+        """Return the arguments of a queue, as the transport takes them; by default, ``arguments`` itself.
+
+        Args:
+            arguments: Arguments under the broker's names.
+            **kwargs: Options of ``Queue`` that the broker has other names for.
+        """
         return arguments
 
     def __enter__(self) -> Any:
@@ -79,7 +106,11 @@ class StdChannel:
 
 
 class Management:
-    """Administers a broker, as far as its transport can."""
+    """Administration of a broker, as far as its transport has it.
+
+    Args:
+        transport: The transport.
+    """
 
     def __init__(self, transport: Any) -> None:
         self.transport = transport
@@ -90,7 +121,7 @@ class Management:
 
 
 class Implements(dict[str, Any]):
-    """Capabilities, as keys and as attributes."""
+    """Capabilities of a transport, as keys and as attributes."""
 
     def __getattr__(self, key: str) -> Any:
         try:
@@ -102,7 +133,11 @@ class Implements(dict[str, Any]):
         self[key] = value
 
     def extend(self, **kwargs: Any) -> Any:
-        """Return a copy with changes."""
+        """Return a copy with changes.
+
+        Args:
+            **kwargs: The capabilities that differ.
+        """
         return type(self)(self, **kwargs)
 
 
@@ -115,7 +150,12 @@ default_transport_capabilities = Implements(
 
 
 class Transport:
-    """A way to a broker, made for one ``Connection`` (``client``): one instance each time that it connects."""
+    """Transport of one ``Connection``, which makes an instance each time that it connects.
+
+    Args:
+        client: The ``Connection``.
+        **kwargs: Options of a subclass.
+    """
 
     Management = Management
 
@@ -139,44 +179,87 @@ class Transport:
         self.client = client
 
     def establish_connection(self) -> Any:
-        """Connect, and return what the other methods get as ``connection``."""
+        """Connect, and return the object that the other methods get as ``connection``."""
         raise _not_implemented(self, "establish_connection")
 
     def close_connection(self, connection: Any) -> None:
-        """Close a connection."""
+        """Close a connection.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+        """
         raise _not_implemented(self, "close_connection")
 
     def create_channel(self, connection: Any) -> Any:
-        """Return a new channel."""
+        """Return a new channel.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+        """
         raise _not_implemented(self, "create_channel")
 
     def close_channel(self, connection: Any) -> None:
-        """Close a channel."""
+        """Close a channel.
+
+        Args:
+            connection: The channel, by kombu's name for the parameter.
+        """
         raise _not_implemented(self, "close_channel")
 
     def drain_events(self, connection: Any, **kwargs: Any) -> Any:
-        """Wait for one event and run its callbacks. Raises socket.timeout after ``timeout`` seconds, if given."""
+        """Wait for one event and run its callbacks.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+            **kwargs: ``timeout``: seconds to wait; None: no limit.
+
+        Raises:
+            socket.timeout: No event came in time.
+        """
         raise _not_implemented(self, "drain_events")
 
     def heartbeat_check(self, connection: Any, rate: int = 2) -> Any:
-        """Send a heartbeat if one is due. Nothing by default."""
+        """Send a heartbeat if one is due; by default, do nothing.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+            rate: Number of checks in each interval between heartbeats.
+        """
 
     def driver_version(self) -> str:
         """Return the version of the library that talks to the broker."""
         return "N/A"
 
     def get_heartbeat_interval(self, connection: Any) -> Any:
-        """Return the seconds between heartbeats, 0 for none."""
+        """Return the seconds between heartbeats, 0 for none.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+        """
         return 0
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> Any:
-        """Let a hub run the callbacks of what arrives. Nothing by default."""
+        """Have a hub run the callbacks of what arrives; by default, do nothing.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+            loop: The ``Hub``.
+        """
 
     def unregister_from_event_loop(self, connection: Any, loop: Any) -> Any:
-        """Undo that. Nothing by default."""
+        """Remove from a hub what ``register_with_event_loop`` added; by default, do nothing.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+            loop: The ``Hub``.
+        """
 
     def verify_connection(self, connection: Any) -> bool:
-        """Return whether a connection is open. Called often."""
+        """Return whether a connection is open. Called often.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+        """
         return True
 
     def _make_reader(
@@ -198,17 +281,32 @@ class Transport:
         return read
 
     def qos_semantics_matches_spec(self, connection: Any) -> bool:
-        """Return whether a prefetch count without ``apply_global`` bounds the channel, not a consumer."""
+        """Return whether a prefetch count without ``apply_global`` is the limit of the channel, not of each consumer.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+        """
         return True
 
     def on_readable(self, connection: Any, loop: Any) -> Any:
-        """Run the callbacks of what has arrived, an event at each turn of the loop."""
+        """Run the callbacks of what has arrived, one event at each turn of the loop.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+            loop: The ``Hub``.
+        """
         if self._reader is None:
             self._reader = self._make_reader(connection)
         self._reader(loop)
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
-        """Return a URL that the transport understands, made safe to show."""
+        """Return a URL that the transport understands, safe to show.
+
+        Args:
+            uri: The URL.
+            include_password: If True, the password is shown.
+            mask: Text in place of the password.
+        """
         raise NotImplementedError
 
     @property
@@ -217,7 +315,12 @@ class Transport:
         return {}
 
     def get_manager(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what administers the broker."""
+        """Return a new ``Management`` of the broker.
+
+        Args:
+            *args: Arguments of a subclass.
+            **kwargs: Keyword arguments of a subclass.
+        """
         return self.Management(self)
 
     @cached_property  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]

@@ -64,11 +64,20 @@ class Channel(virtual.Channel):
         self.queues = {}
 
     def after_reply_message_received(self, queue: str) -> None:
-        """Do nothing: the queue may hold the replies to other calls."""
+        """Do nothing: the queue may hold the replies to other calls.
+
+        Args:
+            queue: Name of the queue.
+        """
 
 
 class Transport(virtual.Transport):
-    """A connection to the queues of the process."""
+    """Connection to the queues of the process.
+
+    Args:
+        client: The ``Connection``.
+        **kwargs: Options of ``kombulite.transport.virtual.Transport``.
+    """
 
     Channel: Any = Channel
 

@@ -26,9 +26,14 @@ logger = get_logger(__name__)
 
 
 def level_name(level: int, prefix: str | None = None) -> str:
-    """Return the name of a level's exchange and queue: of messages that wait ``2 ** level`` seconds there.
+    """Return the name of a level's exchange and queue, in which messages wait ``2 ** level`` seconds.
 
-    Raises ValueError for a negative level.
+    Args:
+        level: Number of the level, from 0.
+        prefix: Text before kombu's name, with ``_`` behind it; None: none.
+
+    Raises:
+        ValueError: ``level`` is negative.
     """
     if level < 0:
         raise ValueError("level must be a non-negative number")
@@ -38,7 +43,16 @@ def level_name(level: int, prefix: str | None = None) -> str:
 def declare_native_delayed_delivery_exchanges_and_queues(
     connection: Any, queue_type: str, prefix: str | None = None
 ) -> None:
-    """Declare the exchanges and queues of all levels; ``queue_type``: ``classic`` or ``quorum``, else ValueError."""
+    """Declare the exchanges and queues of all levels.
+
+    Args:
+        connection: The ``Connection``.
+        queue_type: ``classic`` or ``quorum``.
+        prefix: Text before kombu's names, with ``_`` behind it; None: none.
+
+    Raises:
+        ValueError: ``queue_type`` is neither.
+    """
     if queue_type not in ("classic", "quorum"):
         raise ValueError("queue_type must be either classic or quorum")
     channel = connection.channel()
@@ -62,7 +76,15 @@ def declare_native_delayed_delivery_exchanges_and_queues(
 
 
 def bind_queue_to_native_delayed_delivery_exchange(connection: Any, queue: Queue, prefix: str | None = None) -> None:
-    """Let delayed messages come to a queue, through its own exchanges. Direct exchanges cannot: they are skipped."""
+    """Bind a queue's exchanges so that delayed messages reach the queue.
+
+    Direct exchanges cannot be bound: each is skipped with a warning.
+
+    Args:
+        connection: The ``Connection``.
+        queue: The queue, with its exchange or bindings.
+        prefix: Text before kombu's names, with ``_`` behind it; None: none.
+    """
     channel = connection.channel()
     bound = queue(channel)
     for each in bound.bindings or [binding(bound.exchange, bound.routing_key)]:
@@ -79,9 +101,14 @@ def bind_queue_to_native_delayed_delivery_exchange(connection: Any, queue: Queue
 
 
 def calculate_routing_key(countdown: int, routing_key: str) -> str:
-    """Return the routing key for a delay of ``countdown`` seconds, 1 to 2 ** 28 - 1, in place of an earlier delay's.
+    """Return the routing key for a delay, which replaces that of an earlier one.
 
-    Raises ValueError.
+    Args:
+        countdown: The delay in seconds, from 1 to 2 ** 28 - 1.
+        routing_key: The message's routing key.
+
+    Raises:
+        ValueError: The delay is out of range, or the routing key is empty.
     """
     if not 1 <= countdown < 2**MAX_NUMBER_OF_BITS_TO_USE:
         raise ValueError(f"countdown must be a positive number, and below {2**MAX_NUMBER_OF_BITS_TO_USE}")
