@@ -25,7 +25,13 @@ BY_CONSUMER_SINCE, BY_CONSUMER_UNTIL = (3, 3), (4, 0)
 
 
 class Message(base.Message):
-    """A message of py-amqp's, received."""
+    """A message of py-amqp's, received.
+
+    Args:
+        msg: The message of py-amqp.
+        channel: The channel.
+        **kwargs: Keyword arguments of ``kombulite.message.Message``.
+    """
 
     def __init__(self, msg: Any, channel: Any = None, **kwargs: Any) -> None:
         properties = msg.properties
@@ -57,7 +63,16 @@ class Channel(amqp.Channel, base.StdChannel):  # type: ignore[misc]
         properties: Any = None,
         _Message: Any = amqp.Message,
     ) -> Any:
-        """Return a message for ``basic_publish``."""
+        """Return a message for ``basic_publish``.
+
+        Args:
+            body: The body, encoded.
+            priority: The priority; None: none.
+            content_type: The content type.
+            content_encoding: The content encoding.
+            headers: The headers; None: none.
+            properties: Further properties; None: none.
+        """
         return _Message(
             body,
             priority=priority,
@@ -68,11 +83,20 @@ class Channel(amqp.Channel, base.StdChannel):  # type: ignore[misc]
         )
 
     def prepare_queue_arguments(self, arguments: Any, **kwargs: Any) -> Any:
-        """Return a queue's arguments under RabbitMQ's names."""
+        """Return a queue's arguments under RabbitMQ's names.
+
+        Args:
+            arguments: Arguments under the broker's names; None: none.
+            **kwargs: ``expires``, ``message_ttl`` (seconds), ``max_length``, ``max_length_bytes``, ``max_priority``.
+        """
         return to_rabbitmq_queue_arguments(arguments, **kwargs)
 
     def message_to_python(self, raw_message: Any) -> Any:
-        """Return the message of one of py-amqp's."""
+        """Return the message of one of py-amqp's.
+
+        Args:
+            raw_message: The message, as the transport received it.
+        """
         return self.Message(raw_message, channel=self)
 
 
@@ -83,7 +107,14 @@ class Connection(amqp.Connection):  # type: ignore[misc]
 
 
 class Transport(base.Transport):
-    """A way to a broker by py-amqp."""
+    """A way to a broker by py-amqp.
+
+    Args:
+        client: The ``Connection``.
+        default_port: Port if the URL has none; None: 5672.
+        default_ssl_port: Port with TLS if the URL has none; None: 5671.
+        **kwargs: Ignored; kept for compatibility.
+    """
 
     #: What ``Connection`` runs for this very class.
     native = "kombulite.brokers.amqp:Transport"
@@ -112,11 +143,20 @@ class Transport(base.Transport):
         return version
 
     def create_channel(self, connection: Any) -> Any:
-        """Return a new channel."""
+        """Return a new channel.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+        """
         return connection.channel()
 
     def drain_events(self, connection: Any, **kwargs: Any) -> Any:
-        """Wait for one event and run its callbacks."""
+        """Wait for one event and run its callbacks.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+            **kwargs: ``timeout``: seconds to wait; None: no limit.
+        """
         return connection.drain_events(**kwargs)
 
     def _collect(self, connection: Any) -> None:
@@ -152,29 +192,55 @@ class Transport(base.Transport):
         return connection
 
     def verify_connection(self, connection: Any) -> bool:
-        """Return whether a connection is open."""
+        """Return whether a connection is open.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+        """
         return bool(connection.connected)
 
     def close_connection(self, connection: Any) -> None:
-        """Close a connection."""
+        """Close a connection.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+        """
         connection.client = None
         connection.close()
 
     def get_heartbeat_interval(self, connection: Any) -> Any:
-        """Return the seconds between heartbeats."""
+        """Return the seconds between heartbeats.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+        """
         return connection.heartbeat
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Let a hub run the callbacks of what arrives."""
+        """Let a hub run the callbacks of what arrives.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+            loop: The ``Hub``.
+        """
         connection.transport.raise_on_initial_eintr = True
         loop.add_reader(connection.sock, self.on_readable, connection, loop)
 
     def heartbeat_check(self, connection: Any, rate: int = 2) -> Any:
-        """Send a heartbeat if one is due; raise if the broker's are missing."""
+        """Send a heartbeat if one is due; raise if the broker's are missing.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+            rate: Number of checks in each interval between heartbeats.
+        """
         return connection.heartbeat_tick(rate=rate)
 
     def qos_semantics_matches_spec(self, connection: Any) -> bool:
-        """Return whether a prefetch count without ``apply_global`` bounds the channel."""
+        """Return whether a prefetch count without ``apply_global`` bounds the channel.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+        """
         facts = connection.server_properties
         version = facts.get("version")
         if facts.get("product") != "RabbitMQ" or not version:
@@ -193,12 +259,22 @@ class Transport(base.Transport):
         }
 
     def get_manager(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a client of RabbitMQ's management interface."""
+        """Return a client of RabbitMQ's management interface.
+
+        Args:
+            *args: Arguments of the client.
+            **kwargs: Keyword arguments of the client.
+        """
         return get_manager(self.client, *args, **kwargs)
 
 
 class SSLTransport(Transport):
-    """The same with TLS."""
+    """The same with TLS.
+
+    Args:
+        *args: Arguments of ``Transport``.
+        **kwargs: Keyword arguments of ``Transport``.
+    """
 
     native = "kombulite.brokers.amqp:Transport"
 

@@ -133,7 +133,11 @@ cdef class Condition:
         self._waiters = []
 
     def wait(self, timeout=None):
-        """Release the lock, wait to be notified, take the lock again. Returns whether there was a notification."""
+        """Release the lock, wait to be notified, and take the lock again. Returns whether there was a notification.
+
+        Args:
+            timeout: Seconds to wait; None: no limit.
+        """
         cdef Py_ssize_t depth
         cdef bint is_notified = False
         if not self.lock.depth():
@@ -162,7 +166,11 @@ cdef class Condition:
         return 0
 
     def notify(self, Py_ssize_t number=1):
-        """Wake so many of the threads that wait, those first that wait longest."""
+        """Wake threads that wait, those first that wait longest.
+
+        Args:
+            number: Number of threads to wake.
+        """
         self._notify(number)
 
     def notify_all(self):

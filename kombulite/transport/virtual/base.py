@@ -77,11 +77,19 @@ class Base64:
     """Bytes as text."""
 
     def encode(self, s: str | bytes) -> str:
-        """Return base64 of bytes, or of text in UTF-8."""
+        """Return base64 of bytes, or of text in UTF-8.
+
+        Args:
+            s: The text or the bytes.
+        """
         return bytes_to_str(base64.b64encode(str_to_bytes(s)))  # type: ignore[no-any-return]
 
     def decode(self, s: str | bytes) -> bytes:
-        """Return the bytes of base64."""
+        """Return the bytes of base64.
+
+        Args:
+            s: The text or the bytes.
+        """
         return base64.b64decode(str_to_bytes(s))
 
 
@@ -116,7 +124,11 @@ class queue_binding_t(NamedTuple):  # noqa: N801 - kombu's name
 
 
 class BrokerState:
-    """The exchanges and bindings that a connection, or a process, knows."""
+    """The exchanges and bindings that a connection, or a process, knows.
+
+    Args:
+        exchanges: Exchanges by name; None: none.
+    """
 
     exchanges: Any = None
     bindings: Any = None
@@ -134,35 +146,67 @@ class BrokerState:
         self.queue_index.clear()
 
     def has_binding(self, queue: str, exchange: str, routing_key: str) -> bool:
-        """Return whether there is such a binding."""
+        """Return whether there is such a binding.
+
+        Args:
+            queue: Name of the queue.
+            exchange: Name of the exchange.
+            routing_key: The routing key.
+        """
         return (queue, exchange, routing_key) in self.bindings
 
     def binding_declare(self, queue: str, exchange: str, routing_key: str, arguments: Any) -> None:
-        """Note a binding. If it is there already, its arguments stay."""
+        """Note a binding. If it is there already, its arguments stay.
+
+        Args:
+            queue: Name of the queue.
+            exchange: Name of the exchange.
+            routing_key: The routing key.
+            arguments: Arguments of the binding.
+        """
         key = binding_key_t(queue, exchange, routing_key)
         self.bindings.setdefault(key, arguments)
         self.queue_index[queue].add(key)
 
     def binding_delete(self, queue: str, exchange: str, routing_key: str) -> None:
-        """Forget a binding, if there is one."""
+        """Forget a binding, if there is one.
+
+        Args:
+            queue: Name of the queue.
+            exchange: Name of the exchange.
+            routing_key: The routing key.
+        """
         key = binding_key_t(queue, exchange, routing_key)
         if key in self.bindings:
             del self.bindings[key]
             self.queue_index[queue].discard(key)
 
     def queue_bindings_delete(self, queue: str) -> None:
-        """Forget all bindings of a queue."""
+        """Forget all bindings of a queue.
+
+        Args:
+            queue: Name of the queue.
+        """
         for key in self.queue_index.pop(queue, ()):
             self.bindings.pop(key, None)
 
     def queue_bindings(self, queue: str) -> Iterable[queue_binding_t]:
-        """Give the bindings of a queue."""
+        """Give the bindings of a queue.
+
+        Args:
+            queue: Name of the queue.
+        """
         keys = self.queue_index.get(queue, ())
         return (queue_binding_t(key.exchange, key.routing_key, self.bindings[key]) for key in keys)
 
 
 class QoS:
-    """The messages of a channel that were delivered and not settled, and how many there may be."""
+    """The messages of a channel that were delivered and not settled, and how many there may be.
+
+    Args:
+        channel: The channel.
+        prefetch_count: Maximum number of unacknowledged messages; 0: no limit.
+    """
 
     prefetch_count = 0
 
@@ -204,13 +248,22 @@ class QoS:
         return max(self.prefetch_count - self._unsettled(), 0) if self.prefetch_count else None
 
     def append(self, message: Any, delivery_tag: Any) -> None:
-        """Note a delivery. Called by the thread that drains."""
+        """Note a delivery. Called by the thread that drains.
+
+        Args:
+            message: The message.
+            delivery_tag: The delivery tag.
+        """
         if self._dirty:
             self._flush()
         self._quick_append(delivery_tag, message)
 
     def get(self, delivery_tag: Any) -> Any:
-        """Return the message of a tag. Raises KeyError."""
+        """Return the message of a tag. Raises KeyError.
+
+        Args:
+            delivery_tag: The delivery tag.
+        """
         return self._delivered[delivery_tag]
 
     def _flush(self) -> None:
@@ -218,12 +271,21 @@ class QoS:
             self._delivered.pop(self._dirty.pop(), None)
 
     def ack(self, delivery_tag: Any) -> None:
-        """Note that a message is settled. May be called by any thread."""
+        """Note that a message is settled. May be called by any thread.
+
+        Args:
+            delivery_tag: The delivery tag.
+        """
         self._quick_ack(delivery_tag)
         self._wake()
 
     def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
-        """Drop a message, or put it back. Raises KeyError for an unknown tag that is to be put back."""
+        """Drop a message, or put it back. Raises KeyError for an unknown tag that is to be put back.
+
+        Args:
+            delivery_tag: The delivery tag.
+            requeue: If True, put it back into its queue.
+        """
         if requeue:
             self.channel._restore_at_beginning(self._delivered[delivery_tag])
         self._quick_ack(delivery_tag)
@@ -258,7 +320,11 @@ class QoS:
         return errors
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Put back what is not settled, the first time that it is called. What cannot be put back goes to a file."""
+        """Put back what is not settled, the first time that it is called. What cannot be put back goes to a file.
+
+        Args:
+            stderr: File for what is reported; None: the standard error.
+        """
         self._on_collect.cancel()
         if os.getpid() != self._process:
             return  # a forked child's copy: they are its parent's
@@ -284,7 +350,12 @@ class QoS:
             print(text, file=stderr)
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Put back what others have held for too long. For stores that lease messages."""
+        """Put back what others have held for too long. For stores that lease messages.
+
+        Args:
+            *args: Arguments of the store.
+            **kwargs: Keyword arguments of the store.
+        """
 
 
 def _restore_at_exit(qos: ref[QoS]) -> None:
@@ -298,6 +369,11 @@ class Message(base.Message):
 
     An envelope that cannot be read becomes a message with ``errors``, which the consumer gets: the store may have no
     other copy.
+
+    Args:
+        payload: The envelope.
+        channel: The channel.
+        **kwargs: Keyword arguments of ``kombulite.message.Message``.
     """
 
     def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
@@ -413,7 +489,12 @@ class _Recipients:
 
 
 class Channel(AbstractChannel, base.StdChannel):
-    """A channel over a store."""
+    """A channel over a store.
+
+    Args:
+        connection: The ``Transport``.
+        **kwargs: Ignored; kept for compatibility.
+    """
 
     Message: Any = Message
     QoS: Any = QoS
@@ -469,7 +550,17 @@ class Channel(AbstractChannel, base.StdChannel):
         nowait: bool = False,
         passive: bool = False,
     ) -> None:
-        """Create an exchange, or with ``passive`` assert it. Raises ChannelError, NotEquivalentError."""
+        """Create an exchange, or with ``passive`` assert it. Raises ChannelError, NotEquivalentError.
+
+        Args:
+            exchange: Name of the exchange; None: that of RabbitMQ's exchange of the type (``amq.direct``).
+            type: Name of the exchange's type.
+            durable: Kept and compared; the store decides what survives.
+            auto_delete: If True, it is deleted after its last use, where the transport does so.
+            arguments: Arguments under the broker's names; None: none.
+            nowait: Ignored: there is no answer to wait for.
+            passive: If True, only check that it exists.
+        """
         self._check_open()
         type = type or "direct"
         exchange = exchange or f"amq.{type}"
@@ -499,7 +590,13 @@ class Channel(AbstractChannel, base.StdChannel):
         return ChannelError(text, (50, 10), f"Channel.{kind}_declare", "404")  # type: ignore[arg-type]
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        """Delete an exchange, and those of its queues that are empty. Raises KeyError for an unknown one."""
+        """Delete an exchange, and those of its queues that are empty. Raises KeyError for an unknown one.
+
+        Args:
+            exchange: Name of the exchange.
+            if_unused: If True, keep it if it is in use.
+            nowait: Ignored: there is no answer to wait for.
+        """
         for _, _, queue in list(self.get_table(exchange)):
             self.queue_delete(queue, if_unused=True, if_empty=True)
         self.state.exchanges.pop(exchange, None)
@@ -507,13 +604,29 @@ class Channel(AbstractChannel, base.StdChannel):
     def exchange_bind(
         self, destination: str, source: str = "", routing_key: str = "", nowait: bool = False, arguments: Any = None
     ) -> None:
-        """Raise NotImplementedError: exchanges are bound to queues only."""
+        """Raise NotImplementedError: exchanges are bound to queues only.
+
+        Args:
+            destination: The exchange that is bound.
+            source: The exchange to bind to.
+            routing_key: The routing key.
+            nowait: Ignored: there is no answer to wait for.
+            arguments: Arguments of the binding.
+        """
         raise NotImplementedError("transport does not support exchange_bind")
 
     def exchange_unbind(
         self, destination: str, source: str = "", routing_key: str = "", nowait: bool = False, arguments: Any = None
     ) -> None:
-        """Raise NotImplementedError: exchanges are bound to queues only."""
+        """Raise NotImplementedError: exchanges are bound to queues only.
+
+        Args:
+            destination: The exchange that is bound.
+            source: The exchange to bind to.
+            routing_key: The routing key.
+            nowait: Ignored: there is no answer to wait for.
+            arguments: Arguments of the binding.
+        """
         raise NotImplementedError("transport does not support exchange_unbind")
 
     # --- queues
@@ -522,6 +635,11 @@ class Channel(AbstractChannel, base.StdChannel):
         """Create a queue, or with ``passive`` assert it: (queue, message_count, consumer_count).
 
         Raises ChannelError.
+
+        Args:
+            queue: Name of the queue; None: a new name.
+            passive: If True, only check that it exists.
+            **kwargs: Options of the queue, for the store.
         """
         self._check_open()
         queue = queue or f"amq.gen-{uuid()}"
@@ -541,7 +659,14 @@ class Channel(AbstractChannel, base.StdChannel):
         return self._has_queue(queue, **kwargs)
 
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any) -> Any:
-        """Delete a queue and its bindings."""
+        """Delete a queue and its bindings.
+
+        Args:
+            queue: Name of the queue.
+            if_unused: If True, keep it if it is in use.
+            if_empty: If True, keep it if messages wait in it.
+            **kwargs: Options of the store.
+        """
         self._check_open()
         if if_empty and self._size(queue):
             return
@@ -563,14 +688,26 @@ class Channel(AbstractChannel, base.StdChannel):
         self._delete(queue, "", queue, None, queue, **kwargs)
 
     def after_reply_message_received(self, queue: str) -> None:
-        """Delete a reply queue, unless it holds the replies to another call."""
+        """Delete a reply queue, unless it holds the replies to another call.
+
+        Args:
+            queue: Name of the queue.
+        """
         if not self._size(queue):
             self.queue_delete(queue)
 
     def queue_bind(
         self, queue: str, exchange: str | None = None, routing_key: str = "", arguments: Any = None, **kwargs: Any
     ) -> None:
-        """Bind a queue to an exchange. Raises NotFound (a KeyError too) for an unknown exchange."""
+        """Bind a queue to an exchange. Raises NotFound (a KeyError too) for an unknown exchange.
+
+        Args:
+            queue: Name of the queue.
+            exchange: Name of the exchange; None: the default exchange.
+            routing_key: The binding's key.
+            arguments: Arguments of the binding.
+            **kwargs: Ignored; kept for compatibility.
+        """
         self._check_open()
         exchange = exchange or "amq.direct"
         state = self.state
@@ -594,7 +731,15 @@ class Channel(AbstractChannel, base.StdChannel):
     def queue_unbind(
         self, queue: str, exchange: str | None = None, routing_key: str = "", arguments: Any = None, **kwargs: Any
     ) -> None:
-        """Take a binding away."""
+        """Take a binding away.
+
+        Args:
+            queue: Name of the queue.
+            exchange: Name of the exchange; None: the default exchange.
+            routing_key: The binding's key.
+            arguments: Arguments of the binding.
+            **kwargs: Ignored; kept for compatibility.
+        """
         self._check_open()
         exchange = exchange or "amq.direct"
         self.state.binding_delete(queue, exchange, routing_key)
@@ -612,7 +757,12 @@ class Channel(AbstractChannel, base.StdChannel):
         )
 
     def queue_purge(self, queue: str, **kwargs: Any) -> Any:
-        """Remove the messages that wait; returns how many."""
+        """Remove the messages that wait; returns how many.
+
+        Args:
+            queue: Name of the queue.
+            **kwargs: Ignored; kept for compatibility.
+        """
         self._check_open()
         return self._purge(queue)
 
@@ -622,7 +772,14 @@ class Channel(AbstractChannel, base.StdChannel):
         return uuid()
 
     def basic_publish(self, message: Any, exchange: str, routing_key: str, **kwargs: Any) -> Any:
-        """Publish what ``prepare_message`` made. Raises MessageReturned for a mandatory one that finds no queue."""
+        """Publish what ``prepare_message`` made. Raises MessageReturned for a mandatory one that finds no queue.
+
+        Args:
+            message: The message, as ``prepare_message`` made it.
+            exchange: Name of the exchange.
+            routing_key: The routing key.
+            **kwargs: ``mandatory``, and options of the store.
+        """
         self._check_open()
         self._inplace_augment_message(message, exchange, routing_key)
         if not exchange:
@@ -652,7 +809,16 @@ class Channel(AbstractChannel, base.StdChannel):
         headers: Any = None,
         properties: Any = None,
     ) -> dict[str, Any]:
-        """Return the envelope of a message."""
+        """Return the envelope of a message.
+
+        Args:
+            body: The body, encoded.
+            priority: The priority, 0 to 9; None: 0.
+            content_type: The content type.
+            content_encoding: The content encoding.
+            headers: The headers; None: none.
+            properties: Further properties; None: none.
+        """
         properties = properties or {}
         properties.setdefault("delivery_info", {})
         properties.setdefault("priority", priority or self.default_priority)
@@ -669,7 +835,15 @@ class Channel(AbstractChannel, base.StdChannel):
     def basic_consume(
         self, queue: str, no_ack: bool, callback: Callable[[Any], Any], consumer_tag: str, **kwargs: Any
     ) -> Any:
-        """Start a consumer: ``callback(message)`` runs in ``drain_events``."""
+        """Start a consumer: ``callback(message)`` runs in ``drain_events``.
+
+        Args:
+            queue: Name of the queue.
+            no_ack: If True, messages need no acknowledgement.
+            callback: Called with each message.
+            consumer_tag: The consumer's tag.
+            **kwargs: Ignored; kept for compatibility.
+        """
         self._check_open()
         self._tag_to_queue[consumer_tag] = queue
         self._active_queues.append(queue)
@@ -700,7 +874,11 @@ class Channel(AbstractChannel, base.StdChannel):
         return message
 
     def basic_cancel(self, consumer_tag: str) -> Any:
-        """End a consumer. Its messages stay to be acknowledged."""
+        """End a consumer. Its messages stay to be acknowledged.
+
+        Args:
+            consumer_tag: The consumer's tag.
+        """
         if consumer_tag in self._consumers:
             self._consumers.remove(consumer_tag)
             queue = self._tag_to_queue.pop(consumer_tag, None)
@@ -715,7 +893,13 @@ class Channel(AbstractChannel, base.StdChannel):
                 callbacks.pop(queue, None)
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
-        """Return the next message of a queue, or None."""
+        """Return the next message of a queue, or None.
+
+        Args:
+            queue: Name of the queue.
+            no_ack: If True, messages need no acknowledgement.
+            **kwargs: Ignored; kept for compatibility.
+        """
         self._check_open()
         try:
             raw_message = self._get(queue)
@@ -729,7 +913,12 @@ class Channel(AbstractChannel, base.StdChannel):
         return self._received(raw_message, queue, no_ack)
 
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> Any:
-        """Acknowledge a message, and with ``multiple`` all that were delivered before it."""
+        """Acknowledge a message, and with ``multiple`` all that were delivered before it.
+
+        Args:
+            delivery_tag: The delivery tag.
+            multiple: If True, include all messages that were delivered before it.
+        """
         qos = self.qos
         if multiple and isinstance(qos, QoS):
             for tag in list(qos._delivered):
@@ -739,21 +928,41 @@ class Channel(AbstractChannel, base.StdChannel):
         qos.ack(delivery_tag)
 
     def basic_recover(self, requeue: bool = False) -> Any:
-        """Put all back that is not acknowledged. Raises NotImplementedError without ``requeue``."""
+        """Put all back that is not acknowledged. Raises NotImplementedError without ``requeue``.
+
+        Args:
+            requeue: If True, put them back into their queues; False is not supported.
+        """
         if not requeue:
             raise NotImplementedError("Does not support recover(requeue=False)")
         return self.qos.restore_unacked()
 
     def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> Any:
-        """Drop a message, or put it back into its queue."""
+        """Drop a message, or put it back into its queue.
+
+        Args:
+            delivery_tag: The delivery tag.
+            requeue: If True, put it back into its queue.
+        """
         self.qos.reject(delivery_tag, requeue=requeue)
 
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> Any:
-        """Bound the messages that are delivered and not acknowledged (0: no bound)."""
+        """Bound the messages that are delivered and not acknowledged (0: no bound).
+
+        Args:
+            prefetch_size: Ignored; kept for compatibility.
+            prefetch_count: Maximum number of unacknowledged messages; 0: no limit.
+            apply_global: Ignored: the limit is that of the channel.
+        """
         self.qos.prefetch_count = prefetch_count
 
     def drain_events(self, timeout: float | None = None, callback: Callable[..., Any] | None = None) -> Any:
-        """Deliver one message. Raises Empty."""
+        """Deliver one message. Raises Empty.
+
+        Args:
+            timeout: Seconds to wait, where the store waits.
+            callback: Called with the message and the name of its queue.
+        """
         if not self._consumers or not self.qos.can_consume():
             raise Empty
         get_many = getattr(self, "_get_many", None)
@@ -762,13 +971,21 @@ class Channel(AbstractChannel, base.StdChannel):
         return self._poll(self.cycle, callback or self.connection._deliver, timeout=timeout)
 
     def message_to_python(self, raw_message: Any) -> Any:
-        """Return the message of an envelope, or the message that it is."""
+        """Return the message of an envelope, or the message that it is.
+
+        Args:
+            raw_message: The message, as the transport received it.
+        """
         if isinstance(raw_message, self.Message):
             return raw_message
         return self.Message(payload=raw_message, channel=self)
 
     def flow(self, active: bool = True) -> None:
-        """Raise NotImplementedError: deliveries cannot be paused."""
+        """Raise NotImplementedError: deliveries cannot be paused.
+
+        Args:
+            active: Ignored.
+        """
         raise NotImplementedError("virtual channels do not support flow.")
 
     # --- routing
@@ -778,11 +995,20 @@ class Channel(AbstractChannel, base.StdChannel):
         return list(self.state.exchanges)
 
     def get_table(self, exchange: str) -> Any:
-        """Return the bindings of an exchange: (routing key, pattern, queue). Raises KeyError."""
+        """Return the bindings of an exchange: (routing key, pattern, queue). Raises KeyError.
+
+        Args:
+            exchange: Name of the exchange.
+        """
         return self.state.exchanges[exchange]["table"]
 
     def typeof(self, exchange: str, default: str = "direct") -> Any:
-        """Return the type of an exchange, an object."""
+        """Return the type of an exchange, an object.
+
+        Args:
+            exchange: Name of the exchange.
+            default: Name of the type of an unknown exchange.
+        """
         known = self.state.exchanges.get(exchange)
         return self.exchange_types[known["type"] if known else default]
 
@@ -834,13 +1060,23 @@ class Channel(AbstractChannel, base.StdChannel):
         return self.codecs.get(encoding)
 
     def encode_body(self, body: Any, encoding: str | None = None) -> tuple[Any, str | None]:
-        """Return a body as the store takes it, and the name of the encoding."""
+        """Return a body as the store takes it, and the name of the encoding.
+
+        Args:
+            body: The body.
+            encoding: Name of the encoding; None: none.
+        """
         if encoding and encoding.lower() != "utf-8":
             return self._codec(encoding).encode(body), encoding
         return body, encoding
 
     def decode_body(self, body: Any, encoding: str | None = None) -> Any:
-        """Return a body as it was published."""
+        """Return a body as it was published.
+
+        Args:
+            body: The body, as the store returned it.
+            encoding: Name of the encoding; None: none.
+        """
         if encoding and encoding.lower() != "utf-8":
             return self._codec(encoding).decode(body)
         return body
@@ -911,7 +1147,11 @@ def _is_inherited(channel: Channel, name: str) -> bool:
 
 
 class Management(base.Management):
-    """Lists the bindings that a connection knows."""
+    """Lists the bindings that a connection knows.
+
+    Args:
+        transport: The transport.
+    """
 
     def __init__(self, transport: Any) -> None:
         super().__init__(transport)
@@ -930,7 +1170,12 @@ class Management(base.Management):
 
 
 class Transport(base.Transport):
-    """A connection to a store, and at the same time what its channels have for a connection."""
+    """A connection to a store, and at the same time what its channels have for a connection.
+
+    Args:
+        client: The ``Connection``.
+        **kwargs: Ignored; kept for compatibility.
+    """
 
     Channel: Any = Channel
     Cycle: Any = FairCycle
@@ -966,7 +1211,11 @@ class Transport(base.Transport):
         self._settled = Event()  # a message was settled: a channel may have credit again
 
     def create_channel(self, connection: Any) -> Any:
-        """Return a channel that is kept, or a new one."""
+        """Return a channel that is kept, or a new one.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+        """
         if self._avail_channels:
             return self._avail_channels.pop()
         channel = self.Channel(connection)
@@ -974,7 +1223,11 @@ class Transport(base.Transport):
         return channel
 
     def close_channel(self, channel: Any) -> None:
-        """Forget a channel."""
+        """Forget a channel.
+
+        Args:
+            channel: The channel.
+        """
         try:
             with suppress(ValueError):
                 self._used_channel_ids.remove(channel.channel_id)
@@ -989,7 +1242,11 @@ class Transport(base.Transport):
         return self
 
     def close_connection(self, connection: Any) -> None:
-        """Close all channels."""
+        """Close all channels.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+        """
         self.cycle.close()
         for channels in (self._avail_channels, self.channels):
             while channels:
@@ -997,6 +1254,10 @@ class Transport(base.Transport):
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:  # type: ignore[override]
         """Deliver one message, or one batch of the store.
+
+        Args:
+            connection: What ``establish_connection`` returned.
+            timeout: Seconds to wait; None: no limit.
 
         Raises:
             socket.timeout: Nothing came within ``timeout`` seconds (None: no limit).
@@ -1054,7 +1315,13 @@ class Transport(base.Transport):
                 break
 
     def on_message_ready(self, channel: Any, message: Any, queue: str) -> None:
-        """Run the callback for a message. Raises KeyError for a queue without consumers."""
+        """Run the callback for a message. Raises KeyError for a queue without consumers.
+
+        Args:
+            channel: The channel.
+            message: The message, as it was received.
+            queue: Name of the queue.
+        """
         if not queue or queue not in self._callbacks:
             raise KeyError(f"Message for queue {queue!r} without consumers: {message}")
         self._callbacks[queue](message)

@@ -31,7 +31,11 @@ def copies(channel: Any, message: Any, queues: Iterable[str]) -> Iterator[tuple[
 
 
 class ExchangeType:
-    """What an exchange does, for one channel."""
+    """What an exchange does, for one channel.
+
+    Args:
+        channel: The channel.
+    """
 
     type: str | None = None
 
@@ -39,17 +43,40 @@ class ExchangeType:
         self.channel = channel
 
     def lookup(self, table: Table, exchange: str, routing_key: str, default: Any) -> set[str]:
-        """Return the queues of a table of (routing key, pattern, queue) that a message goes to."""
+        """Return the queues of a table of (routing key, pattern, queue) that a message goes to.
+
+        Args:
+            table: Entries of (routing key, pattern, queue).
+            exchange: Name of the exchange.
+            routing_key: The routing key.
+            default: The queue of dead letters; None: there is none.
+        """
         raise NotImplementedError("subclass responsibility")
 
     def prepare_bind(self, queue: str, exchange: str, routing_key: str, arguments: Any) -> tuple[str, Any, str]:
-        """Return the entry of a binding in the exchange's table."""
+        """Return the entry of a binding in the exchange's table.
+
+        Args:
+            queue: Name of the queue.
+            exchange: Name of the exchange.
+            routing_key: The binding's key.
+            arguments: Arguments of the binding.
+        """
         return routing_key, None, queue
 
     def equivalent(
         self, prev: dict[str, Any], exchange: str, type: str, durable: bool, auto_delete: bool, arguments: Any
     ) -> bool:
-        """Return whether an exchange is declared again as it was."""
+        """Return whether an exchange is declared again as it was.
+
+        Args:
+            prev: The declaration before.
+            exchange: Name of the exchange.
+            type: Name of the exchange's type.
+            durable: Kept and compared; the store decides what survives.
+            auto_delete: If True, it is deleted after its last use, where the transport does so.
+            arguments: Arguments under the broker's names; None: none.
+        """
         settings = (type, durable, auto_delete, arguments or {})
         return settings == (prev["type"], prev["durable"], prev["auto_delete"], prev["arguments"] or {})
 
@@ -67,11 +94,25 @@ class DirectExchange(ExchangeType):
     type = "direct"
 
     def lookup(self, table: Table, exchange: str, routing_key: str, default: Any) -> set[str]:
-        """Return the queues that are bound with this very key."""
+        """Return the queues that are bound with this very key.
+
+        Args:
+            table: Entries of (routing key, pattern, queue).
+            exchange: Name of the exchange.
+            routing_key: The routing key.
+            default: The queue of dead letters; None: there is none.
+        """
         return {queue for key, _, queue in table if key == routing_key}
 
     def deliver(self, message: Any, exchange: str, routing_key: str, **kwargs: Any) -> None:
-        """Put a message into its queues."""
+        """Put a message into its queues.
+
+        Args:
+            message: The message, as ``prepare_message`` made it.
+            exchange: Name of the exchange.
+            routing_key: The routing key.
+            **kwargs: Options of the store.
+        """
         self._deliver(message, list(self.channel._lookup(exchange, routing_key)), kwargs)
 
 
@@ -84,21 +125,46 @@ class TopicExchange(ExchangeType):
     _compiled: ClassVar[dict[str, re.Pattern[str]]] = {}
 
     def lookup(self, table: Table, exchange: str, routing_key: str, default: Any) -> set[str]:
-        """Return the queues whose pattern matches the key."""
+        """Return the queues whose pattern matches the key.
+
+        Args:
+            table: Entries of (routing key, pattern, queue).
+            exchange: Name of the exchange.
+            routing_key: The routing key.
+            default: The queue of dead letters; None: there is none.
+        """
         return {queue for _, pattern, queue in table if self._match(pattern, routing_key)}
 
     def deliver(self, message: Any, exchange: str, routing_key: str, **kwargs: Any) -> None:
-        """Put a message into its queues; into the one of dead letters only if there is no other."""
+        """Put a message into its queues; into the one of dead letters only if there is no other.
+
+        Args:
+            message: The message, as ``prepare_message`` made it.
+            exchange: Name of the exchange.
+            routing_key: The routing key.
+            **kwargs: Options of the store.
+        """
         found = [queue for queue in self.channel._lookup(exchange, routing_key) if queue]
         last_resort = self.channel.deadletter_queue
         self._deliver(message, [queue for queue in found if queue != last_resort] or found, kwargs)
 
     def prepare_bind(self, queue: str, exchange: str, routing_key: str, arguments: Any) -> tuple[str, Any, str]:
-        """Return the entry of a binding: its pattern is a regular expression."""
+        """Return the entry of a binding: its pattern is a regular expression.
+
+        Args:
+            queue: Name of the queue.
+            exchange: Name of the exchange.
+            routing_key: The binding's key.
+            arguments: Arguments of the binding.
+        """
         return routing_key, self.key_to_pattern(routing_key), queue
 
     def key_to_pattern(self, rkey: str) -> str:
-        """Return the regular expression for a binding's key."""
+        """Return the regular expression for a binding's key.
+
+        Args:
+            rkey: The binding's key.
+        """
         words = escape_regex(rkey, ".#*").split(".")
         return "^" + r"\.".join(self.wildcards.get(word, word) for word in words) + "$"
 
@@ -115,11 +181,25 @@ class FanoutExchange(ExchangeType):
     type = "fanout"
 
     def lookup(self, table: Table, exchange: str, routing_key: str, default: Any) -> set[str]:
-        """Return all queues that are bound."""
+        """Return all queues that are bound.
+
+        Args:
+            table: Entries of (routing key, pattern, queue).
+            exchange: Name of the exchange.
+            routing_key: The routing key.
+            default: The queue of dead letters; None: there is none.
+        """
         return {queue for _, _, queue in table}
 
     def deliver(self, message: Any, exchange: str, routing_key: str, **kwargs: Any) -> None:
-        """Hand a message to the channel, or drop it where the channel has no fanout."""
+        """Hand a message to the channel, or drop it where the channel has no fanout.
+
+        Args:
+            message: The message, as ``prepare_message`` made it.
+            exchange: Name of the exchange.
+            routing_key: The routing key.
+            **kwargs: Options of the store.
+        """
         if self.channel.supports_fanout:
             self.channel._put_fanout(exchange, message, routing_key, **kwargs)
 
