@@ -114,15 +114,15 @@ class LogMixin:
 
         Args:
             severity: Number of the level.
-            *args: The format, and its arguments; those that are lazy are evaluated only if the level is logged.
+            *args: The format, and its arguments; those that are lazy are evaluated only if the level is logged. If the
+                first is no text, all of them are logged side by side.
             **kwargs: Keywords of ``logging.Logger.log``.
         """
         if DISABLE_TRACEBACKS:
             kwargs.pop("exc_info", None)
         if self.logger.isEnabledFor(severity):
-            text, *rest = args
-            values = [maybe_evaluate(value) for value in rest]
-            self.logger.log(severity, self.annotate(safe_str(text)), *values, **kwargs)
+            text, *values = args if isinstance(args[0], str) else [" ".join(map(safe_str, args))]
+            self.logger.log(severity, self.annotate(text), *map(maybe_evaluate, values), **kwargs)
 
     def get_logger(self) -> logging.Logger:
         """Return the logger."""

@@ -161,6 +161,14 @@ def connections_with_methods_patched_on_the_class(lib):
     return switch.mock_calls, errors, made
 
 
+def values_that_are_logged(lib):
+    log = of(lib, "log").Log("name", Mock())
+    log.debug(KeyError("x"), 3, "text")
+    log.info("%s %s", 1, of(lib, "utils.functional").lazy(lambda: 2))
+    log.warn(b"bytes")
+    return [(each.args[0], *map(str, each.args[1:])) for each in log.logger.log.call_args_list]
+
+
 def results_of_heartbeat_checks(lib):
     class Transport(of(lib, "transport.base").Transport):
         def establish_connection(self):
