@@ -1139,7 +1139,7 @@ class Connection(Address):
         Raises:
             ConnectionForced: The broker's heartbeats are missing.
         """
-        return self._own_transport().heartbeat_check(rate=rate)  # type: ignore[func-returns-value]
+        return self._own_transport().heartbeat_check(rate=rate)
 
     def update_secret(self, secret: str, reason: str = "") -> None:
         """Give the broker a new secret for the connection that is open, as before an OAuth 2 token expires (RabbitMQ).

@@ -164,16 +164,14 @@ class Resource:
         deadline = None if timeout is None else monotonic() + timeout
         kept = self._take(block, deadline)
         try:
-            if isinstance(kept, Place):
-                kept = kept()
+            kept = kept() if isinstance(kept, Place) else kept
             resource = self.prepare_in_time(kept, block, deadline)
         except BaseException:
-            if is_made(kept):
-                with self._lock:
-                    self._dirty.add(kept)
-                self.release(kept)
-            else:
+            if not is_made(kept):
                 self._vacate(kept)
+            else:
+                self._dirty.add(kept)
+                self.release(kept)
             raise
         if resource is not kept or "release" not in vars(resource):
             pool, this = ref(self), ref(resource)  # a resource that is dropped goes at once, not with the garbage
@@ -270,13 +268,9 @@ class Resource:
             finally:
                 self._vacate()
 
-    def _end(self, resource: Any, end: Any) -> None:
-        with suppress(*CLOSE_ERRORS):
+    def _end(self, resource: Any, end: Any, *ignored: type[Exception]) -> None:
+        with suppress(*CLOSE_ERRORS, *ignored):
             end(resource)
-
-    def _collect(self, resource: Any, end: Any) -> None:
-        with suppress(AttributeError):  # a subclass may collect things that cannot be closed
-            self._end(resource, end)
 
     # --- all of them
 
@@ -295,9 +289,9 @@ class Resource:
             self._changed.notify_all()
         with ExitStack() as stack:  # if ending one raises, the others are ended all the same
             for resource in reversed(free):
-                stack.callback(self._collect, resource, self._collect_free)
+                stack.callback(self._end, resource, self._collect_free, AttributeError)
             for resource in dirty:
-                stack.callback(self._collect, resource, self.collect_resource)
+                stack.callback(self._end, resource, self.collect_resource, AttributeError)
 
     def resize(self, limit: int | None, force: bool = False, ignore_errors: bool = False, reset: bool = False) -> None:
         """Change the limit.
@@ -333,7 +327,7 @@ class Resource:
             del self._resource.queue[room:]
         for resource in surplus:
             if collect and is_made(resource):
-                self._collect(resource, self._collect_free)
+                self._end(resource, self._collect_free, AttributeError)
 
     @property
     def limit(self) -> int:
@@ -467,11 +461,8 @@ def evaluated(resource: Any) -> Any:
     Args:
         resource: The resource, or its placeholder.
     """
-    if not isinstance(resource, lazy):
-        return resource() if callable(resource) else resource
-    while isinstance(resource, lazy):
-        resource = resource()
-    return resource
+    made = resource() if callable(resource) else resource
+    return made if is_made(made) else evaluated(made)
 
 
 def _give_back(pool: ref[Resource], resource: ref[Any]) -> None:

@@ -161,7 +161,7 @@ class SerializerRegistry(Codecs):
         return {name: codec(*each) for name, each in self.encoders.items()}
 
     @property
-    def _decoders(self) -> dict[str | None, Callable[[Any], Any]]:
+    def _decoders(self) -> dict[Any, Callable[[Any], Any]]:
         return self.decoders
 
     @property

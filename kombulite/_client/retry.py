@@ -104,7 +104,8 @@ class BlockingRetrier(Retrier):
         if following is not NextTry.WHEN_CONNECTED:
             return
         left = None if policy.max_retries is None else max(policy.max_retries - retries, 1)
-        connection._ensure_connection(policy.errback, left, *policy[2:5])
+        with library_errors(connection, exceptions.OperationalError, exceptions.OperationalError):
+            connection._ensure_connection(policy.errback, left, *policy[2:5], reraise_as_library_errors=False)
         channel = connection.default_channel
         self._obj.revive(channel)
         if policy.on_revive is not None:

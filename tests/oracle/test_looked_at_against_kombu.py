@@ -169,6 +169,27 @@ def values_that_are_logged(lib):
     return [(each.args[0], *map(str, each.args[1:])) for each in log.logger.log.call_args_list]
 
 
+def policies_of_connecting_again(lib):
+    class Transport(of(lib, "transport.base").Transport):
+        connection_errors = recoverable_connection_errors = (KeyError,)
+
+        def establish_connection(self):
+            return Mock()
+
+        def close_connection(self, connection):
+            pass
+
+        def create_channel(self, connection):
+            return Mock(closed=False)
+
+    connection = lib.Connection(transport=Transport)
+    connection.connect()
+    failing = Mock(side_effect=[KeyError("x"), "done"], __name__="failing")
+    with patch.object(connection, "_ensure_connection", wraps=connection._ensure_connection) as connecting:
+        called = connection.ensure(Mock(), failing, max_retries=3, interval_start=0, interval_max=2)()
+    return called, connecting.call_args_list[0]
+
+
 def results_of_heartbeat_checks(lib):
     class Transport(of(lib, "transport.base").Transport):
         def establish_connection(self):
