@@ -175,13 +175,13 @@ def test_a_client_that_hangs_is_ended(monkeypatch):
         client.finish()
 
 
-def test_a_duel_that_fails_is_noted(tmp_path):
-    path = tmp_path / "test_some.py"
-    path.write_text("def test_good(): pass\ndef test_bad(): raise ValueError('so it is')\n")
+def test_a_duel_that_fails_is_noted():
     watch = Watch(Progress(disable=True))
-    command = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-c", os.devnull, str(path)]
-    assert pytest.main(command, plugins=[watch]) == pytest.ExitCode.TESTS_FAILED
-    assert watch.failed == [("test_bad", f"{path}:2: ValueError")]
+    for outcome in ("passed", "failed"):
+        name, place = f"test_x.py::test_{outcome}", ("test_x.py", 1, outcome)
+        text = "Traceback\nValueError: so it is" if outcome == "failed" else None
+        watch.pytest_runtest_logreport(pytest.TestReport(name, place, {}, outcome, text, "call"))
+    assert watch.failed == [("test_failed", "ValueError: so it is")]
 
 
 @pytest.mark.parametrize("name", ["kombulite", "kombu"])

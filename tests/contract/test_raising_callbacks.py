@@ -158,8 +158,7 @@ def test_pools_are_reset_whatever_closing_raises(broker: Broker, monkeypatch: py
     for each in (first, second):
         each.ensure_connection()
     monkeypatch.setattr(first, "collect", fail)
-    with pytest.raises(Raised):
-        pools.reset()
+    pools.reset()  # such errors are nobody's, as with kombu
     assert not second.connected
     assert pools.connections[connection] is not pool
     monkeypatch.undo()

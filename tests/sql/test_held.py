@@ -166,7 +166,8 @@ def test_stays_with_its_holder_when_the_connection_that_took_it_over_ends(url, n
 
 
 def test_what_came_later_is_settled_though_what_came_before_the_loss_cannot_be_yet(url, name, monkeypatch):
-    with Connection(url, transport_options=PATIENT) as connection:
+    options = {**PATIENT, "table_prefix": f"h{uuid.uuid4().hex[:8]}_"}
+    with Connection(url, transport_options=options) as connection:
         got = received(connection, name)
         connection.ensure_connection()
         Producer(connection).publish("y", routing_key=name)

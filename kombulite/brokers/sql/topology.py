@@ -259,13 +259,13 @@ class Topology:
         """
         if by_all:
             self.deleted += [number for (number,) in self._database.rows(FILLED_AND_DELETED)]
-        self.deleted = [number for number in self.deleted if self._clear(number)]
-
-    def _clear(self, number: int) -> bool:
-        """Delete messages of a queue that was deleted; returns whether there may be more."""
-        if self._database.rows("SELECT 1 FROM {p}queues WHERE id = ?", number):
-            return False  # it is there: its deletion was rolled back
-        return sum(delete_messages(self._database, number, state) for state in STATES) > 0
+        rows = self._database.rows
+        self.deleted = [
+            number
+            for number in self.deleted
+            if not rows("SELECT 1 FROM {p}queues WHERE id = ?", number)  # else its deletion was rolled back
+            and sum(delete_messages(self._database, number, state) for state in STATES) > 0  # there may be more
+        ]
 
     # --- bindings
 
