@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT / "bench" / "data"
 PAGES = [ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "comparison.md"]
 PLOTS = ROOT / "docs" / "img"
-BLOCK = re.compile(r"(<!-- figures: (\S+) (\w[\w-]*) ?(.*?) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- figures: (\S+) (\w[\w-]*) ?([^\n]*?) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 PLOT = re.compile(r"\(img/([\w-]+)\.svg\)")
 #: What the README shows, and the duel it is.
 HEADLINE = {
