@@ -463,9 +463,11 @@ class Connection(Address):
             restore_topology(transport, topology, everything)
             for channel in channels:
                 channel.reopen(transport)
-            session.replace_channels([each for each in channels if each.is_open])  # another thread may have closed some
-            for channel in list(session.channels.values()):
-                channel.resume(topology.renamed)
+            reopened = [each for each in channels if each.is_open]  # another thread may have closed some
+            session.replace_channels(reopened)
+            for channel in reopened:
+                if channel.is_open:
+                    channel.resume(topology.renamed)
         except BaseException as error:
             self._suspend(error)
             raised = session.restore_error(error, everything)

@@ -53,7 +53,7 @@ class ClientFailed(Exception):
 
 
 class Client:
-    """A client's process: ready when it is made; ``go`` lets it work; it ends with the block."""
+    """A client's process: ready when the block begins; ``go`` lets it work; it ends with the block."""
 
     def __init__(self, task: Task) -> None:
         self.is_c = task.client == "C client"
@@ -66,8 +66,6 @@ class Client:
         )
         self._deadline = Timer(PATIENCE, self._process.kill)  # what hangs ends, and then nothing can be read from it
         self._deadline.start()
-        if not self.is_c:
-            self.expect("ready")
 
     def _read(self) -> str:
         assert self._process.stdout is not None
@@ -108,6 +106,12 @@ class Client:
         return peak_memory(self._process.pid)
 
     def __enter__(self) -> Client:
+        try:
+            if not self.is_c:
+                self.expect("ready")
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(

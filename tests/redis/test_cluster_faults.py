@@ -137,6 +137,15 @@ def test_all_nodes_are_restarted(six, layout):
     assert not work.missing, work.summary
 
 
+def silenced_until_replaced(six, slot):
+    """Stop the master of a slot until another has its place. Returns it."""
+    master = six.master_of(slot)
+    other = next(node for node in six.nodes if node is not master)
+    master.pause()
+    wait_until(lambda: master.port not in six.serving(other), 30, "no failover")
+    return master
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @LAYOUTS
@@ -144,10 +153,7 @@ def test_a_master_falls_silent(six, layout):
     with Work(six, {**layout, "socket_timeout": 2, "wait_replicas": 1}) as work:
         for number in range(3):
             work.run(100)
-            master = six.master_of(slot_in(layout, f"ledger{number}"))
-            others = [node for node in six.nodes if node is not master]
-            master.pause()
-            wait_until(lambda gone=master.port, other=others[0]: gone not in six.serving(other), 30, "no failover")
+            master = silenced_until_replaced(six, slot_in(layout, f"ledger{number}"))
             work.run(10)  # slowly: the new master has no replica that could say that it has a message
             master.resume()
             six.wait_until_ok()
@@ -164,10 +170,7 @@ def test_what_is_lost_without_a_wait_was_accepted_by_a_master_that_had_been_repl
     with Work(six, {**layout, "socket_timeout": 20}, timeout=20) as work:
         for number in range(6):
             work.run(50)
-            master = six.master_of(slot_in(layout, f"ledger{number}"))
-            others = [node for node in six.nodes if node is not master]
-            master.pause()
-            wait_until(lambda gone=master.port, other=others[0]: gone not in six.serving(other), 30, "no failover")
+            master = silenced_until_replaced(six, slot_in(layout, f"ledger{number}"))
             resumed_at = time.monotonic()
             master.resume()
             wait_until(lambda gone=master: gone.ask("ROLE")[0] != "master", 30, "it does not give up")
