@@ -11,6 +11,7 @@ from functools import partial
 from math import inf
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
@@ -236,6 +237,12 @@ def test_an_ack_that_comes_when_what_waits_was_left_to_the_next_connection_does_
     with pytest.raises(exceptions.RecoverableConnectionError):
         held_for(acks, "first", "1")
     assert left == [[]]
+
+
+@pytest.fixture(autouse=True)
+def acks_of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the end of a forked child find none that an earlier test has made up."""
+    monkeypatch.setattr(held_acks, "_all", WeakSet())
 
 
 @pytest.fixture
