@@ -344,15 +344,18 @@ def test_a_silent_node_keeps_no_ack_waiting_that_others_were_to_follow(cluster, 
         Queue(away)(connection.channel()).declare()
         connection.Producer().publish_many(range(2 * MIN_FOLLOWING), routing_key=here, declare=[Queue(here)])
 
-        def wait_for_chores():
-            chores = connection.transport._maintainer._streams
-            streams = [nodes.streams.get(("127.0.0.1", cut.port)) for nodes in chores]
-            return any(stream is not None and stream.is_waiting for stream in streams)
+        def streams_of_chores():
+            chores = list(connection.transport._maintainer._streams)
+            return [found for nodes in chores if (found := nodes.streams.get(("127.0.0.1", cut.port))) is not None]
+
+        def are_waiting():
+            return any(stream.is_waiting for stream in streams_of_chores())
 
         def settle(message):
             if not left:
+                wait_until(streams_of_chores, PATIENCE, "the chores are not connected to the node")
                 silence(cut)
-                wait_until(wait_for_chores, PATIENCE, "the chores do not wait for the node")
+                wait_until(are_waiting, PATIENCE, "the chores do not wait for the node")
                 message.ack()
                 wait_until(lambda: leased(cluster, here) < 2 * MIN_FOLLOWING, PATIENCE, "the ack waits")
                 left.append(message)
