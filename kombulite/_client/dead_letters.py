@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 from kombulite._client.interfaces import Message
-from kombulite._core import Delivery, make_properties
+from kombulite._core import Delivery, encode_text, make_properties
 from kombulite.entity import Exchange, Queue
 from kombulite.utils.logs import log
 
@@ -74,7 +74,7 @@ class DeadLetterRule:
         properties = delivery.properties.replace(headers=headers, expiration=None, user_id=None)
         destination, body = self.destination, delivery.body
         if isinstance(body, str):
-            body = body.encode(properties.content_encoding or "utf-8")
+            body = encode_text(body, properties.content_encoding)
         place = ("", destination.name) if isinstance(destination, Queue) else (destination.name, delivery.routing_key)
         return Delivery(*place, properties, body)
 

@@ -35,7 +35,15 @@ from kombulite._core.frames import (
     ReturnReceived,
 )
 from kombulite._core.locks import NOT_ACQUIRED, BaseLock, Condition
-from kombulite._core.message import NOT_DECODED, BaseMessage, CounterBlock, Delivery, Properties, declaration_key
+from kombulite._core.message import (
+    NOT_DECODED,
+    BaseMessage,
+    CounterBlock,
+    Delivery,
+    Properties,
+    declaration_key,
+    encode_text,
+)
 from kombulite._core.outgoing import KEYWORD_PROPERTIES, BaseMaker, BaseProducer, PlainMessages, make_properties
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.publishing import BaseQueue, PublishPath
@@ -101,6 +109,7 @@ __all__ = [
     "decode_envelope",
     "decode_table",
     "encode_table",
+    "encode_text",
     "end_of_run",
     "make_properties",
     "pack_command",

@@ -8,6 +8,7 @@ NOT_DECODED: object
 # --- message
 
 def declaration_key(entity: Any) -> Hashable: ...
+def encode_text(text: str, encoding: str | None) -> bytes: ...
 
 @final
 class Properties:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
 import os
 import pickle
+import sys
+from weakref import WeakSet
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -34,6 +37,22 @@ def queue(connection):
 # --- counters
 
 
+def test_text_counts_though_its_codec_raises_what_it_likes():
+    def search(name):
+        def fail(*arguments):
+            raise RuntimeError("a codec of its own")
+
+        return codecs.CodecInfo(fail, fail, name=name) if name == "kombulite_raising" else None
+
+    codecs.register(search)
+    try:
+        tally = CounterBlock()
+        tally.count_consumed(Delivery("", "", Properties(content_encoding="kombulite_raising"), "grüße"))
+    finally:
+        codecs.unregister(search)
+    assert Counters(*tally.values()).bytes_received == 7
+
+
 @pytest.mark.parametrize(
     ("body", "encoding", "size"),
     [
@@ -44,6 +63,11 @@ def queue(connection):
         ("grüße", "latin-1", 5),
         ("grüße", "utf-16-le", 10),
         ("grüße", "no such charset", 7),
+        ("grüße", "ascii", 7),
+        ("grüße", "no\0charset", 7),
+        ("grüße", "rot13", 7),
+        ("grüße", "punycode", 7),  # takes more than linear time
+        ("grüße", "IDNA", 7),
         ("\ud800", "utf-8", 3),
         (bytearray(b"123"), None, 3),
     ],
@@ -163,6 +187,27 @@ def test_where_no_hook_is_nothing_stands_in_between(connection):
     assert channel._transport is not before
     connection.remove_hook(hook)
     assert channel._transport is before
+
+
+
+def test_hook_is_installed_while_another_thread_makes_connections():
+    made = []
+
+    def trace(frame, event, argument):
+        if event == "line" and frame.f_code is WeakSet.__iter__.__code__ and len(made) < 3:
+            made.append(None)  # making one may look at them too
+            made[-1] = Connection(f"memory://observed/{uuid()}")
+        return trace
+
+    hook, existing = Hook(), Connection(f"memory://observed/{uuid()}")
+    sys.settrace(trace)
+    try:
+        connections.add_hook(hook)
+    finally:
+        sys.settrace(None)
+        connections.remove_hook(hook)
+    assert made
+    assert existing.hooks is None
 
 
 def test_a_hook_of_the_process_is_on_all_connections(connection, queue):

@@ -6,12 +6,11 @@ from cpython.unicode cimport PyUnicode_AsUTF8String
 
 from kombulite._core.serialization cimport JSON
 
+from kombulite._core.message import SLOW_CODECS
+
 # Text and raw bytes hold nothing that could run; every consumer takes them.
 TRUSTED_CONTENT = frozenset(["application/data", "application/text"])
 BINARY_ENCODINGS = frozenset(["binary", "ascii-8bit"])
-
-# Character sets whose decoders take more than linear time: nobody's body is in them but an attacker's.
-SLOW_CODECS = frozenset(["idna", "punycode"])
 
 
 cdef class Codecs:

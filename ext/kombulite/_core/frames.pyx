@@ -29,8 +29,8 @@ from kombulite._core.wire cimport (
     text_of, write8, write16, write64, write_short,
 )
 
-from kombulite._core.codecs import SLOW_CODECS
 from kombulite._core.fieldtable import MalformedFrame, MalformedValue, NotEncodable, ProtocolError, UnexpectedFrame
+from kombulite._core.message import SLOW_CODECS
 
 cdef enum:
     METHOD = 1

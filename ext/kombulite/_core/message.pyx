@@ -6,8 +6,13 @@ from cpython.object cimport PyObject, PyTypeObject
 
 from kombulite._core.recursion cimport Py_LeaveRecursiveCall, enter_recursion
 
+from codecs import lookup
+
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+
+# Character sets whose codecs take more than linear time: nobody's body is in them but an attacker's.
+SLOW_CODECS = frozenset(["idna", "punycode"])
 
 
 PROPERTY_NAMES = (
@@ -501,6 +506,22 @@ cdef BaseMessage received(cls, Delivery delivery, channel):
 # --- counting -----------------------------------------------------------------------------------------------------
 
 
+def encode_text(str text not None, encoding):
+    """A body that is text as bytes, in its content encoding; in UTF-8 where that has no form for it.
+
+    A peer may name any codec, and codecs raise what they like.
+    """
+    if encoding is not None and encoding != "utf-8":
+        try:
+            if lookup(encoding).name not in SLOW_CODECS:
+                return text.encode(encoding)
+        except MemoryError:
+            raise
+        except Exception:
+            pass
+    return text.encode("utf-8", "surrogatepass")
+
+
 cdef Py_ssize_t size_of(Delivery delivery) except -1:
     """Bytes in the body as it travels. Text counts as what it was encoded to."""
     cdef Py_ssize_t size
@@ -510,16 +531,13 @@ cdef Py_ssize_t size_of(Delivery delivery) except -1:
     if not isinstance(body, str):
         return len(body)
     encoding = delivery.properties.content_encoding
-    if encoding is not None and encoding != "utf-8":
+    if encoding is None or encoding == "utf-8":
         try:
-            return len(body.encode(encoding))
-        except (LookupError, UnicodeError):
+            PyUnicode_AsUTF8AndSize(body, &size)
+            return size
+        except UnicodeError:  # lone surrogates
             pass
-    try:
-        PyUnicode_AsUTF8AndSize(body, &size)
-    except UnicodeError:  # lone surrogates
-        return len(body.encode("utf-8", "surrogatepass"))
-    return size
+    return len(encode_text(str.__str__(body), encoding))
 
 
 @cython.final

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from kombulite import exceptions
-from kombulite._core import ConfirmReceived, Delivery, Properties, ReturnReceived
+from kombulite._core import ConfirmReceived, Delivery, Properties, ReturnReceived, encode_text
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.base import MessageIgnored
 from kombulite.utils.locks import Lock
@@ -240,4 +240,4 @@ def have_same_ids(one: Properties, other: Properties) -> bool:
 def body_of(delivery: Delivery) -> bytes:
     """Return the body as it was sent: a received one may be text."""
     body: bytes | str = delivery.body
-    return body.encode(delivery.properties.content_encoding or "utf-8") if isinstance(body, str) else body
+    return encode_text(body, delivery.properties.content_encoding) if isinstance(body, str) else body
