@@ -14,6 +14,15 @@ _hooks: list[Hook] = []
 _watchers: list[Callable[[Any], object]] = []
 
 
+def _living() -> list[Connection]:
+    """Return the connections that there are."""
+    while True:
+        try:
+            return list(_connections)
+        except RuntimeError:  # another thread has made one meanwhile
+            continue
+
+
 def register(connection: Connection) -> None:
     """Note a new connection.
 
@@ -34,7 +43,7 @@ def watch_connections(watcher: Callable[[Any], object]) -> None:
         watcher: Called with the connection.
     """
     _watchers.append(watcher)
-    for connection in list(_connections):
+    for connection in _living():
         watcher(connection)
 
 
@@ -45,7 +54,7 @@ def add_hook(hook: Hook) -> None:
         hook: The hook.
     """
     _hooks.append(hook)
-    for connection in list(_connections):
+    for connection in _living():
         connection.add_hook(hook)
 
 
@@ -57,13 +66,13 @@ def remove_hook(hook: Hook) -> None:
     """
     if hook in _hooks:
         _hooks.remove(hook)
-    for connection in list(_connections):
+    for connection in _living():
         connection.remove_hook(hook)
 
 
 def _leave_to_parent() -> None:
     """In a forked child: connections are closed here, and go on in the parent."""
-    for connection in list(_connections):
+    for connection in _living():
         connection.after_fork()
 
 
