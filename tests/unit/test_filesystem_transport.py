@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import time
 import pytest
 
 from kombulite import Connection, Exchange, Queue, exceptions
+from kombulite.brokers.filesystem import folders as store
 
 
 @pytest.fixture
@@ -148,6 +151,40 @@ def test_message_is_there_until_it_is_acknowledged(connect, tmp_path):
     assert len(files(tmp_path, ".claimed")) == 1
     message.ack()
     assert files(tmp_path, ".claimed") == files(tmp_path, ".msg") == []
+
+
+def test_message_that_cannot_be_opened_waits_again(connect, monkeypatch):
+    connect().Producer().publish("precious", routing_key="q")
+    queue, opened = Queue("q")(connect()), store._opened
+
+    def fail(path, *arguments):
+        if path.name.endswith(store.CLAIMED):
+            raise OSError(errno.EMFILE, "too many open files")
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(store, "_opened", fail)
+    with pytest.raises(OSError, match="too many open files"):
+        queue.get()
+    monkeypatch.undo()
+    message = queue.get()
+    assert (message.payload, message.delivery_count) == ("precious", 0)
+
+
+def test_text_that_calls_itself_binary_reaches_the_dead_letters(connect, tmp_path):
+    sent = {
+        "body": "grüße",
+        "content-encoding": "binary",
+        "content-type": "application/data",
+        "headers": {},
+        "properties": {"delivery_info": {"exchange": "", "routing_key": "q"}, "delivery_tag": "tag"},
+    }
+    (tmp_path / "data" / "1_1-r3.q.msg").write_text(json.dumps(sent))
+    connection, seen = connect(), []
+    with connection.Consumer(Queue("q"), on_message=seen.append, max_deliveries=3, dead_letter="dead"):
+        connection.drain_events(timeout=30)
+    assert seen == []
+    assert Queue("dead")(connection).get().body == "grüße".encode()
+    assert Queue("q")(connection).get() is None
 
 
 def test_acknowledged_messages_may_be_kept(connect, tmp_path):
