@@ -1,5 +1,7 @@
 """The routing table: each lookup beside a naive model of it."""
 
+import subprocess
+import sys
 from decimal import Decimal
 from enum import Enum, IntEnum
 
@@ -696,3 +698,19 @@ def test_table_is_what_a_list_of_bindings_would_be(operations):
                 assert reached(table, key, headers, exchange) == naive.route(exchange, key, headers)
     for exchange in KINDS:
         assert listed(table.bindings(exchange)) == listed(b for b in naive.bindings if b.source == exchange)
+
+
+# --- bounds
+
+
+@pytest.mark.parametrize("word", ["*", "#", "word"])
+def test_key_of_a_million_words_is_bound_and_freed(word):
+    program = f"""
+from kombulite._core import RoutingTable
+table = RoutingTable()
+table.declare("e", "topic")
+table.bind("e", "q", ".".join(["{word}"] * 1_000_000))
+del table
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -117,6 +117,7 @@ cdef class FanoutMatcher(Matcher):
 # --- topic ------------------------------------------------------------------------------------------------------
 
 @cython.final
+@cython.trashcan(True)  # a long key makes a long chain, which a stack could not free
 cdef class TopicNode:
     """A place in the trie of binding keys: what follows after one more word, any word, or any number of words."""
 
