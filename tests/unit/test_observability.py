@@ -189,7 +189,6 @@ def test_where_no_hook_is_nothing_stands_in_between(connection):
     assert channel._transport is before
 
 
-
 def test_hook_is_installed_while_another_thread_makes_connections():
     made = []
 

@@ -1,5 +1,8 @@
 """Queues, ledgers and the rota of consumers."""
 
+import sys
+import tracemalloc
+import weakref
 from collections import Counter, deque
 from threading import Barrier, Thread
 
@@ -67,11 +70,87 @@ def test_empty_queue_gives_none():
     assert (queue.pop(), len(queue), queue.size, queue.next_expiry()) == (None, 0, 0, None)
 
 
-def test_message_itself_comes_out():
-    queue, delivery = MessageQueue(), message()
-    queue.add(delivery)
-    assert queue.pop() is delivery
-    assert delivery.redelivered is False
+@pytest.mark.parametrize("expires_at", [0, 5])
+@pytest.mark.parametrize("body", [b"bytes", "text", bytearray(b"other bytes")])
+def test_what_comes_out_is_the_message_and_not_the_publishers_object(body, expires_at):
+    queue, properties = MessageQueue(), Properties(headers={"a": 1})
+    sent = Delivery("e", "k", properties, body)
+    sent.delivery_tag, sent.position, sent.redelivered, sent.delivery_count = 7, 9, True, 3
+    queue.add(sent, expires_at)
+    queue.add(sent, expires_at)
+    for position in (1, 2):
+        found = queue.pop()
+        assert found is not sent
+        assert (found.exchange, found.routing_key, found.body) == ("e", "k", body)
+        assert found.properties is properties
+        assert (found.position, found.expires_at) == (position, expires_at)
+        assert (found.delivery_tag, found.redelivered, found.delivery_count) == (None, False, 0)
+    assert (sent.delivery_tag, sent.position, sent.redelivered, sent.delivery_count) == (7, 9, True, 3)
+
+
+def test_neighbours_that_differ_in_one_thing_keep_it():
+    shared, queue = Properties(), MessageQueue()
+    sent = [
+        Delivery(exchange, routing_key, properties, b"%d" % number)
+        for number, (exchange, routing_key, properties) in enumerate(
+            [("e", "k", shared), ("e", "k", shared), ("f", "k", shared), ("f", "l", shared), ("f", "l", Properties())]
+        )
+    ]
+    for delivery in sent:
+        queue.add(delivery)
+    for delivery in sent:
+        found = queue.pop()
+        assert (found.exchange, found.routing_key, found.body) == (
+            delivery.exchange,
+            delivery.routing_key,
+            delivery.body,
+        )
+        assert found.properties is delivery.properties
+
+
+def test_waiting_message_takes_two_words_and_its_body():
+    properties, bodies_ = Properties(), [b"%06d" % number for number in range(100_000)]
+    queue = MessageQueue()
+    tracemalloc.start()
+    try:
+        for body in bodies_:
+            queue.add(Delivery("e", "k", properties, body))
+        taken, _ = tracemalloc.get_traced_memory()
+        queue.clear()
+        left, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 32 * len(bodies_) + 10_000
+    assert left < 20_000
+
+
+def test_messages_go_with_their_queue():
+    class Body(bytearray):
+        pass
+
+    gone = [Body(b"a"), Body(b"b")]
+    watched = [weakref.ref(body) for body in gone]
+    queue, properties = MessageQueue(), Properties(headers={})
+    queue.add(Delivery("e", "k", properties, gone.pop()))
+    queue.add(Delivery("e", "k", properties, b"plain"))
+    queue.add(Delivery("e", "k", properties, gone.pop()))
+    held = sys.getrefcount(properties)
+    del queue
+    assert [ref() for ref in watched] == [None, None]
+    assert sys.getrefcount(properties) < held
+
+
+def test_queue_that_is_used_while_it_is_cleared():
+    class Body(bytearray):
+        def __del__(self):
+            queue.add(message(b"while it is cleared"))
+
+    queue = MessageQueue()
+    for _ in range(3):
+        queue.add(message(Body(b"x")))
+    assert queue.clear() == 3
+    assert bodies(queue) == [b"while it is cleared"] * 3
+    assert queue.size == 0
 
 
 def test_highest_priority_first():

@@ -215,14 +215,12 @@ class Broker:
         self.enqueue(queues, delivery)
 
     def enqueue(self, queues: tuple[Queue, ...], delivery: Delivery) -> None:
-        """Put a message into queues, each with a copy of its own."""
+        """Put a message into queues, each of which has a Delivery of its own."""
         for queue in queues:
             if not (queue.is_plain and queue.messages.add_unless_expiring(delivery)):
                 self._enqueue_limited(queue, delivery)
             if queue.idle:
                 self.offer(queue)
-            if len(queues) > 1:
-                delivery = delivery.copy()
 
     def _enqueue_limited(self, queue: Queue, delivery: Delivery) -> None:
         now = clock.now()
