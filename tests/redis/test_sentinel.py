@@ -307,6 +307,30 @@ def test_sentinel_that_is_only_asked_names_the_new_master(watch, monkeypatch):
     assert link.reasons == [f"the master is at {NEW[0]}:{NEW[1]} now"]
 
 
+def test_connection_to_the_old_master_that_was_being_opened_is_left(watch):
+    watch._on_news(SWITCHED, SWITCH.split(" "))
+    links = [FakeLink(address) for address in (OLD, NEW, OTHER)]
+    for link in links:
+        watch.add(link)
+    assert [bool(link.reasons) for link in links] == [True, False, False]
+
+
+def test_a_sentinel_whose_answers_make_no_sense_is_listened_to_again(watch, monkeypatch):
+    link, tries = FakeLink(OLD), []
+
+    def listen(address: tuple[str, int]) -> None:
+        tries.append(address)
+        link.is_open = len(tries) < 3
+        raise ValueError("invalid literal for int()")
+
+    watch.add(link)
+    monkeypatch.setattr(watch, "_listen", listen)
+    monkeypatch.setattr("kombulite.brokers.redis.sentinels.ASK_INTERVAL", 0)
+    watch._run(("s", 1))
+    assert len(tries) == 3
+    assert not watch._running
+
+
 def test_failover_that_is_broken_off_leaves_the_master_what_it_is(watch):
     watch._on_news(PROMOTED, PROMOTION.split(" "))
     watch._on_news(ABORTED.replace("*", "slave-timeout"), ["master", "it", *map(str, OLD)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from operator import itemgetter
-from threading import Lock, Thread
+from threading import Thread
 from time import monotonic, sleep
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
@@ -18,6 +18,7 @@ from redis.retry import Retry
 from kombulite import exceptions
 from kombulite.brokers.redis.errors import driver_error, unquoted
 from kombulite.brokers.redis.leases import logger
+from kombulite.utils.locks import Lock
 
 Address = tuple[str, int]
 
@@ -138,6 +139,9 @@ class MasterWatch:
                 if address not in self._running:
                     self._running.add(address)
                     Thread(target=self._run, args=(address,), name="kombulite-sentinel", daemon=True).start()
+        new = self.correct(stream.address)
+        if new != stream.address:  # the master has changed while the connection was being opened
+            _leave(stream, new)
 
     def correct(self, address: Address) -> Address:
         """Return the master's address, if a sentinel that names another one has not heard of it yet."""
@@ -150,7 +154,7 @@ class MasterWatch:
 
     def _goes_on(self, address: Address) -> bool:
         with self._lock:
-            if any(stream.is_open for stream in list(self._streams)):
+            if any(stream.is_open for stream in self._streams):
                 return True
             self._running.discard(address)
             return False
@@ -159,7 +163,7 @@ class MasterWatch:
         while self._goes_on(address):
             try:
                 self._listen(address)
-            except (driver.RedisError, OSError) as error:
+            except Exception as error:  # whatever it is: a thread that ends leaves connections to an old master
                 reason = unquoted(error) if isinstance(error, driver.RedisError) else error
                 logger.debug("sentinel %s:%s does not answer: %s", *address, reason)
                 sleep(ASK_INTERVAL)
@@ -199,9 +203,15 @@ class MasterWatch:
             if self._failover is None or self._failover.new != new:
                 logger.warning("The master %r is at %s:%s now", self._sentinels.master, *new)
             self._failover = Failover(old, new, monotonic(), is_done)
-        for stream in list(self._streams):
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
             if stream.is_open and stream.address == old:
-                stream.leave(f"the master is at {new[0]}:{new[1]} now")
+                _leave(stream, new)
+
+
+def _leave(stream: WatchedStream, new: Address) -> None:
+    stream.leave(f"the master is at {new[0]}:{new[1]} now")
 
 
 _watches: dict[tuple[Any, ...], MasterWatch] = {}
