@@ -1,7 +1,8 @@
 -- Takes messages from lists and notes who has them. Nothing is popped unless it can be noted: a wrong type at one of
 -- the lease keys fails first, as does a user without the right to acknowledge, and a full memory refuses no more then.
--- Whether its user may note messages is asked together with whether it may take them: that is written, if only for the
--- moment. If the right to it is taken away later, what was popped goes back, if the user may put it there.
+-- Whether its user may note messages is asked of the server (Redis 7 and later), each time: rights may be taken away
+-- from consumers. Where that cannot be asked, or the answer is no, and once for each consumer, a note is written, if
+-- only for the moment: an error then names the right.
 -- KEYS: unacked hash and its index, of all queues or of each; then the lists: for each priority step those of all queues.
 -- ARGV: 1 to lease, 0 to take for good; how many (at most 1,000: Lua passes on no more at a time; 0: none, to ask
 -- whether it would be allowed); 1 for turns among the queues, 0 for one after the other; the number of queues; that of
@@ -16,20 +17,22 @@ local fields, scores, reply = {}, {}, {}
 local byte = string.byte
 local now, failure
 if lease then
-    for t = 1, tables do
-        redis.call('HDEL', KEYS[2 * t - 1], '')
-        redis.call('ZREM', KEYS[2 * t], '')
-    end
     local time = redis.pcall('TIME')
     now = time.err and ARGV[8] or time[1] .. '.' .. string.format('%06d', time[2])
+    local may = redis.acl_check_cmd
+    for t = 1, tables do
+        local hash, index = KEYS[2 * t - 1], KEYS[2 * t]
+        redis.call('HDEL', hash, '')
+        redis.call('ZREM', index, '')
+        if left < 1 or not (may and may('HSET', hash, '', '') and may('ZADD', index, now, '')) then
+            redis.call('ZADD', index, 'XX', now, '')
+            redis.call('HSET', hash, '', '')
+            redis.call('HDEL', hash, '')
+        end
+    end
 end
 
-if left < 1 then  -- the question whether its user may take and note messages at all
-    for t = 1, lease and tables or 0 do
-        redis.call('ZADD', KEYS[2 * t], 'XX', now, '')
-        redis.call('HSET', KEYS[2 * t - 1], '', '')
-        redis.call('HDEL', KEYS[2 * t - 1], '')
-    end
+if left < 1 then  -- the question whether its user may take messages at all
     local probe = redis.pcall('RPOP', KEYS[lists + 1], 0)
     if probe and probe.err and not string.find(probe.err, 'WRONGTYPE', 1, true) then return probe end
 end
@@ -106,23 +109,8 @@ for first = 1, #KEYS - lists, queues do
     end
 end
 for t, noted in pairs(fields) do
-    local done = redis.pcall('HSET', KEYS[2 * t - 1], unpack(noted))
-    if type(done) == 'number' then done = redis.pcall('ZADD', KEYS[2 * t], unpack(scores[t])) end
-    if type(done) ~= 'number' then  -- the user has no right to one of them
-        local is_back = true
-        for i = #reply, 2, -2 do
-            if table_of(reply[i - 1]) == t then
-                for j = #reply[i], 1, -1 do
-                    local pushed = redis.pcall('RPUSH', KEYS[reply[i - 1] + lists], reply[i][j])
-                    is_back = is_back and type(pushed) == 'number'
-                end
-                table.remove(reply, i)
-                table.remove(reply, i - 1)
-            end
-        end
-        for i = 1, is_back and #noted or 0, 2 do redis.pcall('HDEL', KEYS[2 * t - 1], noted[i]) end
-        failure = done
-    end
+    redis.call('HSET', KEYS[2 * t - 1], unpack(noted))
+    redis.call('ZADD', KEYS[2 * t], unpack(scores[t]))
 end
 if failure and #reply == 0 then return failure end
 if failure and tables > 1 then
