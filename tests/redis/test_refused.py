@@ -181,6 +181,27 @@ def test_what_a_consumer_has_taken_for_good_goes_back_once(ours, client, name):
     assert [queue.get(no_ack=True).payload for _ in range(3)] == [2, 3, 4]
 
 
+def test_what_is_back_does_not_count_against_the_prefetch(ours, client, name):
+    """The list of one message refuses it: the other one went back to its own, from where it comes again."""
+    bad = Queue(f"{name}.bad")
+    Producer(ours()).publish_many([1], routing_key=name)
+    Producer(ours()).publish_many([2], routing_key=bad.name)
+    connection = ours()
+    channel, got = connection.channel(), []
+    Consumer(channel, [Queue(name), bad], on_message=got.append, prefetch_count=2).consume()
+    drain(connection, lambda: len(got) == 2)
+    client.set(bad.name, "no list")
+    for _ in range(2):
+        with pytest.raises(exceptions.PreconditionFailed, match="WRONGTYPE"):
+            channel.basic_recover(requeue=True)
+    drain(connection, lambda: len(got) == 3)
+    assert got[2].payload == 1
+    client.delete(bad.name)
+    channel.basic_recover(requeue=True)  # what could not be put back, and what came again
+    drain(connection, lambda: len(got) == 5)
+    assert sorted(message.payload for message in got[3:]) == [1, 2]
+
+
 def left_of(client: Any, name: str, keys: Any, unanswered: list[Any], lease: bool = True) -> Handover:
     """Return what a lost connection leaves: a message that it had for good, a claim, and commands without a reply."""
     left = Handover(keys)

@@ -248,6 +248,7 @@ class RedisChannel:
         self.gate: Callable[[], Any] | None = None
         self.consumers: dict[str, Consumer] = {}
         self.outstanding: dict[Any, Lease] = {}
+        self._returned: set[str] = set()  # tags of those that are back in their lists, whose settlement was refused
         self.leased, self.taken = ClaimQueue(False, order, lease), ClaimQueue(True, order, False)
         self.fanout: deque[tuple[Consumer, Lease]] = deque(maxlen=MAX_FANOUT)
         self.fetching: list[Claim] = []  # requests of `get` under way
@@ -279,9 +280,24 @@ class RedisChannel:
         elif self.prefetch_count == 0:
             credit = MAX_CLAIMED
         else:
-            credit = self.prefetch_count - len(self.outstanding) - ready
+            credit = self.prefetch_count - self.in_flight - ready
         # The next messages are asked for while the last are being worked on, but not one by one.
         return 0 if ready and credit < max(ready, AHEAD) else credit
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages the application has that count against the prefetch count."""
+        if not self._returned:
+            return len(self.outstanding)
+        return len(self.outstanding) - len(self._returned & self.outstanding.keys())
+
+    def keep(self, leases: Iterable[Lease]) -> None:
+        """Keep messages outstanding that could not be settled: the same may be tried again.
+
+        Some may be back in their lists already, where other messages could not be put back.
+        """
+        self.outstanding.update((lease.tag, lease) for lease in leases)
+        self._returned = {tag for tag, lease in self.outstanding.items() if lease.is_back}
 
     def claims_of(self, consumer: Consumer) -> ClaimQueue:
         """How a consumer's messages are taken."""
@@ -302,7 +318,8 @@ class RedisChannel:
 
     def may_deliver(self) -> bool:
         """Whether another message may be handed over that will be acknowledged."""
-        return self.prefetch_count == 0 or len(self.outstanding) < self.prefetch_count
+        most = self.prefetch_count
+        return most == 0 or len(self.outstanding) < most or self.in_flight < most
 
     def next(self) -> tuple[Consumer, Lease] | None:
         """Return the next message that waits here, and whose it is."""

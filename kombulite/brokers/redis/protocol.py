@@ -333,7 +333,7 @@ class RedisProtocol:
             yield from self._put_back(left, claims.lease)
         except BaseException:
             if claims.lease:
-                state.outstanding.update((lease.tag, lease) for lease in left)  # the server does not know
+                state.keep(left)  # the server does not know
             else:
                 state.unreturned += left
             raise
@@ -419,7 +419,8 @@ class RedisProtocol:
         try:
             yield from self._put_back(leases)
         except BaseException:
-            state.outstanding.update((lease.tag, lease) for lease in leases)  # the server does not know
+            state.keep(leases)  # the server does not know
+            self._wake()  # some may be back
             raise
         for lease in reversed(leases):
             if lease.is_fanout:
