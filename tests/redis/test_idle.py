@@ -6,9 +6,11 @@ import asyncio
 import gc
 import signal
 import socket
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -289,6 +291,86 @@ def test_ack_without_an_answer_is_said_again_over_the_next_connection(redis_url,
             second.ack()
             wait_until(lambda: not client.hlen("unacked"), 20, "the second is leased still")
             assert client.llen(name) == 0
+
+
+# --- while a connection is opened anew
+
+
+class SlowOpening:
+    """A connector whose connections are opened anew when they may be."""
+
+    def __init__(self, connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.has_begun, self.may_go = threading.Event(), threading.Event()
+        self._reopen = connection.transport._connector.reopen
+        monkeypatch.setattr(connection.transport._connector, "reopen", self.reopen)
+
+    def reopen(self, stream: Any) -> None:
+        self.has_begun.set()
+        assert self.may_go.wait(60)
+        self._reopen(stream)
+
+
+def test_other_threads_wait_while_a_connection_is_opened_anew(server, client, name, monkeypatch):
+    with Connection(server.url, transport_options=UNASKED) as connection:
+        producer = Producer(connection)
+        producer.publish(1, routing_key=name)
+        opening = SlowOpening(connection, monkeypatch)
+        let_close(server)
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(producer.publish, 2, routing_key=name)
+            try:
+                assert opening.has_begun.wait(30)
+                assert connection.connected
+                with pytest.raises(connection.recoverable_connection_errors, match="another thread uses"):
+                    producer.publish("too late", routing_key=name, timeout=0.01, retry=False)
+            finally:
+                opening.may_go.set()
+            first.result(30)
+        producer.publish(3, routing_key=name)
+        simple = connection.SimpleQueue(name, no_ack=True)
+        assert [simple.get(timeout=5).payload for _ in range(3)] == [1, 2, 3]
+        assert connection.counters.reconnects == 0
+
+
+def test_connection_that_is_closed_while_it_is_opened_anew_stays_closed(server, name, monkeypatch):
+    connection = Connection(server.url, transport_options=UNASKED)
+    Producer(connection).publish(1, routing_key=name)
+    opening = SlowOpening(connection, monkeypatch)
+    stream = connection.transport._stream
+    let_close(server)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(stream.call, "PING")
+        try:
+            assert opening.has_begun.wait(30)
+            connection.transport.collect()
+        finally:
+            opening.may_go.set()
+        with pytest.raises(connection.recoverable_connection_errors, match="already closed"):
+            first.result(30)
+    assert not stream.is_open
+    assert stream._sock.fileno() == -1
+    connection.collect()
+
+
+def test_command_of_a_signal_handler_is_refused_while_a_connection_is_opened_anew(server, name, monkeypatch):
+    with Connection(server.url, transport_options=UNASKED) as connection:
+        producer = Producer(connection)
+        producer.publish(1, routing_key=name)
+        stream, connector = connection.transport._stream, connection.transport._connector
+        reopen, refusals = connector.reopen, []
+
+        def interrupted(stream: Any) -> None:
+            with pytest.raises(connection.recoverable_connection_errors, match="interrupted") as refusal:
+                stream.call("PING")  # as the handler of a signal would, in this thread
+            refusals.append(refusal)
+            reopen(stream)
+
+        monkeypatch.setattr(connector, "reopen", interrupted)
+        let_close(server)
+        producer.publish(2, routing_key=name)
+        assert len(refusals) == 1
+        assert stream.call("LLEN", name) == 2
+        assert connection.counters.reconnects == 0
 
 
 # --- on an event loop

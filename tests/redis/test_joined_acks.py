@@ -23,6 +23,7 @@ from kombulite.brokers.redis.held_acks import HeldAcks
 from kombulite.brokers.redis.leases import Lease
 from kombulite.brokers.redis.plans import Plan, Wait
 from kombulite.utils.locks import Lock
+from tests.proxy import Proxy
 from tests.redis.conftest import drain
 from tests.servers import wait_until
 
@@ -108,6 +109,41 @@ def test_acks_that_wait_leave_before_what_is_sent_next(ours, client, name, step)
     else:
         # The rest stays, or is put back by the other connection.
         wait_until(lambda: client.hlen("unacked") + client.llen(name) == MESSAGES - 2, 20, "they wait still")
+
+
+@pytest.mark.usefixtures("patient")
+def test_publish_has_its_own_time_for_acks_that_go_before_it(redis_url, client, name, monkeypatch):
+    """A server that answers nothing has replies outstanding, for which the acks wait: without a limit, in this case."""
+    with Proxy(int(redis_url.rpartition(":")[2].partition("/")[0])) as proxy:
+        options = {"socket_timeout": None, "health_check_interval": 0}
+        connection = Connection(proxy.url(redis_url), transport_options=options)
+        fill(connection, name)
+        consumer = consume(connection, name, 2)
+        producer = Producer(consumer.channel)
+        proxy.silence()
+        connection.transport._stream.post(b"*1\r\n$4\r\nPING\r\n", 1, print)
+        connection.transport._acks.hold(*acked(connection))
+        monkeypatch.setattr("kombulite.brokers.redis.stream.MAX_POSTED", 1)
+        publish = partial(producer.publish, "x", routing_key=f"{name}.other", timeout=0.1, retry=False)
+        errors: list[BaseException] = []
+        thread = threading.Thread(target=lambda: errors.append(raised_by(publish)), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+        assert isinstance(errors[0], exceptions.RecoverableConnectionError)
+        connection.collect()
+
+
+def raised_by(function: Callable[[], object]) -> BaseException:
+    with pytest.raises(Exception) as failure:
+        function()
+    return failure.value
+
+
+def acked(connection: Any) -> tuple[Any, Any]:
+    """Return a channel that has more messages at hand, and one of these."""
+    (state,) = (state for state in connection.transport._channels.values() if state.leased.ready)
+    return state, [state.leased.ready[0]]
 
 
 def test_acks_leave_in_time_where_leases_cannot_be_looked_after(monkeypatch):

@@ -18,6 +18,7 @@ from kombulite import Connection, Queue, aio
 from kombulite._core import pack_command
 from kombulite.brokers.redis.cluster.stream import NodeStream
 from kombulite.brokers.redis.errors import ServerClosed
+from kombulite.brokers.redis.reauth import _followers, follow
 from tests.redis.test_aio import transport_of
 from tests.redis.test_joined_acks import exit_code_of
 from tests.servers import wait_until
@@ -186,22 +187,64 @@ def test_a_node_that_closes_an_idle_connection_with_acks_to_answer_loses_none(cl
         assert stream.address not in nodes.streams
 
 
+def held(lock: Any, test: Callable[[], None]) -> None:
+    """Do something while another thread holds a lock."""
+    is_held, may_go = threading.Event(), threading.Event()
+
+    def use() -> None:
+        with lock:
+            is_held.set()
+            may_go.wait(60)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    try:
+        assert is_held.wait(TIMEOUT)
+        test()
+    finally:
+        may_go.set()
+        thread.join()
+
+
+def test_a_connection_that_waits_for_a_silent_server_keeps_no_other_from_logging_in(server, redis_url):
+    client, (old, new) = server
+    provider = Provider(old)
+    with (
+        Connection(redis_url, credential_provider=provider) as busy,
+        Connection(redis_url, credential_provider=provider) as idle,
+    ):
+        for connection in busy, idle:
+            connection.default_channel.basic_get("alive")
+        waiting = busy.transport._stream
+        number = waiting.call("CLIENT", "ID")
+
+        def change() -> None:
+            thread = threading.Thread(target=provider.change, args=(new,), daemon=True)
+            thread.start()
+            thread.join(TIMEOUT)
+            assert not thread.is_alive()
+            wait_until(lambda: connections_of(client, new), TIMEOUT, "the other has not logged in")
+            assert str(number) not in connections_of(client, new)
+
+        held(waiting.lock, change)
+        wait_until(lambda: str(number) in connections_of(client, new), TIMEOUT, "it has not logged in when it was free")
+        assert busy.counters.reconnects == idle.counters.reconnects == 0
+
+
+def test_a_forked_child_can_follow_a_provider(redis_url):
+    provider = Provider("default")
+    with Connection(redis_url) as connection:
+        connection.default_channel.basic_get("alive")
+        stream = connection.transport._stream
+        held(_followers._lock, lambda: exits(lambda: follow(provider, stream)))
+
+
+def exits(function: Callable[[], Any]) -> None:
+    assert exit_code_of(function) == 0
+
+
 def test_a_forked_child_does_not_log_in_over_its_parent_s_connection(redis_url):
     with Connection(redis_url) as connection:
         connection.default_channel.basic_get("alive")
         stream = connection.transport._stream
-        is_held, may_go = threading.Event(), threading.Event()
-
-        def use():
-            with stream.lock:
-                is_held.set()
-                may_go.wait(60)
-
-        thread = threading.Thread(target=use)
-        thread.start()
-        try:
-            assert is_held.wait(TIMEOUT)
-            assert exit_code_of(lambda: stream.authenticate(AUTH)) == 0
-        finally:
-            may_go.set()
-            thread.join()
+        held(stream.lock, lambda: exits(lambda: stream.authenticate(AUTH)))

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
+from time import monotonic
 from typing import Any, ClassVar, TypeVar
 
 from kombulite import exceptions
@@ -31,7 +32,7 @@ from kombulite.brokers.base import Transport as BaseTransport
 from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.connector import Connector
 from kombulite.brokers.redis.errors import REPLICA_CODES, connection_lost, get_redis_error_classes
-from kombulite.brokers.redis.held_acks import HeldAcks
+from kombulite.brokers.redis.held_acks import MIN_TIMEOUT, HeldAcks
 from kombulite.brokers.redis.leases import Lease
 from kombulite.brokers.redis.maintainer import LeaseMaintainer
 from kombulite.brokers.redis.options import Options
@@ -275,7 +276,10 @@ class Transport(BaseTransport):
             raise connection_lost("channel already closed")
         stream, publisher = self._stream, self._protocol.publisher
         if delivery.exchange:
+            begun_at = monotonic()
             self._take_news(delivery.exchange, timeout)
+            if timeout:
+                timeout = max(timeout - (monotonic() - begun_at), MIN_TIMEOUT)
         destination = publisher.single(delivery)
         if destination is None:
             has_reached = stream.perform(publisher.publish(delivery), timeout)
@@ -291,7 +295,7 @@ class Transport(BaseTransport):
 
     def _take_news(self, exchange: str, timeout: float | None) -> None:
         """Take what the server has said so far of changes to an exchange's bindings."""
-        self._stream.poll()
+        self._stream.poll(timeout)
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
@@ -419,7 +423,7 @@ class Transport(BaseTransport):
             if self._acks is None or not self._acks.hold(state, leases):
                 self._protocol.receiver.acknowledge(state, leases)
         except BaseException:
-            state.outstanding.update((lease.tag, lease) for lease in leases)  # the server does not know
+            state.keep(leases)  # the server does not know
             raise
         self._wake()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
+from time import monotonic
 from weakref import WeakSet
 
 from kombulite import exceptions
@@ -21,6 +22,8 @@ from kombulite.brokers.redis.stream import Stream
 MIN_FOLLOWING = 32
 #: Acks that wait, at most.
 MAX_HELD = 100
+#: Seconds that there are to send some, at least: what the socket has room for is sent at once.
+MIN_TIMEOUT = 0.001
 
 #: Acks, channel by channel.
 Groups = list[tuple[RedisChannel, list[Lease]]]
@@ -64,8 +67,11 @@ class HeldAcks:
                 self.flush()
         return True
 
-    def flush(self) -> None:
-        """Send the acks that wait. If that fails, they wait on, for the connection that takes over."""
+    def flush(self, deadline: float | None = None) -> None:
+        """Send the acks that wait, until a deadline (monotonic clock; None: no haste).
+
+        If that fails, they wait on, for the connection that takes over.
+        """
         stream = self._stream
         if not self._held and stream.before_send is None:
             return
@@ -73,7 +79,7 @@ class HeldAcks:
         with stream.lock:
             stream.before_send = None
             try:
-                self._send(self._groups())
+                self._send(self._groups(), deadline)
             except BaseException:
                 stream.before_send = self.flush
                 raise
@@ -98,10 +104,11 @@ class HeldAcks:
         packed = [(state, self._pack(leases)) for state, leases in self._groups()]
         return [(state.on_settled, data, ACK_REPLIES) for state, data in packed if data]
 
-    def _send(self, groups: Groups) -> None:
+    def _send(self, groups: Groups, deadline: float | None) -> None:
         for state, leases in groups:
             if data := self._pack(leases):
-                self._stream.post(data, ACK_REPLIES, state.on_settled, may_repeat=True)
+                left = None if deadline is None else max(deadline - monotonic(), MIN_TIMEOUT)
+                self._stream.post(data, ACK_REPLIES, state.on_settled, may_repeat=True, timeout=left)
             self._note_sent(leases)
 
     def _groups(self) -> Groups:

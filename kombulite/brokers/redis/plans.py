@@ -7,7 +7,7 @@ hot paths (a publish to one list, acknowledgements, claims) post their commands 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -21,6 +21,8 @@ from kombulite.brokers.redis.scripts import Script
 
 T = TypeVar("T")
 Command = Sequence[Any]
+#: Bytes of small commands that are joined for one call.
+MAX_JOINED = 1 << 16
 #: What stands for a reply that did not come.
 LOST = ReplyError("ERR the connection was lost")
 
@@ -77,6 +79,19 @@ def perform(plan: Plan[T], fulfil: Callable[[Any, float | None], Any], timeout: 
 def pack_all(commands: Iterable[Command]) -> list[bytes]:
     """Return several commands, each as it travels."""
     return [pack_command(command) for command in commands]
+
+
+def gathered(commands: Iterable[bytes]) -> Iterator[bytes]:
+    """Return the bytes in pieces that are worth a call each: small ones are joined, large ones are not copied."""
+    waiting: list[bytes] = []
+    size = 0
+    for command in commands:
+        if waiting and size + len(command) > MAX_JOINED:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+        waiting.append(command)
+        size += len(command)
+    yield b"".join(waiting)
 
 
 def send(*commands: Command) -> Plan[list[Any]]:

@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from logging import getLogger
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
@@ -24,17 +24,17 @@ from hiredis import ReplyError
 
 from kombulite._core import pack_command
 from kombulite.brokers.redis.errors import ServerClosed, connection_lost, reply_error, socket_error
-from kombulite.brokers.redis.plans import Plan, Wait, perform
-from kombulite.brokers.redis.reauth import note_reply
+from kombulite.brokers.redis.plans import Plan, Wait, gathered, perform
+from kombulite.brokers.redis.reauth import PendingLogins
 from kombulite.brokers.redis.replies import OnReply, Posted, ReplyQueue
 from kombulite.utils.compat import register_after_fork
 from kombulite.utils.eventio import selector_of
-from kombulite.utils.locks import Lock
+from kombulite.utils.locks import NOT_ACQUIRED, Lock
 
 logger = getLogger("kombulite.brokers.redis")
 
 TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
-READ_SIZE = MAX_JOINED = 1 << 16  # bytes
+READ_SIZE = 1 << 16  # bytes
 MAX_READS = 64  # in one look at what has arrived: a server may talk faster than we listen
 
 #: Replies to posted commands that may be outstanding before we stop to read them.
@@ -51,19 +51,6 @@ PING_TIMEOUT = 5.0
 PING = pack_command(("PING",))
 
 T = TypeVar("T")
-
-
-def gathered(commands: Iterable[bytes]) -> Iterator[bytes]:
-    """Return the bytes in pieces that are worth a call each: small ones are joined, large ones are not copied."""
-    waiting: list[bytes] = []
-    size = 0
-    for command in commands:
-        if waiting and size + len(command) > MAX_JOINED:
-            yield b"".join(waiting)
-            waiting, size = [], 0
-        waiting.append(command)
-        size += len(command)
-    yield b"".join(waiting)
 
 
 class Stream:
@@ -85,24 +72,29 @@ class Stream:
         self.ping_interval = ping_interval
         self.renew: Callable[[Stream], None] | None = None
         self._timeout = timeout
-        self._converses = False  # whether a command waits for its reply, or is being sent
+        self._converses = (
+            False  # whether a command waits for its reply, or is being sent, or the server is connected to
+        )
         self._queue = ReplyQueue(protocol, on_push)
         #: Makes the errors of error replies, and is told which of them end the connection.
         self.errors = self._queue.errors
         self._posted = self._queue.posted
+        self._again: deque[Posted] = deque()  # posted commands that are to be sent over the connection being opened
+        self._logins = PendingLogins()
         self._waiting_since = 0.0  # when the last bytes came, or the first command was posted
         self._pinged_at = 0.0  # by keep_alive
         self._pid = os.getpid()
         self._is_parents = False  # in a forked child
         register_after_fork(self, Stream._leave_to_parent)
-        #: Sends what waits for the next command, if something does.
-        self.before_send: Callable[[], object] | None = None
+        #: Sends what waits for the next command, if something does, until a deadline (monotonic clock; None: no haste).
+        self.before_send: Callable[[float | None], object] | None = None
         #: Host and port of the server.
         self.address = ("", 0)
+        self.is_open = True
         self.attach(connection, protocol)
 
     def attach(self, connection: Any, protocol: int) -> None:
-        """Go on with this connection of redis-py's, which owns the socket."""
+        """Go on with this connection of redis-py's, which owns the socket. Raises if it is not wanted any more."""
         self.protocol = protocol
         self._connection = connection
         self._sock = connection._sock
@@ -114,8 +106,11 @@ class Stream:
         self._writable = selector_of(self._sock, EVENT_WRITE)
         self._queue.restart(protocol)
         self._end_reason = "the server closed the connection"
-        self.is_open = True
         self.used_at = monotonic()
+        self._converses = False
+        if not self.is_open:  # another thread, or a signal handler, has dropped it meanwhile
+            self._close()
+            self.check()
 
     def fileno(self) -> int:
         """Return the descriptor of its socket."""
@@ -155,27 +150,34 @@ class Stream:
         return self._converse(gathered(commands), replies, timeout)
 
     def _converse(self, pieces: Iterable[bytes], replies: int, timeout: float | None) -> list[Any]:
-        timeout = timeout or self._timeout
         self.check()  # before the lock: in a forked child somebody else may hold it
-        with self.lock:
-            if self._converses:
-                self._refuse()
-            if monotonic() - self.used_at > IDLE:
-                self._look()
-            if self.before_send is not None:
-                self.before_send()
-            self._converses = True
-            try:
-                for data in pieces:
-                    self._send(data, timeout)
-                if self._is_corked:
-                    self._cork(False)
-                return self._read(replies, None if timeout is None else self.used_at + timeout)
-            except BaseException:
-                self.drop()  # what was sent cannot be taken back
-                raise
-            finally:
-                self._converses = False
+        deadline = monotonic() + timeout if timeout else None
+        found: list[Any] = self._free(self.lock.call(timeout or None, self._ask, pieces, replies, deadline))
+        return found
+
+    def _ask(self, pieces: Iterable[bytes], replies: int, deadline: float | None) -> list[Any]:
+        self._begin(deadline)
+        self._converses = True
+        try:
+            for data in pieces:
+                self._send(data, deadline)
+            if self._is_corked:
+                self._cork(False)
+            return self._read(replies, deadline)
+        except BaseException:
+            self.drop()  # what was sent cannot be taken back
+            raise
+        finally:
+            self._converses = False
+
+    def _begin(self, deadline: float | None) -> None:
+        """Make ready for a command."""
+        if self._converses:
+            self._refuse()
+        if monotonic() - self.used_at > IDLE:
+            self._look(deadline)
+        if self.before_send is not None:
+            self.before_send(deadline)
 
     def post(
         self,
@@ -193,19 +195,15 @@ class Stream:
         ``timeout``: seconds to send them, if the server is slow to take them.
         """
         self.check()
+        deadline = monotonic() + timeout if timeout else None
         with self.lock:
-            if self._converses:
-                self._refuse()
-            if monotonic() - self.used_at > IDLE:
-                self._look()
-            if self.before_send is not None:
-                self.before_send()
+            self._begin(deadline)
             if len(self._posted) >= MAX_POSTED:
                 self.wait_for_replies(timeout)
             if more and not self._is_corked and self._may_cork:
                 self._cork(True)
             try:
-                self._post(data, replies, on_reply, data if may_repeat else None, timeout)
+                self._post(data, replies, on_reply, data if may_repeat else None, deadline)
                 if self._is_corked and not more:
                     self._cork(False)
             except BaseException:
@@ -213,9 +211,9 @@ class Stream:
                 raise
 
     def _post(
-        self, data: bytes, replies: int, on_reply: OnReply, again: bytes | None, timeout: float | None = None
+        self, data: bytes, replies: int, on_reply: OnReply, again: bytes | None, deadline: float | None = None
     ) -> None:
-        self._send(data, timeout or self._timeout)
+        self._send(data, deadline)
         if not self._posted:
             self._waiting_since = self.used_at
         self._queue.expect(replies, on_reply, again)
@@ -226,15 +224,19 @@ class Stream:
 
     def wait_for_replies(self, timeout: float | None = None) -> None:
         """Wait for the replies to all posted commands."""
-        timeout = timeout or self._timeout
         self.check()
+        deadline = monotonic() + timeout if timeout else None
         with self.lock:
             if self._converses:
                 self._refuse()
             if self.before_send is not None:
-                self.before_send()
+                self.before_send(deadline)
             if self._posted:
-                self._read(0, None if timeout is None else monotonic() + timeout, posted=True)
+                try:
+                    self._read(0, deadline, posted=True)
+                except BaseException:
+                    self.drop()
+                    raise
 
     def cap_timeout(self, seconds: float) -> None:
         """From now on no reply is waited for longer."""
@@ -255,32 +257,33 @@ class Stream:
     @property
     def unanswered(self) -> list[Posted]:
         """The posted commands that have not all of their replies, and may be sent again."""
-        return self._queue.unanswered
+        return [*self._again, *self._queue.unanswered]
 
-    def poll(self) -> None:
-        """Read what has arrived, without waiting. Raises one if posted commands wait too long for a reply."""
+    def poll(self, timeout: float | None = None) -> None:
+        """Read what has arrived, without waiting. Raises one if posted commands wait too long for a reply.
+
+        ``timeout``: seconds for what waits to be sent, and for other threads to be done.
+        """
         self.check()
-        with self.lock:
-            if self._converses:
-                self._refuse()
-            if self.before_send is not None:
-                self.before_send()
-            if self._is_corked:
-                self._cork(False)
-            if not (self._posted or self._is_tls or self._readable.select(0)):
-                return
-            idle = monotonic() - self.used_at
-            try:
-                self._receive_all()
-            except (ServerClosed, OSError) as error:
-                self.drop()
-                self._renew(error, idle)
-            except BaseException:
-                self.drop()
-                raise
-            if self._posted and self._timeout and monotonic() - self._waiting_since > self._timeout:
-                self.drop()
-                raise socket_error(TimeoutError("the server did not answer in time"))
+        self._free(self.lock.call(timeout or None, self._poll, monotonic() + timeout if timeout else None))
+
+    def _poll(self, deadline: float | None) -> None:
+        if self._converses:
+            self._refuse()
+        if self.before_send is not None:
+            self.before_send(deadline)
+        if self._is_corked:
+            self._cork(False)
+        if not (self._posted or self._is_tls or self._readable.select(0)):
+            return
+        idle = monotonic() - self.used_at
+        try:
+            self._receive_all()
+        except BaseException as error:
+            self._renew(error, idle)
+        if self._posted and self._timeout and monotonic() - self._waiting_since > self._timeout:
+            self.drop()
+            raise socket_error(TimeoutError("the server did not answer in time"))
 
     def _receive_all(self) -> None:
         """Take what has arrived."""
@@ -293,7 +296,7 @@ class Stream:
 
     # --- idleness
 
-    def _look(self) -> None:
+    def _look(self, deadline: float | None) -> None:
         """See whether the connection is still there, before something is sent over it that must not be sent twice."""
         if self.renew is None:
             return
@@ -302,33 +305,38 @@ class Stream:
             if self._readable.select(0):
                 self._receive_all()
             if self.ping_interval and idle > self.ping_interval and not self._posted:
-                self._send(PING, self._timeout)
-                self._read(1, monotonic() + min(PING_TIMEOUT, self._timeout or PING_TIMEOUT))
-        except (ServerClosed, OSError) as error:
-            self.drop()
-            self._renew(error, idle)
-        except BaseException:
-            self.drop()
-            raise
+                answer_by = monotonic() + min(PING_TIMEOUT, self._timeout or PING_TIMEOUT)
+                self._send(PING, answer_by)
+                self._read(1, answer_by if deadline is None else min(answer_by, deadline))
+        except BaseException as error:
+            self._renew(error, idle if deadline is None or monotonic() < deadline else 0.0)
 
-    def _renew(self, error: Exception, idle: float) -> None:
-        """Open the connection anew, if the server closed it for being idle so many seconds; else raise the error."""
-        if self.renew is None or idle <= IDLE or not self._queue.may_repeat:
-            raise error
-        unanswered = deque(self.unanswered)
-        self._posted.clear()
-        try:
-            self.renew(self)
-            while unanswered:
-                on_reply, again, replies = unanswered[0]
-                self.post(again or b"", replies, on_reply, may_repeat=True)
-                unanswered.popleft()
-        except BaseException as failure:
+    def _renew(self, error: BaseException, idle: float) -> None:
+        """Open the connection anew, if the server closed it for being idle so many seconds; else raise the error.
+
+        Meanwhile it counts as open: other threads wait for the lock.
+        """
+        may_renew = isinstance(error, (ServerClosed, OSError)) and idle > IDLE and self._queue.may_repeat
+        if self.renew is None or not may_renew:
             self.drop()
-            self._posted.extend(unanswered)  # what was not sent again is left to the connection that takes over
+            raise error
+        self._again.extend(self._queue.unanswered)
+        self._posted.clear()
+        self._converses = True  # a command of a signal handler is refused
+        try:
+            self._close()
+            self.renew(self)
+            while self._again:
+                on_reply, again, replies = self._again[0]
+                self.post(again or b"", replies, on_reply, may_repeat=True)
+                self._again.popleft()
+        except BaseException as failure:  # what was not sent again is left to the connection that takes over
+            self.drop()
             if isinstance(failure, Exception):
                 raise connection_lost(f"{error}, and cannot be reached anew: {failure}") from failure
             raise
+        finally:
+            self._converses = False
         logger.info("The server closed a connection that had been idle for %.1f s; it is open again", idle)
         if self.ping_interval:
             self.ping_interval = min(self.ping_interval, max(idle / 2, MIN_PING_INTERVAL))
@@ -352,24 +360,35 @@ class Stream:
         return self.ping_interval
 
     def authenticate(self, command: bytes) -> None:
-        """Send a packed ``AUTH``, from any thread. Its reply is left to the next that reads.
+        """Send a packed ``AUTH``, from any thread, when no other uses the connection. That is not waited for.
 
         It is not sent again over another connection: that logs in by itself, and may be another user's.
         """
-        if not self.is_open or self._is_parents:  # before the lock: in a forked child somebody else may hold it
-            return
-        with self.lock:
-            self._post_aside(command, note_reply)
+        if self.is_open and not self._is_parents:  # before the lock: in a forked child somebody else may hold it
+            self._logins.add(command, self.lock, self._log_in)
+
+    def _log_in(self) -> bool:
+        """Send the ``AUTH`` that waits. Returns False if it has to wait."""
+        if self.is_open and (self._converses or not self._writable.select(0)):
+            return False
+        self._logins.send(self._post_aside)
+        return True
 
     def _post_aside(self, command: bytes, on_reply: OnReply) -> bool:
-        """Send a command that is no use of the connection. Returns False if it has ended, or is in use.
+        """Send a command that is no use of the connection. Returns False if it has ended, is in use, or blocked.
 
         It is left to the next use to find that it has ended: that may open it anew.
         """
         if not self.is_open or self._converses or len(self._posted) >= MAX_POSTED or self._has_ended():
             return False
+        if not self._writable.select(0):
+            return False
         used_at = self.used_at
-        self._post(command, 1, on_reply, b"")
+        try:
+            self._post(command, 1, on_reply, b"")
+        except BaseException:
+            self.drop()
+            raise
         self.used_at = used_at
         return True
 
@@ -392,6 +411,12 @@ class Stream:
     def _leave_to_parent(self) -> None:
         self._is_parents = True
 
+    def _free(self, found: Any) -> Any:
+        """Return what a call with the lock held has returned. Raises if the lock was not to be had in time."""
+        if found is NOT_ACQUIRED:
+            raise connection_lost("timed out: another thread uses the connection, and the server is slow")
+        return found
+
     def _refuse(self) -> NoReturn:
         # The lock lets this thread in: a signal handler interrupted it, and would get the reply to the other's command.
         raise connection_lost("this thread was interrupted in the middle of another command")
@@ -408,52 +433,46 @@ class Stream:
             raise socket_error(TimeoutError("the server did not answer in time"))
         selector.select(left)
 
-    def _send(self, data: bytes, timeout: float | None) -> None:
+    def _patience(self, deadline: float | None) -> float | None:
+        """Return the deadline of a wait: the one that was given, or what the connection's timeout leaves."""
+        return deadline if deadline is not None or self._timeout is None else self.used_at + self._timeout
+
+    # These leave it to their callers to drop what has failed: another connection may be opened in its place.
+
+    def _send(self, data: bytes, deadline: float | None) -> None:
         if not self.is_open:
             self.check()  # it was closed while we waited for the lock
         self.used_at = monotonic()
-        deadline = None if timeout is None else self.used_at + timeout
         try:
             sent = self._sock.send(data) if data else 0
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             sent = 0
         except OSError as error:
-            self.drop()
             raise socket_error(error) from error
-        except BaseException:
-            self.drop()
-            raise
         if sent < len(data):
-            self._send_rest(memoryview(data)[sent:], deadline)
+            self._send_rest(memoryview(data)[sent:], self._patience(deadline))
 
     def _send_rest(self, data: memoryview, deadline: float | None) -> None:
         """Send what the socket's buffer had no room for."""
-        try:
-            while data:
-                try:
-                    data = data[self._sock.send(data) :]
-                except (BlockingIOError, ssl.SSLWantWriteError):
-                    self._wait(self._writable, deadline)
-                except ssl.SSLWantReadError:
-                    self._wait(self._readable, deadline)
-                except OSError as error:
-                    raise socket_error(error) from error
-        except BaseException:
-            self.drop()
-            raise
+        while data:
+            try:
+                data = data[self._sock.send(data) :]
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                self._wait(self._writable, deadline)
+            except ssl.SSLWantReadError:
+                self._wait(self._readable, deadline)
+            except OSError as error:
+                raise socket_error(error) from error
 
     def _read(self, count: int, deadline: float | None, posted: bool = False) -> list[Any]:
         """Return the next replies. Replies to posted commands are passed to their receivers first."""
         replies: list[Any] = []
-        try:
-            while len(replies) < count or (posted and self._posted):
-                self._wait(self._readable, deadline)
-                self._receive()
-                self._queue.take(count, replies)
-            return replies
-        except BaseException:
-            self.drop()
-            raise
+        deadline = self._patience(deadline)
+        while len(replies) < count or (posted and self._posted):
+            self._wait(self._readable, deadline)
+            self._receive()
+            self._queue.take(count, replies)
+        return replies
 
     def _receive(self) -> bool:
         """Read more bytes if there are any; whether there may be still more."""
@@ -479,7 +498,10 @@ class Stream:
 
     def drop(self) -> None:
         """Close the socket. May be repeated, also in a forked child: the parent's connection goes on."""
-        self.is_open = False
+        self.is_open = False  # first: see `attach`
+        self._close()
+
+    def _close(self) -> None:
         if self._pid == os.getpid():
             with suppress(OSError):
                 self._sock.shutdown(SHUT_RDWR)

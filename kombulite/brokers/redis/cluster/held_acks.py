@@ -29,7 +29,7 @@ class ClusterHeldAcks(HeldAcks):
         """Return the acks that wait, as commands that may be sent over another connection."""
         return [(state.on_settled, data, ACK_REPLIES) for state, _, data in self._packed(self._groups())]
 
-    def _send(self, groups: Groups) -> None:
+    def _send(self, groups: Groups, deadline: float | None) -> None:
         # What a node does not take is sent again by ``Nodes``.
         self._nodes.post_acks([(slot, data, state.on_settled) for state, slot, data in self._packed(groups)])
         for _, leases in groups:

@@ -49,7 +49,15 @@ class ListeningNodes(Nodes):
         self.restore: Callable[[Any], object] | None = None
         cluster.on_moved.append(self._on_slots_moved)
 
-    def post(self, data: bytes, replies: int, on_reply: OnReply, more: bool = False, may_repeat: bool = False) -> None:
+    def post(
+        self,
+        data: bytes,
+        replies: int,
+        on_reply: OnReply,
+        more: bool = False,
+        may_repeat: bool = False,
+        timeout: float | None = None,
+    ) -> None:
         """Send packed commands of one slot now, and have the node say when that leaves it."""
         key = key_of(data)
         if key is not None and self._announces:
@@ -58,7 +66,7 @@ class ListeningNodes(Nodes):
             if self._announced.get(slot) != owner or owner is None:
                 self._announced[slot] = owner
                 super().post(pack_command(("SSUBSCRIBE", key)), 1, partial(self._on_subscribed, slot))
-        super().post(data, replies, on_reply, more, may_repeat)
+        super().post(data, replies, on_reply, more, may_repeat, timeout)
 
     def _on_subscribed(self, slot: int, reply: Any) -> None:
         if is_unserved(reply):

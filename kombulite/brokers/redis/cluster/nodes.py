@@ -103,7 +103,7 @@ class Nodes:
         self._written = threading.local()  # ``streams``: those that have taken commands of this thread
         self._notes_written = False
         self._scripts_from = 0.0  # when scripts for queues of several slots are tried again
-        self.before_send: Callable[[], object] | None = None  # sends what waits for the next command
+        self.before_send: Callable[[float | None], object] | None = None  # sends what waits for the next command
         self._openings = Openings(self._pauses, self._connect, self._take)
         self._max_ping_interval = inf  # where nodes close connections sooner than they are asked
         self._is_parents = False  # in a forked child
@@ -329,13 +329,13 @@ class Nodes:
                 raise
         return None
 
-    def _begin(self) -> None:
-        """Send what waits for the next command. Raises what ``check`` does."""
+    def _begin(self, deadline: float | None = None) -> None:
+        """Send what waits for the next command, until a deadline. Raises what ``check`` does."""
         self.check()
         if self.before_send is not None:
             with self.lock:
                 if self.before_send is not None:
-                    self.before_send()
+                    self.before_send(deadline)
 
     def _deadline(self, timeout: float | None) -> float:
         return monotonic() + (timeout or self._timeout_cap or self.cluster.timeout)
@@ -348,8 +348,8 @@ class Nodes:
 
     def ask_at(self, slot: int, data: bytes, timeout: float | None = None) -> Any:
         """Do what ``ask`` does, where the slot is known."""
-        self._begin()
         deadline, reply = monotonic() + (timeout or self._timeout_cap or self.cluster.timeout), None
+        self._begin(deadline)
         stream = self._living(self.cluster.slots.owners[slot])
         if stream is not None and not self._refused:
             try:
@@ -373,7 +373,7 @@ class Nodes:
 
     def _exchange(self, units: list[Unit], deadline: float, patience: float | None = None) -> list[Any]:
         patience = self.patience if patience is None else patience
-        self._begin()
+        self._begin(deadline)
         with self.lock:
             self.flush(deadline)
             left, last_try = units, min(deadline - MIN_TRY, monotonic() + patience)
@@ -489,14 +489,29 @@ class Nodes:
 
     # --- commands that are not waited for
 
-    def post(self, data: bytes, replies: int, on_reply: OnReply, more: bool = False, may_repeat: bool = False) -> None:
+    def post(
+        self,
+        data: bytes,
+        replies: int,
+        on_reply: OnReply,
+        more: bool = False,
+        may_repeat: bool = False,
+        timeout: float | None = None,
+    ) -> None:
         """Send packed commands of one slot now. Their replies come later, each to ``on_reply``."""
         slot = self._cache.slot_of(data)
         assert slot is not None, "commands without a key"
-        self.post_at(slot, data, replies, on_reply, more, may_repeat)
+        self.post_at(slot, data, replies, on_reply, more, may_repeat, timeout)
 
     def post_at(
-        self, slot: int, data: bytes, replies: int, on_reply: OnReply, more: bool = False, may_repeat: bool = False
+        self,
+        slot: int,
+        data: bytes,
+        replies: int,
+        on_reply: OnReply,
+        more: bool = False,
+        may_repeat: bool = False,
+        timeout: float | None = None,
     ) -> None:
         """Do what ``post`` does, where the slot is known."""
         post = self._made(slot, data, replies, on_reply, may_repeat)
@@ -505,7 +520,7 @@ class Nodes:
             self._post(post, more)
         else:
             post.asked = stream.address
-            self._post_over(stream, post, data, replies, more, None)
+            self._post_over(stream, post, data, replies, more, timeout)
 
     def post_acks(self, acks: Iterable[tuple[int, bytes, OnReply]]) -> None:
         """Post acknowledgements, as (slot, packed commands, where their replies go), in one step for each node."""

@@ -33,8 +33,9 @@ class NodeStream(Stream):
                 self._refuse()
             self._converses = True
             try:
+                deadline = None if timeout is None else monotonic() + timeout
                 for data in pieces:
-                    self._send(data, timeout)
+                    self._send(data, deadline)
                 if self._is_corked:
                     self._cork(False)
                 if not self._posted:
@@ -93,7 +94,7 @@ class NodeStream(Stream):
             if self._converses:
                 self._refuse()
             try:
-                self._send(b"".join(data for data, _, _ in posts), self._timeout)
+                self._send(b"".join(data for data, _, _ in posts), None)
                 if not self._posted:
                     self._waiting_since = self.used_at
                 for data, replies, on_reply in posts:
