@@ -319,6 +319,7 @@ class BaseProducer(BaseMaker):
     _declared: Any
     _exchange: Any
     _batch: Any
+    _in_steps: bool
     def __init__(self, codecs: Codecs) -> None: ...
     def _publish_now(
         self,
@@ -326,6 +327,7 @@ class BaseProducer(BaseMaker):
         routing_key: str | None,
         delivery_mode: int | str | None,
         mandatory: bool,
+        immediate: bool,
         priority: int | None,
         content_type: str | None,
         content_encoding: str | None,
@@ -342,7 +344,7 @@ class BaseProducer(BaseMaker):
         via: Any,
         correlation_id: str | None,
         reply_to: Any,
-        properties: Mapping[str, Any],
+        properties: dict[str, Any],
     ) -> Any: ...
 
 # --- envelope

@@ -72,8 +72,6 @@ class Producer(MessageMaker, BaseProducer):
     auto_declare = True
     on_return: Callable[[Exception, str, str, Message], Any] | None = None
 
-    #: Whether a step of publishing is not the one that is written here, or the channel is a stand-in.
-    _in_steps = False
     _replaced: Mapping[str, Any] = MappingProxyType({})  # steps that a program has set on this producer
     _channel_promise: Any = None  # kombu's producers have it, and use it no more
     __connection__: BlockingConnection | None = None
@@ -303,38 +301,12 @@ class Producer(MessageMaker, BaseProducer):
             PreconditionFailed: The broker refused a property of the message.
             OperationalError: With ``retry``: the attempts are used up.
         """
-        if via is None and (self._in_steps or (retry and not self._insures_itself)):
-            if correlation_id is not None:
-                properties["correlation_id"] = correlation_id
-            if reply_to is not None:
-                properties["reply_to"] = reply_to
-            return publish_in_steps(
-                self,
-                body,
-                routing_key,
-                delivery_mode,
-                mandatory,
-                immediate,
-                priority,
-                content_type,
-                content_encoding,
-                serializer,
-                headers,
-                compression,
-                exchange,
-                retry,
-                retry_policy,
-                declare,
-                expiration,
-                timeout,
-                confirm_timeout,
-                properties,
-            )
         return self._publish_now(
             body,
             routing_key,
             delivery_mode,
             mandatory,
+            immediate,
             priority,
             content_type,
             content_encoding,
@@ -353,6 +325,8 @@ class Producer(MessageMaker, BaseProducer):
             reply_to,
             properties,
         )
+
+    _publish_in_steps = publish_in_steps
 
     def _publish_otherwise(
         self,

@@ -283,7 +283,9 @@ cdef class BaseSession:
     cdef bint _dispatch(self, event) except -1:
         with cython.critical_section(self):
             channels = self.channels
-        channel = channels.get(event.channel)
+        # Two ways to one field: by name it takes 140 instructions more.
+        number = (<Delivery> event).channel if type(event) is Delivery else event.channel
+        channel = channels.get(number)
         if channel is None:
             self.on_unknown_channel(event)
             return False

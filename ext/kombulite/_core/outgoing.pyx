@@ -148,24 +148,25 @@ cdef class BaseMaker:
     def _make(self, exchange, routing_key, body, delivery_mode, priority, content_type, content_encoding, serializer,
               headers, compression, expiration, properties):
         """The message that the arguments of ``publish`` ask for."""
-        return self._made(exchange, routing_key, body, delivery_mode, priority, content_type, content_encoding,
-                          serializer, headers, compression, expiration, None, None, properties)
+        return self._made(self.exchange, exchange, routing_key, body, delivery_mode, priority, content_type,
+                          content_encoding, serializer, headers, compression, expiration, None, None, properties)
 
-    cdef Delivery _made(self, exchange, routing_key, body, mode, priority, content_type, content_encoding, serializer,
-                        headers, compression, expiration, correlation_id, reply_to, properties):
+    cdef Delivery _made(self, own_exchange, exchange, routing_key, body, mode, priority, content_type,
+                        content_encoding, serializer, headers, compression, expiration, correlation_id, reply_to,
+                        properties):
         cdef tuple encoded
         cdef Delivery made
-        cdef Properties own
+        cdef Properties own_properties
         cdef Codecs codecs = self._codecs  # held, as `plain` is: `__init__` may be called again meanwhile
         cdef PlainMessages plain = self._plain
         if codecs is None:
             raise TypeError("a producer without codecs: it was made without its __init__")
         if exchange is None:
-            exchange = self.exchange
+            exchange = own_exchange
         if isinstance(exchange, str):
             name = exchange
             if not mode:
-                mode = self.exchange.delivery_mode
+                mode = own_exchange.delivery_mode
         else:
             name = exchange.name
             if not mode:
@@ -198,11 +199,11 @@ cdef class BaseMaker:
         made = Delivery.__new__(Delivery)
         made.exchange = name
         made.routing_key = routing_key
-        own = _properties(encoded[0], encoded[1], headers, mode, priority, properties)
+        own_properties = _properties(encoded[0], encoded[1], headers, mode, priority, properties)
         if correlation_id is not None:
-            own.correlation_id = correlation_id
-        own.reply_to = reply_to
-        made.properties = own
+            own_properties.correlation_id = correlation_id
+        own_properties.reply_to = reply_to
+        made.properties = own_properties
         made.body = encoded[2]
         return made
 
@@ -214,8 +215,15 @@ cdef class BaseProducer(BaseMaker):
     cdef public object _declared  # the connection's declarations that hold our exchange
     cdef public object _exchange  # of this exchange
     cdef public object _batch
+    cdef public bint _in_steps  # whether a step of publishing is a program's, or the channel is a stand-in
 
     # --- what the facade adds
+
+    def _publish_in_steps(self, body, routing_key, delivery_mode, mandatory, immediate, priority, content_type,
+                          content_encoding, serializer, headers, compression, exchange, retry, retry_policy, declare,
+                          expiration, timeout, confirm_timeout, properties):
+        """Publish a message in steps that a program may see."""
+        raise NotImplementedError
 
     def _publish_otherwise(self, delivery, mandatory, retry, retry_policy, declare, timeout, confirm_timeout, via):
         """Publish a message where there is more to do than to hand it to an open channel."""
@@ -227,14 +235,28 @@ cdef class BaseProducer(BaseMaker):
 
     # --- the hot path
 
-    def _publish_now(self, body, routing_key, delivery_mode, mandatory, priority, content_type, content_encoding,
-                     serializer, headers, compression, exchange, retry, retry_policy, declare, expiration, timeout,
-                     confirm_timeout, via, correlation_id, reply_to, properties):
+    def _publish_now(self, body, routing_key, delivery_mode, mandatory, immediate, priority, content_type,
+                     content_encoding, serializer, headers, compression, exchange, retry, retry_policy, declare,
+                     expiration, timeout, confirm_timeout, via, correlation_id, reply_to, properties):
         """Do what ``publish`` does, with all of its arguments."""
-        cdef Delivery delivery = self._made(exchange, routing_key, body, delivery_mode, priority, content_type,
-                                            content_encoding, serializer, headers, compression, expiration,
-                                            correlation_id, reply_to, properties)
-        if retry or declare is not None or via is not None or self._batch is not None or not self._is_ready():
+        cdef Delivery delivery
+        if via is None and (self._in_steps or (retry and not self._insures_itself)):
+            if correlation_id is not None:
+                properties["correlation_id"] = correlation_id
+            if reply_to is not None:
+                properties["reply_to"] = reply_to
+            return self._publish_in_steps(body, routing_key, delivery_mode, mandatory, immediate, priority,
+                                          content_type, content_encoding, serializer, headers, compression, exchange,
+                                          retry, retry_policy, declare, expiration, timeout, confirm_timeout,
+                                          properties)
+        own_exchange = self.exchange
+        delivery = self._made(own_exchange, exchange, routing_key, body, delivery_mode, priority, content_type,
+                              content_encoding, serializer, headers, compression, expiration, correlation_id, reply_to,
+                              properties)
+        if (
+            retry or declare is not None or via is not None or self._batch is not None
+            or not self._is_ready(own_exchange)
+        ):
             return self._publish_otherwise(delivery, mandatory, retry, retry_policy, declare, timeout, confirm_timeout,
                                            via)
         channel = self._facade
@@ -244,7 +266,7 @@ cdef class BaseProducer(BaseMaker):
             self._publish_failed(channel, error)
             raise
 
-    cdef bint _is_ready(self) except -1:
+    cdef bint _is_ready(self, exchange) except -1:
         """Whether the channel is open, and our exchange was declared on its connection."""
         cdef BaseChannel channel
         cdef bint is_open
@@ -257,5 +279,5 @@ cdef class BaseProducer(BaseMaker):
             is_open = self._facade.is_open  # a transport of others is asked
         return (
             is_open and isinstance(channel.session, BaseSession)
-            and (<BaseSession> channel.session).declared is self._declared and self.exchange is self._exchange
+            and (<BaseSession> channel.session).declared is self._declared and exchange is self._exchange
         )
