@@ -1,12 +1,15 @@
 """A messaging library: a compiled core behind the API that kombu's users know."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from kombulite.connection import BrokerConnection, Connection
 from kombulite.entity import Exchange, Queue, binding
 from kombulite.message import Message
 from kombulite.messaging import Consumer, Producer
 from kombulite.serialization import disable_insecure_serializers, enable_insecure_serializers
+from kombulite.utils.records import NamedTuple
 from kombulite.utils.url import parse_url
 from kombulite.utils.uuid import uuid
 

@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from io import BytesIO
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from kombulite._core import Codecs
 from kombulite.exceptions import ContentDisallowed, DecodeError, EncodeError, SerializerNotInstalled
 from kombulite.utils.json import codec as json
+from kombulite.utils.records import NamedTuple
 
 __all__ = [
     "disable_insecure_serializers",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from kombulite.utils.records import NamedTuple
 
 
 class Counters(NamedTuple):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from kombulite import exceptions
 from kombulite._client.interfaces import BlockingConnection
 from kombulite.brokers.base import Transport
 from kombulite.utils.functional import retry_intervals, sleep_in_slices
+from kombulite.utils.records import NamedTuple
 
 
 class RetryPolicy(NamedTuple):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from kombulite.brokers.base import ExchangeSpec, QueueSpec, Transport
+from kombulite.utils.records import NamedTuple
 
 
 class Step:

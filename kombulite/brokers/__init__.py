@@ -6,11 +6,12 @@ subclass of ``kombulite.brokers.base.Transport`` as the object.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from kombulite.brokers.base import Transport
 from kombulite.transport import TRANSPORT_ALIASES, closest_name, get_transport_cls, is_replaced
 from kombulite.utils.imports import symbol_by_name
+from kombulite.utils.records import NamedTuple
 
 ENTRY_POINT_GROUP = "kombulite.transports"
 

@@ -17,11 +17,12 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from time import monotonic
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 from weakref import ref
 
 from kombulite import exceptions
 from kombulite._core import AckStep, Delivery, PublishStep
+from kombulite.utils.records import NamedTuple
 
 #: Seconds by which a turn of an event loop has to be due sooner than the one that was asked for, to be asked for anew.
 MIN_GAIN = 0.01

@@ -22,7 +22,7 @@ from functools import partial
 from itertools import count
 from threading import get_ident
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 from kombulite import exceptions
 from kombulite._client.lifecycle import State
@@ -33,6 +33,7 @@ from kombulite.abstract import Object
 from kombulite.brokers import base
 from kombulite.brokers.base import Capabilities, Outcome
 from kombulite.message import Message
+from kombulite.utils.records import NamedTuple
 
 #: Where a channel of others keeps the facade's part.
 ATTRIBUTE = "_kombulite_channel"

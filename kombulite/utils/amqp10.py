@@ -8,7 +8,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from kombulite.utils.records import NamedTuple
 
 if TYPE_CHECKING:
     from uuid import UUID

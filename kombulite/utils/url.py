@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlparse
+
+from kombulite.utils.records import NamedTuple
 
 __all__ = ["as_url", "maybe_sanitize_url", "parse_url", "safequote", "sanitize_url", "url_to_parts", "urlparse"]
 
