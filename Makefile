@@ -59,8 +59,9 @@ lint: $(VENV)/.installed
 	$(BIN)/codespell kombulite/*.py kombulite/*/ ext tests/*/ bench
 	$(BIN)/codespell -D - -D .glossary.txt README.md CONTRIBUTING.md SECURITY.md CODE_OF_CONDUCT.md docs
 
+# Without --quiet: it would hide the warnings from --strict, which counts those that are shown.
 docs: $(VENV)/.installed  ## the site, in build/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 release: $(VENV)/.installed  ## an sdist and a wheel in dist, each tried in a clean environment
 	$(BIN)/python -m tests.release

@@ -1,7 +1,7 @@
-"""Tables and diagrams of the manual that are made from the code, as a hook of MkDocs.
+"""Tables and diagrams of the manual that are made from the code, and the changelog, as a hook of MkDocs.
 
 A page has a comment in their place: ``<!-- options: kombulite.brokers.amqp.connector -->``,
-``<!-- picture: lifecycle -->``.
+``<!-- picture: lifecycle -->``, ``<!-- file: CHANGELOG.md -->``.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ import math
 import re
 from html import escape
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from kombulite._client.lifecycle import NEXT, State
 from kombulite.brokers.base import Outcome
 
-COMMENT = re.compile(r"^<!-- (options|picture): (\S+) -->$", re.MULTILINE)
+ROOT = Path(__file__).parents[1]
+COMMENT = re.compile(r"^<!-- (options|picture|file): (\S+) -->$", re.MULTILINE)
 ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put tables and diagrams into a page."""
-    return COMMENT.sub(
-        lambda found: options_table(found[2]) if found[1] == "options" else PICTURES[found[2]](), markdown
-    )
+    """Put tables, diagrams and files into a page."""
+    return COMMENT.sub(lambda found: MAKERS[found[1]](found[2]), markdown)
+
+
+def file(name: str) -> str:
+    """Return the text of a file of the project, with links for a page at the top of the manual."""
+    return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
 
 
 def options_of(module: str) -> dict[str, tuple[str, str]]:
@@ -159,3 +164,6 @@ def picture(
         f'<svg viewBox="0 0 {width} {height}" role="img" style="max-width:{width}px;width:100%">'
         f"<title>{escape(title)}</title><defs>{arrow}</defs>{''.join(lines + labels + boxes)}</svg>"
     )
+
+
+MAKERS = {"options": options_table, "picture": lambda name: PICTURES[name](), "file": file}

@@ -54,12 +54,12 @@ class Exchange(MaybeChannelBound):
         channel: Channel to bind the exchange to.
 
     Keyword Args:
-        durable: If True (default), it survives a restart of the broker.
-        auto_delete: If True, it is deleted with its last binding.
-        delivery_mode: Default for messages: 1 or ``"transient"``, 2 or ``"persistent"``.
-        arguments: The broker's own arguments, by name.
-        passive: If True, declaring only asserts that it exists.
-        no_declare: If True, it is never declared.
+        durable (bool): If True (default), it survives a restart of the broker.
+        auto_delete (bool): If True, it is deleted with its last binding.
+        delivery_mode (int | str | None): Default for messages: 1 or ``"transient"``, 2 or ``"persistent"``.
+        arguments (dict[str, Any] | None): The broker's own arguments, by name.
+        passive (bool): If True, declaring only asserts that it exists.
+        no_declare (bool): If True, it is never declared.
 
     Example:
         orders = Exchange("orders", type="topic")
@@ -388,22 +388,22 @@ class Queue(MaybeChannelBound):
         on_declared: Called with (name, messages, consumers) after each declaration.
 
     Keyword Args:
-        durable: If True (default), it survives a restart of the broker.
-        exclusive: If True, only this connection may use it, and it is deleted with the connection.
-        auto_delete: If True, it is deleted with its last consumer.
-        no_ack: If True, messages count as acknowledged when the broker sends them.
-        expires: Seconds without a consumer after which it is deleted.
-        message_ttl: Seconds after which a waiting message expires.
-        max_length: Largest number of waiting messages.
-        max_length_bytes: Largest size of the waiting messages, in bytes.
-        max_priority: Largest priority; the highest is delivered first.
-        queue_arguments: The broker's own arguments of the queue.
-        binding_arguments: The broker's own arguments of the binding.
-        consumer_arguments: The broker's own arguments of its consumers.
-        kind: ``Quorum(...)`` or ``Stream(...)`` for RabbitMQ's other queues. Arguments under the broker's names win
-            over those of the kind.
-        no_declare: If True, it is never declared.
-        alias: A name that programs give it.
+        durable (bool): If True (default), it survives a restart of the broker.
+        exclusive (bool): If True, only this connection may use it, and it is deleted with the connection.
+        auto_delete (bool): If True, it is deleted with its last consumer.
+        no_ack (bool): If True, messages count as acknowledged when the broker sends them.
+        expires (float | None): Seconds without a consumer after which it is deleted.
+        message_ttl (float | None): Seconds after which a waiting message expires.
+        max_length (int | None): Largest number of waiting messages.
+        max_length_bytes (int | None): Largest size of the waiting messages, in bytes.
+        max_priority (int | None): Largest priority; the highest is delivered first.
+        queue_arguments (dict[str, Any] | None): The broker's own arguments of the queue.
+        binding_arguments (dict[str, Any] | None): The broker's own arguments of the binding.
+        consumer_arguments (dict[str, Any] | None): The broker's own arguments of its consumers.
+        kind (Quorum | Stream | None): ``Quorum(...)`` or ``Stream(...)`` for RabbitMQ's other queues. Arguments under
+            the broker's names win over those of the kind.
+        no_declare (bool): If True, it is never declared.
+        alias (str | None): A name that programs give it.
 
     Raises:
         ValueError: An attribute contradicts ``kind``.

@@ -47,7 +47,7 @@ class ProducerPool(Resource):
         **kwargs: Keywords of ``Resource``.
 
     Keyword Args:
-        Producer: Class of the producers.
+        Producer (type[kombulite.Producer]): Class of the producers.
     """
 
     Producer: Any = Producer

@@ -30,7 +30,7 @@ CHROMIUM = shutil.which("chromium")
 def site(tmp_path_factory):
     pytest.importorskip("mkdocs", reason="mkdocs is of the extra `docs`, which the matrix of Pythons does without")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "DOCS_EDIT_URL": EDIT_URL}
     built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
@@ -75,31 +75,62 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="chromium is not installed")
-def test_each_page_fits_a_phone(site, tmp_path):
-    from playwright.sync_api import sync_playwright
-
+@pytest.fixture(scope="module")
+def home(site):
+    """Where the site is served."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def view():
+    """A page of a browser as wide as a phone."""
+    if CHROMIUM is None and not os.environ.get("CI"):
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser.new_page(viewport={"width": 390, "height": 800})
+        browser.close()
+
+
+def test_each_page_fits_a_phone(home, view, tmp_path):
     problems = {}
-    try:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            view = browser.new_page(viewport={"width": 390, "height": 800})
-            errors = []
-            view.on("pageerror", lambda error: errors.append(str(error)))
-            for page in PAGES:
-                view.goto(f"http://127.0.0.1:{server.server_port}/{address(page)}", wait_until="load")
-                if not view.evaluate("document.documentElement.scrollWidth <= innerWidth"):
-                    errors.append("wider than the screen")
-                if errors:
-                    problems[address(page)] = list(errors)
-                    errors.clear()
-                view.screenshot(path=tmp_path / f"{address(page).replace('/', '-')}.png")
-            browser.close()
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    errors = []
+    view.on("pageerror", lambda error: errors.append(str(error)))
+    for page in PAGES:
+        view.goto(f"{home}/{address(page)}", wait_until="load")
+        if not view.evaluate("document.documentElement.scrollWidth <= innerWidth"):
+            errors.append("wider than the screen")
+        if errors:
+            problems[address(page)] = list(errors)
+            errors.clear()
+        view.screenshot(path=tmp_path / f"{address(page).replace('/', '-')}.png")
     assert problems == {}
+
+
+def test_search_finds_the_page_of_an_option(home, view):
+    view.set_viewport_size({"width": 1280, "height": 800})
+    view.goto(home, wait_until="load")
+    view.get_by_role("textbox", name="Search").click()
+    view.keyboard.type("confirm_publish")
+    found = view.locator(".md-search-result__item a").first
+    found.wait_for()
+    assert "confirm_publish" in found.inner_text()
+    view.goto(found.evaluate("link => link.href"), wait_until="load")
+    assert "confirm_publish" in view.locator("article").inner_text()
+
+
+def test_a_snippet_is_copied_as_it_is(home, view):
+    view.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    view.goto(home, wait_until="load")
+    view.locator(".highlight").first.hover()
+    view.locator("button[title='Copy to clipboard']").first.click()
+    first = BLOCK.findall((ROOT / "docs" / "index.md").read_text())[0]
+    view.wait_for_function("async (text) => (await navigator.clipboard.readText()).trim() === text", arg=first.strip())

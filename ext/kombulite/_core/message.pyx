@@ -312,7 +312,7 @@ cdef class BaseMessage:
         """Acknowledge the message: the broker deletes it.
 
         Args:
-            multiple: If True, all earlier messages of the channel too.
+            multiple (bool): If True, all earlier messages of the channel too.
 
         Raises:
             MessageStateError: It was acknowledged, rejected or requeued before, or has no channel.
@@ -345,7 +345,8 @@ cdef class BaseMessage:
         """Reject the message. A broker that counts failed deliveries counts this one.
 
         Args:
-            requeue: If True, it returns to its queue; else it goes to the dead letter exchange, if there is one.
+            requeue (bool): If True, it returns to its queue; else it goes to the dead letter exchange, if there is
+                one.
 
         Raises:
             MessageStateError: It was acknowledged, rejected or requeued before, or has no channel.
@@ -360,8 +361,8 @@ cdef class BaseMessage:
         """Return the message to its queue.
 
         Args:
-            failed: If True, the delivery counts as failed, where the broker makes that difference (quorum queues of
-                RabbitMQ 4: ``delivery_limit``, delayed retry).
+            failed (bool): If True, the delivery counts as failed, where the broker makes that difference (quorum
+                queues of RabbitMQ 4: ``delivery_limit``, delayed retry).
 
         Raises:
             MessageStateError: It was acknowledged, rejected or requeued before, or has no channel.
