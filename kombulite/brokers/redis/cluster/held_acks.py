@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from kombulite.brokers.redis.claims import RedisChannel
-from kombulite.brokers.redis.cluster.handover import by_queue
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.nodes import Nodes
 from kombulite.brokers.redis.held_acks import Groups, HeldAcks
-from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, pack_acknowledgement
+from kombulite.brokers.redis.leases import ACK_REPLIES, pack_acknowledgement
 from kombulite.brokers.redis.replies import Posted
 
 
@@ -37,13 +36,13 @@ class ClusterHeldAcks(HeldAcks):
 
     def _packed(self, groups: Groups) -> list[tuple[RedisChannel, int, bytes]]:
         """Return (channel, slot, commands) for each queue of a channel."""
-        return [
-            (state, keys.slot, pack_acknowledgement(keys, [lease.tag for lease in mine]))
-            for state, leases in groups
-            for queue, mine in by_queue(_noted(leases))
-            for keys in (self._keys.of(queue),)
-        ]
-
-
-def _noted(leases: Sequence[Lease]) -> list[Lease]:
-    return [lease for lease in leases if not lease.is_fanout]
+        packed = []
+        for state, leases in groups:
+            tags: dict[str, list[str]] = {}
+            for lease in leases:
+                if not lease.is_fanout:
+                    tags.setdefault(lease.queue, []).append(lease.tag)
+            for queue, mine in tags.items():
+                keys = self._keys.of(queue)
+                packed.append((state, keys.slot, pack_acknowledgement(keys, mine)))
+        return packed

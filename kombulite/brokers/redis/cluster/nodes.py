@@ -34,7 +34,7 @@ from kombulite.brokers.redis.cluster.gather import MIN_TRY, gather, left_until
 from kombulite.brokers.redis.cluster.known import Cluster
 from kombulite.brokers.redis.cluster.openings import Openings
 from kombulite.brokers.redis.cluster.pauses import Pauses
-from kombulite.brokers.redis.cluster.posts import Post
+from kombulite.brokers.redis.cluster.posts import Ack, AckBatch, Post
 from kombulite.brokers.redis.cluster.slots import Address, Refusal, SlotCache, refusal_of
 from kombulite.brokers.redis.cluster.stream import NodeStream
 from kombulite.brokers.redis.cluster.units import CACHING, DOWN_PAUSE, Unit, pause_of, share, split, units_of
@@ -195,8 +195,9 @@ class Nodes:
             posted = stream.take_posted()
             self._close(stream.address)
             self.cluster.is_stale = True
-            for on_reply in dict.fromkeys(on_reply for on_reply, _, _ in posted if isinstance(on_reply, Post)):
-                on_reply.lost()
+            for on_reply in dict.fromkeys(on_reply for on_reply, _, _ in posted):
+                if isinstance(on_reply, (Post, AckBatch)):
+                    on_reply.lost()
             self._pauses.notify_all()  # threads that wait for replies find it closed
 
     def _try(self, stream: NodeStream, step: Callable[..., T], *arguments: Any) -> T | None:
@@ -522,29 +523,33 @@ class Nodes:
             post.asked = stream.address
             self._post_over(stream, post, data, replies, more, timeout)
 
-    def post_acks(self, acks: Iterable[tuple[int, bytes, OnReply]]) -> None:
-        """Post acknowledgements, as (slot, packed commands, where their replies go), in one step for each node."""
+    def post_acks(self, acks: Iterable[Ack]) -> None:
+        """Post acknowledgements, in one step for each node."""
         self.check()
         with self.lock:
-            by_stream: dict[NodeStream, list[tuple[bytes, int, Post]]] = {}
+            by_stream: dict[NodeStream, list[Ack]] = {}
             streams: dict[Address | None, NodeStream | None] = {}
-            for slot, data, on_reply in acks:
-                post, address = self._made(slot, data, ACK_REPLIES, on_reply, True), self.cluster.slots.owners[slot]
+            owners = self.cluster.slots.owners
+            for ack in acks:
+                address = owners[ack[0]]
                 if address not in streams:
                     streams[address] = self._living(address)
                 stream = streams[address]
                 if stream is None:
-                    self._post(post)
+                    self._post(self._post_of(ack))
                 else:
-                    post.asked = stream.address
-                    by_stream.setdefault(stream, []).append((data, ACK_REPLIES, post))
-            for stream, posts in by_stream.items():
+                    by_stream.setdefault(stream, []).append(ack)
+            for stream, mine in by_stream.items():
+                batch = AckBatch(mine, stream.address, self._post_of)
                 try:
-                    stream.post_all(posts)
+                    stream.post_batch(batch.packed, batch.replies, batch)
                 except LOSSES as error:
                     self._lose(stream, error)
-                    for _, _, post in posts:
-                        post.lost()
+                    batch.lost()
+
+    def _post_of(self, ack: Ack) -> Post:
+        slot, data, on_reply = ack
+        return self._made(slot, data, ACK_REPLIES, on_reply, True)
 
     def _post_over(
         self, stream: NodeStream, post: Post, data: bytes, replies: int, more: bool, timeout: float | None
@@ -630,8 +635,11 @@ class Nodes:
         posted = [each for stream in list(self.streams.values()) for each in stream.unanswered]
         repeatable = [post for post in list(self._refused) if post.may_repeat]
         refused = [(post, data, 1) for post in repeatable for data in post.refused().commands]
-        apart = [(on_reply, data, 1) for on_reply, again, _ in posted for data in split(again or b"")]
-        return [*(each for each in apart if self._cache.slot_of(each[1]) is not None), *refused]
+        apart: list[Posted] = []
+        for on_reply, again, _ in posted:
+            acks = on_reply.unanswered if isinstance(on_reply, AckBatch) else [(0, again or b"", on_reply)]
+            apart += [(each, data, 1) for _, commands, each in acks for data in split(commands)]
+        return [*(each for each in apart if self._cache.slot_of(each[1] or b"") is not None), *refused]
 
     def flush(self, deadline: float) -> None:
         """Send again what was refused and is due."""

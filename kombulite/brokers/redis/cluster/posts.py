@@ -9,7 +9,11 @@ from hiredis import ReplyError
 
 from kombulite.brokers.redis.cluster.slots import Address, Refusal
 from kombulite.brokers.redis.cluster.units import Unit, split
+from kombulite.brokers.redis.leases import ACK_REPLIES
 from kombulite.brokers.redis.replies import Lost, OnReply
+
+#: The acks of one queue: its slot, the ``ACK_REPLIES`` commands, what gets the errors among their replies.
+Ack = tuple[int, bytes, OnReply]
 
 
 class Post:
@@ -119,3 +123,62 @@ class Post:
         if self.unit is None:
             self.unit = Unit(self.slot, split(self.data), self.asked)
         return self.unit
+
+
+class AckBatch:
+    """Acks of several queues that were sent to one node together, and what takes their replies.
+
+    There are no ``Post`` objects but for what the node refuses or loses: two objects and two calls for each queue
+    would cost as much as what is sent.
+
+    ``asked``: the node. ``make(ack)``: returns the post that has acks sent again, or passes their errors on.
+    """
+
+    __slots__ = ("_acks", "_asked", "_make", "_post", "_taken")
+
+    def __init__(self, acks: Sequence[Ack], asked: Address, make: Callable[[Ack], Post]) -> None:
+        self._acks = acks
+        self._asked = asked
+        self._make = make
+        self._taken = 0  # replies
+        self._post: Post | None = None  # of the acks whose replies are coming, once one of these is an error
+
+    @property
+    def packed(self) -> bytes:
+        """All commands, as they are sent."""
+        return b"".join([data for _, data, _ in self._acks])
+
+    @property
+    def replies(self) -> int:
+        """The number of replies to come in all."""
+        return ACK_REPLIES * len(self._acks)
+
+    @property
+    def unanswered(self) -> Sequence[Ack]:
+        """The acks that have not all of their replies."""
+        return self._acks[self._taken // ACK_REPLIES :]
+
+    def __call__(self, reply: Any) -> None:
+        """Take the next reply."""
+        place, earlier = divmod(self._taken, ACK_REPLIES)
+        self._taken += 1
+        if not earlier:
+            self._post = None
+        if self._post is None:
+            if reply.__class__ is not ReplyError:
+                return
+            self._post = self._post_of(self._acks[place])
+            for _ in range(earlier):
+                self._post(None)
+        self._post(reply)
+
+    def lost(self) -> None:
+        """Have sent again what has no replies: the connection is lost."""
+        unanswered, self._taken = self.unanswered, self.replies
+        for ack in unanswered:
+            self._post_of(ack).lost()
+
+    def _post_of(self, ack: Ack) -> Post:
+        post = self._make(ack)
+        post.asked = self._asked
+        return post

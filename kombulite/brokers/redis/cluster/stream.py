@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from time import monotonic
 from typing import Any
 
@@ -87,18 +87,14 @@ class NodeStream(Stream):
         with self.lock:
             self._wait_for(None, 0, None if timeout is None else monotonic() + timeout)
 
-    def post_all(self, posts: Sequence[tuple[bytes, int, OnReply]]) -> None:
-        """Send packed commands at once. Each part's replies go where it says; all may be repeated."""
+    def post_batch(self, data: bytes, replies: int, on_reply: OnReply) -> None:
+        """Send packed commands that may be repeated, at once."""
         self.check()
         with self.lock:
             if self._converses:
                 self._refuse()
             try:
-                self._send(b"".join(data for data, _, _ in posts), None)
-                if not self._posted:
-                    self._waiting_since = self.used_at
-                for data, replies, on_reply in posts:
-                    self._queue.expect(replies, on_reply, data)
+                self._post(data, replies, on_reply, data)
             except BaseException:
                 self.drop()
                 raise
