@@ -89,10 +89,15 @@ class Claim:
         )
 
     def leases(self, reply: list[Any]) -> list[tuple[int, list[Lease]]]:
-        """Return the messages of the answer: (index of the priority step, messages of one list)."""
+        """Return the messages of the answer: (index of the priority step, messages of one list).
+
+        Raises LookupError, TypeError or ValueError for an answer that makes no sense.
+        """
         found = []
         number = self._first
         for place, envelopes in zip(reply[::2], reply[1::2], strict=True):
+            if place < 1 or {*map(type, envelopes)} != {bytes}:
+                raise TypeError(f"messages of list {place!r:.20}: {envelopes!r:.80}")
             step, which = divmod(place - 1, len(self.queues))
             queue, key = self.queues[which], self._lists[place - 1]
             leases = [Lease(self._tags.tag(number + i), queue, key, each) for i, each in enumerate(envelopes)]

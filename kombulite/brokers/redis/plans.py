@@ -171,6 +171,13 @@ def is_granted(reply: Any) -> bool:
     return False
 
 
+def number_of(reply: Any) -> int:
+    """Return the number that a reply is. Raises RecoverableConnectionError for one that is none."""
+    if not isinstance(reply, int):
+        raise connection_lost(f"the server sends a reply that makes no sense: {reply!r:.80} for a number")
+    return reply
+
+
 def is_missing(reply: Any) -> bool:
     """Return whether the server lacks the script that was to be run."""
     return isinstance(reply, ReplyError) and str(reply).startswith("NOSCRIPT")

@@ -368,7 +368,11 @@ class RedisProtocol:
             except (exceptions.ConnectionError, OSError):
                 self._lose_claim(state, claim)
                 raise
-            found = claim.leases(reply)
+            try:
+                found = claim.leases(reply)
+            except (LookupError, TypeError, ValueError) as error:
+                self._lose_claim(state, claim)
+                raise connection_lost(f"the server sends a reply that makes no sense: {error!r:.80}") from error
             state.fetching.remove(claim)
             if not found:
                 return None

@@ -14,7 +14,7 @@ from kombulite._core import Delivery, EnvelopeTemplate, ListPush, Properties, Ta
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Limits, Options
-from kombulite.brokers.redis.plans import Exchange, Plan, is_refused
+from kombulite.brokers.redis.plans import Exchange, Plan, is_refused, number_of
 from kombulite.brokers.redis.router import Routes
 from kombulite.brokers.redis.topology import Topology
 from kombulite.utils.json import codec
@@ -169,7 +169,7 @@ class Publisher:
         failure = destination.failure_of(replies)
         if failure is not None:
             raise reply_error(str(failure))
-        return int(replies[0]) if destination.topics else len(queues)
+        return number_of(replies[0]) if destination.topics else len(queues)
 
     def _commands(
         self,

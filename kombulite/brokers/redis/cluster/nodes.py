@@ -40,7 +40,7 @@ from kombulite.brokers.redis.cluster.stream import NodeStream
 from kombulite.brokers.redis.cluster.units import CACHING, DOWN_PAUSE, Unit, pause_of, share, split, units_of
 from kombulite.brokers.redis.errors import ServerClosed, connection_lost, reply_error
 from kombulite.brokers.redis.leases import ACK_REPLIES
-from kombulite.brokers.redis.plans import LOST, Plan, Wait, perform
+from kombulite.brokers.redis.plans import LOST, Plan, Wait, number_of, perform
 from kombulite.brokers.redis.replies import OnReply, Posted, Unreached
 from kombulite.brokers.redis.stream import IDLE, MIN_PING_INTERVAL
 from kombulite.utils.compat import register_after_fork
@@ -483,7 +483,7 @@ class Nodes:
             for stream, (reply,) in reached.items():
                 if isinstance(reply, ReplyError):
                     raise reply_error(str(reply))
-                if reply < count:
+                if number_of(reply) < count:
                     host, port = stream.address
                     text = f"{reply} replicas of {host}:{port} have the message, {count} are to have it"
                     raise exceptions.MessageNacked(text)

@@ -18,7 +18,7 @@ from kombulite.brokers.redis.cluster.slots import slot_of
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Limits
-from kombulite.brokers.redis.plans import LOST, Exchange, Plan, is_refused
+from kombulite.brokers.redis.plans import LOST, Exchange, Plan, is_refused, number_of
 from kombulite.brokers.redis.publisher import EXEC, MAX_TOGETHER, MULTI, Destination, Publisher, Segment, failure_of
 from kombulite.brokers.redis.router import Routes
 
@@ -115,7 +115,7 @@ class ClusterPublisher(Publisher):
             (reply,) = yield Exchange(commands, 1)
             if isinstance(reply, ReplyError):
                 raise reply_error(str(reply))
-            return int(reply)
+            return number_of(reply)
         missed = self._missed(delivery, queues)
         if missed:
             group = Group(destination, template, missed, [delivery])

@@ -92,7 +92,7 @@ class SlotMap:
                 replicas += [_address(other, asked) for other in others]
                 for slot in range(max(int(first), 0), min(int(last), SLOTS - 1) + 1):
                     owners[slot] = owner
-        except (TypeError, ValueError, LookupError) as error:
+        except (TypeError, ValueError, LookupError, OverflowError) as error:
             raise connection_lost(f"a node whose slots make no sense: {error!r:.80}") from error
         self.nodes = tuple(dict.fromkeys([*masters, *replicas]))
         changed = {slot for slot, (old, new) in enumerate(zip(self.owners, owners, strict=True)) if old != new}
