@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hiredis import ReplyError
 
 from kombulite.brokers import base
 from kombulite.brokers.base import Settings
@@ -15,6 +16,7 @@ from kombulite.brokers.redis import receiver as receiving
 from kombulite.brokers.redis.claims import Consumer, RedisChannel
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Options, OrderStrategy
+from kombulite.brokers.redis.pace import FALSE_LISTS, GAP, LONGEST_PAUSE, MAX_FALSE, PATIENCE, STREAM
 from kombulite.brokers.redis.receiver import Receiver
 
 MOMENT = 1e-6  # seconds: more than what a float of the clock is rounded by
@@ -39,16 +41,23 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Wire:
-    """A stream that keeps where the replies go."""
+    """A stream that keeps what is sent, and where the replies go."""
 
     protocol = 3
     lock = nullcontext()
 
     def __init__(self) -> None:
         self.on_replies: list[Callable[[Any], None]] = []
+        self.sent: list[str] = []  # commands that are not seen yet
 
     def post(self, data: bytes, replies: int, on_reply: Callable[[Any], None], **flags: bool) -> None:
         self.on_replies.append(on_reply)
+        self.sent.append(data.split(b"\r\n")[2].decode())
+
+    def seen(self) -> list[str]:
+        """What was sent since the last time."""
+        sent, self.sent = self.sent, []
+        return sent
 
 
 class Idle:
@@ -157,3 +166,106 @@ def test_an_event_loop_turns_when_the_next_look_is_due(clock):
     assert len(loop.later) == 3
     transport.unregister_from_event_loop(transport, loop)
     assert loop.later[-1].is_cancelled
+
+
+# --- where the server says when lists change
+
+
+@pytest.fixture
+def told(idle: Idle) -> Idle:
+    """A consumer whose server does so, and which looks when it is told to."""
+    idle.receiver.watch_later(idle.wire)
+    idle.claims.dirty_queues.clear()
+    return idle
+
+
+def tell(told: Idle) -> None:
+    """Have the server say that the list has changed."""
+    told.receiver.on_push([b"invalidate", [b"queue"]])
+
+
+def claim(told: Idle, *reply: Any) -> list[str]:
+    """Claim what there is, if it is time, and answer that; returns what was sent."""
+    told.receiver.claim(told.state)
+    sent = told.wire.seen()
+    if reply:
+        told.wire.on_replies[-1](*reply)
+    return sent
+
+
+def outrun(told: Idle) -> None:
+    """Let others be faster, time and again."""
+    for _ in range(PATIENCE + 1):
+        tell(told)
+        told.claims.dirty_queues.add("queue")
+        assert claim(told, []) == ["EVALSHA"]
+        told.wire.seen()
+
+
+def test_a_consumer_that_others_outrun_looks_before_it_claims(told):
+    outrun(told)
+    for _ in range(3):
+        tell(told)
+        assert claim(told, 0) == ["EXISTS"]
+        assert not told.claims.dirty_queues
+    tell(told)
+    assert claim(told, 1) == ["EXISTS"]
+    assert told.receiver.pause() == 0  # it does not pause once more: there is something
+    assert claim(told, [1, [b"{}"]]) == ["EVALSHA"]
+    told.wire.seen()
+    tell(told)
+    assert claim(told) == ["EVALSHA"]
+
+
+def test_a_consumer_that_is_told_of_more_while_it_looks_claims_all_the_same(told):
+    outrun(told)
+    tell(told)
+    assert claim(told, 1) == ["EXISTS"]
+    tell(told)
+    assert claim(told) == ["EVALSHA"]
+
+
+def test_a_look_that_fails_is_made_again(told):
+    outrun(told)
+    tell(told)
+    assert claim(told, ReplyError("BUSY a script")) == ["EXISTS"]
+    assert claim(told) == ["EVALSHA"]
+
+
+def test_false_news_is_found_out_by_looks_too(told, clock):
+    """As where the server's table is too small for the lists that are watched."""
+    for number in range(FALSE_LISTS):
+        told.claims.add(Consumer(f"tag{number}", f"queue{number}", False, False))
+    told.claims.dirty_queues.clear()
+    for number in range(2 * MAX_FALSE):
+        queue = f"queue{number % FALSE_LISTS}"
+        told.receiver._watched[queue.encode()] = queue
+        told.receiver.on_push([b"invalidate", [queue.encode()]])
+        if not told.receiver.listens:
+            break
+        sent = claim(told)
+        told.wire.on_replies[-1]([] if sent == ["EVALSHA"] else 0)
+        told.wire.seen()
+    assert not told.receiver.listens
+
+
+def test_in_a_stream_the_next_claim_follows_after_a_pause_without_news(told, clock):
+    pace = told.receiver.pace
+    told.claims.dirty_queues.add("queue")
+    for _ in range(STREAM + 2):
+        clock.now += GAP / 2
+        assert claim(told, [1, [b"{}", b"{}"]]) == ["EVALSHA"]
+        told.wire.seen()
+        told.claims.ready.clear()
+        told.claims.dirty_queues.add("queue")
+    assert claim(told) == []  # it is too soon
+    assert 0 < told.receiver.pause() <= LONGEST_PAUSE
+    clock.now += LONGEST_PAUSE
+    assert claim(told, [1, [b"{}", b"{}"]]) == ["EVALSHA"]
+    assert told.wire.seen() == []  # no question that has news as its answer
+    clock.now += LONGEST_PAUSE
+    told.claims.ready.clear()
+    tell(told)
+    assert claim(told, []) == ["EVALSHA"]
+    assert told.wire.seen() == ["EXISTS"]  # the stream has ended
+    assert pace.is_streaming

@@ -21,9 +21,12 @@ from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, exce
 from kombulite.asynchronous import Hub
 from kombulite.brokers.redis.blocking import MAX_WAITING, ListWaits
 from kombulite.brokers.redis.options import Options
+from kombulite.brokers.redis.pace import PATIENCE, Pace
 from kombulite.brokers.redis.stream import Stream
 from kombulite.brokers.redis.waiter import Waiter
+from tests.aio.conftest import run
 from tests.redis.conftest import drain
+from tests.redis.test_aio import transport_of
 from tests.servers import RedisServer
 
 #: As kombu's documentation recommends, to spare the server; nobody waits for that.
@@ -333,3 +336,84 @@ def test_there_is_no_wait_for_a_queue_that_is_not_consumed_any_more():
         stream.answer(None)
         assert waits.cover(1)
         assert stream.waits_for("new")
+
+
+class Slow(Pace):
+    """The pace of a stream that does not end."""
+
+    is_streaming = True
+
+    def rest(self, now: float) -> float:
+        return max(self._looked_at + 0.02 - now, 0.0)
+
+
+def test_messages_of_a_stream_come_after_its_pauses(ours, name):
+    connection, got = ours(polling_interval=600, health_check_interval=0), []
+    producer = Producer(ours())
+    with Consumer(connection.channel(), Queue(name), callbacks=[lambda body, _: got.append(body)], no_ack=True):
+        connection.transport._protocol.receiver.pace = Slow()
+        for number in range(20):
+            producer.publish(number, routing_key=name)
+            drain(connection, lambda: len(got) == number + 1)  # noqa: B023
+
+
+def test_messages_of_a_stream_come_to_a_hub_after_its_pauses(ours, name):
+    hub, connection, got = Hub(), ours(**PATIENT), []
+    producer = Producer(ours())
+    with Consumer(connection.channel(), Queue(name), callbacks=[lambda body, _: got.append(body)], no_ack=True):
+        connection.transport._protocol.receiver.pace = Slow()
+        connection.register_with_event_loop(hub)
+        for number in range(20):
+            producer.publish(number, routing_key=name)
+            deadline = time.monotonic() + 20
+            while len(got) <= number:
+                assert time.monotonic() < deadline, "it does not come"
+                hub.run_once()
+    hub.close()
+
+
+def test_claim_that_follows_after_a_pause_is_not_kept_back_by_another_channel(ours, name):
+    """Others are mostly faster where that channel consumes."""
+    connection, got = ours(polling_interval=600, health_check_interval=0), []
+    producer = Producer(ours())
+    with Consumer(connection.channel(), Queue(name), callbacks=[lambda body, _: got.append(body)], no_ack=True):
+        receiver = connection.transport._protocol.receiver
+        receiver.pace = Slow()
+        for number in range(5):
+            producer.publish(number, routing_key=name)
+            drain(connection, lambda: len(got) == number + 1)  # noqa: B023
+            receiver.pace._lost = PATIENCE + 1
+
+
+def test_messages_of_a_stream_come_to_an_event_loop_after_its_pauses(redis_url, client, name):
+    async def main() -> None:
+        async with aio.connect(redis_url, transport_options=PATIENT) as connection:
+            async with connection.consume(name, prefetch=5) as messages:
+                transport_of(connection)._protocol.receiver.pace = Slow()
+                for number in range(20):
+                    await connection.producer().publish(number, name)
+                    message = await messages.next(20)
+                    assert message.payload == number
+                    await message.ack()
+
+    run(main)
+
+
+def test_nothing_is_kept_of_queues_that_are_not_consumed_any_more(ours, name):
+    connection = ours()
+    channel = connection.channel()
+    queue = Queue(f"{name}.kept", Exchange(f"{name}.fanout", "fanout"))
+    with Consumer(channel, queue, on_message=print):
+        receiver = connection.transport._protocol.receiver
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.1)
+        before = len(receiver._watched), len(receiver.subscriptions._seen)
+        assert before == (4, 1)
+        for number in range(3):
+            reply = Queue(f"{name}.{number}", queue.exchange, auto_delete=True)
+            with Consumer(channel, reply, on_message=print):
+                with pytest.raises(TimeoutError):
+                    connection.drain_events(timeout=0.1)
+                assert len(receiver._watched) > before[0]
+            reply(channel).delete()
+        assert (len(receiver._watched), len(receiver.subscriptions._seen)) == before

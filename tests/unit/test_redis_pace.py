@@ -48,6 +48,20 @@ def test_in_a_stream_who_lost_a_message_pauses_too():
     assert pace.pause(now + GAP / 10) > GAP / 100
 
 
+def test_pauses_of_two_that_share_a_stream_go_on():
+    """If one claims right after the other each time, it finds a single message: it shortens a pause, and goes on."""
+    pace = Pace()
+    now = stream(pace, STREAM + 1, 1)
+    now = stream(pace, 10, 5, now)
+    for _ in range(10):
+        now = stream(pace, 1, 1, now)
+        assert pace.rest(now) == pytest.approx(LONGEST_PAUSE / 2)
+        now = stream(pace, 1, 3, now)
+        assert pace.rest(now) == pytest.approx(LONGEST_PAUSE)
+    now = stream(pace, 10, 1, now)
+    assert pace.rest(now) == 0  # nothing comes together
+
+
 def test_who_never_gets_one_looks_less_often():
     pace = Pace()
     now = stream(pace, PATIENCE, 0)

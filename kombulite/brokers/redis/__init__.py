@@ -176,7 +176,9 @@ class Transport(BaseTransport):
         if self._waiter is None:
             return None
         receiver = self._protocol.receiver
-        return None if receiver.listener is None else receiver.next_look
+        if receiver.listener is None:
+            return None
+        return min((due for due in (receiver.next_look, receiver.next_claim) if due is not None), default=None)
 
     @property
     def held(self) -> HeldDeliveries | None:

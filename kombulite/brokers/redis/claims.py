@@ -118,6 +118,8 @@ class ClaimQueue:
         self.lease = lease
         self.ready: deque[Lease] = deque()
         self.dirty_queues: set[str] = set()  # queues to which something may have come since they were asked
+        self.is_filled = False  # whether the server has said that one of the dirty queues has something
+        self.is_early = False  # whether they were made dirty by a claim, since more is likely to come after a pause
         self.claiming: Claim | None = None  # the request under way
         self.holds = 0  # consumers that are about to end, until when nothing is claimed
         self.consumers: dict[str, deque[Consumer]] = {}

@@ -50,6 +50,8 @@ class Subscriptions:
                 self._seen.setdefault(queue, deque(maxlen=REMEMBERED))
         new, old = wanted.keys() - self._queues_of.keys(), self._queues_of.keys() - wanted.keys()
         self._queues_of = wanted
+        for queue in self._seen.keys() - bindings.keys():
+            del self._seen[queue]
         self._post(stream, "PSUBSCRIBE", new)
         self._post(stream, "PUNSUBSCRIBE", old)
 

@@ -10,8 +10,9 @@ MAX_BACKOFF, PATIENCE = 0.01, 2
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.004
 #: A stream is where so many claims in a row found something, each within so many seconds of the last.
 STREAM, GAP = 8, 0.01
-#: So many claims pass after a pause that brought nothing, until the next try.
-FRUITLESS = 64
+#: So many claims pass after so many shortest pauses in a row that brought nothing, until the next try. Where two
+#: consumers share a queue one in two does: the other has claimed meanwhile.
+FRUITLESS, MAX_FRUITLESS = 64, 2
 #: News is false if so many claims in a row found nothing after news of so many lists, within so many seconds.
 MAX_FALSE, FALSE_LISTS, FALSE_WINDOW = 40, 20, 4.0
 #: Seconds for which it is not listened to then.
@@ -25,7 +26,8 @@ class Pace:
     does. So it tries a pause, and keeps to it as long as that brings it more than one message. Somebody who waits for
     our answer to send the next message is not slowed down: there the pause brings nothing.
 
-    Where many wait for one queue, each message wakes them all, and one gets it. Those that never do look less often.
+    Where many wait for one queue, each message wakes them all, and one gets it. Those that never do look less often,
+    and only whether there is something left.
     """
 
     def __init__(self) -> None:
@@ -33,6 +35,7 @@ class Pace:
         self._claimed_at = 0.0  # when something was found last
         self._looked_at = 0.0
         self._streak = 0  # claims in a row that found something
+        self._fruitless = 0  # pauses in a row that brought nothing
         self._lost = 0  # claims in a row that found nothing
 
     def claimed(self, found: int, now: float) -> None:
@@ -44,21 +47,40 @@ class Pace:
         self._lost = 0
         if now - self._claimed_at > GAP:
             self._pause, self._streak = 0.0, 0
+        elif self._pause and found > 1:
+            self._pause, self._streak, self._fruitless = min(2 * self._pause, LONGEST_PAUSE), 0, 0
+        elif self._pause > FIRST_PAUSE:
+            self._pause /= 2  # from now on we do not come right after another consumer any more, with the same pause
         elif self._pause:
-            self._pause = min(2 * self._pause, LONGEST_PAUSE) if found > 1 else 0.0
-            self._streak = 0 if found > 1 else STREAM - FRUITLESS
+            self._fruitless += 1
+            if self._fruitless >= MAX_FRUITLESS:
+                self._pause, self._streak, self._fruitless = 0.0, STREAM - FRUITLESS, 0
         else:
             self._streak += 1
             if self._streak >= STREAM:
                 self._pause = FIRST_PAUSE
         self._claimed_at = now
 
+    @property
+    def is_outrun(self) -> bool:
+        """Whether others are mostly faster, so that a claim is likely to find nothing."""
+        return self._lost > PATIENCE
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether messages come so fast that the next claim need not wait for news of them."""
+        return bool(self._pause)
+
+    def rest(self, now: float) -> float:
+        """Seconds of a pause in a stream that are left."""
+        return max(self._looked_at + self._pause - now, 0.0) if now - self._claimed_at < GAP else 0.0
+
     def pause(self, now: float) -> float:
         """Seconds to wait before the next claim."""
-        rest = self._looked_at + self._pause - now if now - self._claimed_at < GAP else 0.0
-        if self._lost > PATIENCE:
+        rest = self.rest(now)
+        if self.is_outrun:
             rest = max(rest, uniform(0, min(MAX_BACKOFF, 0.001 * 2 ** min(self._lost - PATIENCE, 10))))  # noqa: S311
-        return max(rest, 0.0)
+        return rest
 
 
 class News:

@@ -327,6 +327,8 @@ class RedisProtocol:
             claims.holds -= 1
         left = claims.remove(consumer)
         state.remove_fanout(consumer)
+        if not any(consumers_of(self.channels, consumer.queue)):
+            self.receiver.unwatch(consumer.queue)
         if self.topology.fanout_bindings(consumer.queue):
             self._subscribe()
         try:

@@ -9,7 +9,7 @@ The class is wider than others: what the server says, claims and what is handed 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -222,8 +222,11 @@ class Receiver:
             state.fanout.append((consumer, lease))
             self.wake()
 
-    def _watch_lists(self, claims: ClaimQueue, queues: Iterable[str]) -> None:
-        """Have the server say when a list of these queues changes; look once more if one has something already."""
+    def _watch_lists(self, claims: ClaimQueue, queues: Iterable[str], is_look: bool = False) -> None:
+        """Have the server say when a list of these queues changes; look once more if one has something already.
+
+        ``is_look``: whether that is asked in the place of a claim.
+        """
         if not self._tells_of_lists:
             for queue in queues:
                 for step, name in enumerate(self._keys.lists(queue)):
@@ -231,26 +234,34 @@ class Receiver:
             return
         if self.watcher is None or not self.listens:
             return
-        missing = {
-            key: queue
-            for queue in queues
-            for name in self._keys.lists(queue)
-            if (key := name.encode()) not in self._watched
-        }
+        missing = {key: queue for queue in queues for key in self._unwatched(queue)}
         if missing:
             self._watched.update(missing)
-            looked = partial(self._on_watched, claims, queues)
+            looked = partial(self._on_watched, claims, queues, is_look)
             self.watcher.post(pack_command(("EXISTS", *missing)), 1, looked, may_repeat=True)
 
-    def _on_watched(self, claims: ClaimQueue, queues: Iterable[str], reply: Any) -> None:
+    def _unwatched(self, queue: str) -> list[bytes]:
+        """Return the lists of a queue of which the server will not say that they change."""
+        return [key for name in self._keys.lists(queue) if (key := name.encode()) not in self._watched]
+
+    def unwatch(self, queue: str) -> None:
+        """Forget the lists of a queue that is not consumed any more."""
+        for name in self._keys.lists(queue):
+            self._watched.pop(name.encode(), None)
+
+    def _on_watched(self, claims: ClaimQueue, queues: Iterable[str], is_look: bool, reply: Any) -> None:
         if isinstance(reply, ReplyError) and isinstance(reply_error(str(reply)), exceptions.AccessRefused):
             logger.warning("The server does not tell of changes, so it is asked now and then: %s", reply)
             self._tells_of_lists = False
         elif reply:
             claims.dirty_queues.update(queues)
+            claims.is_filled = is_look
             if isinstance(reply, ReplyError):  # it is busy, say
                 asked = set(queues)
                 self.look_anew(lambda key: self._watched.get(key) in asked)
+        elif is_look:
+            self.pace.claimed(0, monotonic())
+            self._news.led_to(0, monotonic())
 
     def look_anew(self, is_affected: Callable[[bytes], bool]) -> None:
         """Ask the queues once more of whose lists the server will not say that they change."""
@@ -317,15 +328,30 @@ class Receiver:
     def claim(self, state: RedisChannel) -> None:
         """Ask for what a channel has room for."""
         for claims in state.claim_queues:
-            if state.credit(claims) <= 0:
+            if state.credit(claims) <= 0 or (claims.is_early and self.pace.rest(monotonic())):
                 continue
             with self._stream.lock:  # no consumer ends between the look at what is consumed and the question
                 credit = state.credit(claims)
-                if credit > 0:
+                if credit > 0 and not self._look_first(claims):
+                    claims.is_filled = claims.is_early = False
                     on_claimed = partial(self._on_claimed, state, claims)
                     ignored = claims.claim(self._stream, self._keys, self.tags, credit, on_claimed, self._sends_source)
                     self._sends_source = not self._may_name
                     self._watch_lists(claims, ignored)
+
+    def _look_first(self, claims: ClaimQueue) -> bool:
+        """Ask whether there is something left, where other consumers are mostly faster: that costs less than a claim.
+
+        Returns False where there is nothing to ask, since the server has answered that, or tells of no changes.
+        """
+        if claims.is_filled or not (self.pace.is_outrun and self.listens):
+            return False
+        queues = [queue for queue in claims.dirty_queues if self._unwatched(queue)]
+        if len(queues) < len(claims.dirty_queues):
+            return False
+        claims.dirty_queues.clear()
+        self._watch_lists(claims, queues, is_look=True)
+        return True
 
     def _on_claimed(self, state: RedisChannel, claims: ClaimQueue, reply: Any) -> None:
         self.wake()
@@ -347,7 +373,26 @@ class Receiver:
             self.pace.claimed(found, monotonic())
         if self.listens or found:
             self._news.led_to(found, monotonic())
-        self._watch_lists(claims, emptied)
+        if emptied and found and self.pace.is_streaming:
+            claims.dirty_queues.update(emptied)
+            claims.is_early = True
+        else:
+            self._watch_lists(claims, emptied)
+
+    def pause(self) -> float:
+        """Return the seconds to wait before the next claim."""
+        is_filled = any(claims.is_filled for claims in self._claimable())
+        return 0.0 if is_filled else self.pace.pause(monotonic())
+
+    @property
+    def next_claim(self) -> float | None:
+        """Seconds until a claim is due that follows another after a pause, None where there is none."""
+        is_early = any(claims.is_early for claims in self._claimable())
+        return self.pace.rest(monotonic()) if is_early else None
+
+    def _claimable(self) -> Iterator[ClaimQueue]:
+        for state in list(self._channels.values()):
+            yield from (claims for claims in state.claim_queues if state.credit(claims) > 0)
 
     # --- events
 
@@ -418,9 +463,7 @@ class Receiver:
 
     def has_something(self) -> bool:
         """Return whether there is, or there may be something to claim."""
-        return self.has_ready() or any(
-            state.credit(claims) > 0 for state in list(self._channels.values()) for claims in state.claim_queues
-        )
+        return self.has_ready() or any(True for _ in self._claimable())
 
 
 def _ignore(reply: Any) -> None:

@@ -213,7 +213,7 @@ class Waiter:
         finally:
             self._is_sleeping = False
         if receiver.has_something() and not receiver.has_ready():
-            pause = receiver.pace.pause(monotonic())
+            pause = receiver.pause()
             if pause:
                 sleep(pause if left is None else min(pause, left))
 

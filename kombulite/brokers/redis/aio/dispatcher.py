@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from time import monotonic
 from typing import Any
 
 from kombulite import exceptions
@@ -86,15 +85,16 @@ class Dispatcher:
     def _claim(self) -> None:
         """Ask for what there is room for: at once, or after a pause in which more comes."""
         receiver = self._protocol.receiver
-        if self._has_news:
-            self._has_news = False
-            pause = receiver.pace.pause(monotonic())
-            if pause and receiver.has_something():
-                self._pause(pause)
-                return
-        for state in list(self._protocol.channels.values()):
-            if state.error is None:
-                receiver.claim(state)
+        if not receiver.has_something():
+            return
+        pause = receiver.pause()
+        if not (pause and self._has_news):
+            for state in list(self._protocol.channels.values()):
+                if state.error is None:
+                    receiver.claim(state)
+        self._has_news = False
+        if pause and receiver.has_something():
+            self._pause(pause)
 
     def _pause(self, seconds: float) -> None:
         if self._paced is None:
@@ -102,6 +102,7 @@ class Dispatcher:
 
     def _on_paced(self) -> None:
         self._paced = None
+        self._has_news = False  # it has paused for that
         self.dispatch()
 
     def _on_refused(self, state: RedisChannel, error: Exception) -> None:

@@ -66,14 +66,15 @@ class ClusterReceiver(Receiver):
 
     # --- lists
 
-    def _watch_lists(self, claims: ClaimQueue, queues: Iterable[str]) -> None:
+    def _watch_lists(self, claims: ClaimQueue, queues: Iterable[str], is_look: bool = False) -> None:
         if self.watcher is None or not self.listens:
             return
         for queue in queues:
-            missing = [key for name in self._keys.lists(queue) if (key := name.encode()) not in self._watched]
+            missing = self._unwatched(queue)
             if missing:
                 self._watched.update(dict.fromkeys(missing, queue))
-                self.watcher.post(pack_command(("EXISTS", *missing)), 1, partial(self._on_watched, claims, (queue,)))
+                looked = partial(self._on_watched, claims, (queue,), is_look)
+                self.watcher.post(pack_command(("EXISTS", *missing)), 1, looked)
 
     def _post_checks(self) -> None:
         if self.watcher is None:
