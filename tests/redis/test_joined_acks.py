@@ -21,7 +21,7 @@ from kombulite.brokers.redis.cluster import ChoreNodes
 from kombulite.brokers.redis.cluster.held_acks import ClusterHeldAcks
 from kombulite.brokers.redis.held_acks import HeldAcks
 from kombulite.brokers.redis.leases import Lease
-from kombulite.brokers.redis.plans import Plan, Wait
+from kombulite.brokers.redis.plans import Exchange, Plan, Wait
 from kombulite.utils.locks import Lock
 from tests.proxy import Proxy
 from tests.redis.conftest import drain
@@ -132,6 +132,27 @@ def test_publish_has_its_own_time_for_acks_that_go_before_it(redis_url, client, 
         assert not thread.is_alive()
         assert isinstance(errors[0], exceptions.RecoverableConnectionError)
         connection.collect()
+
+
+def test_a_plan_has_its_time_for_all_that_it_asks_for(ours, monkeypatch):
+    """As a publish that has to read the bindings first."""
+    connection, now, times = ours(), [1000.0], []
+    connection.connect()
+    stream = connection.transport._stream
+
+    def exchange(commands: Any, replies: int, timeout: float) -> list[Any]:
+        times.append(timeout)
+        now[0] += 3
+        return []
+
+    def plan() -> Plan[None]:
+        for _ in range(3):
+            yield Exchange((), 0)
+
+    monkeypatch.setattr("kombulite.brokers.redis.stream.monotonic", lambda: now[0])
+    monkeypatch.setattr(stream, "exchange", exchange)
+    stream.perform(plan(), 10)
+    assert times == [10, 7, 4]
 
 
 def raised_by(function: Callable[[], object]) -> BaseException:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
+import redis
 from hiredis import ReplyError
 
 from kombulite import Consumer, Producer, Queue, exceptions
@@ -16,10 +17,11 @@ from kombulite._core import pack_command
 from kombulite.brokers.base import Settings
 from kombulite.brokers.redis.claims import Claim, RedisChannel
 from kombulite.brokers.redis.handover import Handover
-from kombulite.brokers.redis.leases import Lease, Tags, put_back, restore_overdue
+from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, Tags, pack_acknowledgement, put_back, restore_overdue
 from kombulite.brokers.redis.options import ROUND_ROBIN, Options, OrderStrategy
 from kombulite.brokers.redis.protocol import RedisProtocol
 from tests.redis.conftest import drain
+from tests.servers import RedisServer
 
 
 def envelope(body: Any) -> dict[str, Any]:
@@ -227,6 +229,45 @@ def test_what_cannot_be_brought_back_has_nothing_else_brought_back_twice(ours, c
     transport._stream.perform(left.bring_back())
     assert not left.is_holding
     assert payloads(client, name) == ["taken"]
+
+
+@pytest.fixture
+def unreplicated(start_server: Any) -> Iterator[redis.Redis]:
+    """A server that takes no writes, until it is told to."""
+    server = start_server(RedisServer)
+    with redis.Redis(port=server.port) as client:
+        client.config_set("min-replicas-to-write", 1)
+        yield client
+
+
+def url_of(client: redis.Redis) -> str:
+    return f"redis://127.0.0.1:{client.connection_pool.connection_kwargs['port']}/0"
+
+
+def test_acks_that_a_server_refuses_for_the_moment_are_made_later(ours, unreplicated, name):
+    transport = connected(ours(url_of(unreplicated)))
+    keys = transport._protocol.keys
+    unreplicated.config_set("min-replicas-to-write", 0)
+    lease(unreplicated, "acked", "", name, 0)
+    unreplicated.config_set("min-replicas-to-write", 1)
+    left = Handover(keys)
+    left.abandon(left, [], [(print, pack_acknowledgement(keys, ["acked"]), ACK_REPLIES)], are_noted=True, holds=False)
+    for _ in range(2):
+        with pytest.raises(exceptions.MessageNacked, match="NOREPLICAS"):
+            transport._stream.perform(left.bring_back())
+    unreplicated.config_set("min-replicas-to-write", 0)
+    transport._stream.perform(left.bring_back())
+    assert not left.is_holding
+    assert not unreplicated.exists("unacked", "unacked_index")
+
+
+def test_nothing_is_kept_of_a_get_that_the_server_refuses_for_the_moment(ours, unreplicated, name):
+    connection = ours(url_of(unreplicated))
+    for _ in range(2):
+        with pytest.raises(exceptions.MessageNacked, match="NOREPLICAS"):
+            Queue(name)(connection.default_channel).get(no_ack=True)
+    (state,) = connection.transport._channels.values()
+    assert not state.fetching
 
 
 def test_claim_without_leases_leaves_nothing_to_ask_for(ours, client, redis_url, name):

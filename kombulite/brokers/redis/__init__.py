@@ -32,14 +32,14 @@ from kombulite.brokers.base import Transport as BaseTransport
 from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.connector import Connector
 from kombulite.brokers.redis.errors import REPLICA_CODES, connection_lost, get_redis_error_classes
-from kombulite.brokers.redis.held_acks import MIN_TIMEOUT, HeldAcks
+from kombulite.brokers.redis.held_acks import HeldAcks
 from kombulite.brokers.redis.leases import Lease
 from kombulite.brokers.redis.maintainer import LeaseMaintainer
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.plans import Plan
 from kombulite.brokers.redis.protocol import RedisProtocol
 from kombulite.brokers.redis.replies import OnReply, Posted
-from kombulite.brokers.redis.stream import Stream
+from kombulite.brokers.redis.stream import MIN_TIMEOUT, Stream
 from kombulite.brokers.redis.waiter import Waiter
 
 __all__ = ["Transport", "get_redis_error_classes"]

@@ -30,6 +30,13 @@ from kombulite.brokers.redis.replies import Posted
 
 #: Seconds between two looks for messages that the application has forgotten.
 HELD_INTERVAL = 0.25
+#: Refusals of what is served later: LOADING; BUSY; MISCONF, NOREPLICAS; NOPERM, by a connection of another user.
+LATER = (
+    exceptions.RecoverableConnectionError,
+    exceptions.RecoverableChannelError,
+    exceptions.MessageNacked,
+    exceptions.AccessRefused,
+)
 
 
 class Abandoned(NamedTuple):
@@ -263,8 +270,7 @@ class Handover:
             commands = [again or b"" for _, again, _ in left.settled]
             for reply in (yield Exchange(commands, sum(replies for _, _, replies in left.settled))):
                 error = reply_error(str(reply)) if isinstance(reply, ReplyError) else None
-                # LOADING: later it is served. NOPERM: by a connection of another user.
-                if isinstance(error, (exceptions.RecoverableConnectionError, exceptions.AccessRefused)):
+                if isinstance(error, LATER):
                     raise error
         yield from self._put_back(left.leases, True)
         yield from self._put_back(left.taken, False)

@@ -16,14 +16,12 @@ from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.errors import connection_lost
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease
 from kombulite.brokers.redis.replies import Posted
-from kombulite.brokers.redis.stream import Stream
+from kombulite.brokers.redis.stream import MIN_TIMEOUT, Stream
 
 #: Messages that must be ready for the first ack to wait: it wakes a thread, which costs as much as some ten acks.
 MIN_FOLLOWING = 32
 #: Acks that wait, at most.
 MAX_HELD = 100
-#: Seconds that there are to send some, at least: what the socket has room for is sent at once.
-MIN_TIMEOUT = 0.001
 
 #: Acks, channel by channel.
 Groups = list[tuple[RedisChannel, list[Lease]]]

@@ -60,13 +60,13 @@ class Wait(Enum):
 Plan = Generator[Any, Any, T]
 
 
-def perform(plan: Plan[T], fulfil: Callable[[Any, float | None], Any], timeout: float | None) -> T:
-    """Do what a plan asks for, by ``fulfil(request, timeout)``, and return its result."""
+def perform(plan: Plan[T], fulfil: Callable[[Any, float | None], Any], limit: float | None) -> T:
+    """Do what a plan asks for, by ``fulfil(request, limit)``, and return its result."""
     try:
         request = next(plan)
         while True:
             try:
-                result = fulfil(request, timeout)
+                result = fulfil(request, limit)
             except BaseException as error:
                 request = plan.throw(error)
             else:

@@ -364,7 +364,7 @@ class RedisProtocol:
             state.fetching.append(claim)  # if the connection is lost meanwhile, what it has taken is left to others
             try:
                 reply, *left = yield from claim.run(*lengths)
-            except exceptions.ChannelError:
+            except (exceptions.ChannelError, exceptions.MessageNacked):
                 state.fetching.remove(claim)
                 raise
             except (exceptions.ConnectionError, OSError):

@@ -48,6 +48,9 @@ MIN_PING_INTERVAL = 0.5
 #: Seconds that the server has to answer the PING that precedes a command after a long pause.
 PING_TIMEOUT = 5.0
 
+#: Seconds that there are for each step, at least: what the socket has room for is sent at once.
+MIN_TIMEOUT = 0.001
+
 PING = pack_command(("PING",))
 
 T = TypeVar("T")
@@ -130,14 +133,15 @@ class Stream:
         return reply
 
     def perform(self, plan: Plan[T], timeout: float | None = None) -> T:
-        """Do what a plan asks for, and return its result."""
-        return perform(plan, self._fulfil, timeout)
+        """Do all that a plan asks for within so many seconds, and return its result."""
+        return perform(plan, self._fulfil, monotonic() + timeout if timeout else None)
 
-    def _fulfil(self, request: Any, timeout: float | None) -> list[Any] | None:
+    def _fulfil(self, request: Any, deadline: float | None) -> list[Any] | None:
+        timeout = None if deadline is None else max(deadline - monotonic(), MIN_TIMEOUT)
         if request is Wait.REPLIES:
-            self.wait_for_replies()
+            self.wait_for_replies(timeout)
         elif request is Wait.NEWS:
-            self.poll()
+            self.poll(timeout)
         else:
             return self.exchange(request.commands, request.replies, timeout)
         return None
