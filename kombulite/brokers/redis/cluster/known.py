@@ -96,6 +96,8 @@ class Cluster:
         reply = stream.call("CLUSTER", "SLOTS", timeout=min(timeout, self.timeout))
         changed = self.slots.update(reply, stream.address)
         _known[self.seeds] = self.slots.nodes
+        addresses = set(self.addresses)
+        self._connectors = {address: each for address, each in list(self._connectors.items()) if address in addresses}
         if changed:
             self._tell(changed)
 

@@ -56,6 +56,7 @@ class Openings:
         opening = self._tries.get(address)
         is_new = opening is None or not opening.counts
         if opening is None or is_new:
+            self._tries = {other: each for other, each in self._tries.items() if each.counts}  # nodes come and go
             opening = self._tries[address] = Opening()
             try:
                 Thread(target=self._work, args=(address, opening), name="kombulite-redis-open", daemon=True).start()

@@ -19,6 +19,8 @@ KEY_PLACES = {b"EVALSHA": 3, b"EVAL": 3, b"SCAN": 3}
 KEYLESS = frozenset([b"MULTI", b"EXEC", b"CLIENT", b"PING", b"ASKING", b"TIME", b"DISCARD", b"SCRIPT"])
 #: Those that are sent most, whose first argument is their key; and the bytes that are looked at for it.
 FIRST_IS_KEY, PEEKED = frozenset([b"LPUSH", b"ZREM", b"HDEL"]), 300
+#: What nodes call a node whose name they do not know: it is reached at the host that was asked.
+UNKNOWN_HOSTS = ("", "?")
 PORT, MAX_PORT = re.compile("[0-9]{1,5}"), 65535
 #: Keys whose slot is remembered.
 MAX_REMEMBERED = 10_000
@@ -121,7 +123,7 @@ def _address(node: Any, asked: Address) -> Address:
     if not 0 <= port <= MAX_PORT:
         raise ValueError(f"no port: {port}")
     name = host.decode() if isinstance(host, bytes) else str(host or "")
-    return (asked[0] if name in ("", "?") else name), port or asked[1]
+    return (asked[0] if name in UNKNOWN_HOSTS else name), port or asked[1]
 
 
 class Refusal(NamedTuple):
@@ -145,4 +147,4 @@ def refusal_of(text: str, asked: Address) -> Refusal | None:
     host, _, port = rest.partition(" ")[2].strip().rpartition(":")
     if not PORT.fullmatch(port) or int(port) > MAX_PORT:
         return Refusal(code)
-    return Refusal(code, (host or asked[0], int(port)))
+    return Refusal(code, (asked[0] if host in UNKNOWN_HOSTS else host, int(port)))
