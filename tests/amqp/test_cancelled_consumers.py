@@ -131,3 +131,34 @@ def test_the_brokers_cancel_is_answered_before_a_late_ack(
         received[0].ack()
         connection.drain_events(timeout=p.PATIENCE)
         assert len(received) == 1
+
+
+@pytest.mark.parametrize("no_ack", [False, True])
+def test_a_consumer_that_the_broker_has_cancelled_is_cancelled_before_that_is_known(peer: p.Peer, no_ack: bool) -> None:
+    """What waits for it goes back unseen, as at any other cancellation; only what cannot go back is handed over."""
+
+    def script(session: p.Session) -> None:
+        session.handshake()
+        session.open_channel()
+        tag = session.consume()
+        session.deliver(1, consumer_tag=tag)
+        session.send(1, p.CANCEL, "sb", tag, True)
+        assert session.expect(p.DECLARE)
+        session.send(1, p.DECLARE_OK, "sll", "other", 0, 0)  # the client reads all before it
+        assert session.expect(p.CANCEL).read("sb") == [tag, True]
+        assert session.expect(p.CANCEL).read("sb") == [tag, False]
+        session.send(1, p.CANCEL_OK, "s", tag)
+        if not no_ack:
+            assert session.expect(p.NACK).read("Lbb") == [1, True, True]
+        session.farewell()
+
+    peer.play(script)
+    with peer.connection() as connection:
+        received: list[Any] = []
+        channel = connection.channel()
+        tag = channel.basic_consume("q", callback=received.append, no_ack=no_ack)
+        channel.queue_declare("other", passive=True)
+        channel.basic_cancel(tag)
+        assert len(received) == no_ack
+        with suppress(TimeoutError, ConsumerCancelled):
+            connection.drain_events(timeout=0)

@@ -396,8 +396,7 @@ class Transport(AMQPVerbs, BaseTransport):
         protocol = self._opened()
         state = protocol.channel(channel)
         protocol.request(state, methods.BASIC_CANCEL, consumer_tag, False)
-        no_ack = state.consumers.pop(consumer_tag, True)
-        state.limits.pop(consumer_tag, None)
+        no_ack = state.end_consumer(consumer_tag)
         # What the broker sent before it heard of it.
         events = protocol.drop_events(
             lambda event: type(event) is Delivery and event.channel == channel and event.consumer_tag == consumer_tag

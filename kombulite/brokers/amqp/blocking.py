@@ -17,7 +17,7 @@ from kombulite.brokers.amqp.login import Login
 from kombulite.brokers.amqp.methods import Method
 from kombulite.brokers.amqp.protocol import AMQPProtocol
 from kombulite.brokers.amqp.stream import Stream
-from kombulite.brokers.base import ChannelClosed, Event
+from kombulite.brokers.base import Cancelled, ChannelClosed, Event
 from kombulite.utils.locks import Lock
 
 
@@ -27,6 +27,20 @@ class SharedChannel(AMQPChannel):
     def __init__(self, number: int, tag_offset: int = 0, held: HeldAcks | None = None) -> None:
         super().__init__(number, tag_offset, held)
         self.lock = Lock()  # held from a request to its answer
+        self.cancelled: dict[str, bool] = {}  # tag -> no_ack, by the broker, and the event waits to be received
+
+    def end_cancelled(self, consumer_tag: str) -> bool:
+        """Forget a consumer that the broker has cancelled, except how its deliveries that wait are to be settled."""
+        no_ack = self.consumers.get(consumer_tag)
+        if no_ack is not None:
+            self.cancelled[consumer_tag] = no_ack
+        return super().end_cancelled(consumer_tag)
+
+    def end_consumer(self, consumer_tag: str) -> bool:
+        """Forget a consumer that we have cancelled, or the broker before. Return whether it takes no acks."""
+        self.limits.pop(consumer_tag, None)
+        no_ack = self.consumers.pop(consumer_tag, None)
+        return self.cancelled.pop(consumer_tag, True) if no_ack is None else no_ack
 
 
 class BlockingProtocol(AMQPProtocol):
@@ -177,6 +191,8 @@ class BlockingProtocol(AMQPProtocol):
                 continue  # another thread was faster
             if isinstance(event, ChannelClosed):
                 self._failed.pop(event.channel, None)
+            elif isinstance(event, Cancelled) and (channel := self.channels.get(event.channel)) is not None:
+                channel.cancelled.pop(event.consumer_tag, None)
             return (event,)
 
     def _has_consumers(self) -> bool:

@@ -54,6 +54,11 @@ class AMQPChannel:
         self.settled = AckWatermark(held, number, tag_offset, self.failed)  # the broker's tags
         self.flows = 0  # answers to channel.flow that are to come
 
+    def end_cancelled(self, consumer_tag: str) -> bool:
+        """Forget a consumer that the broker has cancelled. Return whether there was one."""
+        self.limits.pop(consumer_tag, None)
+        return self.consumers.pop(consumer_tag, None) is not None
+
     # For ``send`` of a stream, when it is a frame's turn.
 
     def check(self) -> None:

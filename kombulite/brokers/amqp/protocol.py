@@ -252,8 +252,7 @@ class AMQPProtocol:
         elif signature == methods.BASIC_CANCEL.signature:
             (consumer_tag, nowait) = methods.decode("sb", event.arguments)
             channel = self.channels.get(event.channel)
-            if channel is not None and channel.consumers.pop(consumer_tag, None) is not None:
-                channel.limits.pop(consumer_tag, None)
+            if channel is not None and channel.end_cancelled(consumer_tag):
                 self._answer_cancel(channel, consumer_tag, nowait)
                 self.emit(Cancelled(event.channel, consumer_tag))
         else:
