@@ -183,3 +183,22 @@ def test_a_message_for_a_channel_that_was_never_open_ends_the_connection(peer: p
     with pytest.raises(UnexpectedFrame):
         connection.channel().queue_declare("nothing", passive=True)
     connection.collect()
+
+
+def test_a_flow_that_comes_while_we_close_its_channel_is_not_answered(peer: p.Peer) -> None:
+    """Nothing may be sent on a channel behind its channel.close; the broker would end the connection."""
+    last: list[tuple[int, int]] = []
+
+    def script(session: p.Session) -> None:
+        session.handshake()
+        number = session.open_channel()
+        session.expect(p.CHANNEL_CLOSE)
+        session.send(number, p.FLOW, "b", True)
+        session.send(number, p.CHANNEL_CLOSE_OK)
+        last.append(session.method().signature)
+        session.send(0, p.CLOSE_OK)
+
+    peer.play(script)
+    with peer.connection() as connection:
+        connection.channel().close()
+    assert last == [p.CLOSE]

@@ -247,8 +247,10 @@ class AMQPProtocol:
             _notify(self._on_unblocked)
         elif signature == methods.CHANNEL_FLOW.signature:
             # A broker may ask publishers to pause. RabbitMQ does not: it stops reading.
-            stream = self.stream
-            stream.send(stream.encoder.method(event.channel, *methods.CHANNEL_FLOW.reply, event.arguments))
+            channel = self.channels.get(event.channel)
+            if channel is not None:
+                frame = self.stream.encoder.method(channel.number, *methods.CHANNEL_FLOW.reply, event.arguments)
+                self._answer_unless_closing(channel, frame)
         elif signature == methods.BASIC_CANCEL.signature:
             (consumer_tag, nowait) = methods.decode("sb", event.arguments)
             channel = self.channels.get(event.channel)
@@ -271,8 +273,12 @@ class AMQPProtocol:
         else:
             arguments = methods.BASIC_CANCEL.encode(consumer_tag, True)
             frame = stream.encoder.method(channel.number, *methods.BASIC_CANCEL.signature, arguments)
-        with suppress(exceptions.RecoverableConnectionError):  # closed in the meantime
-            stream.send(frame, on_turn=channel.check)
+        self._answer_unless_closing(channel, frame)
+
+    def _answer_unless_closing(self, channel: AMQPChannel, frame: bytes) -> None:
+        """Send an answer on a channel, unless we have closed it in the meantime: the last frame was that."""
+        with suppress(exceptions.RecoverableConnectionError):
+            self.stream.send(frame, on_turn=channel.check)
 
     def _handle_return(self, event: ReturnReceived) -> None:
         channel = self.channels.get(event.channel)
