@@ -7,6 +7,8 @@ import threading
 import pytest
 
 from kombulite import Producer, exceptions
+from kombulite._core import Delivery, Properties
+from kombulite.brokers.amqp.confirms import Confirms, Unconfirmed
 from tests.amqp.peer import CHANNEL_CLOSE_OK, CLOSE_OK, PUBLISH
 
 CONFIRMS = {"confirm_publish": True}
@@ -338,3 +340,14 @@ def test_properties_tell_which_of_two_messages_came_back(peer):
             for number in range(2):
                 producer.publish("alike", routing_key="q", headers={"number": number}, mandatory=True)
         assert [(index, type(error)) for index, error in caught.value.refused] == [(1, exceptions.MessageReturned)]
+
+
+def test_a_confirm_of_many_does_not_look_at_what_was_confirmed_one_by_one():
+    """The numbers that it would look at are more than a test has time for, as after months of single confirms."""
+    confirms = Confirms()
+    confirms.skip(1 << 60)
+    first, second = (Unconfirmed(Delivery("", "", Properties(), b""), False) for _ in range(2))
+    confirms.add_one(first)
+    assert confirms.take((1 << 60) + 1, False) == [first]
+    confirms.add_one(second)
+    assert confirms.take(0, True) == [second]

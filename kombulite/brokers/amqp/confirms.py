@@ -68,6 +68,8 @@ class Confirms:
         outstanding = self._outstanding
         if not multiple:
             message = outstanding.pop(tag, None)
+            if not outstanding:
+                self._first = self._next  # or the next confirm of many would look at each number since the last one
             return [] if message is None else [message]
         end = min(tag + 1, self._next) if tag else self._next
         found = []
