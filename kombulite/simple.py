@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from kombulite import entity, messaging
 from kombulite._client.batching import return_unseen
+from kombulite._sync.channel import Channel
 from kombulite.abstract import maybe_channel
 from kombulite.message import Message
 from kombulite.messaging import Consumer, Producer, Queue
@@ -37,9 +38,10 @@ class SimpleBase:
         self.no_ack = no_ack
         self.queue = consumer.queues[0]
         self.buffer: deque[Message] = deque()
+        self._generation = 0  # which of the channel's connections the messages came on
         self._consuming = False
         if type(self)._receive is SimpleBase._receive and isinstance(consumer, Consumer):
-            consumer.on_message = self.buffer.append  # what is not taken need not be decoded
+            consumer.on_message = self._keep  # what is not taken need not be decoded
         else:
             consumer.register_callback(self._receive)
 
@@ -56,6 +58,7 @@ class SimpleBase:
         if not block:
             return self.get_nowait()
         self._consume()
+        self._drop_lost()
         deadline = None if timeout is None else monotonic() + timeout
         while not self.buffer:
             left = None if deadline is None else deadline - monotonic()
@@ -73,6 +76,7 @@ class SimpleBase:
         Raises:
             queue.Empty: There is none.
         """
+        self._drop_lost()
         if self._consuming and not self.buffer:
             with suppress(TimeoutError):  # the broker may have sent some already
                 self.channel.connection.client.drain_events(timeout=0)
@@ -124,6 +128,7 @@ class SimpleBase:
         """Stop consuming. Messages that arrived and were not taken return to the queue, unless ``no_ack``."""
         self.consumer.cancel()
         self._consuming = False
+        self._drop_lost()
         if not self.no_ack:
             unseen = list(self.buffer)
             self.buffer.clear()
@@ -131,7 +136,19 @@ class SimpleBase:
 
     def _receive(self, message_data: Any, message: Message) -> None:
         """Keep a message for ``get``."""
+        self._keep(message)
+
+    def _keep(self, message: Message) -> None:
+        self._drop_lost()
         self.buffer.append(message)
+
+    def _drop_lost(self) -> None:
+        """Drop messages of a lost connection or channel: those that need an acknowledgement are redelivered."""
+        channel = self.channel
+        if isinstance(channel, Channel) and (channel.generation != self._generation or not channel.is_open):
+            self._generation = channel.generation
+            if not self.no_ack:
+                self.buffer.clear()
 
     def _consume(self) -> None:
         if not self._consuming:

@@ -230,6 +230,28 @@ def test_node_survives_what_it_cannot_decode(connection, caplog):
 # --- simple queues
 
 
+def test_simple_queue_does_not_give_what_was_lost_with_its_connection():
+    with Connection("memory://simple-lost") as connection:
+        queue = connection.SimpleQueue("jobs")
+        for body in range(3):
+            queue.put(body)
+        queue.get(timeout=5).ack()
+        connection.drain_events(timeout=5)  # for other consumers, say
+        connection.abandon(connection.transport, "lost")
+        for body in (1, 2):
+            message = queue.get(timeout=5)
+            assert message.payload == body
+            message.ack()
+        assert queue.qsize() == 0
+        connection.abandon(connection.transport, "lost")
+        queue.put(4)
+        connection.drain_events(timeout=5)
+        connection.abandon(connection.transport, "lost")
+        connection.ensure_connection()
+        queue.close()
+        assert queue.qsize() == 1
+
+
 def test_get_nowait_finds_what_the_consumer_was_sent(connection):
     queue = SimpleQueue(connection, "q")
     for i in range(3):
