@@ -32,6 +32,7 @@ __all__ = ["Mailbox", "Node"]
 MessageConsumer = Consumer  # within a node the name is that of its method
 
 REPLY_QUEUE_EXPIRES = 10.0  # seconds
+MAX_UNCLAIMED = 1000  # tickets whose replies are kept until somebody claims them
 
 #: A command is worth little when it is late.
 RETRY_POLICY = {"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 1}
@@ -581,6 +582,13 @@ class Mailbox:
             limit = len(destination)
         return self._collect(ticket, limit=limit, timeout=timeout, callback=callback, channel=channel)
 
+    def _keep_unclaimed(self, ticket: Any, body: Any) -> None:
+        """Keep a reply to another call; those to calls that have timed out, which nobody claims, go in time."""
+        if isinstance(ticket, str | None):  # it is a peer's, who may write there what cannot be looked up
+            self.unclaimed[ticket].append(body)  # type: ignore[index]
+            for oldest in list(self.unclaimed)[:-MAX_UNCLAIMED]:
+                self.unclaimed.pop(oldest, None)
+
     def _collect(
         self,
         ticket: str,
@@ -606,7 +614,7 @@ class Mailbox:
                 return
             owner = header("ticket", ticket)
             if owner != ticket:
-                self.unclaimed[owner].append(body)
+                self._keep_unclaimed(owner, body)
                 return
             deadline = monotonic() + timeout
             if callback is not None:

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from kombulite import Connection, Consumer, Exchange, Producer, Queue, compat, exceptions
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, compat, exceptions, pidbox
 from kombulite.asynchronous.semaphore import LaxBoundedSemaphore
 from kombulite.clocks import LamportClock
 from kombulite.common import QoS, collect_replies, insured, maybe_declare
@@ -497,3 +497,19 @@ with pool.acquire():
 def test_manager_says_that_it_cannot_list_bindings():
     with pytest.raises(NotImplementedError):
         Connection("memory://").manager.get_bindings()
+
+
+def test_replies_that_nobody_claims_are_bounded(monkeypatch):
+    monkeypatch.setattr(pidbox, "MAX_UNCLAIMED", 3)
+    with Connection("memory://unclaimed") as connection:
+        mailbox = pidbox.Mailbox("unclaimed")(connection)
+        maybe_declare(mailbox.reply_queue(connection.default_channel), connection.default_channel)
+        producer = connection.Producer(exchange=mailbox.reply_exchange, routing_key=mailbox.oid)
+        for ticket in ["a", ["no", "hash"], "b", "c", "d", "e", "ours"]:
+            producer.publish({ticket[0]: 1}, headers={"ticket": ticket})
+        assert mailbox._collect("ours", limit=1, timeout=5) == [{"o": 1}]
+        assert {ticket: list(replies) for ticket, replies in mailbox.unclaimed.items()} == {
+            "c": [{"c": 1}],
+            "d": [{"d": 1}],
+            "e": [{"e": 1}],
+        }
