@@ -183,21 +183,15 @@ cdef int write_str(Buffer* out, object text) except -1:
 
 
 cdef int write_digits(Buffer* out, unsigned long long value) except -1:
-    cdef int count = 1
-    cdef unsigned long long rest = value
-    cdef char* at
-    while rest >= 10:
-        rest //= 10
-        count += 1
-    buffer_reserve(out, count)
-    at = out.data + out.size + count
-    out.size += count
-    while count:
-        at -= 1
-        at[0] = <char> (48 + value % 10)
+    cdef char[20] digits  # as many as 64 bits have
+    cdef int place = 20
+    while value >= 10:
+        place -= 1
+        digits[place] = <char> (48 + value % 10)
         value //= 10
-        count -= 1
-    return 0
+    place -= 1
+    digits[place] = <char> (48 + value)
+    return buffer_write(out, digits + place, 20 - place)
 
 
 cdef int write_int(Buffer* out, object value) except -1:
