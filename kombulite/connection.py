@@ -376,7 +376,7 @@ class Connection(Address):
 
     @property
     def state(self) -> State:
-        """The state of the connection: new, connecting, open, suspect, lost, restoring or closed."""
+        """The state of the connection: closed, connecting, open, suspect, lost or restoring."""
         return self._watch()
 
     def _watch(self) -> State:

@@ -21,8 +21,8 @@ from kombulite.cli.web.command import web
 DEFAULT_MESSAGES = 200_000
 REFRESH_INTERVAL = 0.25  # seconds
 
-MOST_THREADS = 1000
-MOST_PREFETCH = 65535  # it is a 16-bit number in AMQP
+MAX_THREADS = 1000
+MAX_PREFETCH = 65535  # it is a 16-bit number in AMQP
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,11 +62,11 @@ for command in (
     help=f"Messages to publish.  [default: {DEFAULT_MESSAGES}, or no bound with --seconds]",
 )
 @click.option("--seconds", type=POSITIVE, callback=finite, help="Seconds to publish for.")
-@click.option("--consumers", type=click.IntRange(1, MOST_THREADS), default=2, show_default=True, help="Threads.")
-@click.option("--producers", type=click.IntRange(1, MOST_THREADS), default=1, show_default=True, help="Threads.")
+@click.option("--consumers", type=click.IntRange(1, MAX_THREADS), default=2, show_default=True, help="Threads.")
+@click.option("--producers", type=click.IntRange(1, MAX_THREADS), default=1, show_default=True, help="Threads.")
 @click.option(
     "--prefetch",
-    type=click.IntRange(0, MOST_PREFETCH),
+    type=click.IntRange(0, MAX_PREFETCH),
     default=1000,
     show_default=True,
     help="Messages that a consumer gets before it acknowledges them; 0: no bound.",

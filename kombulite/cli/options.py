@@ -41,7 +41,7 @@ def broker_url(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 
 def broker_urls(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Add the argument for one or several brokers."""
+    """Check the URLs of one or several brokers, as ``broker_url`` does."""
     if not values:
         raise click.BadParameter("name a broker, or set KOMBULITE_BROKER")
     for value in values:
@@ -64,7 +64,7 @@ def queue_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """``name=value`` each; a value that is JSON stands for what it says, any other for itself."""
+    """Parse arguments of the form ``name=value``; a value is decoded as JSON if it is JSON, else kept as text."""
     found = {}
     for each in values:
         name, separator, value = each.partition("=")

@@ -55,7 +55,7 @@ def _begin_child() -> None:
             try:
                 func(obj)
             except Exception as error:  # one that fails keeps none of the others away, as with Python's own
-                log("kombulite", "ERROR", "ignored in a forked child: %r", error)
+                log("kombulite.utils.compat", "ERROR", "ignored in a forked child: %r", error)
 
 
 if hasattr(os, "register_at_fork"):

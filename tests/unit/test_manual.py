@@ -41,6 +41,45 @@ def test_manual_has_forty_errors():
     assert len(set(ERRORS)) >= 40
 
 
+# --- loggers and environment variables ------------------------------------------------------------------------------
+
+
+def calls(*names):
+    """Yield (module, first argument) of all calls of functions of these names in the package."""
+    for path in (ROOT / "kombulite").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and node.args:
+                called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
+                if called in names:
+                    yield module, node.args[0]
+
+
+def test_each_logger_is_in_the_table():
+    named = set()
+    for module, argument in calls("getLogger", "get_logger", "log"):
+        if isinstance(argument, ast.Constant) and str(argument.value).startswith(("kombulite.", "kombu.")):
+            named.add(argument.value)
+        elif getattr(argument, "id", None) == "__name__":
+            named.add(module)
+    table = (ROOT / "docs/guide/observability.md").read_text().partition("## Log records")[2].partition("\n## ")[0]
+    listed = {name for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for name in re.findall("`(.+?)`", row)}
+    assert {"kombulite.connection", "kombulite.consumer", "kombulite.brokers.sql.session"} <= named
+    assert {name for name in named if not any(f"{name}.".startswith(f"{each}.") for each in listed)} == set()
+    assert {each for each in listed if not any(f"{name}.".startswith(f"{each}.") for name in named)} == set()
+
+
+def test_each_environment_variable_is_in_the_reference():
+    read = set()
+    for path in (ROOT / "kombulite").rglob("*.py"):
+        read.update(re.findall(r"environ(?:\.get\(|\[)\"(\w+)\"", path.read_text()))
+        read.update(re.findall(r"envvar=\"(\w+)\"", path.read_text()))
+    listed = set(re.findall(r"`([A-Z_]+)`", (ROOT / "docs/api/command-line.md").read_text()))
+    assert {"KOMBULITE_BROKER", "PICKLE_PROTOCOL"} <= read
+    assert read - {"PATH"} - listed == set()
+
+
 # --- what each transport can do -------------------------------------------------------------------------------------
 
 COLUMNS = {
