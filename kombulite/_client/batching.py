@@ -32,9 +32,15 @@ class MessageBatch(list[Message]):
         return [message.payload for message in self]
 
     def unsettled(self) -> tuple[list[Message], list[Any]]:
-        """Return the messages that are not settled, and the delivery tags of those that have to be."""
+        """Return the messages that are not settled, and the delivery tags of those that have to be.
+
+        Raises MessageStateError if these have no channel.
+        """
         messages = [message for message in self if not message.acknowledged]
-        return messages, [message.delivery_tag for message in messages if not message.no_ack]
+        tags = [message.delivery_tag for message in messages if not message.no_ack]
+        if tags and messages[0].channel is None:
+            raise exceptions.MessageStateError("the messages have no channel, and cannot be settled")
+        return messages, tags
 
     def ack(self) -> None:
         """Acknowledge all, at once where the transport can. Raises PreconditionFailed as ``Message.ack`` does."""
@@ -51,9 +57,7 @@ class MessageBatch(list[Message]):
     def _settle(self, outcome: Outcome) -> None:
         messages, outstanding = self.unsettled()
         if outstanding:
-            channel = messages[0].channel
-            if channel is None:
-                raise exceptions.MessageStateError("the messages have no channel, and cannot be settled")
+            channel: Any = messages[0].channel
             channel.settle_many(outstanding, outcome)
         for message in messages:
             message._state = STATES[outcome]

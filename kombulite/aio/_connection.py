@@ -173,6 +173,7 @@ class Connection(Address):
     def after_fork(self) -> None:
         """Forget the parent's connection, in a forked child."""
         self.session.abandon()
+        self._caller = Caller(self, self.session)  # replies come to the parent's queue
 
     def __repr__(self) -> str:
         return f"<aio.Connection: {self.as_uri()} {self.session.life.state.value}>"

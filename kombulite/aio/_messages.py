@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
-from logging import getLogger
+from logging import Logger, getLogger
 from time import monotonic
 from typing import Any, Literal
 
@@ -52,7 +52,12 @@ class Message(messages.Message):
         """
         if multiple:
             await self._settle(ACK, multiple)
-        elif self._state == "RECEIVED" and not self.no_ack and self.channel.acknowledge(self.delivery_tag):
+        elif (
+            self._state == "RECEIVED"
+            and not self.no_ack
+            and self.channel is not None
+            and self.channel.acknowledge(self.delivery_tag)
+        ):
             self._state = "ACK"
         else:
             self._start_settling(ACK)
@@ -82,6 +87,37 @@ class Message(messages.Message):
         """
         await self._settle(Outcome.REQUEUE if failed else Outcome.RETURN)
 
+    async def ack_log_error(  # type: ignore[override]
+        self, logger: Logger, errors: tuple[type[BaseException], ...], multiple: bool = False
+    ) -> None:
+        """Acknowledge the message, and log given errors instead of raising them.
+
+        Args:
+            logger: Where to log.
+            errors: Error classes to log.
+            multiple: If True, all earlier messages of the same ``consume`` too.
+        """
+        try:
+            await self.ack(multiple)
+        except errors as error:
+            logger.critical("Couldn't ack %r, reason:%r", self.delivery_tag, error, exc_info=True)
+
+    async def reject_log_error(  # type: ignore[override]
+        self, logger: Logger, errors: tuple[type[BaseException], ...], requeue: bool = False
+    ) -> None:
+        """Reject the message, and log given errors instead of raising them.
+
+        Args:
+            logger: Where to log.
+            errors: Error classes to log.
+            requeue: If True, the message goes back to its queue; else to the dead letter exchange of the queue, if
+                it has one.
+        """
+        try:
+            await self.reject(requeue)
+        except errors as error:
+            logger.critical("Couldn't reject %r, reason: %r", self.delivery_tag, error, exc_info=True)
+
     async def _settle(self, outcome: Outcome, multiple: bool = False) -> None:
         pending = self._start_settling(outcome, multiple)
         if pending is not None:
@@ -95,7 +131,7 @@ class Message(messages.Message):
 
     def _start_settling(self, outcome: Outcome, multiple: bool = False) -> Pending[None] | None:
         """Settle it. Returns what has to be waited for."""
-        if self._state != "RECEIVED":
+        if self.channel is None or self._state != "RECEIVED":
             self.refuse(STATES[outcome])
         pending = None if self.no_ack else self.channel.settle(self.delivery_tag, outcome, multiple)
         self._state = "ACK" if outcome is ACK else STATES[outcome]
@@ -124,6 +160,8 @@ class Message(messages.Message):
         """
         if on_error not in ("requeue", "reject", "keep"):
             raise ValueError(f"on_error must be 'requeue', 'reject' or 'keep', got {on_error!r}")
+        if self.channel is None:
+            self.refuse(STATES[ACK])
         try:
             with ExitStack() as stack:
                 for hook in self.channel.connection.hooks or ():

@@ -101,11 +101,11 @@ def _ending_on(signals: Sequence[int], stop: asyncio.Event) -> Iterator[None]:
     """Set ``stop`` when one of the signals comes; put the handlers from before back."""
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in signals}
-    for number in signals:
-        loop.add_signal_handler(number, stop.set)
     try:
+        for number in before:
+            loop.add_signal_handler(number, stop.set)
         yield
     finally:
         for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            if loop.remove_signal_handler(number):
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)

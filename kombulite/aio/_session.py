@@ -305,6 +305,8 @@ class AsyncSession(Session):
     def abandon(self) -> None:
         """Forget the connection in a forked child, whose parent has it."""
         self.waits.abandon()
+        for channel in self._channels.values():
+            channel.is_open = False
         self.window = Window(WINDOW, self.waits)
         self.transport, self._channels, self._roles = None, {}, {}
         self.restored = set()

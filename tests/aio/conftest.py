@@ -93,6 +93,12 @@ def place(request: pytest.FixtureRequest) -> Place:
     return Place(kind, request.getfixturevalue(f"{kind}_url"), {})
 
 
+@pytest.fixture
+def memory() -> Place:
+    """The embedded broker."""
+    return Place("memory", "memory://", {})
+
+
 def run(main: Callable[[], Coroutine[Any, Any, Any]], timeout: float = 60, debug: bool = True) -> Any:
     """Run in asyncio's debug mode; afterwards no task, no thread and no unheard error is left."""
     complaints: list[dict[str, Any]] = []
