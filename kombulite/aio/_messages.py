@@ -424,7 +424,8 @@ class Messages:
     def _on_event(self, event: Event) -> None:
         if type(event) is Delivery:
             self._ready.append(event)
-            self._changes.wake()
+            if self._changes.waiters:  # in a stream of messages there are none
+                self._changes.wake()
         elif isinstance(event, Cancelled):
             queue = self._names.pop(event.consumer_tag, "")
             self.fail(exceptions.ConsumerCancelled(f"the broker cancelled the consumer of queue {queue!r}"))

@@ -131,7 +131,7 @@ class AsyncSession(Session):
         self.waits = Waits(timeout, lambda: self.transport is None, self._blocked)
         self.window = Window(WINDOW, self.waits)
         self._channels: dict[int, Channel] = {}
-        self._roles: dict[str, Channel] = {}
+        self._roles: dict[str, Channel] = {}  # open ones, of a connection that is open: they leave with either
         #: What readies the channel of a role, where that takes something.
         self.preparing: dict[str, Callable[[Channel], Awaitable[object]]] = {"confirmed": self._confirm}
 
@@ -352,7 +352,7 @@ class AsyncSession(Session):
     async def channel(self, role: str, deadline: float) -> Channel:
         """Return the channel of a role: "control", "get", "confirmed", "plain", "calls"."""
         await self.ensure(deadline)
-        while (channel := self._roles.get(role)) is None or not channel.is_open:
+        while (channel := self._roles.get(role)) is None:
             await self.waits.once(role, partial(self._open_role, role), deadline, "open a channel")
         return channel
 
@@ -364,7 +364,8 @@ class AsyncSession(Session):
         except BaseException:
             self.drop_channel(channel)
             raise
-        self._roles[role] = channel
+        if channel.is_open:  # else it was lost as it was made ready
+            self._roles[role] = channel
 
     async def _confirm(self, channel: Channel) -> None:
         await self.waits.answer(channel.transport.confirm(channel.number))
@@ -410,12 +411,11 @@ class AsyncSession(Session):
         Returns True if the broker has it, the future of its answer if there has to be one, False if it is not sent.
         """
         channel = self._roles.get(role)
+        window = self.window
         if (
             channel is None
-            or not channel.is_open
-            or not self.is_open
             or delivery.exchange not in self.exchanges
-            or self.window.is_full
+            or (window.sent and window.is_full)
             or channel.transport.writable() is not None
         ):
             return False
@@ -461,7 +461,7 @@ class AsyncSession(Session):
     async def _wait_for_turn(self, delivery: Delivery, role: str, deadline: float) -> None:
         """Wait for one of the things that a message has to wait for, if there is one."""
         channel = self._roles.get(role)
-        if channel is None or not channel.is_open or not self.is_open:
+        if channel is None:
             await self.channel(role, deadline)
         elif delivery.exchange not in self.exchanges:
             await self._find_exchange(delivery.exchange, deadline)

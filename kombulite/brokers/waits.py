@@ -177,12 +177,13 @@ class WaitQueue:
     """Tasks that wait for something to change, and are woken in their order."""
 
     def __init__(self) -> None:
-        self._waiters: deque[Pending[None]] = deque()
+        #: Futures of the tasks that wait; those that are cancelled may still be among them.
+        self.waiters: deque[Pending[None]] = deque()
 
     def wake(self) -> bool:
         """Wake the first that still waits; returns whether there was one."""
-        while self._waiters:
-            waiter = self._waiters.popleft()
+        while self.waiters:
+            waiter = self.waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
                 return True
@@ -195,8 +196,8 @@ class WaitQueue:
 
     def refuse_all(self, error: Exception) -> None:
         """Have all waits raise an error."""
-        while self._waiters:
-            refuse(self._waiters.popleft(), error)
+        while self.waiters:
+            refuse(self.waiters.popleft(), error)
 
     async def wait(self, deadline: float | None = None) -> bool:
         """Wait to be woken; returns False if that did not happen by the deadline.
@@ -205,7 +206,7 @@ class WaitQueue:
         """
         loop = asyncio.get_running_loop()
         waiter: Pending[None] = loop.create_future()
-        self._waiters.append(waiter)
+        self.waiters.append(waiter)
         timer = None if deadline is None else loop.call_later(max(deadline - monotonic(), 0), _time_out, waiter)
         try:
             await waiter
@@ -225,7 +226,7 @@ class WaitQueue:
 
     def _remove(self, waiter: Pending[None]) -> None:
         with suppress(ValueError):  # ``wake`` has passed over it
-            self._waiters.remove(waiter)
+            self.waiters.remove(waiter)
 
 
 def _time_out(waiter: Pending[None]) -> None:

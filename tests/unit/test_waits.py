@@ -22,7 +22,7 @@ def test_a_queue_keeps_nothing_of_waits_that_are_over():
         await asyncio.sleep(0)
         cancelled.cancel()
         await asyncio.wait([cancelled])
-        assert not queue._waiters
+        assert not queue.waiters
 
     asyncio.run(main())
 

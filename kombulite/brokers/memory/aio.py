@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from kombulite._core import AckStep, Delivery
 from kombulite.brokers.aio import DelegatingTransport, OnEvent, OnLost, Pending, resolve
-from kombulite.brokers.base import Outcome, Settings
+from kombulite.brokers.base import Event, Outcome, Settings
 from kombulite.brokers.memory import Transport, clock
 
 T = TypeVar("T")
@@ -25,6 +25,7 @@ class AsyncTransport(DelegatingTransport):
 
     def __init__(self, settings: Settings, on_event: OnEvent, on_lost: OnLost) -> None:
         super().__init__(Transport(settings), on_event, on_lost)
+        self._publish: Callable[[int, Delivery, bool], object] = self.sync.publish  # which knows that it is not open
         self._loop = asyncio.get_running_loop()
         self._thread = get_ident()
         self._alarm: asyncio.TimerHandle | None = None
@@ -34,6 +35,8 @@ class AsyncTransport(DelegatingTransport):
     async def connect(self) -> None:
         """Open the connection."""
         self.sync.connect()
+        if (step := self.sync.fast_publish(0)) is not None:
+            self._publish = step.publish
         self.sync.wake_with(self._wake)
 
     async def close(self) -> None:
@@ -43,6 +46,7 @@ class AsyncTransport(DelegatingTransport):
     def abort(self) -> None:
         """Close the connection: there is nobody to leave it to."""
         self.sync.close()
+        self._publish = self.sync.publish
         if self._alarm is not None:
             self._alarm.cancel()
 
@@ -54,7 +58,7 @@ class AsyncTransport(DelegatingTransport):
 
     def publish(self, channel: int, delivery: Delivery, mandatory: bool = False) -> None:
         """Put a message into its queues."""
-        self.sync.publish(channel, delivery, mandatory)
+        self._publish(channel, delivery, mandatory)
         self._taken += 1
 
     def publish_many(
@@ -99,16 +103,13 @@ class AsyncTransport(DelegatingTransport):
 
     def _receive(self) -> None:
         sync, on_event = self.sync, self.on_event
-        if not sync.connected:
-            return
         for _ in range(BURST):
-            event = sync.poll()
-            if event is None:
-                self._set_alarm()
+            event: Event | None = sync.poll_ready()
+            if event is None and (event := sync.poll()) is None:
+                if sync.connected:
+                    self._set_alarm()
                 return
             on_event(event)
-            if not sync.connected:
-                return
         self._loop.call_soon(self._receive)
 
     def _set_alarm(self) -> None:
