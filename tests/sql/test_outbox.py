@@ -339,3 +339,40 @@ def test_message_for_a_queue_that_was_deleted_before_the_commit_is_not_kept(post
         with Connection(postgresql_url, transport_options=options) as connection:
             assert Queue("archive")(connection).get(no_ack=True).payload == 1
         assert via.execute("SELECT count(*) FROM orphan_messages").fetchall() == [(0,)]
+
+
+def test_wrapped_connection_of_a_pool_publishes(postgresql_url):
+    """What a pool gives wraps the connection: none of its methods looks like a coroutine function before Python 3.12."""
+
+    async def work():
+        async with aio.connect(postgresql_url) as connection, asyncpg.create_pool(postgresql_url) as pool:
+            await connection.declare(Queue("pooled"))
+            async with pool.acquire() as via, via.transaction():
+                await connection.producer().publish("kept", "pooled", via=via)
+        with Connection(postgresql_url) as connection, Connection(postgresql_url) as other:
+            assert Queue("pooled")(connection).get(no_ack=True).payload == "kept"
+            async with asyncpg.create_pool(postgresql_url) as pool, pool.acquire() as via:
+                with pytest.raises(TypeError, match="via must not be asynchronous here"):
+                    Producer(other).publish(1, routing_key="pooled", via=via)
+            assert Queue("pooled")(connection).get() is None
+
+    asyncio.run(work())
+
+
+def test_search_path_of_the_transaction_does_not_matter(postgresql_url):
+    """As with a schema for each tenant, one of which has tables of the same names."""
+    prefix = f"p{uuid4().hex[:8]}_"
+    with (
+        Connection(postgresql_url, transport_options={"table_prefix": prefix}) as connection,
+        psycopg.connect(postgresql_url) as via,
+    ):
+        queue = Queue("orders")(connection)
+        queue.declare()
+        producer = Producer(connection, routing_key="orders")
+        via.execute(f'CREATE SCHEMA "{prefix}10%% off"')
+        via.execute(f'SET search_path TO "{prefix}10%% off"')
+        producer.publish("no tables", via=via)
+        via.execute(f"CREATE TABLE {prefix}messages (LIKE public.{prefix}messages INCLUDING ALL)")
+        producer.publish("tables of the same name", via=via)
+        via.commit()
+        assert [queue.get(no_ack=True).payload for _ in range(2)] == ["no tables", "tables of the same name"]

@@ -6,7 +6,6 @@ Statements are those of ``Database``: ``?`` for a parameter. What runs them is t
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from inspect import iscoroutinefunction
 from typing import Any
 
 __all__ = ["Statement", "runner"]
@@ -38,19 +37,20 @@ def runner(via: Any, database: str, statements: Sequence[Statement]) -> Run:
     execute, form = _executor(via, database)
     prepared = [(_with_placeholders(text, form), values) for text, values in statements]
 
-    def run() -> None:
-        for text, values in prepared:
-            execute(text, values)
-
     async def run_on_loop() -> None:
         for text, values in prepared:
             await execute(text, values)
 
-    return run_on_loop if _is_asynchronous(via) else run
+    def run() -> Coroutine[Any, Any, None] | None:
+        for text, values in prepared:
+            result = execute(text, values)
+            # What is called does not tell: wrappers of a coroutine function are none, as those of asyncpg's pools.
+            if isinstance(result, Coroutine):
+                result.close()  # it has not begun
+                return run_on_loop()
+        return None
 
-
-def _is_asynchronous(via: Any) -> bool:
-    return iscoroutinefunction(getattr(via, "execute", None)) or "aiosqlite" in _libraries(via)
+    return run
 
 
 def _libraries(via: Any) -> set[str]:

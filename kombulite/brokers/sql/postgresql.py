@@ -55,6 +55,11 @@ INSERT_AND_WAKE = (
     " SELECT pg_notify(?, '') FROM put"
 )
 
+SCHEMA_OF_TABLE = (
+    "SELECT quote_ident(nspname) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace"
+    " WHERE pg_class.oid = to_regclass(?)"
+)
+
 INSERT_UNLESS_CHANGED = (
     "WITH put AS (INSERT INTO {p}messages (" + COLUMNS + ") SELECT ?, ?, ?, {now} + ?, ?, ?, ?, ?"
     " FROM {p}meta WHERE topology = ? RETURNING 1),"
@@ -97,6 +102,7 @@ class PostgreSQL(Database):
         self._wire: Wire | None = None
         #: Whether a pooler gives the transactions of this connection to several connections to the server.
         self.is_pooled = False
+        self._insert_and_wake: str | None = None
         self.channel = f"{prefix}{self._schema or ''}".encode()[:MAX_NAME].decode(errors="ignore")
 
     def _connect(self) -> Wire:
@@ -123,7 +129,7 @@ class PostgreSQL(Database):
 
     def open(self) -> None:
         """Connect to the server."""
-        self._wire = self._connect()
+        self._wire, self._insert_and_wake = self._connect(), None
         backend = self.value("SELECT pg_backend_pid()")
         self.is_pooled = backend != self._wire.backend
         self.look_interval = POOLED_LOOK_INTERVAL if self.is_pooled else LOOK_INTERVAL
@@ -216,8 +222,17 @@ class PostgreSQL(Database):
         return bool(self.value(INSERT_UNLESS_CHANGED, *head, body, topology, self.channel, wakes_all, head[0]))
 
     def outbox_statement(self, head: Head, body: bytes) -> Statement:
-        """Return what inserts a message and wakes its consumers at commit."""
-        return self.filled(INSERT_AND_WAKE), (*head, body, self.channel)
+        """Return what inserts a message and wakes its consumers at commit.
+
+        It names the schema of the tables: the search path of the caller's connection may be another.
+        """
+        statement = self._insert_and_wake
+        if statement is None:
+            place = self.prefix
+            if not self._schema:
+                place = f"{self.value(SCHEMA_OF_TABLE, f'{self.prefix}messages')}.{place}"
+            statement = self._insert_and_wake = self.filled(INSERT_AND_WAKE.replace("{p}", place))
+        return statement, (*head, body, self.channel)
 
     def begin(self) -> None:
         """Start a transaction."""
