@@ -335,3 +335,24 @@ def test_failover_to_a_standby(request, attributes):
         producer.publish(100, retry=True, retry_policy=policy)
         assert message.payload == 0
         assert sorted(consume(connection, 101)) == list(range(101))
+
+
+@pytest.mark.parametrize("name", ["", "/:memory:"])
+def test_url_that_names_no_file_is_refused(name):
+    with pytest.raises(ValueError, match="must name a file"):
+        Connection(f"sqlite://{name}").connect()
+
+
+def test_file_that_can_have_no_log_is_an_error_at_once(tmp_path, monkeypatch):
+    """As on file systems without shared memory: SQLite keeps its mode then, without an error."""
+    connect = sqlite3.connect
+
+    class Connected(sqlite3.Connection):
+        def execute(self, statement, *values):
+            return super().execute("SELECT 'delete'" if "journal_mode" in statement else statement, *values)
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=Connected, **options))
+    with pytest.raises(
+        exceptions.OperationalError, match="cannot have a write-ahead log, its journal_mode is 'delete'"
+    ):
+        Connection(f"sqlite:///{tmp_path}/x.db").connect()

@@ -59,9 +59,10 @@ class SQLite(Database):
 
     def __init__(self, settings: Settings, prefix: str) -> None:
         super().__init__(prefix)
-        self.path = settings.virtual_host
-        if self.path in ("", "/"):
-            raise ValueError("a sqlite:// URL must name a file: sqlite:///events.db")
+        name = settings.virtual_host
+        if name in ("", "/", ":memory:"):
+            raise ValueError(f"a sqlite:// URL must name a file: sqlite:///events.db, got {name!r}")
+        self.path = os.path.abspath(name)  # the process may change its directory, as daemons do
         self._synchronous = str(settings.options.get("synchronous") or "FULL").upper()
         if self._synchronous not in SYNCHRONOUS:
             raise ValueError(f"synchronous must be one of {', '.join(SYNCHRONOUS)}, got {self._synchronous!r:.80}")
@@ -83,7 +84,11 @@ class SQLite(Database):
             self._connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         except sqlite3.Error as error:
             self.close()
-            kind = exceptions.InternalError if _is_corrupt(error) else exceptions.RecoverableConnectionError
+            kind: type[Exception] = exceptions.RecoverableConnectionError
+            if isinstance(error, sqlite3.NotSupportedError):
+                kind = exceptions.OperationalError
+            elif _is_corrupt(error):
+                kind = exceptions.InternalError
             raise kind(f"cannot open {self.path}: {error}") from error
         with _open_lock:
             _open.setdefault(self.path, WeakSet()).add(self)
@@ -91,13 +96,19 @@ class SQLite(Database):
     def _use_wal(self, connection: sqlite3.Connection) -> None:
         """Have readers go on while one writes. The change needs the file alone, and does not wait for it by itself."""
         deadline = monotonic() + BUSY_TIMEOUT
-        while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        while True:
             try:
-                connection.execute("PRAGMA journal_mode = WAL").fetchall()
+                (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+                if mode != "wal":
+                    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             except sqlite3.OperationalError:
                 if monotonic() > deadline:
                     raise
                 sleep(0.01)
+            else:
+                break
+        if mode != "wal":
+            raise sqlite3.NotSupportedError(f"it cannot have a write-ahead log, its journal_mode is {mode!r}")
 
     def close(self) -> None:
         """Close the file."""
