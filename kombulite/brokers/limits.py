@@ -12,6 +12,9 @@ from kombulite import exceptions
 from kombulite._core import Delivery
 from kombulite.brokers.base import ExchangeSpec, QueueSpec
 
+#: Of a time to live: what a time in seconds since 1970 can be added to.
+MAX_MILLISECONDS = (1 << 63) - 1
+
 
 class Limits(NamedTuple):
     """What a queue's arguments ask for; times in seconds."""
@@ -49,7 +52,8 @@ class Limits(NamedTuple):
         overflow = arguments.get("x-overflow", "drop-head")
         if overflow not in ("drop-head", "reject-publish", "reject-publish-dlx"):
             raise exceptions.PreconditionFailed(f"invalid arg 'x-overflow' for queue '{spec.name}': {overflow!r}")
-        message_ttl, expires = number("x-message-ttl"), number("x-expires", least=1)
+        message_ttl = number("x-message-ttl", most=MAX_MILLISECONDS)
+        expires = number("x-expires", least=1, most=MAX_MILLISECONDS)
         return cls(
             message_ttl=None if message_ttl is None else message_ttl / 1000,
             expires=None if expires is None else expires / 1000,
@@ -79,7 +83,7 @@ def expiration_of(delivery: Delivery) -> float | None:
         milliseconds = int(str(delivery.properties.expiration))
     except (TypeError, ValueError):
         milliseconds = -1
-    if milliseconds < 0:
+    if not 0 <= milliseconds <= MAX_MILLISECONDS:
         raise exceptions.PreconditionFailed(f"invalid expiration {delivery.properties.expiration!r:.80}")
     return milliseconds / 1000
 

@@ -152,6 +152,11 @@ class Database(ABC):
         """Raise PreconditionFailed for text that the database does not store."""
         if self.is_postgresql and "\0" in text:
             raise exceptions.PreconditionFailed(f"PostgreSQL stores no text with NUL: {text!r:.80}")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise exceptions.PreconditionFailed(f"text must be valid Unicode, got {text!a:.80}") from None
 
     def filled(self, statement: str) -> str:
         """Return a statement with its placeholders filled in."""

@@ -18,10 +18,13 @@ from kombulite.brokers.limits import dead_letter, expiration_of
 from kombulite.brokers.sql.database import Database, Head, Row, Segment
 from kombulite.brokers.sql.marks import Marks
 from kombulite.brokers.sql.outbox import Statement
-from kombulite.brokers.sql.topology import WAITING, QueueRecord, Topology, delete_messages
+from kombulite.brokers.sql.topology import DELETED_AT_ONCE, WAITING, QueueRecord, Topology, delete_messages
+from kombulite.log import get_logger
 from kombulite.utils.json import codec
 
 __all__ = ["Messages", "Token"]
+
+logger = get_logger(__name__)
 
 NAMED_PROPERTIES = ("content_type", "content_encoding", "headers", "delivery_mode", "priority")
 
@@ -53,6 +56,21 @@ POP = (
     " DELETE FROM {p}messages WHERE id IN (SELECT id FROM oldest) RETURNING " + COLUMNS
 )
 
+# What has become due, and what has expired, is so much at a time as the server stores in time and fits into memory.
+RELEASE = (
+    "WITH theirs AS MATERIALIZED (SELECT id FROM {p}messages WHERE due <= {now} ORDER BY due LIMIT ? {skip})"
+    " UPDATE {p}messages SET due = NULL WHERE id IN (SELECT id FROM theirs) RETURNING queue"
+)
+RELEASED_AT_ONCE = 10_000
+EXPIRE = (
+    "WITH theirs AS MATERIALIZED (SELECT id FROM {p}messages WHERE expires <= {now} AND owner IS NULL AND due IS NULL"
+    " AND %s LIMIT ? {skip})"
+    " DELETE FROM {p}messages WHERE id IN (SELECT id FROM theirs) RETURNING queue"
+)
+DEAD_LETTERS_AT_ONCE = 100
+IN_QUEUES_POSTGRESQL = "queue = ANY(?)"
+IN_QUEUES_SQLITE = "queue IN (SELECT value FROM json_each(?))"
+
 # Messages by their ids, if they are still the connection's. Adding 0 keeps the planner from the index of the owners:
 # all that was acknowledged since the last vacuum is still in there, so each ack would cost more than the one before.
 CLAIMED_POSTGRESQL = "owner + 0 = ? AND id = ANY(?)"
@@ -76,6 +94,7 @@ class Messages:
         self._marks = Marks()
         self.grown: dict[int, QueueRecord] = {}  # queues with limits that dead letters have come to
         self._claimed = CLAIMED_POSTGRESQL if database.is_postgresql else CLAIMED_SQLITE
+        self._in_queues = IN_QUEUES_POSTGRESQL if database.is_postgresql else IN_QUEUES_SQLITE
         self._encoded: tuple[Properties | None, str] = (None, "")  # the last properties: a producer's are one object
         self._decoded: tuple[str, Properties | None] = ("", None)
 
@@ -218,7 +237,7 @@ class Messages:
         for number, _, deliveries, exchange, routing_key, text, body in sorted(rows, key=lambda row: (row[1], row[0])):
             known, properties = self._decoded
             if properties is None or known != text:
-                properties = _properties(codec.loads(text))
+                properties = _properties(number, text)
                 self._decoded = text, properties
             delivery = Delivery(exchange, routing_key, properties, body)
             delivery.delivery_count = max(deliveries - 1, 0)
@@ -263,15 +282,17 @@ class Messages:
 
     def give(self, heir: int, owner: int, ids: Sequence[int]) -> set[int]:
         """Give messages of one connection to another; returns the ids of those that the first had."""
-        numbers = list(ids) if self._database.is_postgresql else str(list(ids))
         rows = self._database.rows(
-            f"UPDATE {{p}}messages SET owner = ? WHERE {self._claimed} RETURNING id", heir, owner, numbers
+            f"UPDATE {{p}}messages SET owner = ? WHERE {self._claimed} RETURNING id", heir, owner, self._list(ids)
         )
         return {number for (number,) in rows}
 
     def _ids(self, tokens: Sequence[Token]) -> Any:
-        ids = [token.id for token in tokens]
-        return ids if self._database.is_postgresql else str(ids)
+        return self._list([token.id for token in tokens])
+
+    def _list(self, numbers: Sequence[int]) -> Any:
+        """Return numbers as a parameter."""
+        return list(numbers) if self._database.is_postgresql else str(list(numbers))
 
     # --- what is there
 
@@ -323,18 +344,15 @@ class Messages:
         return seconds is not None and seconds <= 0
 
     def pass_time(self) -> None:
-        """Release the messages that are due, and drop those that have expired."""
+        """Release the messages that are due, and drop those that have expired; of many at once only the first."""
         rows, queues = self._database.rows, {queue.id: queue for queue in self._topology.queues.values()}
-        due = rows(
-            "UPDATE {p}messages SET due = NULL WHERE id IN (SELECT id FROM {p}messages WHERE due <= {now} {skip})"
-            " RETURNING queue"
-        )
-        expired = rows(
-            "DELETE FROM {p}messages WHERE id IN (SELECT id FROM {p}messages WHERE expires <= {now} AND owner IS NULL"
-            " AND due IS NULL {skip}) RETURNING queue, " + COLUMNS
-        )
-        for number in sorted({row[0] for row in expired}):
-            if number in queues:
+        due = rows(RELEASE, RELEASED_AT_ONCE)
+        burying = [number for number, queue in queues.items() if queue.limits.dead_letter_exchange is not None]
+        rows(EXPIRE % f"NOT {self._in_queues}", self._list(burying), DELETED_AT_ONCE)
+        if burying:
+            expire = EXPIRE % self._in_queues
+            expired = rows(f"{expire}, {COLUMNS}", self._list(burying), DEAD_LETTERS_AT_ONCE)
+            for number in sorted({row[0] for row in expired}):
                 dropped = self._tokens(queues[number], [row[1:] for row in expired if row[0] == number])
                 self.bury(dropped, "expired")
         if due:
@@ -374,7 +392,16 @@ def _may_die(queue: QueueRecord, head: Head) -> bool:
     return head[3] is not None and queue.limits.dead_letter_exchange is not None
 
 
-def _properties(stored: dict[str, Any]) -> Properties:
+def _properties(number: int, text: str) -> Properties:
+    """Return the properties of a message; none if they cannot be read, as what others write into the table may be."""
+    try:
+        return _made(codec.loads(text))
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        logger.warning("Message %d is delivered without its properties, which cannot be read: %s", number, error)
+        return _made({})
+
+
+def _made(stored: dict[str, Any]) -> Properties:
     content_type, content_encoding, headers, delivery_mode, priority = (
         stored.pop(name, None) for name in NAMED_PROPERTIES
     )

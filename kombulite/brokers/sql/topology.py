@@ -210,6 +210,9 @@ class Topology:
             self.used(record)
             return record
         limits = Limits.of(spec)
+        # A dead letter that could not be stored would end each pass over what has expired, for all connections.
+        self._database.check_text(limits.dead_letter_exchange or "")
+        self._database.check_text(limits.dead_letter_routing_key or "")
         owner = self.connection if spec.exclusive else None
         self._database.rows(
             "INSERT INTO {p}queues (name, durable, exclusive, auto_delete, arguments, owner, expires)"
@@ -331,7 +334,8 @@ class Topology:
     # --- consumers
 
     def add_consumer(self, channel: int, tag: str, record: QueueRecord, exclusive: bool) -> None:
-        """Note a consumer for the others."""
+        """Note a consumer for the others. Raises PreconditionFailed for a tag that cannot be stored."""
+        self._database.check_text(tag)
         self._database.rows(
             "INSERT INTO {p}consumers (connection, channel, tag, queue, exclusive) VALUES (?, ?, ?, ?, ?)",
             self.connection, channel, tag, record.id, exclusive,

@@ -1,0 +1,93 @@
+"""Many messages that expire, or become due, at once: what one pass over them takes is bounded."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from contextlib import closing
+
+import psycopg
+import pytest
+
+from kombulite import Connection, Exchange, Producer, Queue
+from kombulite.brokers.sql import messages
+from tests.sql.test_outbox import driver
+
+BODY = b"x" * 100_000
+
+
+@pytest.fixture
+def expired(database):
+    """A connection with 400 messages of 100 kB that have expired, and the queue of their dead letters."""
+    connection = database.connect()
+    dead = Queue("dead", Exchange("dlx", "fanout"))(connection)
+    dead.declare()
+    arguments = {"x-dead-letter-exchange": "dlx"}
+    Queue("orders", queue_arguments=arguments)(connection).declare()
+    Producer(connection).publish_many([BODY] * 400, routing_key="orders", expiration=3600)
+    with closing(driver(database)) as other:
+        other.execute(f"UPDATE {database.prefix}messages SET expires = 1")
+        other.commit()
+    return connection, dead
+
+
+def test_messages_that_expired_become_dead_letters_part_by_part(expired):
+    connection, dead = expired
+    connection.transport  # noqa: B018 - it is there before memory is measured
+    tracemalloc.start()
+    try:
+        for _ in range(4):
+            Queue("orders", no_declare=True)(connection).get()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 30_000_000, f"{peak:,} bytes"
+    assert dead.queue_declare(passive=True).message_count == 400
+    assert dead.purge() == 400
+
+
+def test_messages_without_dead_letters_expire_part_by_part(database, monkeypatch):
+    monkeypatch.setattr(messages, "DELETED_AT_ONCE", 3, raising=False)
+    connection = database.connect()
+    queue = Queue("orders")(connection)
+    queue.declare()
+    Producer(connection).publish_many(range(8), routing_key="orders", expiration=0)
+    Producer(connection).publish("kept", routing_key="orders")
+    left = []
+    for _ in range(4):
+        assert queue.get(no_ack=True) is None or not left.append("kept")
+        left.append(connection.transport._database.value("SELECT count(*) FROM {p}messages"))
+    assert left == ["kept", 5, 2, 0, 0]
+
+
+def test_messages_are_released_part_by_part(database, monkeypatch):
+    monkeypatch.setattr(messages, "RELEASED_AT_ONCE", 3, raising=False)
+    connection = database.connect()
+    queue = Queue("orders")(connection)
+    queue.declare()
+    soon = time.time() + 1
+    for number in range(8):
+        Producer(connection).publish(number, routing_key="orders", eta=soon + (8 - number) / 1000)
+    while time.time() < soon + 0.1:
+        assert connection.transport._messages.seconds_to_next() is not None
+        time.sleep(0.01)
+    waiting = [queue.queue_declare(passive=True).message_count for _ in range(4)]
+    assert waiting == [3, 6, 8, 8]
+    assert [queue.get(no_ack=True).payload for _ in range(8)] == list(range(8)), "in their places"
+
+
+def test_a_statement_timeout_does_not_keep_a_backlog_for_ever(postgresql_url):
+    """The operator's limit ends a statement over all of them; that over a part of them is in time."""
+    options = {"table_prefix": "backlog_"}
+    with (
+        Connection(postgresql_url, transport_options=options) as connection,
+        psycopg.connect(postgresql_url, autocommit=True) as admin,
+    ):
+        queue = Queue("orders")(connection)
+        queue.declare()
+        admin.execute(
+            "INSERT INTO backlog_messages (queue, rank, due, exchange, routing_key, properties, body)"
+            " SELECT 1, 0, 1, '', 'orders', '{}', '1' FROM generate_series(1, 300000)"
+        )
+        connection.transport._database.rows("SET statement_timeout = 500")
+        assert queue.get(no_ack=True) is not None
