@@ -342,7 +342,7 @@ def test_message_for_a_queue_that_was_deleted_before_the_commit_is_not_kept(post
 
 
 def test_wrapped_connection_of_a_pool_publishes(postgresql_url):
-    """What a pool gives wraps the connection: none of its methods looks like a coroutine function before Python 3.12."""
+    """A pool wraps connections: no method of the wrapper looks like a coroutine function before Python 3.12."""
 
     async def work():
         async with aio.connect(postgresql_url) as connection, asyncpg.create_pool(postgresql_url) as pool:
