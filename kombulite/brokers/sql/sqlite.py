@@ -61,7 +61,7 @@ class SQLite(Database):
         super().__init__(prefix)
         name = settings.virtual_host
         if name in ("", "/", ":memory:"):
-            raise ValueError(f"a sqlite:// URL must name a file: sqlite:///events.db, got {name!r}")
+            raise ValueError("a sqlite:// URL must name a file: sqlite:///events.db")
         self.path = os.path.abspath(name)  # the process may change its directory, as daemons do
         self._synchronous = str(settings.options.get("synchronous") or "FULL").upper()
         if self._synchronous not in SYNCHRONOUS:
