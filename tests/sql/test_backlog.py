@@ -76,6 +76,33 @@ def test_messages_are_released_part_by_part(database, monkeypatch):
     assert [queue.get(no_ack=True).payload for _ in range(8)] == list(range(8)), "in their places"
 
 
+def test_messages_that_wait_for_their_time_are_not_looked_at_for_others(postgresql_url):
+    options = {"table_prefix": "waiting_"}
+    with (
+        Connection(postgresql_url, transport_options=options) as connection,
+        psycopg.connect(postgresql_url, autocommit=True) as admin,
+    ):
+        queue = Queue("orders")(connection)
+        queue.declare()
+        for due in ("9e9 + random()", "NULL"):
+            admin.execute(
+                "INSERT INTO waiting_messages (queue, rank, due, expires, exchange, routing_key, properties, body)"
+                f" SELECT 1, 0, {due}, 9e9 + random(), '', 'orders', '{{}}', '1' FROM generate_series(1, 20000)"
+            )
+        admin.execute("ANALYZE waiting_messages")
+        Producer(connection).publish("due", routing_key="orders", eta=-1)
+        Producer(connection).publish("expired", routing_key="orders", expiration=0)
+        session = connection.transport._session
+        with session.transaction():
+            assert session.pass_time()
+            looks = "SELECT seq_tup_read, idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname ="
+            looks += " 'waiting_messages'"
+            ((by_scan, by_index),) = connection.transport._database.rows(looks)
+        assert (by_scan, by_index < 20) == (0, True), f"{by_scan} and {by_index} rows"
+        assert admin.execute("SELECT count(*) FROM waiting_messages WHERE expires IS NULL").fetchone() == (1,)
+        assert admin.execute("SELECT count(*) FROM waiting_messages").fetchone() == (40_001,)
+
+
 def test_a_statement_timeout_does_not_keep_a_backlog_for_ever(postgresql_url):
     """The operator's limit ends a statement over all of them; that over a part of them is in time."""
     options = {"table_prefix": "backlog_"}

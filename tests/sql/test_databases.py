@@ -256,7 +256,7 @@ def test_text_without_utf8_is_refused_and_the_connection_goes_on(database):
     producer = Producer(connection, queue.exchange)
     producer.publish("taken")
     message = queue.get()
-    with pytest.raises(UnicodeEncodeError):
+    with pytest.raises(exceptions.BatchPublishError, match="2 of 2 messages were refused"):
         producer.publish_many(["never"] * 2, routing_key="\ud800")
     message.ack()
     producer.publish_many(["kept"])

@@ -2,7 +2,8 @@
 
 Statements are written once for all databases: ``?`` for a parameter, ``{p}`` before the name of a table, ``{now}`` for
 the server's time in seconds since 1970, ``{skip}`` behind a SELECT that locks its rows and skips those others locked,
-``{lock}`` behind one that waits for them.
+``{lock}`` behind one that waits for them, ``{found}`` for the condition that a row has one of the ``id``s of the table
+``found``, which may have few rows or many.
 
 The class is wider than others: it has all in which the databases differ.
 """
@@ -40,10 +41,11 @@ class Segment(NamedTuple):
 class Database(ABC):
     """A connection to a database. Used by one thread at a time."""
 
-    #: What ``{now}``, ``{skip}`` and ``{lock}`` stand for.
+    #: What ``{now}``, ``{skip}``, ``{lock}`` and ``{found}`` stand for.
     now: str
     skip: str
     lock: str
+    found: str
     is_postgresql: bool
 
     #: Seconds between two looks that need no wake.
@@ -160,9 +162,8 @@ class Database(ABC):
 
     def filled(self, statement: str) -> str:
         """Return a statement with its placeholders filled in."""
-        for name, meaning in (("p", self.prefix), ("now", self.now), ("skip", self.skip), ("lock", self.lock)):
-            statement = statement.replace("{" + name + "}", meaning)
-        return statement
+        statement = statement.replace("{p}", self.prefix).replace("{now}", self.now).replace("{found}", self.found)
+        return statement.replace("{skip}", self.skip).replace("{lock}", self.lock)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -57,15 +57,18 @@ POP = (
 )
 
 # What has become due, and what has expired, is so much at a time as the server stores in time and fits into memory.
+# The time is a sub-select: PostgreSQL's clock changes within a statement, so that compared with it each row is looked
+# at, and no index used: 1.5 s beside 400,000 messages that wait. The lower bound has the planner expect few rows.
 RELEASE = (
-    "WITH theirs AS MATERIALIZED (SELECT id FROM {p}messages WHERE due <= {now} ORDER BY due LIMIT ? {skip})"
-    " UPDATE {p}messages SET due = NULL WHERE id IN (SELECT id FROM theirs) RETURNING queue"
+    "WITH found AS MATERIALIZED (SELECT id FROM {p}messages WHERE due >= 0 AND due <= (SELECT {now})"
+    " ORDER BY due LIMIT ? {skip})"
+    " UPDATE {p}messages SET due = NULL WHERE {found} RETURNING queue"
 )
 RELEASED_AT_ONCE = 10_000
 EXPIRE = (
-    "WITH theirs AS MATERIALIZED (SELECT id FROM {p}messages WHERE expires <= {now} AND owner IS NULL AND due IS NULL"
-    " AND %s LIMIT ? {skip})"
-    " DELETE FROM {p}messages WHERE id IN (SELECT id FROM theirs) RETURNING queue"
+    "WITH found AS MATERIALIZED (SELECT id FROM {p}messages WHERE expires >= 0 AND expires <= (SELECT {now})"
+    " AND owner IS NULL AND due IS NULL AND %s ORDER BY expires LIMIT ? {skip})"
+    " DELETE FROM {p}messages WHERE {found} RETURNING queue"
 )
 DEAD_LETTERS_AT_ONCE = 100
 IN_QUEUES_POSTGRESQL = "queue = ANY(?)"
@@ -413,7 +416,7 @@ def _body(delivery: Delivery) -> bytes:
 
 
 def _due(delivery: Delivery) -> float | None:
-    """Return when a message may be delivered (seconds since 1970), from its property ``eta``; None for at once."""
+    """Return when a message may be delivered (seconds since 1970), from its property ``eta``; None for no time."""
     eta = (delivery.properties.extra or {}).get("eta")
     if eta is None:
         return None
@@ -424,7 +427,7 @@ def _due(delivery: Delivery) -> float | None:
             raise exceptions.PreconditionFailed(f"invalid eta {eta!r:.80}") from None
     with suppress(OverflowError):
         if isinstance(eta, datetime):
-            return (eta if eta.tzinfo else eta.replace(tzinfo=timezone.utc)).timestamp()
+            return max((eta if eta.tzinfo else eta.replace(tzinfo=timezone.utc)).timestamp(), 0.0)
         if isinstance(eta, (int, float)) and not isinstance(eta, bool) and isfinite(eta):
-            return float(eta)
+            return max(float(eta), 0.0)
     raise exceptions.PreconditionFailed(f"invalid eta {eta!r:.80}")

@@ -90,6 +90,7 @@ class PostgreSQL(Database):
     now = "(extract(epoch from clock_timestamp())::double precision)"
     skip = "FOR UPDATE SKIP LOCKED"
     lock = "FOR UPDATE"
+    found = "id = ANY(ARRAY(SELECT id FROM found))"  # IN makes the planner read the whole table for what might be many
     is_postgresql = True
 
     def __init__(self, settings: Settings, prefix: str) -> None:
