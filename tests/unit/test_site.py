@@ -134,3 +134,15 @@ def test_a_snippet_is_copied_as_it_is(home, view):
     view.locator("button[title='Copy to clipboard']").first.click()
     first = BLOCK.findall((ROOT / "docs" / "index.md").read_text())[0]
     view.wait_for_function("async (text) => (await navigator.clipboard.readText()).trim() === text", arg=first.strip())
+
+
+def test_commands_are_copied_without_prompts_and_output(home, view):
+    view.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    view.goto(f"{home}/tutorials/moving-a-queue/", wait_until="load")
+    view.locator(".highlight", has_text="3 published").locator("button[title='Copy to clipboard']").click()
+    commands = [
+        "kombulite publish --broker sqlite:///old.db -q jobs --declare one two three",
+        "kombulite move --broker sqlite:///old.db jobs --to-broker sqlite:///new.db jobs --declare",
+    ]
+    lines = "(await navigator.clipboard.readText()).split('\\n').filter(line => line.trim())"
+    view.wait_for_function(f"async (text) => {lines}.join('|') === text", arg="|".join(commands))
