@@ -79,7 +79,9 @@ def test_eta_that_is_none_is_refused_by_name(database):
         ({"table_prefix": "1_"}, "table_prefix must .* begin with no digit, got '1_'"),
         ({"table_prefix": "a" * 46}, "table_prefix must have at most 45 characters, got 46"),
         ({"table_prefx": "a_"}, "unknown transport option 'table_prefx'; did you mean .table_prefix."),
-        ({"lease": -1}, "lease must be above 0 seconds, got -1"),
+        ({"lease": -1}, "lease must be above 0 seconds, and finite, got -1"),
+        ({"lease": float("inf")}, "lease must be above 0 seconds, and finite, got inf"),
+        ({"lease": float("nan")}, "lease must be above 0 seconds, and finite, got nan"),
         ({"synchronous": "maybe"}, "synchronous must be one of OFF, NORMAL, FULL, EXTRA, got 'MAYBE'"),
     ],
 )
@@ -473,3 +475,16 @@ def test_many_messages_of_a_queue_that_expires_are_deleted_in_time(database, in_
 def fail(*arguments, **keywords):
     """Stand for a statement that the operator's timeout ends."""
     raise exceptions.RecoverableChannelError("canceling statement due to statement timeout")
+
+
+def test_a_lease_of_a_year_is_renewed_and_its_connection_woken(database):
+    """It is longer than the system waits at once."""
+    connection = database.connect(lease=365 * 86400)
+    queue = Queue("orders")(connection)
+    got = []
+    with Consumer(connection, [queue], callbacks=[lambda body, message: (got.append(body), message.ack())]):
+        Producer(connection).publish(1, routing_key="orders")
+        connection.drain_events(timeout=30)
+    assert got == [1]
+    maintainer = connection.transport._session._maintainer
+    assert maintainer._thread.is_alive()

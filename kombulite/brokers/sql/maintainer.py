@@ -18,6 +18,8 @@ __all__ = ["LeaseMaintainer"]
 
 logger = get_logger(__name__)
 
+MAX_WAIT = 86400.0  # seconds: the system's own wait takes 24 days at most
+
 
 class LeaseMaintainer:
     """Calls ``renew`` (a bound method, held weakly) every ``interval`` seconds; ends with its object, or by ``stop``.
@@ -63,7 +65,7 @@ class LeaseMaintainer:
         next_renewal = monotonic() + self._interval
         try:
             while not self._is_stopped:
-                self._hear(max(next_renewal - monotonic(), 0))
+                self._hear(min(max(next_renewal - monotonic(), 0), MAX_WAIT))
                 if self._is_stopped or monotonic() < next_renewal:
                     continue
                 renew = self._renew()

@@ -77,8 +77,8 @@ class SQLTransport(ChannelTransport):
         options = settings.options
         check_transport_options(options, OPTIONS)
         lease = float(options.get("lease") or DEFAULT_LEASE)
-        if lease <= 0:
-            raise ValueError(f"lease must be above 0 seconds, got {lease}")
+        if not 0 < lease < inf:
+            raise ValueError(f"lease must be above 0 seconds, and finite, got {lease}")
         self._creates_tables = bool(options.get("create_tables", True))
         self._database = self.open_database(settings, options.get("table_prefix") or DEFAULT_PREFIX)
         left = left_by(*self._identity)
