@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from itertools import cycle, repeat
 
+import kombulite
+from bench.adapted import mock
 from kombulite import Connection, Consumer, Exchange, Producer, Queue
 from kombulite._core import (
     JSON,
@@ -161,6 +163,11 @@ def memory_publish_task() -> Work:
     return repeated(lambda: producer.publish(VALUE, headers=HEADERS, correlation_id=ID, reply_to="replies"))
 
 
+def foreign_publish() -> Work:
+    """Through the adapter, to a transport of a few lines that was written for kombu and does nothing."""
+    return mock(kombulite)
+
+
 def memory_round_trip() -> Work:
     """Publish, consume, acknowledge."""
     producer, queue = memory()
@@ -203,6 +210,7 @@ PATHS: dict[str, Callable[[], Work]] = {
         priority_key,
         memory_publish,
         memory_publish_task,
+        foreign_publish,
         memory_round_trip,
     )
 }

@@ -11,6 +11,7 @@ from kombulite._core.channel import (
     BaseSession,
     BaseSubscription,
     PublishStep,
+    is_channel_open,
 )
 from kombulite._core.codecs import Codecs
 from kombulite._core.envelope import EnvelopeTemplate, MalformedEnvelope, TagSequence, decode_envelope
@@ -44,7 +45,14 @@ from kombulite._core.message import (
     declaration_key,
     encode_text,
 )
-from kombulite._core.outgoing import KEYWORD_PROPERTIES, BaseMaker, BaseProducer, PlainMessages, make_properties
+from kombulite._core.outgoing import (
+    KEYWORD_PROPERTIES,
+    BaseMaker,
+    BaseProducer,
+    ForeignPublish,
+    PlainMessages,
+    make_properties,
+)
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.publishing import BaseQueue, PublishPath
 from kombulite._core.queueing import ConsumerRing, ConsumerSlot, FastPath, MessageQueue, UnackedDeliveries
@@ -80,6 +88,7 @@ __all__ = [
     "Delivery",
     "EnvelopeTemplate",
     "FastPath",
+    "ForeignPublish",
     "FrameDecoder",
     "FrameEncoder",
     "FrameWriter",
@@ -111,6 +120,7 @@ __all__ = [
     "encode_table",
     "encode_text",
     "end_of_run",
+    "is_channel_open",
     "make_properties",
     "pack_command",
 ]

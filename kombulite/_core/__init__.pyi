@@ -166,13 +166,15 @@ class PublishStep:
         confirm_timeout: float | None = None,
     ) -> Any: ...
 
+def is_channel_open(raw: Any) -> bool: ...
+
 class AckStep:
     def acknowledge(self, delivery_tag: Any) -> bool: ...
 
 class BaseChannel:
     channel_id: int
     is_open: bool
-    is_native: bool
+    raw: Any
     session: Any
     positions: Any
     @property
@@ -277,6 +279,10 @@ def make_properties(
     priority: int | None,
     properties: Mapping[str, Any],
 ) -> Properties: ...
+
+@final
+class ForeignPublish(PublishStep):
+    def __init__(self, raw: Any, on_error: Callable[[BaseException], None] | None) -> None: ...
 
 @final
 class PlainMessages:

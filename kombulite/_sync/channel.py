@@ -167,7 +167,6 @@ class Channel(BaseChannel):
 
     def __init__(self, connection: Any, transport: Transport, channel_id: int) -> None:
         self.session: ChannelSession = connection.session
-        self.is_native = True
         super().__init__(channel_id, self.session.tally, Outcome.ACK)
         self.connection = connection  #: for programs: the channel itself talks to its session
         self.is_open = True

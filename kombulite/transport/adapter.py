@@ -27,7 +27,7 @@ from typing import Any
 from kombulite import exceptions
 from kombulite._client.lifecycle import State
 from kombulite._client.session import ChannelSession
-from kombulite._core import GATHERED, Delivery, Properties, declaration_key
+from kombulite._core import GATHERED, Delivery, ForeignPublish, Properties, declaration_key, is_channel_open
 from kombulite._sync.channel import Channel, Subscription
 from kombulite.abstract import Object
 from kombulite.brokers import base
@@ -74,9 +74,7 @@ class ChannelVerbs:
 
     def __init__(self, raw: Any, on_error: Callable[[BaseException], None] | None = None) -> None:
         self.raw = raw
-        self._on_error = on_error
-        self._properties: Properties | None = None
-        self._prepared: tuple[Any, ...] = ()
+        self._step = ForeignPublish(raw, on_error)
 
     def publish(
         self,
@@ -87,34 +85,7 @@ class ChannelVerbs:
         confirm_timeout: float | None = None,
     ) -> Any:
         """Publish a message; returns what the transport returns."""
-        properties = delivery.properties
-        if properties is not self._properties:
-            # Most messages of a producer share their properties.
-            self._prepared = _prepared(properties)
-            self._properties = properties
-        priority, content_type, content_encoding, headers, others, is_text = self._prepared
-        body = delivery.body
-        if is_text and isinstance(body, bytes):
-            try:  # noqa: SIM105 - for each message, and `suppress` costs more
-                body = body.decode()
-            except UnicodeDecodeError:
-                pass  # it goes as it is
-        raw = self.raw
-        try:
-            message = raw.prepare_message(body, priority, content_type, content_encoding, dict(headers), dict(others))
-            return raw.basic_publish(
-                message,
-                exchange=delivery.exchange,
-                routing_key=delivery.routing_key,
-                mandatory=mandatory,
-                immediate=False,
-                timeout=timeout,
-                confirm_timeout=confirm_timeout,
-            )
-        except Exception as error:
-            if self._on_error is not None:
-                self._on_error(error)
-            raise
+        return self._step.publish(channel, delivery, mandatory, timeout, confirm_timeout)
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
@@ -157,8 +128,9 @@ class ChannelVerbs:
         """Return nothing: the channel has its own events for returned messages."""
         return ()
 
-    def fast_publish(self, channel: int) -> None:
-        """Return nothing: there is no faster way to publish."""
+    def fast_publish(self, channel: int) -> ForeignPublish:
+        """Return what publishes in one compiled step."""
+        return self._step
 
     def fast_ack(self, channel: int) -> None:
         """Return nothing: there is no faster way to acknowledge."""
@@ -175,25 +147,11 @@ class ChannelVerbs:
 
     def channel_is_open(self, channel: int) -> bool:
         """Return whether the channel is open."""
-        return is_open(self.raw)
+        return is_channel_open(self.raw)
 
     def close_channel(self, channel: int) -> None:
         """Close the channel."""
         self.raw.close()
-
-
-def is_open(raw: Any) -> bool:
-    """Return whether a channel of others is open, as far as it shows that."""
-    return getattr(raw, "closed", False) is not True and getattr(raw, "connection", raw) is not None
-
-
-def _prepared(properties: Properties) -> tuple[Any, ...]:
-    others = properties.as_dict()
-    priority, content_type = others.pop("priority", None), others.pop("content_type", None)
-    content_encoding, headers = others.pop("content_encoding", None), others.pop("headers", None) or {}
-    # As kombu's serializers return it; a body that was text already goes as bytes there.
-    is_text = content_encoding == "utf-8" and content_type != "text/plain" and "compression" not in headers
-    return priority, content_type, content_encoding, headers, others, is_text
 
 
 def _delivery_of(body: Any) -> Delivery:
@@ -207,34 +165,21 @@ class AdaptedChannel(Channel):
     def __init__(self, connection: Any, transport: AdaptedTransport | None, number: int, raw: Any) -> None:
         self.raw = raw
         self._adapted = transport
-        self._is_attached = True
         #: Consumers of the facade, by tag.
         self.consumers: dict[str, Any] = {}
         super().__init__(connection, self._verbs(), number)  # type: ignore[arg-type]
-        self.is_native = False
 
     def _verbs(self) -> ChannelVerbs:
         return ChannelVerbs(self.raw, None if self._adapted is None else self._adapted.note_error)
 
     def __getattr__(self, name: str) -> Any:
         # A message of a batch has this for its channel, and its class may need more of the transport's.
-        if name == "raw":
-            raise AttributeError(name)
         return getattr(self.raw, name)
 
     @property
     def public(self) -> Any:
         """The channel that programs see."""
         return self.raw
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it is open."""
-        return self._is_attached and is_open(self.raw)
-
-    @is_open.setter
-    def is_open(self, value: bool) -> None:
-        self._is_attached = value
 
     @property
     def is_borrowed(self) -> bool:
@@ -332,9 +277,9 @@ class AdaptedChannel(Channel):
         self._adapted = transport.adapted
         self.raw = self._adapted.create_channel()
         attach(self.raw, self)
-        self._is_attached = True
         self._join(self._verbs())  # type: ignore[arg-type]
         self.generation += 1
+        self.is_open = True
 
     def resume(self, renamed: Mapping[str, str]) -> None:
         """Set the limits, and let the consumers of the facade declare and consume again."""

@@ -13,11 +13,11 @@ from itertools import count
 from typing import Any, ClassVar
 
 from kombulite._client.dead_letters import delivery_of
-from kombulite._core import Delivery
+from kombulite._core import Delivery, is_channel_open
 from kombulite.brokers.base import ExchangeSpec, Outcome, QueueInfo, QueueSpec, Settings, Transport
 from kombulite.connection import Connection, error_classes
 from kombulite.exceptions import ChannelError, error_for_code
-from kombulite.transport.adapter import ChannelVerbs, is_open
+from kombulite.transport.adapter import ChannelVerbs
 
 
 class ForeignTransport(Transport):
@@ -94,7 +94,7 @@ class ForeignTransport(Transport):
     def channel_is_open(self, channel: int) -> bool:
         """Return whether a channel is open still."""
         verbs = self._channels.get(channel)
-        return verbs is not None and is_open(verbs.raw)
+        return verbs is not None and is_channel_open(verbs.raw)
 
     def qos(self, channel: int, prefetch_size: int, prefetch_count: int, apply_global: bool) -> None:
         """Bound the messages that are delivered and not settled."""

@@ -137,8 +137,6 @@ def log_calls(instance: object, logger: str, ident: str) -> None:
     own: Any = instance
     if hasattr(own, "fast_publish"):
         own.fast_publish = _no_step  # it would not be logged
-    if hasattr(own, "is_native"):
-        own.is_native = False
 
 
 def _no_step(channel: int) -> None:

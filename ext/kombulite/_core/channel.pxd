@@ -17,14 +17,15 @@ cdef class BaseChannel:
     cdef AckStep _ack_step
     cdef bint _confirmed
     cdef object _acknowledged
-    cdef public bint is_open
-    cdef public bint is_native  # whether `is_open` and the session's `declared` are what they seem
+    cdef public object raw  # the channel of a foreign transport that it stands for, or None
+    cdef bint _is_open
     cdef public object session
     cdef public object positions  # of its consumers in streams, once there are any
     cdef readonly CounterBlock _tally
     cdef readonly dict _subscriptions  # by consumer tag
 
     cdef object _send(self, Delivery delivery, bint mandatory, object timeout, object confirm_timeout)
+    cdef bint _is_usable(self) except -1
     cdef bint _dispatch(self, object event) except -1
 
 

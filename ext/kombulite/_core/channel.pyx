@@ -130,10 +130,20 @@ cdef class BaseConsumer:
                 callback(body, message)
 
 
+def is_channel_open(raw):
+    """Whether a channel of a foreign transport is open, as far as it shows that."""
+    return _is_channel_open(raw)
+
+
+cdef bint _is_channel_open(raw) except -1:
+    return getattr(raw, "closed", False) is not True and getattr(raw, "connection", raw) is not None
+
+
 cdef class BaseChannel:
     """What each message needs of its channel.
 
-    ``acknowledged``: what the transport's ``settle`` takes for an ack; ``session``: the connection's BaseSession.
+    ``acknowledged``: what the transport's ``settle`` takes for an ack; ``session``: the connection's BaseSession;
+    ``raw``: the channel of a foreign transport that it stands for, or None.
     """
 
     def __cinit__(self):
@@ -144,6 +154,18 @@ cdef class BaseChannel:
         self.channel_id = channel_id
         self._tally = tally
         self._acknowledged = acknowledged
+
+    @property
+    def is_open(self):
+        """Whether the channel is open; a foreign one is asked too, as far as it shows that."""
+        return self._is_usable()
+
+    @is_open.setter
+    def is_open(self, bint value):
+        self._is_open = value
+
+    cdef bint _is_usable(self) except -1:
+        return self._is_open and (self.raw is None or _is_channel_open(self.raw))
 
     def use(self, publish, settle, AckStep acknowledge, bint confirmed):
         """Set the transport's verbs. ``confirmed``: whether the broker has a message when ``publish`` returns.
