@@ -162,11 +162,15 @@ def _maybe_declare(entity: Any, channel: Any) -> Any:
 
 def _channel_for(entity: Any, channel: Any) -> Any:
     channel = maybe_channel(channel)
-    if channel is not None:
-        return channel
-    if not entity.is_bound:
+    return _ensure_channel_is_bound(entity, None).channel if channel is None else channel
+
+
+def _ensure_channel_is_bound(entity: Any, channel: Any) -> Any:
+    if entity.is_bound:
+        return entity
+    if not channel:
         raise exceptions.ChannelError(f"Cannot bind channel {channel} to entity {entity}")
-    return entity.channel
+    return entity.bind(channel)
 
 
 # --- draining ---------------------------------------------------------------------------------------------------
@@ -311,7 +315,7 @@ def collect_replies(conn: Any, channel: Any, queue: Queue, *args: Any, **kwargs:
 
 
 @contextmanager
-def _ignoring(conn: Any) -> Iterator[None]:
+def _ignore_errors(conn: Any) -> Iterator[None]:
     try:
         yield
     except (*conn.connection_errors, *conn.channel_errors):
@@ -336,9 +340,9 @@ def ignore_errors(
         **kwargs: Its keyword arguments.
     """
     if fun:
-        with _ignoring(conn):
+        with _ignore_errors(conn):
             return fun(*args, **kwargs)
-    return _ignoring(conn)
+    return _ignore_errors(conn)
 
 
 def _ensure_errback(error: Any, interval: float) -> None:

@@ -28,6 +28,7 @@ from kombulite._client.topology import restore_topology
 from kombulite._core import declaration_key
 from kombulite._sync.channel import Channel
 from kombulite.abstract import is_connection, maybe_channel
+from kombulite.brokers import check_url_transport as _check_url_transport  # noqa: F401 - by kombu's name too
 from kombulite.brokers import is_native, resolve_transport
 from kombulite.brokers.base import Capabilities, Event, Transport
 from kombulite.transport import TRANSPORT_ALIASES, get_transport_cls

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from codecs import decode as _decode  # noqa: F401 - by kombu's name, which programs import
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import Any, NoReturn
 
@@ -276,6 +277,21 @@ def disable_insecure_serializers(allowed: Iterable[str] | None = ("json",)) -> N
         registry.disable(content_type)
     for name in allowed or ():
         registry.enable(name)
+
+
+@contextmanager
+def _reraise_errors(
+    wrapper: Callable[[Exception], Exception],
+    include: tuple[type[Exception], ...] = (Exception,),
+    exclude: tuple[type[Exception], ...] = (SerializerNotInstalled,),
+) -> Iterator[None]:
+    """Raise what a codec raises as an error of the library. For codecs of programs, by kombu's name."""
+    try:
+        yield
+    except exclude:
+        raise
+    except include as error:
+        raise wrapper(error) from error
 
 
 # --- the serializers that come with it --------------------------------------------------------------------------

@@ -63,6 +63,17 @@ def native_scheme(name: str) -> Scheme | None:
     return None if name in TRANSPORT_ALIASES else _entry_points().get(name)
 
 
+def check_url_transport(name: str) -> str:
+    """Return the name of a transport that a URL has given, unless it is a path.
+
+    Raises:
+        ValueError: The name is a path: a URL must not choose what is imported.
+    """
+    if "." in name or ":" in name:
+        raise ValueError(f"Invalid transport scheme: {name!r}")
+    return name
+
+
 def check_scheme(name: str) -> Scheme | None:
     """Return the facts of a scheme; None if its transport is written for kombu's interface.
 
@@ -70,9 +81,7 @@ def check_scheme(name: str) -> Scheme | None:
         KeyError: There is no such transport; the message names the closest one.
         ValueError: The name is a path: a URL must not choose what is imported.
     """
-    if "." in name or ":" in name:
-        raise ValueError(f"Invalid transport scheme: {name!r}")
-    found = native_scheme(name)
+    found = native_scheme(check_url_transport(name))
     if found is None and name not in TRANSPORT_ALIASES:
         known = list(dict.fromkeys([*SCHEMES, *TRANSPORT_ALIASES, *_entry_points()]))
         close = closest_name(name, known)

@@ -45,7 +45,7 @@ def to_rabbitmq_queue_arguments(arguments: Mapping[str, Any], **options: Any) ->
     return {**arguments, **prepared} if prepared else arguments
 
 
-def _not_implemented(obj: object, method: str) -> NotImplementedError:
+def _LeftBlank(obj: object, method: str) -> NotImplementedError:
     cls = type(obj)
     return NotImplementedError(f"Transport {cls.__module__}.{cls.__name__} does not implement {method}")
 
@@ -80,7 +80,7 @@ class StdChannel:
 
     def get_bindings(self) -> Any:
         """Return all bindings. Raises NotImplementedError where the transport cannot list them."""
-        raise _not_implemented(self, "get_bindings")
+        raise _LeftBlank(self, "get_bindings")
 
     def after_reply_message_received(self, queue: str) -> None:
         """Clean up a reply queue, after each collection of replies; by default, do nothing.
@@ -117,7 +117,7 @@ class Management:
 
     def get_bindings(self) -> Any:
         """Return all bindings. Raises NotImplementedError where the transport cannot list them."""
-        raise _not_implemented(self, "get_bindings")
+        raise _LeftBlank(self, "get_bindings")
 
 
 class Implements(dict[str, Any]):
@@ -180,7 +180,7 @@ class Transport:
 
     def establish_connection(self) -> Any:
         """Connect, and return the object that the other methods get as ``connection``."""
-        raise _not_implemented(self, "establish_connection")
+        raise _LeftBlank(self, "establish_connection")
 
     def close_connection(self, connection: Any) -> None:
         """Close a connection.
@@ -188,7 +188,7 @@ class Transport:
         Args:
             connection: What ``establish_connection`` returned.
         """
-        raise _not_implemented(self, "close_connection")
+        raise _LeftBlank(self, "close_connection")
 
     def create_channel(self, connection: Any) -> Any:
         """Return a new channel.
@@ -196,7 +196,7 @@ class Transport:
         Args:
             connection: What ``establish_connection`` returned.
         """
-        raise _not_implemented(self, "create_channel")
+        raise _LeftBlank(self, "create_channel")
 
     def close_channel(self, connection: Any) -> None:
         """Close a channel.
@@ -204,7 +204,7 @@ class Transport:
         Args:
             connection: The channel, by kombu's name for the parameter.
         """
-        raise _not_implemented(self, "close_channel")
+        raise _LeftBlank(self, "close_channel")
 
     def drain_events(self, connection: Any, **kwargs: Any) -> Any:
         """Wait for one event and run its callbacks.
@@ -216,7 +216,7 @@ class Transport:
         Raises:
             socket.timeout: No event came in time.
         """
-        raise _not_implemented(self, "drain_events")
+        raise _LeftBlank(self, "drain_events")
 
     def heartbeat_check(self, connection: Any, rate: int = 2) -> Any:
         """Send a heartbeat if one is due; by default, do nothing.

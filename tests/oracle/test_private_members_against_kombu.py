@@ -355,6 +355,36 @@ def tables_of_serializers(lib):
     return [*seen, registry._encoders, registry._decoders, outcome(registry.unregister, "x")]
 
 
+def helpers_are_imported(lib):
+    """Functions of modules whose names say that they are private, which programs import."""
+    common, serialization = of(lib, "common"), of(lib, "serialization")
+    check = of(lib, "connection")._check_url_transport
+    queue, channel = lib.Queue("jobs"), Mock()
+    bound = common._ensure_channel_is_bound(queue, channel)
+    seen = [bound.channel is channel, common._ensure_channel_is_bound(bound, None) is bound]
+    lost = Mock(connection_errors=(KeyError,), channel_errors=(IndexError,))
+    for error in (KeyError, IndexError, ValueError):
+        try:
+            with common._ignore_errors(lost):
+                raise error(1)
+        except ValueError as raised:
+            seen.append(raised.args)
+    for error in (KeyError, ZeroDivisionError, OSError):
+        try:
+            with serialization._reraise_errors(TypeError, (KeyError, OSError), (OSError,)):
+                raise error("x")
+        except Exception as raised:
+            seen.append((type(raised).__name__, str(raised)))
+    text = []
+    for function, *arguments in ((common._ensure_channel_is_bound, queue, None), (check, "a.b"), (check, "a:b")):
+        try:
+            function(*arguments)
+        except Exception as raised:
+            text.append((type(raised).__name__, str(raised).replace("kombulite", "kombu")))
+    missing = of(lib, "transport.base")._LeftBlank(Mock, "flow")
+    return [*seen, text, check("amqp"), serialization._decode(b"a", "utf-8"), type(missing), str(missing)]
+
+
 PROGRAMS = [
     each
     for name, each in list(vars().items())
