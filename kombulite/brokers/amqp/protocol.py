@@ -250,7 +250,7 @@ class AMQPProtocol:
             channel = self.channels.get(event.channel)
             if channel is not None:
                 frame = self.stream.encoder.method(channel.number, *methods.CHANNEL_FLOW.reply, event.arguments)
-                self._answer_unless_closing(channel, frame)
+                _answer_unless_closing(self.stream, channel, frame)
         elif signature == methods.BASIC_CANCEL.signature:
             (consumer_tag, nowait) = methods.decode("sb", event.arguments)
             channel = self.channels.get(event.channel)
@@ -273,12 +273,7 @@ class AMQPProtocol:
         else:
             arguments = methods.BASIC_CANCEL.encode(consumer_tag, True)
             frame = stream.encoder.method(channel.number, *methods.BASIC_CANCEL.signature, arguments)
-        self._answer_unless_closing(channel, frame)
-
-    def _answer_unless_closing(self, channel: AMQPChannel, frame: bytes) -> None:
-        """Send an answer on a channel, unless we have closed it in the meantime: the last frame was that."""
-        with suppress(exceptions.RecoverableConnectionError):
-            self.stream.send(frame, on_turn=channel.check)
+        _answer_unless_closing(self.stream, channel, frame)
 
     def _handle_return(self, event: ReturnReceived) -> None:
         channel = self.channels.get(event.channel)
@@ -380,3 +375,9 @@ def _notify(callback: Callable[..., Any] | None, *arguments: Any) -> None:
         callback(*arguments)
     except Exception:
         logger.exception("%r raised", callback)
+
+
+def _answer_unless_closing(stream: Outlet, channel: AMQPChannel, frame: bytes) -> None:
+    """Send an answer on a channel, unless we have closed it in the meantime: the last frame was that."""
+    with suppress(exceptions.RecoverableConnectionError):
+        stream.send(frame, on_turn=channel.check)
