@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import json
 import os
 import signal
@@ -420,3 +421,15 @@ def test_bindings_lead_out_of_no_folder(connect, tmp_path):
     with pytest.raises(exceptions.PreconditionFailed, match="cannot be called"):
         connect().Producer().publish(1, exchange="e", routing_key="k")
     assert not list(tmp_path.glob("*escaped*"))
+
+
+def test_files_are_named_in_order_if_a_millisecond_ends_meanwhile(connect, tmp_path, monkeypatch):
+    """kombu takes files in order of their names."""
+    readings = itertools.count(10**12, 300_000)  # ns
+    monkeypatch.setattr(store, "monotonic", lambda: next(readings) / 1e9)
+    monkeypatch.setattr(store, "monotonic_ns", lambda: next(readings), raising=False)
+    producer = connect(fsync=False).Producer()
+    for number in range(20):
+        producer.publish(None, routing_key="q", headers={"number": number})
+    files = sorted((tmp_path / "data").glob("*.msg"))
+    assert [json.loads(file.read_bytes())["headers"]["number"] for file in files] == list(range(20))

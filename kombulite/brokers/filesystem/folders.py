@@ -30,7 +30,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from time import monotonic, time, time_ns
+from time import monotonic, monotonic_ns, time, time_ns
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote, unquote
 from weakref import WeakSet
@@ -174,7 +174,7 @@ class FolderStore(Store):
     # --- messages
 
     def put(self, queue: str, data: bytes) -> None:
-        name = f"{int(monotonic() * 1000)}_{_ordered_uuid()}.{queue}{MESSAGE}"
+        name = _message_name(queue)
         _check_file_name(f"{name}-r000000.{self.identity}{CLAIMED}", queue)
         unnamed = self._out / f".{self.identity}-{uuid()}{UNNAMED}"
         with self._need(self._out), open(unnamed, "xb") as file:
@@ -387,9 +387,13 @@ def _next_stamp() -> int:
         return _last_stamp
 
 
-def _ordered_uuid() -> str:
-    """Return a unique name in the shape of a UUID, whose first part puts those of one millisecond in order."""
-    return f"{int(monotonic() * 1e9) % 1_000_000:08x}{uuid()[8:]}"
+def _message_name(queue: str) -> str:
+    """Return the name of a new message's file, behind those of earlier ones: kombu takes files in order of their names.
+
+    What looks like a UUID begins with the nanoseconds within the millisecond, of the same reading of the clock.
+    """
+    milliseconds, nanoseconds = divmod(monotonic_ns(), 1_000_000)
+    return f"{milliseconds}_{nanoseconds:08x}{uuid()[8:]}.{queue}{MESSAGE}"
 
 
 def _check_file_name(file_name: str, queue: str) -> None:
