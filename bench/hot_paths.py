@@ -149,6 +149,7 @@ def memory() -> tuple[Producer, Queue]:
     producer = Producer(channel, exchange, "order", serializer="json")
     bound = queue(channel)
     bound.declare()
+    bound.purge()  # of what another path has left: a round trip would count that
     return producer, bound
 
 

@@ -12,9 +12,7 @@
     bindings, as kombu reads and writes them. ``.exchange.json`` and ``.queue.json`` stand beside it for what kombu does
     not keep.
 
-The class is wide since all that the store's verbs do is a matter of these names.
-
-The class is wider than others: it is a store, and a store has these methods.
+The class is wider than others: it is a store, whose verbs are all a matter of these names.
 """
 
 from __future__ import annotations
