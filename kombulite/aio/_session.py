@@ -351,8 +351,8 @@ class AsyncSession(Session):
 
     async def channel(self, role: str, deadline: float) -> Channel:
         """Return the channel of a role: "control", "get", "confirmed", "plain", "calls"."""
-        await self.ensure(deadline)
         while (channel := self._roles.get(role)) is None:
+            await self.ensure(deadline)
             await self.waits.once(role, partial(self._open_role, role), deadline, "open a channel")
         return channel
 
