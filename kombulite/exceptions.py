@@ -158,7 +158,11 @@ class SerializationError(KombuError):
 
 
 class EncodeError(SerializationError):
-    """A body cannot be encoded."""
+    """A body, a header or a property cannot be encoded.
+
+    If it is a header or a property, or text that its ``content_encoding`` lacks, the error is of the built-in class too
+    that kombu raises: TypeError, ValueError, UnicodeEncodeError, LookupError.
+    """
 
 
 class DecodeError(SerializationError):
@@ -448,7 +452,9 @@ def combined(*classes: type[Exception]) -> type[Exception]:
             if part not in given[:number] and not any(issubclass(other, part) for other in given if other is not part)
         )
         # Who unpickles it may not have the drivers.
-        portable = tuple(cls for cls in parts if cls.__module__ == __name__ or issubclass(cls, OSError))
+        portable = tuple(
+            cls for cls in parts if cls.__module__ in (__name__, builtins.__name__) or issubclass(cls, OSError)
+        )
 
         def arguments(error: Any) -> tuple[Any, ...]:
             if isinstance(error, AMQPError):
@@ -486,6 +492,31 @@ def socket_error(error: OSError, *others: type[Exception]) -> Exception:
     lost: Any = combined(RecoverableConnectionError, type(error), *others)(str(error))
     lost.errno, lost.strerror = error.errno, error.strerror
     return lost  # type: ignore[no-any-return]
+
+
+#: What encoders raise for a value that they cannot write, the special ones first.
+UNWRITABLE: tuple[type[Exception], ...] = (
+    TypeError,
+    UnicodeEncodeError,
+    ValueError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+)
+
+
+def encode_error(error: Exception) -> Exception:
+    """Return what an encoder raised as an EncodeError.
+
+    It is of the built-in class too, which kombu raises: programs that were written for kombu catch that.
+    """
+    kind = next((cls for cls in UNWRITABLE if isinstance(error, cls)), None)
+    if kind is None:
+        return EncodeError(str(error))
+    if isinstance(error, UnicodeEncodeError):
+        arguments: tuple[Any, ...] = error.encoding, error.object, error.start, error.end, error.reason
+        return combined(EncodeError, kind)(*arguments)
+    return combined(EncodeError, kind)(str(error))
 
 
 def error_for_code(

@@ -17,7 +17,7 @@ LONGEST_SHORT_STRING = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
 #: Messages that ``publish_many`` prepares before it hands them over.
 CHUNK, CHUNK_BYTES = 1000, 4 << 20
 #: Messages that may be refused before it gives up.
-MOST_REFUSED = 10_000
+MAX_REFUSED = 10_000
 
 encode = serialization.registry.encode
 
@@ -51,7 +51,7 @@ def as_it_is(body: Any, content_encoding: str | None) -> tuple[str, bytes]:
         try:
             return content_encoding, body.encode(content_encoding)
         except (LookupError, UnicodeError) as error:
-            raise exceptions.EncodeError(f"cannot encode the body as {content_encoding}: {error}") from error
+            raise exceptions.encode_error(error) from error
     if isinstance(body, (bytes, bytearray, memoryview)):
         return content_encoding or "binary", bytes(body)
     raise exceptions.EncodeError(f"a body travels as text or bytes, not as {type(body).__name__}")
@@ -96,7 +96,7 @@ class Chunk:
     @property
     def is_over(self) -> bool:
         """Whether no more are to be sent: one could not be encoded, or too many were refused."""
-        return self._is_broken or len(self._refused) >= MOST_REFUSED
+        return self._is_broken or len(self._refused) >= MAX_REFUSED
 
     def add(self, make: Callable[[Any], Delivery], body: Any) -> None:
         """Prepare a message. One that cannot be encoded is the last."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from kombulite import exceptions
 from kombulite._client.batching import BatchCollector
 from kombulite._client.declarations import queue_arguments, require_kind
-from kombulite._client.outgoing import check_short
+from kombulite._client.outgoing import as_it_is, check_short
 from kombulite._client.queue_kind import QueueKind
 from kombulite._client.session import ChannelSession
 from kombulite._client.streams import StreamPositions, now
@@ -436,10 +436,8 @@ class Channel(BaseChannel):
             headers: Headers by name.
             properties: Other properties, by name.
         """
-        if isinstance(body, str):
-            body = body.encode(content_encoding or "utf-8")
-        elif not isinstance(body, bytes):
-            raise exceptions.EncodeError(f"a body is text or bytes, not {type(body).__name__}")
+        if type(body) is not bytes:
+            _, body = as_it_is(body, content_encoding)
         made = make_properties(content_type, content_encoding, headers, None, priority, properties or {})
         return Delivery("", "", made, body)
 

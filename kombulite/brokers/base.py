@@ -847,7 +847,7 @@ class Transport:
         for index, delivery in enumerate(deliveries):
             try:
                 self.publish(channel, delivery, mandatory, timeout)
-            except (exceptions.MessageNacked, exceptions.ChannelError) as error:
+            except (exceptions.MessageNacked, exceptions.ChannelError, exceptions.EncodeError) as error:
                 refused.append((index, error))
         return refused
 

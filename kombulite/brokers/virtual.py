@@ -195,7 +195,10 @@ class Transport(ChannelTransport):
         key = delivery.exchange, delivery.routing_key, delivery.properties
         known, template = self._template
         if template is None or known != key:
-            template = EnvelopeTemplate(codec, *key)
+            try:
+                template = EnvelopeTemplate(codec, *key)
+            except exceptions.UNWRITABLE as error:
+                raise exceptions.encode_error(error) from error
             self._template = key, template
         return template.encode(delivery.body, self._tags.next())
 

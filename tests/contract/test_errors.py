@@ -323,6 +323,16 @@ def not_encodable(scene: Scene) -> object:
     return Producer(scene.channel).publish(object(), routing_key="any")
 
 
+@cause("the body is text that its `content_encoding` lacks")
+def text_beyond_its_encoding(scene: Scene) -> object:
+    return Producer(scene.channel).publish("é", "any", content_type="text/plain", content_encoding="ascii")
+
+
+@cause("a header or property cannot be encoded")
+def headers_not_encodable(scene: Scene) -> object:
+    return Producer(scene.channel).publish("x", routing_key="any", headers={"h": object()})
+
+
 @cause("the serializer is not known")
 def unknown_serializer(scene: Scene) -> object:
     return Producer(scene.channel).publish("x", routing_key="any", serializer="none of that name")

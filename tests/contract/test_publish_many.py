@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from kombulite import Producer, exceptions
-from kombulite._client.outgoing import CHUNK, CHUNK_BYTES, MOST_REFUSED
+from kombulite._client.outgoing import CHUNK, CHUNK_BYTES, MAX_REFUSED
 from kombulite.brokers.base import Outcome
 from kombulite.contrib.opentelemetry import OpenTelemetryHook
 from kombulite.contrib.prometheus import TimingHook
@@ -86,7 +86,7 @@ def test_refused_messages_are_held_up_to_a_number(channel, queue, monkeypatch):
     monkeypatch.setattr(producer, "send_many", refuse)
     with pytest.raises(exceptions.BatchPublishError) as caught:
         producer.publish_many(iter(int, 1))  # endless
-    assert MOST_REFUSED <= len(caught.value.refused) == sent < MOST_REFUSED + CHUNK
+    assert MAX_REFUSED <= len(caught.value.refused) == sent < MAX_REFUSED + CHUNK
 
 
 def test_none_is_none(channel, queue):

@@ -230,7 +230,7 @@ class Transport(AMQPVerbs, BaseTransport):
         try:
             frames = stream.encoder.publish(channel, delivery, mandatory)
         except NotEncodable as error:
-            raise exceptions.EncodeError(str(error)) from error
+            raise methods.not_encodable(error) from error
         if state.confirms is None:
             stream.send(frames, timeout, False, state.pass_by)
             if delivery.exchange not in self._known_exchanges:
@@ -309,7 +309,7 @@ class Transport(AMQPVerbs, BaseTransport):
             try:
                 frames, following = stream.encoder.publish_many(channel, deliveries, start, CHUNK, mandatory)
             except NotEncodable as error:
-                refused.append((following, exceptions.EncodeError(str(error))))
+                refused.append((following, methods.not_encodable(error)))
                 following += 1
                 continue
             stream.send(frames, timeout, False, partial(state.pass_by, following - start))
@@ -339,7 +339,7 @@ class Transport(AMQPVerbs, BaseTransport):
                 try:
                     frames, following = stream.encoder.publish_many(channel.number, deliveries, start, CHUNK, mandatory)
                 except NotEncodable as error:
-                    messages[start].settle(exceptions.EncodeError(str(error)))
+                    messages[start].settle(methods.not_encodable(error))
                     following += 1
                     continue
                 stream.send(frames, timeout, on_turn=partial(channel.count, messages[start:following]))
@@ -413,7 +413,10 @@ class Transport(AMQPVerbs, BaseTransport):
         protocol = self._opened()
         state = protocol.channel(channel)
         state.takes_acks = state.takes_acks or not no_ack
-        frame = protocol.stream.encoder.get(channel, queue, no_ack)
+        try:
+            frame = protocol.stream.encoder.get(channel, queue, no_ack)
+        except NotEncodable as error:
+            raise methods.not_encodable(error) from error
         answer = protocol.exchange(state, "Basic.get", frame, GET_REPLIES, None, state.check)
         return answer if type(answer) is Delivery else None
 

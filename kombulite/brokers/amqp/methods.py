@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from amqp.serialization import dumps, loads
 
 from kombulite import exceptions
+from kombulite._core import NotEncodable
 
 Signature = tuple[int, int]  # class id, method id
 
@@ -42,6 +43,11 @@ def encode(name: str, format: str, arguments: Sequence[Any]) -> bytes:
         return bytes(dumps(format, arguments)) if format else b""
     except Exception as error:  # py-amqp raises whatever the failed conversion does
         raise exceptions.EncodeError(f"{name}: {error}") from error
+
+
+def not_encodable(error: NotEncodable) -> Exception:
+    """Return the EncodeError for a message that AMQP has no form for, of the class of its cause too."""
+    return exceptions.encode_error(error.__cause__ if isinstance(error.__cause__, Exception) else error)
 
 
 def decode(format: str, arguments: bytes) -> list[Any]:

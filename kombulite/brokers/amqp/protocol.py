@@ -17,6 +17,7 @@ from kombulite._core import (
     FrameEncoder,
     HeldAcks,
     MethodReceived,
+    NotEncodable,
     ReturnReceived,
 )
 from kombulite.brokers.amqp import methods
@@ -111,7 +112,10 @@ class AMQPProtocol:
 
     def encode(self, number: int, method: Method, *arguments: Any) -> bytes:
         """Return a method as a frame. Raises EncodeError."""
-        return self.stream.encoder.method(number, *method.signature, method.encode(*arguments))
+        try:
+            return self.stream.encoder.method(number, *method.signature, method.encode(*arguments))
+        except NotEncodable as error:
+            raise methods.not_encodable(error) from error
 
     def abandon(self, error: Exception) -> None:
         """End all that is under way, because the connection has ended."""

@@ -217,9 +217,12 @@ class Publisher:
         if template is None or known is not properties:
             if properties.expiration is not None:
                 _check_expiration(properties.expiration)
-            template = EnvelopeTemplate(
-                codec, delivery.exchange, delivery.routing_key, properties, self._options.body_encoding
-            )
+            try:
+                template = EnvelopeTemplate(
+                    codec, delivery.exchange, delivery.routing_key, properties, self._options.body_encoding
+                )
+            except exceptions.UNWRITABLE as error:
+                raise exceptions.encode_error(error) from error
             destination.envelope = properties, template
         return template
 
@@ -276,7 +279,7 @@ class Publisher:
                 if where != previous:
                     destination = yield from self._destination(first)
                 template = self._template(destination, first)
-            except exceptions.ChannelError as error:
+            except (exceptions.ChannelError, exceptions.EncodeError) as error:
                 previous = None
                 refused += [(index, error) for index in range(start, stop)]
             else:

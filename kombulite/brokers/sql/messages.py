@@ -104,9 +104,10 @@ class Messages:
     # --- putting
 
     def check(self, delivery: Delivery) -> None:
-        """Raise PreconditionFailed for an expiration or eta that is none, and for text that cannot be stored."""
+        """Raise PreconditionFailed for an expiration or eta that is none, EncodeError for what cannot be stored."""
         self._database.check_text(delivery.exchange)
         self._database.check_text(delivery.routing_key)
+        self._text_of(delivery.properties)
         if delivery.properties.expiration is not None:
             expiration_of(delivery)
         _due(delivery)
@@ -173,16 +174,24 @@ class Messages:
         if properties.expiration is not None:
             own = expiration_of(delivery)
             ttl = min((each for each in (ttl, own) if each is not None), default=None)
-        known, text = self._encoded
-        if known is not properties:
-            text = codec.dumps(properties.as_dict())
-            self._encoded = properties, text
+        text = self._text_of(properties)
         priority = properties.priority
         rank = -min(max(priority if isinstance(priority, int) else 0, 0), limits.max_priority)
         due = _due(delivery)
         if due is not None and ttl is not None:
             ttl += max(due - datetime.now(timezone.utc).timestamp(), 0)
         return queue.id, rank, due, ttl, delivery.exchange, delivery.routing_key, text
+
+    def _text_of(self, properties: Properties) -> str:
+        """Return the properties as they are stored. Raises EncodeError."""
+        known, text = self._encoded
+        if known is not properties:
+            try:
+                text = codec.dumps(properties.as_dict())
+            except exceptions.UNWRITABLE as error:
+                raise exceptions.encode_error(error) from error
+            self._encoded = properties, text
+        return text
 
     def excess(self, queue: QueueRecord, extra_messages: int = 0, extra_bytes: int = 0) -> int:
         """Return how many waiting messages are too many (or 1 where it is their size)."""

@@ -53,7 +53,12 @@ DEFAULT_LEASE = 30.0  # seconds
 START_TIME, START_LOOK = 1.0, 0.1  # seconds
 MAX_COUNTED = 10_000  # messages, where their number is asked for in passing: to count millions takes seconds
 PAUSE = 0.001  # seconds between the parts of a long purge: in them the lease is renewed
-REFUSALS = (exceptions.MessageNacked, exceptions.IrrecoverableChannelError, exceptions.MessageReturned)
+REFUSALS = (
+    exceptions.MessageNacked,
+    exceptions.IrrecoverableChannelError,
+    exceptions.MessageReturned,
+    exceptions.EncodeError,
+)
 
 #: Messages of a batch that are alike: the place of the first, whether a queue may refuse it, the queues, the messages.
 Planned = tuple[int, bool, list[QueueRecord], list[Delivery]]

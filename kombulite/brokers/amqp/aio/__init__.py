@@ -360,7 +360,7 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
         try:
             frames = stream.encoder.publish(channel, delivery, mandatory)
         except NotEncodable as error:
-            raise exceptions.EncodeError(str(error)) from error
+            raise methods.not_encodable(error) from error
         if stream.failure is not None or state.closing:
             stream.check()
             state.check()
@@ -402,7 +402,7 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
             except NotEncodable as error:
                 following += 1
                 for each in batch.add(deliveries[start:following]):
-                    each.settle(exceptions.EncodeError(str(error)))
+                    each.settle(methods.not_encodable(error))
                 continue
             stream.write(frames)
             sent = batch.add(deliveries[start:following])
@@ -467,7 +467,10 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
                     self.settle(channel, answer.delivery_tag, RETURN)
             return answer
 
-        frame = self._stream.encoder.get(channel, queue, no_ack)
+        try:
+            frame = self._stream.encoder.get(channel, queue, no_ack)
+        except NotEncodable as error:
+            raise methods.not_encodable(error) from error
         replies = (methods.BASIC_GET_EMPTY,)
         pending = self._request(state, "Basic.get", frame, replies, take, state.check)
         return pending
