@@ -156,10 +156,10 @@ def test_credential_provider(start_server, name):
 
 
 class Sentinel(RedisServer):
-    def __init__(self, master: RedisServer, down_after: int = 500, password: str = "") -> None:
+    def __init__(self, master: RedisServer, down_after: int = 500, password: str = "", login: str = "") -> None:
         super().__init__()
         self.master = master
-        self._login = f"requirepass {password}\n" if password else ""
+        self._login = f"requirepass {password}\n" if password else login
         self._down_after = down_after  # milliseconds of silence
 
     def command(self):
@@ -263,6 +263,18 @@ def test_sentinels_of_which_some_refuse(start_server, name):
         with pytest.raises(exceptions.RecoverableConnectionError) as caught_later:
             connection.ensure_connection(max_retries=1, interval_start=0, reraise_as_library_errors=False)
     assert all(str(each.port) in str(caught_later.value) for each in (others[0], ours))
+
+
+def test_a_user_who_may_not_ask_the_sentinel(start_server, name):
+    """It is an error of the connection, as where the server refuses; one of a channel would be for nobody."""
+    master = start_server(RedisServer)
+    sentinel = start_server(lambda: Sentinel(master, login="user guest on >s3cret allchannels +ping +hello +client"))
+    options = {"master_name": "it", "sentinel_kwargs": {"username": "guest", "password": "s3cret"}}
+    with Connection(f"sentinel://127.0.0.1:{sentinel.port}/0", transport_options=options) as connection:
+        with pytest.raises(exceptions.NotAllowed, match=r"NOPERM|permission") as caught:
+            connection.ensure_connection(reraise_as_library_errors=False)
+    assert isinstance(caught.value, connection.connection_errors)
+    assert str(sentinel.port) in str(caught.value)
 
 
 def test_one_of_several_users_is_known_to_the_master(start_server, name):

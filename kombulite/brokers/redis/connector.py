@@ -15,7 +15,7 @@ from redis.connection import AbstractConnection, Connection, SSLConnection, Unix
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
 from kombulite.brokers.options import check_driver_options, check_tls_settings
-from kombulite.brokers.redis.errors import driver_error, unquoted
+from kombulite.brokers.redis.errors import connect_error, unquoted
 from kombulite.brokers.redis.options import Options, credentials_of, database_of
 from kombulite.brokers.redis.reauth import follow
 from kombulite.brokers.redis.replies import OnReply
@@ -161,7 +161,7 @@ class Connector:
             connection, error = self._connect()
         if error is not None:
             # Not from it: where the server quotes what it was sent, its words have the password.
-            raise _connect_error(error)
+            raise connect_error(error, unquoted(error))
         assert connection is not None
         try:
             self.check_mode(connection)
@@ -190,14 +190,6 @@ class Connector:
             connection.disconnect()  # type: ignore[no-untyped-call]
             return None, driver.InvalidResponse(f"the server does not speak Redis: {error}")
         return connection, None
-
-
-def _connect_error(error: driver.RedisError) -> Exception:
-    """Return an error of connecting as an error of the connection, whatever class the server gives it."""
-    mapped = driver_error(error, unquoted(error))
-    if isinstance(mapped, (exceptions.ConnectionError, OSError)):
-        return mapped
-    return exceptions.NotAllowed(unquoted(error))
 
 
 def _is_replica(connection: AbstractConnection) -> bool:

@@ -179,6 +179,12 @@ def driver_error(error: driver.RedisError, text: str | None = None) -> Exception
     return shared(kind, type(error))(str(error) if text is None else text)
 
 
+def connect_error(error: driver.RedisError, text: str) -> Exception:
+    """Return an error of connecting as an error of the connection, whatever class the server gives it."""
+    mapped = driver_error(error, text)
+    return mapped if isinstance(mapped, (exceptions.ConnectionError, OSError)) else exceptions.NotAllowed(text)
+
+
 def unquoted(error: driver.RedisError) -> str:
     """Return its words without the arguments of a command that the server does not know, such as a password."""
     return str(error).partition(", with args")[0]

@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from kombulite import exceptions
-from kombulite.brokers.redis.errors import driver_error, unquoted
+from kombulite.brokers.redis.errors import connect_error, driver_error, unquoted
 from kombulite.brokers.redis.leases import logger
 from kombulite.utils.locks import Lock
 
@@ -84,7 +84,7 @@ class Sentinels:
                 return state["ip"], int(state["port"])
         told = "".join(f"; {error}" for error in failures)
         if len(refusals) == len(self.addresses):
-            raise driver_error(refusals[0], "; ".join(failures))
+            raise connect_error(refusals[0], "; ".join(failures))
         if has_answer:
             raise NoMaster(f"No master found for {self.master!r}{told}")
         raise exceptions.RecoverableConnectionError(f"No sentinel of {self.master!r} can be asked{told}")
