@@ -118,8 +118,10 @@ class Connection(Address):
         ValueError: The URL is malformed or has an unknown option.
 
     Example:
+        ```py
         with Connection("amqp://guest:guest@localhost//") as connection:
             connection.Producer().publish({"n": 1}, routing_key="numbers", declare=[Queue("numbers")])
+        ```
     """
 
     # What programs read from the class.

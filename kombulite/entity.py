@@ -62,7 +62,9 @@ class Exchange(MaybeChannelBound):
         no_declare (bool): If True, it is never declared.
 
     Example:
+        ```py
         orders = Exchange("orders", type="topic")
+        ```
     """
 
     TRANSIENT_DELIVERY_MODE = TRANSIENT_DELIVERY_MODE
@@ -409,7 +411,9 @@ class Queue(MaybeChannelBound):
         ValueError: An attribute contradicts ``kind``.
 
     Example:
+        ```py
         Queue("invoices", Exchange("orders", type="topic"), routing_key="order.paid", message_ttl=3600)
+        ```
     """
 
     attrs: ClassVar[tuple[tuple[str, Any], ...]] = (

@@ -39,12 +39,14 @@ class ConsumerMixin:
     in a row (None: no limit). Each of the ``on_...`` methods may be overridden.
 
     Example:
+        ```py
         class Worker(ConsumerMixin):
             def __init__(self, connection):
                 self.connection = connection
 
             def get_consumers(self, Consumer, channel):
                 return [Consumer(queue, callbacks=[self.handle])]
+        ```
     """
 
     connection: Connection

@@ -183,10 +183,12 @@ class SimpleQueue(SimpleBase):
         accept: Serializer names or content types that may be decoded (None: all that are not disabled).
 
     Example:
+        ```py
         with connection.SimpleQueue("jobs") as queue:
             queue.put({"job": 1})
             message = queue.get(timeout=5)
             message.ack()
+        ```
     """
 
     no_ack = False

@@ -85,6 +85,7 @@ class Consumer(BaseConsumer):
             or a number is out of range.
 
     Example:
+        ```py
         def handle(body, message):
             print(body)
             message.ack()
@@ -92,6 +93,7 @@ class Consumer(BaseConsumer):
         with connection.Consumer(queue, callbacks=[handle], prefetch_count=100):
             while True:
                 connection.drain_events()
+        ```
     """
 
     ContentDisallowed = exceptions.ContentDisallowed

@@ -65,8 +65,10 @@ class Producer(MessageMaker, BaseProducer):
             took.
 
     Example:
+        ```py
         producer = connection.Producer(exchange="orders", serializer="json")
         producer.publish({"order": 1}, routing_key="order.paid", retry=True)
+        ```
     """
 
     auto_declare = True
@@ -477,9 +479,11 @@ class Producer(MessageMaker, BaseProducer):
             ValueError: ``max_size`` is no integer from 1 on.
 
         Example:
+            ```py
             with producer.batch() as batch:
                 for order in orders:
                     producer.publish(order, routing_key="orders")
+            ```
         """
         return BatchContext(self, max_size)
 

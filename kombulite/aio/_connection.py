@@ -58,8 +58,10 @@ def connect(
             ...
 
     Example:
+        ```py
         async with aio.connect("amqp://guest:guest@localhost//") as connection:
             await connection.producer().publish({"n": 1}, routing_key="numbers")
+        ```
     """
     unknown = settings.keys() - DEFAULT_SETTINGS.keys()
     if unknown:
@@ -371,10 +373,12 @@ class Connection(Address):
                 ``kombulite.contrib.stream_offsets.OffsetFile``. It is used in a thread.
 
         Example:
+            ```py
             async with connection.consume("jobs", prefetch=100) as messages:
                 async for message in messages:
                     async with message.process():
                         print(message.payload)
+            ```
         """
         given = [queues] if isinstance(queues, (Queue, str)) else list(queues)
         found = [Queue(each) if isinstance(each, str) else each for each in given]

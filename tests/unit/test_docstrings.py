@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import types
@@ -64,6 +65,16 @@ def parameters_of(member):
     return {each.name for each in names if each.name not in ("self", "cls") and not each.name.startswith("_")}
 
 
+EXAMPLE = re.compile(r"^(?:Examples?|Usage):\n((?:[ ]{4}.*\n?|\n(?=[ ]{4}))+)", re.MULTILINE)
+FENCED = re.compile(r"```py\n(.+?)\n```\s*", re.DOTALL)  # else the site shows it as flowing text
+
+
+def examples_of(member):
+    """Return the code of the examples in a docstring, None for one that is not fenced."""
+    found = [inspect.cleandoc(section) for section in EXAMPLE.findall(inspect.cleandoc(member.__doc__ or ""))]
+    return [code[1] if (code := FENCED.fullmatch(section)) else None for section in found]
+
+
 def undescribed(member):
     """Return the parameters that a docstring leaves out."""
     text = inspect.cleandoc(member.__doc__ or "")
@@ -79,6 +90,28 @@ PUBLIC = [line.split(":")[0] for line in PUBLIC_NAMES.read_text().splitlines()]
 def test_every_parameter_is_described(path):
     members = dict(documented(resolve(path)))
     assert {name: left for name, member in members.items() if (left := undescribed(member))} == {}
+
+
+def test_every_example_is_a_block_of_code():
+    shown = {}
+    for path in dict.fromkeys([*ENTRIES, *PUBLIC]):
+        for name, member in documented(resolve(path)):
+            for code in examples_of(member):
+                assert code is not None, name
+                compile(code, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                shown[name] = code
+    assert {"Connection", "Queue", "Consumer", "Producer", "Producer.batch", "connect"} <= shown.keys()
+
+
+def test_an_example_that_is_no_block_of_code_is_seen():
+    def publish():
+        """Publish.
+
+        Example:
+            publish()
+        """
+
+    assert examples_of(publish) == [None]
 
 
 def test_what_is_left_out_is_seen():

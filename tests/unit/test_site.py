@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from kombulite.messaging import Producer
+from tests.unit.test_docstrings import ENTRIES, documented, examples_of, resolve
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -61,6 +62,18 @@ def test_reference_has_the_docstrings(site):
     page = (site / "api/messaging/index.html").read_text()
     assert "kombulite.messaging.Producer.publish" in page
     assert getdoc(Producer.publish).partition("\n")[0] in html.unescape(TAG.sub("", page))
+
+
+def test_examples_of_docstrings_are_shown_as_code(site):
+    shown = 0
+    for path, page in ENTRIES.items():
+        blocks = re.findall(r"<pre.*?</pre>", (site / f"api/{page}/index.html").read_text(), re.DOTALL)
+        code = "\n".join(html.unescape(TAG.sub("", block)) for block in blocks)
+        for name, member in documented(resolve(path)):
+            for example in examples_of(member):
+                assert example in code, name
+                shown += 1
+    assert shown >= 9
 
 
 def test_trees_keep_their_lines(site):
