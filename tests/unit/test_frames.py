@@ -31,6 +31,7 @@ METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 FRAME_MAX = 4096
 CHUNK = FRAME_MAX - 8
 LARGEST_BODY = 512 * 1024 * 1024
+LARGEST_TAG = 2**52
 
 FULL = Properties(
     content_type="application/json",
@@ -465,14 +466,38 @@ def test_heartbeats_are_no_events():
 def test_last_tag():
     made = decoder(1, 2)
     assert (made.last_tag(1), made.last_tag(2), made.last_tag(3)) == (0, 0, 0)
-    made.receive_data(message(b"", tag=5) + message(b"", tag=2**64 - 1, channel=2) + returned() + header(0))
+    made.receive_data(message(b"", tag=5) + message(b"", tag=LARGEST_TAG, channel=2) + returned() + header(0))
     drain(made)
-    assert (made.last_tag(1), made.last_tag(2)) == (5, 2**64 - 1)
+    assert (made.last_tag(1), made.last_tag(2)) == (5, LARGEST_TAG)
     made.receive_data(get_ok(tag=6) + header(0))
     drain(made)
     assert made.last_tag(1) == 6
+    made.receive_data(message(b"", tag=4))  # a broker that counts backwards
+    assert made.next_event().delivery_tag == 4
+    assert made.last_tag(1) == 6
     made.open(1)  # again, after an error
     assert made.last_tag(1) == 0
+
+
+@pytest.mark.parametrize("above", [0, 1, 2**64 - LARGEST_TAG - 1])
+def test_tags_are_added_to_those_of_lost_connections(above):
+    made = FrameDecoder()
+    made.open(1, above)
+    made.receive_data(message(b"", tag=1) + message(b"", tag=LARGEST_TAG))
+    assert [event.delivery_tag for event in drain(made)] == [above + 1, above + LARGEST_TAG]
+    assert made.last_tag(1) == above + LARGEST_TAG
+
+
+@pytest.mark.parametrize(("above", "tag"), [(0, LARGEST_TAG + 1), (0, 2**64 - 1), (6, 2**64 - 4), (2**64 - 1, 1)])
+@pytest.mark.parametrize("make", [deliver, get_ok])
+def test_a_tag_that_is_no_count_of_deliveries_is_refused(make, above, tag):
+    """Added to those of lost connections it would begin at 0 again: the tag of another message."""
+    made = FrameDecoder()
+    made.open(1, above)
+    made.receive_data(make(tag=tag) + header(0))
+    with pytest.raises(MalformedValue, match=f"delivery tag {tag}"):
+        made.next_event()
+    assert made.last_tag(1) == above
 
 
 def test_neighbours_share_what_is_the_same():

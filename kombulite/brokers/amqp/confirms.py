@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import takewhile
+from typing import Any
 
 from kombulite import exceptions
-from kombulite._core import ConfirmReceived, Delivery, Properties, ReturnReceived, encode_text
+from kombulite._core import ConfirmReceived, Delivery, ReturnReceived, encode_text
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.base import MessageIgnored
 from kombulite.utils.locks import Lock
@@ -38,6 +41,7 @@ class Confirms:
         self._first = 1  # no lower number is outstanding
         self._next = 1
         self._outstanding: dict[int, Unconfirmed] = {}
+        self._matcher: ReturnMatcher | None = None  # made when a message comes back: most channels never need it
 
     def __len__(self) -> int:
         return len(self._outstanding)
@@ -70,6 +74,7 @@ class Confirms:
             message = outstanding.pop(tag, None)
             if not outstanding:
                 self._first = self._next  # or the next confirm of many would look at each number since the last one
+                self._matcher = None
             return [] if message is None else [message]
         end = min(tag + 1, self._next) if tag else self._next
         found = []
@@ -77,6 +82,8 @@ class Confirms:
             if (message := outstanding.pop(number, None)) is not None:
                 found.append(message)
         self._first = max(self._first, end)
+        if not outstanding:
+            self._matcher = None
         return found
 
     def returned(self, event: ReturnReceived) -> bool:
@@ -85,23 +92,9 @@ class Confirms:
         The broker does not say which: of those that are alike it is the first that has not come back yet, one with the
         same ids and headers if there is one.
         """
-        back = event.delivery
-        body = body_of(back)
-        found: Unconfirmed | None = None
-        for message in self._outstanding.values():
-            sent = message.delivery
-            if (
-                message.mandatory
-                and message.error is None
-                and sent.routing_key == back.routing_key
-                and sent.exchange == back.exchange
-                and sent.body == body
-            ):
-                is_same = have_same_ids(sent.properties, back.properties)
-                if is_same or found is None:
-                    found = message
-                if is_same:
-                    break
+        if self._matcher is None:
+            self._matcher = ReturnMatcher(self._outstanding)
+        found = self._matcher.take(event.delivery)
         if found is None:
             return False
         found.error = exceptions.MessageReturned(event.reply_text, (60, 50), "Basic.return", event.reply_code)
@@ -145,6 +138,60 @@ class SharedConfirms(Confirms):
         """Note that a message came back; its confirm follows. Return whether it was one of these."""
         with self._lock:
             return super().returned(event)
+
+
+class ReturnMatcher:
+    """Which message of a channel came back, by what the broker says of it: where it was to go, its content.
+
+    It looks at each message once, so a window of messages that all come back takes time in proportion to their number.
+    It keeps no bodies.
+
+    Args:
+        outstanding: The messages that are not confirmed, by their number, in order.
+    """
+
+    SLACK = 1000  # messages beyond twice those outstanding that may be kept after they were confirmed
+
+    def __init__(self, outstanding: dict[int, Unconfirmed]) -> None:
+        self._outstanding = outstanding
+        self._clear()
+
+    def _clear(self) -> None:
+        self._last = 0  # the highest number that was looked at
+        self._count = 0  # messages that are kept
+        self._numbers: dict[Hashable, deque[int]] = {}
+
+    def take(self, back: Delivery) -> Unconfirmed | None:
+        """Return the message that came back, if it is one of these and has not come back before."""
+        self._extend()
+        body = body_of(back)
+        for key in keys_of(back, body):
+            numbers = self._numbers.get(key)
+            while numbers and self._is_done(numbers[0]):
+                numbers.popleft()
+            for number in numbers or ():  # the first one, unless different bodies have the same hash
+                if not self._is_done(number) and self._outstanding[number].delivery.body == body:
+                    return self._outstanding[number]
+        return None
+
+    def _is_done(self, number: int) -> bool:
+        """Return whether a message is confirmed, or has come back."""
+        message = self._outstanding.get(number)
+        return message is None or message.error is not None
+
+    def _extend(self) -> None:
+        """Look at the messages that were published since the last time."""
+        if self._count > 2 * len(self._outstanding) + self.SLACK:
+            self._clear()
+        fresh = list(takewhile(lambda number: number > self._last, reversed(self._outstanding)))
+        for number in reversed(fresh):
+            message = self._outstanding[number]
+            if message.mandatory and message.error is None:
+                for key in keys_of(message.delivery, message.delivery.body):
+                    self._numbers.setdefault(key, deque()).append(number)
+                self._count += 1
+        if fresh:
+            self._last = fresh[0]
 
 
 def all_done(messages: Iterable[Unconfirmed]) -> Callable[[], bool]:
@@ -230,13 +277,26 @@ def is_named(delivery: Delivery, error: exceptions.ChannelError) -> bool:
     )
 
 
-def have_same_ids(one: Properties, other: Properties) -> bool:
-    """Return whether two messages have the same ids and headers."""
-    return (
-        one.message_id == other.message_id
-        and one.correlation_id == other.correlation_id
-        and (one.headers or None) == (other.headers or None)
-    )
+def keys_of(delivery: Delivery, body: bytes) -> tuple[Hashable, Hashable]:
+    """Return what a message is found by: with its ids and headers, and without."""
+    properties = delivery.properties
+    alike = delivery.exchange, delivery.routing_key, len(body), hash(body)
+    try:
+        headers = frozen(properties.headers or {})
+        hash(headers)
+    except Exception:  # they are the caller's: they may change meanwhile, or raise what they like
+        headers = None
+    return (*alike, properties.message_id, properties.correlation_id, headers), alike
+
+
+def frozen(value: Any) -> Hashable:
+    """Return what can be a key in place of a header's value: equal ones are equal."""
+    if isinstance(value, Mapping):
+        return frozenset((name, frozen(each)) for name, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(frozen(each) for each in value)
+    key: Hashable = value
+    return key
 
 
 def body_of(delivery: Delivery) -> bytes:

@@ -288,9 +288,16 @@ class AMQPProtocol:
 
     def _drop_oldest_return(self) -> None:
         """Drop the oldest returned message, if no thread drains the connection. Deliveries are bounded by prefetch."""
-        oldest = next(each for each in list(self.events) if type(each) is Returned)
-        with suppress(ValueError):  # another thread took it
-            self.events.remove(oldest)
+        events = self.events
+        try:
+            oldest: Event | None = events[0]
+            if type(oldest) is not Returned:
+                oldest = next((each for each in list(events) if type(each) is Returned), None)
+            if oldest is None:
+                return  # another thread took them all
+            events.remove(oldest)
+        except (IndexError, ValueError):  # another thread took it
+            return
         if not self._drops_returns:
             self._drops_returns = True
             logger.error("nobody drains this connection: from now on returned messages are dropped, the oldest first")
