@@ -5,6 +5,7 @@ Longer than other modules: the verbs are as many as AMQP has, each a few lines, 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BASIC_PUBLISH = (60, 40)  # AMQP's class and method id
+MAX_GONE = 1000  # consumers that have ended and whose late messages are known
 
 # Inside the class the name is that of its attribute.
 ReceivedMessage = Message
@@ -183,7 +185,8 @@ class Channel(BaseChannel):
         self.generation = 0
         self._highest_tag = 0
         self._held: HeldDeliveries | None = None
-        self._gone: set[str] = set()  # tags of consumers without acks that have ended
+        #: Tags of the consumers without acks that have ended last.
+        self._gone: deque[str] = deque(maxlen=MAX_GONE)
         #: Tags of consumers that the broker ended with the channel, and that do not know it yet.
         self.unreported: set[str] = set()
 
@@ -672,7 +675,7 @@ class Channel(BaseChannel):
         subscription: Subscription | None = self._subscriptions.pop(consumer_tag, None)
         if subscription is not None:
             if subscription.no_ack:
-                self._gone.add(consumer_tag)
+                self._gone.append(consumer_tag)
             self.session.forget_consumer(subscription.queue)
         return subscription
 

@@ -6,6 +6,7 @@ import copy
 import logging
 import pickle
 import sys
+import weakref
 
 import pytest
 
@@ -581,3 +582,21 @@ def test_a_step_that_is_set_and_deleted_again(connection, queue):
         del producer._publish
     producer.publish({"a": 2}, routing_key=queue.name)
     assert queue.get(no_ack=True).payload == {"a": 2}
+
+
+def test_a_channel_keeps_nothing_of_consumers_that_come_and_go(connection):
+    """One for each call by a program that waits for replies without acks."""
+
+    class Tag(str):  # of which there may be weak references
+        pass
+
+    channel = connection.channel()
+    queue = Queue("coming and going")(channel)
+    queue.declare()
+    alive = weakref.WeakSet()
+    for number in range(3000):
+        tag = Tag(number)
+        alive.add(tag)
+        channel.basic_consume(queue.name, consumer_tag=tag, no_ack=True, callback=print)
+        channel.basic_cancel(tag)
+    assert len(alive) <= 1001
