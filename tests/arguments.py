@@ -55,6 +55,7 @@ SPECIAL = {
     ("RoutingTable.declare", "kind"): lambda: "topic",
     ("EnvelopeTemplate", "body_encoding"): lambda: "base64",
     ("end_of_run", "deliveries"): lambda: [made("Delivery")],
+    ("group_alike", "deliveries"): lambda: [made("Delivery")],
     ("ListPush.pack", "deliveries"): lambda: [made("Delivery")],
     ("FrameEncoder", "frame_max"): lambda: 8192,
     ("FrameDecoder", "frame_max"): lambda: 8192,

@@ -56,7 +56,7 @@ from kombulite._core.outgoing import (
 from kombulite._core.priority import PriorityNaming
 from kombulite._core.publishing import BaseQueue, PublishPath
 from kombulite._core.queueing import ConsumerRing, ConsumerSlot, FastPath, MessageQueue, UnackedDeliveries
-from kombulite._core.resp import ListPush, end_of_run, pack_command
+from kombulite._core.resp import ListPush, end_of_run, group_alike, pack_command
 from kombulite._core.routing import Binding, RoutingTable, UnknownExchange
 from kombulite._core.serialization import JSON, InvalidValue, UnknownType
 
@@ -120,6 +120,7 @@ __all__ = [
     "encode_table",
     "encode_text",
     "end_of_run",
+    "group_alike",
     "is_channel_open",
     "make_properties",
     "pack_command",

@@ -14,6 +14,7 @@ from kombulite._core import (
     TagSequence,
     decode_envelope,
     end_of_run,
+    group_alike,
     pack_command,
 )
 
@@ -94,6 +95,8 @@ def test_what_is_no_delivery_is_refused(wrong):
         ListPush("q").pack(EnvelopeTemplate(codec, "e", "k", PROPERTIES), TagSequence(), [wrong])
     with pytest.raises(TypeError):
         end_of_run([wrong], 0, MUCH)
+    with pytest.raises(TypeError):
+        group_alike([message(), wrong])
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
@@ -125,3 +128,41 @@ def test_a_run_ends_with_its_bytes():
         start = end_of_run(deliveries, start, 3000)
         stops.append(start)
     assert stops == [2, 3, 4, 6]
+
+
+# --- groups
+
+
+def test_messages_that_go_the_same_way_are_put_together_in_their_order():
+    deliveries = [message(bytes([n]), routing_key="ab"[n % 2]) for n in range(5)]
+    assert [(places, mine) for places, mine, _ in group_alike(deliveries)] == [
+        ([0, 2, 4], deliveries[::2]),
+        ([1, 3], deliveries[1::2]),
+    ]
+    assert group_alike([]) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        message(exchange="other"),
+        message(routing_key="other"),
+        message(properties=Properties("text/plain", "utf-8", None, 2, 0)),  # equal, but who knows
+    ],
+)
+def test_messages_that_go_another_way_or_differ_are_apart(other):
+    first, last = message(), message()
+    groups = group_alike([first, other, last])
+    # Where the others have other properties, the last begins a group: their order is that of one queue.
+    expected = [[0, 2], [1]] if other.properties is PROPERTIES else [[0], [1], [2]]
+    assert [places for places, _, _ in groups] == expected
+
+
+def test_exchanges_that_take_turns_have_a_group_each():
+    deliveries = [message(exchange="ab"[n % 2]) for n in range(6)]
+    assert [places for places, _, _ in group_alike(deliveries)] == [[0, 2, 4], [1, 3, 5]]
+
+
+def test_the_bytes_of_a_group_are_those_of_its_messages():
+    few, many = (group_alike([message(bytes(size)) for size in sizes])[0][2] for sizes in [(1, 2), (1, 2000)])
+    assert many - few == 1998

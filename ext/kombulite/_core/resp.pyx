@@ -7,7 +7,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
 from kombulite._core.envelope cimport TAG_SIZE, EnvelopeTemplate, TagRange, TagSequence, put_bytes, put_tag
-from kombulite._core.message cimport Delivery
+from kombulite._core.message cimport Delivery, Properties
 
 
 def pack_command(words):
@@ -66,6 +66,47 @@ def end_of_run(deliveries, Py_ssize_t start, Py_ssize_t most):
         if key != first_key or exchange != first_exchange:
             return place
     return len(deliveries)
+
+
+@cython.final
+cdef class AlikeMessages:
+    """Messages that go the same way, in the same envelope: their places, themselves, and the bytes of their bodies."""
+
+    cdef list places
+    cdef list deliveries
+    cdef Properties properties
+    cdef Py_ssize_t size
+
+
+def group_alike(deliveries):
+    """Put messages together that go the same way, in the same envelope: (places, messages, bytes) of each group.
+
+    The groups are in the order of their first messages, and the messages of a group in their own.
+    """
+    cdef list groups = []
+    cdef dict by_exchange = {}, by_key = {}
+    cdef AlikeMessages group
+    cdef Delivery each
+    cdef Properties properties
+    cdef Py_ssize_t place = 0
+    last_exchange = None
+    for delivery in deliveries:
+        each = <Delivery?> delivery
+        exchange, key, properties, body = each.exchange, each.routing_key, each.properties, each.body
+        if exchange is not last_exchange or not place:
+            by_key = by_exchange.setdefault(exchange, {})
+            last_exchange = exchange
+        group = by_key.get(key)
+        if group is None or group.properties is not properties:
+            group = AlikeMessages.__new__(AlikeMessages)
+            group.places, group.deliveries, group.properties = [], [], properties
+            by_key[key] = group
+            groups.append(group)
+        group.places.append(place)
+        group.deliveries.append(each)
+        group.size += len(body) + ENVELOPE
+        place += 1
+    return [(group.places, group.deliveries, group.size) for group in groups]
 
 
 @cython.final

@@ -88,11 +88,21 @@ class Destination:
         return failure_of(replies)
 
 
-class Segment(NamedTuple):
-    """Messages of a batch that follow one another and go the same way: they are taken or refused together."""
+class Alike(NamedTuple):
+    """Messages of a batch that go the same way, in the same envelope. ``places``: where they are in the batch.
 
-    start: int
-    stop: int
+    ``size``: bytes, or so; 0 where that does not matter.
+    """
+
+    places: Sequence[int]
+    deliveries: Sequence[Delivery]
+    size: int = 0
+
+
+class Segment(NamedTuple):
+    """Messages of a batch and where they go: they are taken or refused together."""
+
+    alike: Alike
     destination: Destination
     template: EnvelopeTemplate
 
@@ -270,10 +280,9 @@ class Publisher:
         refused: list[tuple[int, Exception]] = []
         unroutable: list[int] = []
         segments: list[Segment] = []
-        start = 0
         previous: tuple[str, str, Any] | None = None
-        while start < len(deliveries):
-            stop, first = end_of_run(deliveries, start, MAX_TOGETHER), deliveries[start]
+        for alike in self._alike(deliveries):
+            first = alike.deliveries[0]
             where = first.exchange, first.routing_key, first.properties.priority
             try:
                 if where != previous:
@@ -281,26 +290,34 @@ class Publisher:
                 template = self._template(destination, first)
             except (exceptions.ChannelError, exceptions.EncodeError) as error:
                 previous = None
-                refused += [(index, error) for index in range(start, stop)]
+                refused += [(index, error) for index in alike.places]
             else:
                 previous = where
-                segments.append(Segment(start, stop, destination, template))
+                segments.append(Segment(alike, destination, template))
                 if not destination.queues and not destination.topics:
-                    unroutable += range(start, stop)
-            start = stop
-        reached = [each for each in segments if each.destination.queues or each.destination.topics]
-        refused += yield from self._send(deliveries, reached)
-        for segment in segments:
-            if not self.is_current(segment.destination, deliveries[segment.start].exchange):
-                for index in range(segment.start, segment.stop):
-                    found = yield from self.catch_up(deliveries[index], segment.destination)
+                    unroutable += alike.places
+        refused += yield from self._send(
+            [each for each in segments if each.destination.queues or each.destination.topics]
+        )
+        for alike, destination, _ in segments:
+            if not self.is_current(destination, alike.deliveries[0].exchange):
+                for index, delivery in zip(alike.places, alike.deliveries, strict=True):
+                    found = yield from self.catch_up(delivery, destination)
                     if found and index in unroutable:
                         unroutable.remove(index)
         return sorted(refused, key=itemgetter(0)), unroutable
 
-    def _send(self, deliveries: Sequence[Delivery], segments: Sequence[Segment]) -> Plan[list[tuple[int, Exception]]]:
-        counts = [segment.destination.replies(segment.stop - segment.start) for segment in segments]
-        replies = yield Exchange(self._packed(deliveries, segments), sum(counts))
+    def _alike(self, deliveries: Sequence[Delivery]) -> Iterator[Alike]:
+        """Yield the messages that are taken together: those that follow one another, so that all keep their order."""
+        start = 0
+        while start < len(deliveries):
+            stop = end_of_run(deliveries, start, MAX_TOGETHER)
+            yield Alike(range(start, stop), deliveries[start:stop])
+            start = stop
+
+    def _send(self, segments: Sequence[Segment]) -> Plan[list[tuple[int, Exception]]]:
+        counts = [segment.destination.replies(len(segment.alike.places)) for segment in segments]
+        replies = yield Exchange(self._packed(segments), sum(counts))
         refused: list[tuple[int, Exception]] = []
         for segment, count, end in zip(segments, counts, accumulate(counts), strict=True):
             if count == 1 and replies[end - 1].__class__ is int:
@@ -310,12 +327,11 @@ class Publisher:
                 error = reply_error(str(failure))
                 if not isinstance(error, (exceptions.MessageNacked, exceptions.ChannelError)):
                     raise error
-                refused += [(index, error) for index in range(segment.start, segment.stop)]
+                refused += [(index, error) for index in segment.alike.places]
         return refused
 
-    def _packed(self, deliveries: Sequence[Delivery], segments: Sequence[Segment]) -> Iterator[bytes]:
-        for start, stop, destination, template in segments:
-            mine = deliveries[start:stop]
+    def _packed(self, segments: Sequence[Segment]) -> Iterator[bytes]:
+        for (_, mine, _), destination, template in segments:
             if destination.single is not None:
                 yield destination.single.pack(template, self._tags, mine, self._stamp(destination, mine[0]))
             else:

@@ -7,19 +7,29 @@ goes to the others alone when it is published again, as by ``retry``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from hiredis import ReplyError
 
 from kombulite import exceptions
-from kombulite._core import Delivery, EnvelopeTemplate, pack_command
+from kombulite._core import Delivery, EnvelopeTemplate, group_alike, pack_command
 from kombulite.brokers.redis.cluster.slots import slot_of
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Limits
 from kombulite.brokers.redis.plans import LOST, Exchange, Plan, is_refused, number_of
-from kombulite.brokers.redis.publisher import EXEC, MAX_TOGETHER, MULTI, Destination, Publisher, Segment, failure_of
+from kombulite.brokers.redis.publisher import (
+    EXEC,
+    MAX_TOGETHER,
+    MULTI,
+    Alike,
+    Destination,
+    Publisher,
+    Segment,
+    failure_of,
+)
 from kombulite.brokers.redis.router import Routes
 
 #: The queues that have a message which others have not.
@@ -62,14 +72,22 @@ class Group:
         destination: ClusterDestination,
         template: EnvelopeTemplate,
         queues: Sequence[str],
-        deliveries: Sequence[Delivery] = (),
+        places: Iterable[int] = (),
+        deliveries: Iterable[Delivery] = (),
+        size: int = 0,
     ) -> None:
         self.destination = destination
         self.template = template
         self.queues = queues
+        self.places = list(places)
         self.deliveries = list(deliveries)
-        self.places: list[int] = []
-        self.size = 0  # bytes of the bodies
+        self.size = size  # bytes of the bodies
+
+    def add(self, place: int, delivery: Delivery) -> None:
+        """Put a message behind the others."""
+        self.places.append(place)
+        self.deliveries.append(delivery)
+        self.size += len(delivery.body)
 
 
 class ClusterPublisher(Publisher):
@@ -118,7 +136,7 @@ class ClusterPublisher(Publisher):
             return number_of(reply)
         missed = self._missed(delivery, queues)
         if missed:
-            group = Group(destination, template, missed, [delivery])
+            group = Group(destination, template, missed, [0], [delivery])
             try:
                 failures = yield from self._send_groups([group])
             except exceptions.ConnectionError as error:
@@ -155,9 +173,13 @@ class ClusterPublisher(Publisher):
 
     # --- many messages
 
-    def _send(self, deliveries: Sequence[Delivery], segments: Sequence[Segment]) -> Plan[list[tuple[int, Exception]]]:
+    def _alike(self, deliveries: Sequence[Delivery]) -> Iterator[Alike]:
+        """Yield the messages that may share a command: queues have no order among them, each keeps its own."""
+        return (Alike(*group) for group in group_alike(deliveries))
+
+    def _send(self, segments: Sequence[Segment]) -> Plan[list[tuple[int, Exception]]]:
         refused: list[tuple[int, Exception]] = []
-        groups = self._groups(deliveries, [segment for segment in segments if segment.destination.queues])
+        groups = self._groups([segment for segment in segments if segment.destination.queues])
         failures = yield from self._send_groups(groups)
         for group, mine in failures.items():
             taken = [queue for queue in group.destination.queues if queue not in mine]
@@ -166,12 +188,13 @@ class ClusterPublisher(Publisher):
                 self._note_all(groups, failures)
                 raise error
             refused += [(place, error) for place in group.places]
-        places: list[int] = []
-        commands: list[bytes] = []
-        for start, stop, destination, template in segments:
-            if destination.topics:
-                places += range(start, stop)
-                commands += self._topic_commands(destination, template, deliveries[start:stop])
+        fanout = in_order([segment for segment in segments if segment.destination.topics])
+        places = [place for place, _, _ in fanout]
+        commands = [
+            command
+            for _, delivery, (_, destination, template) in fanout
+            for command in self._topic_commands(destination, template, (delivery,))
+        ]
         try:
             for place, reply in zip(places, (yield Exchange(commands, len(commands))) if commands else (), strict=True):
                 if isinstance(reply, ReplyError):
@@ -183,37 +206,45 @@ class ClusterPublisher(Publisher):
             self._note_all(groups, failures)  # the queues shall not get theirs again with the fanout messages
             raise
         if self.reached:
-            for delivery in deliveries:
-                self.reached.pop(delivery, None)
+            for segment in segments:
+                for delivery in segment.alike.deliveries:
+                    self.reached.pop(delivery, None)
         return refused
 
-    def _groups(self, deliveries: Sequence[Delivery], segments: Sequence[Segment]) -> list[Group]:
+    def _groups(self, segments: Sequence[Segment]) -> list[Group]:
         """Put messages together that go the same way. Those of a queue stay in their order."""
+        queues = [queue for segment in segments for queue in segment.destination.queues]
+        is_one_each = len(set(queues)) == len(queues) and all(each.alike.size <= MAX_TOGETHER for each in segments)
+        if self.reached or not is_one_each:
+            return self._groups_in_order(segments)
+        groups: list[Group] = []
+        for alike, destination, template in segments:
+            assert isinstance(destination, ClusterDestination)
+            groups.append(Group(destination, template, destination.queues, *alike))
+        return groups
+
+    def _groups_in_order(self, segments: Sequence[Segment]) -> list[Group]:
         groups: list[Group] = []
         latest: dict[str, Group] = {}  # by queue
         is_repeated = bool(self.reached)
-        for start, stop, destination, template in segments:
+        for place, delivery, (_, destination, template) in in_order(segments):
             assert isinstance(destination, ClusterDestination)
             queues: Sequence[str] = destination.queues
-            for place in range(start, stop):
-                delivery = deliveries[place]
-                if is_repeated and not (queues := self._missed(delivery, destination.queues)):
-                    continue
-                group = latest.get(queues[0])
-                if (
-                    group is None
-                    or group.template is not template
-                    or group.destination is not destination
-                    or group.size > MAX_TOGETHER
-                    or (len(queues) > 1 and any(latest.get(queue) is not group for queue in queues))
-                    or (is_repeated and group.queues != queues)
-                ):
-                    group = Group(destination, template, queues)
-                    groups.append(group)
-                    latest.update(dict.fromkeys(queues, group))
-                group.places.append(place)
-                group.deliveries.append(delivery)
-                group.size += len(delivery.body)
+            if is_repeated and not (queues := self._missed(delivery, destination.queues)):
+                continue
+            group = latest.get(queues[0])
+            if (
+                group is None
+                or group.template is not template
+                or group.destination is not destination
+                or group.size > MAX_TOGETHER
+                or (len(queues) > 1 and any(latest.get(queue) is not group for queue in queues))
+                or (is_repeated and group.queues != queues)
+            ):
+                group = Group(destination, template, queues)
+                groups.append(group)
+                latest.update(dict.fromkeys(queues, group))
+            group.add(place, delivery)
         return groups
 
     def _send_groups(self, groups: Sequence[Group]) -> Plan[dict[Group, dict[str, ReplyError]]]:
@@ -243,6 +274,12 @@ class ClusterPublisher(Publisher):
             reached = [queue for queue in group.queues if queue not in failures.get(group, ())]
             for delivery in group.deliveries if reached else ():
                 self._note_reached(delivery, reached)
+
+
+def in_order(segments: Sequence[Segment]) -> list[tuple[int, Delivery, Segment]]:
+    """Return the messages of segments as they are in the batch, with their places."""
+    each = [(*pair, segment) for segment in segments for pair in zip(segment.alike[0], segment.alike[1], strict=True)]
+    return sorted(each, key=itemgetter(0))
 
 
 def failures_of(parts: Sequence[tuple[Group, str, int]], replies: Sequence[Any]) -> dict[Group, dict[str, ReplyError]]:
