@@ -12,10 +12,12 @@ from kombulite import Connection, Queue, exceptions
 from kombulite.brokers.redis import claims
 from kombulite.brokers.redis.claims import Claim, Consumer
 from kombulite.brokers.redis.cluster.claims import ClusterClaimQueue
+from kombulite.brokers.redis.cluster.listening import ListeningNodes
 from kombulite.brokers.redis.cluster.slots import SlotMap
 from kombulite.brokers.redis.leases import Tags
 from kombulite.brokers.redis.options import OrderStrategy
 from kombulite.brokers.redis.plans import number_of
+from kombulite.brokers.redis.replies import ReplyQueue
 from kombulite.brokers.redis.scripts import Script
 
 SENSELESS: list[Any] = [
@@ -73,6 +75,15 @@ def test_slots_without_end_are_no_slots(slots):
         SlotMap().update(slots, ("127.0.0.1", 1))
 
 
+def test_slots_that_are_too_many_are_no_slots():
+    node, slots = [b"h", 1], SlotMap()
+    too_many_nodes = [0, 0, *([b"h", 1 + number] for number in range(16385))]
+    for reply in ([[0, 16383, node], [0, 0, node]], [[0, -1, node]] * 16385, [too_many_nodes]):
+        with pytest.raises(exceptions.RecoverableConnectionError, match="make no sense"):
+            slots.update(reply, ("127.0.0.1", 1))
+    assert not slots.nodes
+
+
 @pytest.mark.parametrize("reply", [None, b"1", [1], INFINITY], ids=str)
 def test_a_number_of_replicas_that_is_none_is_an_error_of_the_connection(reply):
     transport: Any = Connection("rediscluster://").transport
@@ -89,3 +100,23 @@ def test_a_number_of_replicas_that_is_none_is_an_error_of_the_connection(reply):
 def test_a_number_of_subscribers_that_is_none_is_an_error_of_the_connection(reply):
     with pytest.raises(exceptions.RecoverableConnectionError, match="makes no sense"):
         number_of(reply)
+
+
+@pytest.mark.parametrize(
+    "push",
+    [
+        b">3\r\n$12\r\nsunsubscribe\r\n_\r\n:0\r\n",
+        b">3\r\n$12\r\nsunsubscribe\r\n:7\r\n:0\r\n",
+        b">2\r\n$8\r\nsmessage\r\n$1\r\nc\r\n",
+        b">1\r\n$10\r\nssubscribe\r\n",
+        b">0\r\n",
+    ],
+    ids=["no channel", "a number", "no message", "without a command", "nothing"],
+)
+def test_a_push_that_makes_no_sense_is_an_error_of_the_connection(push):
+    transport: Any = Connection("rediscluster://").transport
+    listening = ListeningNodes(transport._cluster, print, print, print, print, False)
+    replies = ReplyQueue(3, lambda message: listening._take_push(Mock(answer_posted=lambda reply: [].pop()), message))
+    replies.feed(push)
+    with pytest.raises(exceptions.RecoverableConnectionError, match="makes no sense"):
+        replies.take(0, [])

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 
 from kombulite import Connection, exceptions
-from kombulite.brokers.redis.cluster import openings
+from kombulite.brokers.redis.cluster import known, openings
 from kombulite.brokers.redis.cluster.openings import Openings
 from kombulite.brokers.redis.cluster.pauses import Pauses
 from kombulite.brokers.redis.cluster.slots import Refusal, refusal_of
@@ -30,6 +30,23 @@ def test_nothing_is_kept_of_nodes_that_are_gone():
         node.call.return_value = [[0, 16383, [b"node", port]]]
         cluster.read(node, 1.0)
     assert set(cluster._connectors) == {("seed", 7000), ("node", 7019)}
+
+
+def test_nodes_that_only_refusals_name_are_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr(known, "MAX_NODES", 10)
+    transport: Any = Connection("rediscluster://seed:7000").transport
+    for port in range(7001, 7050):
+        transport._cluster.connector(("node", port))
+    assert len(transport._cluster._connectors) <= 10
+
+
+def test_of_many_clusters_those_that_were_read_last_are_remembered(monkeypatch):
+    monkeypatch.setattr(known, "MAX_KNOWN", 3)
+    monkeypatch.setattr(known, "_known", {})
+    nodes = (("node", 1),)
+    for seed in ("a", "b", "c", "a", "d"):
+        known.remember(((seed, 1),), nodes)
+    assert list(known._known) == [((seed, 1),) for seed in "cad"]
 
 
 def test_tries_to_open_connections_are_not_kept(monkeypatch):

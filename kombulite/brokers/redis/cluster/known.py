@@ -9,14 +9,14 @@ from redis.connection import AbstractConnection
 
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
-from kombulite.brokers.redis.cluster.slots import Address, SlotMap
+from kombulite.brokers.redis.cluster.slots import MAX_NODES, Address, SlotMap
 from kombulite.brokers.redis.cluster.stream import NodeStream
 from kombulite.brokers.redis.connector import Connector, is_in_cluster
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.replies import OnReply
 
-#: Seconds between two looks at the slots at least.
-MIN_REFRESH_INTERVAL = 0.02
+#: Seconds between two looks at the slots at least: while they change, and where looks find nothing new.
+MIN_REFRESH_INTERVAL, MAX_REFRESH_INTERVAL = 0.02, 0.2
 #: Seconds for a cluster without a master for a slot to choose one, where nothing else is configured.
 DEFAULT_TIMEOUT = 30.0
 
@@ -43,6 +43,17 @@ class NodeConnector(Connector):
 
 #: The nodes that were known last, by those that are asked first: the latter may all be gone when it is needed.
 _known: dict[tuple[Address, ...], tuple[Address, ...]] = {}
+#: Clusters whose nodes are kept there, those that were read last.
+MAX_KNOWN = 1000
+
+
+def remember(seeds: tuple[Address, ...], nodes: tuple[Address, ...]) -> None:
+    """Keep the nodes of a cluster for connections that begin later."""
+    # Without a lock, which a forked child might find taken: each of these is one step.
+    _known.pop(seeds, None)
+    _known[seeds] = nodes
+    for others in list(_known)[:-MAX_KNOWN]:
+        _known.pop(others, None)
 
 
 class Cluster:
@@ -59,7 +70,7 @@ class Cluster:
         self._options = options
         self.seeds = tuple(seeds)
         self._connectors: dict[Address, NodeConnector] = {}
-        self._read_at = 0.0
+        self._read_at, self._read_interval = 0.0, MIN_REFRESH_INTERVAL
         # What a slot without a master is waited for: until a replica is promoted.
         self.timeout = options.socket_timeout or DEFAULT_TIMEOUT
         self.connect_timeout = options.socket_connect_timeout or settings.connect_timeout or self.timeout
@@ -69,6 +80,8 @@ class Cluster:
         """Return what opens connections to a node."""
         found = self._connectors.get(address)
         if found is None:
+            if len(self._connectors) >= MAX_NODES:
+                self._connectors = {}  # refusals may name any number of nodes that there are not
             settings = self._settings._replace(hostname=address[0], port=address[1])
             found = self._connectors[address] = NodeConnector(settings, self._options)
         return found
@@ -81,6 +94,7 @@ class Cluster:
     def moved(self, slot: int, address: Address) -> None:
         """Note that a slot has another master."""
         if self.slots.owners[slot] != address:
+            self._read_interval = MIN_REFRESH_INTERVAL
             self.slots.owners[slot] = address
             self._tell({slot})
         self.is_stale = True
@@ -95,16 +109,19 @@ class Cluster:
         self.is_stale, self._read_at = False, monotonic()
         reply = stream.call("CLUSTER", "SLOTS", timeout=min(timeout, self.timeout))
         changed = self.slots.update(reply, stream.address)
-        _known[self.seeds] = self.slots.nodes
+        remember(self.seeds, self.slots.nodes)
         addresses = set(self.addresses)
         self._connectors = {address: each for address, each in list(self._connectors.items()) if address in addresses}
         if changed:
+            self._read_interval = MIN_REFRESH_INTERVAL
             self._tell(changed)
+        else:
+            self._read_interval = min(2 * self._read_interval, MAX_REFRESH_INTERVAL)
 
     @property
     def may_read(self) -> bool:
         """Whether the last look at the slots is some time ago."""
-        return monotonic() - self._read_at >= MIN_REFRESH_INTERVAL
+        return monotonic() - self._read_at >= self._read_interval
 
     def _tell(self, changed: set[int]) -> None:
         for tell in self.on_moved:

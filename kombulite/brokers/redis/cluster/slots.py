@@ -24,11 +24,17 @@ UNKNOWN_HOSTS = ("", "?")
 PORT, MAX_PORT = re.compile("[0-9]{1,5}"), 65535
 #: Keys whose slot is remembered.
 MAX_REMEMBERED = 10_000
+#: Nodes that a cluster has, at most: a reply that names more makes no sense.
+MAX_NODES = SLOTS
 
 
 def slot_of(key: str | bytes) -> int:
-    """Return the slot of a key."""
-    slot: int = key_slot(key.encode() if isinstance(key, str) else key)
+    """Return the slot of a key. Raises TypeError for what is none, as a node may send it."""
+    if isinstance(key, str):
+        key = key.encode()
+    elif not isinstance(key, bytes):
+        raise TypeError(f"no key: {key!r:.80}")
+    slot: int = key_slot(key)
     return slot
 
 
@@ -86,17 +92,23 @@ class SlotMap:
         Raises RecoverableConnectionError for a reply that makes no sense.
         """
         owners: list[Address | None] = [None] * SLOTS
-        masters, replicas = [], []
+        masters: dict[Address, None] = {}
+        replicas: dict[Address, None] = {}
+        left = SLOTS
         try:
             for first, last, master, *others in reply:
                 owner = _address(master, asked)
-                masters.append(owner)
-                replicas += [_address(other, asked) for other in others]
-                for slot in range(max(int(first), 0), min(int(last), SLOTS - 1) + 1):
+                masters[owner] = None
+                replicas |= dict.fromkeys(_address(other, asked) for other in others)
+                mine = range(max(int(first), 0), min(int(last), SLOTS - 1) + 1)
+                left -= max(len(mine), 1)
+                if left < 0 or len(masters) + len(replicas) > MAX_NODES:
+                    raise ValueError("more slots or nodes than there may be")
+                for slot in mine:
                     owners[slot] = owner
         except (TypeError, ValueError, LookupError, OverflowError) as error:
             raise connection_lost(f"a node whose slots make no sense: {error!r:.80}") from error
-        self.nodes = tuple(dict.fromkeys([*masters, *replicas]))
+        self.nodes = tuple(masters | replicas)
         changed = {slot for slot, (old, new) in enumerate(zip(self.owners, owners, strict=True)) if old != new}
         self.owners = owners
         return changed
