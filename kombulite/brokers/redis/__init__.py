@@ -39,7 +39,7 @@ from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.plans import Plan
 from kombulite.brokers.redis.protocol import RedisProtocol
 from kombulite.brokers.redis.replies import OnReply, Posted
-from kombulite.brokers.redis.stream import MIN_TIMEOUT, Stream
+from kombulite.brokers.redis.stream import Stream, what_is_left
 from kombulite.brokers.redis.waiter import Waiter
 
 __all__ = ["Transport", "get_redis_error_classes"]
@@ -276,20 +276,20 @@ class Transport(BaseTransport):
     ) -> None:
         if channel not in self._channels:
             raise connection_lost("channel already closed")
-        stream, publisher = self._stream, self._protocol.publisher
+        stream, publisher, begun_at = self._stream, self._protocol.publisher, monotonic()
+        left = timeout
         if delivery.exchange:
-            begun_at = monotonic()
             self._take_news(delivery.exchange, timeout)
-            if timeout:
-                timeout = max(timeout - (monotonic() - begun_at), MIN_TIMEOUT)
+            left = what_is_left(timeout, begun_at)
         destination = publisher.single(delivery)
         if destination is None:
-            has_reached = stream.perform(publisher.publish(delivery), timeout)
+            has_reached = stream.perform(publisher.publish(delivery), left)
         else:
-            publisher.push(stream, destination, delivery, timeout)
+            publisher.push(stream, destination, delivery, left)
             if publisher.is_current(destination, delivery.exchange):
                 return
-            has_reached = stream.perform(publisher.catch_up(delivery, destination), timeout) > 0
+            left = what_is_left(timeout, begun_at)
+            has_reached = stream.perform(publisher.catch_up(delivery, destination), left) > 0
         if not has_reached:
             if mandatory:
                 raise exceptions.MessageReturned.no_route()
@@ -393,6 +393,7 @@ class Transport(BaseTransport):
             except RuntimeError:  # no thread can be started: the next consumer tries again
                 self._maintainer = None
                 raise
+            protocol.bring_back_soon = self._maintainer.bring_back_now
         elif queue is not None and protocol.topology.declared.ends(queue):
             self._maintainer.extend_now()
 

@@ -56,6 +56,11 @@ PING = pack_command(("PING",))
 T = TypeVar("T")
 
 
+def what_is_left(timeout: float | None, begun_at: float) -> float | None:
+    """Return the seconds that are left for a step of a call. ``begun_at``: when the call began (monotonic clock)."""
+    return max(timeout - (monotonic() - begun_at), MIN_TIMEOUT) if timeout else timeout
+
+
 class Stream:
     """A connection to a server. May be shared between threads: a command and its reply are one step.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from time import monotonic
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -36,7 +37,7 @@ from kombulite.brokers.redis.leases import logger
 from kombulite.brokers.redis.maintainer import Chores, LeaseMaintainer
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.protocol import RedisProtocol
-from kombulite.brokers.redis.stream import Stream
+from kombulite.brokers.redis.stream import Stream, what_is_left
 
 __all__ = ["Transport"]
 
@@ -165,11 +166,13 @@ class Transport(SingleServerTransport):
         confirm_timeout: float | None = None,
     ) -> None:
         """Publish a message, and wait for replicas if that is asked for. Raises as a single server's transport does."""
-        if self._replicas:
-            self._stream.note_written()
+        if not self._replicas:
+            super().publish(channel, delivery, mandatory, timeout, confirm_timeout)
+            return
+        begun_at = monotonic()
+        self._stream.note_written()
         super().publish(channel, delivery, mandatory, timeout, confirm_timeout)
-        if self._replicas:
-            self._stream.wait_for_replicas(self._replicas, confirm_timeout or timeout)
+        self._stream.wait_for_replicas(self._replicas, confirm_timeout or what_is_left(timeout, begun_at))
 
     def _take_news(self, exchange: str, timeout: float | None) -> None:
         # Its bindings' node alone tells of them: to look at all connections would cost a system call each.
@@ -180,11 +183,12 @@ class Transport(SingleServerTransport):
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
         """Publish in order, and wait for replicas if that is asked for; returns those refused."""
-        if self._replicas:
-            self._stream.note_written()
+        if not self._replicas:
+            return super().publish_many(channel, deliveries, mandatory, timeout)
+        begun_at = monotonic()
+        self._stream.note_written()
         refused = super().publish_many(channel, deliveries, mandatory, timeout)
-        if self._replicas:
-            self._stream.wait_for_replicas(self._replicas, timeout)
+        self._stream.wait_for_replicas(self._replicas, what_is_left(timeout, begun_at))
         return refused
 
     # --- consuming
@@ -255,8 +259,7 @@ class Transport(SingleServerTransport):
             except RuntimeError:  # no thread can be started: the next consumer tries again
                 self._maintainer = None
                 raise
-            if isinstance(protocol, ClusterProtocol):
-                protocol.bring_back_soon = maintainer.bring_back_now
+            protocol.bring_back_soon = maintainer.bring_back_now
         elif queue is not None and protocol.topology.declared.ends(queue):
             self._maintainer.extend_now()
 

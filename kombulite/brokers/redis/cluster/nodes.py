@@ -303,17 +303,21 @@ class Nodes:
     # --- commands that are waited for
 
     def perform(self, plan: Plan[T], timeout: float | None = None, patience: float | None = None) -> T:
-        """Do what a plan asks for, and return its result.
+        """Do all that a plan asks for within so many seconds, and return its result.
 
-        ``patience``: seconds that a command waits for its slot to be served, if not as long as others.
+        ``patience``: seconds that a command waits for its slot to be served, if not as long as others. Without a
+        ``timeout`` each of the plan's requests has the time that the cluster has for one.
         """
-        return perform(plan, self._fulfil if patience is None else partial(self._fulfil, patience=patience), timeout)
+        fulfil = self._fulfil if patience is None else partial(self._fulfil, patience=patience)
+        return perform(plan, fulfil, monotonic() + timeout if timeout else None)
 
-    def _fulfil(self, request: Any, timeout: float | None, patience: float | None = None) -> list[Any] | None:
+    def _fulfil(self, request: Any, deadline: float | None, patience: float | None = None) -> list[Any] | None:
+        if deadline is not None and monotonic() >= deadline:
+            raise connection_lost("the cluster did not answer in time")  # nothing is sent, so no connection is given up
         if request is Wait.REPLIES:
             self._look_for_replies()
         elif request is Wait.NEWS:
-            self.poll(timeout)
+            self.poll(None if deadline is None else left_until(deadline))
         else:
             commands = list(request.commands)
             if len(commands) < request.replies:  # some of them were packed together
@@ -321,7 +325,7 @@ class Nodes:
             units = units_of(commands, self._cache)
             try:
                 patience = request.patience if patience is None else patience
-                return self._exchange(units, self._deadline(timeout), patience)
+                return self._exchange(units, self._deadline(None) if deadline is None else deadline, patience)
             except (exceptions.ConnectionError, OSError):
                 if request.partial is not None:
                     request.partial.extend(
@@ -354,7 +358,7 @@ class Nodes:
         stream = self._living(self.cluster.slots.owners[slot])
         if stream is not None and not self._refused:
             try:
-                reply = stream.reply_to(data, timeout)
+                reply = stream.reply_to(data, left_until(deadline))
             except LOSSES as error:
                 self._lose(stream, error)
                 raise
@@ -691,8 +695,13 @@ class Nodes:
                 self._try(stream, stream.look, LOOK)
 
     def poll(self, timeout: float | None = None) -> None:
-        """Read what has arrived, without waiting, and send again what was refused, within so many seconds."""
+        """Send what waits for the next command, and do what ``read`` does, within so many seconds."""
         self._begin()
+        self.read(timeout)
+
+    def read(self, timeout: float | None = None) -> None:
+        """Read what has arrived, without waiting, and send again what was refused, within so many seconds."""
+        self.check()
         for stream in list(self.streams.values()):
             self._try(stream, stream.poll)
         self._catch_up(timeout)

@@ -50,7 +50,11 @@ class ClusterWaiter(Waiter):
     def _poll(self) -> None:
         nodes, listening = self._nodes, self.listening
         nodes.keep_alive()
-        nodes.poll()
+        # While there are messages to hand over, acks wait for theirs: those of all queues that were served.
+        if self._receiver.has_ready():
+            nodes.read()
+        else:
+            nodes.poll()
         nodes.perform(self._router.catch_up())
         if listening is not None:
             listening.keep_alive()
