@@ -64,7 +64,9 @@ class KombuStyle(virtual.Transport):
     driver_type = driver_name = "others"
 
 
-KINDS = ["memory", "memory-thread", "kombu-style", "redis", "amqp"]
+#: A cluster is used over a thread too; the soak has it.
+CLUSTER = pytest.param("cluster", marks=pytest.mark.soak)
+KINDS = ["memory", "memory-thread", "kombu-style", "redis", "amqp", CLUSTER]
 
 
 class Place:

@@ -457,6 +457,29 @@ def test_an_ack_that_was_not_sent_yet_is_sent_over_the_next_connection(redis_url
     run(main)
 
 
+def test_an_ack_that_the_server_refuses_for_the_moment_is_made_again(start_server, name):
+    server = start_server(RedisServer)
+
+    async def work() -> None:
+        async with aio.connect(server.url) as connection:
+            await connection.declare(Queue(name))
+            await connection.producer().publish("x", name)
+            message = await connection.get(name)
+            client.config_set("min-replicas-to-write", 1)
+            await message.ack()
+            with pytest.raises(exceptions.MessageNacked, match="NOREPLICAS"):
+                await connection.get(name)
+            client.config_set("min-replicas-to-write", 0)
+            await soon(is_made)
+            assert await connection.get(name) is None
+
+    async def is_made() -> bool:
+        return not client.exists("unacked", "unacked_index")
+
+    with redis.Redis(port=server.port) as client:
+        run(work)
+
+
 def test_a_consumer_that_starts_while_its_channel_closes_takes_no_messages(redis_url, client, name):
     queues = [f"{name}.0", f"{name}.1"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from types import SimpleNamespace
 
@@ -17,6 +17,7 @@ from kombulite.brokers.redis.cluster.claims import ClusterClaimQueue
 from kombulite.brokers.redis.cluster.gather import gather
 from kombulite.brokers.redis.cluster.handover import ClusterHandover
 from kombulite.brokers.redis.cluster.keys import ClusterKeys, tag_of
+from kombulite.brokers.redis.cluster.known import MAX_REFRESH_INTERVAL, MIN_REFRESH_INTERVAL
 from kombulite.brokers.redis.cluster.listening import ListeningNodes
 from kombulite.brokers.redis.cluster.nodes import Nodes
 from kombulite.brokers.redis.cluster.slots import SlotMap, slot_of
@@ -184,6 +185,46 @@ def test_all_tries_of_a_command_share_one_deadline(slow):
     (reply,) = nodes.exchange([PUSH], 3)
     assert str(reply) == "TRYAGAIN"
     assert node.timeouts == [3, 2, 1]
+
+
+def test_all_requests_of_a_plan_share_one_deadline(slow, monkeypatch):
+    _, nodes, node = slow
+
+    def exchange(commands, replies, timeout):
+        node.timeouts.append(timeout)
+        node.clock.now += 1
+        return [1] * replies
+
+    def push_for_ever():
+        while True:
+            yield Sent([PUSH], 1)
+
+    monkeypatch.setattr(node, "exchange", exchange)
+    with pytest.raises(RecoverableConnectionError, match="did not answer in time"):
+        nodes.perform(push_for_ever(), 3)
+    assert node.timeouts == [3, 2, 1]
+    assert nodes.streams, "a node that was not asked is not lost"
+
+
+def test_the_slots_are_read_less_often_where_nothing_changes(slow, monkeypatch):
+    _, nodes, node = slow
+    cluster, pauses, reply = nodes.cluster, [], node.call(timeout=1.0)
+    monkeypatch.setattr(node, "call", lambda *command, timeout: reply)
+    cluster.slots.owners[0] = None
+    for _ in range(8):
+        cluster.read(node, 1.0)
+        before = node.clock.now
+        while not cluster.may_read:
+            node.clock.now += 0.001
+        pauses.append(node.clock.now - before)
+    assert pauses[0] == pytest.approx(MIN_REFRESH_INTERVAL, abs=0.002)
+    assert pauses[1] > 1.5 * pauses[0]
+    assert pauses[-1] == pytest.approx(MAX_REFRESH_INTERVAL, abs=0.002)
+    cluster.moved(0, ("127.0.0.1", 2))
+    assert cluster.may_read
+    cluster.read(node, 1.0)
+    node.clock.now += MIN_REFRESH_INTERVAL + 0.001
+    assert cluster.may_read
 
 
 def test_what_precedes_a_command_takes_of_its_time(slow):
@@ -502,6 +543,40 @@ def test_a_message_is_acknowledged_while_its_slot_is_on_its_way(cluster, layout)
 
             wait_until(is_acknowledged, PATIENCE, "the message is not acknowledged before the slot has moved")
         assert channel.basic_get("way") is None
+
+
+@LAYOUTS
+@pytest.mark.parametrize("count", [1, 2 * MIN_FOLLOWING])
+def test_an_ack_that_a_node_refuses_for_the_moment_is_made_again(cluster, layout, count):
+    def leases():
+        return [key for node in cluster.masters for key in node.ask("KEYS", "*") if "unacked" in key]
+
+    def require_replicas(number):
+        for node in cluster.masters:
+            node.ask("CONFIG", "SET", "min-replicas-to-write", number)
+
+    def are_made():
+        with suppress(MessageNacked, TimeoutError):  # the refusals of several nodes come one after the other
+            connection.drain_events(timeout=0.01)
+        return not leases()
+
+    names, got = names_on_all(cluster, "refused"), []
+    with connect(cluster, layout) as connection:
+        channel = connection.channel()
+        for name in names:
+            connection.Producer().publish_many(range(count), routing_key=name, declare=[Queue(name)])
+        with connection.Consumer([Queue(name) for name in names], channel=channel, on_message=got.append):
+            drain(connection, lambda: len(got) == count * len(names))
+            require_replicas(1)
+            try:
+                for message in got:
+                    message.ack()
+                with pytest.raises(MessageNacked, match="NOREPLICAS"):
+                    drain(connection, lambda: False)
+            finally:
+                require_replicas(0)
+            wait_until(are_made, PATIENCE, "the acks are not made")
+        assert all(channel.basic_get(name) is None for name in names)
 
 
 # --- a publish in parts

@@ -253,8 +253,13 @@ def test_nothing_is_asked_of_the_thread_where_no_ack_waits(ours, client, name):
 def held_for(acks: HeldAcks, channel: str, *tags: str) -> None:
     """Have acks wait as those of a channel, with more messages at hand."""
     ready = [None] * held_acks.MIN_FOLLOWING
-    state: Any = SimpleNamespace(leased=SimpleNamespace(ready=ready), on_settled=channel)
+    state: Any = SimpleNamespace(leased=SimpleNamespace(ready=ready), name=channel)
     assert acks.hold(state, [Lease(tag, "q", "q", b"") for tag in tags])
+
+
+def named(posted: list[Any]) -> list[tuple[str, bytes]]:
+    """Return the channels of acks without a reply, and their commands."""
+    return [(on_reply._state.name, data) for on_reply, data, _ in posted]
 
 
 def tags_of(leases: Any) -> bytes:
@@ -277,7 +282,7 @@ def test_acks_that_cannot_be_sent_wait_on_in_their_order(refused: bytes) -> None
     held_for(acks, "third", "4")
     with pytest.raises(exceptions.RecoverableConnectionError):
         stream.before_send()
-    left = [(channel, data) for channel, data, _ in acks.unanswered()]
+    left = named(acks.unanswered())
     everything = [("first", b"1 2"), ("second", b"3"), ("third", b"4")]
     assert left == everything[len(sent) :]
     assert left[0][1] == refused
@@ -316,21 +321,22 @@ def test_acks_for_a_cluster_wait_until_they_are_sent(
     nodes: Any = in_a_cluster._nodes
     held_for(in_a_cluster, "first", "1")
     held_for(in_a_cluster, "second", "2")
-    everything = in_a_cluster.unanswered()
-    assert [channel for channel, _, _ in everything] == ["first", "second"]
+    everything = named(in_a_cluster.unanswered())
+    assert [channel for channel, _ in everything] == ["first", "second"]
 
     def refuse(acks: Any) -> None:
-        assert in_a_cluster.unanswered() == everything
+        assert named(in_a_cluster.unanswered()) == everything
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(nodes, "post_acks", refuse)
         with pytest.raises(KeyboardInterrupt):
             nodes.poll()
-    assert in_a_cluster.unanswered() == everything
+    assert named(in_a_cluster.unanswered()) == everything
     nodes.poll()
     assert not in_a_cluster.unanswered()
-    assert [post._on_reply for post, _, _ in nodes.unanswered] == ["first"] * 2 + ["second"] * 2
+    sent = [post._on_reply._state.name for post, _, _ in nodes.unanswered]
+    assert sent == ["first"] * 2 + ["second"] * 2
 
 
 def exit_code_of(work: Callable[[], object]) -> int:

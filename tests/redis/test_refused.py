@@ -15,13 +15,14 @@ from hiredis import ReplyError
 from kombulite import Consumer, Producer, Queue, exceptions
 from kombulite._core import pack_command
 from kombulite.brokers.base import Settings
-from kombulite.brokers.redis.claims import Claim, RedisChannel
+from kombulite.brokers.redis.claims import Acknowledgement, Claim, RedisChannel
 from kombulite.brokers.redis.handover import Handover
+from kombulite.brokers.redis.held_acks import MIN_FOLLOWING
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, Tags, pack_acknowledgement, put_back, restore_overdue
 from kombulite.brokers.redis.options import ROUND_ROBIN, Options, OrderStrategy
 from kombulite.brokers.redis.protocol import RedisProtocol
 from tests.redis.conftest import drain
-from tests.servers import RedisServer
+from tests.servers import RedisServer, wait_until
 
 
 def envelope(body: Any) -> dict[str, Any]:
@@ -259,6 +260,36 @@ def test_acks_that_a_server_refuses_for_the_moment_are_made_later(ours, unreplic
     transport._stream.perform(left.bring_back())
     assert not left.is_holding
     assert not unreplicated.exists("unacked", "unacked_index")
+
+
+@pytest.mark.parametrize("count", [1, 2 * MIN_FOLLOWING])
+def test_an_ack_that_the_server_refuses_for_the_moment_is_made_again(ours, unreplicated, name, count):
+    unreplicated.config_set("min-replicas-to-write", 0)
+    connection = ours(url_of(unreplicated))
+    channel, got = connection.channel(), []
+    Producer(channel).publish_many(range(count), routing_key=name, declare=[Queue(name)])
+    with Consumer(channel, Queue(name), on_message=got.append, prefetch_count=count):
+        drain(connection, lambda: len(got) == count)
+        unreplicated.config_set("min-replicas-to-write", 1)
+        for message in got:
+            message.ack()
+        with pytest.raises(exceptions.MessageNacked, match="NOREPLICAS"):
+            drain(connection, lambda: False)
+        unreplicated.config_set("min-replicas-to-write", 0)
+        wait_until(lambda: not unreplicated.exists("unacked", "unacked_index"), 20, "the acks are not made")
+    assert not unreplicated.exists(name)
+
+
+def test_an_ack_that_is_refused_is_made_again_once_and_what_is_no_refusal_for_now_is_not():
+    made_again: list[bytes] = []
+    state = RedisChannel(1, OrderStrategy(ROUND_ROBIN), True)
+    state.make_again = made_again.append
+    for text in ("BUSY a script", "MISCONF the disk", "NOREPLICAS good ones", "WRONGTYPE", "NOPERM this user"):
+        on_reply = Acknowledgement(state, text.encode())
+        for reply in (ReplyError(text), 1, ReplyError(text)):
+            on_reply(reply)
+        assert text in str(state.error)
+    assert made_again == [b"BUSY a script", b"MISCONF the disk", b"NOREPLICAS good ones"]
 
 
 def test_nothing_is_kept_of_a_get_that_the_server_refuses_for_the_moment(ours, unreplicated, name):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from hiredis import ReplyError
 
-from kombulite.brokers.redis.errors import reply_error
+from kombulite.brokers.redis.errors import FOR_NOW, reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, Tags, client_time, mark_redelivered
 from kombulite.brokers.redis.options import OrderStrategy
@@ -261,6 +261,8 @@ class RedisChannel:
         self.fetching: list[Claim] = []  # requests of `get` under way
         self.unreturned: list[Lease] = []  # taken for good for a consumer that has ended, and not put back yet
         self.error: Exception | None = None  # of an ack that the server refused
+        #: Has an ack made again, of packed commands, that the server refuses for the moment.
+        self.make_again: Callable[[bytes], object] = _forget
         self.is_closing = False
         #: The same for a channel and for that in whose place it is, whose connection was lost.
         self.origin: object = object()
@@ -309,11 +311,6 @@ class RedisChannel:
     def claims_of(self, consumer: Consumer) -> ClaimQueue:
         """How a consumer's messages are taken."""
         return self.taken if consumer.no_ack else self.leased
-
-    def on_settled(self, reply: Any) -> None:
-        """Note the error if the server refused an ack."""
-        if isinstance(reply, ReplyError):
-            self.error = reply_error(str(reply))
 
     def has_ready(self) -> bool:
         """Whether a message waits to be handed over, and may be."""
@@ -377,6 +374,33 @@ class RedisChannel:
         kept = [each for each in self.fanout if each[0] is not consumer]
         self.fanout.clear()
         self.fanout.extend(kept)
+
+
+class Acknowledgement:
+    """An ack under way, of packed commands, and what takes their replies: if one is refused, its channel has the error.
+
+    What the server refuses for the moment is made again.
+    """
+
+    __slots__ = ("_data", "_is_made_again", "_state")
+
+    def __init__(self, state: RedisChannel, data: bytes) -> None:
+        self._state = state
+        self._data = data
+        self._is_made_again = False
+
+    def __call__(self, reply: Any) -> None:
+        """Take the next reply."""
+        if not isinstance(reply, ReplyError):
+            return
+        error = self._state.error = reply_error(str(reply))
+        if isinstance(error, FOR_NOW) and not self._is_made_again:
+            self._is_made_again = True
+            self._state.make_again(self._data)
+
+
+def _forget(data: bytes) -> None:
+    """Do nothing with an ack that was refused, where there is no connection to make it again."""
 
 
 def consumers_of(channels: dict[int, RedisChannel], queue: str) -> Iterator[tuple[RedisChannel, Consumer]]:

@@ -123,6 +123,9 @@ def reply_error(text: str) -> Exception:
     return shared(kind, getattr(driver, DRIVER_CLASS_OF_CODE.get(code, "ResponseError")))(text)
 
 
+#: What an error reply stands for where the server may do later what it refuses now: LOADING; BUSY; MISCONF, NOREPLICAS.
+FOR_NOW = (exceptions.RecoverableConnectionError, exceptions.RecoverableChannelError, exceptions.MessageNacked)
+
 #: redis-py's class for an error reply, where it has one of its own.
 DRIVER_CLASS_OF_CODE = {
     "LOADING": "BusyLoadingError",

@@ -22,7 +22,7 @@ from hiredis import ReplyError
 from kombulite import exceptions
 from kombulite.brokers.base import Outcome
 from kombulite.brokers.redis.claims import RedisChannel
-from kombulite.brokers.redis.errors import reply_error
+from kombulite.brokers.redis.errors import FOR_NOW, reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, pack_acknowledgement, put_back, put_back_tags, renew
 from kombulite.brokers.redis.plans import Exchange, Plan
@@ -30,13 +30,8 @@ from kombulite.brokers.redis.replies import Posted
 
 #: Seconds between two looks for messages that the application has forgotten.
 HELD_INTERVAL = 0.25
-#: Refusals of what is served later: LOADING; BUSY; MISCONF, NOREPLICAS; NOPERM, by a connection of another user.
-LATER = (
-    exceptions.RecoverableConnectionError,
-    exceptions.RecoverableChannelError,
-    exceptions.MessageNacked,
-    exceptions.AccessRefused,
-)
+#: Refusals of what is served later; NOPERM by a connection of another user.
+LATER = (*FOR_NOW, exceptions.AccessRefused)
 
 
 class Abandoned(NamedTuple):
@@ -50,6 +45,11 @@ class Abandoned(NamedTuple):
     taken: Sequence[Lease] = ()
     tags: Sequence[Any] = ()
     settled: Sequence[Posted] = ()
+
+
+def unmade(data: bytes) -> Abandoned:
+    """Return an acknowledgement, of ``ACK_REPLIES`` packed commands, that is to be made."""
+    return Abandoned(settled=[(_ignore, data, ACK_REPLIES)])
 
 
 class Held(NamedTuple):
@@ -158,10 +158,10 @@ class Handover:
             return False
         leases = [lease for tag in delivery_tags for lease in self.take(tag, multiple)]
         if outcome in (Outcome.ACK, Outcome.REJECT):
-            acknowledgements = self._pack_acknowledgements(leases)
-            self._leave(Abandoned(settled=[(_ignore, data, ACK_REPLIES) for data in acknowledgements]))
+            for data in self._pack_acknowledgements(leases):
+                self.leave(unmade(data))
         else:
-            self._leave(Abandoned(leases))
+            self.leave(Abandoned(leases))
         return True
 
     def _pack_acknowledgements(self, leases: Sequence[Lease]) -> list[bytes]:
@@ -195,10 +195,10 @@ class Handover:
             unanswered if are_noted else [],
         )
         if any(abandoned):
-            self._leave(abandoned)
+            self.leave(abandoned)
         self.find_attendant()
 
-    def _leave(self, abandoned: Abandoned) -> None:
+    def leave(self, abandoned: Abandoned) -> None:
         """Keep what is left until it is brought back."""
         self._left.extend(part for part in self._parts_of(abandoned) if any(part))
 
@@ -238,7 +238,7 @@ class Handover:
                     forgotten.append(held.lease)
         if forgotten:
             forgotten.sort(key=attrgetter("tag"))  # as they came: Python frees a list from its end
-            self._leave(Abandoned(forgotten))
+            self.leave(Abandoned(forgotten))
         refused: list[Abandoned] = []
         try:
             failure = yield from self._bring_back_parts(self._left, refused)

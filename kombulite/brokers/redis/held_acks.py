@@ -12,7 +12,7 @@ from time import monotonic
 from weakref import WeakSet
 
 from kombulite import exceptions
-from kombulite.brokers.redis.claims import RedisChannel
+from kombulite.brokers.redis.claims import Acknowledgement, RedisChannel
 from kombulite.brokers.redis.errors import connection_lost
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease
 from kombulite.brokers.redis.replies import Posted
@@ -36,7 +36,7 @@ class HeldAcks:
         on_hold: Called when the first ack waits, to have ``flush_if_free`` called soon; returns False if it cannot.
     """
 
-    max_held = MAX_HELD
+    min_following, max_held = MIN_FOLLOWING, MAX_HELD
 
     def __init__(self, stream: Stream, pack: Callable[[Sequence[Lease]], bytes], on_hold: Callable[[], bool]) -> None:
         self._stream = stream
@@ -51,10 +51,12 @@ class HeldAcks:
     def hold(self, state: RedisChannel, leases: Sequence[Lease]) -> bool:
         """Hold acks if those of other messages are about to follow. Returns False if they have to be sent now."""
         held, ready = self._held, len(state.leased.ready)
-        if not ready or len(held) >= self.max_held or (ready < MIN_FOLLOWING and not held):
+        if not ready or (ready < self.min_following and not held):
             return False
         stream = self._stream
         stream.check()
+        if len(held) >= self.max_held:
+            self.flush()
         for lease in leases:
             held.append((state, lease))
         if self._is_over:  # another thread may have taken what waits before that
@@ -100,13 +102,13 @@ class HeldAcks:
     def unanswered(self) -> list[Posted]:
         """Return the acks that wait, as commands that may be sent over another connection."""
         packed = [(state, self._pack(leases)) for state, leases in self._groups()]
-        return [(state.on_settled, data, ACK_REPLIES) for state, data in packed if data]
+        return [(Acknowledgement(state, data), data, ACK_REPLIES) for state, data in packed if data]
 
     def _send(self, groups: Groups, deadline: float | None) -> None:
         for state, leases in groups:
             if data := self._pack(leases):
                 left = None if deadline is None else max(deadline - monotonic(), MIN_TIMEOUT)
-                self._stream.post(data, ACK_REPLIES, state.on_settled, may_repeat=True, timeout=left)
+                self._stream.post(data, ACK_REPLIES, Acknowledgement(state, data), may_repeat=True, timeout=left)
             self._note_sent(leases)
 
     def _groups(self) -> Groups:

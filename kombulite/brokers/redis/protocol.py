@@ -10,6 +10,7 @@ the receiver for events.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import cycle
 from operator import itemgetter
 from time import monotonic, time
@@ -22,7 +23,7 @@ from kombulite.brokers.base import Cancelled, ExchangeSpec, HeldDeliveries, Queu
 from kombulite.brokers.redis.claims import Claim, Consumer, RedisChannel, consumers_of
 from kombulite.brokers.redis.deadlines import Deadlines
 from kombulite.brokers.redis.errors import connection_lost
-from kombulite.brokers.redis.handover import Handover, HeldByChannel, handover_of
+from kombulite.brokers.redis.handover import Handover, HeldByChannel, handover_of, unmade
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease, logger, put_back
 from kombulite.brokers.redis.options import Options, OrderStrategy, database_of
@@ -53,6 +54,8 @@ class RedisProtocol:
     deadlines_class: type[Deadlines] = Deadlines
     publisher_class: type[Publisher] = Publisher
     receiver_class: type[Receiver] = Receiver
+    #: Has what is left brought back soon.
+    bring_back_soon: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(
         self,
@@ -126,6 +129,13 @@ class RedisProtocol:
         self._have_kept(queue)
         self.attends = True
 
+    def make_again(self, data: bytes) -> None:
+        """Have an acknowledgement made again, of packed commands, that the server refuses for the moment."""
+        self.handover.leave(unmade(data))
+        with suppress(RuntimeError):  # no thread can be started: the next connection makes it
+            self.attend()
+        self.bring_back_soon()
+
     def attend(self) -> None:
         """Look after what lost connections have left."""
         self._keep(None)
@@ -169,7 +179,8 @@ class RedisProtocol:
         if len(self.channels) >= MAX_CHANNELS:
             raise exceptions.ResourceError(f"all {MAX_CHANNELS} channels of this connection are open")
         number = next(number for number in self._numbers if number not in self.channels)
-        self.channels[number] = self.channel_class(number, self._order, self.options.ack_emulation)
+        state = self.channels[number] = self.channel_class(number, self._order, self.options.ack_emulation)
+        state.make_again = self.make_again
         return number
 
     def inherit(self, number: int, held: HeldDeliveries, before: int) -> None:

@@ -24,7 +24,7 @@ from kombulite._core import Delivery, MalformedEnvelope, decode_envelope, pack_c
 from kombulite.brokers.base import Event
 from kombulite.brokers.limits import reports_expiry
 from kombulite.brokers.redis.blocking import ListWaits
-from kombulite.brokers.redis.claims import ClaimQueue, RedisChannel, consumers_of
+from kombulite.brokers.redis.claims import Acknowledgement, ClaimQueue, RedisChannel, consumers_of
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.fanout import Subscriptions
 from kombulite.brokers.redis.keys import Keys
@@ -446,7 +446,8 @@ class Receiver:
         data = self.acknowledgement(leases)
         if data:
             # While the application is fed without a pause, the kernel may join what belongs together.
-            self._stream.post(data, ACK_REPLIES, state.on_settled, more=bool(state.leased.ready), may_repeat=True)
+            on_reply = Acknowledgement(state, data)
+            self._stream.post(data, ACK_REPLIES, on_reply, more=bool(state.leased.ready), may_repeat=True)
 
     def acknowledgement(self, leases: Sequence[Lease]) -> bytes:
         """Return what removes messages from the server's notes, in ``ACK_REPLIES`` commands; b"" for nothing."""

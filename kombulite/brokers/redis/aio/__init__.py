@@ -13,6 +13,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from hiredis import ReplyError
+
 from kombulite import exceptions
 from kombulite._core import Delivery
 from kombulite.brokers import aio as interface
@@ -23,7 +25,7 @@ from kombulite.brokers.redis.aio.dispatcher import Dispatcher
 from kombulite.brokers.redis.aio.maintainer import AsyncMaintainer
 from kombulite.brokers.redis.aio.stream import Answer, AsyncStream
 from kombulite.brokers.redis.claims import RedisChannel
-from kombulite.brokers.redis.errors import REPLICA_CODES, connection_lost, socket_error
+from kombulite.brokers.redis.errors import FOR_NOW, REPLICA_CODES, connection_lost, reply_error, socket_error
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, logger
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.plans import Plan, call, wait_for_replies
@@ -80,6 +82,7 @@ class AsyncTransport(interface.AsyncTransport):
         self._maintainer = AsyncMaintainer(
             self._protocol, self._connector.identity, self._streams, self._perform, self._dispatcher.dispatch
         )
+        self._protocol.bring_back_soon = self._maintainer.bring_back_now
 
     # --- the connection
 
@@ -447,9 +450,27 @@ class AsyncTransport(interface.AsyncTransport):
     def _acknowledge(self, leases: Sequence[Lease], pending: Pending[None]) -> None:
         data = self._protocol.receiver.acknowledgement(leases)
         if data and self._stream is not None:
-            self._stream.post(data, ACK_REPLIES, Answer(pending, ACK_REPLIES), may_repeat=True)
+            self._stream.post(data, ACK_REPLIES, AckAnswer(pending, data, self._protocol.make_again), may_repeat=True)
         else:
             resolve(pending)
+
+
+class AckAnswer(Answer):
+    """What the replies to an acknowledgement go to. ``make_again(data)`` has it made again if it is refused for now."""
+
+    __slots__ = ("_data", "_make_again")
+
+    def __init__(self, pending: Pending[None], data: bytes, make_again: Callable[[bytes], object]) -> None:
+        super().__init__(pending, ACK_REPLIES)
+        self._data = data
+        self._make_again = make_again
+
+    def __call__(self, reply: Any) -> None:
+        """Take the next reply."""
+        if reply.__class__ is ReplyError and self._data and isinstance(reply_error(str(reply)), FOR_NOW):
+            data, self._data = self._data, b""
+            self._make_again(data)
+        super().__call__(reply)
 
 
 def _pass_on(pending: Pending[None], done: Pending[Any]) -> None:

@@ -69,6 +69,12 @@ class AsyncMaintainer:
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._tick_in, 0)
 
+    def bring_back_now(self) -> None:
+        """Bring back at once what is left: there is more of it."""
+        if self._chores is not None:
+            self._chores.bring_back_now()
+            self._tick_in(0)
+
     def note_end(self, stream: AsyncStream) -> None:
         """Note a connection that was lost: if it was idle, ask for signs of life sooner from now on."""
         idle = monotonic() - stream.used_at

@@ -55,28 +55,32 @@ class ClusterHandover(Handover):
     def leave_claims(self, claims: Sequence[Any]) -> None:
         """Keep the tags of what claims may have taken until it is put back."""
         if claims:
-            self._leave(Abandoned(tags=self._tags_of(claims)))
+            self.leave(Abandoned(tags=self._tags_of(claims)))
 
     def leave_leases(self, leases: Sequence[Lease], are_noted: bool) -> None:
         """Keep messages until they are put back. ``are_noted``: whether the server notes leases of them."""
         if leases:
-            self._leave(Abandoned(leases) if are_noted else Abandoned(taken=leases))
+            self.leave(Abandoned(leases) if are_noted else Abandoned(taken=leases))
 
     def _bring_back_parts(self, parts: deque[Abandoned], refused: list[Abandoned]) -> Plan[Exception | None]:
         # All at once: a node that cannot be reached keeps none from coming back, and is waited for once.
-        plans: dict[str, Plan[None]] = {}
+        plans: dict[str, Plan[Exception | None]] = {}
         with suppress(IndexError):  # other connections may take some at the same time
             while True:
                 plans[f"part {len(plans)}"] = self._bring_back_part(parts.popleft(), refused)
-        yield from together(plans)
-        return None
+        failures = yield from together(plans)
+        return next((failure for failure in failures.values() if failure is not None), None)
 
-    def _bring_back_part(self, part: Abandoned, refused: list[Abandoned]) -> Plan[None]:
+    def _bring_back_part(self, part: Abandoned, refused: list[Abandoned]) -> Plan[Exception | None]:
         try:
             yield from self._bring_back(part)
+        except (exceptions.ChannelError, exceptions.MessageNacked) as error:
+            refused.append(part)
+            return error
         except BaseException:
             refused.append(part)
             raise
+        return None
 
     def _tags_of(self, claims: Sequence[Any]) -> Sequence[Any]:
         parts = [part for claim in claims for part in getattr(claim, "parts", [claim])]

@@ -33,8 +33,6 @@ class ClusterProtocol(RedisProtocol):
     handover: ClusterHandover
     publisher: ClusterPublisher
     receiver: ClusterReceiver
-    #: Has what is left brought back soon.
-    bring_back_soon: Callable[[], object] = staticmethod(lambda: None)
 
     def begin(self, stream: PostingStream, tracked: bool, perform: Callable[[Plan[Any]], object]) -> Plan[None]:
         """Begin on a connection: an earlier one of this process may have published messages in part."""

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from kombulite._core import MalformedEnvelope, decode_envelope, pack_command
-from kombulite.brokers.redis.claims import Claim, ClaimQueue, RedisChannel
+from kombulite.brokers.redis.claims import Acknowledgement, Claim, ClaimQueue, RedisChannel
 from kombulite.brokers.redis.cluster.claims import ClusterClaimQueue
 from kombulite.brokers.redis.cluster.handover import by_queue
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
@@ -133,7 +133,7 @@ class ClusterReceiver(Receiver):
     def _acknowledge(self, state: RedisChannel, queue: str, tags: Sequence[str], more: bool) -> None:
         keys = self._keys.of(queue)
         data = pack_acknowledgement(keys, tags)
-        self._stream.post_at(keys.slot, data, ACK_REPLIES, state.on_settled, more, True)
+        self._stream.post_at(keys.slot, data, ACK_REPLIES, Acknowledgement(state, data), more, True)
 
 
 def _forget(claims: Sequence[Claim]) -> None:
