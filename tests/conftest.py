@@ -155,5 +155,5 @@ def moto() -> Iterator[tuple[str, int]]:
 @pytest.fixture(scope="session")
 def postgresql_url(request: pytest.FixtureRequest) -> str:
     """The URL of a PostgreSQL."""
-    url: str = started(request, PostgreSQLServer).url
+    url: str = started(request, lambda: PostgreSQLServer(fsync="off")).url
     return url

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -49,7 +47,6 @@ __all__ = [
     "free_port",
     "keep_declarations",
     "program",
-    "quiet_ports",
     "tail",
     "version",
     "wait_until",
@@ -80,27 +77,15 @@ def keep_declarations(server: RabbitMQServer) -> None:
     server.control("eval", "mnesia:sync_log().")
 
 
-def quiet_ports(count: int) -> list[int]:
-    """Return different TCP ports that no connection is given by chance: for nodes that start one after the other."""
-    found: set[int] = set()
-    while len(found) < count:
-        port = random.randrange(15000, 32000)  # below those that Linux gives out
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.add(port)
-    return list(found)
-
-
 class RedisNode(RedisServer):
     """A node of a Redis Cluster: it notices within half a second that another is gone."""
 
     def __init__(self, **options: Any) -> None:
-        port, self.bus_port = quiet_ports(2)
+        self.bus_port = free_port()
         super().__init__(
-            port=port, cluster_enabled="yes", cluster_port=self.bus_port, cluster_node_timeout=500,
+            cluster_enabled="yes", cluster_port=self.bus_port, cluster_node_timeout=500,
             cluster_replica_validity_factor=0, repl_diskless_sync_delay=0, **options,
         )  # fmt: skip
-        self.port = port
 
     def ask(self, *command: Any) -> Any:
         """What the node answers."""
@@ -266,11 +251,16 @@ class RedisCluster:
 
 
 class PostgreSQLServer(Server):
-    """A PostgreSQL, run by an ordinary user: it refuses root. Always that of the machine."""
+    """A PostgreSQL, run by an ordinary user: it refuses root. Always that of the machine.
+
+    ``settings``: those of its configuration. With ``fsync="off"`` it does not wait for the disk, and only the end of the
+    machine loses what it has committed: not that of its processes.
+    """
 
     program = "postgres"
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: str) -> None:
+        self._settings = settings
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
         path = str(found[-1]) if found else shutil.which(self.program)
         if path is None:
@@ -286,7 +276,7 @@ class PostgreSQLServer(Server):
 
     def create(self) -> None:
         """Make its files."""
-        self.run("initdb", "-D", "data", "-U", "kombulite", "-A", "trust", "-E", "UTF8")
+        self.run("initdb", "-D", "data", "-U", "kombulite", "-A", "trust", "-E", "UTF8", "--no-sync")
 
     def run(self, name: str, *arguments: str) -> None:
         """Run another program of PostgreSQL in its folder."""
@@ -296,7 +286,8 @@ class PostgreSQLServer(Server):
         )  # fmt: skip
 
     def command(self) -> list[str]:
-        return [self._path, "-D", "data", "-p", str(self.port), "-h", "127.0.0.1", "-k", str(self.folder)]
+        settings = (part for name, value in self._settings.items() for part in ("-c", f"{name}={value}"))
+        return [self._path, "-D", "data", "-p", str(self.port), "-h", "127.0.0.1", "-k", str(self.folder), *settings]
 
     def is_ready(self) -> bool:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -26,6 +27,8 @@ S = TypeVar("S", bound="Server")
 START_TIMEOUT = 60.0  # seconds
 STOP_TIMEOUT = 20.0
 DEBIAN_SCRIPTS = Path("/usr/lib/rabbitmq/bin")
+LOWEST_PORT = 15_000  # most well-known services listen below
+_given_ports: set[int] = set()
 
 
 class Unavailable(Exception):
@@ -33,11 +36,28 @@ class Unavailable(Exception):
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback interface that no process uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port of the loopback interface that no process uses at the moment, another one each time.
+
+    It is below those that the system gives to connections and to listeners that ask for any port. So it is still free
+    when a server takes it some seconds later, and when the server has been killed and is started again.
+    """
+    ports = range(LOWEST_PORT, _lowest_ephemeral_port())
+    while True:
+        port = secrets.choice(ports) if ports else 0
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            port = probe.getsockname()[1]
+            if port not in _given_ports:
+                _given_ports.add(port)
+                return port
+
+
+def _lowest_ephemeral_port() -> int:
+    """Return the lowest port that the system gives to connections: as Linux says, or its default."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):
+        return 32_768
 
 
 def program(name: str) -> str:

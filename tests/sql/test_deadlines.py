@@ -38,7 +38,7 @@ def silent(server, proxy) -> Iterator[None]:
 def own_postgresql(request):
     """One server for all tests here: each has it go on at its end."""
     request.getfixturevalue("postgresql_url")  # skips where there is none
-    with PostgreSQLServer() as server:
+    with PostgreSQLServer(fsync="off") as server:  # or a table that is made may take longer than the short deadline
         yield server
 
 
