@@ -193,11 +193,16 @@ def soon(look: Callable[[], Any], wanted: Callable[[Any], object] = bool, timeou
     return found
 
 
+def arrive(queue: Queue) -> None:
+    """Wait until what was published on a queue's channel is in the queue: a time to live begins then."""
+    queue.queue_declare(passive=True)
+
+
 def take(queue: Queue, count: int, **options: Any) -> list[Message]:
-    """Get messages from a queue; the given number must be there."""
-    messages = [queue.get(**options) for _ in range(count)]
+    """Get messages from a queue, within the time that brokers need to put them there."""
+    messages = [soon(lambda: queue.get(**options)) for _ in range(count)]
     assert None not in messages
-    return messages  # type: ignore[return-value]
+    return messages
 
 
 class Inbox:

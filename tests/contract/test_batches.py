@@ -21,7 +21,7 @@ class Batches:
     def __init__(self, channel: Any, queues: Any, ack: bool = True, **options: Any) -> None:
         self.batches: list[MessageBatch] = []
         self._ack = ack
-        options = {"batch_size": 4, "batch_timeout": 0.05, **options}
+        options = {"batch_size": 4, "batch_timeout": 60, **options}  # a slow machine splits no batch
         self.consumer = Consumer(channel, queues, on_batch=self._receive, **options)
         self.consumer.consume()
 
@@ -68,7 +68,7 @@ def test_a_tag_that_comes_twice_is_settled_once(broker, connection, channel, que
 
 def test_full_batches_and_the_rest_in_time(broker, connection, channel, queue):
     publish(channel, queue, range(10))
-    got = Batches(channel, queue, batch_timeout=0.5)
+    got = Batches(channel, queue, batch_timeout=1)
     drain(connection, lambda: len(got.all) == 10)
     assert got.bodies == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert connection.counters.acked == 10
@@ -78,25 +78,25 @@ def test_full_batches_and_the_rest_in_time(broker, connection, channel, queue):
 
 def test_one_drain_is_one_batch(connection, channel, queue):
     publish(channel, queue, range(8))
-    got = Batches(channel, queue, batch_timeout=60)
+    got = Batches(channel, queue)
     connection.drain_events(timeout=20)
     assert got.bodies == [[0, 1, 2, 3]]
 
 
 def test_a_batch_outlives_the_timeout_of_a_drain(connection, channel, queue):
     publish(channel, queue, [1])
-    got = Batches(channel, queue, batch_timeout=0.3)
+    got = Batches(channel, queue, batch_timeout=1)
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0.05)
     assert got.bodies == []
-    connection.drain_events(timeout=5)
+    connection.drain_events(timeout=20)
     assert got.bodies == [[1]]
 
 
 def test_without_a_timeout_what_is_there_is_a_batch(connection, channel, queue):
     publish(channel, queue, range(3))
     got = Batches(channel, queue, batch_timeout=0)
-    connection.drain_events(timeout=5)
+    connection.drain_events(timeout=20)
     assert got.all == list(range(len(got.all)))
     drain(connection, lambda: len(got.all) == 3)
 
@@ -165,9 +165,9 @@ def test_a_callback_that_raises_leaves_its_batch_outstanding(broker, connection,
             raise ZeroDivisionError
         messages.ack()
 
-    with Consumer(channel, queue, on_batch=fail, batch_size=4, batch_timeout=0.05):
+    with Consumer(channel, queue, on_batch=fail, batch_size=4, batch_timeout=1):
         with pytest.raises(ZeroDivisionError):
-            connection.drain_events(timeout=5)
+            drain(connection, lambda: False)
         drain(connection, lambda: len(seen) == 2)
     assert seen == [[0, 1, 2, 3], [4, 5]]
     channel.close()
@@ -185,7 +185,7 @@ def test_what_cannot_be_decoded_is_in_no_batch(connection, channel, queue):
         failed.append(error)
         message.reject()
 
-    got = Batches(channel, queue, on_decode_error=on_decode_error, batch_size=2, batch_timeout=60)
+    got = Batches(channel, queue, on_decode_error=on_decode_error, batch_size=2)
     drain(connection, lambda: len(got.all) == 2)
     assert got.bodies == [[1, 2]]
     assert [type(error) for error in failed] == [exceptions.DecodeError]
@@ -195,15 +195,15 @@ def test_what_cannot_be_decoded_is_raised(connection, channel, queue):
     producer = Producer(channel, routing_key=queue.name)
     producer.publish(1)
     producer.publish("{", content_type="application/json", content_encoding="utf-8")
-    got = Batches(channel, queue)
+    got = Batches(channel, queue, batch_timeout=0.05)
     with pytest.raises(exceptions.DecodeError):
-        connection.drain_events(timeout=5)
+        drain(connection, lambda: False)
     drain(connection, lambda: got.bodies == [[1]])
 
 
 def test_a_batch_is_no_larger_than_the_prefetch_count(connection, channel, queue):
     publish(channel, queue, range(6))
-    got = Batches(channel, queue, prefetch_count=3, batch_timeout=60)
+    got = Batches(channel, queue, prefetch_count=3)
     drain(connection, lambda: len(got.all) == 6)
     assert got.bodies == [[0, 1, 2], [3, 4, 5]]
 
@@ -213,7 +213,7 @@ def test_a_batch_is_of_all_queues(broker, connection, channel, queue):
     other.declare()
     publish(channel, queue, [1, 2])
     publish(channel, other, [3, 4])
-    got = Batches(channel, [queue, other], batch_timeout=60)
+    got = Batches(channel, [queue, other])
     drain(connection, lambda: got.batches)
     assert sorted(got.all) == [1, 2, 3, 4]
     assert len(got.batches) == 1
@@ -223,7 +223,7 @@ def test_other_consumers_of_the_connection_are_served(broker, connection, channe
     other = Queue(broker.name("other"))(channel)
     other.declare()
     publish(channel, queue, [1])
-    got = Batches(channel, queue, batch_timeout=60)
+    got = Batches(channel, queue)
     inbox = Inbox(connection.channel(), other)
     publish(channel, other, ["x"])
     assert inbox.wait(connection, 1) == ["x"]
@@ -235,7 +235,7 @@ def test_a_batch_that_is_due_goes_even_where_others_are_busy(broker, connection,
     other.declare()
     producer = Producer(channel, routing_key=other.name)
     publish(channel, queue, [1])
-    got = Batches(channel, queue)
+    got = Batches(channel, queue, batch_timeout=0.05)
     inbox = Inbox(channel, other)
 
     def one_more():
@@ -256,7 +256,7 @@ def gather(connection: Any, got: Batches) -> None:
 
 def test_cancelling_puts_back_what_was_gathered(broker, connection, channel, queue):
     publish(channel, queue, range(3))
-    got = Batches(channel, queue, batch_timeout=60)
+    got = Batches(channel, queue)
     gather(connection, got)
     got.consumer.cancel()
     assert left_in(broker, queue, 3) == [0, 1, 2]
@@ -268,7 +268,7 @@ def test_cancelling_one_queue_keeps_what_came_of_the_others(broker, connection, 
     other.declare()
     publish(channel, queue, [1])
     publish(channel, other, [2])
-    got = Batches(channel, [queue, other], batch_timeout=60)
+    got = Batches(channel, [queue, other])
     gather(connection, got)
     got.consumer.cancel_by_queue(queue)
     assert left_in(broker, queue, 1) == [1]
@@ -279,10 +279,10 @@ def test_cancelling_one_queue_keeps_what_came_of_the_others(broker, connection, 
 
 def test_closing_the_channel_puts_back_what_was_gathered(broker, connection, channel, queue):
     publish(channel, queue, range(3))
-    got = Batches(channel, queue, batch_timeout=2)
+    got = Batches(channel, queue, batch_timeout=1)
     gather(connection, got)
     channel.close()
-    time.sleep(2)  # now the batch would be due
+    time.sleep(1)  # now the batch would be due
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0)
     assert left_in(broker, queue, 3) == [0, 1, 2]
@@ -291,7 +291,7 @@ def test_closing_the_channel_puts_back_what_was_gathered(broker, connection, cha
 
 def test_reviving_on_another_channel_puts_back_what_was_gathered(broker, connection, channel, queue):
     publish(channel, queue, range(3))
-    got = Batches(channel, queue, batch_timeout=60)
+    got = Batches(channel, queue)
     gather(connection, got)
     got.consumer.revive(connection.channel())
     publish(channel, queue, [3])
@@ -304,7 +304,7 @@ def test_reviving_on_another_channel_puts_back_what_was_gathered(broker, connect
 
 def test_without_acks_what_was_gathered_is_handed_over_at_the_end(broker, connection, channel, queue):
     publish(channel, queue, range(3))
-    got = Batches(channel, queue, batch_timeout=60, no_ack=True)
+    got = Batches(channel, queue, no_ack=True)
     gather(connection, got)
     got.consumer.cancel()
     assert got.bodies == [[0, 1, 2]]
@@ -315,7 +315,7 @@ def test_without_acks_what_was_gathered_is_handed_over_at_the_end(broker, connec
 def test_threads_share_a_consumer(broker, connection, channel, queue):
     count = 150
     publish(channel, queue, range(count))
-    got = Batches(channel, queue, batch_size=7, prefetch_count=50)
+    got = Batches(channel, queue, batch_size=7, batch_timeout=0.05, prefetch_count=50)
     failures: list[BaseException] = []
 
     def work():

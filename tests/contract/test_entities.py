@@ -334,7 +334,7 @@ def test_consumer_of_a_deleted_queue_raises_where_nobody_asked(connection, chann
     Inbox(channel, queue)
     Queue(queue.name)(connection.channel()).delete()
     with pytest.raises(exceptions.ConsumerCancelled):
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=20)
 
 
 @pytest.mark.needs("queue registry")

@@ -30,7 +30,7 @@ def hub(connection: Any) -> Any:
     hub.close()
 
 
-def turn_until(hub, wanted, timeout=5):
+def turn_until(hub, wanted, timeout=20):
     """Turns that it took until something held."""
     deadline, turns = time.monotonic() + timeout, 0
     while not wanted():
@@ -68,7 +68,7 @@ def test_an_idle_loop_sleeps(broker, hub, connection, queue):
 
 
 def test_a_batch_that_is_not_complete_wakes_the_loop(broker, hub, connection, queue):
-    got = Batches(connection.channel(), queue, batch_timeout=0.2)
+    got = Batches(connection.channel(), queue, batch_timeout=1)
     Producer(broker.connect().channel()).publish_many(range(6), routing_key=queue.name)
     turn_until(hub, lambda: len(got.all) == 6)
     assert got.bodies == [[0, 1, 2, 3], [4, 5]]

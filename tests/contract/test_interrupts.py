@@ -8,6 +8,7 @@ from itertools import count
 import pytest
 
 from kombulite import Consumer, Queue
+from tests.contract.conftest import soon
 from tests.interrupts import Interrupts, in_another_thread
 from tests.servers import Unavailable
 
@@ -38,12 +39,17 @@ def queue(broker):
         queue(connection).delete()
 
 
-def all_of(broker, queue):
-    """What is in a queue, taken by another connection."""
+def all_of(broker, queue, wanted):
+    """What is in a queue, taken by another connection; what is wanted may be on its way still."""
     found = []
     with broker.connect() as connection, connection.channel() as channel:
-        while (message := channel.basic_get(queue.name, no_ack=True)) is not None:
-            found.append(message.payload)
+
+        def look():
+            while (message := channel.basic_get(queue.name, no_ack=True)) is not None:
+                found.append(message.payload)
+            return wanted <= set(found)
+
+        soon(look)
     return found
 
 
@@ -69,7 +75,7 @@ def test_others_publish_after_an_interrupted_publish(broker, queue, interrupts):
         in_another_thread(lambda number=number: publish_another(number))
         done += [number - 1] * (not is_interrupted)
         done.append(f"after {number}")
-    found = Counter(all_of(broker, queue))
+    found = Counter(all_of(broker, queue, set(done)))
     assert not set(done) - set(found), "lost"
     assert not [body for body, times in found.items() if times > 1], "doubled"
 
@@ -97,8 +103,7 @@ def test_others_receive_after_an_interrupted_receive(broker, queue, interrupts):
             published += 1
     connection.release()
     with broker.connect() as connection, Consumer(connection, [queue], callbacks=[take]):
-        while _drain(connection, 0.5):
-            pass
+        soon(lambda: not _drain(connection, 0.1) and set(seen) == set(range(published)))
     assert set(seen) == set(range(published)), "lost"
 
 

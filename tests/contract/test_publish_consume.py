@@ -31,7 +31,7 @@ def test_media_example(broker, connection):
         message.ack()
 
     with connection.Consumer(video, callbacks=[process]):
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=20)
     assert got == [{"name": "/tmp/lolcat1.avi", "size": 1301013}]
 
 
@@ -279,7 +279,7 @@ def test_consumer_without_callbacks_raises_and_loses_nothing(connection, channel
     other = connection.channel()
     with Consumer(other, queue):
         with pytest.raises(NotImplementedError):
-            connection.drain_events(timeout=5)
+            connection.drain_events(timeout=20)
     other.close()
     assert queue.get().payload == 1
 
@@ -289,7 +289,7 @@ def test_disallowed_content_is_refused_and_kept(connection, channel, queue):
     other = connection.channel()
     with Consumer(other, queue, callbacks=[lambda body, message: None]):
         with pytest.raises(exceptions.ContentDisallowed):
-            connection.drain_events(timeout=5)
+            connection.drain_events(timeout=20)
     other.close()
     inbox = Inbox(channel, queue, accept=["pickle"])
     assert inbox.wait(connection, 1) == [{"a": 1}]
@@ -353,7 +353,7 @@ def test_error_in_a_callback_surfaces_and_the_message_is_kept(connection, channe
     Producer(channel).publish(1, routing_key=queue.name)
     other = connection.channel()
     with Consumer(other, queue, callbacks=[fail]), pytest.raises(KeyError):
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=20)
     other.close()
     assert queue.get().payload == 1
 
@@ -401,7 +401,7 @@ def test_recover_takes_back_what_a_batch_has_gathered(connection, channel, queue
             connection.drain_events(timeout=0.1)
         consumer.recover(requeue=True)
         while sum(map(len, batches)) < 5:
-            connection.drain_events(timeout=5)
+            connection.drain_events(timeout=20)
     for batch in batches:
         batch.ack()
     assert sorted(body for batch in batches for body in batch.payloads) == list(range(5))
@@ -543,7 +543,7 @@ def test_consumer_that_the_broker_cancelled_may_start_again(connection, channel,
     inbox = Inbox(channel, queue)
     Queue(queue.name)(connection.channel()).delete()
     with pytest.raises(exceptions.ConsumerCancelled):
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=20)
     assert not inbox.consumer.consuming_from(queue)
     queue.declare()
     inbox.consumer.consume()
@@ -601,7 +601,7 @@ def test_returned_message_without_listener_raises(broker, connection, channel):
     producer = Producer(channel, Exchange(broker.name("nowhere")))
     with pytest.raises(exceptions.ChannelError) as caught:
         producer.publish(1, routing_key="nobody", mandatory=True)
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=20)
     assert caught.value.reply_code == 312
 
 

@@ -89,7 +89,7 @@ def test_a_waiting_consumer_moves_on(broker: Broker, refused: str) -> None:
         Producer(broker.connect()).publish("x", routing_key=queue.name)
         for _ in range(3):
             try:
-                connection.drain_events(timeout=5)
+                connection.drain_events(timeout=20)
             except REFUSED:
                 continue
             break
