@@ -122,7 +122,7 @@ def run(main: Callable[[], Coroutine[Any, Any, Any]], timeout: float = 60, debug
     return result
 
 
-async def soon(wanted: Callable[[], Awaitable[object]], timeout: float = 10) -> None:
+async def soon(wanted: Callable[[], Awaitable[object]], timeout: float = 20) -> None:
     """Wait until something holds."""
     deadline = asyncio.get_running_loop().time() + timeout
     while not await wanted():

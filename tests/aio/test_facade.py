@@ -176,7 +176,7 @@ def test_batches_are_full_or_due(place):
             assert await connection.producer().publish_many(numbers(), queue.name) == 10
             got = []
             async with connection.consume(queue) as messages:
-                async for batch in messages.batches(4, within=0.2):
+                async for batch in messages.batches(4, within=1):
                     got.append(batch.payloads)
                     await batch.ack()
                     if sum(map(len, got)) == 10:
@@ -293,12 +293,15 @@ def test_serve_bounds_concurrency_and_ends_cleanly(place):
         async with place.connect() as connection:
             await connection.declare(queue)
             await connection.producer().publish_many(range(30), queue.name)
-            stop = asyncio.Event()
+            stop, all_at_work = asyncio.Event(), asyncio.Event()
 
             async def handle(message):
                 nonlocal running, most
                 running += 1
                 most = max(most, running)
+                if running == 4:
+                    all_at_work.set()
+                await all_at_work.wait()
                 await asyncio.sleep(0.001)
                 running -= 1
                 done.append(message.payload)
@@ -307,7 +310,7 @@ def test_serve_bounds_concurrency_and_ends_cleanly(place):
 
             await connection.serve(queue, handle, concurrency=4, stop=stop)
             assert running == 0
-            assert 1 < most <= 4
+            assert most == 4
             await count(connection, queue, 30 - len(done))
 
     run(main)
@@ -391,11 +394,17 @@ def test_poison_messages_go_to_the_dead_letters(place):
                     message = await messages.next(10)
                     counts.append(message.delivery_count)
                     await message.requeue()
-                assert await messages.next(0.5) is None
+                letters = []
+
+                async def is_buried():
+                    assert await messages.next(0.5) is None
+                    letters.append(await connection.get(dead))
+                    return letters[-1] is not None
+
+                await soon(is_buried)
             assert counts == [0, 1, 2]
-            letter = await connection.get(dead)
-            assert letter.headers["x-poison-queue"] == queue.name
-            await letter.ack()
+            assert letters[-1].headers["x-poison-queue"] == queue.name
+            await letters[-1].ack()
             await connection.delete(queue)
 
     run(main)

@@ -13,7 +13,7 @@ from kombulite import Connection, Consumer, Producer, Queue, exceptions
 from tests.amqp.conftest import in_threads
 from tests.servers import keep_declarations, wait_until
 
-HASTE = {"read_timeout": 0.5, "write_timeout": 0.5}
+HASTE = {"read_timeout": 2, "write_timeout": 2}
 LARGE = b"x" * 15_000_000  # more than the kernel buffers for a paused broker; RabbitMQ 4 refuses more than 16 MiB
 PATIENT = {"interval_start": 0.2, "interval_step": 0.2, "max_retries": 100}
 
@@ -195,27 +195,25 @@ def test_drain_while_another_thread_cannot_write(connect, queue, pause, own_brok
     consumer = Consumer(connection.channel(), queue, on_message=lambda message: None)
     consumer.consume()
     channel = connection.channel()
-    writing = threading.Event()
+    writing, drained = threading.Event(), threading.Event()
     pause()
 
     def write():
         writing.set()
         with pytest.raises((exceptions.ConnectionError, OSError)):
             Producer(channel).publish(LARGE, routing_key=queue.name, timeout=8)
+        assert drained.is_set(), "it waited for the writer"
 
     def drain():
         writing.wait(10)
         time.sleep(0.2)
-        started = time.monotonic()
         try:
             connection.drain_events(timeout=1.5)  # a heartbeat is due within it
         except TimeoutError:
             pass
-        took.append(time.monotonic() - started)
+        drained.set()
 
-    took: list[float] = []
     in_threads(write, drain)
-    assert took[0] < 6  # less than the writer's timeout
 
 
 def test_close_of_a_paused_broker(connect, pause, monkeypatch):

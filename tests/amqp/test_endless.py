@@ -36,7 +36,7 @@ def test_a_flood_in_place_of_an_answer_ends_by_its_deadline(peer, what):
                 break
 
     peer.play(script)
-    with peer.connection(transport_options={"read_timeout": 0.5}) as connection:
+    with peer.connection(transport_options={"read_timeout": 1}) as connection:
         channel = connection.channel()
         try:
             with pytest.raises((exceptions.ConnectionError, exceptions.ChannelError, OSError)):

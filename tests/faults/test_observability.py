@@ -55,15 +55,15 @@ def test_counters_go_on_after_a_loss_and_count_it(server, connection, log):
     with Consumer(connection, [queue], on_message=got.append):
         producer.publish({})
         while not got:
-            connection.drain_events(timeout=5)
+            connection.drain_events(timeout=20)
         server.control("close_all_connections", "maintenance")
         with pytest.raises(connection.connection_errors):
             while True:
-                connection.drain_events(timeout=5)
+                connection.drain_events(timeout=20)
         lost = connection.counters
         assert (lost.published, lost.consumed, lost.reconnects) == (1, 1, 0)
         while len(got) < 2:
-            connection.drain_events(timeout=5)  # the same message, on the restored connection
+            connection.drain_events(timeout=20)  # the same message, on the restored connection
         producer.publish({})
         got[1].ack()
     found = connection.counters
@@ -109,7 +109,7 @@ def test_a_cancelled_consumer_is_in_the_log(connection, log):
         with pytest.raises(exceptions.ConsumerCancelled):
             with Consumer(connection, [queue], callbacks=[print]):
                 other.default_channel.queue_delete(queue.name)
-                connection.drain_events(timeout=5)
+                connection.drain_events(timeout=20)
     (record,) = [record for record in log.records if record.name == "kombulite.channel"]
     assert record.levelno == logging.WARNING
     assert record.queue == queue.name

@@ -203,7 +203,7 @@ def test_connection_that_cannot_be_restored_says_so_each_time(server, connection
     queue(other).delete()
     for _ in range(2):
         with pytest.raises(exceptions.NotFound):
-            connection.drain_events(timeout=1)
+            connection.drain_events(timeout=20)
         assert connection.state is State.LOST
     queue(other).declare()
     Producer(other).publish("again", routing_key=queue.name)
@@ -236,7 +236,7 @@ def test_publisher_that_tries_again_takes_the_consumers_along(server, connection
     close_all(server)
     policy = {"max_retries": 3, "interval_start": 0.1}
     for i in range(3):
-        producer.publish(i, routing_key=queue.name, retry=True, retry_policy=policy, timeout=5)
+        producer.publish(i, routing_key=queue.name, retry=True, retry_policy=policy, timeout=20)
     while len(inbox.messages) < 3:
         try:
             connection.drain_events(timeout=10)

@@ -62,7 +62,7 @@ def name() -> str:
     return f"t{uuid.uuid4().hex[:10]}"
 
 
-def drain(connection: Any, wanted: Callable[[], Any], timeout: float = 10, step: float = 1) -> None:
+def drain(connection: Any, wanted: Callable[[], Any], timeout: float = 20, step: float = 1) -> None:
     """Drain events until something holds; fails after ``timeout`` seconds."""
     import time
 

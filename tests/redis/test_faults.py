@@ -19,7 +19,7 @@ from kombulite import Connection, Consumer, Exchange, Producer, Queue, exception
 from kombulite.brokers.redis.scripts import CLAIM
 from tests.proxy import Cut, Direction, Proxy
 from tests.redis.conftest import drain
-from tests.servers import RedisServer
+from tests.servers import RedisServer, wait_until
 
 QUICK = {"visibility_timeout": 1, "unacked_restore_interval": 0.2, "unacked_restore_throttle": 1}
 
@@ -151,7 +151,7 @@ def test_connection_killed_by_the_server_is_noticed_and_replaced(ours, client, n
     drain(connection, lambda: len(got) == 3)
     client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     with pytest.raises(connection.recoverable_connection_errors):
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=20)
     # What the application still has stays with it; what it has forgotten comes back with the new connection.
     got[:] = [(body, None) for body, _ in got]
     consumer.revive(connection.default_channel)
@@ -273,7 +273,7 @@ def test_refused_ack_is_noticed_by_the_channel(start_server, name):
 
 def test_server_that_hangs_ends_every_call_in_time(start_server, name):
     server = start_server(RedisServer)
-    connection = Connection(server.url, transport_options={"socket_timeout": 0.5})
+    connection = Connection(server.url, transport_options={"socket_timeout": 1})
     channel = connection.channel()
     producer = Producer(channel)
     producer.publish(1, routing_key=name)
@@ -308,19 +308,22 @@ def test_signal_handler_that_publishes_does_not_break_the_command_it_interrupts(
             producer.publish("from the handler")
         refused.append(str(caught.value))
 
+    def interrupt():
+        try:
+            wait_until(lambda: connection.transport._stream.unanswered, 20, "the command is not sent")
+            os.kill(os.getpid(), signal.SIGUSR1)
+            wait_until(lambda: refused, 20, "the handler does not end")
+        finally:
+            server.resume()
+
     before = signal.signal(signal.SIGUSR1, handle)
-    timers = [
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)),
-        threading.Timer(0.6, server.resume),
-    ]
+    interrupting = threading.Thread(target=interrupt)
     server.pause()
     try:
-        for timer in timers:
-            timer.start()
+        interrupting.start()
         producer.publish("interrupted")
     finally:
-        for timer in timers:
-            timer.join()
+        interrupting.join()
         signal.signal(signal.SIGUSR1, before)
     assert len(refused) == 1
     assert "interrupted" in refused[0]

@@ -116,8 +116,8 @@ def test_lease_of_a_holder_with_a_longer_timeout_is_respected(ours, client, name
 
 def test_mutex_of_a_peer_is_respected(ours, client, name):
     abandon(client, "t", envelope(1), "", name)
-    client.set("unacked_mutex", "a peer's token", px=1000)
     start = time.monotonic()
+    client.set("unacked_mutex", "a peer's token", px=1000)
     assert consume(ours(**QUICK), name, 1) == [1]
     assert time.monotonic() - start > 0.8
     assert not client.exists("unacked_mutex") or client.get("unacked_mutex") != b"a peer's token"

@@ -109,7 +109,7 @@ def test_lost_connection_puts_back_what_a_consumer_without_acks_had_taken_ahead(
         client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         with pytest.raises(connection.recoverable_connection_errors):
             for _ in range(20):  # some are at hand
-                connection.drain_events(timeout=5)
+                connection.drain_events(timeout=20)
         drain(connection, lambda: len(got) == 10)
     assert sorted(got) == list(range(10))
 
@@ -194,7 +194,7 @@ def test_message_that_is_forgotten_after_a_loss_comes_back(server, full, name):
         client = full()
         client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         with pytest.raises(connection.recoverable_connection_errors):
-            connection.drain_events(timeout=5)
+            connection.drain_events(timeout=20)
         got.clear()
         drain(connection, lambda: got)
         assert got[0].payload == 1

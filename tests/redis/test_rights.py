@@ -345,7 +345,7 @@ def test_element_that_is_no_message_is_kept_where_there_may_be_no_dead_letters(s
         with Connection(url, transport_options=options) as connection:
             with Consumer(connection.channel(), Queue(name), auto_declare=False, on_message=print, no_ack=True):
                 with pytest.raises(exceptions.AccessRefused, match=r"(?i)dead|lpush|no permissions"):
-                    connection.drain_events(timeout=5)
+                    connection.drain_events(timeout=20)
     assert count() == 1
     with Connection(server.url, transport_options=options) as connection:
         with Consumer(connection.channel(), Queue(name), on_message=print):

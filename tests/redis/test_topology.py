@@ -158,12 +158,12 @@ def test_sizes_and_purge_count_all_priorities(ours, name):
 def test_queue_that_expires_is_kept_by_its_consumer(ours, client, name):
     connection = ours()
     channel = connection.channel()
-    queue = Queue(name, expires=0.6)
+    queue = Queue(name, expires=1.5)
     busy = threading.Event()
 
     def callback(body, message):
         message.ack()
-        time.sleep(1.2)  # longer than the queue would live
+        time.sleep(2)  # longer than the queue would live
         busy.set()
 
     with Consumer(channel, queue, callbacks=[callback], prefetch_count=1):
@@ -171,7 +171,7 @@ def test_queue_that_expires_is_kept_by_its_consumer(ours, client, name):
         assert client.pttl(name) > 0
         drain(connection, busy.is_set)
         assert client.llen(name) == 1
-    time.sleep(0.8)
+    time.sleep(1.8)
     assert client.llen(name) == 0
 
 

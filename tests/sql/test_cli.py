@@ -157,7 +157,7 @@ def taken(target):
 
 def test_relay_moves_what_is_committed_and_nothing_else(database, target, relay):
     published(database, target, 250)
-    done = CliRunner().invoke(kombulite, [*relay, "--timeout", "0.5"])
+    done = CliRunner().invoke(kombulite, [*relay, "--timeout", "2"])
     assert (done.output, done.exit_code) == ("250 relayed\n", 0)
     messages = taken(target)
     assert [message.payload for message in messages] == list(range(250))
@@ -189,7 +189,7 @@ def test_relay_is_killed_and_nothing_is_lost(database, target, relay, kills):
         process.wait(20)
         counted = target.queue_declare(passive=True).message_count
     producer.publish("last", "order.new")
-    subprocess.run([sys.executable, "-m", "kombulite", *relay, "--timeout", "3"], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "kombulite", *relay, "--timeout", "5"], check=True, timeout=120)
     bodies = [message.payload for message in taken(target)]
     assert {*bodies} == {*range(300 * kills), "last"}
     assert len(bodies) - 300 * kills - 1 <= 100 * kills

@@ -159,7 +159,7 @@ def test_call_waits_from_one_answer_to_the_next(connection):
         answers = []
 
         def call():
-            answers.extend(caller.call(["a", "gone"], "ping", timeout=0.5))
+            answers.extend(caller.call(["a", "gone"], "ping", timeout=2))
 
         calling = threading.Thread(target=call)
         calling.start()

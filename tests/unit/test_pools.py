@@ -387,6 +387,7 @@ def descriptors():
 def test_nothing_leaks_over_ten_thousand_cycles():
     connection = Connection("memory://leaks", transport=SocketTransport)
     pool = ProducerPool(connection.Pool(4), limit=4)
+    gc.collect()  # what other tests have left
     before = descriptors()
     seen = weakref.WeakSet()
     for i in range(10_000):
@@ -404,7 +405,7 @@ def test_nothing_leaks_over_ten_thousand_cycles():
     pool.connections.force_close_all()
     pool.force_close_all()
     del producer, pool
-    assert descriptors() == before
+    assert descriptors() <= before
     gc.collect()
     assert len(seen) == 0
 
