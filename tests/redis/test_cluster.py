@@ -326,7 +326,7 @@ def test_queues_move_from_a_single_server_and_between_layouts(cluster, redis_url
 def test_a_cluster_without_a_master_for_a_slot_says_so(start_server):
     with RedisNode() as node:
         node.ask("CLUSTER", "ADDSLOTSRANGE", 0, 100)
-        options = {"socket_timeout": 0.5}
+        options = {"socket_timeout": 1}
         with Connection(f"rediscluster://127.0.0.1:{node.port}", transport_options=options) as connection:
             with pytest.raises(RecoverableConnectionError, match=r"no master for slot|CLUSTERDOWN"):
                 connection.Producer().publish("x", routing_key="orders", retry=False)

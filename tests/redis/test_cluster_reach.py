@@ -194,7 +194,7 @@ def test_a_cluster_that_is_down_says_so(node):
     node.ask("CLUSTER", "DELSLOTS", 7)
     wait_until(lambda: "cluster_state:fail" in str(node.ask("CLUSTER", "INFO")), PATIENCE, "it is not down")
     url = f"rediscluster://127.0.0.1:{node.port}"
-    with Connection(url, transport_options={"socket_timeout": 0.3}) as connection:
+    with Connection(url, transport_options={"socket_timeout": 1}) as connection:
         for verb in (
             lambda: connection.Producer().publish("x", routing_key="down"),
             lambda: connection.channel().basic_get("down"),

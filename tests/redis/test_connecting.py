@@ -16,7 +16,7 @@ import trustme
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, exceptions
 from tests.aio.conftest import run
 from tests.redis.conftest import drain
-from tests.servers import RedisServer, wait_until
+from tests.servers import RedisServer, free_port, wait_until
 
 
 def works(connection, name):
@@ -54,9 +54,7 @@ class TLSServer(RedisServer):
 
     def __init__(self, folder) -> None:
         super().__init__()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.tls_port = probe.getsockname()[1]
+        self.tls_port = free_port()
         self.options |= {
             "tls-port": self.tls_port,
             "tls-cert-file": folder / "cert.pem",
