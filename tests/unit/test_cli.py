@@ -213,7 +213,7 @@ def test_lost_events_fail_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
             on_event(self, event, message)
 
     monkeypatch.setattr(Consuming, "on_event", overlook)
-    monkeypatch.setattr(load, "STALL_TIMEOUT", 0.5)
+    monkeypatch.setattr(load, "STALL_TIMEOUT", 1.5)
     result = run("--messages", "100", "--json")
     assert result.exit_code == 1
     found = json.loads(result.stdout)

@@ -127,9 +127,9 @@ def test_call_from_another_thread_wakes_it(hub):
 
 
 def test_timers(hub):
-    got = []
+    got, now = [], time.monotonic()
     hub.call_later(0.02, got.append, "later")
-    hub.call_at(time.monotonic(), got.append, "now")
+    hub.call_at(now, got.append, "now")
     repeated = hub.call_repeatedly(0.005, got.append, "again")
     hub.call_later(60, got.append, "late").cancel()
     turns(hub, lambda: got.count("again") > 2 and "later" in got)

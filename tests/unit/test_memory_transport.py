@@ -204,8 +204,8 @@ def test_interrupted_consumer_leaves_the_message_to_others(queue_name):
 
             thread = threading.Thread(target=wait)
             thread.start()
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
             with pytest.raises(InterruptedError):
+                signal.setitimer(signal.ITIMER_REAL, 0.2)
                 impatient.drain_events(timeout=30)
             Producer(impatient).publish("for you", routing_key=queue_name)
             thread.join(20)
