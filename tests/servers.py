@@ -253,8 +253,8 @@ class RedisCluster:
 class PostgreSQLServer(Server):
     """A PostgreSQL, run by an ordinary user: it refuses root. Always that of the machine.
 
-    ``settings``: those of its configuration. With ``fsync="off"`` it does not wait for the disk, and only the end of the
-    machine loses what it has committed: not that of its processes.
+    ``settings``: those of its configuration. With ``fsync="off"`` it does not wait for the disk: then a crash of the
+    machine may lose what was committed, but the end of its own processes may not.
     """
 
     program = "postgres"
