@@ -24,7 +24,7 @@ __all__ = ["RabbitMQServer", "RedisServer", "Server", "Unavailable"]
 
 S = TypeVar("S", bound="Server")
 
-START_TIMEOUT = 60.0  # seconds
+START_TIMEOUT = 100.0  # seconds: RabbitMQ takes 5 on an idle machine
 STOP_TIMEOUT = 20.0
 DEBIAN_SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 LOWEST_PORT = 15_000  # most well-known services listen below
@@ -130,7 +130,7 @@ class Server:
 
         Raises:
             RuntimeError: Its process ended; the error has the end of its log.
-            TimeoutError: It did not answer within 60 seconds; the error has the end of its log.
+            TimeoutError: It did not answer within 100 seconds; the error has the end of its log.
         """
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
