@@ -18,6 +18,7 @@ from kombulite.brokers.base import Transport as BaseTransport
 from kombulite.brokers.threaded import ThreadedTransport, async_transport
 
 PATIENCE = 30.0  # seconds for any verb
+PATIENCE_FOR_ALL = 100.0  # seconds for opening all the channels that there can be
 
 
 class BlockingTransport(BaseTransport):
@@ -125,7 +126,7 @@ class BlockingTransport(BaseTransport):
             for _ in range(count):
                 await made.open_channel()
 
-        self._in_loop(open_all)
+        self._in_loop(open_all, timeout=PATIENCE_FOR_ALL)
 
     # --- verbs that are more than their answer
 

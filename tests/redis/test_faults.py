@@ -310,7 +310,7 @@ def test_signal_handler_that_publishes_does_not_break_the_command_it_interrupts(
 
     def interrupt():
         try:
-            wait_until(lambda: connection.transport._stream.unanswered, 20, "the command is not sent")
+            wait_until(lambda: connection.transport._stream._converses, 20, "the command does not begin")
             os.kill(os.getpid(), signal.SIGUSR1)
             wait_until(lambda: refused, 20, "the handler does not end")
         finally:
