@@ -26,6 +26,7 @@ from kombulite._core.fieldtable import (
 )
 from kombulite._core.frames import (
     HEARTBEAT_FRAME,
+    LARGE_BODY,
     AckWatermark,
     ConfirmReceived,
     FrameDecoder,
@@ -65,6 +66,7 @@ __all__ = [
     "HEARTBEAT_FRAME",
     "JSON",
     "KEYWORD_PROPERTIES",
+    "LARGE_BODY",
     "NOT_ACQUIRED",
     "NOT_DECODED",
     "AckStep",

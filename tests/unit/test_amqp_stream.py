@@ -79,7 +79,7 @@ def test_nothing_is_held_back_while_a_thread_reads(stream, theirs):
         flags.append(bool(more))
         return write(data, more)
 
-    stream._send = note
+    stream._writer = FrameWriter(note, None, (BlockingIOError,))
     stream.send(frame(1), more=True)
     reader = threading.Thread(target=stream.wait, args=(lambda: stream.events, soon(30)))
     reader.start()
@@ -102,7 +102,7 @@ def test_what_is_held_back_goes_if_a_thread_begins_to_read_meanwhile(stream):
         stream.is_reading = True
         return write(data, more)
 
-    stream._send = begin_to_read
+    stream._writer = FrameWriter(begin_to_read, None, (BlockingIOError,))
     stream.send(frame(1), more=True)
     assert not stream._corked
 
@@ -492,24 +492,60 @@ def test_silence_ends_the_link(stream, theirs):
 
 
 def test_a_writer_sends_held_acks_and_frames_in_one_call_and_keeps_what_is_not_taken():
-    writer, held = FrameWriter(), HeldAcks(lambda channel, tag: True, lambda: None, lambda: None)
+    held = HeldAcks(lambda channel, tag: True, lambda: None, lambda: None)
     watermark = AckWatermark(held, 1)
     encoder = FrameEncoder()
     assert watermark.acknowledge(1)
     assert watermark.acknowledge(2)
     sent: list[bytes] = []
+    failures: list[Exception] = [BlockingIOError()]
 
     def send(data: bytes | memoryview, flags: int = 0) -> int:
         sent.append(bytes(data))
-        if len(sent) == 1:
-            raise BlockingIOError
+        if failures:
+            raise failures.pop()
         return 5
 
-    writer.write(send, b"frame", 0, held, (BlockingIOError,))
+    writer = FrameWriter(send, None, (BlockingIOError,))
+    writer.write(b"frame", 0, held)
     assert sent == [encoder.ack(1, 2, True) + b"frame"]
     assert not held
-    writer.write_rest(send, (BlockingIOError,))
+    writer.write_rest()
     assert bytes(writer.unsent) == sent[0][5:]
+    failures.append(ConnectionResetError())
     with pytest.raises(ConnectionResetError):
-        writer.write_rest(lambda data: (_ for _ in ()).throw(ConnectionResetError()), (BlockingIOError,))
+        writer.write_rest()
     assert bytes(writer.unsent) == sent[0][5:]
+
+
+@pytest.mark.parametrize("room", [1, 3, 7, 100])
+def test_a_writer_of_buffers_keeps_what_is_not_taken(room):
+    held = HeldAcks(lambda channel, tag: True, lambda: None, lambda: None)
+    assert AckWatermark(held, 1).acknowledge(1)
+    acks = FrameEncoder().ack(1, 1)
+    got = bytearray()
+    blocked = [True]
+
+    def sendmsg(buffers: list[bytes], ancillary: tuple[()], flags: int) -> int:
+        if blocked:
+            blocked.pop()
+            raise BlockingIOError
+        taken = b"".join(buffers)[:room]
+        got.extend(taken)
+        return len(taken)
+
+    writer = FrameWriter(None, sendmsg, (BlockingIOError,))
+    buffers = [b"head", memoryview(b"body"), b"", b"e"]
+    writer.write(buffers, 0, held)
+    assert not held
+    assert not got
+    while writer.unsent:
+        writer.write_rest()
+    assert bytes(got) == acks + b"headbodye"
+    assert buffers == [b"head", memoryview(b"body"), b"", b"e"]
+
+
+@pytest.mark.parametrize("data", [None, "text", bytearray(b"x"), memoryview(b"x"), (b"x",)])
+def test_a_writer_refuses_what_is_no_frames(data):
+    with pytest.raises(TypeError, match="frames are bytes or a list of buffers"):
+        FrameWriter(None, None, (BlockingIOError,)).write(data, 0, None)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kombulite._core import (
     HEARTBEAT_FRAME,
+    LARGE_BODY,
     ConfirmReceived,
     Delivery,
     FrameDecoder,
@@ -941,3 +942,24 @@ def test_a_body_is_not_paid_for_before_it_comes():
         made.receive_data(deliver(channel) + header(LARGEST_BODY, channel=channel) + body(b"x", channel))
         assert made.next_event() is None
     assert resident() - before < 32 * 1024 * 1024
+
+
+@pytest.mark.parametrize("frame_max", [4096, 131072])
+@pytest.mark.parametrize("size", [LARGE_BODY - 1, LARGE_BODY, 131064, 131065, 300_000])
+def test_a_large_body_in_buffers_is_its_own_memory(frame_max, size):
+    encoder, gathering = FrameEncoder(frame_max), FrameEncoder(frame_max)
+    gathering.gathers = True
+    message = outgoing((bytes(range(250)) * (size // 250 + 1))[:size])
+    expected = encoder.publish(1, message, True)
+    got = gathering.publish(1, message, True)
+    if size < LARGE_BODY:
+        assert got == expected
+        return
+    assert b"".join(got) == expected
+    assert all(buffer.obj is message.body for buffer in got[1::2])
+    small = outgoing()
+    assert gathering.publish_many(1, [small, message, small], 0, 1_000_000, True) == (
+        encoder.publish(1, small, True),
+        1,
+    )
+    assert gathering.publish_many(1, [small, message, small], 1, 1, True) == (got, 2)

@@ -61,6 +61,12 @@ cdef uint64_t LARGEST_OFFSET = 1 << 63  # of a stream
 # highest one, and 4,000 times that fits into 64 bits.
 cdef uint64_t LARGEST_TAG = 1 << 52
 
+#: From so many bytes on a body is not copied into its frames where a socket takes several buffers at once.
+LARGE_BODY = 65536
+cdef Py_ssize_t _LARGE_BODY = LARGE_BODY
+#: What a system call takes of them (Linux: UIO_MAXIOV in linux/uio.h).
+cdef Py_ssize_t MAX_BUFFERS = 1024
+
 #: A heartbeat frame (section 4.2.7).
 HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
@@ -93,8 +99,13 @@ cdef class _Head:
 
 @cython.final
 cdef class FrameEncoder:
-    """Frames to send. ``frame_max``: bytes that a frame may have, as negotiated."""
+    """Frames to send.
 
+    ``frame_max``: bytes that a frame may have, as negotiated; ``gathers``: whether a message with a body of LARGE_BODY
+    bytes or more is a list of buffers to be sent one after the other, so that the body is not copied.
+    """
+
+    cdef public bint gathers
     cdef Py_ssize_t _chunk
     cdef _Head _head  # of the last publish
 
@@ -111,12 +122,14 @@ cdef class FrameEncoder:
         self._head = None  # it may be too large now
 
     def publish(self, uint16_t channel, Delivery delivery not None, bint mandatory=False):
-        """A message (basic.publish) in one piece, body frames and all. Raises NotEncodable."""
+        """A message (basic.publish), body frames and all, as bytes or as a list of buffers. Raises NotEncodable."""
         cdef bytes body = body_of(delivery)
         cdef bytes frames
         cdef _Head head
         with cython.critical_section(self):
             head = self._prepare(channel, delivery, mandatory)
+            if self.gathers and PyBytes_GET_SIZE(body) >= _LARGE_BODY:
+                return self._buffers(head, body)
             frames = PyBytes_FromStringAndSize(NULL, self._length(head, PyBytes_GET_SIZE(body)))
             self._fill(PyBytes_AS_STRING(frames), head, body)
         return frames
@@ -125,7 +138,8 @@ cdef class FrameEncoder:
                      bint mandatory=False):
         """The messages from index ``start`` on, until they have ``size_hint`` bytes: (bytes, index of the next one).
 
-        Ends before a message that cannot be encoded; raises NotEncodable where it is the first.
+        One that is a list of buffers stands alone. Ends before a message that cannot be encoded; raises NotEncodable
+        where it is the first.
         """
         cdef Py_ssize_t index = start
         cdef Delivery delivery
@@ -142,6 +156,10 @@ cdef class FrameEncoder:
                     body = body_of(delivery)
                     with cython.critical_section(self):
                         head = self._prepare(channel, delivery, mandatory)
+                        if self.gathers and PyBytes_GET_SIZE(body) >= _LARGE_BODY:
+                            if index > start:
+                                break
+                            return self._buffers(head, body), index + 1
                         self._append(&out, head, body)
                 except NotEncodable:
                     if index == start:
@@ -249,6 +267,30 @@ cdef class FrameEncoder:
     @cython.cdivision(True)  # a chunk has some bytes
     cdef Py_ssize_t _length(self, _Head head, Py_ssize_t size) noexcept:
         return PyBytes_GET_SIZE(head.frames) + size + (size + self._chunk - 1) // self._chunk * OVERHEAD
+
+    cdef list _buffers(self, _Head head, bytes body):
+        """A message as buffers; those of the body are its own memory."""
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(body), before = PyBytes_GET_SIZE(head.frames), sent = 0
+        cdef Py_ssize_t part = min(size, self._chunk)
+        cdef bytes between = PyBytes_FromStringAndSize(NULL, before + 7)
+        cdef char* at = PyBytes_AS_STRING(between)
+        cdef list buffers = []
+        view = memoryview(body)
+        memcpy(at, PyBytes_AS_STRING(head.frames), before)
+        poke64(at + head.size_at, size)
+        put_frame_start(at + before, BODY, head.channel, part)
+        while True:
+            buffers.append(between)
+            buffers.append(view[sent:sent + part])
+            sent += part
+            if sent == size:
+                buffers.append(b"\xce")
+                return buffers
+            part = min(size - sent, self._chunk)
+            between = PyBytes_FromStringAndSize(NULL, OVERHEAD)
+            at = PyBytes_AS_STRING(between)
+            at[0] = <char> END
+            put_frame_start(at + 1, BODY, head.channel, part)
 
     cdef int _append(self, Buffer* out, _Head head, bytes body) except -1:
         cdef Py_ssize_t length = self._length(head, PyBytes_GET_SIZE(body))
@@ -523,27 +565,62 @@ cdef class FrameWriter:
     """
 
     cdef readonly object unsent
+    cdef object _send
+    cdef object _sendmsg
+    cdef tuple _blocking_errors
 
-    def __cinit__(self):
+    def __cinit__(self, send, sendmsg, tuple blocking_errors not None):
+        self._send = send
+        self._sendmsg = sendmsg
+        self._blocking_errors = blocking_errors
         self.unsent = b""
 
-    def write(self, send, bytes data not None, int flags, HeldAcks held, tuple blocking_errors not None):
-        """Write frames by ``send(data, flags)``, behind the acks that are held; what is not written is ``unsent``."""
+    def write(self, data, int flags, HeldAcks held):
+        """Write frames, bytes or a list of buffers, behind the acks that are held; what is not written is ``unsent``.
+
+        ``send(bytes, flags)`` and ``sendmsg(buffers, (), flags)`` return how many bytes the kernel took.
+        """
+        if type(data) is list:
+            buffers = list(data)
+            if held is not None and held._channels:
+                buffers.insert(0, held.take())
+            self._write_buffers(buffers, flags)
+            return
+        if type(data) is not bytes:
+            raise TypeError(f"frames are bytes or a list of buffers, not {type(data).__name__}")
         if held is not None and held._channels:
-            data = held.take() + data
+            data = held.take() + <bytes> data
         try:
-            sent = send(data, flags)
-        except blocking_errors:
+            sent = self._send(data, flags)
+        except self._blocking_errors:
             sent = 0
-        if sent != len(data):
+        if sent != len(<bytes> data):
             self.unsent = memoryview(data)[sent:]
 
-    def write_rest(self, send, tuple blocking_errors not None):
+    def write_rest(self):
         """Write what the kernel takes of what is ``unsent``."""
+        if type(self.unsent) is list:
+            self._write_buffers(self.unsent, 0)
+            return
         try:
-            self.unsent = self.unsent[send(self.unsent):]
-        except blocking_errors:
+            self.unsent = self.unsent[self._send(self.unsent):]
+        except self._blocking_errors:
             pass
+
+    cdef int _write_buffers(self, list buffers, int flags) except -1:
+        cdef Py_ssize_t sent = 0, taken = 0
+        try:
+            sent = self._sendmsg(buffers[:MAX_BUFFERS], (), flags)
+        except self._blocking_errors:
+            pass
+        while taken < len(buffers) and sent >= len(buffers[taken]):
+            sent -= len(buffers[taken])
+            taken += 1
+        del buffers[:taken]
+        if sent:
+            buffers[0] = memoryview(buffers[0])[sent:]
+        self.unsent = buffers
+        return 0
 
 
 @cython.final

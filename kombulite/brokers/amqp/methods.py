@@ -9,7 +9,7 @@ short string, ``S`` long string, ``F`` table.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from amqp.serialization import dumps, loads
 
@@ -17,6 +17,8 @@ from kombulite import exceptions
 from kombulite._core import NotEncodable
 
 Signature = tuple[int, int]  # class id, method id
+#: Frames that are written together; a large body that is not copied is among buffers one after the other.
+Frames: TypeAlias = bytes | list[bytes | memoryview]
 
 
 class Method(NamedTuple):

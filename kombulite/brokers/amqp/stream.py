@@ -28,6 +28,7 @@ from kombulite import exceptions
 from kombulite._core import HEARTBEAT_FRAME, FrameDecoder, FrameEncoder, FrameWriter, HeldAcks, ProtocolError
 from kombulite.brokers.amqp.errors import codec_error
 from kombulite.brokers.amqp.heartbeat import Heartbeat
+from kombulite.brokers.amqp.methods import Frames
 from kombulite.utils.eventio import selector_of
 from kombulite.utils.locks import NOT_ACQUIRED, Condition, Lock
 
@@ -63,7 +64,6 @@ class Stream:
         self.waiters = 0  # threads that sleep until the reader has done something
         self._changed = Condition(Lock())
         self._write_timeout = write_timeout
-        self._writer = FrameWriter()
         self._flush_soon: Callable[[], object] | None = None  # where acks may wait
         self._corked = False
         self._pid = os.getpid()
@@ -89,6 +89,9 @@ class Stream:
             # TLS is not to be read and written at the same time. Neither waits with the lock held.
             lock = Lock()
             self._send, self._recv_into = _locked(lock, self._send), _locked(lock, self._recv_into)
+        sendmsg = None if self._pending is not None else getattr(sock, "sendmsg", None)
+        self.encoder.gathers = sendmsg is not None
+        self._writer = FrameWriter(self._send, sendmsg, self._blocking_errors)
         self._readable = selector_of(self._sock, EVENT_READ)
         self._writable = selector_of(self._sock, EVENT_WRITE)
 
@@ -152,7 +155,7 @@ class Stream:
 
     def send(
         self,
-        data: bytes,
+        data: Frames,
         timeout: float | None = None,
         more: bool = False,
         on_turn: Callable[[], object] | None = None,
@@ -167,7 +170,7 @@ class Stream:
         if self.writing.call(wait, self._write, data, timeout, more, on_turn) is NOT_ACQUIRED:
             raise exceptions.RecoverableConnectionError("timed out: another thread is writing, and the broker is slow")
 
-    def _write(self, data: bytes, timeout: float | None, more: bool, on_turn: Callable[[], object] | None) -> None:
+    def _write(self, data: Frames, timeout: float | None, more: bool, on_turn: Callable[[], object] | None) -> None:
         try:
             if self.failure is not None or self._writer.unsent:
                 self.check()
@@ -178,14 +181,14 @@ class Stream:
         except OSError as error:
             self._lose(error)
 
-    def _begin(self, data: bytes, more: bool, on_turn: Callable[[], object] | None) -> None:
+    def _begin(self, data: Frames, more: bool, on_turn: Callable[[], object] | None) -> None:
         """Write what the kernel takes at once, and keep the rest."""
         try:
             if on_turn is not None:
                 on_turn()
             if self.is_reading:
                 more = False  # the next read is under way, and may last
-            self._writer.write(self._send, data, self._more if more else 0, self.held, self._blocking_errors)
+            self._writer.write(data, self._more if more else 0, self.held)
             self._corked = more
             self.heartbeat.writes += 1
             if more and self.is_reading:
@@ -213,7 +216,7 @@ class Stream:
     def _send_rest(self) -> None:
         """Write what the kernel takes at once of what is left over."""
         try:
-            self._writer.write_rest(self._send, self._blocking_errors)
+            self._writer.write_rest()
         except OSError:
             raise
         except BaseException:

@@ -13,6 +13,7 @@ from kombulite._core import FrameDecoder, FrameEncoder, HeldAcks, ProtocolError
 from kombulite.brokers.aio import Pending, closed, resolve
 from kombulite.brokers.amqp.errors import codec_error
 from kombulite.brokers.amqp.heartbeat import Heartbeat
+from kombulite.brokers.amqp.methods import Frames
 
 HIGH_WATER = 1024 * 1024  # bytes that wait to be written before publishers are asked to wait
 
@@ -47,7 +48,8 @@ class AsyncStream(asyncio.BufferedProtocol):
         self._on_end = on_end
         self._transport: Any = None
         self._view: memoryview | None = None
-        self._out: list[bytes] = []
+        self._out: list[bytes | memoryview] = []
+        self._has_buffers = False  # a large body is among them, not to be copied
         self._size = 0
         self._is_flushing = False  # a flush is scheduled
         self._is_paused = False
@@ -57,6 +59,7 @@ class AsyncStream(asyncio.BufferedProtocol):
     def connection_made(self, transport: Any) -> None:
         """Take the transport of the loop."""
         self._transport = transport
+        self.encoder.gathers = transport.get_extra_info("sslcontext") is None
         transport.set_write_buffer_limits(high=HIGH_WATER)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -108,7 +111,7 @@ class AsyncStream(asyncio.BufferedProtocol):
 
     def send(
         self,
-        data: bytes,
+        data: Frames,
         timeout: float | None = None,
         more: bool = False,
         on_turn: Callable[[], object] | None = None,
@@ -120,10 +123,15 @@ class AsyncStream(asyncio.BufferedProtocol):
             on_turn()
         self.write(data)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Frames) -> None:
         """Write at the end of this turn of the loop, without looking at anything."""
-        self._out.append(data)
-        self._size += len(data)
+        if isinstance(data, list):
+            self._out.extend(data)
+            self._size += sum(map(len, data))
+            self._has_buffers = True
+        else:
+            self._out.append(data)
+            self._size += len(data)
         if not self._is_flushing:
             self.flush_soon()
 
@@ -137,12 +145,20 @@ class AsyncStream(asyncio.BufferedProtocol):
         self._is_flushing = False
         out = self._out
         self.flush_acks()
-        data = out[0] if len(out) == 1 else b"".join(out)
-        out.clear()
         was_full, self._size = self._size > HIGH_WATER, 0
-        if data and self.failure is None:
+        if self.failure is not None:
+            out.clear()
+        elif self._has_buffers:
+            self._has_buffers = False
+            self._out = []
             self.heartbeat.writes += 1
-            self._transport.write(data)
+            self._transport.writelines(out)  # which may keep the list
+        else:
+            data = out[0] if len(out) == 1 else b"".join(out)
+            out.clear()
+            if data:
+                self.heartbeat.writes += 1
+                self._transport.write(data)
         if was_full:
             self.on_progress()
 
