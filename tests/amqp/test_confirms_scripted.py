@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 
 import pytest
@@ -322,6 +324,34 @@ def test_what_a_slow_peer_did_not_read_is_not_counted(peer):
                 producer.publish(body, routing_key="q", serializer="raw", timeout=0.2)
         read_on.set()
         producer.publish(b"last", routing_key="q", serializer="raw", timeout=30)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_broker_that_never_confirms_costs_no_memory_for_what_timed_out(peer, many):
+    """A quorum queue without a majority is such a one, maybe for hours, while programs try again and again."""
+
+    def script(session):
+        open_confirming(session)
+        publishes(session, 1)
+        assert publishes(session, 1) == [b"last"]
+        session.ack(1)
+        session.ack(2)
+        session.farewell()
+
+    peer.play(script)
+    with peer.connection(transport_options=CONFIRMS) as connection:
+        producer = Producer(connection)
+        body = bytes(100_000)
+        before = sys.getrefcount(body)
+        if many:
+            with pytest.raises(exceptions.BatchPublishError):
+                producer.publish_many([body], routing_key="q", serializer="raw", timeout=0.2)
+        else:
+            with pytest.raises(TimeoutError):
+                producer.publish(body, routing_key="q", serializer="raw", confirm_timeout=0.2)
+        gc.collect()  # the errors, and what their frames keep
+        assert sys.getrefcount(body) <= before
+        producer.publish(b"last", routing_key="q", serializer="raw", confirm_timeout=30)
 
 
 def test_properties_tell_which_of_two_messages_came_back(peer):

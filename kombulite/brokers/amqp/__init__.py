@@ -248,6 +248,9 @@ class Transport(AMQPVerbs, BaseTransport):
             if state.error is not None:
                 protocol.mark_reported(state)
             raise
+        finally:
+            if not message.done:
+                message.let_go()
 
     def _look(self, protocol: BlockingProtocol, channel: SharedChannel, timeout: float | None) -> float | None:
         """Hear what the broker has to say to a publisher: that it is blocked, or did not like an earlier message.

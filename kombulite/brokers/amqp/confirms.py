@@ -30,6 +30,20 @@ class Unconfirmed:
         self.error = self.error or error
         self.done = True
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether nothing waits for the outcome any more."""
+        return False
+
+    def let_go(self) -> None:
+        """Keep no body, because nothing waits for the outcome any more: the broker may never confirm the message."""
+        sent = self.delivery
+        self.mandatory = False
+        self.delivery = Delivery(sent.exchange, sent.routing_key, sent.properties, b"")
+
+
+MANY = 5000  # messages that are not confirmed before those are looked for that nothing waits for any more
+
 
 class Confirms:
     """The messages of one channel, by the number that the broker counts them with.
@@ -42,6 +56,7 @@ class Confirms:
         self._next = 1
         self._outstanding: dict[int, Unconfirmed] = {}
         self._matcher: ReturnMatcher | None = None  # made when a message comes back: most channels never need it
+        self._many = MANY
 
     def __len__(self) -> int:
         return len(self._outstanding)
@@ -56,6 +71,15 @@ class Confirms:
         """Count a message that is about to be sent."""
         self._outstanding[self._next] = message
         self._next += 1
+        if len(self._outstanding) > self._many:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Keep no content of messages that nothing waits for any more: the broker may never confirm them."""
+        for message in self._outstanding.values():
+            if message.is_given_up:
+                message.let_go()
+        self._many = max(MANY, 2 * len(self._outstanding))
 
     def skip(self, number: int) -> None:
         """Count messages whose confirms nobody waits for."""
@@ -74,7 +98,7 @@ class Confirms:
             message = outstanding.pop(tag, None)
             if not outstanding:
                 self._first = self._next  # or the next confirm of many would look at each number since the last one
-                self._matcher = None
+                self._matcher, self._many = None, MANY
             return [] if message is None else [message]
         end = min(tag + 1, self._next) if tag else self._next
         found = []
@@ -83,7 +107,7 @@ class Confirms:
                 found.append(message)
         self._first = max(self._first, end)
         if not outstanding:
-            self._matcher = None
+            self._matcher, self._many = None, MANY
         return found
 
     def returned(self, event: ReturnReceived) -> bool:
@@ -175,9 +199,9 @@ class ReturnMatcher:
         return None
 
     def _is_done(self, number: int) -> bool:
-        """Return whether a message is confirmed, or has come back."""
+        """Return whether a message is confirmed, has come back, or is waited for no more."""
         message = self._outstanding.get(number)
-        return message is None or message.error is not None
+        return message is None or message.error is not None or not message.mandatory
 
     def _extend(self) -> None:
         """Look at the messages that were published since the last time."""
@@ -239,7 +263,8 @@ def settle_rest(
         if message.done:
             continue
         if closed is None:
-            message.settle(error)
+            message.settle(error.with_traceback(None))  # whose frames have all of the batch
+            message.let_go()
         elif names_nobody:
             message.settle(closed)
         else:  # one that waits for its confirm gets its error just now, in another thread

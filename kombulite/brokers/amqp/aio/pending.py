@@ -53,15 +53,27 @@ class PendingConfirm(Unconfirmed):
 
     def __init__(self, delivery: Delivery, mandatory: bool, pending: Pending[None]) -> None:
         super().__init__(delivery, mandatory)
-        self.pending = pending
+        self.pending: Pending[None] | None = pending
 
     def settle(self, error: Exception | None) -> None:
         """Note the outcome."""
-        error = self.error or error
+        pending, error = self.pending, self.error or error
+        if pending is None:
+            return
         if error is not None:
-            refuse(self.pending, copy(error))
-        elif not self.pending.done():
-            self.pending.set_result(None)
+            refuse(pending, copy(error))
+        elif not pending.done():
+            pending.set_result(None)
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the task that waited was cancelled, or its time is over."""
+        return self.pending is not None and self.pending.done()
+
+    def let_go(self) -> None:
+        """Keep no body, nor the error of the wait, whose frames have it too."""
+        super().let_go()
+        self.pending = None
 
 
 class PendingBatch:
