@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
 from inspect import signature
 from logging import getLogger
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 logger = getLogger("kombulite.brokers")
 
@@ -21,6 +21,14 @@ class Option(NamedTuple):
 
     default: str
     meaning: str
+
+
+def as_number(name: str, value: Any) -> float:
+    """Return the value of an option as a number. Raises ValueError, which names the option, for what is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, got {value!r:.80}") from None
 
 
 #: How alike two names are (0 to 1) of which one is taken for a misspelling of the other. Of all names that kombu's

@@ -17,6 +17,7 @@ from kombulite import exceptions
 from kombulite._core import Delivery, EnvelopeTemplate, MalformedEnvelope, TagSequence, decode_envelope
 from kombulite.brokers.base import Capabilities, ExchangeSpec, Outcome, QueueInfo, QueueSpec, QueueStatus, Settings
 from kombulite.brokers.channels import ChannelTransport, Consumer, Taken
+from kombulite.brokers.options import as_number
 from kombulite.brokers.store import Catalogue, Claim, Store
 from kombulite.log import get_logger
 from kombulite.utils.json import codec
@@ -47,7 +48,9 @@ class Transport(ChannelTransport):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         interval = settings.options.get("polling_interval")
-        self.polling_interval = DEFAULT_POLLING_INTERVAL if interval is None else float(interval)
+        self.polling_interval = as_number(
+            "polling_interval", DEFAULT_POLLING_INTERVAL if interval is None else interval
+        )
         self._store = self.Store(settings, uuid())
         self._catalogue = Catalogue(self._store, self.capabilities.exchange_types)
         self._tags = TagSequence()

@@ -12,6 +12,13 @@ NEEDED = ("click", "rich")
 
 def main() -> None:
     """Run the command line. It ends in SystemExit; status 2 where a package that it needs is missing."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # before a command has begun
+        sys.exit(130)
+
+
+def _run() -> None:
     if sys.argv[1:2] == ["celery"]:
         from kombulite.cli.celery import celery
 

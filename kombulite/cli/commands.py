@@ -12,7 +12,7 @@ from kombulite.cli import messages as message_commands
 from kombulite.cli import queues as queue_commands
 from kombulite.cli.display import SilentDisplay, closing_json, closing_table, display_for
 from kombulite.cli.load import Plan, Report, Run
-from kombulite.cli.options import FAILED, INTERRUPTED, POSITIVE, broker_url, finite, queue_name
+from kombulite.cli.options import FAILED, INTERRUPTED, POSITIVE, Commands, broker_url, finite, queue_name
 from kombulite.cli.relay import relay
 from kombulite.cli.sql import sql
 from kombulite.cli.top import top
@@ -25,7 +25,7 @@ MAX_THREADS = 1000
 MAX_PREFETCH = 65535  # it is a 16-bit number in AMQP
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kombulite")
 def kombulite() -> None:
     """Messaging from the command line."""

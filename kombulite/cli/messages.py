@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from kombulite._client.batching import MessageBatch
 from kombulite._client.dead_letters import without_delivery_headers
 from kombulite._core import KEYWORD_PROPERTIES
 from kombulite.cli.display import printable
-from kombulite.cli.options import BROKEN_PIPE, FAILED, INTERRUPTED, broker_options, connected, finite, pairs
+from kombulite.cli.options import FAILED, broker_options, broker_url, connected, connected_both, finite, pairs
 from kombulite.message import Message
 
 SETTLING_TIME = 0.3  # seconds in which a broker says that nobody wanted a message
@@ -35,20 +34,6 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
     with bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
-
-
-@contextmanager
-def piped(ctx: click.Context) -> Iterator[None]:
-    """End quietly when nobody reads the output any more, and with a status of its own after Ctrl-C."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What is left in the buffer would raise again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        ctx.exit(BROKEN_PIPE)
-    except KeyboardInterrupt:
-        ctx.exit(INTERRUPTED)
 
 
 # --- publish ----------------------------------------------------------------------------------------------------
@@ -95,7 +80,7 @@ def publish(
     lines: Iterator[str] = iter(bodies) if bodies else (line.rstrip("\n") for line in sys.stdin)
     returned: list[Any] = []
     published = 0
-    with piped(ctx), connected(broker, transport_options) as connection:
+    with connected(broker, transport_options) as connection:
         if declare and queue:
             Queue(queue)(connection).declare()
         producer = connection.Producer(on_return=lambda *returned_message: returned.append(returned_message))
@@ -152,9 +137,7 @@ def _settle(connection: Connection) -> None:
     help="Seconds without a message after which it ends.",
 )
 @broker_options
-@click.pass_context
 def consume(
-    ctx: click.Context,
     queue: str,
     count: int | None,
     timeout: float,
@@ -166,7 +149,7 @@ def consume(
 
     Each is acknowledged when it is written; what could not be written goes back.
     """
-    with piped(ctx), connected(broker, transport_options) as connection:
+    with connected(broker, transport_options) as connection:
         _consume(connection, queue, count, timeout, as_json)
 
 
@@ -174,9 +157,7 @@ def consume(
 @click.argument("queue")
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Messages to take.  [default: no bound]")
 @broker_options
-@click.pass_context
 def tail(
-    ctx: click.Context,
     queue: str,
     count: int | None,
     broker: str,
@@ -184,7 +165,7 @@ def tail(
     as_json: bool,
 ) -> None:
     """Take messages out of a queue and print them as they come, until Ctrl-C."""
-    with piped(ctx), connected(broker, transport_options) as connection:
+    with connected(broker, transport_options) as connection:
         _consume(connection, queue, count, None, as_json)
 
 
@@ -249,7 +230,9 @@ def _json_line(message: Message) -> str:
 @click.command()
 @click.argument("source")
 @click.argument("target")
-@click.option("--to-broker", metavar="URL", help="The broker of the target.  [default: that of the source]")
+@click.option(
+    "--to-broker", metavar="URL", callback=broker_url, help="The broker of the target.  [default: that of the source]"
+)
 @click.option(
     "--to-transport-option",
     "to_options",
@@ -261,9 +244,7 @@ def _json_line(message: Message) -> str:
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Messages to move.  [default: all that are there]")
 @click.option("--declare", is_flag=True, help="Declare the target queue first.")
 @broker_options
-@click.pass_context
 def move(
-    ctx: click.Context,
     source: str,
     target: str,
     to_broker: str | None,
@@ -284,11 +265,7 @@ def move(
             raise click.UsageError("source and target are the same queue")
     moved = 0
     to_options = {"confirm_publish": True, **to_options}
-    with (
-        piped(ctx),
-        connected(broker, transport_options) as taking,
-        connected(to_broker, to_options) as giving,
-    ):
+    with connected_both(broker, transport_options, to_broker, to_options) as (taking, giving):
         queue = Queue(source)(taking)
         waiting = queue.queue_declare(passive=True)
         there = Queue(target)(giving)

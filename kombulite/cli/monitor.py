@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from kombulite import Connection, Queue, exceptions
 from kombulite.brokers.base import QueueStatus
+from kombulite.cli.options import connection_to
 
 MANAGEMENT_PORT = 15672
 MANAGEMENT_TIMEOUT = 5.0  # seconds
@@ -125,7 +126,7 @@ class StatusSource:
     """A broker as its transport sees it. ``names``: the queues, where it cannot list them."""
 
     def __init__(self, url: str, transport_options: Mapping[str, Any], names: Sequence[str] = ()) -> None:
-        self._connection = Connection(url, transport_options=transport_options)
+        self._connection = connection_to(url, transport_options)
         self._names = names
 
     @property
@@ -232,7 +233,7 @@ def source_of(
     Raises:
         SourceError: ``management`` was given and does not answer.
     """
-    connection = Connection(url, transport_options=transport_options)
+    connection = connection_to(url, transport_options)
     try:
         address = connection.info()
         if address["transport"] in ("amqp", "pyamqp", "amqps", "pyamqps") and (management or not names):

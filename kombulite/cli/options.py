@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import click
@@ -21,6 +23,33 @@ LONGEST_NAME = 200  # bytes; a suffix comes to it, and AMQP's names have at most
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Commands(click.Group):
+    """Group of commands that end without a traceback if the reader leaves, the operator interrupts or a file fails."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, with a status of its own for Ctrl-C and for an output that nobody reads any more."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _discard_output()
+            ctx.exit(BROKEN_PIPE)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+        except UnicodeDecodeError as error:
+            raise click.ClickException(f"the input must be {error.encoding}: {error}") from error
+        except OSError as error:
+            _discard_output()
+            raise click.ClickException(str(error)) from error
+        return result
+
+
+def _discard_output() -> None:
+    """Drop what is left in the buffer of the output: it would raise again when the interpreter ends."""
+    with suppress(ValueError):  # it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def broker_url(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -104,19 +133,64 @@ def broker_options(command: F) -> F:
     return command
 
 
+def confirmed(question: str) -> bool:
+    """Ask on the terminal. Raises UsageError where there is none to ask on, KeyboardInterrupt after Ctrl-C."""
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise KeyboardInterrupt from None
+        click.echo(err=True)  # the cursor is behind the question
+        raise click.UsageError("there is no terminal to ask on: say --yes") from None
+
+
+def connection_to(broker: str, transport_options: Mapping[str, Any]) -> Connection:
+    """Return a connection that is not open yet. Raises UsageError for an option that its transport refuses."""
+    try:
+        connection = Connection(broker, transport_options=transport_options)
+        connection.transport  # noqa: B018 - it checks its options when it is made
+    except (ValueError, TypeError) as error:
+        raise click.UsageError(str(error)) from error
+    except exceptions.KombuError as error:
+        raise click.ClickException(str(error)) from error
+    return connection
+
+
 @contextmanager
 def connected(broker: str, transport_options: Mapping[str, Any]) -> Iterator[Connection]:
     """Open a connection for a command. An error is printed without a traceback and without a password."""
-    with Connection(broker, transport_options=transport_options) as connection:
-        errors = (*connection.connection_errors, *connection.channel_errors)
-        known: tuple[type[BaseException], ...] = (*errors, exceptions.KombuError)
-        try:
-            connection.ensure_connection(max_retries=0)
-        except known as error:
-            raise click.ClickException(f"cannot connect to {connection.as_uri()}: {error}") from error
-        try:
+    with connection_to(broker, transport_options) as connection:
+        _connect(connection)
+        with _reported(f"{connection.as_uri()}: ", connection):
             yield connection
-        except BrokenPipeError:  # an OSError too, but that of the output
-            raise
-        except known as error:
-            raise click.ClickException(f"{connection.as_uri()}: {error}") from error
+
+
+@contextmanager
+def connected_both(
+    source: str, source_options: Mapping[str, Any], target: str, target_options: Mapping[str, Any]
+) -> Iterator[tuple[Connection, Connection]]:
+    """Open two connections for a command, as ``connected`` does; which of them an error is from, only its text says."""
+    with connection_to(source, source_options) as taking, connection_to(target, target_options) as giving:
+        _connect(taking)
+        _connect(giving)
+        with _reported("", taking, giving):
+            yield taking, giving
+
+
+def _connect(connection: Connection) -> None:
+    with _reported(f"cannot connect to {connection.as_uri()}: ", connection):
+        connection.ensure_connection(max_retries=0)
+
+
+@contextmanager
+def _reported(prefix: str, *connections: Connection) -> Iterator[None]:
+    """Print the errors of connections without a traceback."""
+    known: list[type[BaseException]] = [exceptions.KombuError]
+    for connection in connections:
+        known += (*connection.connection_errors, *connection.channel_errors)
+    try:
+        yield
+    except BrokenPipeError:  # an OSError too, but that of the output
+        raise
+    except tuple(known) as error:
+        raise click.ClickException(f"{prefix}{error}") from error

@@ -15,9 +15,8 @@ from rich.text import Text
 from kombulite import Queue, exceptions
 from kombulite.brokers.base import QueueStatus
 from kombulite.cli.display import printable
-from kombulite.cli.messages import piped
 from kombulite.cli.monitor import queue_statuses
-from kombulite.cli.options import FAILED, broker_options, connected
+from kombulite.cli.options import FAILED, broker_options, confirmed, connected
 
 
 @click.command()
@@ -35,7 +34,7 @@ def queues(
 
     Of a broker that cannot list its queues, name them. The exit status is 1 if one is not there.
     """
-    with piped(ctx), connected(broker, transport_options) as connection:
+    with connected(broker, transport_options) as connection:
         try:
             found = queue_statuses(connection, names)
         except exceptions.AMQPNotImplementedError:
@@ -79,9 +78,7 @@ def _nowhere(queue: str) -> None:
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @broker_options
-@click.pass_context
 def purge(
-    ctx: click.Context,
     names: tuple[str, ...],
     yes: bool,
     broker: str,
@@ -89,11 +86,9 @@ def purge(
     as_json: bool,
 ) -> None:
     """Remove the messages that wait in queues."""
-    with piped(ctx), connected(broker, transport_options) as connection:
-        if not yes:
-            click.confirm(
-                f"Remove all messages from {', '.join(names)} at {connection.as_uri()}?", abort=True, err=True
-            )
+    with connected(broker, transport_options) as connection:
+        if not yes and not confirmed(f"Remove all messages from {', '.join(names)} at {connection.as_uri()}?"):
+            raise click.ClickException("nothing is removed")
         purged = {}
         for name in names:
             purged[name] = Queue(name)(connection).purge()

@@ -16,8 +16,8 @@ import click
 from kombulite import Connection, Queue, exceptions
 from kombulite._client.batching import MessageBatch
 from kombulite._core import Delivery
-from kombulite.cli.messages import copy_of, piped
-from kombulite.cli.options import broker_url, connected, finite, pairs
+from kombulite.cli.messages import copy_of
+from kombulite.cli.options import broker_url, connected_both, finite, pairs
 from kombulite.message import Message
 
 BATCH = 100  # messages that are confirmed, and acknowledged, together: as many may come twice after a kill
@@ -55,9 +55,7 @@ RETRY_PAUSE = 1.0  # seconds
     help="A transport option for the target; may be repeated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the closing figure as JSON, and nothing else.")
-@click.pass_context
 def relay(
-    ctx: click.Context,
     source: str,
     target: str,
     names: tuple[str, ...],
@@ -75,7 +73,9 @@ def relay(
     queue for stays where it is, and the command ends with status 1.
     """
     to_options = {"confirm_publish": True, **to_options}
-    with piped(ctx), connected(source, transport_options) as taking, connected(target, to_options) as giving:
+    if source == target and exchange is None:
+        raise click.UsageError("source and target are the same broker: --exchange says where its messages go")
+    with connected_both(source, transport_options, target, to_options) as (taking, giving):
         work = Relay(taking, giving, names, exchange)
         if declare:
             for name in names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ from rich.table import Table
 from rich.text import Text
 
 from kombulite.cli.display import NOTHING, printable
-from kombulite.cli.messages import piped
 from kombulite.cli.monitor import BrokerReading, Monitor, QueueReading, SourceError, source_of
 from kombulite.cli.options import FAILED, POSITIVE, broker_urls, finite, pairs
 
@@ -104,22 +104,21 @@ def top(
     console = Console()
     if not console.is_terminal:
         console.width = PIPE_WIDTH
-    with piped(ctx):
-        try:
-            monitor = Monitor([source_of(each, options, names, management) for each in brokers])
-        except SourceError as error:
-            raise click.ClickException(str(error)) from error
-        try:
-            if as_json:
-                readings = _print_readings(monitor, interval, count, lambda found: click.echo(_json(found, view)))
-            elif console.is_terminal and not console.is_dumb_terminal:
-                readings = _live(monitor, view, interval, count, console)
-            else:
-                readings = _print_readings(
-                    monitor, interval, count, lambda found: console.print(_screen(found, view, console.width))
-                )
-        finally:
-            monitor.close()
+    try:
+        monitor = Monitor([source_of(each, options, names, management) for each in brokers])
+    except SourceError as error:
+        raise click.ClickException(str(error)) from error
+    try:
+        if as_json:
+            readings = _print_readings(monitor, interval, count, lambda found: click.echo(_json(found, view)))
+        elif console.is_terminal and not console.is_dumb_terminal:
+            readings = _live(monitor, view, interval, count, console)
+        else:
+            readings = _print_readings(
+                monitor, interval, count, lambda found: console.print(_screen(found, view, console.width))
+            )
+    finally:
+        monitor.close()
     if readings and all(each.error is not None for each in readings):
         ctx.exit(FAILED)
 
@@ -145,7 +144,7 @@ def _live(
     """Redraw one screen; returns the last reading."""
     readings: Sequence[BrokerReading] = monitor.read()
     taken, due = 1, monotonic() + interval
-    with _keyboard() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+    with _ended_by_sigterm(), _keyboard() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         while taken != count:
             live.update(_fitted(readings, view, console.size), refresh=True)
             key = pressed(max(due - monotonic(), 0))
@@ -160,6 +159,16 @@ def _live(
                 due = monotonic() + interval
     console.print(_screen(readings, view, console.width))
     return readings
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM unwind the stack, so that the terminal is left as it was found."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

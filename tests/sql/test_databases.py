@@ -79,6 +79,7 @@ def test_eta_that_is_none_is_refused_by_name(database):
         ({"table_prefix": "1_"}, "table_prefix must .* begin with no digit, got '1_'"),
         ({"table_prefix": "a" * 46}, "table_prefix must have at most 45 characters, got 46"),
         ({"table_prefx": "a_"}, "unknown transport option 'table_prefx'; did you mean .table_prefix."),
+        ({"lease": "long"}, "lease must be a number, got 'long'"),
         ({"lease": -1}, "lease must be above 0 seconds, and finite, got -1"),
         ({"lease": float("inf")}, "lease must be above 0 seconds, and finite, got inf"),
         ({"lease": float("nan")}, "lease must be above 0 seconds, and finite, got nan"),

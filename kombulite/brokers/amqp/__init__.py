@@ -36,7 +36,7 @@ from kombulite.brokers.base import (
     Settings,
 )
 from kombulite.brokers.base import Transport as BaseTransport
-from kombulite.brokers.options import check_transport_options
+from kombulite.brokers.options import as_number, check_transport_options
 from kombulite.utils.uuid import uuid
 
 CLOSE_TIMEOUT = 5.0  # seconds to wait for the broker's farewell
@@ -61,8 +61,8 @@ class Transport(AMQPVerbs, BaseTransport):
         super().__init__(settings)
         options = settings.options
         check_transport_options(options, OPTIONS)
-        self._reply_timeout = float(options.get("read_timeout") or DEFAULT_TIMEOUT)
-        self._write_timeout = float(options.get("write_timeout") or DEFAULT_TIMEOUT)
+        self._reply_timeout = as_number("read_timeout", options.get("read_timeout") or DEFAULT_TIMEOUT)
+        self._write_timeout = as_number("write_timeout", options.get("write_timeout") or DEFAULT_TIMEOUT)
         self.confirms = bool(options.get("confirm_publish"))
         self._protocol: BlockingProtocol | None = None
         self._known_exchanges: set[str] = set()  # published to without an error

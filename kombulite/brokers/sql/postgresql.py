@@ -11,6 +11,7 @@ import psycopg
 
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
+from kombulite.brokers.options import as_number
 from kombulite.brokers.sql.database import LOOK_INTERVAL, Database, Head, Row, Segment
 from kombulite.brokers.sql.outbox import Statement
 from kombulite.brokers.sql.schema import MAX_NAME
@@ -97,7 +98,7 @@ class PostgreSQL(Database):
         super().__init__(prefix, settings.options.get("schema"))
         self._settings = settings
         timeout = settings.options.get("socket_timeout")
-        self._timeout = SOCKET_TIMEOUT if timeout is None else float(timeout)
+        self._timeout = SOCKET_TIMEOUT if timeout is None else as_number("socket_timeout", timeout)
         if self._timeout <= 0:
             raise ValueError(f"socket_timeout must be above 0 seconds, got {self._timeout:g}")
         self._wire: Wire | None = None

@@ -23,7 +23,7 @@ from kombulite.brokers.base import (
     Settings,
 )
 from kombulite.brokers.channels import ChannelTransport, Consumer, Taken
-from kombulite.brokers.options import Option, check_transport_options
+from kombulite.brokers.options import Option, as_number, check_transport_options
 from kombulite.brokers.sql.database import Database
 from kombulite.brokers.sql.held import HeldMessages, left_by
 from kombulite.brokers.sql.outbox import runner
@@ -81,7 +81,7 @@ class SQLTransport(ChannelTransport):
         super().__init__(settings)
         options = settings.options
         check_transport_options(options, OPTIONS)
-        lease = float(options.get("lease") or DEFAULT_LEASE)
+        lease = as_number("lease", options.get("lease") or DEFAULT_LEASE)
         if not 0 < lease < inf:
             raise ValueError(f"lease must be above 0 seconds, and finite, got {lease}")
         self._creates_tables = bool(options.get("create_tables", True))

@@ -29,7 +29,7 @@ from starlette.routing import Route
 from kombulite import Queue
 from kombulite.cli.messages import move_messages, peek
 from kombulite.cli.monitor import Monitor
-from kombulite.cli.options import connected
+from kombulite.cli.options import connected, connected_both
 from kombulite.cli.web.history import History
 
 COOKIE = "kombulite_token"
@@ -146,7 +146,7 @@ class Panel:
         if source == target:
             raise ValueError("source and target are the same queue")
         options = {"confirm_publish": True, **self._options}
-        with connected(broker, options) as taking, connected(broker, options) as giving:
+        with connected_both(broker, options, broker, options) as (taking, giving):
             there = Queue(target)(giving)
             there.queue_declare(passive=True)
             return {"moved": sum(1 for _ in move_messages(Queue(source)(taking), there, None))}

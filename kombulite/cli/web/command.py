@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from kombulite.cli.messages import piped
 from kombulite.cli.monitor import Monitor, SourceError, source_of
 from kombulite.cli.options import POSITIVE, broker_urls, finite, pairs
 
@@ -35,9 +34,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
     callback=pairs,
     help="A transport option; may be repeated.",
 )
-@click.pass_context
 def web(
-    ctx: click.Context,
     brokers: Sequence[str],
     names: Sequence[str],
     host: str,
@@ -76,8 +73,7 @@ def web(
     listening = config.bind_socket()
     listening.listen()  # who opens the address at once is served when the application has started
     click.echo(f"http://{_netloc(host)}:{listening.getsockname()[1]}/?token={token}")
-    with piped(ctx):
-        uvicorn.Server(config).run(sockets=[listening])
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def _netloc(host: str) -> str:

@@ -31,7 +31,7 @@ from kombulite.brokers.amqp.methods import Method, Signature
 from kombulite.brokers.amqp.protocol import AMQPProtocol
 from kombulite.brokers.amqp.verbs import ACK, RETURN, AMQPVerbs
 from kombulite.brokers.base import ChannelClosed, Event, Outcome, QueueStatus, Settings
-from kombulite.brokers.options import check_transport_options
+from kombulite.brokers.options import as_number, check_transport_options
 from kombulite.utils.uuid import uuid
 
 logger = getLogger("kombulite.amqp")
@@ -48,8 +48,8 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
         super().__init__(settings, on_event, on_lost)
         options = settings.options
         check_transport_options(options, OPTIONS)
-        self._reply_timeout = float(options.get("read_timeout") or DEFAULT_TIMEOUT)
-        self._write_timeout = float(options.get("write_timeout") or DEFAULT_TIMEOUT)
+        self._reply_timeout = as_number("read_timeout", options.get("read_timeout") or DEFAULT_TIMEOUT)
+        self._write_timeout = as_number("write_timeout", options.get("write_timeout") or DEFAULT_TIMEOUT)
         self._confirms_all = bool(options.get("confirm_publish"))
         self.server_properties: dict[str, Any] = {}
         self._known_exchanges: set[str] = set()
