@@ -43,10 +43,9 @@ def free_port() -> int:
     """
     ports = range(LOWEST_PORT, _lowest_ephemeral_port())
     while True:
-        port = secrets.choice(ports) if ports else 0
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            port = probe.getsockname()[1]
+            probe.bind(("127.0.0.1", secrets.choice(ports) if ports else 0))
+            port: int = probe.getsockname()[1]
             if port not in _given_ports:
                 _given_ports.add(port)
                 return port
