@@ -287,11 +287,11 @@ def test_time_to_live_behind_a_message_without_one(channel, queue):
 
 @pytest.mark.needs("expiration")
 def test_time_to_live_of_a_requeued_message(channel, queue):
-    Producer(channel).publish("short", routing_key=queue.name, expiration=2)
+    Producer(channel).publish("short", routing_key=queue.name, expiration=1)
     message = queue.get()
     queue.queue_declare(passive=True)
     message.requeue()
-    time.sleep(2.2)
+    time.sleep(1.2)
     assert queue.get() is None
 
 
@@ -356,14 +356,14 @@ def test_consumer_without_credit_leaves_the_message_to_others(broker, connection
 
 @pytest.mark.needs("queue expiry")
 def test_unused_queue_expires(broker, connection, channel):
-    queue = make(broker, channel, "expires", expires=2)
+    queue = make(broker, channel, "expires", expires=1)
     inbox = Inbox(channel, queue)
-    time.sleep(2.2)
+    time.sleep(1.2)
     assert queue.queue_declare(passive=True).consumer_count == 1
     inbox.consumer.cancel()
 
     def is_gone():
-        time.sleep(2.2)  # to ask is to use it
+        time.sleep(1.2)  # to ask is to use it
         try:
             Queue(queue.name)(connection.channel()).queue_declare(passive=True)
         except exceptions.NotFound:
