@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+from urllib.parse import quote  # noqa: F401 - as some of the next, by kombu's name
 
 from kombulite import exceptions, messaging
 from kombulite._client.address import DEFAULT_FAILOVER_STRATEGY, FAILOVER_STRATEGIES, Address
@@ -31,14 +33,17 @@ from kombulite.abstract import is_connection, maybe_channel
 from kombulite.brokers import check_url_transport as _check_url_transport  # noqa: F401 - by kombu's name too
 from kombulite.brokers import is_native, resolve_transport
 from kombulite.brokers.base import Capabilities, Event, Transport
-from kombulite.transport import TRANSPORT_ALIASES, get_transport_cls
+from kombulite.transport import TRANSPORT_ALIASES, get_transport_cls, supports_librabbitmq
 from kombulite.transport.adapter import AdaptedChannel, AdaptedTransport, attach, facade_channel
 from kombulite.transport.distribution import named_requirement
-from kombulite.utils.debug import LOG_CHANNEL, LOG_CONNECTION, log_calls
-from kombulite.utils.functional import retry_over_time
+from kombulite.utils.collections import HashedSeq  # noqa: F401 - this and some of the next by kombu's names
+from kombulite.utils.debug import LOG_CHANNEL as _log_channel  # noqa: N811 - kombu's name, as the next
+from kombulite.utils.debug import LOG_CONNECTION as _log_connection  # noqa: N811
+from kombulite.utils.debug import log_calls
+from kombulite.utils.functional import dictfilter, lazy, retry_over_time, shufflecycle  # noqa: F401
 from kombulite.utils.locks import Lock
 from kombulite.utils.objects import cached_property
-from kombulite.utils.url import maybe_sanitize_url
+from kombulite.utils.url import as_url, maybe_sanitize_url, parse_url, urlparse  # noqa: F401
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -138,7 +143,7 @@ class Connection(Address):
     transport_options: Any = None
     cycle: Any = None
     failover_strategy: Any = DEFAULT_FAILOVER_STRATEGY
-    _logger = LOG_CONNECTION  # whether what is done is logged
+    _logger = _log_connection  # whether what is done is logged
     resolve_aliases: ClassVar[dict[str, str]]
     failover_strategies: ClassVar[dict[str, Any]]
 
@@ -250,6 +255,8 @@ class Connection(Address):
     def _transport_class(self) -> Any:
         """The class that is used: one of kombulite's own (``brokers.base``), or of kombu's interface."""
         own = OWN_METHODS["get_transport_cls"]
+        if get_transport_cls is not OWN_GET_TRANSPORT_CLS:  # a program has replaced the name in this module
+            return resolve_transport(get_transport_cls(self.transport_cls))
         is_overridden = getattr(self.get_transport_cls, "__func__", None) is not own
         if is_overridden and (chosen := self.get_transport_cls()) is not own(self):
             return resolve_transport(chosen)
@@ -263,7 +270,7 @@ class Connection(Address):
                 return cls(client=self)
         transport = cls(self.settings())
         transport.client = self
-        if LOG_CONNECTION:
+        if _log_connection:
             log_calls(transport, "kombu.connection", f"Kombu connection:{id(self):#x}")
         return transport
 
@@ -296,6 +303,14 @@ class Connection(Address):
         self._carrier = transport if is_usable else AdaptedTransport(self, transport)
         if before is not None and not is_usable:
             self._carrier.adapted.link = before.link
+
+    def _parse(self, url: str) -> dict[str, Any]:
+        return parse_url(url)  # by the name of this module, which a program may replace
+
+    def _preferred(self, transport: Any) -> Any:
+        # What a program puts in the place of the name decides; kombulite's own transport needs no librabbitmq.
+        is_replaced = supports_librabbitmq is not OWN_SUPPORTS_LIBRABBITMQ
+        return "librabbitmq" if transport == "amqp" and is_replaced and supports_librabbitmq() else transport
 
     def _transport_defaults(self) -> Mapping[str, Any]:
         # Only a transport that is made for this connection knows, and whoever asks for a URL has made it.
@@ -629,7 +644,7 @@ class Connection(Address):
                 return raw
             channel = Channel(self, transport, transport.open_channel())
             self.session.add(channel)
-            if LOG_CHANNEL:
+            if _log_channel:
                 log_calls(channel, "kombu.channel", f"Kombu channel:{channel.channel_id}")
             return channel
 
@@ -909,7 +924,7 @@ class Connection(Address):
     @property
     def ensures_itself(self) -> bool:
         """True if ``ensure`` was not replaced by a subclass or a program."""
-        return not self._is_replaced("ensure")
+        return type(self).ensure is OWN_METHODS["ensure"] and "ensure" not in self.__dict__
 
     def _is_replaced(self, name: str) -> bool:
         return getattr(type(self), name) is not OWN_METHODS[name] or name in self.__dict__
@@ -924,14 +939,41 @@ class Connection(Address):
             *args: Its positional arguments.
             **kwargs: Its keyword arguments.
         """
-        retrier: BlockingRetrier | None = None
+        transport = self._carrier
+        try:
+            return fun(*args, **kwargs)
+        except Exception as error:
+            return self.call_again(obj, policy, error, transport, fun, *args, **kwargs)
+
+    def call_again(
+        self,
+        obj: Any,
+        policy: RetryPolicy,
+        error: Exception,
+        transport: Transport | None,
+        fun: Callable[..., T],
+        *args: Any,
+        **kwargs: Any,
+    ) -> T:
+        """Call ``fun`` after a first call that failed, with the retries that ``ensure`` describes.
+
+        Args:
+            obj: The owner of ``fun``, with a method ``revive(channel)``.
+            policy: How to retry.
+            error: What the first call raised.
+            transport: The transport that the first call was made on.
+            fun: The function.
+            *args: Its positional arguments.
+            **kwargs: Its keyword arguments.
+        """
+        retrier = BlockingRetrier(self, obj, policy)
         while True:
+            retrier.prepare(error, transport)
             transport = self._carrier
             try:
                 return fun(*args, **kwargs)
-            except Exception as error:
-                retrier = retrier or BlockingRetrier(self, obj, policy)
-                retrier.prepare(error, transport)
+            except Exception as raised:
+                error = raised
 
     def connect_as(self, policy: Mapping[str, Any]) -> None:
         """Connect, if need be, as often as a policy says, and else as ``transport_options`` do.
@@ -1195,6 +1237,9 @@ class Connection(Address):
         return self._own_transport().qos_semantics_matches_spec()
 
 
+#: Functions of this module that programs replace by others, as they are.
+OWN_GET_TRANSPORT_CLS, OWN_SUPPORTS_LIBRABBITMQ = get_transport_cls, supports_librabbitmq
+
 #: Methods that subclasses and programs may replace, as they are written here.
 OWN_METHODS: Mapping[str, Callable[..., Any]] = {
     name: getattr(Connection, name) for name in ("ensure", "get_transport_cls", "switch")
@@ -1259,21 +1304,24 @@ Connection.failover_strategies = failover_strategies
 ssl_available = True
 
 
+#: Names that kombu's users find here too, by their modules: these are slow to import, and few programs need them.
+_ELSEWHERE = {
+    "CERT_NONE": "ssl",
+    "ChannelPool": "kombulite.resource",
+    "ConnectionPool": "kombulite.resource",
+    "Resource": "kombulite.resource",
+    "get_logger": "kombulite.log",
+}
+
+
 def __getattr__(name: str) -> Any:
-    # kombu's users find the pools here too.
     if name == "logger":
-        from kombulite.log import get_logger  # slow to import
-
-        return get_logger(__name__)
-    if name == "CERT_NONE":
-        from ssl import CERT_NONE  # slow to import too
-
-        return CERT_NONE
-    if name not in ("ConnectionPool", "ChannelPool"):
+        return __getattr__("get_logger")(__name__)
+    if name == "socket":
+        return import_module(name)
+    if name not in _ELSEWHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from kombulite import resource
-
-    return getattr(resource, name)
+    return getattr(import_module(_ELSEWHERE[name]), name)
 
 
 def _unpickle(cls: type[Connection], arguments: dict[str, Any]) -> Connection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import cycle
 from typing import Any, TypedDict
+from urllib.parse import quote
 
 from kombulite.brokers import Scheme, check_scheme, is_native, native_scheme, resolve_transport
 from kombulite.brokers.base import Settings
@@ -77,9 +78,10 @@ def _is_known(scheme: str) -> bool:
     return scheme in TRANSPORT_ALIASES or (_is_scheme(scheme) and native_scheme(scheme) is not None)
 
 
-def _seconds(name: str, value: Any) -> float | None:
+def _seconds(name: str, value: Any, is_float: bool = False) -> float | None:
+    """Return a number of seconds; an integer stays one, unless ``is_float`` and it is not 0. Raises ValueError."""
     try:
-        return value if value is None or type(value) is int else float(value)
+        return value if value is None or (type(value) is int and not (is_float and value)) else float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} is a number of seconds, not {value!r:.80}") from None
 
@@ -225,7 +227,7 @@ class Address:
             else:
                 transport = transport or scheme
                 rest = url.partition("://")[2]
-                parsed = parse_url(f"{scheme}://{rest}")
+                parsed = self._parse(f"{scheme}://{rest}")
                 del parsed["transport"]
                 if prefix == "socket" and not parsed["hostname"]:
                     # The path is that of a socket; everything else stands in the query.
@@ -239,7 +241,7 @@ class Address:
         self._url_options = url_options
         #: The URL that the settings are taken from, as it was given; it may have a password.
         self.current_url = url
-        self.transport_cls: Any = transport or DEFAULT_SCHEME
+        self.transport_cls: Any = self._preferred(transport or DEFAULT_SCHEME)
         facts = check_scheme(self._scheme) if self._scheme is not None else None
         self.uri_prefix: str | None = prefix
         self.hostname: str | None = settings.get("hostname")
@@ -251,9 +253,17 @@ class Address:
         self.ssl: Any = settings["ssl"] or (facts is not None and facts.ssl)
         self.login_method: str | None = settings["login_method"]
         self.connect_timeout: float | None = _seconds("connect_timeout", settings["connect_timeout"])
-        self.heartbeat: float | None = _seconds("heartbeat", settings["heartbeat"])
+        self.heartbeat: float | None = _seconds("heartbeat", settings["heartbeat"], is_float=True)
         provider = settings["credential_provider"]
         self.credential_provider: Any = symbol_by_name(provider)() if isinstance(provider, str) else provider
+
+    def _parse(self, url: str) -> dict[str, Any]:
+        """Return the parts of a URL, under the names of ``Connection``'s arguments. Raises ValueError."""
+        return parse_url(url)
+
+    def _preferred(self, transport: Any) -> Any:
+        """Return the transport that is used where one is named."""
+        return transport
 
     @property
     def _scheme(self) -> str | None:
@@ -346,14 +356,19 @@ class Address:
         host, port, userid, password, _ = self._defaults()
         scheme = self.transport_cls if isinstance(self.transport_cls, str) else self.transport_cls.__name__.lower()
         if self._facts is not None and self._facts.names_file:
-            return as_url(scheme, path=self.virtual_host)
+            return as_url(scheme, path=quote(self.virtual_host))
         if scheme == "pyamqp":
             scheme = "amqp"
         secret = (password() if callable(password) else password) if include_password else ""
         if self.uri_prefix == "socket" and host.startswith("/"):
             shown = secret if include_password else mask if password else ""
             url = as_url(
-                f"{scheme}+socket", user=userid, password=shown, path=host[1:], sanitize=not include_password, mask=mask
+                f"{scheme}+socket",
+                user=userid,
+                password=shown,
+                path=quote(host[1:]),
+                sanitize=not include_password,
+                mask=mask,
             )
             return url if self.virtual_host == "/" else f"{url}?virtual_host={safequote(self.virtual_host)}"
         url = as_url(
@@ -362,7 +377,7 @@ class Address:
             port,
             userid,
             secret if include_password else mask,
-            self.virtual_host,
+            quote(self.virtual_host),
             sanitize=not include_password,
             mask=mask,
         )

@@ -370,7 +370,7 @@ class Producer(MessageMaker, BaseProducer):
     @property
     def _insures_itself(self) -> bool:
         """Whether nothing has replaced the connection's ``ensure``."""
-        owner = self._owner
+        owner = self.__connection__ or (None if self._facade is None else self._facade.connection)
         return owner is None or getattr(owner, "ensures_itself", None) is True
 
     def _insured(self, retry_policy: Mapping[str, Any] | None, fun: Callable[..., Any], *args: Any) -> Any:
@@ -384,6 +384,21 @@ class Producer(MessageMaker, BaseProducer):
             connection.connect_as(retry_policy or {})
         policy = RetryPolicy(**retry_policy) if retry_policy else RetryPolicy()
         return connection.call_insured(self, policy, fun, *args)
+
+    def _publish_again(
+        self,
+        error: Exception,
+        transport: Any,
+        retry_policy: Mapping[str, Any] | None,
+        delivery: Delivery,
+        mandatory: bool,
+        timeout: float | None,
+        confirm_timeout: float | None,
+    ) -> Any:
+        policy = RetryPolicy(**(retry_policy or {}))
+        return self._owner.call_again(
+            self, policy, error, transport, self._send, delivery, mandatory, None, timeout, confirm_timeout
+        )
 
     # Steps of publishing, which kombu's users override and replace.
     _publish = Step(publish_prepared)
@@ -603,7 +618,7 @@ class Producer(MessageMaker, BaseProducer):
 
     def __repr__(self) -> str:
         channel = None if self._facade is None else self._facade.public
-        return f"<{type(self).__name__}: {channel or self.__connection__!r}>"
+        return f"<Producer: {channel or self.__connection__!r}>"
 
 
 #: The steps of publishing. A subclass may override one; a program may replace it on a producer or, as tracers do, on

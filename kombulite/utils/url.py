@@ -132,7 +132,10 @@ def parse_ssl_cert_reqs(query_value: str) -> Any:
     if not ssl_available:
         return None
     modes = import_module(__name__).ssl.VerifyMode  # few URLs ask for it
-    return modes[f"CERT_{query_value.upper().removeprefix('CERT_')}"]
+    found = modes.__members__.get(f"CERT_{query_value.upper().removeprefix('CERT_')}")
+    if found is None:
+        raise KeyError(query_value)
+    return found
 
 
 def as_url(
@@ -146,7 +149,7 @@ def as_url(
     sanitize: bool = False,
     mask: str | None = "**",
 ) -> str:
-    """Return a URL made of its parts, percent-encoded.
+    """Return a URL made of its parts, percent-encoded except for the path, which is taken as it is.
 
     Args:
         scheme: Scheme, without ``://``.
@@ -154,7 +157,7 @@ def as_url(
         port: Port; None: none.
         user: User; None: none.
         password: Password; None: none.
-        path: Path without its first slash; None: none.
+        path: Path without its first slash, percent-encoded; None: none.
         query: Ignored; kept for compatibility.
         sanitize: If True, ``mask`` stands for the password.
         mask: The text for it; None: an empty one.
@@ -170,7 +173,7 @@ def as_url(
         url.append(safequote(host))
     if port:
         url.append(f":{port}")
-    url.append(f"/{quote(path or '')}")
+    url.append(f"/{path or ''}")
     return "".join(url)
 
 
@@ -182,7 +185,7 @@ def sanitize_url(url: str, mask: str | None = "**") -> str:
         mask: Text in place of the password; None: an empty one.
     """
     scheme, host, port, user, password, path, _ = _parse_url(url)
-    return as_url(scheme, host, port, user, password, path, sanitize=True, mask=mask)
+    return as_url(scheme, host, port, user, password, quote(path or ""), sanitize=True, mask=mask)
 
 
 def maybe_sanitize_url(url: Any, mask: str | None = "**") -> Any:
@@ -199,6 +202,9 @@ def maybe_sanitize_url(url: Any, mask: str | None = "**") -> Any:
 
 def __getattr__(name: str) -> Any:
     # They cost as much as the rest of a connection's imports, and are seldom needed.
-    if name in ("logger", "ssl"):
-        return import_module("ssl") if name == "ssl" else import_module("kombulite.log").get_logger(__name__)
+    if name == "ssl":
+        return import_module(name)
+    if name in ("get_logger", "logger"):
+        get_logger = import_module("kombulite.log").get_logger
+        return get_logger if name == "get_logger" else get_logger(__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

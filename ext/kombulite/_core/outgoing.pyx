@@ -110,10 +110,6 @@ cdef class PlainMessages:
         return <Properties?> found
 
 
-#: Properties that are arguments of ``prepare_message``.
-cdef frozenset ARGUMENTS = frozenset(("priority", "content_type", "content_encoding", "headers"))
-
-
 @cython.final
 cdef class ForeignPublish(PublishStep):
     """Publishing on a channel of a foreign transport, by the two calls that kombu makes.
@@ -123,7 +119,6 @@ cdef class ForeignPublish(PublishStep):
 
     cdef object _raw
     cdef object _on_error
-    cdef ForeignArguments _last
 
     def __init__(self, raw, on_error):
         self._raw = raw
@@ -131,21 +126,23 @@ cdef class ForeignPublish(PublishStep):
 
     cdef object send(self, object channel, Delivery delivery, bint mandatory, object timeout, object confirm_timeout):
         cdef Properties properties = delivery.properties
-        # Most messages of a producer share their properties.
-        cdef ForeignArguments arguments = self._last
+        cdef dict headers
         raw = self._raw  # held: `__init__` may be called again meanwhile
-        if arguments is None or arguments.properties is not properties:
-            arguments = self._last = foreign_arguments(properties)
         body = delivery.body
-        if arguments.is_text and isinstance(body, bytes):
+        # A copy of the publisher's own: it may be sent again, and the channel may change what it is given.
+        headers = {} if properties.headers is None else dict(properties.headers)
+        # As kombu's serializers return it; a body that was text already goes as bytes there.
+        if (
+            type(body) is bytes and properties.content_encoding == "utf-8" and properties.content_type != "text/plain"
+            and not (headers and "compression" in headers)
+        ):
             try:
                 body = (<bytes> body).decode("utf-8")
             except UnicodeDecodeError:
                 pass  # it goes as it is
         try:
-            headers = dict(properties.headers) if arguments.has_headers else {}
             message = raw.prepare_message(body, properties.priority, properties.content_type,
-                                          properties.content_encoding, headers, arguments.others.copy())
+                                          properties.content_encoding, headers, other_properties(properties))
             return raw.basic_publish(
                 message,
                 exchange=delivery.exchange,
@@ -161,29 +158,38 @@ cdef class ForeignPublish(PublishStep):
             raise
 
 
-@cython.final
-cdef class ForeignArguments:
-    """What properties are among the arguments of ``prepare_message``."""
+cdef dict other_properties(Properties properties):
+    """The properties that are no arguments of ``prepare_message`` of their own, by name, in AMQP's order."""
+    cdef dict found = {}
+    if properties.delivery_mode is not None:
+        found["delivery_mode"] = properties.delivery_mode
+    if properties.correlation_id is not None:
+        found["correlation_id"] = properties.correlation_id
+    if properties.reply_to is not None:
+        found["reply_to"] = properties.reply_to
+    if properties.expiration is not None:
+        found["expiration"] = properties.expiration
+    if properties.message_id is not None:
+        found["message_id"] = properties.message_id
+    if properties.timestamp is not None:
+        found["timestamp"] = properties.timestamp
+    if properties.type is not None:
+        found["type"] = properties.type
+    if properties.user_id is not None:
+        found["user_id"] = properties.user_id
+    if properties.app_id is not None:
+        found["app_id"] = properties.app_id
+    if properties.cluster_id is not None:
+        found["cluster_id"] = properties.cluster_id
+    if properties.extra is not None:
+        found.update(properties.extra)
+    return found
 
-    cdef Properties properties
-    cdef dict others  # those that are no argument of their own
-    cdef bint has_headers
-    cdef bint is_text  # whether the body is the text of a serializer
 
-
-cdef ForeignArguments foreign_arguments(Properties properties):
-    cdef ForeignArguments made = ForeignArguments.__new__(ForeignArguments)
-    # Made anew, because a dict that keys were popped from takes 400 instructions more to copy.
-    made.others = {name: value for name, value in properties.as_dict().items() if name not in ARGUMENTS}
-    made.properties = properties
-    made.has_headers = bool(properties.headers)
-    # As kombu's serializers return it; a body that was text already goes as bytes there.
-    made.is_text = (
-        properties.content_encoding == "utf-8" and properties.content_type != "text/plain"
-        and not (made.has_headers and "compression" in properties.headers)
-    )
-    return made
-
+#: What a policy of retries may say.
+cdef frozenset POLICY_FIELDS = frozenset((
+    "errback", "max_retries", "interval_start", "interval_step", "interval_max", "on_revive", "retry_errors"
+))
 
 cdef enum:
     SURELY_SHORT = 63  # characters of a routing key that need no look at its length in UTF-8, which may be 255
@@ -308,6 +314,10 @@ cdef class BaseProducer(BaseMaker):
         """Note an error of publishing, which is raised then."""
         raise NotImplementedError
 
+    def _publish_again(self, error, transport, retry_policy, delivery, mandatory, timeout, confirm_timeout):
+        """Try again after an error on a transport, as the policy says."""
+        raise NotImplementedError
+
     # --- the hot path
 
     def _publish_now(self, body, routing_key, delivery_mode, mandatory, immediate, priority, content_type,
@@ -315,6 +325,7 @@ cdef class BaseProducer(BaseMaker):
                      expiration, timeout, confirm_timeout, via, correlation_id, reply_to, properties):
         """Do what ``publish`` does, with all of its arguments."""
         cdef Delivery delivery
+        cdef object transport
         if via is None and (self._in_steps or (retry and not self._insures_itself)):
             if correlation_id is not None:
                 properties["correlation_id"] = correlation_id
@@ -329,17 +340,21 @@ cdef class BaseProducer(BaseMaker):
                               content_encoding, serializer, headers, compression, expiration, correlation_id, reply_to,
                               properties)
         if (
-            retry or declare is not None or via is not None or self._batch is not None
-            or not self._is_ready(own_exchange)
+            declare is not None or via is not None or self._batch is not None or not self._is_ready(own_exchange)
+            or retry and retry_policy and not POLICY_FIELDS.issuperset(retry_policy)
         ):
             return self._publish_otherwise(delivery, mandatory, retry, retry_policy, declare, timeout, confirm_timeout,
                                            via)
         channel = self._facade
+        # Most first tries succeed, and need none of what a second one does.
+        transport = getattr(channel.connection, "_carrier", None) if retry else None
         try:
             return (<BaseChannel?> channel)._send(delivery, mandatory, timeout, confirm_timeout)
         except Exception as error:
             self._publish_failed(channel, error)
-            raise
+            if not retry:
+                raise
+            return self._publish_again(error, transport, retry_policy, delivery, mandatory, timeout, confirm_timeout)
 
     cdef bint _is_ready(self, exchange) except -1:
         """Whether the channel is open, and our exchange was declared on its connection."""
