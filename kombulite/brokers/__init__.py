@@ -6,10 +6,11 @@ subclass of ``kombulite.brokers.base.Transport`` as the object.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from kombulite.brokers.base import Transport
-from kombulite.transport import TRANSPORT_ALIASES, closest_name, get_transport_cls, is_replaced
+from kombulite.transport import TRANSPORT_ALIASES, closest_name, get_transport_cls, is_patched, is_replaced
 from kombulite.utils.imports import symbol_by_name
 from kombulite.utils.records import NamedTuple
 
@@ -99,15 +100,17 @@ def _entry_points() -> dict[str, Scheme]:
 def resolve_transport(transport: Any) -> Any:
     """Return the class behind a scheme, a dotted path (``module:Class``) or a class.
 
-    A subclass of ``kombulite.brokers.base.Transport`` is one of kombulite's own interface; the others are kombu's.
+    A subclass of ``kombulite.brokers.base.Transport`` is one of kombulite's own interface; the others are kombu's. A
+    class stands for itself: whoever names ``kombu.transport.redis.Transport``, or a class derived from it, wants it.
     """
-    if isinstance(transport, str):
-        native = native_scheme(transport) if "." not in transport and ":" not in transport else None
-        transport = _load(native.target) if native is not None else get_transport_cls(transport)
-    if isinstance(transport, type):
-        # The class that kombu's users know may stand for one of ours. A subclass stands for itself.
-        return _load(vars(transport).get("native", transport))
-    return transport
+    if not isinstance(transport, str):
+        return transport
+    native = native_scheme(transport) if "." not in transport and ":" not in transport else None
+    found = _load(native.target) if native is not None else get_transport_cls(transport)
+    # The path of the class that kombu's users know stands for one of ours, unless a program has changed its module.
+    module = sys.modules.get(getattr(found, "__module__", ""))
+    target = None if is_patched(module) else getattr(found, "__dict__", {}).get("native")
+    return found if target is None else _load(target)
 
 
 def _load(target: Any) -> Any:

@@ -6,6 +6,8 @@ their entries are unchanged; every other class runs through ``kombulite.transpor
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 from kombulite.transport.distribution import install
@@ -64,12 +66,60 @@ def supports_librabbitmq() -> bool | None:
 
 
 def is_replaced(alias: str) -> bool:
-    """Return whether a program has registered another transport under one of the names that kombulite provides.
+    """Return whether a program wants another transport under a name than kombulite's own.
+
+    It has registered one, or has changed a class of the module that kombu has for it, as tests and patches do: what it
+    has changed is then used, because kombulite's own transport would pass it by.
 
     Args:
         alias: The name, a key of ``TRANSPORT_ALIASES``.
     """
-    return TRANSPORT_ALIASES.get(alias) is not _ORIGINAL_ALIASES.get(alias)
+    target = TRANSPORT_ALIASES.get(alias)
+    if target is not _ORIGINAL_ALIASES.get(alias):
+        return True
+    return target is not None and is_patched(sys.modules.get(target.partition(":")[0]))
+
+
+#: Names of a module, and of each of its classes, with what they stand for: functions, classes, properties.
+Snapshot = dict[Any, dict[str, Any]]
+
+_snapshots: dict[str, Snapshot] = {}
+
+
+def _contents(module: Any) -> Snapshot:
+    """Return what a program may patch in a module: functions, classes, modules; and the methods of its own classes."""
+    names = vars(module).items()
+    contents: Snapshot = {None: {name: each for name, each in names if callable(each) or isinstance(each, ModuleType)}}
+    for cls in contents[None].values():
+        if isinstance(cls, type) and cls.__module__ == module.__name__:
+            contents[cls] = {name: value for name, value in vars(cls).items() if hasattr(value, "__get__")}
+    return contents
+
+
+def note_contents(module: str) -> None:
+    """Note what is in a module of kombu's interface, whose transport kombulite replaces by its own.
+
+    Args:
+        module: Name of the module, once it is loaded.
+    """
+    _snapshots[module] = _contents(sys.modules[module])
+
+
+def is_patched(module: Any) -> bool:
+    """Return whether a program has changed a function, a class or a method of such a module.
+
+    Args:
+        module: The module, or None.
+    """
+    snapshot = _snapshots.get(getattr(module, "__name__", ""))
+    if snapshot is None:
+        return False
+    return any(
+        found.get(name) is not value
+        for owner, kept in snapshot.items()
+        for found in (vars(module if owner is None else owner),)
+        for name, value in kept.items()
+    )
 
 
 def closest_name(name: str, known: Any) -> str | None:

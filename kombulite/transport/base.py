@@ -10,6 +10,7 @@ from typing import Any
 from amqp.exceptions import ChannelError, ConnectionError, RecoverableConnectionError  # noqa: A004 - kombu's names
 
 from kombulite.message import Message
+from kombulite.utils.functional import dictfilter
 from kombulite.utils.objects import cached_property
 from kombulite.utils.time import maybe_s_to_ms
 
@@ -40,9 +41,14 @@ def to_rabbitmq_queue_arguments(arguments: Mapping[str, Any], **options: Any) ->
     Raises:
         KeyError: An option has another name.
     """
-    named = {name: (RABBITMQ_QUEUE_ARGUMENTS[name], value) for name, value in options.items()}
-    prepared = {target: convert(value) for (target, convert), value in named.values() if value is not None}
+    prepared = dictfilter(dict(_to_rabbitmq_queue_argument(name, value) for name, value in options.items()))
     return {**arguments, **prepared} if prepared else arguments
+
+
+def _to_rabbitmq_queue_argument(key: str, value: Any) -> tuple[str, Any]:
+    """Return RabbitMQ's name for an option of ``Queue``, and its value there."""
+    name, convert = RABBITMQ_QUEUE_ARGUMENTS[key]
+    return name, None if value is None else convert(value)
 
 
 def _LeftBlank(obj: object, method: str) -> NotImplementedError:
@@ -173,7 +179,7 @@ class Transport:
 
     implements: Any = default_transport_capabilities.extend()
 
-    _reader: Any = None
+    __reader: Any = None
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         self.client = client
@@ -295,9 +301,9 @@ class Transport:
             connection: What ``establish_connection`` returned.
             loop: The ``Hub``.
         """
-        if self._reader is None:
-            self._reader = self._make_reader(connection)
-        self._reader(loop)
+        if self.__reader is None:
+            self.__reader = self._make_reader(connection)
+        self.__reader(loop)
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         """Return a URL that the transport understands, safe to show.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kombulite.transport import note_contents
 from kombulite.transport.distribution import execute
 
 _is_loaded = False
@@ -20,6 +21,7 @@ def __getattr__(name: str) -> Any:
         namespace = globals()
         if execute("transport.filesystem", namespace):
             namespace["Transport"].native = "kombulite.brokers.filesystem:Transport"
+            note_contents(__name__)
         else:
             from kombulite.brokers.filesystem import Transport
 

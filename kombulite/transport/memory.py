@@ -10,7 +10,7 @@ from collections import defaultdict
 from queue import Queue
 from typing import Any, ClassVar
 
-from kombulite.transport import base, virtual
+from kombulite.transport import base, note_contents, virtual
 from kombulite.transport.virtual.exchange import copies
 
 __all__ = ["Channel", "Transport"]
@@ -95,3 +95,6 @@ class Transport(virtual.Transport):
     def driver_version(self) -> str:
         """Return what has no version."""
         return "N/A"
+
+
+note_contents(__name__)

@@ -40,6 +40,11 @@ def level_name(level: int, prefix: str | None = None) -> str:
     return _prefixed(f"celery_delayed_{level}", prefix)
 
 
+def _celery_delayed_delivery_exchange(prefix: str | None = None) -> str:
+    """Return the name of the exchange that messages leave the levels for."""
+    return _prefixed(CELERY_DELAYED_DELIVERY_EXCHANGE, prefix)
+
+
 def declare_native_delayed_delivery_exchanges_and_queues(
     connection: Any, queue_type: str, prefix: str | None = None
 ) -> None:
@@ -56,7 +61,7 @@ def declare_native_delayed_delivery_exchanges_and_queues(
     if queue_type not in ("classic", "quorum"):
         raise ValueError("queue_type must be either classic or quorum")
     channel = connection.channel()
-    last = _prefixed(CELERY_DELAYED_DELIVERY_EXCHANGE, prefix)
+    last = _celery_delayed_delivery_exchange(prefix)
     for level in range(MAX_LEVEL, -1, -1):
         name = level_name(level, prefix)
         arguments = {
@@ -96,7 +101,7 @@ def bind_queue_to_native_delayed_delivery_exchange(connection: Any, queue: Queue
             )
             continue
         key = each.routing_key if each.routing_key.startswith("#") else f"#.{each.routing_key}"
-        exchange(channel).bind_to(_prefixed(CELERY_DELAYED_DELIVERY_EXCHANGE, prefix), routing_key=key)
+        exchange(channel).bind_to(_celery_delayed_delivery_exchange(prefix), routing_key=key)
         bound.bind_to(exchange, routing_key=key)
 
 

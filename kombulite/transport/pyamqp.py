@@ -10,7 +10,7 @@ from typing import Any
 
 import amqp
 
-from kombulite.transport import base
+from kombulite.transport import base, note_contents
 from kombulite.transport.base import to_rabbitmq_queue_arguments
 from kombulite.utils.amq_manager import get_manager
 from kombulite.utils.text import version_string_as_tuple
@@ -282,3 +282,6 @@ class SSLTransport(Transport):
         super().__init__(*args, **kwargs)
         if not self.client.ssl:
             self.client.ssl = True
+
+
+note_contents(__name__)

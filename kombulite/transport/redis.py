@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kombulite.transport import note_contents
 from kombulite.transport.distribution import execute
 
 _is_loaded = False
@@ -29,6 +30,7 @@ def __getattr__(name: str) -> Any:
         if execute("transport.redis", namespace):
             for cls in (namespace["Transport"], namespace["SentinelTransport"]):
                 cls.native = "kombulite.brokers.redis:Transport"
+            note_contents(__name__)
         else:
             from kombulite.brokers.redis import Transport
 

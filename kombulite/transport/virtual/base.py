@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import socket  # noqa: F401 - programs replace it here, as in kombu's module
 import warnings
 from array import array
 from collections import OrderedDict, defaultdict
@@ -61,8 +62,12 @@ __all__ = [
 
 ARRAY_TYPE_H = "H"
 
-UNDELIVERABLE_FMT = "no queue is bound to exchange {exchange!r} for the routing key {routing_key!r}"
-NOT_EQUIVALENT_FMT = "exchange {0!r} in vhost {1!r} cannot be declared again with other settings"
+UNDELIVERABLE_FMT = (
+    "Message could not be delivered: No queues bound to exchange {exchange!r} using binding key {routing_key!r}.\n"
+)
+NOT_EQUIVALENT_FMT = (
+    "Cannot redeclare exchange {0!r} in vhost {1!r} with different type, durable, autodelete or arguments value."
+)
 W_NO_CONSUMERS = "Requeuing undeliverable message for queue %r: No consumers."
 RESTORING_FMT = "Restoring {0!r} unacknowledged message(s)"
 RESTORE_PANIC_FMT = "UNABLE TO RESTORE {0} MESSAGES: {1}"
@@ -94,7 +99,15 @@ class Base64:
 
 
 class NotEquivalentError(exceptions.NotEquivalentError):
-    """An exchange is declared again with other settings."""
+    """An exchange is declared again with other settings.
+
+    Args:
+        *args: The text, which is the one argument as in kombu; arguments of ``AMQPError`` behind it.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.args = args[:1]
 
 
 class UndeliverableWarning(UserWarning):
