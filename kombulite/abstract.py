@@ -123,7 +123,7 @@ class MaybeChannelBound(Object):
         """The channel. Reading it raises NotBoundError if there is none."""
         channel = self._channel
         if channel is None:
-            raise NotBoundError(f"{type(self).__name__} {getattr(self, 'name', '')!r} is not bound to a channel")
+            raise NotBoundError(f"Can't call method on {type(self).__name__} not bound to a channel")
         if isinstance(channel, ChannelPromise):
             channel = self._channel = channel()
         return channel

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from operator import itemgetter
 from typing import Any
 
-from kombulite.utils.locks import Lock as _Lock
+from kombulite.utils.locks import Lock
 
 __all__ = ["LamportClock", "timetuple"]
 
@@ -67,7 +67,7 @@ class LamportClock:
 
     value = 0
 
-    def __init__(self, initial_value: int = 0, Lock: Callable[[], AbstractContextManager[Any]] = _Lock) -> None:
+    def __init__(self, initial_value: int = 0, Lock: Callable[[], AbstractContextManager[Any]] = Lock) -> None:
         self.value = initial_value
         self.mutex = Lock()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket  # noqa: F401 - programs replace it here, as in kombu's module
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,15 +11,15 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import count
 from typing import Any, ClassVar
-from uuid import NAMESPACE_OID, UUID, uuid3, uuid5
+from uuid import NAMESPACE_OID, uuid3, uuid4, uuid5
 
-from kombulite import exceptions
 from kombulite._sync.consumer import Consumer
 from kombulite.abstract import maybe_channel
 from kombulite.entity import Exchange, Queue, is_declared
+from kombulite.exceptions import ChannelError, RecoverableConnectionError  # noqa: F401 - programs catch them
 from kombulite.log import get_logger
 from kombulite.message import Message
-from kombulite.serialization import registry
+from kombulite.serialization import registry as serializers
 from kombulite.transport.adapter import facade_channel
 from kombulite.utils.compat import get_gevent_concurrent_error
 from kombulite.utils.locks import Lock
@@ -57,7 +58,7 @@ def get_node_id() -> int:
     """Return a number for this machine and this start of the process."""
     global _node_id  # noqa: PLW0603 - it is the process's
     if _node_id is None:
-        _node_id = UUID(uuid()).int
+        _node_id = uuid4().int
     return _node_id
 
 
@@ -169,7 +170,7 @@ def _ensure_channel_is_bound(entity: Any, channel: Any) -> Any:
     if entity.is_bound:
         return entity
     if not channel:
-        raise exceptions.ChannelError(f"Cannot bind channel {channel} to entity {entity}")
+        raise ChannelError(f"Cannot bind channel {channel} to entity {entity}")
     return entity.bind(channel)
 
 
@@ -279,7 +280,7 @@ def send_reply(
         **{
             "routing_key": req.properties["reply_to"],
             "correlation_id": req.properties.get("correlation_id"),
-            "serializer": registry.type_to_name[req.content_type],
+            "serializer": serializers.type_to_name[req.content_type],
             "content_encoding": req.content_encoding,
             **props,
         },

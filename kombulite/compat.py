@@ -56,14 +56,14 @@ class Publisher(messaging.Producer):
             exchange = Exchange(exchange, type=self.exchange_type, durable=self.durable, auto_delete=self.auto_delete)
         super().__init__(channel or connection, exchange, routing_key, **kwargs)
 
-    def send(self, *args: Any, **kwargs: Any) -> None:
-        """Publish a message.
+    def send(self, *args: Any, **kwargs: Any) -> Any:
+        """Publish a message, and return what ``publish`` returns.
 
         Args:
             *args: Arguments of ``publish``.
             **kwargs: Keywords of ``publish``.
         """
-        self.publish(*args, **kwargs)
+        return self.publish(*args, **kwargs)
 
     def close(self) -> None:
         """Close the publisher; its channel stays open."""
@@ -123,13 +123,12 @@ class Consumer(messaging.Consumer):
         self.exchange = exchange or self.exchange
         self.exchange_type = exchange_type or self.exchange_type
         self.routing_key = routing_key or self.routing_key
-        if not isinstance(self.exchange, Exchange):
-            self.exchange = Exchange(
-                self.exchange, type=self.exchange_type, durable=self.durable, auto_delete=self.auto_delete
-            )
+        bound_to = self.exchange
+        if not isinstance(bound_to, Exchange):
+            bound_to = Exchange(bound_to, type=self.exchange_type, durable=self.durable, auto_delete=self.auto_delete)
         made = Queue(
             self.queue,
-            exchange=self.exchange,
+            exchange=bound_to,
             routing_key=self.routing_key,
             durable=self.durable,
             exclusive=self.exclusive,
@@ -191,17 +190,17 @@ class Consumer(messaging.Consumer):
             raise NotImplementedError("discard_all does not implement filters")
         return self.purge()
 
-    def iterconsume(self, limit: int | None = None, no_ack: bool | None = None) -> Iterator[None]:
-        """Return a generator that waits for an event at each step.
+    def iterconsume(self, limit: int | None = None, no_ack: bool | None = None) -> Iterator[Any]:
+        """Return a generator that waits for an event at each step, and yields what ``drain_events`` returned.
 
         Args:
             limit: Number of events (None: without end).
             no_ack: Whether messages need no acknowledgement (None: as the consumer says).
         """
-        return _iterconsume(self, no_ack, limit)
+        return _iterconsume(self.connection, self, no_ack, limit)
 
-    def wait(self, limit: int | None = None) -> list[None]:
-        """Wait for events.
+    def wait(self, limit: int | None = None) -> list[Any]:
+        """Wait for events. Return what ``drain_events`` returned for each.
 
         Args:
             limit: Number of events (None: without end).
@@ -241,20 +240,20 @@ class ConsumerSet(messaging.Consumer):
         channel: Any = None,
         **kwargs: Any,
     ) -> None:
-        self._owns_channel = channel is None
-        self.backend = connection.channel() if channel is None else channel
+        self._provided_channel = bool(channel)
+        self.backend = channel or connection.channel()
         queues = [queue for consumer in consumers or () for queue in consumer.queues]
         queues += [Queue.from_dict(name, **settings) for name, settings in (from_dict or {}).items()]
         super().__init__(self.backend, queues, **kwargs)
 
-    def iterconsume(self, limit: int | None = None, no_ack: bool = False) -> Iterator[None]:
-        """Return a generator that waits for an event at each step.
+    def iterconsume(self, limit: int | None = None, no_ack: bool = False) -> Iterator[Any]:
+        """Return a generator that waits for an event at each step, and yields what ``drain_events`` returned.
 
         Args:
             limit: Number of events (None: without end).
             no_ack: Whether messages need no acknowledgement.
         """
-        return _iterconsume(self, no_ack, limit)
+        return _iterconsume(self.connection, self, no_ack, limit)
 
     def discard_all(self) -> int:
         """Remove the messages that wait. Return how many."""
@@ -290,14 +289,13 @@ class ConsumerSet(messaging.Consumer):
     def close(self) -> None:
         """Stop consuming, and close the channel if it is its own."""
         self.cancel()
-        if self._owns_channel:
-            self.backend.close()
+        if not self._provided_channel:
+            self.channel.close()
 
 
-def _iterconsume(consumer: messaging.Consumer, no_ack: bool | None, limit: int | None) -> Iterator[None]:
+def _iterconsume(
+    connection: Any, consumer: messaging.Consumer, no_ack: bool | None = False, limit: int | None = None
+) -> Iterator[Any]:
     consumer.consume(no_ack=no_ack)
-    connection = consumer.connection
-    assert connection is not None
     for _ in range(limit) if limit else count():
-        connection.drain_events()
-        yield None
+        yield connection.drain_events()

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any, Protocol
 
 from kombulite.exceptions import InflateError
+from kombulite.utils.encoding import ensure_bytes
 
 __all__ = ["compress", "decompress", "encoders", "get_decoder", "get_encoder", "register", "set_max_inflated"]
 
@@ -91,7 +92,7 @@ def compress(body: str | bytes, content_type: str) -> tuple[bytes, str]:
         KeyError: The method is unknown.
     """
     encoder, content_type = get_encoder(content_type)
-    return encoder(body.encode("utf-8") if isinstance(body, str) else body), content_type
+    return encoder(ensure_bytes(body)), content_type
 
 
 def decompress(body: bytes, content_type: str) -> bytes:

@@ -25,6 +25,11 @@ DELIVERY_MODES = {"transient": TRANSIENT_DELIVERY_MODE, "persistent": PERSISTENT
 INTERNAL_EXCHANGE_PREFIX = ("amq.",)
 
 
+def _reprstr(s: Any) -> str:
+    """Return a name as it is shown in an entity's ``repr``: escaped, without quotes."""
+    return repr(s)[1:-1]
+
+
 def maybe_delivery_mode(
     v: int | str | None, modes: dict[str, int] | None = None, default: int = PERSISTENT_DELIVERY_MODE
 ) -> int:
@@ -40,9 +45,7 @@ def maybe_delivery_mode(
     """
     if not v:
         return default
-    if isinstance(v, str):
-        return (modes or DELIVERY_MODES)[v]
-    return v
+    return v if isinstance(v, int) else (modes or DELIVERY_MODES)[v]
 
 
 class Exchange(MaybeChannelBound):
@@ -101,8 +104,8 @@ class Exchange(MaybeChannelBound):
         """True if one declaration lasts as long as the connection."""
         return not self.auto_delete
 
-    def declare(self, nowait: bool = False, passive: bool | None = None, channel: Any = None) -> None:
-        """Create the exchange on the broker, or assert that it exists.
+    def declare(self, nowait: bool = False, passive: bool | None = None, channel: Any = None) -> Any:
+        """Create the exchange on the broker, or assert that it exists. Return what the channel returns.
 
         Args:
             nowait: If True, return without waiting for the broker's answer.
@@ -115,7 +118,7 @@ class Exchange(MaybeChannelBound):
         """
         if self._can_declare():
             passive = self.passive if passive is None else passive
-            (channel or self.channel).exchange_declare(
+            return (channel or self.channel).exchange_declare(
                 exchange=self.name,
                 type=self.type,
                 durable=self.durable,
@@ -124,6 +127,7 @@ class Exchange(MaybeChannelBound):
                 nowait=nowait,
                 passive=passive,
             )
+        return None
 
     def _can_declare(self) -> bool:
         return not self.no_declare and bool(self.name) and not self.name.startswith(INTERNAL_EXCHANGE_PREFIX)
@@ -135,7 +139,8 @@ class Exchange(MaybeChannelBound):
         arguments: dict[str, Any] | None = None,
         nowait: bool = False,
         channel: Any = None,
-    ) -> None:
+        **kwargs: Any,
+    ) -> Any:
         """Bind the exchange to a source exchange, whose messages it then receives (RabbitMQ, memory, SQL).
 
         Args:
@@ -144,8 +149,9 @@ class Exchange(MaybeChannelBound):
             arguments: Arguments of the binding, such as those of a headers exchange.
             nowait: If True, return without waiting for the broker's answer.
             channel: Channel to use instead of the one that the entity is bound to.
+            **kwargs: Ignored; kept for compatibility.
         """
-        (channel or self.channel).exchange_bind(
+        return (channel or self.channel).exchange_bind(
             destination=self.name,
             source=_name_of(exchange),
             routing_key=routing_key,
@@ -160,7 +166,7 @@ class Exchange(MaybeChannelBound):
         nowait: bool = False,
         arguments: dict[str, Any] | None = None,
         channel: Any = None,
-    ) -> None:
+    ) -> Any:
         """Remove a binding to a source exchange.
 
         Args:
@@ -170,7 +176,7 @@ class Exchange(MaybeChannelBound):
             arguments: Arguments of the binding.
             channel: Channel to use instead of the one that the entity is bound to.
         """
-        (channel or self.channel).exchange_unbind(
+        return (channel or self.channel).exchange_unbind(
             destination=self.name, source=_name_of(source), routing_key=routing_key, nowait=nowait, arguments=arguments
         )
 
@@ -232,12 +238,12 @@ class Exchange(MaybeChannelBound):
         return self.channel.basic_publish(
             message,
             exchange=self.name if exchange is None else _name_of(exchange),
-            routing_key=routing_key or "",
+            routing_key=routing_key,
             mandatory=mandatory,
             immediate=immediate,
         )
 
-    def delete(self, if_unused: bool = False, nowait: bool = False) -> None:
+    def delete(self, if_unused: bool = False, nowait: bool = False) -> Any:
         """Delete the exchange on the broker.
 
         Args:
@@ -247,7 +253,7 @@ class Exchange(MaybeChannelBound):
         Raises:
             PreconditionFailed: It is in use.
         """
-        self.channel.exchange_delete(exchange=self.name, if_unused=if_unused, nowait=nowait)
+        return self.channel.exchange_delete(exchange=self.name, if_unused=if_unused, nowait=nowait)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Exchange):
@@ -268,7 +274,7 @@ class Exchange(MaybeChannelBound):
         return self._repr_entity(str(self))
 
     def __str__(self) -> str:
-        return f"Exchange {self.name or repr('')}({self.type})"
+        return f"Exchange {_reprstr(self.name) or repr('')}({self.type})"
 
 
 def _name_of(entity: Any) -> str:
@@ -357,7 +363,7 @@ class binding(Object):  # noqa: N801 - kombu's name
         return f"<binding: {self}>"
 
     def __str__(self) -> str:
-        return f"{_name_of(self.exchange)}->{self.routing_key}"
+        return f"{_reprstr(_name_of(self.exchange))}->{_reprstr(self.routing_key)}"
 
 
 class BindingSet(set["binding"]):
@@ -526,14 +532,16 @@ class Queue(MaybeChannelBound):
             ResourceLocked: It is an exclusive queue of another connection.
         """
         if not self.no_declare:
-            channel = channel or self.channel
-            self._create_exchange(nowait, channel)
-            self._create_queue(nowait, channel)
-            self._create_bindings(nowait, channel)
+            self._create_exchange(nowait=nowait, channel=channel)
+            self._create_queue(nowait=nowait, channel=channel)
+            self._create_bindings(nowait=nowait, channel=channel)
         return self.name
 
     def _create_exchange(self, nowait: bool = False, channel: Any = None) -> None:
         if self.exchange is not None:
+            # One that was set after the queue was bound is not bound itself.
+            if self.is_bound and not self.exchange.is_bound:
+                channel = channel or self.channel
             self.exchange.declare(nowait=nowait, channel=channel)
 
     def _create_queue(self, nowait: bool = False, channel: Any = None) -> None:
@@ -541,8 +549,9 @@ class Queue(MaybeChannelBound):
         if self.exchange is not None and self.exchange.name:
             self.queue_bind(nowait=nowait, channel=channel)
 
-    def _create_bindings(self, nowait: bool, channel: Any) -> None:
+    def _create_bindings(self, nowait: bool = False, channel: Any = None) -> None:
         for each in self.bindings:
+            channel = channel or self.channel
             each.declare(channel, nowait=nowait)
             each.bind(self, nowait=nowait, channel=channel)
 
@@ -588,14 +597,16 @@ class Queue(MaybeChannelBound):
                 self.on_declared(*info)
         return info
 
-    def queue_bind(self, nowait: bool = False, channel: Any = None) -> None:
+    def queue_bind(self, nowait: bool = False, channel: Any = None) -> Any:
         """Bind the queue to its exchange.
 
         Args:
             nowait: If True, return without waiting for the broker's answer.
             channel: Channel to use instead of the one that the entity is bound to.
         """
-        self.bind_to(self.exchange or "", self.routing_key, self.binding_arguments, channel=channel, nowait=nowait)
+        return self.bind_to(
+            self.exchange or "", self.routing_key, self.binding_arguments, channel=channel, nowait=nowait
+        )
 
     def bind_to(
         self,
@@ -604,7 +615,7 @@ class Queue(MaybeChannelBound):
         arguments: dict[str, Any] | None = None,
         nowait: bool = False,
         channel: Any = None,
-    ) -> None:
+    ) -> Any:
         """Bind the queue to an exchange.
 
         Args:
@@ -617,11 +628,11 @@ class Queue(MaybeChannelBound):
         Raises:
             NotFound: The queue or exchange does not exist.
         """
-        (channel or self.channel).queue_bind(
+        return (channel or self.channel).queue_bind(
             queue=self.name, exchange=_name_of(exchange), routing_key=routing_key, arguments=arguments, nowait=nowait
         )
 
-    def queue_unbind(self, arguments: dict[str, Any] | None = None, nowait: bool = False, channel: Any = None) -> None:
+    def queue_unbind(self, arguments: dict[str, Any] | None = None, nowait: bool = False, channel: Any = None) -> Any:
         """Remove the binding to the queue's exchange.
 
         Args:
@@ -629,7 +640,7 @@ class Queue(MaybeChannelBound):
             nowait: If True, return without waiting for the broker's answer.
             channel: Channel to use instead of the one that the entity is bound to.
         """
-        self.unbind_from(self.exchange or "", self.routing_key, arguments, nowait, channel)
+        return self.unbind_from(self.exchange or "", self.routing_key, arguments, nowait, channel)
 
     def unbind_from(
         self,
@@ -638,7 +649,7 @@ class Queue(MaybeChannelBound):
         arguments: dict[str, Any] | None = None,
         nowait: bool = False,
         channel: Any = None,
-    ) -> None:
+    ) -> Any:
         """Remove a binding to an exchange.
 
         Args:
@@ -648,7 +659,7 @@ class Queue(MaybeChannelBound):
             nowait: If True, return without waiting for the broker's answer.
             channel: Channel to use instead of the one that the entity is bound to.
         """
-        (channel or self.channel).queue_unbind(
+        return (channel or self.channel).queue_unbind(
             queue=self.name, exchange=_name_of(exchange), routing_key=routing_key, arguments=arguments, nowait=nowait
         )
 
@@ -708,7 +719,7 @@ class Queue(MaybeChannelBound):
         tag: str = self.channel.basic_consume(
             queue=self.name,
             no_ack=bool(no_ack),
-            consumer_tag=consumer_tag,
+            consumer_tag=consumer_tag or "",
             callback=callback,
             nowait=nowait,
             arguments=arguments,
@@ -716,13 +727,13 @@ class Queue(MaybeChannelBound):
         )
         return tag
 
-    def cancel(self, consumer_tag: str) -> None:
+    def cancel(self, consumer_tag: str) -> Any:
         """Cancel a consumer.
 
         Args:
             consumer_tag: Its tag.
         """
-        self.channel.basic_cancel(consumer_tag)
+        return self.channel.basic_cancel(consumer_tag)
 
     def delete(self, if_unused: bool = False, if_empty: bool = False, nowait: bool = False) -> int:
         """Delete the queue. Return the number of messages that were deleted with it.
@@ -774,7 +785,11 @@ class Queue(MaybeChannelBound):
             auto_delete=exchange_auto_delete,
             arguments=options.get("exchange_arguments"),
         )
-        others = {name: options[name] for name, _ in cls.attrs if name in options and name not in cls._FROM_DICT_GIVEN}
+        others = {
+            name: options[name]
+            for name, _ in cls.attrs
+            if name in options and name not in cls._from_dict_explicit_attrs
+        }
         return cls(
             queue,
             exchange=exchange,
@@ -785,7 +800,7 @@ class Queue(MaybeChannelBound):
         )
 
     #: Attributes that ``from_dict`` makes of other settings; all others it takes as they are.
-    _FROM_DICT_GIVEN = frozenset(["name", "exchange", "routing_key", "durable", "auto_delete"])
+    _from_dict_explicit_attrs = frozenset(["name", "exchange", "routing_key", "durable", "auto_delete"])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Queue):
@@ -808,9 +823,8 @@ class Queue(MaybeChannelBound):
 
     def __repr__(self) -> str:
         if self.bindings:
-            bindings = ", ".join(str(each) for each in self.bindings)
-            return self._repr_entity(f"Queue {self.name} -> [{bindings}]")
-        return self._repr_entity(f"Queue {self.name} -> {self.exchange!r} -> {self.routing_key}")
+            return self._repr_entity(f"Queue {_reprstr(self.name)} -> {pretty_bindings(self.bindings)}")
+        return self._repr_entity(f"Queue {_reprstr(self.name)} -> {self.exchange!r} -> {_reprstr(self.routing_key)}")
 
 
 def is_declared(entity: Any, declared: set[Any]) -> bool:

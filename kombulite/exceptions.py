@@ -205,6 +205,31 @@ class ContentDisallowed(SerializerNotInstalled):
     """The content type is not one that the consumer accepts."""
 
 
+def _method_names() -> dict[Any, str]:
+    """Return the names of AMQP's methods by class and method number, as py-amqp writes them."""
+    names = {(60, 72): "Basic.get_empty"}
+    sent = {40: "publish", 50: "return", 60: "deliver", 80: "ack", 90: "reject", 100: "recover_async", 120: "nack"}
+    for class_id, class_name, answered, alone in (
+        (10, "Connection", {10: "start", 20: "secure", 30: "tune", 40: "open", 50: "close"}, {}),
+        (20, "Channel", {10: "open", 20: "flow", 40: "close"}, {}),
+        (30, "Access", {10: "request"}, {}),
+        (40, "Exchange", {10: "declare", 20: "delete", 30: "bind", 40: "unbind"}, {}),
+        (50, "Queue", {10: "declare", 20: "bind", 30: "purge", 40: "delete", 50: "unbind"}, {}),
+        (60, "Basic", {10: "qos", 20: "consume", 30: "cancel", 70: "get", 110: "recover"}, sent),
+        (85, "Confirm", {10: "select"}, {}),
+        (90, "Tx", {10: "select", 20: "commit", 30: "rollback"}, {}),
+    ):
+        for method_id, name in answered.items():
+            names[class_id, method_id] = f"{class_name}.{name}"
+            names[class_id, method_id + 1] = f"{class_name}.{name}_ok"
+        names.update({(class_id, method_id): f"{class_name}.{name}" for method_id, name in alone.items()})
+    return names
+
+
+#: 0-9-1, section 1.5, and what RabbitMQ adds.
+METHOD_NAMES = _method_names()
+
+
 class BrokerError(Exception):
     """A broker refuses something, or cannot be reached."""
 
@@ -232,20 +257,19 @@ class AMQPError(BrokerError):
         self.reply_code = reply_code or self.code
         self.reply_text = reply_text
         self.method_sig = method_sig
-        self.method_name = method_name or ""
+        self.method_name = method_name or (METHOD_NAMES.get(method_sig, "") if method_sig else "")
         # Not the next class's: that may be the driver's, which takes other arguments.
         Exception.__init__(self, reply_code, reply_text, method_sig, self.method_name)
 
     @property
-    def method(self) -> str:
-        """``method_name``."""
-        return self.method_name
+    def method(self) -> Any:
+        """``method_name``, or the numbers of a method whose name is not known; None without a method."""
+        return self.method_name or self.method_sig
 
     def __str__(self) -> str:
-        text = self.reply_text or f"<{type(self).__name__}>"
-        if self.method_name:
-            return f"{self.method_name}: ({self.reply_code}) {text}"
-        return f"({self.reply_code}) {text}" if self.reply_code else text
+        if self.method:
+            return f"{self.method}: ({self.reply_code}) {self.reply_text}"
+        return self.reply_text or f"<{type(self).__name__}: unknown error>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.reply_text, self.method_sig, self.method_name, self.reply_code)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
+from re import match as rematch
 from typing import Any, ClassVar
+
+from kombulite.utils.compat import entrypoints
+from kombulite.utils.encoding import bytes_to_str
 
 __all__ = ["MatcherNotInstalled", "MatcherRegistry", "match", "register", "registry", "unregister"]
 
@@ -49,19 +52,19 @@ class MatcherRegistry:
             MatcherNotInstalled: It is unknown.
         """
         if self._matchers.pop(name, None) is None:
-            raise MatcherNotInstalled(f"No matcher installed for {name}")
+            raise self.MatcherNotInstalled(f"No matcher installed for {name}")
 
     def _set_default_matcher(self, name: str) -> None:
         self._default_matcher = self._find(name)
 
     def match(
         self, data: Any, pattern: Any, matcher: str | None = None, matcher_kwargs: Mapping[str, Any] | None = None
-    ) -> bool:
-        """Return True if data matches a pattern.
+    ) -> Any:
+        """Return what the matcher returns, which is true if data matches a pattern.
 
         Args:
-            data: The data.
-            pattern: The pattern.
+            data: The data, text or bytes.
+            pattern: The pattern, text or bytes.
             matcher: Name of the matcher (default: the first one).
             matcher_kwargs: Keywords of the matcher.
 
@@ -70,9 +73,10 @@ class MatcherRegistry:
         """
         function = self._find(matcher) if matcher else self._default_matcher
         if function is None:
-            raise MatcherNotInstalled("there is no default matcher")
-        arguments = (pattern, data) if matcher in self.matcher_pattern_first else (data, pattern)
-        return bool(function(*arguments, **(matcher_kwargs or {})))
+            raise self.MatcherNotInstalled("there is no default matcher")
+        given = bytes_to_str(data), bytes_to_str(pattern)
+        first, second = given[::-1] if matcher in self.matcher_pattern_first else given
+        return function(first, second, **(matcher_kwargs or {}))
 
     def _find(self, name: str) -> Callable[..., Any]:
         if name not in self._matchers and not self._entry_points_loaded:
@@ -80,16 +84,14 @@ class MatcherRegistry:
         try:
             return self._matchers[name]
         except KeyError:
-            raise MatcherNotInstalled(f"No matcher installed for {name}") from None
+            raise self.MatcherNotInstalled(f"No matcher installed for {name}") from None
 
     def _load_entry_points(self) -> None:
         # Other packages' matchers; looked for only once something is missing, as the search costs milliseconds.
         self._entry_points_loaded = True
-        from importlib.metadata import entry_points
-
-        for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        for entry_point, arguments in entrypoints(ENTRY_POINT_GROUP):
             if entry_point.name not in self._matchers:
-                self.register(entry_point.name, *entry_point.load())
+                self.register(entry_point.name, *arguments)
 
 
 registry = MatcherRegistry()
@@ -107,7 +109,7 @@ def register_glob() -> None:
 
 def register_pcre() -> None:
     """Add the matcher of regular expressions to the registry (again)."""
-    registry.register("pcre", re.match)
+    registry.register("pcre", rematch)
 
 
 register_glob()

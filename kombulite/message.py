@@ -10,7 +10,7 @@ from kombulite import serialization
 from kombulite._client.interfaces import Channel
 from kombulite._core import NOT_DECODED, BaseMessage
 from kombulite.compression import decompress
-from kombulite.exceptions import DecodeError, MessageStateError
+from kombulite.exceptions import DecodeError, MessageStateError, reraise  # noqa: F401 - by kombu's name
 from kombulite.utils import amqp10
 from kombulite.utils.functional import dictfilter
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from logging import Logger
 
 __all__ = ["Message"]
+
+loads = serialization.loads
 
 
 class Message(BaseMessage):
@@ -44,7 +46,7 @@ class Message(BaseMessage):
     """
 
     MessageStateError = MessageStateError
-    loads: Callable[..., Any] = staticmethod(serialization.loads)
+    loads: Callable[..., Any] = staticmethod(loads)
 
     def __init__(
         self,
@@ -131,8 +133,8 @@ class Message(BaseMessage):
             state: The state that was asked for.
         """
         if self.channel is None:
-            raise MessageStateError(f"the message has no channel, and cannot become {state}")
-        raise MessageStateError(f"the message is {self._state} already, and cannot become {state}")
+            raise self.MessageStateError("This message does not have a receiving channel")
+        raise self.MessageStateError(f"Message already acknowledged with state: {self._state}")
 
     def ack_log_error(self, logger: Logger, errors: tuple[type[BaseException], ...], multiple: bool = False) -> None:
         """Acknowledge the message, and log given errors instead of raising them.

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from kombulite._sync.batches import Batch
+from kombulite._sync.batches import Batch, BatchContext, SessionBatch
 from kombulite._sync.consumer import Consumer
 from kombulite._sync.producer import Producer
 from kombulite.abstract import is_connection, maybe_channel
@@ -31,6 +31,9 @@ _OTHERS = (
     maybe_list,
     prepare_accept_content,
 )
+
+
+_ProducerBatch, _ProducerBatchState = BatchContext, SessionBatch
 
 
 #: Those that stand above, in modules that import this one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket  # noqa: F401 - programs replace it here, as in kombu's module
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial

@@ -5,12 +5,12 @@ Longer than other modules for kombu's many arguments: a third of it describes th
 
 from __future__ import annotations
 
-import copy
 import socket
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from time import monotonic, time
 from typing import Any
 
@@ -272,7 +272,7 @@ class Mailbox:
     reply_exchange: Any = None
 
     #: Content types of replies and commands, and the serializer, where a subclass chooses.
-    accept: Any = ("json",)
+    accept: Any = ["json"]  # noqa: RUF012 - as kombu's class has it
     serializer: Any = None
 
     _reply_queue: Queue | None = None
@@ -297,7 +297,10 @@ class Mailbox:
         reply_queue_expires: float | None = REPLY_QUEUE_EXPIRES,
     ) -> None:
         if queue_durable and queue_exclusive:
-            raise ValueError("a queue cannot be both exclusive and durable: exclusive ones go with their connection")
+            raise ValueError(
+                "queue_exclusive and queue_durable cannot both be True "
+                "(exclusive queues are automatically deleted and cannot be durable)."
+            )
         self.namespace = namespace
         self.type = type
         self.connection = connection
@@ -319,7 +322,7 @@ class Mailbox:
 
     def __call__(self, connection: Any) -> Mailbox:
         """Return a copy that sends over a connection."""
-        bound = copy.copy(self)
+        bound = copy(self)
         bound.connection = connection
         return bound
 

@@ -152,7 +152,7 @@ class PoolGroup(EqualityDict):
             resource: The connection.
             limit: Largest number of resources (None or 0: no limit).
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how to make a pool")
+        raise NotImplementedError("PoolGroups must define ``create``")
 
     def __missing__(self, resource: Any) -> Resource:
         pool = self.create(resource, get_limit() if self.limit is use_global_limit else self.limit)

@@ -105,7 +105,7 @@ class Resource:
         Args:
             resource: The resource.
         """
-        return evaluated(resource)
+        return resource if is_made(resource) else evaluated(resource)
 
     def prepare_in_time(self, resource: Any, block: bool, deadline: float | None) -> Any:
         """Ready a resource that is acquired, and wait for it if that is necessary.

@@ -10,7 +10,9 @@ from io import BytesIO
 from typing import Any, NoReturn
 
 from kombulite._core import Codecs
-from kombulite.exceptions import ContentDisallowed, DecodeError, EncodeError, SerializerNotInstalled
+from kombulite.exceptions import ContentDisallowed, DecodeError, EncodeError, SerializerNotInstalled, reraise  # noqa: F401
+from kombulite.utils.compat import entrypoints
+from kombulite.utils.encoding import bytes_to_str, str_to_bytes  # noqa: F401 - the first by kombu's name
 from kombulite.utils.json import codec as json
 from kombulite.utils.records import NamedTuple
 
@@ -147,7 +149,7 @@ class SerializerRegistry(Codecs):
         try:
             return self._known_type(name)
         except KeyError:
-            raise SerializerNotInstalled(f"no serializer {name!r} is installed") from None
+            raise SerializerNotInstalled(f"No encoder/decoder installed for {name}") from None
 
     def _known_type(self, name: str) -> str | None:
         """Return the content type of a serializer. Raises KeyError if it is unknown."""
@@ -170,17 +172,34 @@ class SerializerRegistry(Codecs):
     def _disabled_content_types(self) -> set[str | None]:
         return self.disabled
 
+    @_disabled_content_types.setter
+    def _disabled_content_types(self, disabled: set[str | None]) -> None:
+        self.disabled.update(disabled)  # never less than what both refuse
+        self.disabled.intersection_update(disabled)
+
     @property
     def _default_content_type(self) -> str | None:
         return self.default[0]
+
+    @_default_content_type.setter
+    def _default_content_type(self, content_type: str | None) -> None:
+        self.default = (content_type, *self.default[1:])
 
     @property
     def _default_content_encoding(self) -> str:
         return self.default[1]
 
+    @_default_content_encoding.setter
+    def _default_content_encoding(self, content_encoding: str) -> None:
+        self.default = (self.default[0], content_encoding, self.default[2])
+
     @property
     def _default_encode(self) -> Callable[[Any], Any]:
         return self.default[2]
+
+    @_default_encode.setter
+    def _default_encode(self, encode: Callable[[Any], Any]) -> None:
+        self.default = (*self.default[:2], encode)
 
     def _set_default_serializer(self, name: str) -> None:
         self.default = self.encoders.get(name) or self.find_encoder(name)
@@ -190,11 +209,9 @@ class SerializerRegistry(Codecs):
         if self._entry_points_loaded:
             return
         self._entry_points_loaded = True
-        from importlib.metadata import entry_points
-
-        for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        for entry_point, arguments in entrypoints(ENTRY_POINT_GROUP):
             if entry_point.name not in self.encoders:
-                self.register(entry_point.name, *entry_point.load())
+                self.register(entry_point.name, *arguments)
 
     # --- what the compiled base asks for
 
@@ -209,20 +226,23 @@ class SerializerRegistry(Codecs):
             self._load_entry_points()
         return self.decoders.get(content_type)
 
-    def refuse(self, content_type: str) -> NoReturn:
-        name = self.type_to_name.get(content_type, content_type)
-        why = "disabled" if content_type in self.disabled else "untrusted"
-        raise ContentDisallowed(f"Refusing to deserialize {why} content of type {name} ({content_type})")
+    def refuse(self, content_type: str, is_disabled: bool) -> NoReturn:
+        raise self._for_untrusted_content(content_type, "disabled" if is_disabled else "untrusted")
+
+    def _for_untrusted_content(self, ctype: str, why: str) -> ContentDisallowed:
+        """Return the error for a content type that is not accepted, for a reason in one word."""
+        name = parenthesize_alias(self.type_to_name.get(ctype, ctype), ctype)
+        return ContentDisallowed(f"Refusing to deserialize {why} content of type {name}")
 
     def encode_failed(self, error: Exception) -> NoReturn:
         if isinstance(error, SerializerNotInstalled):
             raise error
-        raise EncodeError(str(error)) from error
+        raise EncodeError(error) from error
 
     def decode_failed(self, error: Exception) -> NoReturn:
         if isinstance(error, SerializerNotInstalled):
             raise error
-        raise DecodeError(str(error)) from error
+        raise DecodeError(error) from error
 
 
 registry = SerializerRegistry()
@@ -253,7 +273,7 @@ def prepare_accept_content(
     try:
         return {name if "/" in name else name_to_type[name] for name in content_types}
     except KeyError as error:
-        raise SerializerNotInstalled(f"no serializer {error} is installed") from None
+        raise SerializerNotInstalled(f"No encoder/decoder installed for {error.args[0]}") from None
 
 
 def enable_insecure_serializers(choices: Iterable[str] | None = ("pickle", "yaml", "msgpack")) -> None:
@@ -334,7 +354,7 @@ def unpickle(s: Any) -> Any:
     Args:
         s: The pickle, bytes or text.
     """
-    return pickle_loads(s.encode() if isinstance(s, str) else s)
+    return pickle_loads(str_to_bytes(s))
 
 
 def _yaml_dumps(value: Any) -> Any:

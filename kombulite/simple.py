@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket  # noqa: F401 - programs replace it here, as in kombu's module
 from collections import deque
 from contextlib import suppress
 from queue import Empty
@@ -30,6 +31,7 @@ class SimpleBase:
 
     Empty = Empty
     no_ack = False
+    _consuming = False
 
     def __init__(self, channel: Any, producer: Producer, consumer: Consumer, no_ack: bool = False) -> None:
         self.channel = maybe_channel(channel)
@@ -39,7 +41,6 @@ class SimpleBase:
         self.queue = consumer.queues[0]
         self.buffer: deque[Message] = deque()
         self._generation = 0  # which of the channel's connections the messages came on
-        self._consuming = False
         if type(self)._receive is SimpleBase._receive and isinstance(consumer, Consumer):
             consumer.on_message = self._keep  # what is not taken need not be decoded
         else:

@@ -81,44 +81,54 @@ class SessionBatch:
     is_full = False
 
     def __init__(self, max_size: int) -> None:
-        self._max_size = max_size
-        self._session: Any = None
-        self._is_aborted = False
+        self.max_size = max_size
+        #: What the channel keeps; None before the first message, and where messages are sent at once.
+        self.session: Any = None
+        self.immediate = False
+        self.aborted = False
 
     def publish(self, channel: Any, message: Any, **options: Any) -> Any:
         """Publish what the channel's ``prepare_message`` made. Returns what the channel, or its session, returns.
 
         Raises RuntimeError if it was aborted, or began on another channel.
         """
-        if self._is_aborted:
-            raise RuntimeError("cannot publish: the batch was aborted")
-        create = getattr(channel, "create_publish_batch", None)
-        if self._session is None:
+        if self.aborted:
+            raise RuntimeError("Cannot publish through an aborted batch")
+        session = self._get_session(channel)
+        return channel.basic_publish(message, **options) if session is None else session.publish(message, **options)
+
+    def _get_session(self, channel: Any) -> Any:
+        """Return what a channel keeps the batch in; None if it has no such thing, and messages are sent at once."""
+        if self.session is None and not self.immediate:
+            create = getattr(channel, "create_publish_batch", None)
             if create is None or not getattr(channel, "supports_batch_publish", True):
-                return channel.basic_publish(message, **options)
-            self._session = create(max_size=self._max_size)
-        elif self._session.channel is not channel:
-            raise RuntimeError("the producer has another channel than when the batch began")
-        return self._session.publish(message, **options)
+                self.immediate = True
+            else:
+                self.session = create(max_size=self.max_size)
+        elif self.session is not None and self.session.channel is not channel:
+            raise RuntimeError("Producer channel changed while a publish batch was active")
+        return self.session
 
     def flush(self) -> None:
         """Send what waits."""
-        if self._is_aborted:
-            raise RuntimeError("cannot flush: the batch was aborted")
-        if self._session is not None:
-            self._session.flush()
+        if self.aborted:
+            raise RuntimeError("Cannot flush an aborted batch")
+        if self.session is not None:
+            self.session.flush()
 
     def discard(self) -> None:
-        """Drop what was not sent."""
-        if not self._is_aborted:
-            self._is_aborted = True
-            if self._session is not None:
-                self._session.discard()
+        """Drop what was not sent. No more can be published."""
+        if not self.aborted:
+            self.aborted = True
+            if self.session is not None:
+                self.session.discard()
+
+    abort = discard
 
     def close(self) -> None:
         """Close what the channel keeps."""
-        if self._session is not None:
-            self._session.close()
+        if self.session is not None:
+            self.session.close()
 
 
 class BatchContext:

@@ -448,7 +448,7 @@ class Channel(BaseChannel):
         self,
         message: Delivery,
         exchange: str = "",
-        routing_key: str = "",
+        routing_key: str | None = "",
         mandatory: bool = False,
         immediate: bool = False,
         timeout: float | None = None,
@@ -459,7 +459,7 @@ class Channel(BaseChannel):
         Args:
             message: The message.
             exchange: Name of the exchange; ``""`` is the default exchange.
-            routing_key: Routing key.
+            routing_key: Routing key; None: an empty one.
             mandatory: If True, the broker returns the message if no queue takes it.
             immediate: Ignored, as current brokers do.
             timeout: Seconds for the broker to take the message.
@@ -469,6 +469,7 @@ class Channel(BaseChannel):
             NotFound: The exchange does not exist.
             MessageNacked: The broker refused the message.
         """
+        routing_key = routing_key or ""
         check_short(routing_key, "routing key")
         delivery = Delivery(exchange, routing_key, message.properties, message.body)
         self.publish(delivery, mandatory, timeout, confirm_timeout)

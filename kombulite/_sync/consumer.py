@@ -217,7 +217,7 @@ class Consumer(BaseConsumer):
         facade = None if is_connection(self.channel) else self._facade
         if facade is not None:
             facade.disown(self._active_tags.values())
-        resumed = {name: self._active_queue_no_ack.get(name) for name in (*self._active_tags, *self._cancelled)}
+        resumed = dict(self._active_queue_no_ack)
         positions = self.stream_offsets
         self._cancelled.clear()
         for tag in self._active_tags.values():
@@ -225,19 +225,21 @@ class Consumer(BaseConsumer):
                 self._end(tag)
         tags = list(self._active_tags.values())
         self._active_tags.clear()
+        self._active_queue_no_ack.clear()
         self._stop_collecting(tags)
         self.channel = maybe_channel(channel)
-        queues = [*self._queues.values(), *self._unnamed]
-        self._queues, self._unnamed = {}, []
-        for queue in queues:
-            bound = queue(self.channel)
+        queues, unnamed = [[queue(self.channel) for queue in each] for each in (self._queues.values(), self._unnamed)]
+        self._queues, self._unnamed = {queue.name: queue for queue in queues}, []
+        if self.auto_declare:
+            self.declare()
+        for queue in unnamed:
             if self.auto_declare:
-                bound.declare()  # now the broker has named those without a name
-            self._queues[bound.name] = bound
+                queue.declare()  # now the broker has named it
+            self._queues[queue.name] = queue
         if self.prefetch_count is not None:
             self.qos(prefetch_count=self.prefetch_count)
         self.go_on(positions)
-        self._consume_queues(resumed)
+        self._consume_previously_active(resumed)
 
     def consume(self, no_ack: bool | None = None) -> None:
         """Start consuming from all queues that are not being consumed.
@@ -247,6 +249,10 @@ class Consumer(BaseConsumer):
         """
         no_ack = self.no_ack if no_ack is None else no_ack
         self._consume_queues(dict.fromkeys(self._queues, no_ack))
+
+    def _consume_previously_active(self, active_no_ack: Mapping[str, bool | None]) -> None:
+        """Consume again from the queues, by their names, that were consumed before the channel changed."""
+        self._consume_queues(active_no_ack)
 
     def _consume_queues(self, no_ack_by_queue: Mapping[str, bool | None]) -> None:
         """Consume from queues, by their names, where that is not so already."""
@@ -272,6 +278,7 @@ class Consumer(BaseConsumer):
             self._start(queue, tag, no_ack, nowait and not isinstance(self.channel, Channel))
         except BaseException:
             self._active_tags.pop(queue.name, None)
+            self._active_queue_no_ack.pop(queue.name, None)
             raise
         return tag
 

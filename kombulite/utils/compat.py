@@ -104,7 +104,7 @@ def fileno(f: Any) -> int:
         AttributeError: ``f`` is not a file.
     """
     if f is None:
-        raise ValueError("there is no descriptor of None")
+        raise ValueError("file descriptor is None")
     return f if isinstance(f, int) else f.fileno()
 
 

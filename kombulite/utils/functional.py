@@ -11,7 +11,7 @@ from time import monotonic as time  # kombu's name; the wall clock may be set me
 from time import sleep
 from typing import Any, TypeVar
 
-from kombulite.utils.encoding import safe_repr
+from kombulite.utils.encoding import safe_repr as _safe_repr
 from kombulite.utils.locks import Lock
 
 __all__ = [
@@ -276,7 +276,7 @@ def reprkwargs(kwargs: Mapping[str, Any], sep: str = ", ", fmt: str = "{0}={1}")
         sep: Text between two of them.
         fmt: Format of one: ``{0}`` is the name, ``{1}`` the value.
     """
-    return sep.join(fmt.format(name, safe_repr(value)) for name, value in kwargs.items())
+    return sep.join(fmt.format(name, _safe_repr(value)) for name, value in kwargs.items())
 
 
 def reprcall(name: str, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None, sep: str = ", ") -> str:
@@ -288,7 +288,7 @@ def reprcall(name: str, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | No
         kwargs: Keyword arguments.
         sep: Text between two arguments.
     """
-    parts = [*map(safe_repr, args or ())]
+    parts = [*map(_safe_repr, args or ())]
     if kwargs:
         parts.append(reprkwargs(kwargs, sep))
     return f"{name}({sep.join(parts)})"

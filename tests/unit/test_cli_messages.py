@@ -101,7 +101,7 @@ def test_consume_as_json(kombulite, connection):
     assert first["properties"]["correlation_id"] == "c"
     assert (first["exchange"], first["routing_key"], first["redelivered"]) == ("", "q", False)
     assert "body" not in second
-    assert "Refusing to deserialize disabled content" in second["error"]
+    assert "Refusing to deserialize untrusted content" in second["error"]
 
 
 def test_consume_takes_no_more_than_it_is_told(kombulite, connection):

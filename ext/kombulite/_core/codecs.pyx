@@ -39,8 +39,8 @@ cdef class Codecs:
         """The decoder of a content type that is not in ``decoders``, or None."""
         raise NotImplementedError
 
-    def refuse(self, content_type):
-        """Raise the error for a content type that is not accepted."""
+    def refuse(self, content_type, is_disabled):
+        """Raise the error for a content type that is not accepted: it is disabled, or the receiver does not name it."""
         raise NotImplementedError
 
     def encode_failed(self, error):
@@ -128,9 +128,9 @@ cdef class Codecs:
             content_type = "application/data"
         if accept is None:
             if not force and content_type in self.disabled:
-                self.refuse(content_type)
+                self.refuse(content_type, True)
         elif content_type not in accept and content_type not in TRUSTED_CONTENT:
-            self.refuse(content_type)
+            self.refuse(content_type, False)
         if not data:
             return data
         decoder = self.decoders.get(content_type)
