@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
@@ -186,8 +186,18 @@ class Server:
         self.start()
 
     def pause(self) -> None:
-        """Suspend it: it keeps its connections and does not answer."""
+        """Suspend it: it keeps its connections and does not answer.
+
+        Raises:
+            TimeoutError: It is not suspended within 20 seconds.
+        """
         self.signal(signal.SIGSTOP)
+        # On a busy machine a thread may run on until another one, which has the signal, has its turn.
+        wait_until(self._is_suspended, STOP_TIMEOUT, f"{self.program} is not suspended")
+
+    def _is_suspended(self) -> bool:
+        """Return whether no thread of its processes runs, as far as the system says so (Linux)."""
+        return self.process is None or all(state in "TtZX" for group, state in _threads() if group == self.process.pid)
 
     def resume(self) -> None:
         """Resume it after ``pause()``."""
@@ -312,7 +322,7 @@ class RabbitMQServer(Server):
         except OSError:
             return False
 
-    def control(self, *arguments: str, timeout: float = 60) -> str:
+    def control(self, *arguments: str, timeout: float = 100) -> str:
         """Run ``rabbitmqctl`` and return its output.
 
         Args:
@@ -355,6 +365,14 @@ class RabbitMQServer(Server):
     def url(self) -> str:
         """The URL for ``Connection``."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+
+def _threads() -> Iterator[tuple[int, str]]:
+    """Return the process group and the state of each thread that the system shows in ``/proc``."""
+    for path in Path("/proc").glob("[0-9]*/task/[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group, *_ = path.read_text(errors="replace").rpartition(")")[2].split()
+            yield int(group), state
 
 
 def tail(path: Path, size: int = 3000) -> str:

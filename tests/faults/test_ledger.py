@@ -132,6 +132,7 @@ def test_what_stands_still_or_dies_is_seen(start_server, monkeypatch):
         for name in ("SETTLE", "PATIENCE"):
             monkeypatch.setattr(f"tests.faults.stage.{name}", 1)
         stopped.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, stopped.pid, os.WSTOPPED)  # it may have been writing
         assert not stage.goes_on()
         died = stage.produce()
         died.process.kill()
