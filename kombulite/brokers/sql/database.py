@@ -81,10 +81,11 @@ class Database(ABC):
         """Insert messages, within a transaction."""
 
     @abstractmethod
-    def insert_unless_changed(self, head: Head, body: bytes, topology: int, wakes_all: bool) -> bool:
-        """Insert a message in a transaction of its own and wake its consumers; not if the topology has changed.
+    def insert_unless_changed(self, segment: Segment, topology: int, wakes_all: bool) -> bool:
+        """Insert messages in a transaction of their own and wake their consumers; not if the topology has changed.
 
-        Returns whether it is inserted. ``topology``: its version as the caller knows it; ``wakes_all``: as ``notify``.
+        Returns whether they are inserted. ``topology``: its version as the caller knows it; ``wakes_all``: as
+        ``notify``.
         """
 
     @abstractmethod
@@ -140,10 +141,14 @@ class Database(ABC):
 
     def rows(self, statement: str, *values: Any) -> list[Row]:
         """Run a statement and return its rows."""
+        return self.fetch(self.prepared(statement), values)
+
+    def prepared(self, statement: str) -> str:
+        """Return a statement as ``fetch`` takes it, prepared when it is asked for first."""
         prepared = self._statements.get(statement)
         if prepared is None:
             prepared = self._statements[statement] = self.prepare(self.filled(statement))
-        return self.fetch(prepared, values)
+        return prepared
 
     def value(self, statement: str, *values: Any) -> Any:
         """Run a statement and return the first column of its first row, None if there is none."""

@@ -125,10 +125,13 @@ class Messages:
         self._check_room(queues, delivery)
         self.put_many([(queue, [delivery]) for queue in queues])
 
-    def put_unless_changed(self, queue: QueueRecord, delivery: Delivery) -> bool:
-        """Put a message into a queue without limits, in a transaction of its own; not if the topology has changed."""
-        head, body = self._head(queue, delivery), _body(delivery)
-        return self._database.insert_unless_changed(head, body, self._topology.version, _may_die(queue, head))
+    def put_unless_changed(self, queue: QueueRecord, alike: Sequence[Delivery]) -> bool:
+        """Put messages into a queue without limits, in a transaction of its own; not if the topology has changed.
+
+        They are alike but for their bodies.
+        """
+        segment = Segment(self._head(queue, alike[0]), [_body(each) for each in alike])
+        return self._database.insert_unless_changed(segment, self._topology.version, _may_die(queue, segment.head))
 
     def put_many(self, placed: Sequence[tuple[QueueRecord, Sequence[Delivery]]]) -> None:
         """Put messages into queues that are locked, whether they are full or not, and drop what exceeds their limits.

@@ -12,6 +12,7 @@ import psycopg
 from kombulite import exceptions
 from kombulite.brokers.base import Settings
 from kombulite.brokers.options import as_number
+from kombulite.brokers.sql.arrays import BYTEA, array
 from kombulite.brokers.sql.database import LOOK_INTERVAL, Database, Head, Row, Segment
 from kombulite.brokers.sql.outbox import Statement
 from kombulite.brokers.sql.schema import MAX_NAME
@@ -61,12 +62,13 @@ SCHEMA_OF_TABLE = (
     " WHERE pg_class.oid = to_regclass(?)"
 )
 
+# What messages have in common travels once, and the whole transaction is one round trip. That takes the server less than
+# a COPY of a thousand, which has it receive each column of each row, and prepare a thousand rows of memory each time.
+# The clock is a sub-select: the time would be computed anew for each row.
 INSERT_UNLESS_CHANGED = (
-    "WITH put AS (INSERT INTO {p}messages (" + COLUMNS + ") SELECT ?, ?, ?, {now} + ?, ?, ?, ?, ?"
-    " FROM {p}meta WHERE topology = ? RETURNING 1),"
-    " told AS (SELECT pg_notify(?, '') FROM put WHERE ?::boolean"
+    "INSERT INTO {p}messages (" + COLUMNS + ") SELECT ?, ?, ?, (SELECT {now} + ?), ?, ?, ?, unnest(?::bytea[])"
+    " FROM {p}meta WHERE topology = ? AND 0 <= (SELECT count(pg_notify(?, '')) WHERE ?::boolean"
     " OR EXISTS (SELECT 1 FROM {p}consumers WHERE queue = ?))"
-    " SELECT count(*) FROM put LEFT JOIN told ON true"
 )
 
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -219,9 +221,14 @@ class PostgreSQL(Database):
         except ServerError as error:
             raise self._failure(error) from error
 
-    def insert_unless_changed(self, head: Head, body: bytes, topology: int, wakes_all: bool) -> bool:
-        """Insert a message and wake its consumers in one statement; not if the topology has changed."""
-        return bool(self.value(INSERT_UNLESS_CHANGED, *head, body, topology, self.channel, wakes_all, head[0]))
+    def insert_unless_changed(self, segment: Segment, topology: int, wakes_all: bool) -> bool:
+        """Insert messages and wake their consumers in one statement; not if the topology has changed."""
+        head, bodies = segment
+        values = (*head, array(BYTEA, bodies), topology, self.channel, wakes_all, head[0])
+        try:
+            return self._open_wire().execute(self.prepared(INSERT_UNLESS_CHANGED), values) > 0
+        except ServerError as error:
+            raise self._failure(error) from error
 
     def outbox_statement(self, head: Head, body: bytes) -> Statement:
         """Return what inserts a message and wakes its consumers at commit.

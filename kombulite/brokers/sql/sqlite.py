@@ -180,11 +180,19 @@ class SQLite(Database):
         except sqlite3.Error as error:
             raise self._failure(error) from error
 
-    def insert_unless_changed(self, head: Head, body: bytes, topology: int, wakes_all: bool) -> bool:
-        """Insert a message in a transaction of its own; not if the topology has changed."""
-        if not self._run(self._insert_unless_changed, (*head, body, topology)).rowcount:
+    def insert_unless_changed(self, segment: Segment, topology: int, wakes_all: bool) -> bool:
+        """Insert messages in a transaction of their own; not if the topology has changed."""
+        head, bodies = segment
+        if len(bodies) > 1:
+            with self.transaction():
+                if self.value("SELECT topology FROM {p}meta") != topology:
+                    return False
+                self.insert_messages([segment])
+                self._is_news = True
+        elif not self._run(self._insert_unless_changed, (*head, bodies[0], topology)).rowcount:
             return False
-        self._wake_all()
+        else:
+            self._wake_all()
         return True
 
     def outbox_statement(self, head: Head, body: bytes) -> Statement:

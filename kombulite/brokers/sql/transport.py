@@ -300,7 +300,7 @@ class SQLTransport(ChannelTransport):
         with self._session.use():
             self._channel(channel)
             self._messages.check(delivery)
-            if self._put_as_known(delivery):
+            if self._put_as_known([delivery]):
                 return
             with self._session.transaction():
                 queues = self._route(delivery, mandatory)
@@ -308,15 +308,23 @@ class SQLTransport(ChannelTransport):
                     self._messages.lock_limited(queues)
                     self._messages.put(queues, delivery)
 
-    def _put_as_known(self, delivery: Delivery) -> bool:
-        """Put a message where it goes by the topology as it was seen last, if it is that still; one round trip."""
+    def _put_as_known(self, alike: Sequence[Delivery]) -> bool:
+        """Put messages where they go by the topology as it was seen last, if it is that still; one round trip."""
         try:
-            queues = self._topology.route(delivery)
+            queues = self._topology.route(alike[0])
         except exceptions.NotFound:
             return False
         if len(queues) != 1 or not queues[0].is_plain or queues[0].limits.expires is not None:
             return False
-        return self._messages.put_unless_changed(queues[0], delivery)
+        return self._messages.put_unless_changed(queues[0], alike)
+
+    def _may_put(self, delivery: Delivery) -> bool:
+        """Return whether a message may be stored; what refuses it names it by its place in a batch."""
+        try:
+            self._messages.check(delivery)
+        except REFUSALS:
+            return False
+        return True
 
     def _route(self, delivery: Delivery, mandatory: bool) -> list[QueueRecord]:
         queues = self._topology.route(delivery)
@@ -339,6 +347,11 @@ class SQLTransport(ChannelTransport):
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
         refused: list[tuple[int, Exception]] = []
+        if deliveries and all(_are_alike(deliveries[0], each) for each in deliveries):
+            with self._session.use():
+                self._channel(channel)
+                if self._may_put(deliveries[0]) and self._put_as_known(deliveries):
+                    return refused
         with self._session.transaction():
             self._channel(channel)
             plan: list[Planned] = []

@@ -119,6 +119,14 @@ class Wire:
 
         Raises ServerError, also where the server has not answered in time.
         """
+        result = self._answer(statement, values)
+        return _rows(result) if result.ntuples else []
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> int:
+        """Run a statement that has no rows; returns how many rows of a table it has changed. Raises as ``run``."""
+        return int(self._answer(statement, values).command_tuples or 0)
+
+    def _answer(self, statement: str, values: Sequence[Any]) -> Any:
         pgconn, deadline = self._open(), monotonic() + self._timeout
         dumped, formats = _dumped(values)
         try:
@@ -134,8 +142,7 @@ class Wire:
                 pgconn.send_query_params(statement.encode(), dumped, None, formats, BINARY)
         except psycopg.Error as error:
             raise ServerError(str(error)) from error
-        result = self._result(deadline)
-        return _rows(result) if result.ntuples else []
+        return self._result(deadline)
 
     def command(self, statement: str) -> bytes:
         """Run a statement without parameters and rows; returns what the server did. Raises ServerError."""
