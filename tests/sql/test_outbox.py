@@ -359,6 +359,32 @@ def test_wrapped_connection_of_a_pool_publishes(postgresql_url):
     asyncio.run(work())
 
 
+@pytest.mark.parametrize("is_cursor", [False, True], ids=["connection", "cursor"])
+def test_cursors_that_take_the_placeholders_of_the_server_publish(postgresql_url, is_cursor):
+    with (
+        Connection(postgresql_url) as connection,
+        psycopg.connect(postgresql_url, cursor_factory=psycopg.RawCursor) as transaction,
+    ):
+        queue = Queue(f"raw-{is_cursor}")(connection)
+        queue.declare()
+        via = transaction.cursor() if is_cursor else transaction
+        Producer(connection).publish("100 %", routing_key=queue.name, via=via)
+        transaction.commit()
+        assert queue.get(no_ack=True).payload == "100 %"
+
+
+def test_cursors_on_an_event_loop_that_take_the_placeholders_of_the_server_publish(postgresql_url):
+    async def work():
+        connecting = psycopg.AsyncConnection.connect(postgresql_url, cursor_factory=psycopg.AsyncRawCursor)
+        async with aio.connect(postgresql_url) as connection, await connecting as via:
+            await connection.declare(Queue("raw"))
+            await connection.producer().publish("kept", "raw", via=via)
+
+    asyncio.run(work())
+    with Connection(postgresql_url) as connection:
+        assert Queue("raw")(connection).get(no_ack=True).payload == "kept"
+
+
 def test_search_path_of_the_transaction_does_not_matter(postgresql_url):
     """As with a schema for each tenant, one of which has tables of the same names."""
     prefix = f"p{uuid4().hex[:8]}_"

@@ -15,8 +15,9 @@ Run = Callable[[], Coroutine[Any, Any, None] | None]
 Execute = Callable[[str, Sequence[Any]], Any]
 
 #: Libraries whose connections are taken as they are: the form of their placeholders.
+DOLLARS = "${}"
 DRIVERS = {
-    "postgresql": {"psycopg": "%s", "asyncpg": "${}"},
+    "postgresql": {"psycopg": "%s", "asyncpg": DOLLARS},
     "sqlite": {"sqlite3": "?", "aiosqlite": "?"},
 }
 
@@ -68,12 +69,18 @@ def _executor(via: Any, database: str) -> tuple[Execute, str]:
         _check_database(via, via.vendor, database)
         return _over_django(via), "%s"
     for library in libraries & DRIVERS[database].keys():
-        form = DRIVERS[database][library]
-        return (via.execute if form != "${}" else lambda text, values: via.execute(text, *values)), form
+        form = DOLLARS if _has_raw_cursors(via) else DRIVERS[database][library]
+        return (via.execute if library != "asyncpg" else lambda text, values: via.execute(text, *values)), form
     raise TypeError(
         f"via must be a connection of {', '.join(DRIVERS[database])} or Django, or a session or connection of"
         f" SQLAlchemy, got {type(via).__name__}"
     )
+
+
+def _has_raw_cursors(via: Any) -> bool:
+    """Return whether a connection or cursor of psycopg takes placeholders as PostgreSQL has them, and no others."""
+    factory = getattr(via, "cursor_factory", type(via))
+    return any(cls.__name__ == "RawCursorMixin" for cls in getattr(factory, "__mro__", ()))
 
 
 def _check_database(via: Any, found: str, database: str) -> None:
