@@ -89,26 +89,23 @@ class Chunk:
         self._is_broken = False
 
     @property
-    def is_full(self) -> bool:
-        """Whether it is time to send."""
-        return len(self.deliveries) >= CHUNK or self._size >= CHUNK_BYTES or self._is_broken
-
-    @property
     def is_over(self) -> bool:
         """Whether no more are to be sent: one could not be encoded, or too many were refused."""
         return self._is_broken or len(self._refused) >= MAX_REFUSED
 
-    def add(self, make: Callable[[Any], Delivery], body: Any) -> None:
-        """Prepare a message. One that cannot be encoded is the last."""
+    def add(self, make: Callable[[Any], Delivery], body: Any) -> bool:
+        """Prepare a message. One that cannot be encoded is the last. Returns whether it is time to send."""
+        deliveries = self.deliveries
         try:
             delivery = make(body)
         except exceptions.EncodeError as error:
             self._refused.append((self.total, error))
             self._is_broken = True
         else:
-            self.deliveries.append(delivery)
+            deliveries.append(delivery)
             self._size += len(delivery.body)
         self.total += 1
+        return len(deliveries) >= CHUNK or self._size >= CHUNK_BYTES or self._is_broken
 
     def sent(self, refused: list[tuple[int, Exception]]) -> None:
         """Note that the messages were sent, all but these."""

@@ -470,11 +470,11 @@ class Producer(MessageMaker, BaseProducer):
 
         chunk = Chunk()
         for body in bodies:
-            chunk.add(make, body)
-            if chunk.is_full and chunk.deliveries:
-                chunk.sent(self.send_many(chunk.deliveries, mandatory, timeout))
-            if chunk.is_over:
-                break
+            if chunk.add(make, body):
+                if chunk.deliveries:
+                    chunk.sent(self.send_many(chunk.deliveries, mandatory, timeout))
+                if chunk.is_over:
+                    break
         if chunk.deliveries:
             chunk.sent(self.send_many(chunk.deliveries, mandatory, timeout))
         chunk.raise_refused()

@@ -158,11 +158,10 @@ class Producer(MessageMaker):
         chunk = Chunk()
         source = bodies if isinstance(bodies, AsyncIterable) else _asynchronous(bodies)
         async for body in source:
-            chunk.add(make, body)
-            if chunk.is_full:
+            if chunk.add(make, body):
                 await self._send(chunk, mandatory, timeout)
-            if chunk.is_over:
-                break
+                if chunk.is_over:
+                    break
         await self._send(chunk, mandatory, timeout)
         chunk.raise_refused()
         return chunk.total
