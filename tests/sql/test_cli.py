@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from uuid import uuid4
 
+import psycopg
 import pytest
 import sqlalchemy
 from alembic.migration import MigrationContext
@@ -22,6 +24,7 @@ from kombulite.cli.commands import kombulite
 from kombulite.cli.messages import peek
 from tests.servers import RabbitMQServer
 from tests.sql.conftest import sqlalchemy_url
+from tests.sql.test_outbox import driver
 
 
 @pytest.fixture
@@ -80,6 +83,63 @@ def test_tables_are_created_once(run, database):
     for _ in range(2):
         assert run("sql init").exit_code == 0
     database.connect(create_tables=False).connect()
+
+
+@pytest.fixture
+def of_version_2(database):
+    """Statements that make tables those of version 2, with messages in them."""
+    connection, kind = database.connect(), database.url.partition(":")[0]
+    Producer(connection, routing_key="orders").publish_many(range(3), declare=[Queue("orders")])
+    queue = Queue("orders")(connection)
+    assert queue.get(no_ack=True).payload == 0
+    messages, rows = f"{database.prefix}messages", connection.transport._database.rows
+    if kind == "postgresql":
+        rows(f"ALTER TABLE {messages} ADD PRIMARY KEY (id), REPLICA IDENTITY DEFAULT")
+    rows("UPDATE {p}meta SET version = 2")
+    connection.release()
+    return kind
+
+
+def test_tables_of_version_2_are_upgraded(run, database, of_version_2):
+    with pytest.raises(exceptions.OperationalError, match="end what uses them, then run 'kombulite sql init'"):
+        database.connect().connect()
+    for _ in range(2):
+        done = run("sql init")
+        assert done.exit_code == 0, done.output
+    connection = database.connect()
+    queue, rows = Queue("orders")(connection), connection.transport._database.rows
+    assert [queue.get(no_ack=True).payload for _ in range(2)] == [1, 2]
+    Producer(connection, routing_key="orders").publish(3)
+    assert queue.get(no_ack=True).payload == 3
+    if of_version_2 == "postgresql":
+        keys = "SELECT count(*) FROM pg_constraint WHERE conrelid = to_regclass(?)"
+        assert rows(keys, f"{database.prefix}messages") == [(0,)]
+
+
+def test_upgrade_is_printed_for_migrations(run, database, of_version_2):
+    statements = json.loads(run("sql print", "--since", "2", "--json").output)
+    with closing(driver(database)) as other:
+        for statement in statements:
+            other.execute(statement)
+        other.commit()
+    assert Queue("orders")(database.connect()).get(no_ack=True).payload == 1
+    assert run("sql print", "--since", "1").exit_code == 2
+
+
+def test_all_tables_may_be_replicated(postgresql_url):
+    """A publication refuses updates of tables without a key, unless it may send whole rows."""
+    prefix = f"r{uuid4().hex[:8]}_"
+    with (
+        Connection(postgresql_url, transport_options={"table_prefix": prefix}) as connection,
+        psycopg.connect(postgresql_url, autocommit=True) as admin,
+    ):
+        queue = Queue("orders")(connection)
+        queue.declare()
+        admin.execute(f"CREATE PUBLICATION {prefix}all FOR TABLE {prefix}messages")
+        Producer(connection, routing_key="orders").publish(1)
+        queue.get().ack()
+        assert queue.get() is None
+        admin.execute(f"DROP PUBLICATION {prefix}all")
 
 
 def test_tables_are_printed_for_migrations(run, database):

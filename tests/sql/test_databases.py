@@ -33,8 +33,26 @@ def test_tables_of_another_version_are_refused(database):
     connection = database.connect()
     connection.connect()
     connection.transport._database.rows("UPDATE {p}meta SET version = 99")
-    with pytest.raises(exceptions.OperationalError, match="are of version 99, this kombulite needs version 2"):
+    with pytest.raises(exceptions.OperationalError, match="are of version 99, this kombulite needs version 3"):
         database.connect().connect()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_batch_goes_where_another_connection_has_bound_meanwhile(database, count):
+    first, second = database.connect(), database.connect()
+    shop = Exchange("shop", "fanout")
+    Queue("old", shop)(first).declare()
+    producer = Producer(first, shop, auto_declare=False)
+    producer.publish_many(range(count))  # it knows where they go
+    Queue("new", shop)(second).declare()
+    producer.publish_many(range(count, 2 * count))
+    Queue("old")(second).delete()
+    Queue("old", shop)(second).declare()  # another one of that name
+    producer.publish_many(range(2 * count, 3 * count))
+    for name, expected in (("old", range(2 * count, 3 * count)), ("new", range(count, 3 * count))):
+        queue = Queue(name, no_declare=True)(second)
+        assert [queue.get(no_ack=True).payload for _ in expected] == [*expected]
+        assert queue.get() is None
 
 
 def test_what_was_published_is_there_after_all_connections_are_gone(database):
@@ -358,22 +376,27 @@ def test_end_of_a_consumer_that_fails_gives_back_what_it_has_not_seen(database, 
     assert [queue.get(no_ack=True).payload for _ in range(2)] == [1, 2]
 
 
-def test_batch_that_fails_leaves_whole_thousands(database, monkeypatch):
+@pytest.mark.parametrize("are_alike", [True, False])
+def test_batch_that_fails_leaves_whole_thousands(database, are_alike):
     connection = database.connect()
     queue = Queue("orders")(connection)
     queue.declare()
-    messages = connection.transport._messages
-    put_many = messages.put_many
-
-    def put_one_batch(placed):
-        put_many(placed)
-        if connection.transport._database.value("SELECT count(*) FROM {p}messages") > 1000:
-            fail()
-
-    monkeypatch.setattr(messages, "put_many", put_one_batch)
-    with pytest.raises(exceptions.RecoverableChannelError):
-        Producer(connection, routing_key="orders").publish_many(range(2500))
+    rows, producer = connection.transport._database.rows, Producer(connection, routing_key="orders")
+    if connection.transport._database.is_postgresql:
+        rows("ALTER TABLE {p}messages ADD CHECK (body <> '1500')")
+    else:
+        raised = "BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        rows("CREATE TRIGGER refusing BEFORE INSERT ON {p}messages WHEN NEW.body = CAST('1500' AS BLOB) " + raised)
+    with pytest.raises(exceptions.ChannelError):
+        if are_alike:
+            producer.publish_many(range(2500))
+        else:
+            with producer.batch():
+                for number in range(2500):
+                    producer.publish(number, headers={"number": number})
     assert queue.queue_declare(passive=True).message_count == 1000
+    producer.publish("it goes on")
+    assert queue.queue_declare(passive=True).message_count == 1001
 
 
 @pytest.fixture

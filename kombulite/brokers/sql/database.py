@@ -2,8 +2,8 @@
 
 Statements are written once for all databases: ``?`` for a parameter, ``{p}`` before the name of a table, ``{now}`` for
 the server's time in seconds since 1970, ``{skip}`` behind a SELECT that locks its rows and skips those others locked,
-``{lock}`` behind one that waits for them, ``{found}`` for the condition that a row has one of the ``id``s of the table
-``found``, which may have few rows or many.
+``{lock}`` behind one that waits for them, ``{place}`` for the column that says where a row is, ``{found}`` for the
+condition that a row is at one of the ``place``s of the table ``found``, which may have few rows or many.
 
 The class is wider than others: it has all in which the databases differ.
 """
@@ -41,10 +41,11 @@ class Segment(NamedTuple):
 class Database(ABC):
     """A connection to a database. Used by one thread at a time."""
 
-    #: What ``{now}``, ``{skip}``, ``{lock}`` and ``{found}`` stand for.
+    #: What ``{now}``, ``{skip}``, ``{lock}``, ``{place}`` and ``{found}`` stand for.
     now: str
     skip: str
     lock: str
+    place: str
     found: str
     is_postgresql: bool
 
@@ -168,7 +169,7 @@ class Database(ABC):
     def filled(self, statement: str) -> str:
         """Return a statement with its placeholders filled in."""
         statement = statement.replace("{p}", self.prefix).replace("{now}", self.now).replace("{found}", self.found)
-        return statement.replace("{skip}", self.skip).replace("{lock}", self.lock)
+        return statement.replace("{skip}", self.skip).replace("{lock}", self.lock).replace("{place}", self.place)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -195,13 +196,15 @@ class Database(ABC):
             self.roll_back()
             raise
 
-    def create_tables(self) -> None:
-        """Create the tables unless they are there."""
+    def create_tables(self, upgrades: bool = False) -> None:
+        """Create the tables unless they are there. ``upgrades``: bring those of an earlier version up to date."""
         with self.transaction():
             self.lock_schema()
-            if not self.has_tables():
+            are_there = self.has_tables()
+            since = self.value("SELECT version FROM {p}meta") if are_there and upgrades else None
+            if not are_there or since in schema.MIGRATIONS:
                 name = "postgresql" if self.is_postgresql else "sqlite"
-                for statement in schema.schema_statements(name, self._bare_prefix, self._schema):
+                for statement in schema.schema_statements(name, self._bare_prefix, self._schema, since):
                     self.rows(statement)
 
     def check_tables(self) -> None:
@@ -211,6 +214,10 @@ class Database(ABC):
                 f"there are no tables {self.prefix}*: create them by 'kombulite sql init' or with create_tables=True"
             )
         version = self.value("SELECT version FROM {p}meta")
+        if version in schema.MIGRATIONS:
+            raise exceptions.OperationalError(
+                f"the tables {self.prefix}* are of version {version}: end what uses them, then run 'kombulite sql init'"
+            )
         if version != schema.VERSION:
             raise exceptions.OperationalError(
                 f"the tables {self.prefix}* are of version {version}, this kombulite needs version {schema.VERSION}"

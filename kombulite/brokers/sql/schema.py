@@ -8,11 +8,13 @@ so that a publisher notices that what it has cached is stale.
 
 from __future__ import annotations
 
-VERSION = 2
+VERSION = 3
 
 #: What a column type is called: (SQLite, PostgreSQL).
 TYPES = {
     "serial": ("INTEGER PRIMARY KEY AUTOINCREMENT", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"),
+    # Messages have no primary key on PostgreSQL: it would cost a fifth of each publish.
+    "message": ("INTEGER PRIMARY KEY AUTOINCREMENT", "BIGINT GENERATED ALWAYS AS IDENTITY"),
     "blob": ("BLOB", "BYTEA"),
     "time": ("REAL", "DOUBLE PRECISION"),
 }
@@ -30,7 +32,7 @@ STATEMENTS = (
     "CREATE TABLE {p}consumers (connection BIGINT NOT NULL, channel INTEGER NOT NULL, tag TEXT NOT NULL,"
     " queue BIGINT NOT NULL, exclusive BOOLEAN NOT NULL, PRIMARY KEY (connection, channel, tag))",
     "CREATE INDEX {i}consumers_queue ON {p}consumers (queue)",
-    "CREATE TABLE {p}messages (id {serial}, queue BIGINT NOT NULL, rank INTEGER NOT NULL, due {time}, expires {time},"
+    "CREATE TABLE {p}messages (id {message}, queue BIGINT NOT NULL, rank INTEGER NOT NULL, due {time}, expires {time},"
     " owner BIGINT, deliveries INTEGER NOT NULL DEFAULT 0, exchange TEXT NOT NULL, routing_key TEXT NOT NULL,"
     " properties TEXT NOT NULL, body {blob} NOT NULL)",
     "CREATE INDEX {i}messages_waiting ON {p}messages (queue, rank, id) WHERE owner IS NULL AND due IS NULL",
@@ -40,6 +42,14 @@ STATEMENTS = (
     "INSERT INTO {p}meta (version, topology) VALUES (" + str(VERSION) + ", 1)",
 )
 
+
+#: Without it, logical replication that has all tables would refuse claims and acks: there is no primary key.
+REPLICATED_WHOLE = "ALTER TABLE {p}messages REPLICA IDENTITY FULL"
+
+#: What makes tables of a version those of the next: on (SQLite, PostgreSQL).
+MIGRATIONS: dict[int, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    2: ((), ("ALTER TABLE {p}messages DROP CONSTRAINT {i}messages_pkey", REPLICATED_WHOLE)),
+}
 
 DEFAULT_PREFIX = "kombulite_"
 MAX_NAME = 63  # bytes of a name on PostgreSQL, which cuts off what is above
@@ -68,13 +78,16 @@ def quoted_schema(name: str) -> str:
     return f'"{name}"'
 
 
-def schema_statements(database: str, table_prefix: str = DEFAULT_PREFIX, schema: str | None = None) -> list[str]:
-    """Return the statements that create the broker's tables, as for a migration.
+def schema_statements(
+    database: str, table_prefix: str = DEFAULT_PREFIX, schema: str | None = None, since: int | None = None
+) -> list[str]:
+    """Return the statements that create the broker's tables, or upgrade them, as for a migration.
 
     Args:
         database: ``postgresql`` or ``sqlite``.
         table_prefix: What the names of tables and indexes begin with, as the transport option.
         schema: Where they are on PostgreSQL, created if it is missing; None: the first of the search path.
+        since: Version of the tables that are there and to be upgraded; None: there are none.
 
     Raises:
         ValueError: One of them cannot be.
@@ -85,8 +98,15 @@ def schema_statements(database: str, table_prefix: str = DEFAULT_PREFIX, schema:
     is_postgresql = database == "postgresql"
     types = {name: both[is_postgresql] for name, both in TYPES.items()}
     qualified = f"{quoted_schema(schema)}.{prefix}" if schema else prefix
-    made = [statement.format(p=qualified, i=prefix, **types) for statement in STATEMENTS]
-    if schema and is_postgresql:
+    if since is None:
+        statements = [*STATEMENTS, REPLICATED_WHOLE] if is_postgresql else [*STATEMENTS]
+    elif since not in MIGRATIONS:
+        raise ValueError(f"since must be one of {', '.join(map(str, MIGRATIONS))}, got {since!r:.80}")
+    else:
+        statements = [each for version in range(since, VERSION) for each in MIGRATIONS[version][is_postgresql]]
+        statements.append(f"UPDATE {{p}}meta SET version = {VERSION}")
+    made = [statement.format(p=qualified, i=prefix, **types) for statement in statements]
+    if schema and is_postgresql and since is None:
         name = quoted_schema(schema)
         missing = f"to_regnamespace('{name}') IS NULL"
         made.insert(0, f"DO $$ BEGIN IF {missing} THEN CREATE SCHEMA {name}; END IF; END $$")

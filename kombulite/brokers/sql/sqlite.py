@@ -55,7 +55,8 @@ class SQLite(Database):
 
     now = "((julianday('now') - 2440587.5) * 86400.0)"
     skip = lock = ""  # a transaction has the whole file
-    found = "id IN (SELECT id FROM found)"
+    place = "id"
+    found = "id IN (SELECT place FROM found)"
     is_postgresql = False
 
     def __init__(self, settings: Settings, prefix: str) -> None:

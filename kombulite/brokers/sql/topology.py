@@ -25,16 +25,16 @@ DELETED_AT_ONCE = 50_000
 MAX_ID = (1 << 63) - 1
 
 DELETE = (
-    "WITH theirs AS MATERIALIZED (SELECT id FROM {p}messages WHERE queue = ? AND id + 0 <= ? AND %s LIMIT ? {skip})"
-    " DELETE FROM {p}messages WHERE id IN (SELECT id FROM theirs) RETURNING 1"
+    "WITH found AS MATERIALIZED (SELECT {place} AS place FROM {p}messages WHERE queue = ? AND id + 0 <= ? AND %s"
+    " LIMIT ? {skip}) DELETE FROM {p}messages WHERE {found} RETURNING 1"
 )
 
 #: The ids of queues that have messages and are not there, by a step in an index for each queue.
 FILLED_AND_DELETED = (
-    "WITH RECURSIVE filled(queue) AS (SELECT min(queue) FROM {p}messages WHERE owner IS NULL AND due IS NULL"
-    " UNION ALL SELECT (SELECT min(queue) FROM {p}messages WHERE queue > filled.queue AND owner IS NULL"
-    " AND due IS NULL) FROM filled WHERE queue IS NOT NULL)"
-    " SELECT queue FROM filled WHERE queue IS NOT NULL AND queue NOT IN (SELECT id FROM {p}queues)"
+    "WITH RECURSIVE filled(queue) AS (SELECT CAST(0 AS BIGINT) UNION ALL SELECT (SELECT queue FROM {p}messages"
+    " WHERE queue > filled.queue AND owner IS NULL AND due IS NULL ORDER BY queue LIMIT 1)"
+    " FROM filled WHERE queue IS NOT NULL)"
+    " SELECT queue FROM filled WHERE queue > 0 AND queue NOT IN (SELECT id FROM {p}queues)"
 )
 
 

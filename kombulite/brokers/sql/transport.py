@@ -130,6 +130,15 @@ class SQLTransport(ChannelTransport):
         """Return the database, not opened."""
         raise NotImplementedError
 
+    def create_tables(self) -> None:
+        """Create the tables, or upgrade those of an earlier version. Not while it is connected."""
+        self._database.open()
+        try:
+            self._database.create_tables(upgrades=True)
+            self._database.check_tables()
+        finally:
+            self._database.close()
+
     # --- the connection
 
     def connect(self) -> None:
@@ -252,7 +261,7 @@ class SQLTransport(ChannelTransport):
     def _purge(self, record: QueueRecord) -> int:
         """Delete what waits in a queue by now, part by part; returns how many messages."""
         with self._session.use():
-            newest = self._messages.newest()
+            newest = self._messages.newest(record)
         total, count = 0, DELETED_AT_ONCE
         while count == DELETED_AT_ONCE:
             with self._session.use():
