@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, exceptions
+from kombulite._client.outgoing import CHUNK_BYTES
 from tests.proxy import Proxy
 from tests.servers import PostgreSQLServer
 
@@ -85,7 +86,9 @@ def test_publish_many(hanging):
     producer.publish("accepted")
     with hang(), pytest.raises(exceptions.RecoverableConnectionError, match=SILENT):
         producer.publish_many([b"x" * 100_000] * 200)
-    assert bodies(connection) == ["accepted"]
+    first, *others = bodies(connection)
+    assert first == "accepted"
+    assert len(others) in (0, (CHUNK_BYTES + 99_999) // 100_000), "not what one transaction has"
 
 
 def test_drain_events(hanging):
