@@ -11,7 +11,7 @@ import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, exceptions
 from tests.amqp.conftest import in_threads
-from tests.servers import keep_declarations, wait_until
+from tests.servers import close_connections, keep_declarations, set_memory_limit, wait_until
 
 HASTE = {"read_timeout": 2, "write_timeout": 2}
 LARGE = b"x" * 15_000_000  # more than the kernel buffers for a paused broker; RabbitMQ 4 refuses more than 16 MiB
@@ -44,7 +44,7 @@ def alarm(own_broker):
     """Raise and clear the broker's memory alarm."""
 
     def alarm(on):
-        own_broker.control("set_vm_memory_high_watermark", "0.000001" if on else "0.4")
+        set_memory_limit(own_broker, 0.000001 if on else 0.4)
 
     yield alarm
     alarm(False)
@@ -239,7 +239,7 @@ def test_connection_closed_by_the_operator(connect, own_broker, queue):
     connection = connect()
     consumer = Consumer(connection, queue, on_message=lambda message: message.ack())
     consumer.consume()
-    own_broker.control("close_all_connections", "maintenance")
+    close_connections(own_broker, "maintenance")
     with pytest.raises(exceptions.ConnectionForced, match="maintenance") as caught:
         connection.drain_events(timeout=30)
     assert caught.value.reply_code == 320
@@ -258,7 +258,7 @@ def test_publisher_whose_connection_was_closed_goes_on(connect, own_broker, queu
     connection = connect(transport_options={"confirm_publish": True})
     producer = Producer(connection)
     producer.publish(0, routing_key=queue.name)
-    own_broker.control("close_all_connections", "maintenance")
+    close_connections(own_broker, "maintenance")
     errors = []
     policy = {**PATIENT, "errback": lambda error, interval: errors.append(error)}
     producer.publish(1, routing_key=queue.name, retry=True, retry_policy=policy)

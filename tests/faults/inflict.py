@@ -11,7 +11,7 @@ import redis
 
 from tests.faults.stage import HEARTBEAT, Stage
 from tests.proxy import Cut, Direction
-from tests.servers import RabbitMQServer, Server
+from tests.servers import RabbitMQServer, Server, set_memory_limit
 
 AWAY = 3 * HEARTBEAT + 1  # seconds that a silent broker is silent: past two heartbeats
 LONGEST_CUT = 1400  # bytes: more than any handshake and the publish or claim that follows it
@@ -67,7 +67,7 @@ def block_broker(stage: Stage, times: int, random: Random) -> None:
 def limit_memory(server: Server, is_short: bool) -> None:
     """Let a broker have too little memory, or enough."""
     if isinstance(server, RabbitMQServer):
-        server.control("set_vm_memory_high_watermark", "0.000001" if is_short else "0.4")
+        set_memory_limit(server, 0.000001 if is_short else 0.4)
     else:
         with redis.Redis(port=server.port) as client:
             client.config_set("maxmemory", int(is_short))

@@ -25,7 +25,7 @@ from kombulite.pidbox import Mailbox
 from kombulite.pools import producers
 from kombulite.simple import SimpleQueue
 from tests.proxy import Proxy
-from tests.servers import RedisServer, wait_until
+from tests.servers import RedisServer, evaluate, wait_until
 
 KINDS = ("memory", "redis", "amqp", "sqlite", "postgresql")
 #: Those that are tried each time: tests/unit/test_failover_elsewhere.py has a file of SQLite.
@@ -34,7 +34,7 @@ AT_ONCE = {"max_retries": 20, "interval_start": 0, "interval_step": 0.1, "interv
 TIMEOUT = 20.0
 
 
-#: Adds a virtual host, and gives guest all rights there, in one command: each takes a second.
+#: Adds a virtual host, and gives guest all rights there.
 ADD_SECOND = """
     rabbit_vhost:add(<<"second">>, <<"guest">>), All = <<".*">>,
     rabbit_auth_backend_internal:set_permissions(<<"guest">>, <<"second">>, All, All, All, <<"guest">>).
@@ -95,7 +95,7 @@ def second_redis() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="module")
 def second_virtual_host(mortal_rabbitmq: Any) -> str:
-    mortal_rabbitmq.control("eval", ADD_SECOND)
+    evaluate(mortal_rabbitmq, ADD_SECOND.strip())
     return f"{mortal_rabbitmq.url[:-1]}second"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, uuid
 from kombulite._client.lifecycle import State
-from tests.servers import RabbitMQServer, wait_until
+from tests.servers import RabbitMQServer, evaluate, wait_until
 
 #: Connections first: that of a consumer whose queue is deleted is told so, and stays.
 FORGET = (
@@ -27,7 +27,7 @@ LOST = (exceptions.RecoverableConnectionError, OSError)
 @pytest.fixture
 def url(own_rabbitmq: RabbitMQServer) -> str:
     """A virtual host of the test's own."""
-    own_rabbitmq.control("eval", CREATE)
+    evaluate(own_rabbitmq, CREATE)
     return f"{own_rabbitmq.url.rstrip('/')}/forgetful"
 
 
@@ -101,7 +101,7 @@ def publish_to(url: str, queue: Queue) -> None:
 
 def test_connected_means_consuming_or_it_is_raised(own_rabbitmq, url):
     programs = [Program(url, go_on) for go_on in (drain, ensure, consume, declare, publish, put, begin_anew)]
-    own_rabbitmq.control("eval", FORGET + CREATE)
+    evaluate(own_rabbitmq, FORGET + CREATE)
     for program in programs:
         with program.connection:
             refusals = 0

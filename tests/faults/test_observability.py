@@ -10,7 +10,7 @@ import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, exceptions, uuid
 from tests.conftest import started
-from tests.servers import RabbitMQServer
+from tests.servers import RabbitMQServer, close_connections, set_memory_limit
 
 SECRET = "hush-hush"
 
@@ -56,7 +56,7 @@ def test_counters_go_on_after_a_loss_and_count_it(server, connection, log):
         producer.publish({})
         while not got:
             connection.drain_events(timeout=20)
-        server.control("close_all_connections", "maintenance")
+        close_connections(server, "maintenance")
         with pytest.raises(connection.connection_errors):
             while True:
                 connection.drain_events(timeout=20)
@@ -120,13 +120,13 @@ def test_a_blocked_broker_is_in_the_log(server, connection, log):
     queue = Queue(f"blocked-{uuid()}", durable=True)(connection.default_channel)
     queue.declare()
     producer = Producer(connection, routing_key=queue.name)
-    server.control("set_vm_memory_high_watermark", "0.0000001")
+    set_memory_limit(server, 0.000001)
     try:
         with pytest.raises((exceptions.Blocked, TimeoutError)):
             for _ in range(100):
                 producer.publish({}, timeout=1)
     finally:
-        server.control("set_vm_memory_high_watermark", "0.6")
+        set_memory_limit(server, 0.6)
 
     def states():
         try:

@@ -18,7 +18,7 @@ from kombulite._sync.channel import Channel
 from kombulite.brokers.base import Outcome
 from kombulite.mixins import ConsumerMixin
 from tests.faults.scenarios import check_retry, go_over_and_back
-from tests.servers import RabbitMQServer, keep_declarations, wait_until
+from tests.servers import RabbitMQServer, close_connections, evaluate, keep_declarations, version, wait_until
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def other(server: RabbitMQServer) -> Iterator[Connection]:
 
 def close_all(server: RabbitMQServer) -> None:
     """What an operator does to us."""
-    server.control("close_all_connections", "maintenance")
+    close_connections(server, "maintenance")
 
 
 def lose(connection: Connection) -> exceptions.ConnectionError:
@@ -470,7 +470,7 @@ def impatient_queue(server):
         calls = (
             f"application:set_env(rabbit, {name}, {value})" for name, value in zip(names, milliseconds, strict=True)
         )
-        server.control("eval", f"{', '.join(calls)}.")
+        evaluate(server, f"{', '.join(calls)}.")
 
     configure(1000, 500)
     yield Queue(uuid())
@@ -478,7 +478,7 @@ def impatient_queue(server):
 
 
 def is_version_4(server: RabbitMQServer) -> bool:
-    return int(server.control("version").split(".")[0]) >= 4
+    return int(version("rabbitmqctl").split(".")[0]) >= 4
 
 
 def test_consumer_that_keeps_a_message_too_long_is_told_and_may_go_on(server, impatient_queue):
@@ -568,6 +568,7 @@ def test_a_batch_leaves_out_what_came_on_the_lost_connection(server, connection,
         connection.drain_events(timeout=10)
     assert sorted(batches[0].payloads) == [1, 2, 3]
     batches[0].ack()  # of the new connection's messages
+    consumer.channel.queue_declare(queue.name, passive=True)  # now the broker has the ack
     close_all(server)
     lose(connection)
     with pytest.raises(exceptions.RecoverableConnectionError):
