@@ -128,7 +128,7 @@ def repeated_calls(lib):
     module = of(lib, "asynchronous.timer")
     timer = module.Timer()
     fun = Mock(__name__="fun")
-    entry = timer.call_repeatedly(0.5, fun, (1,), {"a": 2})
+    entry = timer.call_repeatedly(3600, fun, (1,), {"a": 2})
     seen = [len(timer.queue)]
     entry()
     seen += [fun.mock_calls, len(timer.queue)]
