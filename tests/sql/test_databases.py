@@ -109,6 +109,14 @@ def test_options_that_cannot_be_are_named(tmp_path, options, complaint):
         Connection(f"sqlite:///{tmp_path}/m.db", transport_options=options).connect()
 
 
+@pytest.mark.parametrize(("options", "level"), [({}, 2), ({"synchronous": "NORMAL"}, 1)])
+def test_a_commit_on_sqlite_waits_for_the_disk(tmp_path, options, level):
+    with Connection(f"sqlite:///{tmp_path}/m.db", transport_options=options) as connection:
+        connection.connect()
+        rows = connection.transport._database._connection.execute("PRAGMA synchronous")
+        assert rows.fetchone() == (level,)  # 2: FULL
+
+
 def test_url_without_a_file_is_refused():
     with pytest.raises(ValueError, match="must name a file"):
         Connection("sqlite://").connect()

@@ -219,6 +219,14 @@ def test_half_a_message_is_set_aside_when_nobody_writes_it_any_more(connect, tmp
     assert files(tmp_path, "unreadable") == ["1_bad.q.msg.unreadable"]
 
 
+@pytest.mark.parametrize("fsync", [True, False])
+def test_a_publish_waits_for_the_disk(connect, monkeypatch, fsync):
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    connect(fsync=fsync).Producer().publish(1, routing_key="q")
+    assert bool(synced) is fsync
+
+
 def test_nothing_is_left_of_a_publish_that_failed(connect, tmp_path, monkeypatch):
     connection = connect()
     producer = connection.Producer()
