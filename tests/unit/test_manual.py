@@ -13,17 +13,21 @@ from tests.contract.conftest import BROKERS
 
 ROOT = Path(__file__).parent.parent.parent
 HEADING = re.compile(r"^### (`+) ?(.+?) ?\1$", re.MULTILINE)
-ERRORS = [text for _, text in HEADING.findall((ROOT / "docs/troubleshooting.md").read_text())]
+PAGE = (ROOT / "docs/troubleshooting.md").read_text()
+ERRORS = [text for _, text in HEADING.findall(PAGE)]
 
 
 @cache
 def raised_texts():
-    """The texts of all errors that the package raises, with ``…`` for what differs."""
-    found = set()
+    """The texts of all errors that the package raises, with ``…`` for what differs, and what is called with them."""
+    found = {}
     for path in (ROOT / "kombulite").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
-                found.update(template(each) for each in node.args if isinstance(each, (ast.JoinedStr, ast.Constant)))
+                called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                for each in node.args:
+                    if isinstance(each, (ast.JoinedStr, ast.Constant)):
+                        found.setdefault(template(each), set()).add(called)
     return found
 
 
@@ -35,6 +39,22 @@ def template(node):
 @pytest.mark.parametrize("text", ERRORS)
 def test_error_of_the_manual_exists(text):
     assert text in raised_texts()
+
+
+#: Errors that are made by a function, in a variable, or of a subclass.
+MADE_ELSEWHERE = {"NoMaster", "connection_lost", "error"}
+
+
+@pytest.mark.parametrize("text", ERRORS)
+def test_error_of_the_manual_is_of_the_class_that_it_names(text):
+    named = re.search(rf"^### `+ ?{re.escape(text)} ?`+\n\n\*(\w+)", PAGE, re.MULTILINE)[1]
+    assert {named, *MADE_ELSEWHERE} & raised_texts()[text]
+
+
+def test_each_entry_of_the_manual_has_a_cause_and_a_cure():
+    entries = re.split(r"^### ", PAGE.partition("## Without an error")[0], flags=re.MULTILINE)[1:]
+    assert len(entries) == len(ERRORS)
+    assert [entry for entry in entries if not re.search(r"\n\n\*\w+.*\*.+\n(?:.+\n)*\n\*\*Cure:\*\* .", entry)] == []
 
 
 def test_manual_has_forty_errors():
