@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ __all__ = [
     "RedisServer",
     "Server",
     "Unavailable",
+    "add_user",
+    "add_virtual_host",
     "close_connections",
     "evaluate",
     "free_port",
@@ -86,6 +88,27 @@ def evaluate(server: RabbitMQServer, expression: str) -> None:
         if done.stdout.startswith("{ok, "):
             return
     server.control("eval", expression)
+
+
+def add_virtual_host(server: RabbitMQServer, name: str) -> None:
+    """Add a virtual host to RabbitMQ."""
+    evaluate(server, f"ok = rabbit_vhost:add({_binary(name)}, {_binary('test')}).")
+
+
+def add_user(
+    server: RabbitMQServer, name: str, password: str, rights: tuple[str, str, str], hosts: Sequence[str] = ("/",)
+) -> None:
+    """Add a user to RabbitMQ who may configure, write and read what these patterns match, in some virtual hosts."""
+    user, tester, internal = _binary(name), _binary("test"), "rabbit_auth_backend_internal"
+    patterns = ", ".join(map(_binary, rights))
+    calls = [f"ok = {internal}:add_user({user}, {_binary(password)}, {tester})"]
+    calls += [f"ok = {internal}:set_permissions({user}, {_binary(host)}, {patterns}, {tester})" for host in hosts]
+    evaluate(server, f"{', '.join(calls)}.")
+
+
+def _binary(text: str) -> str:
+    """Return a text as a binary of Erlang."""
+    return f"<<{','.join(map(str, text.encode()))}>>"
 
 
 def close_connections(server: RabbitMQServer, reason: str) -> None:

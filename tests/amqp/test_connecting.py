@@ -14,19 +14,17 @@ import pytest
 from kombulite import Connection, Producer, Queue, aio, exceptions
 from tests.aio.conftest import run
 from tests.amqp import peer as p
+from tests.servers import add_user, add_virtual_host
 
 
 @pytest.fixture(scope="module")
 def accounts(own_broker):
     """A user with a difficult name who may use virtual hosts with difficult names, and one with few rights."""
-    for vhost in ("a/b", "ü %", "/"):
-        if vhost != "/":
-            own_broker.control("add_vhost", vhost)
-    own_broker.control("add_user", "us:er@ü", "p/a:s%s@")
-    own_broker.control("add_user", "guarded", "secret")
-    for vhost in ("a/b", "ü %", "/"):
-        own_broker.control("set_permissions", "-p", vhost, "us:er@ü", ".*", ".*", ".*")
-    own_broker.control("set_permissions", "-p", "/", "guarded", "^mine", "^mine", ".*")
+    hosts = ("a/b", "ü %")
+    for host in hosts:
+        add_virtual_host(own_broker, host)
+    add_user(own_broker, "us:er@ü", "p/a:s%s@", (".*", ".*", ".*"), ("/", *hosts))
+    add_user(own_broker, "guarded", "secret", ("^mine", "^mine", ".*"))
     return own_broker
 
 

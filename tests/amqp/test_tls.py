@@ -11,7 +11,7 @@ import trustme
 
 from kombulite import Connection, Consumer, Producer, Queue, aio, exceptions
 from tests.aio.conftest import run
-from tests.servers import RabbitMQServer, Unavailable, free_port
+from tests.servers import RabbitMQServer, Unavailable, add_user, free_port
 
 REFUSED = (ssl.SSLError, exceptions.ConnectionError, ConnectionError)
 
@@ -48,8 +48,7 @@ class TLSBroker:
 
     def start(self):
         self.server.start()
-        self.server.control("add_user", "worker", "not used")
-        self.server.control("set_permissions", "worker", ".*", ".*", ".*")
+        add_user(self.server, "worker", "not used", (".*", ".*", ".*"))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tests.conftest import started
 from tests.contract.blocking import BlockingTransport
 from tests.contract.conftest import Broker, Inbox, drain, soon
 from tests.proxy import Cut, Direction, Proxy
-from tests.servers import RabbitMQServer, RedisServer, free_port, version
+from tests.servers import RabbitMQServer, RedisServer, add_user, free_port, version
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 PATIENCE = 20  # seconds
@@ -572,8 +572,7 @@ def redis_stranger(redis_url: str) -> None:
 
 @pytest.fixture(scope="module")
 def amqp_stranger(amqp_server: RabbitMQServer) -> None:
-    amqp_server.control("add_user", STRANGER, "pw")
-    amqp_server.control("set_permissions", STRANGER, "^$", "^$", "^$")
+    add_user(amqp_server, STRANGER, "pw", ("^$", "^$", "^$"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, exceptions, uuid
 from tests.conftest import started
-from tests.servers import RabbitMQServer, close_connections, set_memory_limit
+from tests.servers import RabbitMQServer, add_user, close_connections, set_memory_limit
 
 SECRET = "hush-hush"
 
@@ -18,8 +18,7 @@ SECRET = "hush-hush"
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> RabbitMQServer:
     server = started(request, RabbitMQServer)
-    server.control("add_user", "observer", SECRET)
-    server.control("set_permissions", "observer", ".*", ".*", ".*")
+    add_user(server, "observer", SECRET, (".*", ".*", ".*"))
     return server
 
 
