@@ -66,7 +66,7 @@ def version(name: str) -> str:
 @cache  # rabbitmqctl takes a second to say
 def _version_of(path: str) -> str:
     question = {"rabbitmqctl": "version"}.get(Path(path).name, "--version")
-    answer = subprocess.run([path, question], capture_output=True, text=True, timeout=60, check=False).stdout
+    answer = subprocess.run([path, question], capture_output=True, text=True, timeout=100, check=False).stdout
     found = re.search(r"\d+(\.\d+)+", answer)
     if found is None:
         raise Unavailable(f"{path} does not tell its version, but {answer!r:.80}")
@@ -335,7 +335,7 @@ class PostgreSQLServer(Server):
         """Run another program of PostgreSQL in its folder."""
         subprocess.run(
             [Path(self._path).with_name(name), *arguments],
-            cwd=self.folder, user=self.user, check=True, capture_output=True, timeout=60,
+            cwd=self.folder, user=self.user, check=True, capture_output=True, timeout=100,
         )  # fmt: skip
 
     def command(self) -> list[str]:
