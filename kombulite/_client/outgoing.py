@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import groupby
 from operator import itemgetter
 from typing import Any, TypedDict
 
 from kombulite import exceptions, serialization
-from kombulite._core import BaseMaker, Delivery, make_properties
+from kombulite._core import BaseBatch, BaseMaker, Delivery, make_properties
 from kombulite.compression import compress
 from kombulite.entity import DELIVERY_MODES, Exchange, Queue, maybe_delivery_mode
 
@@ -118,41 +117,19 @@ class Chunk:
         raise_refused(sorted(self._refused, key=itemgetter(0)), self.total)
 
 
-class DeliveryBatch:
-    """Messages that wait to be sent together. ``is_full``: it is time to send."""
+class DeliveryBatch(BaseBatch):
+    """Messages that wait to be sent together, and how those before them fared."""
 
-    def __init__(self, max_size: int) -> None:
-        if max_size < 1:
-            raise ValueError(f"max_size must be at least 1, got {max_size}")
-        self._max_size = max_size
-        self.is_full = False
-        self._waiting: list[tuple[Delivery, bool]] = []
+    def __init__(self, max_size: int, is_plain: bool = False) -> None:
+        super().__init__(max_size, is_plain)
         self._refused: list[tuple[int, Exception]] = []  # of those that were sent since the last report
         self._sent = 0
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def append(self, delivery: Delivery, mandatory: bool) -> None:
-        """Put a message behind the others."""
-        self._waiting.append((delivery, mandatory))
-        self.is_full = len(self._waiting) >= self._max_size
-
-    @property
-    def is_mandatory(self) -> bool:
-        """Whether the first that waits is mandatory."""
-        return self._waiting[0][1]
-
-    def first_alike(self) -> list[Delivery]:
-        """Return those that wait first and are all mandatory, or all not."""
-        return [delivery for delivery, _ in next(groupby(self._waiting, itemgetter(1)))[1]] if self._waiting else []
 
     def note_sent(self, alike: list[Delivery], refused: list[tuple[int, Exception]]) -> None:
         """Note that the first ones were sent, all but these."""
         self._refused += [(self._sent + index, error) for index, error in refused]
         self._sent += len(alike)
-        del self._waiting[: len(alike)]
-        self.is_full = len(self._waiting) >= self._max_size
+        self.drop_first(len(alike))
 
     def raise_refused(self) -> None:
         """Raise BatchPublishError, if messages were refused since the last report."""

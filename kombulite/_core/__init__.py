@@ -48,6 +48,7 @@ from kombulite._core.message import (
 )
 from kombulite._core.outgoing import (
     KEYWORD_PROPERTIES,
+    BaseBatch,
     BaseMaker,
     BaseProducer,
     ForeignPublish,
@@ -71,6 +72,7 @@ __all__ = [
     "NOT_DECODED",
     "AckStep",
     "AckWatermark",
+    "BaseBatch",
     "BaseChannel",
     "BaseConsumer",
     "BaseLock",

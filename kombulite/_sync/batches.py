@@ -18,7 +18,7 @@ class Batch(DeliveryBatch):
     """Messages that wait to be sent together. Returned by ``Producer.batch()``."""
 
     def __init__(self, send_many: SendMany, max_size: int) -> None:
-        super().__init__(max_size)
+        super().__init__(max_size, is_plain=type(self) is Batch)
         self._send_many = send_many
 
     def add(self, delivery: Delivery, mandatory: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kombulite._core import KEYWORD_PROPERTIES, PlainMessages, make_properties
+from kombulite._core import KEYWORD_PROPERTIES, BaseBatch, Delivery, PlainMessages, Properties, make_properties
 from kombulite.exceptions import EncodeError, SerializerNotInstalled
 from kombulite.serialization import SerializerRegistry, registry
 
@@ -74,3 +74,46 @@ def test_headers_are_as_they_were_when_they_were_given() -> None:
     made = make_properties(None, None, headers, 2, 0, {})
     headers["list"][1]["deep"] = headers["dict"]["a"] = headers["new"] = 2
     assert made.headers == {"list": [1, {"deep": 1}], "dict": {"a": 1}}
+
+
+# --- batches
+
+
+def test_messages_that_are_all_mandatory_or_all_not_leave_together():
+    batch = BaseBatch(10)
+    made = [Delivery("", str(number), Properties(), b"") for number in range(5)]
+    for delivery, mandatory in zip(made, [True, True, False, False, True], strict=True):
+        batch.append(delivery, mandatory)
+    found = []
+    while alike := batch.first_alike():
+        found.append((batch.is_mandatory, alike))
+        batch.drop_first(len(alike))
+    assert found == [(True, made[:2]), (False, made[2:4]), (True, made[4:])]
+    assert len(batch) == 0
+    with pytest.raises(IndexError):
+        batch.is_mandatory  # noqa: B018 - it is asked for to see it raise
+
+
+def test_a_batch_is_full_with_its_last_message_and_has_room_again():
+    batch = BaseBatch(2)
+    for _ in range(2):
+        assert not batch.is_full
+        batch.append(Delivery("", "", Properties(), b""), False)
+    assert batch.is_full
+    batch.drop_first(1)
+    assert not batch.is_full
+
+
+@pytest.mark.parametrize("wrong", [0, -1])
+def test_a_batch_has_room_for_a_message(wrong):
+    with pytest.raises(ValueError, match="at least 1"):
+        BaseBatch(wrong)
+
+
+def test_what_is_taken_out_of_a_batch_is_not_less_than_nothing():
+    batch = BaseBatch(1)
+    batch.append(Delivery("", "", Properties(), b""), False)
+    with pytest.raises(ValueError, match="at least 0"):
+        batch.drop_first(-1)
+    batch.drop_first(5)
+    assert batch.first_alike() == []

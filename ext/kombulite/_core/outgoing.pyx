@@ -191,6 +191,80 @@ cdef frozenset POLICY_FIELDS = frozenset((
     "errback", "max_retries", "interval_start", "interval_step", "interval_max", "on_revive", "retry_errors"
 ))
 
+
+cdef class BaseBatch:
+    """Messages that wait to be sent together, those that wait longest first.
+
+    ``is_plain``: nothing else has to be done when a message is added, so a producer adds it in one step.
+    """
+
+    cdef Py_ssize_t _max_size
+    cdef bint _is_plain
+    cdef list _deliveries
+    cdef list _mandatory  # for each of them
+
+    def __cinit__(self):
+        self._deliveries, self._mandatory = [], []
+
+    def __init__(self, Py_ssize_t max_size, bint is_plain=False):
+        if max_size < 1:
+            raise ValueError(f"max_size must be at least 1, got {max_size}")
+        self._max_size = max_size
+        self._is_plain = is_plain
+
+    def __len__(self):
+        return len(self._deliveries)
+
+    @property
+    def is_full(self):
+        """Whether it is time to send."""
+        return len(self._deliveries) >= self._max_size
+
+    @property
+    def is_mandatory(self):
+        """Whether the first that waits is mandatory. Raises IndexError if none waits."""
+        with cython.critical_section(self):
+            return self._mandatory[0]
+
+    def append(self, Delivery delivery not None, bint mandatory):
+        """Put a message behind the others."""
+        self._put(delivery, mandatory)
+
+    def first_alike(self):
+        """Those that wait first and are all mandatory, or all not."""
+        cdef Py_ssize_t count = 1
+        with cython.critical_section(self):
+            if not self._deliveries:
+                return []
+            first = self._mandatory[0]
+            while count < len(self._mandatory) and self._mandatory[count] is first:
+                count += 1
+            return self._deliveries[:count]
+
+    def drop_first(self, Py_ssize_t count):
+        """Take the first ones out, which were sent."""
+        cdef list _gone
+        if count < 0:
+            raise ValueError(f"count must be at least 0, got {count}")
+        with cython.critical_section(self):
+            _gone = self._deliveries[:count]  # none ends before both lists are without it
+            del self._deliveries[:count]
+            del self._mandatory[:count]
+
+    cdef int _put(self, Delivery delivery, bint mandatory) except -1:
+        with cython.critical_section(self):
+            self._deliveries.append(delivery)
+            self._mandatory.append(mandatory)
+        return 0
+
+    cdef bint _take(self, Delivery delivery, bint mandatory) except -1:
+        """Put a message behind the others, if that is all there is to do: the batch is not full by it."""
+        if not self._is_plain or len(self._deliveries) + 1 >= self._max_size:
+            return False
+        self._put(delivery, mandatory)
+        return True
+
+
 cdef enum:
     SURELY_SHORT = 63  # characters of a routing key that need no look at its length in UTF-8, which may be 255
     PERSISTENT = 2
@@ -339,8 +413,14 @@ cdef class BaseProducer(BaseMaker):
         delivery = self._made(own_exchange, exchange, routing_key, body, delivery_mode, priority, content_type,
                               content_encoding, serializer, headers, compression, expiration, correlation_id, reply_to,
                               properties)
+        batch = self._batch
         if (
-            declare is not None or via is not None or self._batch is not None or not self._is_ready(own_exchange)
+            declare is None and via is None and isinstance(batch, BaseBatch) and self._is_ready(own_exchange)
+            and (<BaseBatch> batch)._take(delivery, mandatory)
+        ):
+            return None  # nothing is asked of the broker: there is nothing to retry
+        if (
+            declare is not None or via is not None or batch is not None or not self._is_ready(own_exchange)
             or retry and retry_policy and not POLICY_FIELDS.issuperset(retry_policy)
         ):
             return self._publish_otherwise(delivery, mandatory, retry, retry_policy, declare, timeout, confirm_timeout,
