@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
@@ -20,6 +20,24 @@ class Node(RabbitMQServer):
     def __init__(self, epmd_port: int) -> None:
         super().__init__()
         self._epmd_port = epmd_port
+        self.address = "127.0.0.1"  # from which it connects to the others
+
+    @property
+    def mapper_port(self) -> int:
+        """The port of the port mapper."""
+        return self._epmd_port
+
+    @property
+    def distribution_port(self) -> int:
+        """The port at which it waits for the others."""
+        return self._dist_port
+
+    def environment(self) -> Mapping[str, str]:
+        """Return the environment variables that make it a node of the cluster."""
+        found = dict(super().environment())
+        source = f"[{{ip,{{{self.address.replace('.', ',')}}}}}]"
+        found["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += f" -kernel inet_dist_connect_options {source}"
+        return found
 
     @property
     def name(self) -> str:

@@ -8,82 +8,22 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
 from tests.cluster.cluster import SIZE, Cluster, Node
-from tests.conftest import missing
-from tests.faults.stage import Program, Stage
-from tests.servers import RabbitMQServer, Unavailable, program, version, wait_until
+from tests.cluster.conftest import check, started
+from tests.faults.stage import Stage
+from tests.servers import RabbitMQServer, program, wait_until
 
 
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    try:
-        is_old = int(version("rabbitmqctl").split(".")[0]) < 4
-    except Unavailable as error:
-        missing(request, str(error))
-    if is_old:
-        pytest.skip("clusters are tried with RabbitMQ 4")
-    with Cluster() as cluster:
-        yield cluster
+    yield from started(request, Cluster)
 
 
-class ClusterStage(Stage):
-    """Programs that know all nodes."""
-
-    def __init__(self, cluster: Cluster, library: str, queue_type: str) -> None:
-        super().__init__(cluster.nodes[0], [library], queue_type=queue_type)
-        self.reached = cluster.nodes
-
-    def _address(self) -> str:
-        return ";".join(node.url for node in self.reached)
-
-    def start_at(self, role: str, nodes: list[Node]) -> Program:
-        """Start a program that knows some of the nodes."""
-        before, self.reached = self.reached, nodes
-        try:
-            return self.produce() if role == "produce" else self.consume()
-        finally:
-            self.reached = before
-
-
-@pytest.fixture(params=["quorum", "stream"])
-def queue_type(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
-@pytest.fixture(params=["kombulite", "kombulite.aio"])
-def library(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
-@pytest.fixture
-def stage(cluster: Cluster, library: str, queue_type: str) -> Iterator[ClusterStage]:
-    with ClusterStage(cluster, library, queue_type) as stage:
-        for _ in range(2):
-            stage.produce()
-            stage.consume()
-        assert stage.goes_on(), stage.logs()
-        yield stage
-        for node in cluster.nodes:
-            node.resume()
-            if node.process is None:
-                node.start()
-        cluster.unite()
-
-
-def check(stage: ClusterStage, record_property: Callable[[str, object], None]) -> None:
-    assert stage.goes_on(), stage.logs()
-    outcome = stage.outcome()
-    for name, number in outcome._asdict().items():
-        record_property(name, number)
-    assert outcome.is_good, f"{outcome}\n{stage.logs()}"
-
-
-def kill_and_start(cluster: Cluster, stage: ClusterStage, node: Node) -> None:
+def kill_and_start(cluster: Cluster, stage: Stage, node: Node) -> None:
     node.kill()
     assert stage.goes_on(), stage.logs()
     node.start()
