@@ -51,6 +51,7 @@ setup(
                 define_macros=macros,
             )
             for name in (
+                "aio",
                 "channel",
                 "codecs",
                 "envelope",

@@ -7,6 +7,7 @@ callgrind writes down what it counted.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import sys
@@ -15,7 +16,7 @@ from itertools import cycle, repeat
 
 import kombulite
 from bench.adapted import mock
-from kombulite import Connection, Consumer, Exchange, Producer, Queue
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio
 from kombulite._core import (
     JSON,
     Delivery,
@@ -195,6 +196,35 @@ def memory_round_trip() -> Work:
     return work
 
 
+def aio_round_trip() -> Work:
+    """Publish, consume, decode, acknowledge on an event loop."""
+    connection = aio.connect("memory://counted-aio")
+    queue = Queue("orders")
+    producer = connection.producer(routing_key="orders")
+
+    async def produce(times: int) -> None:
+        for _ in repeat(None, times):
+            await producer.publish(VALUE)
+
+    async def consume(times: int) -> None:
+        async with connection.consume(queue, prefetch=1000) as messages:
+            async for message in messages:
+                assert message.payload is not None
+                await message.ack()
+                times -= 1
+                if not times:
+                    return
+
+    async def hand_over(times: int) -> None:
+        async with connection:
+            await asyncio.gather(produce(times), consume(times))
+
+    def work(times: int) -> None:
+        asyncio.run(hand_over(times))
+
+    return work
+
+
 PATHS: dict[str, Callable[[], Work]] = {
     made.__name__: made
     for made in (
@@ -213,6 +243,7 @@ PATHS: dict[str, Callable[[], Work]] = {
         memory_publish_task,
         foreign_publish,
         memory_round_trip,
+        aio_round_trip,
     )
 }
 

@@ -10,11 +10,13 @@ import ast
 import copy
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from kombulite import _core
+from kombulite.brokers.waits import WaitQueue
 
 STUB = ast.parse(Path(_core.__file__).with_suffix(".pyi").read_text())
 CLASSES = {
@@ -51,6 +53,9 @@ VALUES: dict[str, Callable[[], Any]] = {
 SPECIAL = {
     ("BaseLock", "factory"): lambda: threading.Lock,
     ("BaseLock", "ident"): lambda: threading.get_ident,
+    ("BaseMessages", "cls"): lambda: _core.BaseAsyncMessage,
+    ("BaseMessages", "ready"): deque,
+    ("BaseMessages", "changes"): WaitQueue,
     ("PriorityNaming", "steps"): lambda: (0, 3),
     ("RoutingTable.declare", "kind"): lambda: "topic",
     ("EnvelopeTemplate", "body_encoding"): lambda: "base64",

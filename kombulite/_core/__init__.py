@@ -3,6 +3,16 @@
 Imports nothing of the facade: it loads without it.
 """
 
+from kombulite._core.aio import (
+    BaseAsyncChannel,
+    BaseAsyncMessage,
+    BaseAsyncProducer,
+    BaseAsyncSession,
+    BaseMessages,
+    BaseWaits,
+    PacedPublish,
+    pass_on,
+)
 from kombulite._core.channel import (
     GATHERED,
     AckStep,
@@ -72,16 +82,22 @@ __all__ = [
     "NOT_DECODED",
     "AckStep",
     "AckWatermark",
+    "BaseAsyncChannel",
+    "BaseAsyncMessage",
+    "BaseAsyncProducer",
+    "BaseAsyncSession",
     "BaseBatch",
     "BaseChannel",
     "BaseConsumer",
     "BaseLock",
     "BaseMaker",
     "BaseMessage",
+    "BaseMessages",
     "BaseProducer",
     "BaseQueue",
     "BaseSession",
     "BaseSubscription",
+    "BaseWaits",
     "Binding",
     "Codecs",
     "Condition",
@@ -105,6 +121,7 @@ __all__ = [
     "MessageQueue",
     "MethodReceived",
     "NotEncodable",
+    "PacedPublish",
     "PlainMessages",
     "PriorityNaming",
     "Properties",
@@ -128,4 +145,5 @@ __all__ = [
     "is_channel_open",
     "make_properties",
     "pack_command",
+    "pass_on",
 ]

@@ -1,7 +1,9 @@
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, final
 
 _R = TypeVar("_R", bound=BaseMessage)
+_S = TypeVar("_S")
 
 NOT_DECODED: object
 
@@ -363,6 +365,124 @@ class BaseProducer(BaseMaker):
         reply_to: Any,
         properties: dict[str, Any],
     ) -> Any: ...
+
+# --- messages on an event loop
+
+def pass_on(source: Callable[[], Any], sink: Callable[[Any], object], limit: int) -> int: ...
+
+class BaseWaits:
+    @property
+    def _loop(self) -> Any: ...
+    def __init__(self) -> None: ...
+    def adopt(self, loop: Any) -> None: ...
+    def is_here(self) -> bool: ...
+    def check_loop(self) -> Any: ...
+
+@final
+class PacedPublish(PublishStep):
+    @property
+    def room(self) -> int: ...
+    def __init__(self, step: PublishStep, limit: int) -> None: ...
+    def renew(self) -> None: ...
+
+class BaseAsyncChannel:
+    number: int
+    is_open: bool
+    transport: Any
+    positions: Any
+    messages: BaseMessages | None
+    def __init__(
+        self,
+        number: int,
+        transport: Any,
+        waits: BaseWaits,
+        tally: CounterBlock,
+        publish_step: PacedPublish | None,
+        ack_step: AckStep | None,
+    ) -> None: ...
+
+class BaseAsyncSession:
+    waits: BaseWaits
+    tally: CounterBlock
+    window: Any
+    hooks: Any
+    declared: set[Any]
+    exchanges: set[str]
+    @property
+    def channels(self) -> dict[int, Any]: ...
+    @property
+    def roles(self) -> dict[str, Any]: ...
+    def __init__(self) -> None: ...
+    def on_event(self, event: Any) -> None: ...
+    def on_other_event(self, event: Any) -> None: ...
+    def publish_raised(self, error: Exception, delivery: Delivery, channel: Any) -> None: ...
+    def publish_at_once(self, delivery: Delivery, mandatory: bool, role: str) -> Any: ...
+
+class BaseAsyncProducer(BaseMaker):
+    _session: Any  # a BaseAsyncSession
+    _declared: Any
+    role: str
+    confirm: bool
+    def __init__(self, codecs: Codecs) -> None: ...
+    def _publish(
+        self,
+        body: Any,
+        routing_key: str | None,
+        mandatory: bool,
+        declare: Iterable[Any],
+        timeout: float | None,
+        retry: bool,
+        retry_policy: Mapping[str, Any] | None,
+        via: Any,
+        arguments: Mapping[str, Any],
+    ) -> Coroutine[Any, Any, None]: ...
+    def _publish_slowly(
+        self,
+        sent: Any,
+        delivery: Delivery,
+        mandatory: bool,
+        declare: Iterable[Any],
+        timeout: float | None,
+        retry: bool,
+        retry_policy: Mapping[str, Any] | None,
+        via: Any,
+    ) -> Coroutine[Any, Any, None]: ...
+
+class BaseAsyncMessage(BaseMessage):
+    queue: str
+    @property
+    def payload(self) -> Any: ...
+    def _ack(self, multiple: bool) -> Coroutine[Any, Any, None]: ...
+    def _ack_slowly(self, multiple: bool) -> Coroutine[Any, Any, None]: ...
+
+class BaseMessages:
+    _channel: Any  # a BaseAsyncChannel, or None
+    @property
+    def _ready(self) -> deque[Delivery]: ...
+    @property
+    def _names(self) -> dict[str, str]: ...
+    @property
+    def _changes(self) -> Any: ...
+    @property
+    def _no_ack(self) -> bool: ...
+    def __init__(
+        self,
+        cls: type[BaseAsyncMessage],
+        tally: CounterBlock,
+        ready: deque[Delivery],
+        changes: Any,
+        accept: Collection[str | None] | None,
+        no_ack: bool,
+        in_steps: bool,
+    ) -> None: ...
+    def next(self) -> Any: ...
+    def _take(self) -> Any: ...
+    def _hand_over(self, message: Any) -> Any: ...
+    def _settle_unasked(self, message: Any) -> None: ...
+    def _note_offset(self, delivery: Delivery) -> None: ...
+    def _leave_to_others(self) -> None: ...
+    def __aiter__(self: _S) -> _S: ...
+    def __anext__(self) -> Coroutine[Any, Any, Any]: ...
 
 # --- envelope
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import partial
 from logging import Logger, getLogger
 from time import monotonic
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kombulite import exceptions
 from kombulite import message as messages
@@ -22,8 +22,8 @@ from kombulite._client.batching import MessageBatch as SyncMessageBatch
 from kombulite._client.dead_letters import DeadLetterRule, Verdict
 from kombulite._client.declarations import consumer_arguments
 from kombulite._client.streams import OffsetKeeper, OffsetStore, StreamPositions, now
-from kombulite._core import Delivery
-from kombulite.aio._session import ACK, AsyncSession, Channel
+from kombulite._core import BaseAsyncMessage, BaseMessages, Delivery
+from kombulite.aio._session import ACK, AsyncSession, Channel, coroutine_function
 from kombulite.brokers.aio import AsyncTransport, Pending, closed
 from kombulite.brokers.base import Cancelled, ChannelClosed, Event, Outcome
 from kombulite.brokers.waits import WaitQueue
@@ -34,13 +34,14 @@ logger = getLogger("kombulite.aio")
 OnError = Literal["requeue", "reject", "keep"]
 
 
-class Message(messages.Message):
+class Message(messages.Message, BaseAsyncMessage):
     """Received message: as the synchronous one, with awaitable ``ack``, ``reject`` and ``requeue``."""
 
     channel: Channel
-    queue: str = ""  #: name of the queue that it came from
+    queue: str  #: name of the queue that it came from
 
-    async def ack(self, multiple: bool = False) -> None:  # type: ignore[override]
+    @coroutine_function
+    def ack(self, multiple: bool = False) -> Coroutine[Any, Any, None]:  # type: ignore[override]
         """Acknowledge the message.
 
         Args:
@@ -50,15 +51,11 @@ class Message(messages.Message):
             MessageStateError: The message was acknowledged, rejected or requeued before, or has no channel.
             RecoverableConnectionError: The connection is known to be lost; the message is redelivered.
         """
+        return self._ack(multiple)
+
+    async def _ack_slowly(self, multiple: bool) -> None:
         if multiple:
             await self._settle(ACK, multiple)
-        elif (
-            self._state == "RECEIVED"
-            and not self.no_ack
-            and self.channel is not None
-            and self.channel.acknowledge(self.delivery_tag)
-        ):
-            self._state = "ACK"
         else:
             self._start_settling(ACK)
 
@@ -228,12 +225,14 @@ class MessageBatch(SyncMessageBatch):
         channel.session.count(outcome, len(tags))
 
 
-class Messages:
+class Messages(BaseMessages):
     """Messages of some queues: an asynchronous iterator inside ``async with``. Returned by ``Connection.consume``.
 
     It continues by itself after the connection was lost. Several tasks may iterate over it; each message goes to one of
     them. Messages that are unsettled when the ``async with`` ends return to their queues.
     """
+
+    _channel: Channel | None
 
     def __init__(
         self,
@@ -250,19 +249,15 @@ class Messages:
     ) -> None:
         if prefetch < 1:
             raise ValueError(f"prefetch must be at least 1, got {prefetch}")
+        in_steps = rule is not None or offsets is not None
+        super().__init__(Message, session.tally, deque(), WaitQueue(), accept, no_ack, in_steps)
         self._connection = connection
         self._session = session
         self._queues = queues
         self.prefetch = prefetch
-        self._no_ack = no_ack
-        self._accept = accept
         self._rule = rule
         self._exclusive = exclusive
         self._auto_declare = auto_declare
-        self._channel: Channel | None = None
-        self._names: dict[str, str] = {}  # consumer tag -> queue
-        self._ready: deque[Delivery] = deque()
-        self._changes = WaitQueue()
         self._error: BaseException | None = None
         self._is_over = False
         self._positions = StreamPositions()
@@ -307,7 +302,7 @@ class Messages:
         self._ready.clear()  # what came on a connection that is lost comes again
         self._names.clear()
         channel = self._channel = await session.open_channel(self._channel)  # messages come before all have started
-        channel.on_event = self._on_event
+        channel.on_event, channel.messages = self._on_event, self
         transport = session.transport
         assert transport is not None
         try:
@@ -422,11 +417,7 @@ class Messages:
     # --- messages
 
     def _on_event(self, event: Event) -> None:
-        if type(event) is Delivery:
-            self._ready.append(event)
-            if self._changes.waiters:  # in a stream of messages there are none
-                self._changes.wake()
-        elif isinstance(event, Cancelled):
+        if isinstance(event, Cancelled):
             queue = self._names.pop(event.consumer_tag, "")
             self.fail(exceptions.ConsumerCancelled(f"the broker cancelled the consumer of queue {queue!r}"))
             self._session.forget_consumer(queue)
@@ -443,11 +434,9 @@ class Messages:
         if self._channel is None:
             raise RuntimeError("messages come within `async with connection.consume(...)` only")
 
-    def __aiter__(self) -> Messages:
-        return self
+    if TYPE_CHECKING:
 
-    def __anext__(self) -> Coroutine[Any, Any, Message]:
-        return self.next()  # type: ignore[return-value]  # without a timeout there is one
+        def __anext__(self) -> Coroutine[Any, Any, Message]: ...
 
     async def next(self, timeout: float | None = None) -> Message | None:
         """Return the next message, or None if none arrives in time.
@@ -464,9 +453,10 @@ class Messages:
                         return None
                 if self._keeper is not None:
                     await self._save_offsets()
-                message = self._take() if self._ready else None
+                message: Message | None = self._take() if self._ready else None
                 if message is not None and (self._rule is None or await self._is_allowed(message, self._rule)):
-                    return self._hand_over(message)
+                    self._hand_over(message)
+                    return message
         except BaseException:
             self._leave_to_others()
             raise
@@ -476,20 +466,13 @@ class Messages:
         for _ in self._ready:
             self._changes.wake()
 
-    def _take(self) -> Message | None:
-        """Take what is ready; None if its connection is lost."""
-        channel: Any = self._channel
-        delivery = self._ready.popleft()
-        if not channel.is_open:
-            return None  # it comes again on the next connection
-        message = Message.from_delivery(delivery, channel)
-        message.queue = self._names.get(delivery.consumer_tag, "")
-        message.accept = self._accept
-        if delivery.stream_offset is not None:
-            channel.positions = self._positions
-            tag, offset = delivery.consumer_tag or "", delivery.stream_offset
-            self._positions.receive(tag, delivery.delivery_tag, offset, redelivered=delivery.redelivered)
-        return message
+    def _note_offset(self, delivery: Delivery) -> None:
+        channel, offset = self._channel, delivery.stream_offset
+        assert channel is not None
+        assert offset is not None
+        channel.positions = self._positions
+        tag = delivery.consumer_tag or ""
+        self._positions.receive(tag, delivery.delivery_tag, offset, redelivered=delivery.redelivered)
 
     async def _is_allowed(self, message: Message, rule: DeadLetterRule) -> bool:
         """Return whether a message is for the application; others go where they belong."""
@@ -500,12 +483,9 @@ class Messages:
             await message.requeue(failed=False)
         return verdict is Verdict.RECEIVE
 
-    def _hand_over(self, message: Message) -> Message:
-        if self._no_ack:
-            message.channel.settle(message.delivery_tag, ACK)
-            message.no_ack = True
-        self._session.tally.count_consumed(message.delivery)  # type: ignore[arg-type]
-        return message
+    def _settle_unasked(self, message: Message) -> None:
+        message.channel.settle(message.delivery_tag, ACK)
+        message.no_ack = True
 
     async def _dead_letter(self, message: Message, rule: DeadLetterRule) -> None:
         """Send a message to the dead letters, and acknowledge it once the broker has it there."""

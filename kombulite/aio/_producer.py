@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from kombulite._client.outgoing import Chunk, DeliveryBatch, MessageArguments, MessageMaker
 from kombulite._client.retry import RetryPolicy
-from kombulite._core import Delivery
+from kombulite._core import BaseAsyncProducer, Delivery
+from kombulite.aio._session import coroutine_function
 from kombulite.entity import Exchange
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Producer(MessageMaker):
+class Producer(BaseAsyncProducer, MessageMaker):
     """Producer: publishes messages. Returned by ``Connection.producer``; tasks may share it.
 
     A publish returns when the broker has confirmed the message, unless ``confirm`` is False.
@@ -32,15 +33,15 @@ class Producer(MessageMaker):
         confirm: bool,
         auto_declare: bool,
     ) -> None:
-        super().__init__(exchange, routing_key, serializer, compression)
+        MessageMaker.__init__(self, exchange, routing_key, serializer, compression)
         self.connection = connection
         self.confirm = confirm
         self.role = "confirmed" if confirm else "plain"  # of the channel that it publishes on
         self.auto_declare = auto_declare and isinstance(exchange, Exchange)
         self._session = connection.session
-        self._declared: set[Any] | None = None  # the connection's declarations that hold our exchange
 
-    async def publish(
+    @coroutine_function
+    def publish(
         self,
         body: Any,
         routing_key: str | None = None,
@@ -52,7 +53,7 @@ class Producer(MessageMaker):
         retry_policy: Mapping[str, Any] | None = None,
         via: Any = None,
         **arguments: Unpack[MessageArguments],
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """Publish a message. If it is cancelled before its turn, the message is not sent.
 
         Args:
@@ -78,15 +79,20 @@ class Producer(MessageMaker):
             Blocked: The broker takes no messages, because it is short of memory or disk (RabbitMQ).
             RecoverableConnectionError: The connection was lost; the broker may have the message.
         """
-        delivery = self.make(body, routing_key, **arguments)
+        return self._publish(body, routing_key, mandatory, declare, timeout, retry, retry_policy, via, arguments)
+
+    async def _publish_slowly(
+        self,
+        sent: Any,
+        delivery: Delivery,
+        mandatory: bool,
+        declare: Iterable[Any],
+        timeout: float | None,
+        retry: bool,
+        retry_policy: Mapping[str, Any] | None,
+        via: Any,
+    ) -> None:
         session = self._session
-        session.waits.check_loop()
-        is_plain = via is None and not retry and not declare and session.hooks is None
-        sent: Any = False
-        if is_plain and self._declared is session.declared:
-            sent = session.publish_at_once(delivery, mandatory, self.role)
-            if sent is True:
-                return
         deadline = session.waits.deadline(timeout)
         if sent is not False and await session.wait_for_answer(sent, delivery, self.role, deadline):
             return
@@ -98,12 +104,12 @@ class Producer(MessageMaker):
             await session.publish_via(via, delivery, mandatory, deadline)
             return
         if not retry:
-            await self._publish(delivery, mandatory, declare, deadline)
+            await self._publish_once(delivery, mandatory, declare, deadline)
             return
-        policy = RetryPolicy(**(retry_policy or {}))
-        await self.connection.insured(lambda: self._publish(delivery, mandatory, declare, deadline), policy, deadline)
+        policy, publish_once = RetryPolicy(**(retry_policy or {})), self._publish_once
+        await self.connection.insured(lambda: publish_once(delivery, mandatory, declare, deadline), policy, deadline)
 
-    async def _publish(self, delivery: Delivery, mandatory: bool, declare: Iterable[Any], deadline: float) -> None:
+    async def _publish_once(self, delivery: Delivery, mandatory: bool, declare: Iterable[Any], deadline: float) -> None:
         session = self._session
         if self._declared is not session.declared or declare:
             await self._declare(declare)

@@ -6,6 +6,7 @@ The class is wider than others: channels and the connection fail together, and c
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 from functools import partial
 from operator import itemgetter
@@ -18,7 +19,7 @@ from kombulite._client.retry import Refusals
 from kombulite._client.session import Session
 from kombulite._client.streams import StreamPositions
 from kombulite._client.topology import Topology
-from kombulite._core import Delivery
+from kombulite._core import BaseAsyncChannel, BaseAsyncSession, Delivery
 from kombulite.brokers import is_native, resolve_transport
 from kombulite.brokers.aio import AsyncTransport, Pending, closed
 from kombulite.brokers.base import ChannelClosed, Event, ExchangeSpec, MessageIgnored, Outcome, Transport
@@ -28,6 +29,7 @@ from kombulite.utils.functional import retry_intervals
 from kombulite.utils.imports import symbol_by_name
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 # As globals: looking a member up costs as much as the call.
 ACK, RETURN = Outcome.ACK, Outcome.RETURN
@@ -37,31 +39,29 @@ DEFAULT_TIMEOUT = 30.0  # seconds
 CLOSE_TIMEOUT = 10.0  # seconds
 
 
-class Channel:
+def coroutine_function(function: F) -> F:
+    """Mark a function that returns a compiled coroutine as a coroutine function, for what asks (mocks, frameworks)."""
+    if hasattr(inspect, "markcoroutinefunction"):  # since Python 3.12
+        inspect.markcoroutinefunction(function)
+    else:
+        function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+    return function
+
+
+class Channel(BaseAsyncChannel):
     """A channel of one broker connection. What came on it is settled on it, and on no other."""
 
+    transport: AsyncTransport
+    positions: StreamPositions | None
+
     def __init__(self, session: AsyncSession, transport: AsyncTransport, number: int) -> None:
+        steps = transport.fast_publish(number), transport.fast_ack(number)
+        super().__init__(number, transport, session.waits, session.tally, *steps)
         self.session = session
         self.connection: Any = session.address
-        self.number = number
-        self.is_open = True
         self.failure: Exception | None = None  # what it was lost for
         self.on_event: Callable[[Event], object] | None = None
         self.on_closed: Callable[[object], object] | None = None  # called with why it is closed
-        self.positions: StreamPositions | None = None  # of its consumers, once one has a message of a stream
-        self.transport = transport
-        self._step = transport.fast_ack(number)
-
-    def acknowledge(self, delivery_tag: Any) -> bool:
-        """Acknowledge a delivery if that is all there is to do. Returns False if it is left to ``settle``."""
-        session = self.session
-        session.waits.check_loop()
-        if self._step is None or not self.is_open or self.positions is not None:
-            return False
-        if not self._step.acknowledge(delivery_tag):
-            return False
-        session.tally.count_acked()
-        return True
 
     def settle(self, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> Pending[None] | None:
         """Say what becomes of a delivery. Raises RecoverableConnectionError if its channel is closed."""
@@ -117,21 +117,24 @@ class Restored(Protocol):
         """Return whether it is a consumer of a queue."""
 
 
-class AsyncSession(Session):
+class AsyncSession(Session, BaseAsyncSession):
     """The broker connection of one ``Connection``, opened when it is needed."""
+
+    channels: dict[int, Channel]
+    roles: dict[str, Channel]  # open ones, of a connection that is open: they leave with either
+    waits: Waits
+    window: Window
 
     def __init__(self, address: Address) -> None:
         super().__init__(address.as_uri)
         self.address = address
-        self.exchanges: set[str] = {""}  # that are known to be there
+        self.exchanges = {""}
         self.restored: set[Restored] = set()
         self.transport: AsyncTransport | None = None
         self.watchers: list[Callable[[State], object]] = []
         timeout = float(address.transport_options.get("read_timeout") or DEFAULT_TIMEOUT)
         self.waits = Waits(timeout, lambda: self.transport is None, self._blocked)
         self.window = Window(WINDOW, self.waits)
-        self._channels: dict[int, Channel] = {}
-        self._roles: dict[str, Channel] = {}  # open ones, of a connection that is open: they leave with either
         #: What readies the channel of a role, where that takes something.
         self.preparing: dict[str, Callable[[Channel], Awaitable[object]]] = {"confirmed": self._confirm}
 
@@ -206,7 +209,7 @@ class AsyncSession(Session):
     async def _connect_once(self) -> None:
         before = self.life.state
         self._to(State.CONNECTING)
-        transport = async_transport(self.transport_class, self.address.settings(), self._on_event)
+        transport = async_transport(self.transport_class, self.address.settings(), self.on_event)
         transport.on_lost = partial(self._lost, transport)
         try:
             await transport.connect()
@@ -244,8 +247,9 @@ class AsyncSession(Session):
             raise raised from error
         self.note_restored(place)
 
-    def _on_event(self, event: Event) -> None:
-        channel = self._channels.get(event.channel)
+    def on_other_event(self, event: Event) -> None:
+        """Deal with an event that is no message for a consumer."""
+        channel = self.channels.get(event.channel)
         if channel is None:
             return
         if type(event) is ChannelClosed:
@@ -265,7 +269,7 @@ class AsyncSession(Session):
             return
         self.transport = None
         transport.abort()
-        for channel in list(self._channels.values()):
+        for channel in list(self.channels.values()):
             self.forget(channel, reason)
         self.forget_declarations()
         self.window.lose(exceptions.RecoverableConnectionError(f"the connection is lost: {reason}"))
@@ -286,7 +290,7 @@ class AsyncSession(Session):
                 each.fail(closed())
             await self.waits.end_tasks(CLOSE_TIMEOUT)
             transport, self.transport = self.transport, None
-            for channel in list(self._channels.values()):
+            for channel in list(self.channels.values()):
                 self.forget(channel, closed())
             if transport is not None:
                 try:
@@ -305,10 +309,12 @@ class AsyncSession(Session):
     def abandon(self) -> None:
         """Forget the connection in a forked child, whose parent has it."""
         self.waits.abandon()
-        for channel in self._channels.values():
+        for channel in self.channels.values():
             channel.is_open = False
         self.window = Window(WINDOW, self.waits)
-        self.transport, self._channels, self._roles = None, {}, {}
+        self.transport = None
+        self.channels.clear()
+        self.roles.clear()
         self.restored = set()
         self.tally.clear()
         self.life = Lifecycle(self.address.as_uri)
@@ -326,7 +332,7 @@ class AsyncSession(Session):
         if transport is None:
             raise closed()
         number = await self.waits.answer(transport.open_channel())
-        channel = self._channels[number] = Channel(self, transport, number)
+        channel = self.channels[number] = Channel(self, transport, number)
         if before is not None:
             channel.inherit(before)
         return channel
@@ -343,15 +349,15 @@ class AsyncSession(Session):
         channel.failure = reason if isinstance(reason, Exception) else None
         if channel.on_closed is not None:
             channel.on_closed(reason)
-        if self._channels.get(channel.number) is channel:
-            del self._channels[channel.number]
-        for role, each in list(self._roles.items()):
+        if self.channels.get(channel.number) is channel:
+            del self.channels[channel.number]
+        for role, each in list(self.roles.items()):
             if each is channel:
-                del self._roles[role]
+                del self.roles[role]
 
     async def channel(self, role: str, deadline: float) -> Channel:
         """Return the channel of a role: "control", "get", "confirmed", "plain", "calls"."""
-        while (channel := self._roles.get(role)) is None:
+        while (channel := self.roles.get(role)) is None:
             await self.ensure(deadline)
             await self.waits.once(role, partial(self._open_role, role), deadline, "open a channel")
         return channel
@@ -365,7 +371,7 @@ class AsyncSession(Session):
             self.drop_channel(channel)
             raise
         if channel.is_open:  # else it was lost as it was made ready
-            self._roles[role] = channel
+            self.roles[role] = channel
 
     async def _confirm(self, channel: Channel) -> None:
         await self.waits.answer(channel.transport.confirm(channel.number))
@@ -405,30 +411,11 @@ class AsyncSession(Session):
 
     # --- publishing
 
-    def publish_at_once(self, delivery: Delivery, mandatory: bool, role: str) -> Pending[None] | bool:
-        """Publish one message on the channel of a role, if it is its turn.
-
-        Returns True if the broker has it, the future of its answer if there has to be one, False if it is not sent.
-        """
-        channel = self._roles.get(role)
-        window = self.window
-        if (
-            channel is None
-            or delivery.exchange not in self.exchanges
-            or (window.sent and window.is_full)
-            or channel.transport.writable() is not None
-        ):
-            return False
-        try:
-            pending = channel.transport.publish(channel.number, delivery, mandatory)
-        except exceptions.ChannelError as error:
+    def publish_raised(self, error: Exception, delivery: Delivery, channel: Channel) -> None:
+        """Deal with an error of publishing, which is raised then."""
+        if isinstance(error, exceptions.ChannelError):
             self._note_refused(delivery, error)
             channel.notice()
-            raise
-        if pending is not None:
-            return pending
-        self.tally.count_published(delivery, role != "plain")
-        return True
 
     async def publish(self, delivery: Delivery, mandatory: bool, role: str, deadline: float) -> None:
         """Publish one message on the channel of a role, when it is its turn. Cancelled before that, it is not sent."""
@@ -445,22 +432,21 @@ class AsyncSession(Session):
 
     async def wait_for_answer(self, sent: Any, delivery: Delivery, role: str, deadline: float) -> bool:
         """Wait for what the broker says of a message; returns False if it has to be published again."""
-        channel = self._roles[role]
+        channel = self.roles[role]
         try:
             await self.window.wait_for_answer(sent, deadline, "publish")
         except MessageIgnored:  # the channel was closed for the message of another task
             channel.notice()
             return False
         except exceptions.ChannelError as error:
-            self._note_refused(delivery, error)
-            channel.notice()
+            self.publish_raised(error, delivery, channel)
             raise
         self.tally.count_published(delivery, role != "plain")
         return True
 
     async def _wait_for_turn(self, delivery: Delivery, role: str, deadline: float) -> None:
         """Wait for one of the things that a message has to wait for, if there is one."""
-        channel = self._roles.get(role)
+        channel = self.roles.get(role)
         if channel is None:
             await self.channel(role, deadline)
         elif delivery.exchange not in self.exchanges:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kombulite import exceptions
-from kombulite._core import AckStep, Delivery
+from kombulite._core import AckStep, Delivery, PacedPublish
 from kombulite.brokers.base import (
     Event,
     ExchangeSpec,
@@ -204,6 +204,10 @@ class AsyncTransport:
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False
     ) -> Pending[list[tuple[int, Exception]]]:
         """Publish one or more in order; gives those refused, as (index, exception)."""
+
+    def fast_publish(self, channel: int) -> PacedPublish | None:
+        """Return what publishes on a channel at once, as long as it has room; None if ``publish`` is to be called."""
+        return None
 
     def prepare_via(
         self, channel: int, via: Any, delivery: Delivery, mandatory: bool = False

@@ -12,17 +12,17 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from contextlib import suppress
 from functools import partial
 from math import inf
-from threading import get_ident
 from time import monotonic
 from typing import Any, TypeVar
 
 from kombulite import exceptions
+from kombulite._core import BaseWaits
 from kombulite.brokers.aio import Pending, closed, refuse, resolve
 
 T = TypeVar("T")
 
 
-class Waits:
+class Waits(BaseWaits):
     """Who waits for what, and until when. All of it belongs to one loop.
 
     Args:
@@ -38,8 +38,6 @@ class Waits:
         self._blocked = blocked
         self._is_idle = is_idle
         self.is_closing = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = 0  # that the loop runs in
         self._tasks: dict[Hashable, asyncio.Task[Any]] = {}
         self._waits: dict[Pending[Any], tuple[float, str]] = {}
         self._alarm: asyncio.TimerHandle | None = None
@@ -47,16 +45,15 @@ class Waits:
 
     def check_loop(self) -> asyncio.AbstractEventLoop:
         """Return the loop. Raises RuntimeError in another one, or in a thread without one."""
-        loop = self._loop
-        if loop is not None and self._thread == get_ident() and loop.is_running():
-            return loop  # `get_running_loop` makes a system call (CPython up to 3.11): a quarter of a publish
+        loop: asyncio.AbstractEventLoop | None = self._loop
+        if loop is not None and self.is_here():
+            return loop
         running = asyncio.get_running_loop()
-        if running is not self._loop:
-            if self._loop is not None and not (self._loop.is_closed() and self._is_idle()):
+        if running is not loop:
+            if loop is not None and not (loop.is_closed() and self._is_idle()):
                 raise RuntimeError("the connection belongs to another event loop; make one for each loop")
             self.abandon()
-            self._loop = running
-        self._thread = get_ident()
+        self.adopt(running)
         return running
 
     def deadline(self, timeout: float | None) -> float:
@@ -169,7 +166,8 @@ class Waits:
 
     def abandon(self) -> None:
         """Forget all that belongs to a loop that is closed, or to the parent of a forked child."""
-        self._loop, self._alarm, self._alarm_at = None, None, inf
+        self.adopt(None)
+        self._alarm, self._alarm_at = None, inf
         self._tasks, self._waits = {}, {}
 
 

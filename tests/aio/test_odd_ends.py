@@ -25,7 +25,7 @@ SETTLING = [
 def test_a_message_without_a_channel_says_so(settle):
     async def main():
         message = pickle.loads(pickle.dumps(Message(b"{}", delivery_tag=1)))
-        with pytest.raises(exceptions.MessageStateError, match="has no channel"):
+        with pytest.raises(exceptions.MessageStateError, match="does not have a receiving channel"):
             await settle(message)
         assert message.state == "RECEIVED"
         with pytest.raises(exceptions.MessageStateError, match="have no channel"):
@@ -37,7 +37,7 @@ def test_a_message_without_a_channel_says_so(settle):
 
 def test_process_of_a_message_without_a_channel_says_so():
     async def main():
-        with pytest.raises(exceptions.MessageStateError, match="has no channel"):
+        with pytest.raises(exceptions.MessageStateError, match="does not have a receiving channel"):
             async with Message(b"{}", delivery_tag=1).process():
                 pytest.fail("the block ran")
 

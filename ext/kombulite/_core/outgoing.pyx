@@ -70,10 +70,6 @@ cdef class PlainMessages:
     the one before. ``codecs`` encodes the bodies.
     """
 
-    cdef Codecs _codecs
-    cdef dict _known
-    cdef Properties _last
-
     def __cinit__(self, Codecs codecs not None):
         self._codecs = codecs
         self._known = {}
@@ -275,9 +271,6 @@ cdef class BaseMaker:
 
     Subclasses have ``exchange``, ``routing_key``, ``serializer`` and ``compression``, the defaults.
     """
-
-    cdef Codecs _codecs
-    cdef readonly PlainMessages _plain
 
     def __init__(self, Codecs codecs not None):
         self._codecs = codecs

@@ -8,7 +8,7 @@ from contextlib import suppress
 from threading import get_ident
 from typing import Any, TypeVar
 
-from kombulite._core import AckStep, Delivery
+from kombulite._core import AckStep, Delivery, PacedPublish, pass_on
 from kombulite.brokers.aio import DelegatingTransport, OnEvent, OnLost, Pending, resolve
 from kombulite.brokers.base import Event, Outcome, Settings
 from kombulite.brokers.memory import Transport, clock
@@ -25,18 +25,18 @@ class AsyncTransport(DelegatingTransport):
 
     def __init__(self, settings: Settings, on_event: OnEvent, on_lost: OnLost) -> None:
         super().__init__(Transport(settings), on_event, on_lost)
-        self._publish: Callable[[int, Delivery, bool], object] = self.sync.publish  # which knows that it is not open
+        self._step: PacedPublish | None = None
         self._loop = asyncio.get_running_loop()
         self._thread = get_ident()
         self._alarm: asyncio.TimerHandle | None = None
-        self._taken = 0  # messages since the loop had its turn
         self._turn: Pending[None] | None = None
 
     async def connect(self) -> None:
         """Open the connection."""
         self.sync.connect()
-        if (step := self.sync.fast_publish(0)) is not None:
-            self._publish = step.publish
+        step = self.sync.fast_publish(0)
+        assert step is not None
+        self._step = PacedPublish(step, BURST)
         self.sync.wake_with(self._wake)
 
     async def close(self) -> None:
@@ -46,7 +46,7 @@ class AsyncTransport(DelegatingTransport):
     def abort(self) -> None:
         """Close the connection: there is nobody to leave it to."""
         self.sync.close()
-        self._publish = self.sync.publish
+        self._step = None
         if self._alarm is not None:
             self._alarm.cancel()
 
@@ -58,8 +58,12 @@ class AsyncTransport(DelegatingTransport):
 
     def publish(self, channel: int, delivery: Delivery, mandatory: bool = False) -> None:
         """Put a message into its queues."""
-        self._publish(channel, delivery, mandatory)
-        self._taken += 1
+        step = self.sync if self._step is None else self._step  # the former knows that it is not open
+        step.publish(channel, delivery, mandatory)
+
+    def fast_publish(self, channel: int) -> PacedPublish | None:
+        """Return what publishes at once, so many messages in a turn of the loop."""
+        return self._step
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False
@@ -72,7 +76,7 @@ class AsyncTransport(DelegatingTransport):
 
     def writable(self) -> Pending[None] | None:
         """Return a Pending that is set after a turn of the loop; None if a publisher need not leave it one."""
-        if self._taken < BURST:
+        if self._step is None or self._step.room > 0:
             return None
         if self._turn is None:
             self._turn = self._loop.create_future()
@@ -80,7 +84,9 @@ class AsyncTransport(DelegatingTransport):
         return self._turn
 
     def _end_turn(self, turn: Pending[None]) -> None:
-        self._turn, self._taken = None, 0
+        self._turn = None
+        if self._step is not None:
+            self._step.renew()
         resolve(turn)
 
     def fast_ack(self, channel: int) -> AckStep:
@@ -102,14 +108,17 @@ class AsyncTransport(DelegatingTransport):
                 self._loop.call_soon_threadsafe(self._receive)
 
     def _receive(self) -> None:
-        sync, on_event = self.sync, self.on_event
-        for _ in range(BURST):
-            event: Event | None = sync.poll_ready()
-            if event is None and (event := sync.poll()) is None:
-                if sync.connected:
-                    self._set_alarm()
-                return
-            on_event(event)
+        sync, left = self.sync, BURST
+        while left:
+            left -= pass_on(sync.poll_ready, self.on_event, left)
+            if left:
+                event: Event | None = sync.poll()
+                if event is None:
+                    if sync.connected:
+                        self._set_alarm()
+                    return
+                self.on_event(event)
+                left -= 1
         self._loop.call_soon(self._receive)
 
     def _set_alarm(self) -> None:
