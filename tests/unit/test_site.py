@@ -26,6 +26,8 @@ TAG = re.compile(r"<[^>]+>")
 EDIT_URL = "https://git.example.org/kombulite/edit/main/docs/"
 CHROMIUM = shutil.which("chromium")
 
+pytestmark = pytest.mark.timeout(900)  # seconds: the first test builds the site, which took 135 where many others work
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
