@@ -112,6 +112,10 @@ class Database(ABC):
         ``wakes_all``: wake the others too, because what was put into the queues may be a dead letter soon.
         """
 
+    @abstractmethod
+    def free_notifications(self) -> None:
+        """Free the room of notifications that all have read, where the database does not do that by itself."""
+
     def listen(self) -> Any:
         """Return a connection of its own that the database wakes (``fileno``, ``take_notifications``, ``close``)."""
         return None

@@ -273,6 +273,13 @@ class PostgreSQL(Database):
                 list(queues),
             )
 
+    def free_notifications(self) -> None:
+        """Have the server move on the tail of its queue, which only those that add to it do: to a full one nobody can.
+
+        It stays full after the session that did not read is gone. Seen with PostgreSQL 15 and 18.6.
+        """
+        self.rows("SELECT pg_notification_queue_usage()")
+
     def lock_schema(self) -> None:
         """Take an advisory lock until the transaction ends: CREATE TABLE IF NOT EXISTS of two sessions may collide."""
         self.rows("SELECT pg_advisory_xact_lock(?)", SCHEMA_LOCK)

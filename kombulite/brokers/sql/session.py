@@ -239,6 +239,8 @@ class Session:
         with self.lock:
             if not self.is_open:
                 return
+            with self.use():
+                self.database.free_notifications()
             self.flush()
             self.settle_held()
             with self.transaction():
