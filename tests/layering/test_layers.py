@@ -131,6 +131,14 @@ def test_what_is_large_says_why(path):
     assert not is_large or REASON.search(ast.get_docstring(tree) or "")
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE.parent / "ext").rglob("*.pyx")), ids=lambda path: path.stem)
+def test_what_is_long_in_the_core_says_why(path):
+    """The same for a compiled module."""
+    source = path.read_text()
+    head = source.removeprefix('"""').partition('"""')[0]
+    assert len(source.splitlines()) <= MAX_LINES or REASON.search(head)
+
+
 def test_no_transport_imports_another():
     transports = [path.parent.name for path in (PACKAGE / "brokers").glob("*/__init__.py")]
     for path in (PACKAGE / "brokers").rglob("*.py"):

@@ -2,6 +2,8 @@
 
 ``publish``, ``__anext__`` and ``ack`` return a coroutine whose first step is compiled, and mostly its last one too.
 What has to wait, and what is rare, is a coroutine of the facade's subclasses, which goes on in its place.
+
+The module is longer than others: all three share the coroutine and the look at the loop, which is compiled into each.
 """
 
 cimport cython

@@ -3,8 +3,8 @@
 Format: section 4.2 of the specification. A frame is type (octet), channel (short), size (long), payload, and the octet
 0xCE. A message is a method frame, a content header frame (section 4.2.6.1), and as many body frames as it needs.
 
-Sans-I/O: ``FrameDecoder`` takes bytes, however they are sliced, and gives events; ``FrameEncoder`` returns bytes. Each
-is for one connection. An encoder may be shared by threads, a decoder is its owner's to lock.
+Sans-I/O: ``FrameDecoder`` takes bytes, however they are sliced, and gives events; ``FrameEncoder`` returns bytes, or
+buffers. Each is for one connection. An encoder may be shared by threads, a decoder is its owner's to lock.
 
 Both directions stand in one module, though it is long: they share the layout of frames, methods and properties.
 """

@@ -1,4 +1,7 @@
-"""What travels: the properties of a message, and a message on its way from or to a broker; and how many did."""
+"""What travels: the properties of a message, and a message on its way from or to a broker; and how many did.
+
+The module is longer than others: whoever makes a message sets the fields of its properties and counts it in one step.
+"""
 
 cimport cython
 from cpython.bytes cimport PyBytes_CheckExact, PyBytes_GET_SIZE

@@ -2,6 +2,8 @@
 
 Times are arguments, in seconds of whatever clock the caller uses; nothing here waits or wakes. Each object may be used
 from many threads at once: its methods are atomic (by the GIL, or by critical sections where there is none).
+
+The module is longer than others: a message goes from its queue to what a consumer holds, and back, in one step.
 """
 
 cimport cython

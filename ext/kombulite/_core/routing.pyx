@@ -4,6 +4,8 @@ What a binding asks for is compiled when it is made: a hash for direct exchanges
 for topic, an index of header values for headers. A lookup touches only what can match.
 
 A table is not guarded: its owner holds a lock around changes and lookups alike.
+
+The module is longer than others: the four kinds of exchanges are the parts of one table, and a lookup goes through all.
 """
 
 from collections import namedtuple

@@ -4,6 +4,8 @@ What JSON lacks travels as ``{"__type__": marker, "__value__": value}``. Text is
 library's ``json.dumps`` does by default (ASCII only, ``", "`` and ``": "``), so that outputs can be compared byte
 for byte. Reading is the reader's (reader.pyx); what it does not know goes to the standard library, whose verdict is
 final.
+
+The module is longer than others: one writer has all types, since each value may hold values of all the others.
 """
 
 import json
