@@ -414,6 +414,7 @@ class AdaptedTransport(base.Transport):
         self.drained: Any = None
         self._was_connected = self._is_lost = False
         self._verified_until = 0.0
+        self._is_slow_to_verify = False
         self._numbers = count(1)
         self._arrivals: deque[Arrived] = deque()
         self._draining: int | None = None  # the thread that does
@@ -496,7 +497,8 @@ class AdaptedTransport(base.Transport):
             return True
         is_verified = bool(self.raw.verify_connection(self.link))
         after = monotonic()
-        if is_verified and after - now > SLOW_CHECK:  # it asks the server
+        was_slow, self._is_slow_to_verify = self._is_slow_to_verify, after - now > SLOW_CHECK
+        if is_verified and was_slow and self._is_slow_to_verify:  # it asks the server; once may be chance
             self._verified_until = after + VERIFIED_FOR
         return is_verified
 

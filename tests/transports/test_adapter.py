@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict, deque
 from queue import Empty
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from kombulite.brokers import resolve_transport
 from kombulite.hooks import Hook
 from kombulite.transport import TRANSPORT_ALIASES, base, get_transport_cls, virtual
 from kombulite.transport import memory as memory_module
+from kombulite.transport.adapter import SLOW_CHECK
 
 
 class MockChannel(base.StdChannel):
@@ -101,6 +103,20 @@ def test_a_mock_transport_works_with_simple_queues_producers_and_consumers():
         queue = connection.SimpleQueue("simple")
         queue.put([1, 2])
         assert queue.get(timeout=1).payload == [1, 2]
+
+
+def test_one_check_that_takes_long_by_chance_does_not_vouch_for_the_connection():
+    answers = [True, False]
+
+    class Stalled(MockTransport):
+        def verify_connection(self, connection):
+            time.sleep(2 * SLOW_CHECK)
+            return answers.pop(0)
+
+    with Connection(transport=Stalled) as connection:
+        assert connection.connect().connected
+        assert connection.connected
+        assert not connection.connected
 
 
 class StoreChannel(virtual.Channel):
