@@ -38,7 +38,9 @@ def is_missing(name, value, ours):
     origin = getattr(value, "__module__", None)
     is_own = origin is None or origin.startswith("kombu")
     if isinstance(value, types.ModuleType):
-        is_own = value is socket or value.__name__.startswith("kombu")
+        # A package has those of its modules that anybody imported: not what it is asked for here.
+        is_module_of_it = value.__name__ == f"{ours.__name__}.{name}".replace("kombulite", "kombu", 1)
+        is_own = value is socket or (value.__name__.startswith("kombu") and not is_module_of_it)
     if name.startswith("__") or name in ("annotations", "TYPE_CHECKING") or isinstance(value, TypeVar):
         return False
     return is_own and not hasattr(ours, name)

@@ -316,7 +316,7 @@ SENTENCES: dict[str, dict[str, list[str]]] = {
             "contract/test_publish_consume.py::test_signal_handler_may_close_what_the_thread_waits_for"
         ],
         "Green threads (gevent, eventlet) are threads here": [
-            "contract/test_green_threads.py::test_waiting_lets_others_work"
+            "contract/test_green_threads.py::test_waiting_lets_others_work_and_several_settle_at_once"
         ],
         "An element of a Redis list that is no message is moved to": [
             "redis/test_memory.py::test_element_that_is_no_message_is_kept"

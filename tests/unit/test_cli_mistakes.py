@@ -74,7 +74,7 @@ def test_an_error_of_two_brokers_is_not_put_down_to_the_wrong_one():
     done = CliRunner().invoke(
         kombulite, ["move", "-b", "sqlite:///q.db", "missing", "x", "--to-broker", "sqlite:///p.db"]
     )
-    assert done.output.splitlines()[-1] == "Error: (404) no queue 'missing' in vhost 'q.db'"
+    assert done.output.splitlines()[-1] == "Error: no queue 'missing' in vhost 'q.db'"
 
 
 def start(*arguments, **options):
