@@ -179,7 +179,8 @@ class Proxy:
             self._server.abort_clients()
         for _ in range(5):  # they are closed in the loop's next turns
             for transport in list(self._transports):  # some wait for a peer that reads no more
-                transport.abort()
+                with suppress(AttributeError):  # what is closed by now has no loop any more, which abort does not ask
+                    transport.abort()
             await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

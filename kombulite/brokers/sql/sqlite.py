@@ -228,9 +228,6 @@ class SQLite(Database):
         """Note that the commit is news for other connections; other processes see it by ``data_version``."""
         self._is_news = True
 
-    def free_notifications(self) -> None:
-        """Nothing: there is no queue of them."""
-
     def has_news(self) -> bool:
         """Return whether another connection has committed something since the last call."""
         try:  # not by ``fetch``: this runs a hundred times a second
