@@ -64,7 +64,11 @@ class CountersCollector(Collector):
             registry.register(self)
 
     def _watch(self, connection: Connection) -> None:
-        labels = (connection._transport_class.driver_type, _broker_of(connection))
+        try:
+            kind = connection._transport_class.driver_type
+        except Exception:  # it cannot be loaded: whoever connects is told
+            kind = str(connection.transport_cls)
+        labels = (kind, _broker_of(connection))
         with self._lock:
             self._totals()  # forgets those that are gone
             self._watched.append((ref(connection), connection.session.tally, labels))

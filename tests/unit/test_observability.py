@@ -348,3 +348,12 @@ def test_prometheus_times_publishing_and_callbacks_by_outcome(connection, queue)
         assert found["kombulite_consume_seconds_count", outcome, "memory"] == 1
     assert found["kombulite_publish_seconds_count", "ok", "memory"] == 2
     assert found["kombulite_publish_seconds_count", "NotFound", "memory"] == 1
+
+
+def test_a_transport_that_cannot_be_loaded_is_counted_and_fails_when_it_connects():
+    registry = CollectorRegistry()
+    CountersCollector(registry)
+    connection = Connection(transport="nowhere.to.be.found:Transport")
+    assert 'transport="nowhere.to.be.found:Transport"' in generate_latest(registry).decode()
+    with pytest.raises(ImportError):
+        connection.connect()
