@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from kombulite import Connection, Consumer, Queue, Quorum, aio
+from kombulite import Connection, Consumer, Queue, Quorum, aio, exceptions
+from kombulite.brokers.base import Outcome
 from kombulite.mixins import ConsumerMixin
 from kombulite.simple import SimpleQueue
 from tests.aio.conftest import run
 from tests.amqp import peer as p
+from tests.amqp.conftest import in_threads
 
 ROUNDS = 25  # more than RabbitMQ 4's delivery limit of 20
 MESSAGES = 10
@@ -341,6 +343,124 @@ def test_one_message_and_a_batch_are_requeued_alike(
     found = failures(connection, quorum)
     if counts_failures(connection):
         assert set(found.values()) == {int(failed)}
+
+
+# --- beside other threads
+
+
+# Of a thread that was in the transport before the channel was closed.
+SETTLES: dict[str, Callable[[Any, int, list[int]], object]] = {
+    "ack": lambda transport, number, tags: transport.settle(number, tags[0], Outcome.ACK),
+    "ack of all before": lambda transport, number, tags: transport.settle(number, tags[-1], Outcome.ACK, True),
+    "requeue": lambda transport, number, tags: transport.settle(number, tags[0], Outcome.REQUEUE),
+    "return": lambda transport, number, tags: transport.settle(number, tags[0], Outcome.RETURN),
+    "reject": lambda transport, number, tags: transport.settle(number, tags[0], Outcome.REJECT),
+    "many": lambda transport, number, tags: transport.settle_many(number, tags[1:], Outcome.ACK),
+}
+
+
+def between(connection: Connection, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> list[Exception]:
+    """Have another thread act when a channel has given its deliveries back, before it is closed; return its errors."""
+    protocol = connection.transport._protocol
+    give_back, errors = protocol.give_back, []
+
+    def act_and_note() -> None:
+        try:
+            act()
+        except Exception as error:
+            errors.append(error)
+
+    def give_back_and_act(channel: Any, timeout: float | None = None) -> None:
+        give_back(channel, timeout)
+        in_threads(act_and_note)
+
+    monkeypatch.setattr(protocol, "give_back", give_back_and_act)
+    return errors
+
+
+@pytest.mark.parametrize("settle", SETTLES.values(), ids=SETTLES)
+def test_nothing_is_settled_once_all_went_back(
+    connection: Connection,
+    connect: Callable[..., Connection],
+    quorum: Queue,
+    settle: Callable[[Any, int, list[int]], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would be an unknown delivery tag, for which the broker closes the channel."""
+    with connect() as other:
+        channel = other.channel()
+        consumer, seen = start(other, channel, quorum)
+        while len(seen) < MESSAGES:
+            other.drain_events(timeout=TIMEOUT)
+        tags = [message.delivery_tag for message in seen]
+        errors = between(other, monkeypatch, lambda: settle(other.transport, channel.channel_id, tags))
+        channel.close()
+        assert [type(error) for error in errors] == [exceptions.RecoverableConnectionError]
+        ready(connection, quorum)
+    found = failures(connection, quorum)
+    assert sorted(found) == list(range(MESSAGES))
+    if counts_failures(connection):
+        assert not any(found.values())
+
+
+@pytest.mark.parametrize("outcome", ["ack", "requeue"])
+def test_a_failed_message_that_another_thread_settles_is_not_rejected_too(
+    connection: Connection, connect: Callable[..., Connection], quorum: Queue, outcome: str
+) -> None:
+    with connect() as other:
+        channel = other.channel()
+        consumer, seen = start(other, channel, quorum)
+        seen[0].channel.note_failure(seen[0])
+        state = other.transport._protocol.channels[channel.channel_id]
+        add = state.settled.add
+
+        class Slow:
+            """Is given back before the thread that settles has noted what it sent."""
+
+            def add(self, *settled: Any) -> None:
+                in_threads(lambda: other.transport._protocol.give_back(state))
+                add(*settled)
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(settled, name)
+
+        settled, state.settled = state.settled, Slow()
+        getattr(seen[0], outcome)()
+        state.settled = settled
+        channel.queue_declare(quorum.name, passive=True)  # it is still open
+        channel.close()
+        ready(connection, quorum, MESSAGES - (outcome == "ack"))
+
+
+@pytest.mark.parametrize("end", ["channel", "connection"])
+def test_a_channel_that_the_broker_closes_while_it_is_closed_ends_quietly(
+    connection: Connection,
+    connect: Callable[..., Connection],
+    quorum: Queue,
+    end: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = connect()
+    channel = other.channel()
+    start(other, channel, quorum)
+    protocol = other.transport._protocol
+    state = protocol.channels[channel.channel_id]
+    end_consumers = protocol.end_consumers
+
+    def closed_by_the_broker(ended: Any, timeout: float | None = None) -> Any:
+        if ended is state:
+            monkeypatch.setattr(protocol, "end_consumers", end_consumers)
+            protocol.stream.send(protocol.stream.encoder.ack(state.number, 999, False))  # an unknown delivery tag
+            assert protocol.stream.wait(lambda: state.error is not None, time.monotonic() + TIMEOUT)
+        return "c" if ended is state else end_consumers(ended, timeout)
+
+    monkeypatch.setattr(protocol, "end_consumers", closed_by_the_broker)
+    if end == "channel":
+        channel.close()
+        assert other.connected
+        other.channel().queue_declare(quorum.name, passive=True)
+    other.release()
+    ready(connection, quorum)
 
 
 # --- on the wire

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic
 from typing import Any, NoReturn
@@ -82,11 +82,9 @@ class BlockingProtocol(AMQPProtocol):
         """Close a channel, if it is open."""
         channel = self.channels.get(number)
         if channel is not None:
-            try:
+            with self._unless_closed(channel):
                 self.return_unsettled(channel, self.reply_timeout)
                 self.request(channel, methods.CHANNEL_CLOSE, 0, "", 0, 0)
-            except exceptions.ChannelError:
-                return  # the broker was first
         self._failed.pop(number, None)
 
     def return_all(self, timeout: float) -> None:
@@ -95,8 +93,21 @@ class BlockingProtocol(AMQPProtocol):
         for channel in list(self.channels.values()):
             left = deadline - monotonic()
             if left > 0 and channel is not self.root:
-                with suppress(exceptions.ChannelError):
+                with self._unless_closed(channel):
                     self.return_unsettled(channel, left)
+
+    @contextmanager
+    def _unless_closed(self, channel: SharedChannel) -> Iterator[None]:
+        """End quietly if the broker, or another thread, closes the channel first."""
+        try:
+            yield
+        except exceptions.ChannelError:
+            pass  # the answer, which has been reported
+        except exceptions.RecoverableConnectionError:
+            self.stream.check()
+            if not channel.closing:
+                raise
+            self.mark_reported(channel)
 
     def return_unsettled(self, channel: SharedChannel, timeout: float) -> None:
         """Put what a channel, which is about to be closed, has not settled back into its queues.

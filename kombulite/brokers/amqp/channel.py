@@ -45,6 +45,7 @@ class AMQPChannel:
         self.requests: deque[Request] = deque()  # that are not answered yet, in the order of their answers
         self.error: exceptions.ChannelError | None = None  # why the broker closed it
         self.closing = False  # one side has closed it: whatever is sent on it now would end the connection
+        self.settles = True  # until all deliveries go back before it is closed: to the broker they are unknown then
         self.consumers: dict[str, bool] = {}  # tag -> no_ack
         self.prefetch_count = 0  # of consumers that are to start
         self.limits: dict[str, PrefetchLimit] = {}  # of those that are running, by tag
@@ -65,6 +66,17 @@ class AMQPChannel:
         """Raise RecoverableConnectionError if the channel is closed."""
         if self.closing:
             raise self.closed_error()
+
+    def check_settles(self) -> None:
+        """Raise RecoverableConnectionError if deliveries are not to be settled any more: they went back to their queues."""
+        if self.closing or not self.settles:
+            raise self.closed_error()
+
+    def end_settling(self) -> None:
+        """Note that all deliveries go back to their queues, because the channel is about to be closed."""
+        self.check()
+        self.settles = False
+        self.settled.close()
 
     def closed_error(self) -> exceptions.RecoverableConnectionError:
         """Return the error for all but the request or message that the channel was closed for."""
@@ -89,6 +101,11 @@ class AMQPChannel:
         """Note that this frame, which asks the broker to close the channel, is the last one."""
         self.check()
         self.leave()
+
+    def settle_failed(self, delivery_tag: int, multiple: bool) -> None:
+        """Note that this frame settles deliveries of which some failed."""
+        self.check_settles()
+        self.forget_failures(delivery_tag, multiple)
 
     def forget_failures(self, delivery_tag: int, multiple: bool) -> None:
         """Note that failed deliveries are settled."""

@@ -165,7 +165,10 @@ class AMQPProtocol:
             return
         from_queues, from_streams = stream.decoder.sources(number)
         may_nack = from_queues and (self.streams_take_nacks or not from_streams)
-        if may_nack and not channel.settled.is_all(stream.decoder.last_tag(number) - channel.tag_offset):
+        if not may_nack:
+            return
+        stream.send(b"", timeout, True, channel.end_settling)  # before the look at what other threads have settled
+        if not channel.settled.is_all(stream.decoder.last_tag(number) - channel.tag_offset):
             failed = [stream.encoder.reject(number, tag, True) for tag in sorted(channel.failed)]
             stream.send(b"".join([*failed, stream.encoder.nack(number, 0, True, True)]), timeout, True, channel.check)
 

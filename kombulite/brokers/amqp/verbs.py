@@ -6,6 +6,7 @@ A transport says how a request is performed: a thread waits for the answer, an e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from kombulite import exceptions
@@ -132,10 +133,9 @@ class AMQPVerbs:
             frame = stream.encoder.nack(channel, delivery_tag, multiple, outcome is not REJECT)
         else:
             frame = stream.encoder.reject(channel, delivery_tag, outcome is not REJECT)
-        stream.send(frame, None, True, state.check)
+        on_turn = partial(state.settle_failed, delivery_tag, multiple) if state.failed else state.check_settles
+        stream.send(frame, None, True, on_turn)
         state.settled.add(delivery_tag, multiple)
-        if state.failed:
-            state.forget_failures(delivery_tag, multiple)
 
     def settle_many(self, channel: int, delivery_tags: Sequence[Any], outcome: Outcome) -> None:
         protocol = self._opened()
@@ -147,7 +147,7 @@ class AMQPVerbs:
         if tags[0] <= 0 or tags[-1] > stream.decoder.last_tag(channel) - state.tag_offset:
             raise exceptions.PreconditionFailed(f"unknown delivery tag among {delivery_tags!r:.80}")
         with stream.writing:  # from the look at what is settled to the frames
-            stream.send(self._frames_to_settle(state, tags, outcome), None, True, state.check)
+            stream.send(self._frames_to_settle(state, tags, outcome), None, True, state.check_settles)
             state.settle_all(tags)
 
     def _frames_to_settle(self, state: AMQPChannel, tags: list[int], outcome: Outcome) -> bytes:
