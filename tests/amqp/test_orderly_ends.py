@@ -389,7 +389,7 @@ def test_nothing_is_settled_once_all_went_back(
     """It would be an unknown delivery tag, for which the broker closes the channel."""
     with connect() as other:
         channel = other.channel()
-        consumer, seen = start(other, channel, quorum)
+        _, seen = start(other, channel, quorum)
         while len(seen) < MESSAGES:
             other.drain_events(timeout=TIMEOUT)
         tags = [message.delivery_tag for message in seen]
@@ -409,7 +409,7 @@ def test_a_failed_message_that_another_thread_settles_is_not_rejected_too(
 ) -> None:
     with connect() as other:
         channel = other.channel()
-        consumer, seen = start(other, channel, quorum)
+        _, seen = start(other, channel, quorum)
         seen[0].channel.note_failure(seen[0])
         state = other.transport._protocol.channels[channel.channel_id]
         add = state.settled.add

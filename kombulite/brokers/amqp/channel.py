@@ -68,7 +68,7 @@ class AMQPChannel:
             raise self.closed_error()
 
     def check_settles(self) -> None:
-        """Raise RecoverableConnectionError if deliveries are not to be settled any more: they went back to their queues."""
+        """Raise RecoverableConnectionError if all deliveries went back to their queues, or the channel is closed."""
         if self.closing or not self.settles:
             raise self.closed_error()
 
