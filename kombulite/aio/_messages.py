@@ -375,8 +375,8 @@ class Messages(BaseMessages):
         self._ready.clear()
         self._forget_queues()
         self._changes.wake_all()
-        if channel is not None and channel.is_open:
-            session = self._session
+        session = self._session
+        if channel is not None and channel.is_open and not session.waits.is_closing:  # else it ends with the connection
             close = partial(session.close_channel, channel)
             try:
                 await session.waits.once(channel, close, session.waits.deadline(None), "close a channel")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import logging
 import re
 import subprocess
 import sys
@@ -44,7 +45,9 @@ def test_examples(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
-def test_each_program_of_a_tutorial_runs_by_itself_and_prints_what_the_page_says(page, tmp_path, monkeypatch, capsys):
+def test_each_program_of_a_tutorial_runs_by_itself_and_prints_what_the_page_says(
+    page, tmp_path, monkeypatch, capsys, caplog
+):
     monkeypatch.chdir(tmp_path)
     programs = PROGRAM.findall(page.read_text())
     assert programs
@@ -54,7 +57,9 @@ def test_each_program_of_a_tutorial_runs_by_itself_and_prints_what_the_page_says
             continue
         monkeypatch.setattr(broker, "_brokers", {})
         exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
-        assert capsys.readouterr().out == output
+        assert capsys.readouterr() == (output, "")
+        # Without a handler Python writes these to the terminal.
+        assert [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING] == []
     pools.reset()
 
 
