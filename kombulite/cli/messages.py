@@ -18,7 +18,7 @@ from kombulite._client.batching import MessageBatch
 from kombulite._client.dead_letters import without_delivery_headers
 from kombulite._core import KEYWORD_PROPERTIES
 from kombulite.cli.display import printable
-from kombulite.cli.options import FAILED, broker_options, broker_url, connected, connected_both, finite, pairs
+from kombulite.cli.options import FAILED, broker_options, broker_url, connected, connected_both, finite, named, pairs
 from kombulite.message import Message
 
 SETTLING_TIME = 0.3  # seconds in which a broker says that nobody wanted a message
@@ -101,7 +101,9 @@ def publish(
         if as_json:
             click.echo(json.dumps({"published": published, "unroutable": len(returned)}))
         else:
-            click.echo(f"{published:,} published" + (f", {len(returned):,} taken by no queue" if returned else ""))
+            cure = ": --declare creates it" if queue and not declare else ""
+            unroutable = f", {len(returned):,} taken by no queue{cure}" if returned else ""
+            click.echo(f"{published:,} published{unroutable}")
     if returned:
         ctx.exit(FAILED)
 
@@ -267,9 +269,11 @@ def move(
     to_options = {"confirm_publish": True, **to_options}
     with connected_both(broker, transport_options, to_broker, to_options) as (taking, giving):
         queue = Queue(source)(taking)
-        waiting = queue.queue_declare(passive=True)
+        with named(taking):
+            waiting = queue.queue_declare(passive=True)
         there = Queue(target)(giving)
-        there.queue_declare(passive=not declare)
+        with named(giving):
+            there.queue_declare(passive=not declare)
         total = waiting.message_count if waiting is not None else 0
         total = min(total, count) if count else total
         try:

@@ -161,7 +161,7 @@ def connected(broker: str, transport_options: Mapping[str, Any]) -> Iterator[Con
     """Open a connection for a command. An error is printed without a traceback and without a password."""
     with connection_to(broker, transport_options) as connection:
         _connect(connection)
-        with _reported(f"{connection.as_uri()}: ", connection):
+        with named(connection):
             yield connection
 
 
@@ -169,12 +169,19 @@ def connected(broker: str, transport_options: Mapping[str, Any]) -> Iterator[Con
 def connected_both(
     source: str, source_options: Mapping[str, Any], target: str, target_options: Mapping[str, Any]
 ) -> Iterator[tuple[Connection, Connection]]:
-    """Open two connections for a command, as ``connected`` does; which of them an error is from, only its text says."""
+    """Open two connections for a command, as ``connected`` does; ``named`` has an error say which one it is from."""
     with connection_to(source, source_options) as taking, connection_to(target, target_options) as giving:
         _connect(taking)
         _connect(giving)
         with _reported("", taking, giving):
             yield taking, giving
+
+
+@contextmanager
+def named(connection: Connection) -> Iterator[None]:
+    """Print the errors of a connection without a traceback, after the URL of its broker."""
+    with _reported(f"{connection.as_uri()}: ", connection):
+        yield
 
 
 def _connect(connection: Connection) -> None:

@@ -17,7 +17,7 @@ from kombulite import Connection, Queue, exceptions
 from kombulite._client.batching import MessageBatch
 from kombulite._core import Delivery
 from kombulite.cli.messages import copy_of
-from kombulite.cli.options import broker_url, connected_both, finite, pairs
+from kombulite.cli.options import broker_url, connected_both, finite, named, pairs
 from kombulite.message import Message
 
 BATCH = 100  # messages that are confirmed, and acknowledged, together: as many may come twice after a kill
@@ -78,8 +78,9 @@ def relay(
     with connected_both(source, transport_options, target, to_options) as (taking, giving):
         work = Relay(taking, giving, names, exchange)
         if declare:
-            for name in names:
-                Queue(name)(giving).declare()
+            with named(giving):
+                for name in names:
+                    Queue(name)(giving).declare()
         try:
             with _stopped_by_signals(work.stop):
                 work.run(timeout)
@@ -134,7 +135,9 @@ class Relay:
             auto_declare=False,
         )
         idle_since, before = monotonic(), 0
-        with consumer:
+        with ExitStack() as stack:
+            with named(self._taking):
+                stack.enter_context(consumer)
             while not self._stopping.is_set():
                 try:
                     self._taking.drain_events(timeout=TICK if timeout is None else min(TICK, timeout))

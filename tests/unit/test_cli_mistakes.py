@@ -40,7 +40,7 @@ MISTAKES = [
     ("move -b sqlite:///q.db missing missing", 2, "the same queue"),
     ("move -b sqlite:///q.db q q --to-broker nothing://", 2, "No such transport: nothing"),
     (f"move -b sqlite:///q.db q q --to-broker {NOWHERE}", 1, "cannot connect to amqp://guest:**@127.0.0.1:1//: "),
-    ("publish -b sqlite:///q.db -q missing hello", 1, "1 taken by no queue"),
+    ("publish -b sqlite:///q.db -q missing hello", 1, "1 taken by no queue: --declare creates it"),
     ("publish -b sqlite:///q.db --exchange missing -k k hello", 1, "no exchange 'missing'"),
     ("publish -b sqlite:///q.db -q q --declare --expiration 1e300 hello", 1, "invalid expiration"),
     ("relay sqlite:///q.db sqlite:///p.db missing --timeout 0", 1, "no queue 'missing'"),
@@ -71,11 +71,21 @@ def test_a_mistake_is_named_without_a_traceback(line, status, text):
     assert text in done.output
 
 
-def test_an_error_of_two_brokers_is_not_put_down_to_the_wrong_one():
-    done = CliRunner().invoke(
-        kombulite, ["move", "-b", "sqlite:///q.db", "missing", "x", "--to-broker", "sqlite:///p.db"]
-    )
-    assert done.output.splitlines()[-1] == "Error: no queue 'missing' in vhost 'q.db'"
+@pytest.mark.parametrize(
+    ("command", "broker"),
+    [
+        ("move -b sqlite:///q.db missing x --to-broker sqlite:///p.db", "q.db"),
+        ("move -b sqlite:///q.db there missing --to-broker sqlite:///p.db", "p.db"),
+        ("relay sqlite:///q.db sqlite:///p.db missing", "q.db"),
+    ],
+)
+def test_an_error_of_two_brokers_names_the_one_that_it_is_from(command, broker):
+    with Connection("sqlite:///q.db") as connection:
+        Queue("there")(connection).declare()
+    done = CliRunner().invoke(kombulite, command.split())
+    expected = f"Error: sqlite:///{broker}: no queue 'missing' in vhost '{broker}'"
+    assert expected in done.output.splitlines()
+    assert done.exit_code == 1
 
 
 def start(*arguments, **options):

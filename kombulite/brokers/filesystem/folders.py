@@ -299,7 +299,8 @@ class FolderStore(Store):
             if folder.is_dir():
                 raise
             raise exceptions.ChannelError(
-                f"the folder {str(folder)!r} of the filesystem transport is missing"
+                f"the folder {str(folder)!r} of the filesystem transport is missing: create it, or set data_folder_in"
+                " and data_folder_out"
             ) from error
 
     # --- the catalogue
