@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, TypeVar
 
+from kombulite._client.interfaces import Bindable
 from kombulite.exceptions import NotBoundError
 from kombulite.utils.functional import ChannelPromise
 
@@ -25,7 +26,7 @@ class Object:
 
     attrs: ClassVar[tuple[tuple[str, Any], ...]] = ()
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: Any) -> None:
         for name, convert in self.attrs:
             value = kwargs.get(name)
             if value is not None:
@@ -79,11 +80,11 @@ class MaybeChannelBound(Object):
     _channel: Any = None
     _is_bound = False
 
-    def __call__(self: Self, channel: Any) -> Self:
+    def __call__(self: Self, channel: Bindable) -> Self:
         """Another way to say ``bind``."""
         return self.bind(channel)
 
-    def bind(self: Self, channel: Any) -> Self:
+    def bind(self: Self, channel: Bindable) -> Self:
         """Return a copy that is bound to a channel.
 
         Args:
@@ -91,7 +92,7 @@ class MaybeChannelBound(Object):
         """
         return self.__copy__().maybe_bind(channel)
 
-    def maybe_bind(self: Self, channel: Any) -> Self:
+    def maybe_bind(self: Self, channel: Bindable | None) -> Self:
         """Bind this very entity, unless it is bound already or there is no channel.
 
         Args:
@@ -101,7 +102,7 @@ class MaybeChannelBound(Object):
             self._attach(channel)
         return self
 
-    def revive(self, channel: Any) -> None:
+    def revive(self, channel: Bindable) -> None:
         """Move a bound entity to another channel.
 
         Args:
@@ -150,7 +151,7 @@ def maybe_channel(channel: Any) -> Any:
     return channel.default_channel if is_connection(channel) else channel
 
 
-def is_connection(channel: Any) -> bool:
+def is_connection(channel: object) -> bool:
     """Return whether something is a connection; all else passes for a channel.
 
     Args:

@@ -13,12 +13,15 @@ from itertools import count
 from typing import Any, ClassVar
 from uuid import NAMESPACE_OID, uuid3, uuid4, uuid5
 
+from kombulite._client.interfaces import Bindable
 from kombulite._sync.consumer import Consumer
 from kombulite.abstract import maybe_channel
+from kombulite.connection import Connection
 from kombulite.entity import Exchange, Queue, is_declared
 from kombulite.exceptions import ChannelError, RecoverableConnectionError  # noqa: F401 - programs catch them
 from kombulite.log import get_logger
 from kombulite.message import Message
+from kombulite.resource import Resource
 from kombulite.serialization import registry as serializers
 from kombulite.transport.adapter import facade_channel
 from kombulite.utils.compat import get_gevent_concurrent_error
@@ -130,7 +133,9 @@ class Broadcast(Queue):
         )
 
 
-def maybe_declare(entity: Any, channel: Any = None, retry: bool = False, **retry_policy: Any) -> bool:
+def maybe_declare(
+    entity: Exchange | Queue, channel: Bindable | None = None, retry: bool = False, **retry_policy: Any
+) -> bool:
     """Declare an entity, unless this connection has declared it already.
 
     Args:
@@ -178,7 +183,7 @@ def _ensure_channel_is_bound(entity: Any, channel: Any) -> Any:
 
 
 def eventloop(
-    conn: Any, limit: int | None = None, timeout: float | None = None, ignore_timeouts: bool = False
+    conn: Connection, limit: int | None = None, timeout: float | None = None, ignore_timeouts: bool = False
 ) -> Iterator[Any]:
     """Return a generator that drains events, and yields what ``drain_events`` returned.
 
@@ -222,8 +227,8 @@ def drain_consumer(
 
 
 def itermessages(
-    conn: Any,
-    channel: Any,
+    conn: Connection,
+    channel: Bindable | None,
     queue: Queue,
     limit: int | None = 1,
     timeout: float | None = None,
@@ -251,7 +256,7 @@ def itermessages(
 def send_reply(
     exchange: Exchange,
     req: Message,
-    msg: Any,
+    msg: object,
     producer: Any = None,
     retry: bool = False,
     retry_policy: Mapping[str, Any] | None = None,
@@ -287,7 +292,7 @@ def send_reply(
     )
 
 
-def collect_replies(conn: Any, channel: Any, queue: Queue, *args: Any, **kwargs: Any) -> Iterator[Any]:
+def collect_replies(conn: Connection, channel: Any, queue: Queue, *args: Any, **kwargs: Any) -> Iterator[Any]:
     """Return a generator of the bodies that arrive in a reply queue.
 
     They count as acknowledged when sent; with ``no_ack=False`` each is acknowledged here.
@@ -351,7 +356,7 @@ def _ensure_errback(error: Any, interval: float) -> None:
 
 
 def insured(
-    pool: Any,
+    pool: Resource[Any],
     fun: Callable[..., Any],
     args: Iterable[Any],
     kwargs: Mapping[str, Any],

@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any
 
 from kombulite import messaging
+from kombulite._client.interfaces import Bindable
 from kombulite.entity import Exchange, Queue
 from kombulite.message import Message
 
@@ -45,7 +46,7 @@ class Publisher(messaging.Producer):
         exchange_type: str | None = None,
         durable: bool | None = None,
         auto_delete: bool | None = None,
-        channel: Any = None,
+        channel: Bindable | None = None,
         **kwargs: Any,
     ) -> None:
         exchange = exchange or self.exchange
@@ -136,7 +137,7 @@ class Consumer(messaging.Consumer):
         )
         super().__init__(self.backend, made, **kwargs)
 
-    def revive(self, channel: Any) -> None:
+    def revive(self, channel: Bindable | None) -> None:
         """Go on with another channel.
 
         Args:
@@ -237,7 +238,7 @@ class ConsumerSet(messaging.Consumer):
         connection: Any,
         from_dict: Mapping[str, Mapping[str, Any]] | None = None,
         consumers: Iterable[messaging.Consumer] | None = None,
-        channel: Any = None,
+        channel: Bindable | None = None,
         **kwargs: Any,
     ) -> None:
         self._provided_channel = bool(channel)
@@ -277,7 +278,7 @@ class ConsumerSet(messaging.Consumer):
         for queue in consumer.queues:
             self.add_queue(queue)
 
-    def revive(self, channel: Any) -> None:
+    def revive(self, channel: Bindable | None) -> None:
         """Go on with another channel.
 
         Args:

@@ -15,6 +15,7 @@ from urllib.parse import quote  # noqa: F401 - as some of the next, by kombu's n
 from kombulite import exceptions, messaging
 from kombulite._client.address import DEFAULT_FAILOVER_STRATEGY, FAILOVER_STRATEGIES, Address
 from kombulite._client.counters import Counters
+from kombulite._client.interfaces import Bindable
 from kombulite._client.lifecycle import State
 from kombulite._client.process import add_hook, register, remove_hook, watch_connections
 from kombulite._client.retry import (
@@ -174,7 +175,7 @@ class Connection(Address):
         failover_strategy: str | Callable[[Iterable[str]], Iterator[str]] | None = DEFAULT_FAILOVER_STRATEGY,
         alternates: Iterable[str] | None = None,
         credential_provider: Any = None,
-        **ignored: Any,
+        **ignored: object,
     ) -> None:
         super().__init__(
             hostname,
@@ -215,7 +216,7 @@ class Connection(Address):
         arguments = {**self._own_info(), **overrides}
         return self._hook_up(type(self)(**arguments))
 
-    def clone_for(self, pool: ConnectionPool) -> Connection:
+    def clone_for(self, pool: ConnectionPool[Any]) -> Connection:
         """Return a clone for a pool: a ``PooledConnection``, or an instance of the subclass of ``Connection``.
 
         Args:
@@ -610,7 +611,9 @@ class Connection(Address):
     ) -> library_errors:
         return library_errors(self, ConnectionError, ChannelError)
 
-    def as_uri(self, include_password: bool = False, mask: str = "**", getfields: Any = None) -> str:
+    def as_uri(
+        self, include_password: bool = False, mask: str = "**", getfields: Callable[[Any], Any] | None = None
+    ) -> str:
         """Return the URL of the connection. The password is masked by default.
 
         Args:
@@ -633,13 +636,16 @@ class Connection(Address):
 
     # --- channels and entities
 
-    def channel(self) -> Any:
-        """Return a new channel, connecting if needed: a ``Channel``, or a channel of a foreign transport."""
+    def channel(self) -> Channel:
+        """Return a new channel, connecting if needed.
+
+        It is a ``Channel``, or what a transport written for kombu has in its place, with the same verbs.
+        """
         self._debug("create channel")
         transport = self._connected_transport()
         with self._lock:
             if transport.adapted is not None:
-                raw = transport.adapted.create_channel()
+                raw: Channel = transport.adapted.create_channel()
                 attach(raw, AdaptedChannel(self, transport.adapted, transport.open_channel(), raw))
                 return raw
             channel = Channel(self, transport, transport.open_channel())
@@ -649,16 +655,17 @@ class Connection(Address):
             return channel
 
     @property
-    def default_channel(self) -> Any:
+    def default_channel(self) -> Channel:
         """A channel that all users without one of their own share; reading it opens it, after reconnecting."""
-        channel = self.session.default_channel
+        channel: Channel | None = self.session.default_channel
         if channel is not None and facade_channel(channel).is_open and self.connected:
             return channel
         self._ensure_connection(**self._extract_failover_opts())
         with self._lock:
             if self.session.default_channel is None or not facade_channel(self.session.default_channel).is_open:
                 self.session.default_channel = self.channel()
-            return self.session.default_channel
+            opened: Channel = self.session.default_channel
+            return opened
 
     def maybe_close_channel(self, channel: Any) -> None:
         """Close a channel, and ignore errors of the connection and the channel.
@@ -671,7 +678,13 @@ class Connection(Address):
         except (*self.connection_errors, *self.channel_errors):
             pass
 
-    def maybe_declare(self, entity: Any, channel: Any = None, retry: bool = False, **retry_policy: Any) -> bool:
+    def maybe_declare(
+        self,
+        entity: messaging.Exchange | messaging.Queue,
+        channel: Bindable | None = None,
+        retry: bool = False,
+        **retry_policy: Any,
+    ) -> bool:
         """Declare an entity, unless this connection has declared it already.
 
         Args:
@@ -686,26 +699,26 @@ class Connection(Address):
         Raises:
             RecoverableConnectionError: The channel is closed.
         """
-        channel = maybe_channel(channel) or self.default_channel
-        if not facade_channel(channel).is_open:
+        facade: Any = maybe_channel(channel) or self.default_channel
+        if not facade_channel(facade).is_open:
             raise exceptions.RecoverableConnectionError("channel disconnected")
         key = declaration_key(entity) if entity.can_cache_declaration else None
         if key is not None and key in self.declared_entities:
             return False
         given = entity
         if not entity.is_bound:
-            entity = entity.bind(channel)
+            entity = entity.bind(facade)
         if retry:
             self.ensure(entity, entity.declare, **retry_policy)()
         else:
-            entity.declare(channel=channel)
+            entity.declare(channel=facade)
         if not given.name:
             given.name = entity.name  # the broker's choice
         if key is not None:
             self.declared_entities.add(key)
         return True
 
-    def Pool(self, limit: int | None = None, **kwargs: Any) -> ConnectionPool:
+    def Pool(self, limit: int | None = None, **kwargs: Any) -> ConnectionPool[Connection]:
         """Return a pool of connections like this one.
 
         Args:
@@ -729,12 +742,12 @@ class Connection(Address):
 
     def SimpleQueue(
         self,
-        name: Any,
+        name: str | messaging.Queue,
         no_ack: bool | None = None,
         queue_opts: dict[str, Any] | None = None,
         queue_args: dict[str, Any] | None = None,
         exchange_opts: dict[str, Any] | None = None,
-        channel: Any = None,
+        channel: Bindable | None = None,
         **kwargs: Any,
     ) -> SimpleQueue:
         """Return a queue with ``put`` and ``get``, as ``simple.SimpleQueue``.
@@ -754,12 +767,12 @@ class Connection(Address):
 
     def SimpleBuffer(
         self,
-        name: Any,
+        name: str | messaging.Queue,
         no_ack: bool | None = None,
         queue_opts: dict[str, Any] | None = None,
         queue_args: dict[str, Any] | None = None,
         exchange_opts: dict[str, Any] | None = None,
-        channel: Any = None,
+        channel: Bindable | None = None,
         **kwargs: Any,
     ) -> SimpleBuffer:
         """Return a queue for messages that may be lost, as ``simple.SimpleBuffer``.
@@ -777,7 +790,9 @@ class Connection(Address):
 
         return SimpleBuffer(channel or self, name, no_ack, queue_opts, queue_args, exchange_opts, **kwargs)
 
-    def Producer(self, channel: Any = None, *args: Any, **kwargs: Unpack[ProducerArguments]) -> messaging.Producer:
+    def Producer(
+        self, channel: Bindable | None = None, *args: Any, **kwargs: Unpack[ProducerArguments]
+    ) -> messaging.Producer:
         """Return a producer on this connection.
 
         Args:
@@ -788,7 +803,11 @@ class Connection(Address):
         return messaging.Producer(channel or self, *args, **kwargs)
 
     def Consumer(
-        self, queues: Any = None, channel: Any = None, *args: Any, **kwargs: Unpack[ConsumerArguments]
+        self,
+        queues: messaging.Queue | Iterable[messaging.Queue] | None = None,
+        channel: Bindable | None = None,
+        *args: Any,
+        **kwargs: Unpack[ConsumerArguments],
     ) -> messaging.Consumer:
         """Return a consumer on this connection.
 
@@ -884,7 +903,7 @@ class Connection(Address):
 
     def ensure(
         self,
-        obj: Any,
+        obj: object,
         fun: Callable[..., T],
         errback: Errback | None = None,
         max_retries: int | None = None,
@@ -997,7 +1016,9 @@ class Connection(Address):
                 self.maybe_switch_next()
                 self._suspend(reason)
 
-    def autoretry(self, fun: Callable[..., T], channel: Any = None, **ensure_options: Any) -> Callable[..., Any]:
+    def autoretry(
+        self, fun: Callable[..., T], channel: Channel | None = None, **ensure_options: Any
+    ) -> Callable[..., Any]:
         """Return a wrapper of ``fun`` that calls it with ``channel=...`` and reconnects as ``ensure`` does.
 
         The wrapper returns (result, the channel used last).
@@ -1010,7 +1031,7 @@ class Connection(Address):
         holder = ChannelHolder(self, fun, channel, ensure_options)
         return self.ensure(holder, holder, **ensure_options)
 
-    def revive(self, new_channel: Any) -> None:
+    def revive(self, new_channel: object) -> None:
         """Close the default channel, because another channel replaces it.
 
         Args:
@@ -1251,7 +1272,7 @@ class PooledConnection(Connection):
 
     __slots__ = ("_pool",)
 
-    def __init__(self, pool: ConnectionPool, **kwargs: Any) -> None:
+    def __init__(self, pool: ConnectionPool[Any], **kwargs: Any) -> None:
         self._pool = pool
         super().__init__(**kwargs)
 

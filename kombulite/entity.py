@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
-from kombulite._client.interfaces import DeclaredQueue
+from kombulite._client.interfaces import Bindable, Channel, DeclaredQueue
 from kombulite._client.queue_kind import QueueKind, with_kind
 from kombulite._core import declaration_key
 from kombulite.abstract import MaybeChannelBound, Object
@@ -93,7 +93,7 @@ class Exchange(MaybeChannelBound):
     delivery_mode: int | None = None
     no_declare = False
 
-    def __init__(self, name: str = "", type: str = "", channel: Any = None, **kwargs: Any) -> None:
+    def __init__(self, name: str = "", type: str = "", channel: Bindable | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.name = name or self.name
         self.type = type or self.type
@@ -104,7 +104,7 @@ class Exchange(MaybeChannelBound):
         """True if one declaration lasts as long as the connection."""
         return not self.auto_delete
 
-    def declare(self, nowait: bool = False, passive: bool | None = None, channel: Any = None) -> Any:
+    def declare(self, nowait: bool = False, passive: bool | None = None, channel: Channel | None = None) -> Any:
         """Create the exchange on the broker, or assert that it exists. Return what the channel returns.
 
         Args:
@@ -138,7 +138,7 @@ class Exchange(MaybeChannelBound):
         routing_key: str = "",
         arguments: dict[str, Any] | None = None,
         nowait: bool = False,
-        channel: Any = None,
+        channel: Channel | None = None,
         **kwargs: Any,
     ) -> Any:
         """Bind the exchange to a source exchange, whose messages it then receives (RabbitMQ, memory, SQL).
@@ -165,7 +165,7 @@ class Exchange(MaybeChannelBound):
         routing_key: str = "",
         nowait: bool = False,
         arguments: dict[str, Any] | None = None,
-        channel: Any = None,
+        channel: Channel | None = None,
     ) -> Any:
         """Remove a binding to a source exchange.
 
@@ -197,7 +197,7 @@ class Exchange(MaybeChannelBound):
 
     def Message(
         self,
-        body: Any,
+        body: object,
         delivery_mode: int | str | None = None,
         properties: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -218,7 +218,7 @@ class Exchange(MaybeChannelBound):
 
     def publish(
         self,
-        message: Any,
+        message: object,
         routing_key: str | None = None,
         mandatory: bool = False,
         immediate: bool = False,
@@ -311,7 +311,7 @@ class binding(Object):  # noqa: N801 - kombu's name
         self.arguments = arguments
         self.unbind_arguments = unbind_arguments
 
-    def declare(self, channel: Any, nowait: bool = False) -> None:
+    def declare(self, channel: Channel | None, nowait: bool = False) -> None:
         """Declare the exchange, if it has a name.
 
         Args:
@@ -321,7 +321,7 @@ class binding(Object):  # noqa: N801 - kombu's name
         if self.exchange is not None and self.exchange.name:
             self.exchange.declare(channel=channel, nowait=nowait)
 
-    def bind(self, entity: Queue | Exchange, nowait: bool = False, channel: Any = None) -> None:
+    def bind(self, entity: Queue | Exchange, nowait: bool = False, channel: Channel | None = None) -> None:
         """Bind a queue or exchange.
 
         Args:
@@ -337,7 +337,7 @@ class binding(Object):  # noqa: N801 - kombu's name
             channel=channel,
         )
 
-    def unbind(self, entity: Queue | Exchange, nowait: bool = False, channel: Any = None) -> None:
+    def unbind(self, entity: Queue | Exchange, nowait: bool = False, channel: Channel | None = None) -> None:
         """Remove the binding of a queue or exchange.
 
         Args:
@@ -470,7 +470,7 @@ class Queue(MaybeChannelBound):
         name: str = "",
         exchange: Exchange | str | Iterable[binding] | None = None,
         routing_key: str = "",
-        channel: Any = None,
+        channel: Bindable | None = None,
         bindings: Iterable[binding] | None = None,
         on_declared: Callable[[str, int, int], Any] | None = None,
         **kwargs: Any,
@@ -496,7 +496,7 @@ class Queue(MaybeChannelBound):
             self.kind.check(self)
         self.maybe_bind(channel)
 
-    def bind(self, channel: Any) -> Queue:
+    def bind(self, channel: Bindable) -> Queue:
         """Return a copy that is bound to a channel.
 
         Args:
@@ -517,7 +517,7 @@ class Queue(MaybeChannelBound):
         expires = self.expires is not None or "x-expires" in (self.queue_arguments or {})
         return not self.auto_delete and not expires
 
-    def declare(self, nowait: bool = False, channel: Any = None) -> str:
+    def declare(self, nowait: bool = False, channel: Channel | None = None) -> str:
         """Declare the exchange and the queue, and bind them.
 
         Args:
@@ -537,25 +537,27 @@ class Queue(MaybeChannelBound):
             self._create_bindings(nowait=nowait, channel=channel)
         return self.name
 
-    def _create_exchange(self, nowait: bool = False, channel: Any = None) -> None:
+    def _create_exchange(self, nowait: bool = False, channel: Channel | None = None) -> None:
         if self.exchange is not None:
             # One that was set after the queue was bound is not bound itself.
             if self.is_bound and not self.exchange.is_bound:
                 channel = channel or self.channel
             self.exchange.declare(nowait=nowait, channel=channel)
 
-    def _create_queue(self, nowait: bool = False, channel: Any = None) -> None:
+    def _create_queue(self, nowait: bool = False, channel: Channel | None = None) -> None:
         self.queue_declare(nowait=nowait, passive=False, channel=channel)
         if self.exchange is not None and self.exchange.name:
             self.queue_bind(nowait=nowait, channel=channel)
 
-    def _create_bindings(self, nowait: bool = False, channel: Any = None) -> None:
+    def _create_bindings(self, nowait: bool = False, channel: Channel | None = None) -> None:
         for each in self.bindings:
             channel = channel or self.channel
             each.declare(channel, nowait=nowait)
             each.bind(self, nowait=nowait, channel=channel)
 
-    def queue_declare(self, nowait: bool = False, passive: bool = False, channel: Any = None) -> DeclaredQueue | None:
+    def queue_declare(
+        self, nowait: bool = False, passive: bool = False, channel: Channel | None = None
+    ) -> DeclaredQueue | None:
         """Declare only the queue.
 
         Args:
@@ -597,7 +599,7 @@ class Queue(MaybeChannelBound):
                 self.on_declared(*info)
         return info
 
-    def queue_bind(self, nowait: bool = False, channel: Any = None) -> Any:
+    def queue_bind(self, nowait: bool = False, channel: Channel | None = None) -> Any:
         """Bind the queue to its exchange.
 
         Args:
@@ -614,7 +616,7 @@ class Queue(MaybeChannelBound):
         routing_key: str = "",
         arguments: dict[str, Any] | None = None,
         nowait: bool = False,
-        channel: Any = None,
+        channel: Channel | None = None,
     ) -> Any:
         """Bind the queue to an exchange.
 
@@ -632,7 +634,9 @@ class Queue(MaybeChannelBound):
             queue=self.name, exchange=_name_of(exchange), routing_key=routing_key, arguments=arguments, nowait=nowait
         )
 
-    def queue_unbind(self, arguments: dict[str, Any] | None = None, nowait: bool = False, channel: Any = None) -> Any:
+    def queue_unbind(
+        self, arguments: dict[str, Any] | None = None, nowait: bool = False, channel: Channel | None = None
+    ) -> Any:
         """Remove the binding to the queue's exchange.
 
         Args:
@@ -648,7 +652,7 @@ class Queue(MaybeChannelBound):
         routing_key: str = "",
         arguments: dict[str, Any] | None = None,
         nowait: bool = False,
-        channel: Any = None,
+        channel: Channel | None = None,
     ) -> Any:
         """Remove a binding to an exchange.
 
@@ -663,7 +667,7 @@ class Queue(MaybeChannelBound):
             queue=self.name, exchange=_name_of(exchange), routing_key=routing_key, arguments=arguments, nowait=nowait
         )
 
-    def get(self, no_ack: bool | None = None, accept: Iterable[str] | None = None) -> Any:
+    def get(self, no_ack: bool | None = None, accept: Iterable[str] | None = None) -> ReceivedMessage | None:
         """Return the next message, or None if none waits.
 
         Args:
@@ -680,7 +684,8 @@ class Queue(MaybeChannelBound):
             if message.errors:
                 message._reraise_error()
             message.accept = accepted
-        return message
+        received: ReceivedMessage | None = message
+        return received
 
     def purge(self, nowait: bool = False) -> int:
         """Remove the waiting messages. Return their number.

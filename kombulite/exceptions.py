@@ -58,6 +58,7 @@ The module is longer than others because AMQP alone has twenty classes.
 from __future__ import annotations
 
 import builtins
+from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 __all__ = [
@@ -117,7 +118,7 @@ TimeoutError = builtins.TimeoutError
 BaseExceptionType = TypeVar("BaseExceptionType", bound=BaseException)
 
 
-def reraise(tp: type[BaseExceptionType], value: BaseExceptionType, tb: Any = None) -> NoReturn:
+def reraise(tp: type[BaseExceptionType], value: BaseExceptionType, tb: TracebackType | None = None) -> NoReturn:
     """Raise an exception with a traceback.
 
     Args:
@@ -565,7 +566,7 @@ class HttpError(Exception):
         response: The response.
     """
 
-    def __init__(self, code: int, message: str | None = None, response: Any = None) -> None:
+    def __init__(self, code: int, message: str | None = None, response: object = None) -> None:
         super().__init__(code, message, response)
         self.code = code
         self.message = message

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
-from typing import Any
+from typing import IO, Any
 
 from kombulite.utils.encoding import safe_repr, safe_str
 from kombulite.utils.functional import maybe_evaluate
@@ -52,7 +52,7 @@ def get_loglevel(level: str | int) -> int:
 class LogMixin:
     """Gives a class a logger of its own, and methods that log to it."""
 
-    def debug(self, *args: Any, **kwargs: Any) -> None:
+    def debug(self, *args: object, **kwargs: Any) -> None:
         """Log a message of the level ``DEBUG``.
 
         Args:
@@ -61,7 +61,7 @@ class LogMixin:
         """
         self.log(logging.DEBUG, *args, **kwargs)
 
-    def info(self, *args: Any, **kwargs: Any) -> None:
+    def info(self, *args: object, **kwargs: Any) -> None:
         """Log a message of the level ``INFO``.
 
         Args:
@@ -70,7 +70,7 @@ class LogMixin:
         """
         self.log(logging.INFO, *args, **kwargs)
 
-    def warn(self, *args: Any, **kwargs: Any) -> None:
+    def warn(self, *args: object, **kwargs: Any) -> None:
         """Log a warning.
 
         Args:
@@ -79,7 +79,7 @@ class LogMixin:
         """
         self.log(logging.WARNING, *args, **kwargs)
 
-    def error(self, *args: Any, **kwargs: Any) -> None:
+    def error(self, *args: object, **kwargs: Any) -> None:
         """Log an error, with the traceback if one is being handled.
 
         Args:
@@ -88,7 +88,7 @@ class LogMixin:
         """
         self._log_error(logging.ERROR, *args, **kwargs)
 
-    def critical(self, *args: Any, **kwargs: Any) -> None:
+    def critical(self, *args: object, **kwargs: Any) -> None:
         """Log a critical error, with the traceback if one is being handled.
 
         Args:
@@ -97,7 +97,7 @@ class LogMixin:
         """
         self._log_error(logging.CRITICAL, *args, **kwargs)
 
-    def _log_error(self, severity: int, *args: Any, **kwargs: Any) -> None:
+    def _log_error(self, severity: int, *args: object, **kwargs: Any) -> None:
         kwargs.setdefault("exc_info", sys.exc_info()[0] is not None)
         self.log(severity, *args, **kwargs)
 
@@ -180,7 +180,7 @@ class Log(LogMixin):
         return self._logger_name
 
 
-def setup_logging(loglevel: str | int | None = None, logfile: Any = None) -> logging.Logger:
+def setup_logging(loglevel: str | int | None = None, logfile: str | IO[str] | None = None) -> logging.Logger:
     """Log to a file, unless logging is set up already. Return the root logger.
 
     Args:

@@ -58,7 +58,7 @@ class MatcherRegistry:
         self._default_matcher = self._find(name)
 
     def match(
-        self, data: Any, pattern: Any, matcher: str | None = None, matcher_kwargs: Mapping[str, Any] | None = None
+        self, data: str, pattern: str, matcher: str | None = None, matcher_kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Return what the matcher returns, which is true if data matches a pattern.
 

@@ -50,8 +50,8 @@ class Message(BaseMessage):
 
     def __init__(
         self,
-        body: Any = None,
-        delivery_tag: Any = None,
+        body: object = None,
+        delivery_tag: object = None,
         content_type: str | None = None,
         content_encoding: str | None = None,
         delivery_info: dict[str, Any] | None = None,

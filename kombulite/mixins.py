@@ -70,7 +70,9 @@ class ConsumerMixin:
     def on_connection_revived(self) -> None:
         """React to an open connection: at the start, and after each reconnect."""
 
-    def on_consume_ready(self, connection: Connection, channel: Any, consumers: Any, **kwargs: Any) -> None:
+    def on_consume_ready(
+        self, connection: Connection, channel: Any, consumers: Sequence[Consumer], **kwargs: Any
+    ) -> None:
         """React to started consumers.
 
         Args:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import socket
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from time import monotonic, time
 from typing import Any
 
+from kombulite._client.interfaces import Bindable
 from kombulite.abstract import is_connection
 from kombulite.clocks import LamportClock
 from kombulite.common import maybe_declare, oid_from
@@ -65,8 +66,8 @@ class Node:
     def __init__(
         self,
         hostname: str,
-        state: Any = None,
-        channel: Any = None,
+        state: object = None,
+        channel: Bindable | None = None,
         handlers: dict[str, Callable[..., Any]] | None = None,
         mailbox: Any = None,
     ) -> None:
@@ -78,7 +79,9 @@ class Node:
         #: Takes over the time of a message.
         self.adjust_clock: Any = mailbox.clock.adjust
 
-    def Consumer(self, channel: Any = None, no_ack: bool = True, accept: Any = None, **options: Any) -> MessageConsumer:
+    def Consumer(
+        self, channel: Bindable | None = None, no_ack: bool = True, accept: Iterable[str] | None = None, **options: Any
+    ) -> MessageConsumer:
         """Return a consumer of the node's queue, not started.
 
         Args:
@@ -126,7 +129,9 @@ class Node:
         """
         error("Cannot decode message: %r", exc, exc_info=True)
 
-    def listen(self, channel: Any = None, callback: Callable[[Any, Message], Any] | None = None) -> MessageConsumer:
+    def listen(
+        self, channel: Bindable | None = None, callback: Callable[[Any, Message], Any] | None = None
+    ) -> MessageConsumer:
         """Start to take commands, and return the consumer.
 
         Args:
@@ -224,7 +229,7 @@ class Node:
 
     dispatch_from_message = handle_message
 
-    def reply(self, data: Any, exchange: str, routing_key: str, ticket: str | None, **kwargs: Any) -> None:
+    def reply(self, data: object, exchange: str, routing_key: str, ticket: str | None, **kwargs: Any) -> None:
         """Send a reply.
 
         Args:
@@ -286,7 +291,7 @@ class Mailbox:
         type: str = "direct",
         connection: Any = None,
         clock: LamportClock | None = None,
-        accept: Any = None,
+        accept: Iterable[str] | None = None,
         serializer: str | None = None,
         producer_pool: Any = None,
         queue_ttl: float | None = None,
@@ -329,8 +334,8 @@ class Mailbox:
     def Node(
         self,
         hostname: str | None = None,
-        state: Any = None,
-        channel: Any = None,
+        state: object = None,
+        channel: Bindable | None = None,
         handlers: dict[str, Callable[..., Any]] | None = None,
     ) -> Node:
         """Return a node of this mailbox.
@@ -352,7 +357,7 @@ class Mailbox:
         kwargs: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         callback: Callable[[Any], Any] | None = None,
-        channel: Any = None,
+        channel: Bindable | None = None,
     ) -> list[Any]:
         """Send a command to nodes by name, and return their replies: a list of ``{hostname: result}``.
 
@@ -396,7 +401,7 @@ class Mailbox:
         timeout: float | None = 1,
         limit: int | None = None,
         callback: Callable[[Any], Any] | None = None,
-        channel: Any = None,
+        channel: Bindable | None = None,
     ) -> list[Any]:
         """Send a command to all nodes, and return the replies.
 
@@ -472,7 +477,9 @@ class Mailbox:
         return maybe_evaluate(self._producer_pool)
 
     @contextmanager
-    def producer_or_acquire(self, producer: Producer | None = None, channel: Any = None) -> Iterator[Producer]:
+    def producer_or_acquire(
+        self, producer: Producer | None = None, channel: Bindable | None = None
+    ) -> Iterator[Producer]:
         """Use a producer in the block: the given one, one of the pool, or a new one on the channel.
 
         Args:
@@ -493,7 +500,7 @@ class Mailbox:
         exchange: str,
         routing_key: str,
         ticket: str | None,
-        channel: Any = None,
+        channel: Bindable | None = None,
         producer: Producer | None = None,
         **opts: Any,
     ) -> None:
@@ -518,7 +525,7 @@ class Mailbox:
         arguments: Mapping[str, Any],
         destination: Sequence[str] | None = None,
         reply_ticket: str | None = None,
-        channel: Any = None,
+        channel: Bindable | None = None,
         timeout: float | None = None,
         serializer: str | None = None,
         producer: Producer | None = None,
@@ -557,7 +564,7 @@ class Mailbox:
         timeout: float | None = 1,
         limit: int | None = None,
         callback: Callable[[Any], Any] | None = None,
-        channel: Any = None,
+        channel: Bindable | None = None,
         serializer: str | None = None,
         pattern: str | None = None,
         matcher: str | None = None,
@@ -599,7 +606,7 @@ class Mailbox:
         timeout: float | None = 1,
         callback: Callable[[Any], Any] | None = None,
         channel: Any = None,
-        accept: Any = None,
+        accept: Iterable[str] | None = None,
     ) -> list[Any]:
         channel = channel or self.connection.default_channel
         client = channel.connection.client

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from contextvars import ContextVar
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kombulite.connection import Connection
 from kombulite.messaging import Producer
@@ -27,7 +27,9 @@ __all__ = [
 ]
 
 #: Stands for the limit that ``set_limit`` sets.
-use_global_limit = object()
+use_global_limit: Any = object()
+
+G = TypeVar("G", bound="PoolGroup")
 
 #: How long a producer that goes out waits for its connection: arguments of ``acquire``.
 _waiting: ContextVar[dict[str, Any]] = ContextVar("_waiting", default={"block": True})  # noqa: B039 - never changed
@@ -36,7 +38,7 @@ _limit = [10]
 _groups: list[PoolGroup] = []
 
 
-class ProducerPool(Resource):
+class ProducerPool(Resource[Producer]):
     """Pool of producers. Each has a connection from a pool of connections while it is in use.
 
     ``Producer`` may be set to another class.
@@ -53,7 +55,7 @@ class ProducerPool(Resource):
     Producer: Any = Producer
     close_after_fork = True
 
-    def __init__(self, connections: ConnectionPool, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, connections: ConnectionPool[Connection], *args: Any, **kwargs: Any) -> None:
         self.connections = connections
         self.Producer = kwargs.pop("Producer", None) or self.Producer
         super().__init__(*args, **kwargs)
@@ -62,7 +64,7 @@ class ProducerPool(Resource):
         """Return a function that makes a producer."""
         return lazy(self.create_producer)
 
-    def create_producer(self) -> Any:
+    def create_producer(self) -> Producer:
         """Return a producer with a connection of the pool."""
         connection = self._acquire_connection()
         try:
@@ -74,7 +76,7 @@ class ProducerPool(Resource):
     def _acquire_connection(self) -> Any:
         return self.connections.acquire(**_waiting.get())
 
-    def prepare(self, p: Any) -> Any:
+    def prepare(self, p: Any) -> Producer:
         """Give a producer a connection, if it has none.
 
         Args:
@@ -90,7 +92,7 @@ class ProducerPool(Resource):
                 raise
         return p
 
-    def prepare_in_time(self, resource: Any, block: bool, deadline: float | None) -> Any:
+    def prepare_in_time(self, resource: Any, block: bool, deadline: float | None) -> Producer:
         """Give a producer a connection, within the time that is left.
 
         Args:
@@ -139,13 +141,13 @@ class PoolGroup(EqualityDict):
         close_after_fork: If True, a forked child starts with empty pools.
     """
 
-    def __init__(self, limit: Any = None, close_after_fork: bool = True) -> None:
+    def __init__(self, limit: int | None = None, close_after_fork: bool = True) -> None:
         self.limit = limit
         self.close_after_fork = close_after_fork
         if self.close_after_fork and register_after_fork is not None:
             register_after_fork(self, _after_fork_cleanup_group)
 
-    def create(self, resource: Any, limit: int | None) -> Resource:
+    def create(self, resource: Any, limit: int | None) -> Resource[Any]:
         """Return a new pool.
 
         Args:
@@ -154,10 +156,10 @@ class PoolGroup(EqualityDict):
         """
         raise NotImplementedError("PoolGroups must define ``create``")
 
-    def __missing__(self, resource: Any) -> Resource:
+    def __missing__(self, resource: Any) -> Resource[Any]:
         pool = self.create(resource, get_limit() if self.limit is use_global_limit else self.limit)
         # Of threads that ask at the same time one has its pool kept, and the others get that.
-        kept: Resource = self.setdefault(eqhash(resource), pool)
+        kept: Resource[Any] = self.setdefault(eqhash(resource), pool)
         return kept
 
 
@@ -168,7 +170,11 @@ def _after_fork_cleanup_group(group: PoolGroup) -> None:
 class Connections(PoolGroup):
     """Pools of connections, by connection."""
 
-    def create(self, resource: Connection, limit: int | None) -> ConnectionPool:
+    if TYPE_CHECKING:
+
+        def __getitem__(self, resource: Connection) -> ConnectionPool[Connection]: ...
+
+    def create(self, resource: Connection, limit: int | None) -> ConnectionPool[Connection]:
         """Return a pool of connections like a given one.
 
         Args:
@@ -181,6 +187,10 @@ class Connections(PoolGroup):
 class Producers(PoolGroup):
     """Pools of producers, by connection; their connections come from ``connections``."""
 
+    if TYPE_CHECKING:
+
+        def __getitem__(self, resource: Connection) -> ProducerPool: ...
+
     def create(self, resource: Connection, limit: int | None) -> ProducerPool:
         """Return a pool of producers on connections like a given one.
 
@@ -191,7 +201,7 @@ class Producers(PoolGroup):
         return ProducerPool(connections[resource], limit=limit)
 
 
-def register_group(group: PoolGroup) -> PoolGroup:
+def register_group(group: G) -> G:
     """Add a group to those that ``set_limit`` and ``reset`` act on, and return it.
 
     Args:
@@ -234,7 +244,7 @@ def set_limit(limit: int | None, force: bool = False, reset_after: bool = False,
     return limit
 
 
-def reset(*args: Any, **kwargs: Any) -> None:
+def reset(*args: object, **kwargs: object) -> None:
     """Close all pools with all resources, and forget the pools. Errors of closing are ignored.
 
     Args:
@@ -248,7 +258,7 @@ def reset(*args: Any, **kwargs: Any) -> None:
         group.clear()
 
 
-def _all_pools() -> list[Resource]:
+def _all_pools() -> list[Resource[Any]]:
     # Producers first: their connections go back before those are closed.
     return [pool for group in reversed(_groups) for pool in list(group.values())]
 

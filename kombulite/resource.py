@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from queue import LifoQueue
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 from weakref import ref
 
 from kombulite import exceptions
@@ -21,11 +21,13 @@ __all__ = ["ChannelPool", "ConnectionPool", "Resource"]
 
 DEBUG = bool(os.environ.get("KOMBU_DEBUG_POOL"))
 
+R = TypeVar("R")  # what a pool holds
+
 #: What closing something broken may raise, and nobody has to know.
 CLOSE_ERRORS = (exceptions.ConnectionError, exceptions.ChannelError, OSError)
 
 
-class Resource:
+class Resource(Generic[R]):
     """Pool of resources. Threads may share it.
 
     At most ``limit`` resources are in use or kept. The resource that was released last is acquired first. A subclass
@@ -67,7 +69,7 @@ class Resource:
 
     # --- what it is a pool of
 
-    def new(self) -> Any:
+    def new(self) -> R:
         """Return a new resource."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to make a resource")
 
@@ -99,15 +101,15 @@ class Resource:
         if not self._vacate(resource):
             self._end(resource, self.close_resource)
 
-    def prepare(self, resource: Any) -> Any:
+    def prepare(self, resource: R | lazy) -> R:
         """Ready a resource that is acquired, which may not be made yet. Return it, or another in its place.
 
         Args:
             resource: The resource.
         """
-        return resource if is_made(resource) else evaluated(resource)
+        return cast(R, resource if is_made(resource) else evaluated(resource))
 
-    def prepare_in_time(self, resource: Any, block: bool, deadline: float | None) -> Any:
+    def prepare_in_time(self, resource: R | lazy, block: bool, deadline: float | None) -> R:
         """Ready a resource that is acquired, and wait for it if that is necessary.
 
         Args:
@@ -125,14 +127,14 @@ class Resource:
         """
         resource.close()
 
-    def release_resource(self, resource: Any) -> None:
+    def release_resource(self, resource: R) -> None:
         """React to a released resource.
 
         Args:
             resource: The resource.
         """
 
-    def collect_resource(self, resource: Any) -> None:
+    def collect_resource(self, resource: R) -> None:
         """Close a resource that another thread may still be using.
 
         Args:
@@ -147,7 +149,7 @@ class Resource:
 
     # --- handing out and taking back
 
-    def acquire(self, block: bool = False, timeout: float | None = None) -> Any:
+    def acquire(self, block: bool = False, timeout: float | None = None) -> R:
         """Return a resource. Its ``release()``, or the end of its ``with`` block, returns it to the pool.
 
         An exception in the block replaces the resource.
@@ -165,7 +167,7 @@ class Resource:
         kept = self._take(block, deadline)
         try:
             kept = kept() if isinstance(kept, Place) else kept
-            resource = self.prepare_in_time(kept, block, deadline)
+            resource: Any = self.prepare_in_time(kept, block, deadline)
         except BaseException:
             if not is_made(kept):
                 self._vacate(kept)
@@ -181,7 +183,8 @@ class Resource:
             self._dirty.add(resource)
         if DEBUG:
             _debug("acquired", resource)
-        return resource
+        acquired: R = resource
+        return acquired
 
     def _take(self, block: bool, deadline: float | None) -> Any:
         """Claim a place, with a resource that is kept, or what stands for a new one."""
@@ -237,7 +240,7 @@ class Resource:
             self._dirty.discard(resource)
             return is_out
 
-    def release(self, resource: Any) -> None:
+    def release(self, resource: R) -> None:
         """Take a resource back. A resource that is not in use is left alone.
 
         Args:
@@ -254,7 +257,7 @@ class Resource:
             if not self._vacate(resource):
                 self._end(resource, self.close_resource)
 
-    def replace(self, resource: Any) -> None:
+    def replace(self, resource: R) -> None:
         """Close a resource that is in use; a new one may take its place.
 
         Args:
@@ -339,7 +342,7 @@ class Resource:
         self.resize(limit)
 
 
-class ConnectionPool(Resource):
+class ConnectionPool(Resource[R]):
     """Pool of connections like a given one, which is not among them.
 
     Args:
@@ -355,11 +358,11 @@ class ConnectionPool(Resource):
         self.connection = connection
         super().__init__(limit, **kwargs)
 
-    def new(self) -> Any:
+    def new(self) -> R:
         """Return a connection that is not opened."""
-        return self.connection.clone_for(self)
+        return cast(R, self.connection.clone_for(self))
 
-    def prepare(self, resource: Any) -> Any:
+    def prepare(self, resource: R | lazy) -> R:
         """Make a connection that is not made yet.
 
         Args:
@@ -367,7 +370,7 @@ class ConnectionPool(Resource):
         """
         connection = evaluated(resource)
         connection._debug("acquired")
-        return connection
+        return cast(R, connection)
 
     def release_resource(self, resource: Any) -> None:
         """Log that a connection comes back, if that is asked for.
@@ -407,11 +410,11 @@ class ConnectionPool(Resource):
         Args:
             block: If True, wait for a resource that is in use.
         """
-        with self.acquire(block=block) as connection:
+        with cast(Any, self.acquire(block=block)) as connection:
             yield connection, connection.default_channel
 
 
-class ChannelPool(Resource):
+class ChannelPool(Resource[Any]):
     """Pool of channels of one connection.
 
     Args:
@@ -447,11 +450,7 @@ class Place(lazy):
 
 
 def is_made(resource: Any) -> bool:
-    """Return True if an item of a pool's queue is a resource, False if it is a placeholder.
-
-    Args:
-        resource: The item.
-    """
+    """Return True if an item of a pool's queue is a resource, False if it is a placeholder."""
     return not isinstance(resource, lazy)
 
 
@@ -465,7 +464,7 @@ def evaluated(resource: Any) -> Any:
     return made if is_made(made) else evaluated(made)
 
 
-def _give_back(pool: ref[Resource], resource: ref[Any]) -> None:
+def _give_back(pool: ref[Resource[Any]], resource: ref[Any]) -> None:
     """Release a pooled resource: its ``release``."""
     home, this = pool(), resource()
     if home is not None:
@@ -474,7 +473,7 @@ def _give_back(pool: ref[Resource], resource: ref[Any]) -> None:
         this.close()
 
 
-def _give_up(pool: ref[Resource], resource: ref[Any]) -> None:
+def _give_up(pool: ref[Resource[Any]], resource: ref[Any]) -> None:
     """Replace a pooled resource: its ``discard``."""
     home, this = pool(), resource()
     if home is not None:
@@ -495,6 +494,6 @@ def _debug(what: str, resource: Any) -> None:
     get_logger("kombulite.pool").debug("%s %r", what, resource, stack_info=True)
 
 
-def _after_fork_cleanup_resource(resource: Resource) -> None:
+def _after_fork_cleanup_resource(resource: Resource[Any]) -> None:
     # A child only forgets: the connections, and the locks that another thread may have held, are its parent's.
     resource._empty()

@@ -53,7 +53,7 @@ Codec = tuple[str | None, str, Callable[[Any], Any]]  # content type, content en
 pickle_protocol = int(os.environ.get("PICKLE_PROTOCOL", "4"))
 
 
-def raw_encode(data: Any) -> tuple[str, str, Any]:
+def raw_encode(data: object) -> tuple[str, str, Any]:
     """Pass a body on as it is. Text is encoded as UTF-8.
 
     Args:

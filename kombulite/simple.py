@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket  # noqa: F401 - programs replace it here, as in kombu's module
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from queue import Empty
 from time import monotonic
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 
 from kombulite import entity, messaging
 from kombulite._client.batching import return_unseen
+from kombulite._client.interfaces import Bindable
 from kombulite._sync.channel import Channel
 from kombulite.abstract import maybe_channel
 from kombulite.message import Message
@@ -33,7 +35,7 @@ class SimpleBase:
     no_ack = False
     _consuming = False
 
-    def __init__(self, channel: Any, producer: Producer, consumer: Consumer, no_ack: bool = False) -> None:
+    def __init__(self, channel: Bindable | None, producer: Producer, consumer: Consumer, no_ack: bool = False) -> None:
         self.channel = maybe_channel(channel)
         self.producer = producer
         self.consumer = consumer
@@ -90,7 +92,7 @@ class SimpleBase:
 
     def put(
         self,
-        message: Any,
+        message: object,
         serializer: str | None = None,
         headers: dict[str, Any] | None = None,
         compression: str | None = None,
@@ -199,7 +201,7 @@ class SimpleQueue(SimpleBase):
 
     def __init__(
         self,
-        channel: Any,
+        channel: Bindable | None,
         name: str | Queue,
         no_ack: bool | None = None,
         queue_opts: dict[str, Any] | None = None,
@@ -207,7 +209,7 @@ class SimpleQueue(SimpleBase):
         exchange_opts: dict[str, Any] | None = None,
         serializer: str | None = None,
         compression: str | None = None,
-        accept: Any = None,
+        accept: Iterable[str] | None = None,
     ) -> None:
         if isinstance(name, Queue):
             queue = name

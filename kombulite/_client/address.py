@@ -351,7 +351,9 @@ class Address:
             "credential_provider": self.credential_provider,
         }
 
-    def as_uri(self, include_password: bool = False, mask: str = "**", getfields: Any = None) -> str:
+    def as_uri(
+        self, include_password: bool = False, mask: str = "**", getfields: Callable[[Any], Any] | None = None
+    ) -> str:
         """Return the URL, its password masked unless it is asked for."""
         host, port, userid, password, _ = self._defaults()
         scheme = self.transport_cls if isinstance(self.transport_cls, str) else self.transport_cls.__name__.lower()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from kombulite._client.interfaces import Consuming
+from kombulite._client.interfaces import Connection, Consuming
 from kombulite._core import Delivery
 from kombulite.brokers.base import Transport
 from kombulite.message import Message
@@ -78,7 +78,7 @@ class Hook:
     at once.
     """
 
-    def installed(self, connection: Any) -> None:
+    def installed(self, connection: Connection) -> None:
         """React to the installation on a connection.
 
         Args:

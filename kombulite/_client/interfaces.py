@@ -7,7 +7,7 @@ protocols, and the classes that fulfil them stand above.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Union
 
 
 class Message(Protocol):
@@ -130,6 +130,18 @@ class Channel(Protocol):
 
     def queue_delete(self, *args: Any, **kwargs: Any) -> Any:
         """Delete a queue."""
+
+
+class ChannelOwner(Protocol):
+    """A connection, as what takes a channel takes it too: for its default channel."""
+
+    @property
+    def default_channel(self) -> Any:
+        """One channel for all who do not want their own."""
+
+
+#: What entities, producers and consumers are bound to.
+Bindable = Union[Channel, ChannelOwner]  # noqa: UP007 - Python 3.10 evaluates it
 
 
 class SessionChannel(Protocol):

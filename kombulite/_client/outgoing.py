@@ -43,7 +43,7 @@ def raise_refused(refused: list[tuple[int, Exception]], total: int) -> None:
         )
 
 
-def as_it_is(body: Any, content_encoding: str | None) -> tuple[str, bytes]:
+def as_it_is(body: object, content_encoding: str | None) -> tuple[str, bytes]:
     """Return the content encoding and the bytes of a body that no serializer has to touch."""
     if isinstance(body, str):
         content_encoding = content_encoding or "utf-8"
@@ -92,7 +92,7 @@ class Chunk:
         """Whether no more are to be sent: one could not be encoded, or too many were refused."""
         return self._is_broken or len(self._refused) >= MAX_REFUSED
 
-    def add(self, make: Callable[[Any], Delivery], body: Any) -> bool:
+    def add(self, make: Callable[[Any], Delivery], body: object) -> bool:
         """Prepare a message. One that cannot be encoded is the last. Returns whether it is time to send."""
         deliveries = self.deliveries
         try:
@@ -191,7 +191,7 @@ class MessageMaker(BaseMaker):
         self,
         name: str,
         routing_key: str,
-        body: Any,
+        body: object,
         mode: int,
         priority: int | None,
         content_type: str | None,
@@ -219,7 +219,7 @@ class MessageMaker(BaseMaker):
 
     def make(
         self,
-        body: Any,
+        body: object,
         routing_key: str | None = None,
         *,
         exchange: Exchange | str | None = None,

@@ -422,7 +422,7 @@ class Channel(BaseChannel):
 
     def prepare_message(
         self,
-        body: Any,
+        body: object,
         priority: int | None = None,
         content_type: str | None = None,
         content_encoding: str | None = None,
@@ -713,7 +713,7 @@ class Channel(BaseChannel):
                 raise
         return message
 
-    def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
+    def basic_reject(self, delivery_tag: object, requeue: bool = False) -> None:
         """Reject a delivery.
 
         Args:
@@ -727,7 +727,7 @@ class Channel(BaseChannel):
         else:
             self._note_rejected(delivery_tag)
 
-    def basic_nack(self, delivery_tag: Any, multiple: bool = False, requeue: bool = True) -> None:
+    def basic_nack(self, delivery_tag: object, multiple: bool = False, requeue: bool = True) -> None:
         """Return a delivery to its queue without counting it as failed. Without ``requeue`` it is rejected.
 
         Args:

@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 from kombulite import exceptions
 from kombulite._client.batching import BatchCollector, MessageBatch
 from kombulite._client.dead_letters import DeadLetterRule, Verdict, dead_letter_rule
+from kombulite._client.interfaces import Bindable
 from kombulite._client.queue_kind import with_kind
 from kombulite._client.streams import OffsetKeeper, OffsetStore, StreamPositions
 from kombulite._core import BaseConsumer
@@ -113,8 +114,8 @@ class Consumer(BaseConsumer):
 
     def __init__(
         self,
-        channel: Any,
-        queues: Any = None,
+        channel: Bindable | None,
+        queues: Queue | Iterable[Queue] | None = None,
         no_ack: bool | None = None,
         auto_declare: bool | None = None,
         callbacks: Iterable[Callable[[Any, Message], Any]] | None = None,
@@ -208,7 +209,7 @@ class Consumer(BaseConsumer):
 
     # --- lifetime
 
-    def revive(self, channel: Any) -> None:
+    def revive(self, channel: Bindable | None) -> None:
         """Continue on another channel after the old one was lost: declare, set the prefetch count, consume again.
 
         Args:

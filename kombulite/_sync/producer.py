@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from kombulite import exceptions
-from kombulite._client.interfaces import BlockingConnection
+from kombulite._client.interfaces import Bindable, BlockingConnection
 from kombulite._client.lifecycle import State
 from kombulite._client.outgoing import Chunk, MessageMaker
 from kombulite._client.retry import RetryPolicy
@@ -80,7 +80,7 @@ class Producer(MessageMaker, BaseProducer):
 
     def __init__(
         self,
-        channel: Any,
+        channel: Bindable | None,
         exchange: Exchange | str | None = None,
         routing_key: str | None = None,
         serializer: str | None = None,
@@ -169,14 +169,14 @@ class Producer(MessageMaker, BaseProducer):
         is_able = getattr(getattr(transport, "implements", None), "batch_publish", False)
         return bool(is_able and getattr(owner, "supports_batch_publish", is_able))
 
-    def revive(self, channel: Any) -> None:
+    def revive(self, channel: Bindable | None) -> None:
         """Continue on another channel after the old one was lost.
 
         Args:
             channel: A channel, or a connection for its default channel.
         """
         if channel is None or is_connection(channel):
-            self.__connection__ = channel
+            self.__connection__ = cast("BlockingConnection | None", channel)
             self._facade = None
         elif isinstance(channel, ChannelPromise):
             self.channel = channel
@@ -238,7 +238,7 @@ class Producer(MessageMaker, BaseProducer):
 
     def publish(
         self,
-        body: Any,
+        body: object,
         routing_key: str | None = None,
         delivery_mode: int | str | None = None,
         mandatory: bool = False,
@@ -256,7 +256,7 @@ class Producer(MessageMaker, BaseProducer):
         expiration: float | None = None,
         timeout: float | None = None,
         confirm_timeout: float | None = None,
-        via: Any = None,
+        via: object = None,
         correlation_id: str | None = None,
         reply_to: Any = None,
         **properties: Any,

@@ -417,7 +417,7 @@ class Connection(Address):
 
     async def call(
         self,
-        body: Any,
+        body: object,
         routing_key: str,
         *,
         exchange: Exchange | str = "",
@@ -449,7 +449,7 @@ class Connection(Address):
         message.accept = accepted
         return message
 
-    async def reply(self, request: Message, body: Any, *, mandatory: bool = False, **arguments: Any) -> None:
+    async def reply(self, request: Message, body: object, *, mandatory: bool = False, **arguments: Any) -> None:
         """Publish the reply to a request of ``call``.
 
         Args:

@@ -43,7 +43,7 @@ class Producer(BaseAsyncProducer, MessageMaker):
     @coroutine_function
     def publish(
         self,
-        body: Any,
+        body: object,
         routing_key: str | None = None,
         *,
         mandatory: bool = False,
@@ -51,7 +51,7 @@ class Producer(BaseAsyncProducer, MessageMaker):
         timeout: float | None = None,
         retry: bool = False,
         retry_policy: Mapping[str, Any] | None = None,
-        via: Any = None,
+        via: object = None,
         **arguments: Unpack[MessageArguments],
     ) -> Coroutine[Any, Any, None]:
         """Publish a message. If it is cancelled before its turn, the message is not sent.
@@ -230,7 +230,7 @@ class Batch(DeliveryBatch):
 
     async def publish(
         self,
-        body: Any,
+        body: object,
         routing_key: str | None = None,
         *,
         mandatory: bool = False,

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from kombulite.utils.eventio import ERR, READ, WRITE
 from kombulite.utils.functional import reprcall
 
 __all__ = ["callback_for", "repr_active", "repr_events", "repr_flag", "repr_readers", "repr_writers"]
+
+
+class Watching(Protocol):
+    """A hub, whose module imports this one: what it has for which descriptor."""
+
+    readers: dict[int, Any]
+    writers: dict[int, Any]
+    consolidate: set[int]
+    consolidate_callback: Any
 
 
 def repr_flag(flag: int) -> str:
@@ -32,7 +42,7 @@ def _repr_table(table: Any, kind: str) -> list[str]:
     return [f"({fd}){_rcb(entry)}->{kind}" for fd, entry in table.items()]
 
 
-def repr_readers(hub: Any) -> list[str]:
+def repr_readers(hub: Watching) -> list[str]:
     """Return a line for each descriptor that is read from.
 
     Args:
@@ -41,7 +51,7 @@ def repr_readers(hub: Any) -> list[str]:
     return _repr_table(hub.readers, repr_flag(READ | ERR))
 
 
-def repr_writers(hub: Any) -> list[str]:
+def repr_writers(hub: Watching) -> list[str]:
     """Return a line for each descriptor that is written to.
 
     Args:
@@ -50,7 +60,7 @@ def repr_writers(hub: Any) -> list[str]:
     return _repr_table(hub.writers, repr_flag(WRITE))
 
 
-def repr_active(hub: Any) -> str:
+def repr_active(hub: Watching) -> str:
     """Return all of them.
 
     Args:
@@ -59,7 +69,7 @@ def repr_active(hub: Any) -> str:
     return ", ".join([*repr_readers(hub), *repr_writers(hub)])
 
 
-def repr_events(hub: Any, events: Any) -> str:
+def repr_events(hub: Watching, events: Iterable[tuple[int, int]]) -> str:
     """Return (descriptor, event bits) pairs with their callbacks.
 
     Args:
@@ -69,7 +79,7 @@ def repr_events(hub: Any, events: Any) -> str:
     return ", ".join(f"{_rcb(callback_for(hub, fd, flag, '(GONE)'))}({fd})->{repr_flag(flag)}" for fd, flag in events)
 
 
-def callback_for(hub: Any, fd: int, flag: int, *default: Any) -> Any:
+def callback_for(hub: Watching, fd: int, flag: int, *default: Any) -> Any:
     """Return what the hub has for an event at a descriptor: callback and arguments, or its one for several writers.
 
     Returns the default if there is nothing, and None for events that are neither. Raises KeyError without a default.

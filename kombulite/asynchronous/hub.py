@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Generator, Iterator, MutableSet
+from collections.abc import Callable, Generator, Iterable, Iterator, MutableSet
 from contextlib import suppress
 from queue import Empty
 from threading import get_ident
@@ -21,7 +21,7 @@ from vine import Thenable, promise  # type: ignore[import-untyped]  # comes with
 from kombulite.asynchronous import debug
 from kombulite.asynchronous.timer import Entry, Timer
 from kombulite.log import get_logger
-from kombulite.utils.compat import fileno
+from kombulite.utils.compat import HasFileno, fileno
 from kombulite.utils.eventio import ERR, POLLERS, READ, WRITE, poll
 from kombulite.utils.locks import Lock
 from kombulite.utils.objects import cached_property
@@ -188,7 +188,7 @@ class Hub:
 
     def add(
         self,
-        fd: Any,
+        fd: int | HasFileno,
         callback: Callable[..., Any] | Generator[Any, Any, Any] | None,
         flags: int,
         args: tuple[Any, ...] = (),
@@ -217,7 +217,7 @@ class Hub:
         if consolidate:
             self.consolidate.add(fd)
 
-    def add_reader(self, fds: Any, callback: Any, *args: Any) -> None:
+    def add_reader(self, fds: Any, callback: Callable[..., object], *args: Any) -> None:
         """Call back when a descriptor can be read.
 
         Args:
@@ -227,7 +227,7 @@ class Hub:
         """
         self.add(fds, callback, READ | ERR, args)
 
-    def add_writer(self, fds: Any, callback: Any, *args: Any) -> None:
+    def add_writer(self, fds: Any, callback: Callable[..., object], *args: Any) -> None:
         """Call back when a descriptor can be written.
 
         Args:
@@ -237,7 +237,7 @@ class Hub:
         """
         self.add(fds, callback, WRITE, args)
 
-    def remove(self, fd: Any) -> None:
+    def remove(self, fd: int | HasFileno) -> None:
         """Forget a descriptor.
 
         Args:
@@ -263,7 +263,7 @@ class Hub:
         with suppress(AttributeError, KeyError, OSError, ValueError):
             self.poller.unregister(fd)
 
-    def remove_reader(self, fd: Any) -> None:
+    def remove_reader(self, fd: int | HasFileno) -> None:
         """Wait no longer for reading.
 
         Args:
@@ -272,7 +272,7 @@ class Hub:
         fd = fileno(fd)
         self._keep_other(fd, fd in self.writers, self.writers.get(fd), WRITE)
 
-    def remove_writer(self, fd: Any) -> None:
+    def remove_writer(self, fd: int | HasFileno) -> None:
         """Wait no longer for writing.
 
         Args:
@@ -292,7 +292,7 @@ class Hub:
 
     # --- calls
 
-    def call_soon(self, callback: Any, *args: Any) -> Any:
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> Any:
         """Call at the next turn; from any thread. Return vine's promise of it, which can be cancelled.
 
         Args:
@@ -319,7 +319,7 @@ class Hub:
         """
         return self.timer.call_after(delay, callback, args)
 
-    def call_at(self, when: Any, callback: Callable[..., Any], *args: Any) -> Entry | None:
+    def call_at(self, when: float, callback: Callable[..., Any], *args: Any) -> Entry | None:
         """Call at a time: of the monotonic clock, or a date.
 
         Args:
@@ -383,7 +383,7 @@ class Hub:
                 return 0  # more may be due
         return min(min_delay if delay is None else delay, max_delay)
 
-    def on_callback_error(self, callback: Any, exc: BaseException) -> None:
+    def on_callback_error(self, callback: object, exc: BaseException) -> None:
         """Log an error that a callback raised.
 
         Args:
@@ -516,7 +516,7 @@ class Hub:
         self._close()
         self._create_poller()
 
-    def close(self, *args: Any) -> None:
+    def close(self, *args: object) -> None:
         """Forget all descriptors, call ``on_close``, and make the calls that are due, such as acks of Celery's tasks.
 
         If this is the process's loop, the process has none afterwards. A closed hub that is used again opens again.
@@ -558,7 +558,7 @@ class Hub:
         """Return what it waits for, as text."""
         return debug.repr_active(self)
 
-    def repr_events(self, events: Any) -> str:
+    def repr_events(self, events: Iterable[tuple[int, int]] | None) -> str:
         """Return events that a poller returned, as text.
 
         Args:

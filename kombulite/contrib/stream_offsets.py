@@ -10,8 +10,8 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from kombulite._client.interfaces import Channel
 from kombulite._client.streams import checked_offsets
 from kombulite._sync.producer import Producer
 from kombulite.abstract import maybe_channel
@@ -57,7 +57,7 @@ class OffsetQueue:
         name: Of the queue, which is declared as durable, for one message.
     """
 
-    def __init__(self, channel: Any, name: str) -> None:
+    def __init__(self, channel: Channel, name: str) -> None:
         self._channel = maybe_channel(channel)
         self._queue = Queue(name, queue_arguments={"x-max-length": 1})(self._channel)
         self._queue.declare()

@@ -71,7 +71,8 @@ class StdChannel:
         """
         from kombulite.messaging import Consumer  # importing a transport need not import the facade
 
-        return Consumer(self, *args, **kwargs)
+        this: Any = self  # a subclass has the verbs
+        return Consumer(this, *args, **kwargs)
 
     def Producer(self, *args: Any, **kwargs: Any) -> Any:
         """Return a producer on this channel.
@@ -82,7 +83,8 @@ class StdChannel:
         """
         from kombulite.messaging import Producer
 
-        return Producer(self, *args, **kwargs)
+        this: Any = self
+        return Producer(this, *args, **kwargs)
 
     def get_bindings(self) -> Any:
         """Return all bindings. Raises NotImplementedError where the transport cannot list them."""
@@ -95,7 +97,7 @@ class StdChannel:
             queue: Name of the queue.
         """
 
-    def prepare_queue_arguments(self, arguments: Any, **kwargs: Any) -> Any:
+    def prepare_queue_arguments(self, arguments: Mapping[str, Any], **kwargs: Any) -> Any:
         """Return the arguments of a queue, as the transport takes them; by default, ``arguments`` itself.
 
         Args:
@@ -181,7 +183,7 @@ class Transport:
 
     __reader: Any = None
 
-    def __init__(self, client: Any, **kwargs: Any) -> None:
+    def __init__(self, client: Any, **kwargs: object) -> None:
         self.client = client
 
     def establish_connection(self) -> Any:

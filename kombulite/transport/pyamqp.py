@@ -6,6 +6,7 @@ subclasses, and code that wants py-amqp's objects, stand on.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import amqp
@@ -55,13 +56,13 @@ class Channel(amqp.Channel, base.StdChannel):  # type: ignore[misc]
 
     def prepare_message(
         self,
-        body: Any,
+        body: object,
         priority: int | None = None,
         content_type: str | None = None,
         content_encoding: str | None = None,
-        headers: Any = None,
-        properties: Any = None,
-        _Message: Any = amqp.Message,
+        headers: Mapping[str, Any] | None = None,
+        properties: Mapping[str, Any] | None = None,
+        _Message: Callable[..., Any] = amqp.Message,
     ) -> Any:
         """Return a message for ``basic_publish``.
 
@@ -82,7 +83,7 @@ class Channel(amqp.Channel, base.StdChannel):  # type: ignore[misc]
             **(properties or {}),
         )
 
-    def prepare_queue_arguments(self, arguments: Any, **kwargs: Any) -> Any:
+    def prepare_queue_arguments(self, arguments: Mapping[str, Any], **kwargs: Any) -> Any:
         """Return a queue's arguments under RabbitMQ's names.
 
         Args:
@@ -132,7 +133,9 @@ class Transport(base.Transport):
     driver_type = "amqp"
     implements: Any = base.Transport.implements.extend(asynchronous=True, heartbeats=True)
 
-    def __init__(self, client: Any, default_port: Any = None, default_ssl_port: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, client: Any, default_port: int | None = None, default_ssl_port: int | None = None, **kwargs: Any
+    ) -> None:
         self.client = client
         self.default_port = default_port or self.default_port
         self.default_ssl_port = default_ssl_port or self.default_ssl_port

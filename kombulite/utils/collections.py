@@ -16,7 +16,7 @@ class HashedSeq(list[Any]):
 
     __slots__ = ("hashvalue",)
 
-    def __init__(self, *seq: Any) -> None:
+    def __init__(self, *seq: object) -> None:
         super().__init__(seq)
         self.hashvalue = hash(seq)
 

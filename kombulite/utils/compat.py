@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import wraps
 from importlib import import_module
 from io import UnsupportedOperation
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 from weakref import ref
 
 from kombulite.exceptions import reraise  # noqa: F401 - kombu's users find it here
@@ -83,7 +83,7 @@ def detect_environment() -> str:
 
 
 @contextmanager
-def nested(*managers: Any) -> Iterator[list[Any]]:
+def nested(*managers: AbstractContextManager[Any]) -> Iterator[list[Any]]:
     """Enter several context managers, and give the list of their results.
 
     Args:
@@ -93,7 +93,14 @@ def nested(*managers: Any) -> Iterator[list[Any]]:
         yield [stack.enter_context(manager) for manager in managers]
 
 
-def fileno(f: Any) -> int:
+class HasFileno(Protocol):
+    """A file, a socket, or what passes for one."""
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+
+
+def fileno(f: int | HasFileno | None) -> int:
     """Return the descriptor of a file.
 
     Args:

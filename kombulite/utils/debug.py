@@ -102,7 +102,7 @@ class Logwrapped:
         return dir(self.instance)
 
 
-def log_calls(instance: object, logger: str, ident: str) -> None:
+def log_calls(instance: Any, logger: str, ident: str) -> None:
     """Log each call of a public method of an object, but not the calls that such a method makes itself.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any
 
 from kombulite.log import get_logger
 
@@ -15,7 +15,10 @@ logger = get_logger(__name__)
 
 
 def emergency_dump_state(
-    state: Any, open_file: Callable[..., Any] = open, dump: Callable[..., Any] | None = None, stderr: Any = None
+    state: object,
+    open_file: Callable[..., Any] = open,
+    dump: Callable[..., Any] | None = None,
+    stderr: IO[str] | None = None,
 ) -> str:
     """Write objects to a new temporary file, which stays, and return its path.
 

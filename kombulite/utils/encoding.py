@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = [
     "bytes_to_str",
@@ -19,11 +19,13 @@ __all__ = [
     "str_to_bytes",
 ]
 
+T = TypeVar("T")
+
 #: The file whose encoding ``default_encoding`` takes; None: the standard output as it was at the start.
-default_encoding_file: Any = None
+default_encoding_file: object = None
 
 
-def set_default_encoding_file(file: Any) -> None:
+def set_default_encoding_file(file: object) -> None:
     """Set the file whose encoding ``default_encoding`` returns.
 
     Args:
@@ -33,12 +35,12 @@ def set_default_encoding_file(file: Any) -> None:
     default_encoding_file = file
 
 
-def get_default_encoding_file() -> Any:
+def get_default_encoding_file() -> object:
     """Return the file whose encoding is the default."""
     return default_encoding_file
 
 
-def default_encoding(file: Any = None) -> str:
+def default_encoding(file: object = None) -> str:
     """Return the encoding of a file, or of the default file, or of file names.
 
     Args:
@@ -48,7 +50,7 @@ def default_encoding(file: Any = None) -> str:
     return getattr(file, "encoding", None) or sys.getfilesystemencoding()
 
 
-def str_to_bytes(s: Any) -> Any:
+def str_to_bytes(s: str | T) -> bytes | T:
     """Return text as UTF-8; any other value as it is.
 
     Args:
@@ -57,7 +59,7 @@ def str_to_bytes(s: Any) -> Any:
     return s.encode() if isinstance(s, str) else s
 
 
-def bytes_to_str(s: Any) -> Any:
+def bytes_to_str(s: bytes | T) -> str | T:
     """Return bytes as text; any other value as it is.
 
     Args:
@@ -66,7 +68,7 @@ def bytes_to_str(s: Any) -> Any:
     return s.decode(errors="replace") if isinstance(s, bytes) else s
 
 
-def from_utf8(s: Any, *args: Any, **kwargs: Any) -> Any:
+def from_utf8(s: T, *args: object, **kwargs: object) -> T:
     """Return ``s`` itself; kept for compatibility.
 
     Args:
@@ -77,7 +79,7 @@ def from_utf8(s: Any, *args: Any, **kwargs: Any) -> Any:
     return s
 
 
-def ensure_bytes(s: Any) -> Any:
+def ensure_bytes(s: str | T) -> bytes | T:
     """Return text as UTF-8; any other value as it is.
 
     Args:
@@ -86,7 +88,7 @@ def ensure_bytes(s: Any) -> Any:
     return str_to_bytes(s)
 
 
-def default_encode(obj: Any) -> Any:
+def default_encode(obj: T) -> T:
     """Return ``obj`` itself; kept for compatibility.
 
     Args:
@@ -95,7 +97,7 @@ def default_encode(obj: Any) -> Any:
     return obj
 
 
-def safe_str(s: Any, errors: str = "replace") -> str:
+def safe_str(s: object, errors: str = "replace") -> str:
     """Return text for any value, without raising.
 
     Args:
@@ -117,7 +119,7 @@ def _safe_str(s: Any, errors: str = "replace", file: Any = None) -> str:
         return "<Unrepresentable {!r}: {!r} {!r}>".format(type(s), error, "\n".join(stack))
 
 
-def safe_repr(o: Any, errors: str = "replace") -> str:
+def safe_repr(o: object, errors: str = "replace") -> str:
     """Return the ``repr`` of any value, without raising.
 
     Args:

@@ -41,7 +41,7 @@ KEYWORD_MARK = object()
 # --- lists ------------------------------------------------------------------------------------------------------
 
 
-def is_list(obj: Any, scalars: tuple[type, ...] = (Mapping, str), iters: tuple[type, ...] = (Iterable,)) -> bool:
+def is_list(obj: object, scalars: tuple[type, ...] = (Mapping, str), iters: tuple[type, ...] = (Iterable,)) -> bool:
     """Return whether a value is a collection.
 
     Args:

@@ -19,7 +19,7 @@ plain_dumps, plain_loads = json.dumps, json.loads
 class JSONEncoder(json.JSONEncoder):
     """The standard library's encoder with the typed values, for those who need its options."""
 
-    def default(self, o: Any) -> Any:
+    def default(self, o: object) -> Any:
         """Return the value that is written in place of one that JSON lacks.
 
         Args:
@@ -33,7 +33,7 @@ class JSONEncoder(json.JSONEncoder):
             return {name: _escaped(value) for name, value in stand_in.items()}
         return _escaped(stand_in)
 
-    def encode(self, o: Any) -> str:
+    def encode(self, o: object) -> str:
         """Return a value as JSON text.
 
         Args:
@@ -41,7 +41,7 @@ class JSONEncoder(json.JSONEncoder):
         """
         return super().encode(_escaped(o))
 
-    def iterencode(self, o: Any, _one_shot: bool = False) -> Iterator[str]:
+    def iterencode(self, o: object, _one_shot: bool = False) -> Iterator[str]:
         """Return an iterator over the pieces of a value's JSON text.
 
         Args:
@@ -70,7 +70,7 @@ def _escaped(value: Any) -> Any:
 
 
 def dumps(
-    s: Any,
+    s: object,
     _dumps: Callable[..., str] = plain_dumps,
     cls: type[json.JSONEncoder] = JSONEncoder,
     default_kwargs: Mapping[str, Any] | None = None,

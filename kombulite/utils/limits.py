@@ -30,7 +30,7 @@ class TokenBucket:
         self.timestamp = monotonic()
         self.contents: deque[Any] = deque()
 
-    def add(self, item: Any) -> None:
+    def add(self, item: object) -> None:
         """Add an item that waits.
 
         Args:

@@ -8,7 +8,7 @@ from typing import Any
 __all__ = ["log"]
 
 
-def log(name: str, level: str, text: str, *arguments: Any, extra: dict[str, Any] | None = None) -> None:
+def log(name: str, level: str, text: str, *arguments: object, extra: dict[str, Any] | None = None) -> None:
     """Log as the logger of that name does.
 
     Args:

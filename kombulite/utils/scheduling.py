@@ -44,7 +44,7 @@ class FairCycle:
         self.pos = 0
         raise self.predicate
 
-    def get(self, callback: Any, **kwargs: Any) -> Any:
+    def get(self, callback: Callable[..., Any], **kwargs: Any) -> Any:
         """Return the first answer of a resource.
 
         Args:
@@ -96,7 +96,7 @@ class round_robin_cycle:  # noqa: N801 - kombu's name
         """
         return self.items[:n]
 
-    def rotate(self, last_used: Any) -> Any:
+    def rotate(self, last_used: object) -> Any:
         """Move an item to the end if it is in the list, and return it.
 
         Args:
@@ -113,7 +113,7 @@ class round_robin_cycle:  # noqa: N801 - kombu's name
 class priority_cycle(round_robin_cycle):  # noqa: N801
     """Order that does not change."""
 
-    def rotate(self, last_used: Any) -> None:
+    def rotate(self, last_used: object) -> None:
         """Do nothing: the order does not change.
 
         Args:

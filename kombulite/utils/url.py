@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlparse
@@ -145,7 +146,7 @@ def as_url(
     user: str | None = None,
     password: str | None = None,
     path: str | None = None,
-    query: Any = None,
+    query: Mapping[str, Any] | None = None,
     sanitize: bool = False,
     mask: str | None = "**",
 ) -> str:

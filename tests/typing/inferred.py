@@ -22,10 +22,12 @@ from kombulite import (
     producers,
 )
 from kombulite.brokers.base import QueueInfo, QueueStatus
-from kombulite.connection import Counters
+from kombulite.connection import Channel, Counters
 from kombulite.contrib.stream_offsets import OffsetFile
 from kombulite.mixins import ConsumerMixin
+from kombulite.resource import Resource
 from kombulite.simple import SimpleBuffer, SimpleQueue
+from kombulite.utils.encoding import bytes_to_str, str_to_bytes
 
 
 def connecting() -> None:
@@ -54,6 +56,9 @@ def declaring(connection: Connection) -> None:
     assert_type(queue(connection), Queue)
     assert_type(queue.bind(connection).declare(), str)
     assert_type(queue.purge(), int)
+    assert_type(queue(connection).get(), Message | None)
+    assert_type(connection.default_channel, Channel)
+    assert_type(connection.channel(), Channel)
     assert_type(queue.message_ttl, float | None)
     assert_type(Queue("log", kind=Stream(offset="first")).durable, bool)
 
@@ -93,9 +98,34 @@ def simple(connection: Connection) -> None:
 
 def pooled(connection: Connection) -> None:
     with connections[connection].acquire(block=True) as acquired:
-        assert_type(acquired, Any)  # a pool's resource: a subclass says what it is
-    with producers[connection].acquire(block=True, timeout=1) as acquired:
-        assert_type(acquired, Any)
+        assert_type(acquired, Connection)
+    with producers[connection].acquire(block=True, timeout=1) as producer:
+        assert_type(producer, Producer)
+    assert_type(connection.Pool(limit=2).acquire(), Connection)
+    assert_type(Numbers(limit=2).acquire(), int)
+
+
+class Numbers(Resource[int]):
+    """A pool of what the program makes."""
+
+    def new(self) -> int:
+        return 1
+
+
+class Untyped(Resource[Any]):
+    """One of what has no type of its own."""
+
+
+def encoded(text: str, data: bytes, either: str | int) -> None:
+    assert_type(str_to_bytes(text), bytes)
+    assert_type(bytes_to_str(data), str)
+    assert_type(str_to_bytes(either), bytes | int)
+
+
+def bound(connection: Connection, queue: Queue) -> None:
+    assert_type(queue(connection), Queue)
+    assert_type(queue(connection.channel()), Queue)
+    assert_type(queue.maybe_bind(None), Queue)
 
 
 class Worker(ConsumerMixin):
@@ -132,6 +162,10 @@ async def refused(connection: Connection, loop_connection: aio.Connection) -> No
     Connection("amqp://", connect_timeout="2")  # type: ignore[arg-type]
     connection.Producer(serialiser="json")  # type: ignore[call-arg]
     connection.Consumer(prefetch_count="10")  # type: ignore[arg-type]
+    Queue("a").bind("amqp://")  # type: ignore[arg-type]
+    Queue("a")(7)  # type: ignore[arg-type]
+    connection.Consumer("a")  # type: ignore[arg-type]
+    connection.Producer("orders")  # type: ignore[arg-type]
     Queue("a", kind=Quorum(delivery_limit="3"))  # type: ignore[arg-type]
     connection.Producer().publish({}, priority="high")  # type: ignore[arg-type]
     await loop_connection.producer().publish({}, expires=5)  # type: ignore[call-arg]

@@ -13,7 +13,7 @@ import socket  # noqa: F401 - programs replace it here, as in kombu's module
 import warnings
 from array import array
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from inspect import signature
 from itertools import count
@@ -21,7 +21,7 @@ from multiprocessing.util import Finalize
 from queue import Empty
 from threading import Event
 from time import monotonic, sleep
-from typing import Any, ClassVar, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 from weakref import ref
 
 from amqp.protocol import queue_declare_ok_t
@@ -87,7 +87,7 @@ class Base64:
         Args:
             s: The text or the bytes.
         """
-        return bytes_to_str(base64.b64encode(str_to_bytes(s)))  # type: ignore[no-any-return]
+        return bytes_to_str(base64.b64encode(str_to_bytes(s)))
 
     def decode(self, s: str | bytes) -> bytes:
         """Return the bytes of base64.
@@ -168,7 +168,7 @@ class BrokerState:
         """
         return (queue, exchange, routing_key) in self.bindings
 
-    def binding_declare(self, queue: str, exchange: str, routing_key: str, arguments: Any) -> None:
+    def binding_declare(self, queue: str, exchange: str, routing_key: str, arguments: Mapping[str, Any] | None) -> None:
         """Note a binding. If it is there already, its arguments stay.
 
         Args:
@@ -229,7 +229,7 @@ class QoS:
     _delivered: Any = None
     _dirty: Any = None
 
-    def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
+    def __init__(self, channel: Channel, prefetch_count: int = 0) -> None:
         self.channel = channel
         self.prefetch_count = prefetch_count or 0
         self._delivered = OrderedDict()
@@ -260,7 +260,7 @@ class QoS:
         """Return how many messages may be delivered; None for no limit."""
         return max(self.prefetch_count - self._unsettled(), 0) if self.prefetch_count else None
 
-    def append(self, message: Any, delivery_tag: Any) -> None:
+    def append(self, message: Message, delivery_tag: object) -> None:
         """Note a delivery. Called by the thread that drains.
 
         Args:
@@ -271,7 +271,7 @@ class QoS:
             self._flush()
         self._quick_append(delivery_tag, message)
 
-    def get(self, delivery_tag: Any) -> Any:
+    def get(self, delivery_tag: object) -> Any:
         """Return the message of a tag. Raises KeyError.
 
         Args:
@@ -283,7 +283,7 @@ class QoS:
         while self._dirty:
             self._delivered.pop(self._dirty.pop(), None)
 
-    def ack(self, delivery_tag: Any) -> None:
+    def ack(self, delivery_tag: object) -> None:
         """Note that a message is settled. May be called by any thread.
 
         Args:
@@ -292,7 +292,7 @@ class QoS:
         self._quick_ack(delivery_tag)
         self._wake()
 
-    def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
+    def reject(self, delivery_tag: object, requeue: bool = False) -> None:
         """Drop a message, or put it back. Raises KeyError for an unknown tag that is to be put back.
 
         Args:
@@ -332,7 +332,7 @@ class QoS:
         delivered.clear()
         return errors
 
-    def restore_unacked_once(self, stderr: Any = None) -> None:
+    def restore_unacked_once(self, stderr: IO[str] | None = None) -> None:
         """Put back what is not settled, the first time that it is called. What cannot be put back goes to a file.
 
         Args:
@@ -362,7 +362,7 @@ class QoS:
         else:
             print(text, file=stderr)
 
-    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+    def restore_visible(self, *args: object, **kwargs: object) -> None:
         """Put back what others have held for too long. For stores that lease messages.
 
         Args:
@@ -532,7 +532,7 @@ class Channel(AbstractChannel, base.StdChannel):
     min_priority = 0
     max_priority = 9
 
-    def __init__(self, connection: Any, **kwargs: Any) -> None:
+    def __init__(self, connection: Any, **kwargs: object) -> None:
         self.connection = connection
         self._consumers: set[str] = set()
         self._cycle: Any = None
@@ -559,7 +559,7 @@ class Channel(AbstractChannel, base.StdChannel):
         type: str = "direct",
         durable: bool = False,
         auto_delete: bool = False,
-        arguments: Any = None,
+        arguments: Mapping[str, Any] | None = None,
         nowait: bool = False,
         passive: bool = False,
     ) -> None:
@@ -615,7 +615,12 @@ class Channel(AbstractChannel, base.StdChannel):
         self.state.exchanges.pop(exchange, None)
 
     def exchange_bind(
-        self, destination: str, source: str = "", routing_key: str = "", nowait: bool = False, arguments: Any = None
+        self,
+        destination: str,
+        source: str = "",
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Raise NotImplementedError: exchanges are bound to queues only.
 
@@ -629,7 +634,12 @@ class Channel(AbstractChannel, base.StdChannel):
         raise NotImplementedError("transport does not support exchange_bind")
 
     def exchange_unbind(
-        self, destination: str, source: str = "", routing_key: str = "", nowait: bool = False, arguments: Any = None
+        self,
+        destination: str,
+        source: str = "",
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Raise NotImplementedError: exchanges are bound to queues only.
 
@@ -644,7 +654,7 @@ class Channel(AbstractChannel, base.StdChannel):
 
     # --- queues
 
-    def queue_declare(self, queue: str | None = None, passive: bool = False, **kwargs: Any) -> Any:
+    def queue_declare(self, queue: str | None = None, passive: bool = False, **kwargs: object) -> Any:
         """Create a queue, or with ``passive`` assert it: (queue, message_count, consumer_count).
 
         Raises ChannelError.
@@ -671,7 +681,7 @@ class Channel(AbstractChannel, base.StdChannel):
             return self._has_queue(queue)
         return self._has_queue(queue, **kwargs)
 
-    def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any) -> Any:
+    def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: object) -> Any:
         """Delete a queue and its bindings.
 
         Args:
@@ -710,7 +720,12 @@ class Channel(AbstractChannel, base.StdChannel):
             self.queue_delete(queue)
 
     def queue_bind(
-        self, queue: str, exchange: str | None = None, routing_key: str = "", arguments: Any = None, **kwargs: Any
+        self,
+        queue: str,
+        exchange: str | None = None,
+        routing_key: str = "",
+        arguments: Mapping[str, Any] | None = None,
+        **kwargs: object,
     ) -> None:
         """Bind a queue to an exchange. Raises NotFound (a KeyError too) for an unknown exchange.
 
@@ -742,7 +757,12 @@ class Channel(AbstractChannel, base.StdChannel):
         raise NotImplementedError("a channel with fanout must implement _put_fanout")
 
     def queue_unbind(
-        self, queue: str, exchange: str | None = None, routing_key: str = "", arguments: Any = None, **kwargs: Any
+        self,
+        queue: str,
+        exchange: str | None = None,
+        routing_key: str = "",
+        arguments: Mapping[str, Any] | None = None,
+        **kwargs: object,
     ) -> None:
         """Take a binding away.
 
@@ -769,7 +789,7 @@ class Channel(AbstractChannel, base.StdChannel):
             (queue, exchange, key) for exchange in self.state.exchanges for key, _, queue in self.get_table(exchange)
         )
 
-    def queue_purge(self, queue: str, **kwargs: Any) -> Any:
+    def queue_purge(self, queue: str, **kwargs: object) -> Any:
         """Remove the messages that wait; returns how many.
 
         Args:
@@ -815,12 +835,12 @@ class Channel(AbstractChannel, base.StdChannel):
 
     def prepare_message(
         self,
-        body: Any,
+        body: object,
         priority: int | None = None,
         content_type: str | None = None,
         content_encoding: str | None = None,
-        headers: Any = None,
-        properties: Any = None,
+        headers: Mapping[str, Any] | None = None,
+        properties: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return the envelope of a message.
 
@@ -846,7 +866,7 @@ class Channel(AbstractChannel, base.StdChannel):
     # --- consuming
 
     def basic_consume(
-        self, queue: str, no_ack: bool, callback: Callable[[Any], Any], consumer_tag: str, **kwargs: Any
+        self, queue: str, no_ack: bool, callback: Callable[[Any], Any], consumer_tag: str, **kwargs: object
     ) -> Any:
         """Start a consumer: ``callback(message)`` runs in ``drain_events``.
 
@@ -905,7 +925,7 @@ class Channel(AbstractChannel, base.StdChannel):
             if not (isinstance(recipients, _Recipients) and recipients.consumers):
                 callbacks.pop(queue, None)
 
-    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: object) -> Any:
         """Return the next message of a queue, or None.
 
         Args:
@@ -925,7 +945,7 @@ class Channel(AbstractChannel, base.StdChannel):
             return message
         return self._received(raw_message, queue, no_ack)
 
-    def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> Any:
+    def basic_ack(self, delivery_tag: object, multiple: bool = False) -> Any:
         """Acknowledge a message, and with ``multiple`` all that were delivered before it.
 
         Args:
@@ -950,7 +970,7 @@ class Channel(AbstractChannel, base.StdChannel):
             raise NotImplementedError("Does not support recover(requeue=False)")
         return self.qos.restore_unacked()
 
-    def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> Any:
+    def basic_reject(self, delivery_tag: object, requeue: bool = False) -> Any:
         """Drop a message, or put it back into its queue.
 
         Args:
@@ -1235,7 +1255,7 @@ class Transport(base.Transport):
         self.channels.append(channel)
         return channel
 
-    def close_channel(self, channel: Any) -> None:
+    def close_channel(self, channel: Channel) -> None:
         """Forget a channel.
 
         Args:
@@ -1327,7 +1347,7 @@ class Transport(base.Transport):
                 channel.basic_reject(message.delivery_tag, requeue=True)
                 break
 
-    def on_message_ready(self, channel: Any, message: Any, queue: str) -> None:
+    def on_message_ready(self, channel: Channel, message: Any, queue: str) -> None:
         """Run the callback for a message. Raises KeyError for a queue without consumers.
 
         Args:

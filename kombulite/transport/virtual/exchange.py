@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from kombulite.utils.text import escape_regex
@@ -42,7 +42,7 @@ class ExchangeType:
     def __init__(self, channel: Any) -> None:
         self.channel = channel
 
-    def lookup(self, table: Table, exchange: str, routing_key: str, default: Any) -> set[str]:
+    def lookup(self, table: Table, exchange: str, routing_key: str, default: str | None) -> set[str]:
         """Return the queues of a table of (routing key, pattern, queue) that a message goes to.
 
         Args:
@@ -53,7 +53,9 @@ class ExchangeType:
         """
         raise NotImplementedError("subclass responsibility")
 
-    def prepare_bind(self, queue: str, exchange: str, routing_key: str, arguments: Any) -> tuple[str, Any, str]:
+    def prepare_bind(
+        self, queue: str, exchange: str, routing_key: str, arguments: Mapping[str, Any] | None
+    ) -> tuple[str, Any, str]:
         """Return the entry of a binding in the exchange's table.
 
         Args:
@@ -65,7 +67,13 @@ class ExchangeType:
         return routing_key, None, queue
 
     def equivalent(
-        self, prev: dict[str, Any], exchange: str, type: str, durable: bool, auto_delete: bool, arguments: Any
+        self,
+        prev: dict[str, Any],
+        exchange: str,
+        type: str,
+        durable: bool,
+        auto_delete: bool,
+        arguments: Mapping[str, Any] | None,
     ) -> bool:
         """Return whether an exchange is declared again as it was.
 
@@ -93,7 +101,7 @@ class DirectExchange(ExchangeType):
 
     type = "direct"
 
-    def lookup(self, table: Table, exchange: str, routing_key: str, default: Any) -> set[str]:
+    def lookup(self, table: Table, exchange: str, routing_key: str, default: str | None) -> set[str]:
         """Return the queues that are bound with this very key.
 
         Args:
@@ -124,7 +132,7 @@ class TopicExchange(ExchangeType):
     wildcards: ClassVar[dict[str, str]] = {"*": r"[^\.]+", "#": r".*?"}
     _compiled: ClassVar[dict[str, re.Pattern[str]]] = {}
 
-    def lookup(self, table: Table, exchange: str, routing_key: str, default: Any) -> set[str]:
+    def lookup(self, table: Table, exchange: str, routing_key: str, default: str | None) -> set[str]:
         """Return the queues whose pattern matches the key.
 
         Args:
@@ -148,7 +156,9 @@ class TopicExchange(ExchangeType):
         last_resort = self.channel.deadletter_queue
         self._deliver(message, [queue for queue in found if queue != last_resort] or found, kwargs)
 
-    def prepare_bind(self, queue: str, exchange: str, routing_key: str, arguments: Any) -> tuple[str, Any, str]:
+    def prepare_bind(
+        self, queue: str, exchange: str, routing_key: str, arguments: Mapping[str, Any] | None
+    ) -> tuple[str, Any, str]:
         """Return the entry of a binding: its pattern is a regular expression.
 
         Args:
@@ -180,7 +190,7 @@ class FanoutExchange(ExchangeType):
 
     type = "fanout"
 
-    def lookup(self, table: Table, exchange: str, routing_key: str, default: Any) -> set[str]:
+    def lookup(self, table: Table, exchange: str, routing_key: str, default: str | None) -> set[str]:
         """Return all queues that are bound.
 
         Args:
