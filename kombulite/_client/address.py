@@ -202,7 +202,9 @@ class Address:
     def take(self, url: str | None, prefers_url: bool = False) -> None:
         """Take the settings from one URL, over those of the constructor; a host name has those of the first URL.
 
-        With ``prefers_url`` the URL's scheme goes over the transport that was given, if there is such a transport.
+        Args:
+            url: The URL, or a host name (None: the settings that were given).
+            prefers_url: If True, the URL's scheme goes over the transport that was given, if there is such a transport.
         """
         settings = dict(self._given if url is None or "://" in url else self._of_the_first)
         transport, prefix = settings["transport"], settings["uri_prefix"]
@@ -354,7 +356,13 @@ class Address:
     def as_uri(
         self, include_password: bool = False, mask: str = "**", getfields: Callable[[Any], Any] | None = None
     ) -> str:
-        """Return the URL, its password masked unless it is asked for."""
+        """Return the URL. The password is masked by default.
+
+        Args:
+            include_password: If True, show the password.
+            mask: Text that stands for the password.
+            getfields: Returns the fields that are shown, of all the fields (kombu's).
+        """
         host, port, userid, password, _ = self._defaults()
         scheme = self.transport_cls if isinstance(self.transport_cls, str) else self.transport_cls.__name__.lower()
         if self._facts is not None and self._facts.names_file:
@@ -425,5 +433,9 @@ class Address:
         return f"{host}:{port}"
 
     def completes_cycle(self, retries: int) -> bool:
-        """Whether that many retries have tried all URLs once."""
+        """Return whether each URL has been tried as often as the others.
+
+        Args:
+            retries: Number of retries so far.
+        """
         return not (retries + 1) % len(self.alt) if self.alt else True

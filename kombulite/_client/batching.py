@@ -47,11 +47,19 @@ class MessageBatch(list[Message]):
         self._settle(Outcome.ACK)
 
     def reject(self, requeue: bool = False) -> None:
-        """Reject all: to the dead letter exchanges of their queues, or with ``requeue`` back to their queues."""
+        """Reject all: to the dead letter exchanges of their queues.
+
+        Args:
+            requeue: If True, the messages return to their queues instead.
+        """
         self._settle(Outcome.REQUEUE if requeue else Outcome.REJECT)
 
     def requeue(self, failed: bool = True) -> None:
-        """Put all back into their queues; ``failed`` as for ``Message.requeue``."""
+        """Put all back into their queues.
+
+        Args:
+            failed: If True, this counts as a failed delivery, as for ``Message.requeue``.
+        """
         self._settle(Outcome.REQUEUE if failed else Outcome.RETURN)
 
     def _settle(self, outcome: Outcome) -> None:

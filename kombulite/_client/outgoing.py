@@ -126,7 +126,12 @@ class DeliveryBatch(BaseBatch):
         self._sent = 0
 
     def note_sent(self, alike: list[Delivery], refused: list[tuple[int, Exception]]) -> None:
-        """Note that the first ones were sent, all but these."""
+        """Note that the first messages were sent, except those that were refused.
+
+        Args:
+            alike: The messages.
+            refused: Index and error of each that was refused.
+        """
         self._refused += [(self._sent + index, error) for index, error in refused]
         self._sent += len(alike)
         self.drop_first(len(alike))
@@ -233,7 +238,22 @@ class MessageMaker(BaseMaker):
         expiration: float | None = None,
         **properties: Any,
     ) -> Delivery:
-        """Return a message that is not published yet."""
+        """Return a message that is not published yet.
+
+        Args:
+            body: The body; a serializer encodes what is neither text nor bytes.
+            routing_key: The routing key (None: the producer's).
+            exchange: The exchange, or its name (None: the producer's).
+            delivery_mode: 1 or "transient", 2 or "persistent" (None: the exchange's).
+            priority: 0 to 255 (None: no priority).
+            content_type: Content type of a body that is encoded already.
+            content_encoding: Its content encoding.
+            serializer: Name of the serializer (None: the producer's).
+            headers: Headers of the message.
+            compression: Name of the compression (None: the producer's).
+            expiration: Seconds after which the message expires.
+            **properties: Further properties of the message.
+        """
         return self._make(
             exchange,
             routing_key,

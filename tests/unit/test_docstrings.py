@@ -92,6 +92,21 @@ def test_every_parameter_is_described(path):
     assert {name: left for name, member in members.items() if (left := undescribed(member))} == {}
 
 
+def test_every_public_callable_is_described_with_its_parameters():
+    """Counts them, those too that a public class inherits from an internal one."""
+    found = {}
+    for path in dict.fromkeys([*ENTRIES, *PUBLIC]):
+        for _, member in documented(resolve(path)):
+            found[id(member)] = member
+            for base in member.__mro__[1:] if inspect.isclass(member) else ():
+                if base.__module__.startswith("kombulite"):
+                    found |= {id(each): each for _, each in functions_of(base)}
+    assert len(found) > 900
+    assert sum(len(parameters_of(member)) for member in found.values()) > 1500
+    assert [member for member in found.values() if not inspect.getdoc(member)] == []
+    assert {member: left for member in found.values() if (left := undescribed(member))} == {}
+
+
 def test_every_example_is_a_block_of_code():
     shown = {}
     for path in dict.fromkeys([*ENTRIES, *PUBLIC]):

@@ -168,9 +168,13 @@ cdef class BaseChannel:
         return self._is_open and (self.raw is None or _is_channel_open(self.raw))
 
     def use(self, publish, settle, AckStep acknowledge, bint confirmed):
-        """Set the transport's verbs. ``confirmed``: whether the broker has a message when ``publish`` returns.
+        """Set the transport's verbs.
 
-        ``publish``: a function, or a PublishStep; ``acknowledge``: what acks without ``settle`` where it can, or None.
+        Args:
+            publish: Function that publishes, or a PublishStep.
+            settle: Function that settles a delivery.
+            acknowledge: AckStep that acknowledges without ``settle`` where it can, or None.
+            confirmed: If True, the broker has a message when ``publish`` returns.
         """
         with cython.critical_section(self):
             self._publish = publish
@@ -182,11 +186,20 @@ cdef class BaseChannel:
     # --- out
 
     def publish(self, Delivery delivery not None, bint mandatory=False, timeout=None, confirm_timeout=None):
-        """Hand a message, whose routing key is a short string, to the broker; returns what the transport returns.
+        """Hand a message, whose routing key is a short string, to the broker. Return what the transport returns.
 
-        Raises NotFound, MessageNacked.
+        After a mandatory message, those that have come back go to the listeners.
 
-        After a mandatory one what has come back goes to the listeners; without any, MessageReturned is raised.
+        Args:
+            delivery: The message.
+            mandatory: If True, the message has to reach a queue.
+            timeout: Seconds to wait until the broker takes it (None: the transport's).
+            confirm_timeout: Seconds to wait for the broker's confirm (None: the transport's).
+
+        Raises:
+            NotFound: There is no such exchange.
+            MessageNacked: The broker refused the message.
+            MessageReturned: It came back, and there is no listener.
         """
         return self._send(delivery, mandatory, timeout, confirm_timeout)
 
@@ -212,7 +225,12 @@ cdef class BaseChannel:
         return result
 
     def publish_raised(self, error, Delivery delivery not None):
-        """Deal with an error of publishing: raise it, but for a message that came back to somebody who listens."""
+        """Raise an error of publishing, unless it is a returned message for which there is a listener.
+
+        Args:
+            error: The error.
+            delivery: The message.
+        """
         raise NotImplementedError
 
     def tell_returned(self):
@@ -222,11 +240,19 @@ cdef class BaseChannel:
     # --- in
 
     def handle(self, event):
-        """Deal with what is no message for one of the consumers. Returns whether it was kept for a batch."""
+        """Handle an event that is no message for one of the consumers. Return whether it was kept for a batch.
+
+        Args:
+            event: The event.
+        """
         raise NotImplementedError
 
     def dispatch(self, event):
-        """Run the callback that an event of this channel is for. Returns whether it was kept for a batch instead."""
+        """Run the callback that an event of this channel is for. Return whether it was kept for a batch instead.
+
+        Args:
+            event: The event.
+        """
         return self._dispatch(event)
 
     cdef bint _dispatch(self, event) except -1:
@@ -240,7 +266,15 @@ cdef class BaseChannel:
     # --- and settled
 
     def basic_ack(self, delivery_tag, bint multiple=False):
-        """Acknowledge a delivery, and with ``multiple`` all before it. Raises PreconditionFailed."""
+        """Acknowledge a delivery.
+
+        Args:
+            delivery_tag: Its delivery tag.
+            multiple: If True, all deliveries before it are acknowledged too.
+
+        Raises:
+            PreconditionFailed: The delivery tag is unknown.
+        """
         cdef AckStep step
         with cython.critical_section(self):
             number, settle, step = self.channel_id, self._settle, self._ack_step
@@ -255,13 +289,26 @@ cdef class BaseChannel:
         self._tally._ack()
 
     def note_offset(self, Delivery delivery not None, bint no_ack):
-        """Note that a message of a stream is handed over: nothing to do here."""
+        """Note that a message of a stream is handed over: nothing to do here.
+
+        Args:
+            delivery: The message.
+            no_ack: If True, the broker took it for acknowledged when it sent it.
+        """
 
     def note_failure(self, message):
-        """Note that the callback of a message raised an exception, which is raised then: nothing to do here."""
+        """Note that the callback of a message raised an exception, which is raised then: nothing to do here.
+
+        Args:
+            message: The message.
+        """
 
     def ack_raised(self, error):
-        """Note an error of acknowledging, which is raised then."""
+        """Note an error of acknowledging, which is raised then.
+
+        Args:
+            error: The error.
+        """
         raise NotImplementedError
 
 

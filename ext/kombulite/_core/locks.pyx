@@ -31,7 +31,12 @@ cdef class BaseLock:
         self._on_release = on_release
 
     def acquire(self, bint blocking=True, timeout=-1):
-        """Take the lock; return whether it was to be had, within ``timeout`` seconds (-1: however long it takes)."""
+        """Acquire the lock. Return whether this thread has it.
+
+        Args:
+            blocking: If True, wait for it.
+            timeout: Seconds to wait (-1: no limit).
+        """
         if not blocking:
             return self._acquire(0)
         return self._acquire(None if timeout == -1 else timeout)
@@ -78,14 +83,21 @@ cdef class BaseLock:
         return self._depth if self._owner == <unsigned long long> self._ident() else 0
 
     def release_to(self, Py_ssize_t depth):
-        """Release the lock until this thread has it no more than ``depth`` times."""
+        """Release the lock until this thread has acquired it no more than so many times.
+
+        Args:
+            depth: How many times.
+        """
         while self._owner == <unsigned long long> self._ident() and self._depth > depth:
             self._release()
 
     def call(self, timeout, function, *arguments):
-        """Call a function while the lock is held, and return what it returns; NOT_ACQUIRED if it was not to be had.
+        """Call a function while the lock is held. Return what it returns, NOT_ACQUIRED if another thread has the lock.
 
-        ``timeout``: seconds to wait for the lock (0: not at all, None: however long it takes).
+        Args:
+            timeout: Seconds to wait for the lock (0: not at all, None: no limit).
+            function: The function.
+            *arguments: Its arguments.
         """
         if not self._acquire(timeout):
             return NOT_ACQUIRED

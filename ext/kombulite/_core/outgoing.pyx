@@ -223,7 +223,12 @@ cdef class BaseBatch:
             return self._mandatory[0]
 
     def append(self, Delivery delivery not None, bint mandatory):
-        """Put a message behind the others."""
+        """Put a message behind the others.
+
+        Args:
+            delivery: The message.
+            mandatory: If True, it has to reach a queue.
+        """
         self._put(delivery, mandatory)
 
     def first_alike(self):
@@ -238,7 +243,11 @@ cdef class BaseBatch:
             return self._deliveries[:count]
 
     def drop_first(self, Py_ssize_t count):
-        """Take the first ones out, which were sent."""
+        """Remove the first messages, which were sent.
+
+        Args:
+            count: How many.
+        """
         cdef list _gone
         if count < 0:
             raise ValueError(f"count must be at least 0, got {count}")
