@@ -269,3 +269,28 @@ def test_in_a_stream_the_next_claim_follows_after_a_pause_without_news(told, clo
     assert claim(told, []) == ["EVALSHA"]
     assert told.wire.seen() == ["EXISTS"]  # the stream has ended
     assert pace.is_streaming
+
+
+@pytest.mark.parametrize("reply", [0, ReplyError("CLUSTERDOWN the cluster is down")], ids=["answered", "refused"])
+def test_checks_are_not_made_again_while_those_before_have_no_reply(clock, told, reply):
+    """In a cluster they wait for a slot that has no master, for as long as it has none."""
+    receiver, wire = told.receiver, told.wire
+    receiver.listener = wire
+    told.claims.dirty_queues.add("queue")
+    claim(told, [])  # so its list is watched
+    wire.on_replies.clear()
+    wire.seen()
+    receiver.check()
+    checks = wire.seen()
+    assert checks
+    for _ in range(100):
+        clock.now += receiver._options.health_check_interval
+        receiver.check()
+    assert not wire.seen()
+    for on_reply in wire.on_replies:
+        on_reply(reply)
+    receiver.check()
+    assert not wire.seen()
+    clock.now += receiver._options.health_check_interval
+    receiver.check()
+    assert wire.seen() == checks

@@ -100,6 +100,7 @@ class Receiver:
         self._listened = False
         self._checked_at = -inf
         self._mark: bytes | None = None  # what tells the database from one that takes its place
+        self._is_mark_awaited = self._is_look_awaited = False  # whether checks were posted and have no reply
         #: Called when there may be something new: another thread may wait for it than the one that reads.
         self.wake: Callable[[], object] = _do_nothing
 
@@ -127,6 +128,7 @@ class Receiver:
         """Have the server remember what is read over a connection, and tell when that changes."""
         self.watcher = watcher
         self._watched.clear()
+        self._is_look_awaited = False
         yield from self.watch_over()
 
     def watch_later(self, watcher: PostingStream) -> None:
@@ -281,8 +283,13 @@ class Receiver:
             self._post_checks()
 
     def _post_checks(self) -> None:
-        if self._watched and self.watcher is not None:
+        """Post the checks that are not on their way: they wait for a slot without a master, and would pile up."""
+        if self._watched and self.watcher is not None and not self._is_look_awaited:
+            self._is_look_awaited = True
             self.watcher.post(pack_command(("EXISTS", *self._watched)), 1, self._on_checked, may_repeat=True)
+        if self._is_mark_awaited:
+            return
+        self._is_mark_awaited = True
         # A write that changes nothing: what has become a replica refuses it, which ends the connection.
         self._stream.post(pack_command(("HDEL", self._keys.unacked, "")), 1, _ignore, may_repeat=True)
         # No exchange that is declared has an empty name.
@@ -291,12 +298,14 @@ class Receiver:
         self._stream.post(mark, 2, self._on_mark, may_repeat=True)
 
     def _on_mark(self, reply: Any) -> None:
+        self._is_mark_awaited = False
         if isinstance(reply, bytes) and reply != self._mark:
             if self._mark is not None:
                 self._topology.router.forget(None)
             self._mark = reply
 
     def _on_checked(self, reply: Any) -> None:
+        self._is_look_awaited = False
         if reply:  # an error too
             self.look_everywhere()
 
