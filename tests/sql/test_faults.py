@@ -179,3 +179,23 @@ def test_queue_expires_after_the_connection_of_its_last_consumer_was_lost(databa
         assert names == ["orders"]
         assert time.monotonic() < deadline, "it never expires"
         time.sleep(0.05)
+
+
+def test_delayed_messages_of_a_deleted_queue_are_deleted_when_they_are_due(database, monkeypatch):
+    monkeypatch.setattr("kombulite.brokers.sql.topology.MAX_DELAYED_LOOKED_AT", 3)
+    connection = database.connect()
+    producer, session = Producer(connection), connection.transport._session
+    for name, etas in (("other", [8e9]), ("gone", [8e9 + 1, 8e9 + 2, 9e9, 9e9])):
+        for eta in etas:
+            producer.publish(name, routing_key=name, eta=eta, declare=[Queue(name)])
+
+    def rows(statement):
+        with session.use():
+            return session.database.rows(statement)
+
+    Queue("gone")(connection).delete()
+    assert sorted(rows("SELECT due FROM {p}messages")) == [(8e9,), (9e9,), (9e9,)], "of the first it deletes its own"
+    rows("UPDATE {p}messages SET due = 1 WHERE due = 9e9")
+    assert Queue("other")(connection).get() is None  # it looks at what is due
+    session._renew()
+    assert rows("SELECT due FROM {p}messages") == [(8e9,)]

@@ -93,6 +93,21 @@ NEWEST = (
     + WAITING
     + " ORDER BY id DESC LIMIT 1) AS id FROM ranks) AS newest"
 )
+#: The connections that have messages and are not there, by a step in the index of the owners for each connection.
+#: A connection that has claimed much costs no more than one that has claimed little.
+STRANDED = (
+    "WITH RECURSIVE owners(id) AS (SELECT (SELECT owner FROM {p}messages WHERE owner IS NOT NULL"
+    " ORDER BY owner LIMIT 1) UNION ALL SELECT (SELECT owner FROM {p}messages WHERE owner > owners.id"
+    " AND owner IS NOT NULL ORDER BY owner LIMIT 1) FROM owners WHERE id IS NOT NULL)"
+    " SELECT id FROM owners WHERE id IS NOT NULL AND id NOT IN (SELECT id FROM {p}connections)"
+)
+RETURN = (
+    "WITH found AS MATERIALIZED (SELECT {place} AS place FROM {p}messages WHERE owner IS NOT NULL AND owner %s {skip})"
+    " UPDATE {p}messages SET owner = NULL WHERE {found} RETURNING queue"
+)
+OWNED_POSTGRESQL = "= ANY(?)"
+OWNED_SQLITE = "IN (SELECT value FROM json_each(?))"
+
 #: What waits in a queue: how many, and of which size where that matters, for an index has the rest.
 COUNTED = "SELECT count(*), 0 FROM {p}messages WHERE queue = ? AND " + WAITING
 MEASURED = "SELECT count(*), coalesce(sum(length(body)), 0) FROM {p}messages WHERE queue = ? AND " + WAITING
@@ -391,7 +406,9 @@ class Messages:
                 dropped = self._tokens(queues[number], [row[1:] for row in expired if row[0] == number])
                 self.bury(dropped, "expired")
         if due:
-            self._database.notify(sorted({number for (number,) in due}))
+            released = {number for (number,) in due}
+            self._topology.deleted += released - queues.keys()
+            self._database.notify(sorted(released))
 
     def return_from_the_dead(self) -> tuple[set[int], set[int]]:
         """Give back what belongs to no connection any more, once the leases that have run out are ended.
@@ -408,12 +425,13 @@ class Messages:
         leases = "SELECT id FROM {p}connections WHERE alive_until "
         rows("DELETE FROM {p}connections WHERE id IN (" + leases + "< {now} {skip})")
         rows("UPDATE {p}connections SET alive_until = {now} + lease WHERE id IN (" + leases + "> {now} + lease {skip})")
+        owners = [owner for (owner,) in rows(STRANDED)]
+        if owners:
+            of_them = OWNED_POSTGRESQL if self._database.is_postgresql else OWNED_SQLITE
+            returned = rows(RETURN % of_them, self._list(owners))
+            if returned:
+                self._database.notify(sorted({queue for (queue,) in returned}))
         gone = " AND NOT EXISTS (SELECT 1 FROM {p}connections WHERE id = "
-        stranded = "SELECT {place} AS place FROM {p}messages WHERE owner IS NOT NULL" + gone + "owner) {skip}"
-        found = "WITH found AS MATERIALIZED (" + stranded + ") "
-        returned = rows(found + "UPDATE {p}messages SET owner = NULL WHERE {found} RETURNING queue")
-        if returned:
-            self._database.notify(sorted({queue for (queue,) in returned}))
         consumers = "FROM {p}consumers WHERE true" + gone + "connection)"
         queues = "SELECT id FROM {p}queues WHERE owner IS NOT NULL" + gone + "owner)"
         if not rows("SELECT 1 " + consumers + " LIMIT 1") and not rows(queues):

@@ -18,7 +18,8 @@ PREDECLARED = {"direct": "direct", "fanout": "fanout", "topic": "topic", "header
 
 #: The states of a message, each with an index of its own: without one of them all messages of all queues are looked at.
 WAITING = "owner IS NULL AND due IS NULL"
-STATES = (WAITING, "owner IS NOT NULL", "due IS NOT NULL")
+DELAYED = "due IS NOT NULL"
+STATES = (WAITING, "owner IS NOT NULL", DELAYED)
 
 #: Messages that one statement deletes at most: the server has to answer it in time.
 DELETED_AT_ONCE = 50_000
@@ -28,6 +29,15 @@ DELETE = (
     "WITH found AS MATERIALIZED (SELECT {place} AS place FROM {p}messages WHERE queue = ? AND id + 0 <= ? AND %s"
     " LIMIT ? {skip}) DELETE FROM {p}messages WHERE {found} RETURNING 1"
 )
+
+#: The same of those that are delayed, which have an index by their time alone: of all queues' the first are looked at.
+#: Those behind them are deleted when they are due, for then they are messages of a queue that is not there.
+DELETE_DELAYED = (
+    "WITH found AS MATERIALIZED (WITH found AS MATERIALIZED (SELECT {place} AS place FROM {p}messages"
+    " WHERE due IS NOT NULL ORDER BY due LIMIT ?) SELECT {place} AS place FROM {p}messages"
+    " WHERE queue + 0 = ? AND {found} AND due + 0 IS NOT NULL {skip}) DELETE FROM {p}messages WHERE {found} RETURNING 1"
+)
+MAX_DELAYED_LOOKED_AT = 1000
 
 #: The ids of queues that have messages and are not there, by a step in an index for each queue.
 FILLED_AND_DELETED = (
@@ -367,11 +377,13 @@ class Topology:
 def delete_messages(database: Database, queue: int, state: str, newest: int = MAX_ID) -> int:
     """Delete messages of a queue in one of the STATES, at most DELETED_AT_ONCE; returns how many.
 
-    ``queue``: its id; ``newest``: the id of the last message that may be deleted.
+    ``queue``: its id; ``newest``: the id of the last message that may be deleted, unless they are delayed.
 
     A row that another transaction has locked changes its state just now, and stays. To wait for it would be against
     the order of locks: see ``Session``.
     """
+    if state is DELAYED:
+        return len(database.rows(DELETE_DELAYED, MAX_DELAYED_LOOKED_AT, queue))
     return len(database.rows(DELETE % state, queue, newest, DELETED_AT_ONCE))
 
 
