@@ -33,6 +33,29 @@ def test_a_full_queue_drops_its_excess_and_no_more(postgresql_url, plan):
         assert queue.get() is None
 
 
+@pytest.mark.parametrize("limit", [{"max_length": 3}, {"max_length_bytes": 3}], ids=["messages", "bytes"])
+def test_a_full_queue_is_counted_once_for_a_publish(database, monkeypatch, limit):
+    """To count it reads all that waits in it."""
+    connection, counted = database.connect(), []
+    queue = Queue("short", **limit)(connection)
+    queue.declare()
+    producer = Producer(connection, routing_key="short")
+    producer.publish_many(range(3))
+    rows = connection.transport._database.rows
+
+    def note(statement, *values):
+        counted.extend(["count"] * ("count(*)" in statement))
+        return rows(statement, *values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connection.transport._database, "rows", note)
+        producer.publish(3)
+        producer.publish_many(range(4, 6))
+    assert len(counted) == 2
+    assert [queue.get(no_ack=True).payload for _ in range(3)] == [3, 4, 5]
+    assert queue.get() is None
+
+
 @pytest.mark.parametrize("is_batch", [False, True], ids=["one", "batch"])
 @pytest.mark.parametrize("overflow", ["reject-publish", "drop-head"])
 def test_publishers_at_the_same_time_keep_to_the_limit(postgresql_url, overflow, is_batch):

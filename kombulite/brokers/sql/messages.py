@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kombulite import exceptions
 from kombulite._core import Delivery, Properties, make_properties
-from kombulite.brokers.limits import dead_letter, expiration_of
+from kombulite.brokers.limits import Limits, dead_letter, expiration_of
 from kombulite.brokers.sql.arrays import TID, array
 from kombulite.brokers.sql.database import Database, Head, Row, Segment
 from kombulite.brokers.sql.marks import Marks
@@ -198,8 +198,14 @@ class Messages:
         """Drop what exceeds the limits of queues that are locked, oldest first."""
         for queue in queues:
             dropped: list[Token] = []
-            while (excess := self.excess(queue)) and (rows := self._database.rows(POP, queue.id, excess)):
-                dropped += self._tokens(queue, rows)
+            count, size = self._measure(queue)  # once: it reads all that waits
+            while excess := _excess(queue.limits, count, size):
+                tokens = self._tokens(queue, self._database.rows(POP, queue.id, excess))
+                if not tokens:
+                    break
+                dropped += tokens
+                count -= len(tokens)
+                size -= sum(len(token.delivery.body) for token in tokens)
             self.bury(dropped, "maxlen")  # behind the loop: they may come to the same queue
 
     def _check_room(self, queues: Sequence[QueueRecord], delivery: Delivery) -> None:
@@ -234,15 +240,16 @@ class Messages:
 
     def excess(self, queue: QueueRecord, extra_messages: int = 0, extra_bytes: int = 0) -> int:
         """Return how many waiting messages are too many (or 1 where it is their size)."""
-        limits = queue.limits
         if queue.is_plain:
             return 0
-        measured = MEASURED if limits.max_length_bytes is not None else COUNTED
+        count, size = self._measure(queue)
+        return _excess(queue.limits, count + extra_messages, size + extra_bytes)
+
+    def _measure(self, queue: QueueRecord) -> tuple[int, int]:
+        """Return how many messages wait in a queue, and their bytes if these are limited."""
+        measured = MEASURED if queue.limits.max_length_bytes is not None else COUNTED
         count, size = self._database.rows(measured, queue.id)[0]
-        if limits.max_length is not None and count + extra_messages > limits.max_length:
-            return int(count + extra_messages - limits.max_length)
-        too_large = limits.max_length_bytes is not None and size + extra_bytes > limits.max_length_bytes
-        return int(too_large and count + extra_messages > 0)
+        return int(count), int(size)
 
     def bury(self, tokens: Sequence[Token], reason: str) -> None:
         """Send messages that are out of their queues to the dead letter exchanges; a dead letter is never refused.
@@ -439,6 +446,13 @@ class Messages:
         self._topology.lock()  # their queues may be deleted
         consumed = rows("DELETE " + consumers + " RETURNING queue")
         return {queue for (queue,) in rows(queues)}, {queue for (queue,) in consumed}
+
+
+def _excess(limits: Limits, count: int, size: int) -> int:
+    """Return how many of so many messages are too many (or 1 where it is their size)."""
+    if limits.max_length is not None and count > limits.max_length:
+        return count - limits.max_length
+    return int(limits.max_length_bytes is not None and size > limits.max_length_bytes and count > 0)
 
 
 def _may_die(queue: QueueRecord, head: Head) -> bool:
