@@ -246,13 +246,17 @@ class RedisCluster:
         for first, last, master, *_ in node.ask("CLUSTER", "SLOTS"):
             if int(master[1]) != node.port:
                 continue
-            empty, heir_id = [], heir.node_id
-            for slot in range(first, last + 1):
-                if node.ask("CLUSTER", "COUNTKEYSINSLOT", slot):
+            heir_id, slots = heir.node_id, range(first, last + 1)
+            with redis.Redis(port=node.port, protocol=2) as client, client.pipeline(transaction=False) as pipe:
+                for slot in slots:
+                    pipe.execute_command("CLUSTER", "COUNTKEYSINSLOT", slot)
+                counts = pipe.execute()
+            for slot, count in zip(slots, counts, strict=True):
+                if count:
                     self.move_slot(slot, heir)
-                else:
-                    empty.append(slot)
-            for each in (heir, *(other for other in self.masters if other is not heir)):
+            empty = [slot for slot, count in zip(slots, counts, strict=True) if not count]
+            # Once it hears that it has no slots it is a replica, which is asked for none.
+            for each in (node, heir, *(other for other in self.masters if other not in (node, heir))):
                 with redis.Redis(port=each.port, protocol=2) as client, client.pipeline(transaction=False) as pipe:
                     for slot in empty:
                         pipe.execute_command("CLUSTER", "SETSLOT", slot, "NODE", heir_id)
