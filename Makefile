@@ -6,14 +6,22 @@ BENCH := build/bench
 NEWEST ?= /var/tmp/kombulite-newest
 SOURCES := setup.py pyproject.toml $(wildcard ext/kombulite/_core/*)
 
-.PHONY: run test soak faults newest outages bench bench-full brokers c-client instructions lint docs release \
+.PHONY: run test coverage soak faults newest outages bench bench-full brokers c-client instructions lint docs release \
         wheels debug sanitize coverage-core fuzz clean
+
+# Tests start hundreds of processes, which would compile our modules each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 run: $(VENV)/.installed  ## the main job: a stream of events over the embedded broker
 	$(BIN)/python -m kombulite run
 
-test: $(VENV)/.installed brokers  ## all tests, three files at a time, with branch coverage
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --benchmark-disable --cov --cov-report=term
+PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --benchmark-disable
+
+test: $(VENV)/.installed brokers  ## all tests, three files at a time
+	$(PYTEST)
+
+coverage: $(VENV)/.installed brokers  ## the same with branch coverage, which doubles the processor time of the unit tests
+	$(PYTEST) --cov --cov-report=term
 
 # SOAK_SECONDS=3600 for an hour of faults at random
 soak: $(VENV)/.installed brokers  ## the tests that take long, and the core under sanitizers

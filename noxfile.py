@@ -24,7 +24,7 @@ BROKERS = ("tests/contract", "tests/amqp", "tests/redis", "tests/faults", "tests
 
 
 def run_tests(session: nox.Session, *arguments: str) -> None:
-    """Run pytest as `make test` does, without coverage."""
+    """Run pytest as `make test` does."""
     options = ("-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider")
     session.run("python", "-m", "pytest", *options, *arguments, *session.posargs)
 
