@@ -6,6 +6,7 @@ import gc
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +17,15 @@ from tests.servers import PostgreSQLServer, RabbitMQServer, RedisCluster, RedisS
 
 MISSING = pytest.StashKey[set[str]]()
 
-# Folders in the order of how long a file of theirs takes: what begins last would keep one process busy, and the others
-# idle.
+# Folders in the order of how long a file of theirs takes, and long files of the others: what begins last would keep one
+# process busy, and the others idle.
 _LONGEST_FIRST = {
-    name: rank for rank, name in enumerate(("faults", "celery", "cluster", "amqp", "redis", "sql", "contract", "aio"))
-}
+    name: rank
+    for rank, name in enumerate(
+        ("unit/test_site.py", "faults", "celery", "cluster", "amqp", "redis", "sql", "contract", "aio",
+         "unit/test_docs.py", "unit/test_web.py", "bench", "transports")
+    )
+}  # fmt: skip
 
 # How long making an example takes says nothing of the code: under sanitizers, on a machine with other work, it is long.
 settings.register_profile("patient", suppress_health_check=[HealthCheck.too_slow])
@@ -32,7 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _LONGEST_FIRST.get(item.path.parent.name, len(_LONGEST_FIRST)))
+    items.sort(key=lambda item: _rank(item.path))
+
+
+def _rank(path: Path) -> int:
+    names = f"{path.parent.name}/{path.name}", path.parent.name
+    return min(_LONGEST_FIRST.get(name, len(_LONGEST_FIRST)) for name in names)
 
 
 def pytest_collection_finish() -> None:
