@@ -130,6 +130,15 @@ def late(seconds, key, value):
     return value
 
 
+@app.task(acks_late=True)
+def gated(key, value):
+    """Begin, and end when the gate is open."""
+    notes().rpush(f"{key}.begun", value)
+    while not notes().exists(f"{key}.gate"):
+        time.sleep(0.05)
+    notes().rpush(key, value)
+
+
 @app.task(acks_late=True, bind=True)
 def die_once(self, key):
     if notes().incr(key) == 1:

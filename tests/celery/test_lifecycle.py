@@ -29,6 +29,13 @@ from shop import late, named
 for i in range({count}):
     late.apply_async(({seconds}, named("done"), i), ignore_result=True)
 """
+#: The same with tasks that end when the gate is open.
+SEND_GATED = """
+from shop import gated, named
+for i in range({count}):
+    gated.apply_async((named("done"), i), ignore_result=True)
+"""
+OPEN_GATE = 'from shop import named, notes; notes().set(named("done.gate"), 1)'
 #: Waits until all were done, and tells how many began more than once.
 COLLECT = """
 import time
@@ -68,11 +75,13 @@ def test_idle_worker_sleeps(fleet, library, pool):
 @pytest.mark.parametrize("fleet", ["redis", "amqp", *KOMBUS_OWN], indirect=True)
 def test_warm_shutdown_finishes_what_has_begun_and_leaves_the_rest(fleet, library, pool):
     worker = fleet.worker(library, pool)
-    fleet.run(library, SEND.format(count=12, seconds=0.4))
-    fleet.wait_for_log(worker, "received", 2)
+    fleet.run(library, SEND_GATED.format(count=12))  # more than the eight that it may hold
+    wait_until(lambda: fleet.noted("done.begun"), TIMEOUT, "no task begins; the log ends:\n{}", worker.log)
     worker.signal(signal.SIGTERM)
+    fleet.wait_for_log(worker, "Warm shutdown")
+    fleet.run(library, OPEN_GATE)
     assert worker.wait() == 0
-    assert fleet.noted("done") < 12
+    assert 0 < fleet.noted("done") < 12
     fleet.worker(library, pool, name="heir")
     assert int(fleet.run(library, COLLECT.format(count=12))) == 0  # none was begun twice
 
