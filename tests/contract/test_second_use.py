@@ -26,23 +26,21 @@ class Holdings(NamedTuple):
     descriptors: int
     threads: Counter[str]  # by their names
     at_exit: int  # what is called when it ends
-    global_objects: int  # in the tables of our modules
+    global_objects: Counter[str]  # in the tables of our modules, by their names
 
     def is_within(self, before: Holdings) -> bool:
-        return self.threads <= before.threads and all(
-            getattr(self, name) <= getattr(before, name) for name in ("descriptors", "at_exit", "global_objects")
-        )
+        return all(mine <= its for mine, its in zip(self, before, strict=True))
 
 
 def held() -> Holdings:
     gc.collect()
-    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "kombulite"]
-    tables = [value for module in modules for value in vars(module).values() if isinstance(value, (dict, list, set))]
+    modules = [each for each in list(sys.modules.items()) if each[0].partition(".")[0] == "kombulite"]
+    tables = {f"{module}.{name}": value for module, found in modules for name, value in list(vars(found).items())}
     return Holdings(
         len(os.listdir("/proc/self/fd")),
         Counter(thread.name for thread in threading.enumerate()),
         atexit._ncallbacks() + len(weakref.finalize._registry),  # type: ignore[attr-defined]
-        sum(map(len, tables)),
+        Counter({name: len(table) for name, table in tables.items() if isinstance(table, (dict, list, set))}),
     )
 
 
