@@ -127,6 +127,15 @@ def redis_url(request: pytest.FixtureRequest) -> str:
     return os.environ.get("KOMBULITE_TEST_REDIS") or started(request, RedisServer).url
 
 
+@pytest.fixture
+def killed_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a connection that Redis closes count as lost: one that was not used for a second is opened anew instead.
+
+    A busy machine may stop a test for a second between its last command and the end that it makes.
+    """
+    monkeypatch.setattr("kombulite.brokers.redis.stream.IDLE", 600)
+
+
 @pytest.fixture(scope="session")
 def redis_cluster(request: pytest.FixtureRequest) -> RedisCluster:
     """A Redis Cluster of three masters."""

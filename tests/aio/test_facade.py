@@ -138,7 +138,7 @@ def test_an_error_in_process_does_what_is_asked(place, on_error):
                     async with message.process(on_error):
                         raise KeyError
                 assert message.acknowledged == (on_error != "keep")
-                again = await messages.next(timeout=5 if on_error == "requeue" else 0.2)
+                again = await messages.next(timeout=20 if on_error == "requeue" else 0.2)
                 assert (again is not None) == (on_error == "requeue")
                 if again is not None:
                     assert again.delivery_info["redelivered"]

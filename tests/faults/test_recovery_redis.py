@@ -25,6 +25,8 @@ from tests.faults.scenarios import (
 )
 from tests.servers import RedisServer, wait_until
 
+pytestmark = pytest.mark.usefixtures("killed_is_lost")
+
 
 @pytest.fixture
 def server(own_redis: RedisServer) -> RedisServer:

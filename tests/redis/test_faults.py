@@ -21,6 +21,8 @@ from tests.proxy import Cut, Direction, Proxy
 from tests.redis.conftest import drain
 from tests.servers import RedisServer, wait_until
 
+pytestmark = pytest.mark.usefixtures("killed_is_lost")
+
 QUICK = {"visibility_timeout": 1, "unacked_restore_interval": 0.2, "unacked_restore_throttle": 1}
 
 # --- processes that are killed
@@ -172,7 +174,7 @@ def test_first_consumer_after_a_loss_that_a_publish_noticed_is_told_of_the_loss(
     consumer = Consumer(channel, Queue(name), callbacks=[lambda body, _: got.append(body)], auto_declare=False)
     with pytest.raises(connection.recoverable_connection_errors):
         consumer.consume()
-    connection.ensure_connection(timeout=5)
+    connection.ensure_connection(timeout=20)
     consumer.consume()
     drain(connection, lambda: got == ["before"])
 

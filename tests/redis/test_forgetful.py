@@ -18,6 +18,8 @@ from kombulite.pools import connections, producers
 from tests.redis.conftest import drain
 from tests.servers import RedisServer, wait_until
 
+pytestmark = pytest.mark.usefixtures("killed_is_lost")
+
 TYPES = ("direct", "topic", "fanout")
 OPTIONS: dict[str, dict[str, Any]] = {
     "durable": {},

@@ -29,6 +29,8 @@ from tests.proxy import Cut, Direction, Proxy
 from tests.redis.conftest import drain
 from tests.servers import wait_until
 
+pytestmark = pytest.mark.usefixtures("killed_is_lost")
+
 LOST = (exceptions.RecoverableConnectionError, OSError)
 
 

@@ -90,7 +90,7 @@ def test_publishers_and_getters_do_not_notice(server, name):
         queue = bound(connection.default_channel)
         assert [queue.get().payload for _ in range(5)] == [1, 1, 2, 3, 4]
         let_close(server)
-        assert [simple.get(timeout=5).payload for _ in range(2)] == [1, 2]
+        assert [simple.get(timeout=20).payload for _ in range(2)] == [1, 2]
         assert connection.counters.reconnects == 0
         pool.force_close_all()
 
@@ -328,7 +328,7 @@ def test_other_threads_wait_while_a_connection_is_opened_anew(server, client, na
             first.result(30)
         producer.publish(3, routing_key=name)
         simple = connection.SimpleQueue(name, no_ack=True)
-        assert [simple.get(timeout=5).payload for _ in range(3)] == [1, 2, 3]
+        assert [simple.get(timeout=20).payload for _ in range(3)] == [1, 2, 3]
         assert connection.counters.reconnects == 0
 
 

@@ -27,6 +27,8 @@ from tests.proxy import Proxy
 from tests.redis.conftest import drain
 from tests.servers import wait_until
 
+pytestmark = pytest.mark.usefixtures("killed_is_lost")
+
 MESSAGES = 2 * held_acks.MIN_FOLLOWING
 
 

@@ -281,8 +281,8 @@ def test_count_of_deliveries_outlives_a_kombu_consumer(ours, theirs, name, clien
     message.ack()
 
 
-def test_what_an_ending_consumer_had_ahead_comes_again_after_a_loss(ours, client, name, monkeypatch):
-    monkeypatch.setattr("kombulite.brokers.redis.stream.IDLE", 600)  # a connection that is killed is lost
+@pytest.mark.usefixtures("killed_is_lost")
+def test_what_an_ending_consumer_had_ahead_comes_again_after_a_loss(ours, client, name):
     connection = ours()
     Producer(connection).publish_many(range(10), routing_key=name)
     got = []

@@ -16,6 +16,8 @@ from tests.redis.conftest import drain
 from tests.redis.test_faults import QUICK
 from tests.servers import RedisServer, wait_until
 
+pytestmark = pytest.mark.usefixtures("killed_is_lost")
+
 
 @pytest.fixture
 def server(start_server: Callable[..., Any]) -> RedisServer:
@@ -162,7 +164,7 @@ def test_purging_and_deleting_free_memory(server, full, name):
         assert queue.purge() == 3
         queue.delete()
         queue.exchange.delete()
-        wait_until(lambda: not client.keys("*"), 5, "something is left")
+        wait_until(lambda: not client.keys("*"), 20, "something is left")
 
 
 def test_all_that_ends_frees_memory(server, full, name):

@@ -193,7 +193,7 @@ def test_a_store_under_all_of_the_facade(connection, queue):
     with connection.Pool(2).acquire() as pooled, pooled.ChannelPool(1).acquire() as channel:
         kombulite.Producer(channel).publish("x", routing_key="q")
     simple = connection.SimpleQueue("q")
-    assert simple.get(timeout=5).payload == "x"
+    assert simple.get(timeout=20).payload == "x"
     assert connection.counters.published == 8
     assert connection.counters.consumed >= 8
     assert connection.counters.acked == 8
