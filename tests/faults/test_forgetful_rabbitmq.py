@@ -11,9 +11,11 @@ from kombulite import Connection, Consumer, Exchange, Producer, Queue, exception
 from kombulite._client.lifecycle import State
 from tests.servers import RabbitMQServer, evaluate, wait_until
 
-#: Connections first: that of a consumer whose queue is deleted is told so, and stays.
+#: Connections first: that of a consumer whose queue is deleted is told so, and stays. They end when they have been
+#: told, and not after the 30 seconds that RabbitMQ waits for their answer.
 FORGET = (
-    'rabbit_networking:close_connections(rabbit_networking:connections(), "test"), Wait = fun Again() -> '
+    'Readers = rabbit_networking:connections(), rabbit_networking:close_connections(Readers, "test"), '
+    "lists:foreach(fun(Reader) -> exit(Reader, kill) end, Readers), Wait = fun Again() -> "
     "case rabbit_networking:connections() of [] -> ok; _ -> timer:sleep(20), Again() end end, Wait(), "
     'rabbit_vhost:delete(<<"forgetful">>, <<"test">>), '
 )
@@ -21,6 +23,7 @@ CREATE = (
     'rabbit_vhost:add(<<"forgetful">>, <<"test">>), rabbit_auth_backend_internal:set_permissions('
     '<<"guest">>, <<"forgetful">>, <<".*">>, <<".*">>, <<".*">>, <<"test">>).'
 )
+AT_ONCE = {"max_retries": 2, "interval_start": 0, "interval_step": 0}
 LOST = (exceptions.RecoverableConnectionError, OSError)
 
 
@@ -61,7 +64,7 @@ def drain(program: Program) -> None:
 
 
 def ensure(program: Program) -> None:
-    program.connection.ensure_connection(max_retries=2, interval_start=0)
+    program.connection.ensure_connection(**AT_ONCE)
     program.drain(0.1)
 
 
@@ -76,7 +79,7 @@ def declare(program: Program) -> None:
 
 
 def publish(program: Program) -> None:
-    Producer(program.connection).publish("x", "elsewhere", retry=True, retry_policy={"max_retries": 2})
+    Producer(program.connection).publish("x", "elsewhere", retry=True, retry_policy=AT_ONCE)
     program.drain(0.1)
 
 
