@@ -18,7 +18,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 @pytest.mark.timeout(600)
 # Not on streams: see test_cluster.py on a leader that is isolated.
-@pytest.mark.parametrize(("library", "queue_type"), [("kombulite", "quorum")])
+@pytest.mark.parametrize("queue_type", ["quorum"])
 def test_leader_parted(cluster, stage, record_property):
     leader = cluster.leader(stage.queue)
     cluster.part(leader)

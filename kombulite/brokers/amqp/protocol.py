@@ -57,6 +57,9 @@ class Outlet(Protocol):
     ) -> None:
         """Write frames; ``on_turn`` is called when it is their turn, and may raise."""
 
+    def answer(self, data: bytes, on_turn: Callable[[], object] | None = None) -> None:
+        """Write frames before all that is sent later, without waiting; not if ``on_turn`` finds the channel closed."""
+
     def check(self) -> None:
         """Raise the error that the stream ended with, if it has."""
 
@@ -71,7 +74,7 @@ class AMQPProtocol:
     """The state of a connection that is logged in: its channels, requests and events.
 
     It reads the events of the decoder (``handle``), changes the state of channels, and hands frames to its stream. It
-    never waits: the stream of threads may, until its socket takes a frame.
+    never waits: the stream of threads may, until its socket takes a request.
 
     Args:
         stream: The stream, which is open.
@@ -257,7 +260,7 @@ class AMQPProtocol:
             channel = self.channels.get(event.channel)
             if channel is not None:
                 frame = self.stream.encoder.method(channel.number, *methods.CHANNEL_FLOW.reply, event.arguments)
-                _answer_unless_closing(self.stream, channel, frame)
+                self.stream.answer(frame, channel.check)
         elif signature == methods.BASIC_CANCEL.signature:
             (consumer_tag, nowait) = methods.decode("sb", event.arguments)
             channel = self.channels.get(event.channel)
@@ -280,7 +283,7 @@ class AMQPProtocol:
         else:
             arguments = methods.BASIC_CANCEL.encode(consumer_tag, True)
             frame = stream.encoder.method(channel.number, *methods.BASIC_CANCEL.signature, arguments)
-        _answer_unless_closing(self.stream, channel, frame)
+        stream.answer(frame, channel.check)
 
     def _handle_return(self, event: ReturnReceived) -> None:
         channel = self.channels.get(event.channel)
@@ -353,7 +356,8 @@ class AMQPProtocol:
             raise exceptions.UnexpectedFrame(f"channel {number} is closed, which is not open")
         stream = self.stream
         channel.error = error
-        stream.send(stream.encoder.method(number, *methods.CHANNEL_CLOSE.reply, b""), on_turn=channel.leave)
+        channel.leave()
+        stream.answer(stream.encoder.method(number, *methods.CHANNEL_CLOSE.reply, b""))
         channel.tag_offset = stream.decoder.last_tag(number)
         # A thread that waits for an answer on it gets the error there; else the event, or the next request, has it.
         self._failed[number] = channel
@@ -389,9 +393,3 @@ def _notify(callback: Callable[..., Any] | None, *arguments: Any) -> None:
         callback(*arguments)
     except Exception:
         logger.exception("%r raised", callback)
-
-
-def _answer_unless_closing(stream: Outlet, channel: AMQPChannel, frame: bytes) -> None:
-    """Send an answer on a channel, unless we have closed it in the meantime: the last frame was that."""
-    with suppress(exceptions.RecoverableConnectionError):
-        stream.send(frame, on_turn=channel.check)

@@ -1,7 +1,8 @@
 """The byte stream between threads and the broker.
 
 **Writing.** One lock; each call of ``send`` writes all of its bytes before another one's. A send that times out halfway
-leaves the rest for the next: frames are never torn.
+leaves the rest for the next: frames are never torn. What the reader has to answer goes before the next frames; it waits
+for no other thread, since a broker may read no more until it is read from.
 
 **Reading.** One thread at a time has the reader's role. A thread that waits for something (a reply, a confirm, a
 delivery) takes it if it is free, reads, and has each event handled, also those of other threads; these sleep until it
@@ -15,6 +16,7 @@ from __future__ import annotations
 import atexit
 import os
 import socket
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
@@ -38,6 +40,9 @@ INTERRUPTED = exceptions.RecoverableConnectionError("a thread was interrupted wh
 
 #: Seconds: a signal handler's exception may keep a thread that gives the reader's role up from waking the others.
 MAX_SLEEP = 1.0
+
+#: Seconds between two tries to write what the reader has to answer, while the broker does not read.
+RETRY_INTERVAL = 0.1
 
 #: Tells the kernel that more follows, so that small frames travel together. It waits 0.2 s at the most.
 MORE: int = getattr(socket, "MSG_MORE", 0)
@@ -66,6 +71,7 @@ class Stream:
         self._write_timeout = write_timeout
         self._flush_soon: Callable[[], object] | None = None  # where acks may wait
         self._corked = False
+        self._answers: deque[tuple[bytes, Callable[[], object] | None]] = deque()  # that wait to be written
         self._pid = os.getpid()
         self._take(sock)
         _streams.add(self)
@@ -172,9 +178,12 @@ class Stream:
 
     def _write(self, data: Frames, timeout: float | None, more: bool, on_turn: Callable[[], object] | None) -> None:
         try:
-            if self.failure is not None or self._writer.unsent:
+            if self.failure is not None or self._writer.unsent or self._answers:
                 self.check()
                 self._finish(timeout)
+                while self._answers:
+                    self._write_answers()
+                    self._finish(timeout)
             self._begin(data, more, on_turn)
             if self._writer.unsent:
                 self._finish(timeout)
@@ -198,6 +207,21 @@ class Stream:
         except BaseException:
             self.fail(INTERRUPTED)  # it is not known how much was sent
             raise
+
+    def answer(self, data: bytes, on_turn: Callable[[], object] | None = None) -> None:
+        """Write frames for the reader as soon as that can be done without waiting, before all that is sent later.
+
+        If ``on_turn`` raises RecoverableConnectionError, the frames are dropped.
+        """
+        self._answers.append((data, on_turn))
+        self.flush()
+
+    def _write_answers(self) -> None:
+        """Write the answers that wait, until the kernel takes no more."""
+        while self._answers and not self._writer.unsent:
+            data, on_turn = self._answers.popleft()
+            with suppress(exceptions.RecoverableConnectionError):
+                self._begin(data, False, on_turn)
 
     def farewell(self, data: bytes) -> None:
         """Send frames if that can be done at once, after the stream has failed."""
@@ -233,8 +257,8 @@ class Stream:
         self._flush_soon = on_hold
 
     def flush(self) -> None:
-        """Send the acks that wait, unless another thread writes, or the broker does not read: then they wait on."""
-        if self.held or self._writer.unsent:
+        """Send the acks and answers that wait, unless another thread writes, or the broker does not read."""
+        if self.held or self._writer.unsent or self._answers:
             self.writing.call(0, self._flush)
 
     @property
@@ -248,6 +272,7 @@ class Stream:
         try:
             if self._writer.unsent:
                 self._send_rest()
+            self._write_answers()
             if self.held and not self._writer.unsent:
                 self._begin(b"", False, None)
         except OSError as error:
@@ -355,6 +380,8 @@ class Stream:
                 self.beat()
                 beat = self.heartbeat.next_look()
                 timeout = beat if timeout is None else min(timeout, beat)
+            if self._answers or self._writer.unsent:
+                timeout = RETRY_INTERVAL if timeout is None else min(timeout, RETRY_INTERVAL)
             if not self._has_data(timeout):
                 return False
             try:

@@ -190,6 +190,11 @@ class AsyncStream(asyncio.BufferedProtocol):
         assert self.failure is not None
         self._on_end(self.failure)
 
+    def answer(self, data: bytes, on_turn: Callable[[], object] | None = None) -> None:
+        """Write frames as ``send`` does, unless ``on_turn`` raises RecoverableConnectionError."""
+        with suppress(exceptions.RecoverableConnectionError):
+            self.send(data, on_turn=on_turn)
+
     def farewell(self, data: bytes) -> None:
         """Write frames after the stream has failed."""
         if self._transport is not None:
