@@ -73,8 +73,8 @@ def _version_of(path: str) -> str:
     return found[0]
 
 
-def evaluate(server: RabbitMQServer, expression: str) -> None:
-    """Have RabbitMQ evaluate an Erlang expression, which ends in a full stop.
+def evaluate(server: RabbitMQServer, expression: str) -> str:
+    """Have RabbitMQ evaluate an Erlang expression, which ends in a full stop. Return its value as Erlang writes it.
 
     erl_call does so in 20 ms; ``rabbitmqctl eval``, which is asked where erl_call is not there, takes a second.
     """
@@ -85,9 +85,10 @@ def evaluate(server: RabbitMQServer, expression: str) -> None:
         done = subprocess.run(
             command, input=f"{expression}\n", env=environment, capture_output=True, text=True, timeout=100, check=False
         )
-        if done.stdout.startswith("{ok, "):
-            return
-    server.control("eval", expression)
+        found = re.fullmatch(r"\{ok, (.*)\}", done.stdout.strip(), re.DOTALL)
+        if found is not None:
+            return found[1]
+    return server.control("eval", expression).strip()
 
 
 def add_virtual_host(server: RabbitMQServer, name: str) -> None:

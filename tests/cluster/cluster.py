@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-from tests.servers import RabbitMQServer, free_port, wait_until
+from tests.servers import RabbitMQServer, evaluate, free_port, wait_until
 
 SIZE = 3
 FORM_TIMEOUT = 120.0  # seconds
@@ -78,8 +78,7 @@ class Cluster:
 
     def running(self, node: Node | None = None) -> int:
         """Return how many nodes one, or an arbitrary live one, sees running."""
-        status = json.loads((node or self.alive()).control("cluster_status", "--formatter=json"))
-        return len(status["running_nodes"])
+        return int(evaluate(node or self.alive(), "length(rabbit_nodes:list_running())."))
 
     def alive(self) -> Node:
         """Return a node that was not stopped."""
@@ -101,15 +100,15 @@ class Cluster:
     def isolate(self, node: Node) -> None:
         """Part a node from the others, as a network does, though clients reach all: no connection between them."""
         part = "erlang:set_cookie(N, parted), erlang:disconnect_node(N)"
-        node.control("eval", f"[begin {part} end || N <- {self._others(node)}].")
-        wait_until(lambda: node.control("eval", "nodes().").strip() == "[]", FORM_TIMEOUT, "the nodes do not part")
+        evaluate(node, f"[begin {part} end || N <- {self._others(node)}].")
+        wait_until(lambda: evaluate(node, "nodes().") == "[]", FORM_TIMEOUT, "the nodes do not part")
 
     def unite(self) -> None:
         """Let the nodes be a cluster again."""
         join = f"erlang:set_cookie(N, {COOKIE}), net_kernel:connect_node(N)"
         for node in self.nodes:
             if node.process is not None:
-                node.control("eval", f"[begin {join} end || N <- {self._others(node)}].")
+                evaluate(node, f"[begin {join} end || N <- {self._others(node)}].")
         wait_until(self.is_whole, FORM_TIMEOUT, "the nodes do not come together")
 
     def _others(self, node: Node) -> str:
