@@ -171,7 +171,7 @@ def report_on(results: Results, out: Path) -> None:
 
 @main.command("pages")
 def write_pages() -> None:
-    """Write the figures of README and docs, and their plots, from the results in bench/data."""
+    """Write the figures of the docs, and their plots, from the results in bench/data."""
     texts = {page: page.read_text(encoding="utf-8") for page in pages.PAGES}
     for page, text in texts.items():
         page.write_text(pages.with_figures(text), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""The figures of README and docs: tables and plots that are written from the results in ``bench/data``.
+"""The figures of the docs: tables and plots that are written from the results in ``bench/data``.
 
 A page has two comments, between which a table is put: ``<!-- figures: FILE WHAT -->``, ``<!-- end of figures -->``.
-FILE is the name of a file in ``bench/data`` without its ending; WHAT is the name of a curve, ``about``, ``headline``,
-``needs``, or ``duels`` and a regular expression that the work of a duel begins with.
+FILE is the name of a file in ``bench/data`` without its ending; WHAT is the name of a curve, ``about``, ``needs``,
+or ``duels`` and a regular expression that the work of a duel begins with.
 """
 
 from __future__ import annotations
@@ -19,16 +19,10 @@ from bench.tables import amount, as_markdown, mark, ratio, table_of_curve, table
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "bench" / "data"
-PAGES = [ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "comparison.md"]
+PAGES = [ROOT / "docs" / "performance.md", ROOT / "docs" / "comparison.md"]
 PLOTS = ROOT / "docs" / "img"
 BLOCK = re.compile(r"(<!-- figures: (\S+) (\w[\w-]*) ?([^\n]*?) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 PLOT = re.compile(r"\(img/([\w-]+)\.svg\)")
-#: What the README shows, and the duel it is.
-HEADLINE = {
-    "publish": "amqp publish, small dict, transient",
-    "consume + decode + ack": "amqp consume + decode + ack, prefetch 1000",
-    "confirmed publish in `batch()`, persistent": "amqp confirmed publish in batch(), persistent, beside one at a time",
-}
 
 
 def results_of(name: str) -> Results:
@@ -46,8 +40,6 @@ def table(file: str, what: str, works: str) -> str:
     results = results_of(file)
     if what == "about":
         return "".join(f"- {line}\n" for line in results.about)
-    if what == "headline":
-        return headline()
     if what == "duels":
         return duels([figure for figure in results.figures if re.match(works, figure.work)])
     if what == "needs":
@@ -64,20 +56,6 @@ def duels(figures: list[Figure]) -> str:
         ours = amount(median(figure.ours), figure.unit)
         reached = ratio(figure.ratio, figure) + (", missed" if figure.reached is False else "")
         rows.append(f"| {figure.work} | {figure.rival} | {theirs} | {ours} | {reached} | {mark(figure)} |")
-    return "\n".join(rows) + "\n"
-
-
-def headline() -> str:
-    """How many times kombu's speed, on each version of RabbitMQ in the data."""
-    versions = {}
-    for path in sorted(DATA.glob("*.json")):
-        results = results_of(path.stem)
-        version = re.search(r"RabbitMQ [\d.]+", " ".join(results.about))
-        versions[version[0] if version else path.stem] = {figure.work: figure for figure in results.figures}
-    rows = [f"| times kombu | {' | '.join(versions)} |", "|---|" + "---|" * len(versions)]
-    for shown, work in HEADLINE.items():
-        cells = [f"{figures[work].ratio:.1f}" for figures in versions.values()]
-        rows.append(f"| {shown} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""README and docs show what the data give, and nothing that the data do not have."""
+"""The docs show what the data give, and nothing that the data do not have."""
 
 from __future__ import annotations
 
