@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
+from types import SimpleNamespace
 
 import pytest
 
+from kombulite import Exchange
 from kombulite._core import (
     JSON,
+    BaseAsyncChannel,
+    BaseAsyncMessage,
+    BaseAsyncProducer,
+    BaseAsyncSession,
     BaseChannel,
     BaseConsumer,
     BaseLock,
     BaseMaker,
     BaseMessage,
+    BaseMessages,
     BaseQueue,
     BaseSubscription,
+    BaseWaits,
     Codecs,
     Condition,
     CounterBlock,
@@ -337,3 +346,65 @@ def test_condition_that_is_made_anew_while_it_waits():
     condition = Condition(lock)
     condition.__init__(other)
     assert condition.lock is lock
+
+
+# --- on an event loop ---------------------------------------------------------------------------------------------
+
+
+class Loop:
+    """An event loop that does something when it is asked whether it runs, and does not."""
+
+    act = staticmethod(lambda: None)
+
+    def is_running(self):
+        self.act()
+        return False
+
+
+class Waits(BaseWaits):
+    def __init__(self, loop):
+        self.name = "the first"
+        self.adopt(loop)
+
+    def check_loop(self):
+        raise RuntimeError(self.name)
+
+
+def async_channel(loop):
+    return BaseAsyncChannel(1, None, Waits(loop), CounterBlock(), None, None)
+
+
+def test_waits_of_a_channel_that_is_made_anew_when_their_loop_is_asked():
+    loop = Loop()
+    channel = async_channel(loop)
+    loop.act = lambda: channel.__init__(1, None, Waits(None), CounterBlock(), None, None)
+    message = BaseAsyncMessage.from_delivery(delivery(), channel)
+    with pytest.raises(RuntimeError, match="the first"):
+        message._ack(False).send(None)
+
+
+def test_waits_of_a_session_that_are_replaced_when_their_loop_is_asked():
+    loop = Loop()
+    session = BaseAsyncSession()
+    session.waits = Waits(loop)
+    loop.act = lambda: setattr(session, "waits", Waits(None))
+
+    class Producer(BaseAsyncProducer):
+        exchange, routing_key, serializer, compression = Exchange(), "orders", None, None
+
+    producer = Producer(Failing())
+    producer._session = session
+    made = producer._publish("body", None, False, None, None, False, None, None, {})
+    with pytest.raises(RuntimeError, match="the first"):
+        made.send(None)
+
+
+def test_waits_of_messages_that_are_ready_when_their_loop_is_asked():
+    loop = Loop()
+    messages = BaseMessages(
+        BaseAsyncMessage, CounterBlock(), deque([delivery()]), SimpleNamespace(waiters=[]), None, False, False
+    )
+    messages._channel = async_channel(loop)
+    loop.act = lambda: setattr(messages, "_channel", None)
+    with pytest.raises(RuntimeError, match="the first"):
+        messages.__anext__().send(None)

@@ -223,7 +223,8 @@ cdef class BaseAsyncChannel:
         """Acknowledge a delivery if that is all there is to do. Returns whether it is done."""
         cdef AckStep step = self._ack_step  # held: `__init__` may be called again meanwhile
         cdef CounterBlock tally = self._tally
-        self._waits._check()
+        cdef BaseWaits waits = self._waits
+        waits._check()
         if step is None or not self.is_open or self.positions is not None or not step.acknowledge_tag(delivery_tag):
             return False
         tally._ack()
@@ -385,10 +386,12 @@ cdef class Publication(FastCoroutine):
     cdef object _begin(self):
         cdef BaseAsyncProducer producer = self._producer
         cdef BaseAsyncSession session = producer._session
+        cdef BaseWaits waits
         cdef Delivery delivery = self._delivery
         if delivery is None:
             raise self._failure
-        session.waits._check()
+        waits = session.waits  # held: a loop may be a program's, and replace it when it is asked whether it runs
+        waits._check()
         sent = False
         if self._is_plain and session.hooks is None and producer._declared is session.declared:
             sent = session._publish_at_once(delivery, self._mandatory, producer.role, producer.confirm)
@@ -561,9 +564,12 @@ cdef class NextMessage(FastCoroutine):
 
     cdef object _begin(self):
         cdef BaseMessages source = self._source
+        cdef BaseAsyncChannel channel = source._channel
         cdef BaseAsyncMessage message
-        if not source._in_steps and source._ready and source._channel is not None:
-            source._channel._waits._check()
+        cdef BaseWaits waits
+        if not source._in_steps and source._ready and channel is not None:
+            waits = channel._waits
+            waits._check()
             try:
                 message = source.take_ready()
                 if message is not None:
