@@ -256,12 +256,12 @@ class RedisCluster:
                 if count:
                     self.move_slot(slot, heir)
             empty = [slot for slot, count in zip(slots, counts, strict=True) if not count]
-            # Once it hears that it has no slots it is a replica, which is asked for none.
-            for each in (node, heir, *(other for other in self.masters if other not in (node, heir))):
+            for each in (heir, *(other for other in self.masters if other is not heir)):
                 with redis.Redis(port=each.port, protocol=2) as client, client.pipeline(transaction=False) as pipe:
                     for slot in empty:
                         pipe.execute_command("CLUSTER", "SETSLOT", slot, "NODE", heir_id)
-                    pipe.execute()
+                    # The node refuses once it has heard that it has no slots: it is a replica then.
+                    pipe.execute(raise_on_error=each is not node)
         self.nodes.remove(node)
         self.masters.remove(node)
         gone = node.node_id
