@@ -19,6 +19,7 @@ from kombulite.brokers.threaded import ThreadedTransport, async_transport
 
 PATIENCE = 30.0  # seconds for any verb
 PATIENCE_FOR_ALL = 100.0  # seconds for opening all the channels that there can be
+AT_ONCE = 500  # channels that are opened in one go
 
 
 class BlockingTransport(BaseTransport):
@@ -118,13 +119,16 @@ class BlockingTransport(BaseTransport):
         return self._made is not None and self._lost is None and self._made.connected
 
     def open_channels(self, count: int) -> None:
-        """Open so many channels, without a turn to the loop and back for each."""
+        """Open so many channels, without a turn to the loop and back for each, nor to a transport's thread and back."""
         made = self._made
         assert made is not None
 
+        async def open_one() -> None:
+            await made.open_channel()
+
         async def open_all() -> None:
-            for _ in range(count):
-                await made.open_channel()
+            for first in range(0, count, AT_ONCE):
+                await asyncio.gather(*(open_one() for _ in range(first, min(first + AT_ONCE, count))))
 
         self._in_loop(open_all, timeout=PATIENCE_FOR_ALL)
 

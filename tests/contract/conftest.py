@@ -106,7 +106,8 @@ class Broker:
         options["transport_options"] = {**self.transport_options, **options.get("transport_options", {})}
         if self.transport is not None:
             options["transport"] = self.transport
-        connection = Connection(self.url, **options)
+        # RabbitMQ that ends the 2,047 channels of another connection on a busy machine took over 5 seconds to answer.
+        connection = Connection(self.url, **{"connect_timeout": 20, **options})
         self._connections.append(connection)
         return connection
 
