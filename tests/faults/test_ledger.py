@@ -63,6 +63,7 @@ def check(record_property: Callable[[str, object], None]) -> Callable[[Stage], N
     return check
 
 
+@pytest.mark.timeout(400)  # 30 s on an idle machine, where one at a load of 15 needs 143
 def test_one_thing_and_another(start_stage, check, monkeypatch):
     stage = start_stage(FACADES, programs=2)
     with ThreadPoolExecutor(1) as beside:
