@@ -10,6 +10,7 @@ from kombulite._core.aio import (
     BaseAsyncSession,
     BaseMessages,
     BaseWaits,
+    DeliveryQueue,
     PacedPublish,
     pass_on,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "ConsumerSlot",
     "CounterBlock",
     "Delivery",
+    "DeliveryQueue",
     "EnvelopeTemplate",
     "FastPath",
     "ForeignPublish",

@@ -1,9 +1,17 @@
-from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any, NamedTuple, TypeVar, final
 
 _R = TypeVar("_R", bound=BaseMessage)
-_S = TypeVar("_S")
 
 NOT_DECODED: object
 
@@ -419,46 +427,61 @@ class BaseAsyncSession:
     def publish_at_once(self, delivery: Delivery, mandatory: bool, role: str) -> Any: ...
 
 class BaseAsyncProducer(BaseMaker):
+    exchange: Any
+    routing_key: str
+    serializer: str | None
+    compression: str | None
     _session: Any  # a BaseAsyncSession
     _declared: Any
     role: str
     confirm: bool
+    _in_steps: bool
     def __init__(self, codecs: Codecs) -> None: ...
     def _publish(
         self,
         body: Any,
-        routing_key: str | None,
-        mandatory: bool,
-        declare: Iterable[Any],
-        timeout: float | None,
-        retry: bool,
-        retry_policy: Mapping[str, Any] | None,
-        via: Any,
-        arguments: Mapping[str, Any],
+        routing_key: str | None = None,
+        *,
+        mandatory: bool = False,
+        declare: Iterable[Any] = (),
+        timeout: float | None = None,
+        retry: bool = False,
+        retry_policy: Mapping[str, Any] | None = None,
+        via: Any = None,
+        **arguments: Any,
     ) -> Coroutine[Any, Any, None]: ...
     def _publish_slowly(
         self,
         sent: Any,
         delivery: Delivery,
         mandatory: bool,
-        declare: Iterable[Any],
-        timeout: float | None,
-        retry: bool,
-        retry_policy: Mapping[str, Any] | None,
-        via: Any,
+        declare: Iterable[Any] = (),
+        timeout: float | None = None,
+        retry: bool = False,
+        retry_policy: Mapping[str, Any] | None = None,
+        via: Any = None,
     ) -> Coroutine[Any, Any, None]: ...
 
 class BaseAsyncMessage(BaseMessage):
     queue: str
     @property
     def payload(self) -> Any: ...
-    def _ack(self, multiple: bool) -> Coroutine[Any, Any, None]: ...
+    def _ack(self, multiple: bool = False) -> Coroutine[Any, Any, None]: ...
     def _ack_slowly(self, multiple: bool) -> Coroutine[Any, Any, None]: ...
+
+@final
+class DeliveryQueue:
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    def append(self, delivery: Delivery) -> None: ...
+    def appendleft(self, delivery: Delivery) -> None: ...
+    def pop(self) -> Delivery: ...
+    def clear(self) -> None: ...
 
 class BaseMessages:
     _channel: Any  # a BaseAsyncChannel, or None
     @property
-    def _ready(self) -> deque[Delivery]: ...
+    def _ready(self) -> DeliveryQueue: ...
     @property
     def _names(self) -> dict[str, str]: ...
     @property
@@ -469,7 +492,6 @@ class BaseMessages:
         self,
         cls: type[BaseAsyncMessage],
         tally: CounterBlock,
-        ready: deque[Delivery],
         changes: Any,
         accept: Collection[str | None] | None,
         no_ack: bool,
@@ -481,7 +503,7 @@ class BaseMessages:
     def _settle_unasked(self, message: Any) -> None: ...
     def _note_offset(self, delivery: Delivery) -> None: ...
     def _leave_to_others(self) -> None: ...
-    def __aiter__(self: _S) -> _S: ...
+    def __aiter__(self) -> AsyncIterator[Any]: ...
     def __anext__(self) -> Coroutine[Any, Any, Any]: ...
 
 # --- envelope

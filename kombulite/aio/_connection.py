@@ -91,14 +91,15 @@ class Connection(Address):
 
     @classmethod
     def of(cls, connection: Any) -> Connection:
-        """Return a connection with the settings and hooks of a synchronous connection.
+        """Return a connection of this class with the settings and hooks of a synchronous connection.
 
         Args:
             connection: The synchronous connection.
         """
         info = connection.info()
         info.pop("insist")
-        made = connect(**{**info, "transport_options": dict(info["transport_options"])})
+        address = info.pop("hostname"), info.pop("alternates"), info.pop("failover_strategy")
+        made = cls(*address, dict(info.pop("transport_options")), {**DEFAULT_SETTINGS, **info})
         for hook in connection.hooks or ():
             made.add_hook(hook)
         return made

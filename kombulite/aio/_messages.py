@@ -6,7 +6,6 @@ It is longer than others: a consumer from its start to what settles its messages
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import datetime
@@ -23,7 +22,7 @@ from kombulite._client.dead_letters import DeadLetterRule, Verdict
 from kombulite._client.declarations import consumer_arguments
 from kombulite._client.streams import OffsetKeeper, OffsetStore, StreamPositions, now
 from kombulite._core import BaseAsyncMessage, BaseMessages, Delivery
-from kombulite.aio._session import ACK, AsyncSession, Channel, coroutine_function
+from kombulite.aio._session import ACK, AsyncSession, Channel, compiled
 from kombulite.brokers.aio import AsyncTransport, Pending, closed
 from kombulite.brokers.base import Cancelled, ChannelClosed, Event, Outcome
 from kombulite.brokers.waits import WaitQueue
@@ -40,8 +39,8 @@ class Message(messages.Message, BaseAsyncMessage):
     channel: Channel
     queue: str  #: name of the queue that it came from
 
-    @coroutine_function
-    def ack(self, multiple: bool = False) -> Coroutine[Any, Any, None]:  # type: ignore[override]
+    @compiled(BaseAsyncMessage._ack)
+    def ack(self, multiple: bool = False) -> Coroutine[Any, Any, None]:  # type: ignore[empty-body, override]
         """Acknowledge the message.
 
         Args:
@@ -51,7 +50,6 @@ class Message(messages.Message, BaseAsyncMessage):
             MessageStateError: The message was acknowledged, rejected or requeued before, or has no channel.
             RecoverableConnectionError: The connection is known to be lost; the message is redelivered.
         """
-        return self._ack(multiple)
 
     async def _ack_slowly(self, multiple: bool) -> None:
         if multiple:
@@ -250,7 +248,7 @@ class Messages(BaseMessages):
         if prefetch < 1:
             raise ValueError(f"prefetch must be at least 1, got {prefetch}")
         in_steps = rule is not None or offsets is not None
-        super().__init__(Message, session.tally, deque(), WaitQueue(), accept, no_ack, in_steps)
+        super().__init__(Message, session.tally, WaitQueue(), accept, no_ack, in_steps)
         self._connection = connection
         self._session = session
         self._queues = queues
@@ -463,7 +461,7 @@ class Messages(BaseMessages):
 
     def _leave_to_others(self) -> None:
         """Wake tasks that wait, for what is ready: the task that was woken for it does not take it."""
-        for _ in self._ready:
+        for _ in range(len(self._ready)):
             self._changes.wake()
 
     def _note_offset(self, delivery: Delivery) -> None:
@@ -549,8 +547,9 @@ class Messages(BaseMessages):
                 if message is not None and (self._rule is None or await self._is_allowed(message, self._rule)):
                     taken.append(message)
         except BaseException:
-            ready = [message.delivery for message in _of_channel(self._channel, taken) if message.delivery is not None]
-            self._ready.extendleft(reversed(ready))
+            for message in reversed(_of_channel(self._channel, taken)):
+                if message.delivery is not None:
+                    self._ready.appendleft(message.delivery)
             raise
         return _of_channel(self._channel, taken)
 

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 from kombulite._client.outgoing import Chunk, DeliveryBatch, MessageArguments, MessageMaker
 from kombulite._client.retry import RetryPolicy
 from kombulite._core import BaseAsyncProducer, Delivery
-from kombulite.aio._session import coroutine_function
+from kombulite.aio._session import compiled
 from kombulite.entity import Exchange
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+#: What a program's class may have of its own, and publishing has to ask for then.
+STEPS = ("make", "exchange", "routing_key", "serializer", "compression")
 
 
 class Producer(BaseAsyncProducer, MessageMaker):
@@ -39,9 +43,10 @@ class Producer(BaseAsyncProducer, MessageMaker):
         self.role = "confirmed" if confirm else "plain"  # of the channel that it publishes on
         self.auto_declare = auto_declare and isinstance(exchange, Exchange)
         self._session = connection.session
+        self._in_steps = any(getattr(type(self), name) is not getattr(Producer, name) for name in STEPS)
 
-    @coroutine_function
-    def publish(
+    @compiled(BaseAsyncProducer._publish)
+    def publish(  # type: ignore[empty-body]
         self,
         body: object,
         routing_key: str | None = None,
@@ -79,18 +84,17 @@ class Producer(BaseAsyncProducer, MessageMaker):
             Blocked: The broker takes no messages, because it is short of memory or disk (RabbitMQ).
             RecoverableConnectionError: The connection was lost; the broker may have the message.
         """
-        return self._publish(body, routing_key, mandatory, declare, timeout, retry, retry_policy, via, arguments)
 
     async def _publish_slowly(
         self,
         sent: Any,
         delivery: Delivery,
         mandatory: bool,
-        declare: Iterable[Any],
-        timeout: float | None,
-        retry: bool,
-        retry_policy: Mapping[str, Any] | None,
-        via: Any,
+        declare: Iterable[Any] = (),
+        timeout: float | None = None,
+        retry: bool = False,
+        retry_policy: Mapping[str, Any] | None = None,
+        via: Any = None,
     ) -> None:
         session = self._session
         deadline = session.waits.deadline(timeout)

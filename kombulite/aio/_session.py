@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import partial, update_wrapper
 from operator import itemgetter
 from typing import Any, Protocol, TypeVar, cast
 
@@ -39,13 +39,19 @@ DEFAULT_TIMEOUT = 30.0  # seconds
 CLOSE_TIMEOUT = 10.0  # seconds
 
 
-def coroutine_function(function: F) -> F:
-    """Mark a function that returns a compiled coroutine as a coroutine function, for what asks (mocks, frameworks)."""
-    if hasattr(inspect, "markcoroutinefunction"):  # since Python 3.12
-        inspect.markcoroutinefunction(function)
-    else:
-        function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
-    return function
+def compiled(method: Callable[..., Any]) -> Callable[[F], F]:
+    """Have a method of the core, which returns a coroutine, stand where its signature and its docstring are."""
+
+    def decorate(documented: F) -> F:
+        function = cast("F", update_wrapper(method, documented))
+        # For what asks whether it is a coroutine function: mocks, frameworks.
+        if hasattr(inspect, "markcoroutinefunction"):  # since Python 3.12
+            inspect.markcoroutinefunction(function)
+        else:
+            function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 class Channel(BaseAsyncChannel):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import threading
+from collections import deque
 from contextlib import asynccontextmanager
 from unittest import mock
 
 import pytest
 
-from kombulite import Queue, aio, exceptions
+from kombulite import Queue, _core, aio, exceptions
+from kombulite.brokers.waits import WaitQueue
 from tests.aio.conftest import run
 
 
@@ -137,6 +140,82 @@ def test_mocks_and_frameworks_see_coroutine_functions(memory):
     made.close()
     assert isinstance(mock.Mock(aio.Message).ack, mock.AsyncMock)
     assert isinstance(mock.Mock(aio.Producer).publish, mock.AsyncMock)
+
+
+def test_what_a_coroutine_returns_is_its_awaiters_whatever_it_is(memory):
+    class Answer:
+        def __init__(self, value):
+            self.value = value
+
+        async def next(self):
+            return self.value
+
+    async def main():
+        for value in (None, (1, 2), ValueError("a value"), StopIteration(3)):
+            waiting = _core.BaseMessages.__anext__(mock_messages(value))
+            assert await waiting is value
+            with pytest.raises(StopIteration) as ended:
+                _core.BaseMessages.__anext__(mock_messages(value)).send(None)
+            assert ended.value.value is value
+
+    def mock_messages(value):
+        class Source(_core.BaseMessages):
+            next = Answer(value).next
+
+        return Source(_core.BaseAsyncMessage, _core.CounterBlock(), WaitQueue(), None, False, True)
+
+    run(main)
+
+
+def test_several_loops_over_the_same_messages_get_each_message_once(memory):
+    async def main():
+        async with consuming(memory, *range(10)) as (_, _, messages):
+            seen = []
+
+            async def take(count):
+                async for message in messages:
+                    seen.append(message.payload)
+                    await message.ack()
+                    count -= 1
+                    if not count:
+                        return
+                    await asyncio.sleep(0)
+
+            await asyncio.gather(take(3), take(7))
+            assert sorted(seen) == list(range(10))
+
+    run(main)
+
+
+def test_a_queue_of_deliveries_keeps_their_order_however_it_grows():
+    properties = _core.Properties()
+    deliveries = [_core.Delivery("", str(number), properties, b"") for number in range(100)]
+    queue, model = _core.DeliveryQueue(), deque()
+    for step in range(300):
+        if step % 7 == 3 and model:
+            assert queue.pop() is model.pop()
+        elif step % 5 == 2:
+            queue.appendleft(deliveries[step % 100])
+            model.appendleft(deliveries[step % 100])
+        else:
+            queue.append(deliveries[step % 100])
+            model.append(deliveries[step % 100])
+        assert len(queue) == len(model)
+    while model:
+        assert queue.pop() is model.pop()
+    with pytest.raises(IndexError):
+        queue.pop()
+    counts = [sys.getrefcount(deliveries[0])]
+    queue.append(deliveries[0])
+    counts.append(sys.getrefcount(deliveries[0]))
+    queue.clear()
+    counts.append(sys.getrefcount(deliveries[0]))
+    another = _core.DeliveryQueue()
+    another.append(deliveries[0])
+    del another
+    counts.append(sys.getrefcount(deliveries[0]))
+    first = counts[0]
+    assert (len(queue), counts) == (0, [first, first + 1, first, first])
 
 
 def test_a_message_at_hand_is_for_the_connections_own_loop_only(memory):

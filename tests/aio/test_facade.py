@@ -481,6 +481,62 @@ def test_a_synchronous_connection_gives_its_settings(place):
     given.release()
 
 
+def test_a_connection_of_a_synchronous_one_is_of_the_class_that_was_asked():
+    class Shop(aio.Connection):
+        pass
+
+    given = Connection("memory://", transport_options={"read_timeout": 7})
+    connection = Shop.of(given)
+    assert type(connection) is Shop
+    assert connection.as_uri() == given.as_uri()
+    assert connection.session.waits.timeout == 7
+
+
+@pytest.mark.parametrize("place", ["memory"], indirect=True)
+@pytest.mark.parametrize("arguments", [{}, {"priority": 1}], ids=["none", "some"])
+def test_a_producers_class_may_make_its_messages(place, arguments):
+    class Signing(aio.Producer):
+        def make(self, body, routing_key=None, **arguments):
+            return super().make({**body, "signed": True}, routing_key, **arguments)
+
+    async def main():
+        queue = Queue(place.name("q"))
+        async with place.connect() as connection:
+            await connection.declare(queue)
+            producer = Signing(connection, None, queue.name, None, None, True, True)
+            await producer.publish({"id": 1}, **arguments)
+            await producer.publish_many([{"id": 2}], **arguments)
+            async with producer.batch() as batch:
+                await batch.publish({"id": 3}, **arguments)
+            messages = [await connection.get(queue) for _ in range(3)]
+            assert [message.payload for message in messages] == [{"id": n, "signed": True} for n in (1, 2, 3)]
+
+    run(main)
+
+
+@pytest.mark.parametrize("place", ["memory"], indirect=True)
+def test_a_producers_class_and_its_objects_may_have_defaults_of_their_own(place):
+    class Terse(aio.Producer):
+        serializer = "yaml"
+
+    async def main():
+        first, second = Queue(place.name("first")), Queue(place.name("second"))
+        async with place.connect() as connection:
+            await connection.declare(first)
+            await connection.declare(second)
+            producer = Terse(connection, None, first.name, None, None, True, True)
+            await producer.publish({"id": 1})
+            producer = connection.producer(routing_key=second.name)
+            producer.routing_key, producer.serializer = first.name, "yaml"
+            await producer.publish({"id": 2})
+            for number in (1, 2):
+                message = await connection.get(first, accept=["yaml"])
+                assert (message.content_type, message.payload) == ("application/x-yaml", {"id": number})
+            assert await connection.get(second) is None
+
+    run(main)
+
+
 @pytest.mark.parametrize("place", ["memory"], indirect=True)
 def test_prometheus_counts_it_too(place):
     registry = CollectorRegistry()

@@ -31,7 +31,7 @@ def resolve(path):
 def functions_of(cls):
     for name, member in vars(cls).items():
         function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
-        is_method = inspect.isfunction(function) or isinstance(function, types.MethodDescriptorType)
+        is_method = inspect.isfunction(inspect.unwrap(function)) or isinstance(function, types.MethodDescriptorType)
         if is_method and not name.startswith("_"):
             yield f"{cls.__qualname__}.{name}", function
 

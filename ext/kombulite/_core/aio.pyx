@@ -8,19 +8,33 @@ The module is longer than others: all three share the coroutine and the look at 
 
 cimport cython
 from cpython.exc cimport PyErr_SetObject, PyErr_WarnEx
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from kombulite._core.channel cimport AckStep, PublishStep
 from kombulite._core.message cimport BaseMessage, CounterBlock, Delivery, received
 from kombulite._core.outgoing cimport BaseMaker
+from kombulite._core.queueing cimport FastPath
 
 from kombulite._core.message import NOT_DECODED
 
 cdef extern from "Python.h":
     int PyIter_Send(object iterator, object value, PyObject** result) except -1
     int PYGEN_RETURN
+    int PYGEN_NEXT
     unsigned long PyThread_get_thread_ident()
+    bint PyCFunction_Check(object value)
+    PyObject* PyCFunction_GET_SELF(object function)
+
+cdef extern from *:
+    """
+    /* What CPython asks first for a coroutine's next step: without it each end of one is an exception. */
+    static void kombulite_set_send(PyTypeObject *type, void *send) {
+        type->tp_as_async->am_send = (sendfunc) send;
+    }
+    """
+    void set_send "kombulite_set_send"(type kind, void* send)
 
 
 # --- coroutines ---------------------------------------------------------------------------------------------------
@@ -28,37 +42,40 @@ cdef extern from "Python.h":
 cdef object OVER = object()  # what a coroutine gives that has ended
 cdef dict NOTHING = {}
 
+ctypedef object (*FirstStep)(FastCoroutine made)
 
+
+@cython.final
+@cython.freelist(16)
 cdef class FastCoroutine:
-    """A coroutine whose first step is compiled, and mostly its last one too. To be subclassed.
+    """A coroutine whose first step is compiled, and mostly its last one too.
 
     Nothing is done before it is awaited; it warns if it never is.
     """
 
-    cdef bint _is_begun
+    cdef FirstStep _first  # returns the result, or sets ``_rest``; NULL once it is done
+    cdef str _name
+    cdef object _owner  # whose method returned it
+    cdef object _given  # what it is about
+    cdef bint _flag
+    cdef tuple _others  # the arguments that few callers give, or None
     cdef object _rest  # the coroutine that goes on in its place, if one does
     cdef object _result
-
-    cdef object _begin(self):
-        """Do the first step. Returns the result, or sets ``_rest``."""
-        raise NotImplementedError
-
-    cdef str _name(self):
-        raise NotImplementedError
 
     cdef object _advance(self, object value):
         """Do the next step. Returns what is to be waited for; OVER if there is nothing, and ``_result`` is set."""
         cdef PyObject* given = NULL
         cdef int how
+        cdef FirstStep first = self._first
         rest = self._rest
-        if rest is None:
-            if self._is_begun:
-                raise RuntimeError("cannot reuse already awaited coroutine")
-            self._is_begun = True
-            self._result = self._begin()
+        if first != NULL:
+            self._first = NULL
+            self._result = first(self)
             rest = self._rest
             if rest is None:
                 return OVER
+        elif rest is None:
+            raise RuntimeError("cannot reuse already awaited coroutine")
         how = PyIter_Send(rest, value, &given)
         result = <object> given
         Py_DECREF(result)  # the reference that came with it
@@ -88,28 +105,45 @@ cdef class FastCoroutine:
 
     def throw(self, *error):
         """Go on with an error."""
+        self._first = NULL
         if self._rest is not None:
             return self._rest.throw(*error)
-        self._is_begun = True
         raise_error(*error)
 
     def close(self):
         """End it."""
-        self._is_begun = True
+        self._first = NULL
         if self._rest is not None:
             self._rest.close()
 
     @property
     def __name__(self):
-        return self._name()
+        return self._name
 
     @property
     def __qualname__(self):
-        return self._name()
+        return self._name
 
     def __dealloc__(self):
-        if not self._is_begun:
-            PyErr_WarnEx(RuntimeWarning, f"coroutine '{self._name()}' was never awaited".encode(), 1)
+        if self._first != NULL:
+            PyErr_WarnEx(RuntimeWarning, f"coroutine '{self._name}' was never awaited".encode(), 1)
+
+
+cdef int send_to(PyObject* made, PyObject* value, PyObject** result) except -1:
+    """Do the next step of a FastCoroutine, as ``PyIter_Send`` does."""
+    cdef int how = PYGEN_NEXT
+    cdef FastCoroutine self = <FastCoroutine> <object> made
+    result[0] = NULL
+    given = self._advance(<object> value)
+    if given is OVER:
+        given, self._result = self._result, None
+        how = PYGEN_RETURN
+    Py_INCREF(given)
+    result[0] = <PyObject*> given
+    return how
+
+
+set_send(FastCoroutine, <void*> send_to)
 
 
 def raise_error(kind, value=None, traceback=None):
@@ -124,9 +158,22 @@ def raise_error(kind, value=None, traceback=None):
 def pass_on(source, sink, Py_ssize_t limit):
     """Call ``sink(event)`` with what ``source()`` gives, until it gives None or ``limit`` were; returns how many."""
     cdef Py_ssize_t number = 0
-    while number < limit and (event := source()) is not None:
+    cdef FastPath path = None
+    cdef BaseAsyncSession session = None
+    if PyCFunction_Check(source) and PyCFunction_Check(sink):  # the embedded broker's own, and a session's
+        if isinstance(<object> PyCFunction_GET_SELF(source), FastPath):
+            path = <FastPath> <object> PyCFunction_GET_SELF(source)
+        if isinstance(<object> PyCFunction_GET_SELF(sink), BaseAsyncSession) and sink.__name__ == "on_event":
+            session = <BaseAsyncSession> <object> PyCFunction_GET_SELF(sink)
+    while number < limit:
+        event = source() if path is None else path._next()
+        if event is None:
+            break
         number += 1
-        sink(event)
+        if session is None:
+            sink(event)
+        else:
+            session._on_event(event)
     return number
 
 
@@ -137,13 +184,14 @@ cdef class BaseWaits:
     """Whose loop it is. The base of the facade's, which waits."""
 
     cdef readonly object _loop
-    cdef bint _names_thread  # whether the loop has, while it runs, the number of its thread: asyncio's own loops do
+    cdef dict _fields  # of a loop that has, while it runs, the number of its thread, as asyncio's own loops do; or None
     cdef unsigned long _thread
 
     def adopt(self, loop):
         """Belong to a loop that runs in this thread; or to none."""
         self._thread = PyThread_get_thread_ident()
-        self._names_thread = getattr(loop, "_thread_id", None) == self._thread
+        fields = getattr(loop, "__dict__", None)
+        self._fields = fields if type(fields) is dict and fields.get("_thread_id") == self._thread else None
         self._loop = loop
 
     def is_here(self):
@@ -152,11 +200,11 @@ cdef class BaseWaits:
 
     cdef bint _is_here(self) except -1:
         # To ask for the running loop makes a system call (CPython up to 3.11): a quarter of a publish. To call
-        # `is_running` three times for a message is 6 % of its way from task to task.
-        loop = self._loop
+        # `is_running` three times for a message is 6 % of its way from task to task; to get the attribute, 2 %.
+        loop, fields = self._loop, self._fields
         if loop is None or self._thread != PyThread_get_thread_ident():
             return False
-        return loop._thread_id is not None if self._names_thread else loop.is_running()
+        return loop.is_running() if fields is None else (<dict> fields).get("_thread_id") is not None
 
     def check_loop(self):
         """Return the loop. Raises RuntimeError in another one, or in a thread without one."""
@@ -261,15 +309,18 @@ cdef class BaseAsyncSession:
 
     def on_event(self, event):
         """Deal with an event of the transport: a message goes to where its channel's do."""
+        self._on_event(event)
+
+    cdef int _on_event(self, event) except -1:
         cdef BaseMessages messages
         if type(event) is Delivery:
             channel = self.channels.get((<Delivery> event).channel)
             if channel is not None:
                 messages = (<BaseAsyncChannel?> channel).messages
                 if messages is not None:
-                    messages._receive(<Delivery> event)
-                    return
+                    return messages._receive(<Delivery> event)
         self.on_other_event(event)
+        return 0
 
     # --- out
 
@@ -292,12 +343,10 @@ cdef class BaseAsyncSession:
         if found is None or delivery.exchange not in self.exchanges:
             return False
         channel = <BaseAsyncChannel?> found
-        window = self.window
-        if window.sent and window.is_full:
-            return False
         step = channel._publish_step
         if step is None:
-            if channel.transport.writable() is not None:
+            window = self.window
+            if window.sent and window.is_full or channel.transport.writable() is not None:
                 return False
         elif step.room <= 0:
             return False
@@ -322,86 +371,83 @@ cdef class BaseAsyncProducer(BaseMaker):
     """The step from the arguments of ``publish`` to the broker. The base of the asynchronous facade's producer.
 
     ``_session``: the connection's; ``_declared``: the connection's declarations that hold our exchange; ``role``: of
-    the channel that it publishes on; ``confirm``: whether the broker has a message when its publish is done.
+    the channel that it publishes on; ``confirm``: whether the broker has a message when its publish is done;
+    ``_in_steps``: whether a program's class makes the messages, or has defaults of its own.
     """
 
+    cdef public object exchange
+    cdef public object routing_key
+    cdef public object serializer
+    cdef public object compression
     cdef public BaseAsyncSession _session
     cdef public object _declared
     cdef public str role
     cdef public bint confirm
+    cdef public bint _in_steps
 
-    def _publish_slowly(self, sent, delivery, mandatory, declare, timeout, retry, retry_policy, via):
+    def __cinit__(self, *args, **kwargs):
+        self.routing_key = ""
+
+    def _publish_slowly(self, sent, delivery, mandatory, declare=(), timeout=None, retry=False, retry_policy=None,
+                        via=None):
         """Return the coroutine that publishes where there is more to do than to hand a message over.
 
         ``sent``: what has to be waited for, or False if it is not sent yet.
         """
         raise NotImplementedError
 
-    def _publish(self, body, routing_key, bint mandatory, declare, timeout, bint retry, retry_policy, via,
-                 dict arguments not None):
+    @cython.binding(True)
+    def _publish(self, body, routing_key=None, *, bint mandatory=False, declare=(), timeout=None, bint retry=False,
+                 retry_policy=None, via=None, **arguments):
         """Return the coroutine that publishes a message."""
-        cdef Publication made
-        cdef Delivery delivery = None
-        failure = None
+        cdef FastCoroutine made
+        given = None
         try:
-            if arguments:
-                delivery = <Delivery?> self.make(body, routing_key, **arguments)
+            if arguments or self._in_steps:
+                given = <Delivery?> self.make(body, routing_key, **arguments)
             else:
-                delivery = self._made(self.exchange, None, routing_key, body, None, 0, None, None, None, None, None,
-                                      None, None, None, NOTHING)
+                given = self._made(self.exchange, None, self.routing_key if routing_key is None else routing_key, body,
+                                   None, 0, None, None, self.serializer, None, self.compression, None, None, None,
+                                   NOTHING)
         except Exception as error:
-            failure = error
-        made = Publication.__new__(Publication)
-        made._producer = self
-        made._delivery = delivery
-        made._failure = failure
-        made._mandatory = mandatory
-        made._is_plain = not declare and not retry and via is None
-        made._declare = declare
-        made._timeout = timeout
-        made._retry = retry
-        made._retry_policy = retry_policy
-        made._via = via
+            given = error
+        made = FastCoroutine.__new__(FastCoroutine)
+        made._first = publish_first
+        made._name = "Producer.publish"
+        made._owner = self
+        made._given = given
+        made._flag = mandatory
+        if declare or timeout is not None or retry or via is not None:
+            made._others = (declare, timeout, retry, retry_policy, via)
         return made
 
 
-@cython.final
-cdef class Publication(FastCoroutine):
-    """What ``publish`` returns."""
-
-    cdef BaseAsyncProducer _producer
-    cdef Delivery _delivery
-    cdef object _failure  # why the message could not be made
-    cdef bint _mandatory
-    cdef bint _is_plain
-    cdef object _declare
-    cdef object _timeout
-    cdef bint _retry
-    cdef object _retry_policy
-    cdef object _via
-
-    cdef str _name(self):
-        return "Producer.publish"
-
-    cdef object _begin(self):
-        cdef BaseAsyncProducer producer = self._producer
-        cdef BaseAsyncSession session = producer._session
-        cdef BaseWaits waits
-        cdef Delivery delivery = self._delivery
-        if delivery is None:
-            raise self._failure
-        waits = session.waits  # held: a loop may be a program's, and replace it when it is asked whether it runs
-        waits._check()
-        sent = False
-        if self._is_plain and session.hooks is None and producer._declared is session.declared:
-            sent = session._publish_at_once(delivery, self._mandatory, producer.role, producer.confirm)
-            if sent is True:
-                return None
-        self._rest = producer._publish_slowly(sent, delivery, self._mandatory, self._declare, self._timeout,
-                                              self._retry, self._retry_policy, self._via)
+cdef object publish_first(FastCoroutine made):
+    cdef BaseAsyncProducer producer = <BaseAsyncProducer> made._owner
+    cdef BaseAsyncSession session = producer._session
+    cdef Delivery delivery
+    cdef tuple others = made._others
+    cdef BaseWaits waits
+    if type(made._given) is not Delivery:
+        raise made._given  # why the message could not be made
+    delivery = <Delivery> made._given
+    waits = session.waits  # held: a loop may be a program's, and replace it when it is asked whether it runs
+    waits._check()
+    sent = False
+    if (
+        (others is None or not others[0] and not others[2] and others[4] is None)
+        and session.hooks is None and producer._declared is session.declared
+    ):
+        sent = session._publish_at_once(delivery, made._flag, producer.role, producer.confirm)
+        if sent is True:
+            return None
+    made._rest = producer._publish_slowly(sent, delivery, made._flag, *(others or ()))
 
 
 # --- in -----------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    FEWEST_SLOTS = 8
 
 
 cdef class BaseAsyncMessage(BaseMessage):
@@ -424,32 +470,110 @@ cdef class BaseAsyncMessage(BaseMessage):
         """Return the coroutine that acknowledges where there is more to do than to hand the ack over."""
         raise NotImplementedError
 
-    def _ack(self, bint multiple):
+    @cython.binding(True)
+    def _ack(self, bint multiple=False):
         """Return the coroutine that acknowledges the message."""
-        cdef Acknowledgement made = Acknowledgement.__new__(Acknowledgement)
-        made._message = self
-        made._multiple = multiple
+        cdef FastCoroutine made = FastCoroutine.__new__(FastCoroutine)
+        made._first = ack_first
+        made._name = "Message.ack"
+        made._owner = self
+        made._flag = multiple
         return made
 
 
+cdef object ack_first(FastCoroutine made):
+    cdef BaseAsyncMessage message = <BaseAsyncMessage> made._owner
+    channel = message.channel
+    if not made._flag and not message.no_ack and message._state == "RECEIVED" and channel is not None:
+        if (<BaseAsyncChannel?> channel)._acknowledge(message.delivery_tag):
+            message._state = "ACK"
+            return None
+    made._rest = message._ack_slowly(made._flag)
+
+
 @cython.final
-cdef class Acknowledgement(FastCoroutine):
-    """What ``ack`` returns."""
+@cython.no_gc
+cdef class DeliveryQueue:
+    """Deliveries that are ready for the tasks of one loop, in their order: a ring, which is as long as it ever was.
 
-    cdef BaseAsyncMessage _message
-    cdef bint _multiple
+    A deque takes three times the instructions, for each of its methods is looked up.
+    """
 
-    cdef str _name(self):
-        return "Message.ack"
+    cdef PyObject** _slots
+    cdef Py_ssize_t _capacity  # a power of two, or 0
+    cdef Py_ssize_t _start
+    cdef Py_ssize_t _count
 
-    cdef object _begin(self):
-        cdef BaseAsyncMessage message = self._message
-        channel = message.channel
-        if not self._multiple and not message.no_ack and message._state == "RECEIVED" and channel is not None:
-            if (<BaseAsyncChannel?> channel)._acknowledge(message.delivery_tag):
-                message._state = "ACK"
-                return None
-        self._rest = message._ack_slowly(self._multiple)
+    def __dealloc__(self):
+        self._clear()
+
+    def __len__(self):
+        return self._count
+
+    cdef int _grow(self) except -1:
+        cdef Py_ssize_t capacity = max(2 * self._capacity, FEWEST_SLOTS)
+        cdef PyObject** slots = <PyObject**> PyMem_Malloc(capacity * sizeof(PyObject*))
+        cdef Py_ssize_t index
+        if slots == NULL:
+            raise MemoryError()
+        for index in range(self._count):
+            slots[index] = self._slots[(self._start + index) & (self._capacity - 1)]
+        PyMem_Free(self._slots)
+        self._slots, self._capacity, self._start = slots, capacity, 0
+        return 0
+
+    def append(self, Delivery delivery not None):
+        """Put a delivery behind the others."""
+        self._append(delivery)
+
+    cdef int _append(self, Delivery delivery) except -1:
+        if self._count == self._capacity:
+            self._grow()
+        Py_INCREF(delivery)
+        self._slots[(self._start + self._count) & (self._capacity - 1)] = <PyObject*> delivery
+        self._count += 1
+        return 0
+
+    def appendleft(self, Delivery delivery not None):
+        """Put a delivery before the others."""
+        if self._count == self._capacity:
+            self._grow()
+        Py_INCREF(delivery)
+        self._start = (self._start - 1) & (self._capacity - 1)
+        self._slots[self._start] = <PyObject*> delivery
+        self._count += 1
+
+    cdef Delivery _at(self, Py_ssize_t index):
+        """The delivery of a slot, whose reference is the caller's from now on."""
+        cdef PyObject* slot = self._slots[index & (self._capacity - 1)]
+        delivery = <Delivery> slot
+        Py_DECREF(delivery)
+        self._count -= 1
+        return delivery
+
+    cdef Delivery _take(self):
+        """Take the first one. Raises IndexError if there is none."""
+        if self._count == 0:
+            raise IndexError("no delivery is ready")
+        self._start += 1
+        return self._at(self._start - 1)
+
+    def pop(self):
+        """Take the last one. Raises IndexError if there is none."""
+        if self._count == 0:
+            raise IndexError("no delivery is ready")
+        return self._at(self._start + self._count - 1)
+
+    def clear(self):
+        """Forget all of them."""
+        self._clear()
+
+    cdef int _clear(self) except -1:
+        while self._count:
+            self._take()
+        PyMem_Free(self._slots)
+        self._slots, self._capacity, self._start = NULL, 0, 0
+        return 0
 
 
 cdef class BaseMessages:
@@ -459,7 +583,7 @@ cdef class BaseMessages:
     messages; ``in_steps``: whether a message takes more than being made: then all are left to ``next()``.
     """
 
-    cdef readonly object _ready  # a deque of deliveries
+    cdef readonly DeliveryQueue _ready
     cdef readonly dict _names  # consumer tag -> queue
     cdef public BaseAsyncChannel _channel
     cdef readonly object _changes
@@ -473,22 +597,21 @@ cdef class BaseMessages:
     def __cinit__(self):
         self._cls = BaseAsyncMessage
         self._names = {}
+        self._ready = DeliveryQueue.__new__(DeliveryQueue)
 
-    def __init__(self, type cls not None, CounterBlock tally not None, ready, changes, accept, bint no_ack,
-                 bint in_steps):
+    def __init__(self, type cls not None, CounterBlock tally not None, changes, accept, bint no_ack, bint in_steps):
         if not issubclass(cls, BaseAsyncMessage):
             raise TypeError(f"messages are made of a subclass of BaseAsyncMessage, not of {cls.__name__}")
         self._waiters = changes.waiters
         self._cls = cls
         self._tally = tally
-        self._ready = ready
         self._changes = changes
         self._accept = accept
         self._no_ack = no_ack
         self._in_steps = in_steps
 
     cdef int _receive(self, Delivery delivery) except -1:
-        self._ready.append(delivery)
+        self._ready._append(delivery)
         if self._waiters:  # in a stream of messages there are none
             self._changes.wake()
         return 0
@@ -520,7 +643,7 @@ cdef class BaseMessages:
     cdef BaseAsyncMessage take_ready(self):
         cdef BaseAsyncChannel channel = self._channel
         cdef BaseAsyncMessage message
-        cdef Delivery delivery = <Delivery?> self._ready.popleft()
+        cdef Delivery delivery = self._ready._take()
         if not channel.is_open:
             return None  # it comes again on the next connection
         message = <BaseAsyncMessage?> received(self._cls, delivery, channel)
@@ -545,36 +668,48 @@ cdef class BaseMessages:
         return message
 
     def __aiter__(self):
-        return self
-
-    def __anext__(self):
-        cdef NextMessage made = NextMessage.__new__(NextMessage)
+        cdef MessageIterator made = MessageIterator.__new__(MessageIterator)
         made._source = self
         return made
 
+    def __anext__(self):
+        return next_of(self)
+
 
 @cython.final
-cdef class NextMessage(FastCoroutine):
-    """What ``__anext__`` returns."""
+cdef class MessageIterator:
+    """Iterator of one ``async for``, which asks it without a look at what a subclass may have."""
 
     cdef BaseMessages _source
 
-    cdef str _name(self):
-        return "Messages.__anext__"
+    def __aiter__(self):
+        return self
 
-    cdef object _begin(self):
-        cdef BaseMessages source = self._source
-        cdef BaseAsyncChannel channel = source._channel
-        cdef BaseAsyncMessage message
-        cdef BaseWaits waits
-        if not source._in_steps and source._ready and channel is not None:
-            waits = channel._waits
-            waits._check()
-            try:
-                message = source.take_ready()
-                if message is not None:
-                    return source.count_in(message)
-            except BaseException:
-                source._leave_to_others()
-                raise
-        self._rest = source.next()
+    def __anext__(self):
+        return next_of(self._source)
+
+
+cdef FastCoroutine next_of(BaseMessages source):
+    cdef FastCoroutine made = FastCoroutine.__new__(FastCoroutine)
+    made._first = next_first
+    made._name = "Messages.__anext__"
+    made._owner = source
+    return made
+
+
+cdef object next_first(FastCoroutine made):
+    cdef BaseMessages source = <BaseMessages> made._owner
+    cdef BaseAsyncChannel channel = source._channel
+    cdef BaseAsyncMessage message
+    cdef BaseWaits waits
+    if not source._in_steps and source._ready._count and channel is not None:
+        waits = channel._waits
+        waits._check()
+        try:
+            message = source.take_ready()
+            if message is not None:
+                return source.count_in(message)
+        except BaseException:
+            source._leave_to_others()
+            raise
+    made._rest = source.next()

@@ -1,3 +1,4 @@
+from kombulite._core.message cimport Delivery
 from kombulite._core.serialization cimport JSON
 
 
@@ -11,5 +12,6 @@ cdef class Codecs:
     cdef object _json_loads
 
     cdef tuple _encode(self, data, serializer)
+    cdef tuple _encode_body(self, Delivery made, data, serializer)
     cdef tuple _dumps(self, data, serializer)
     cdef object _loads(self, data, content_type, content_encoding, accept, bint force)

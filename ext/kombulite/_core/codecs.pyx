@@ -4,6 +4,7 @@ from codecs import lookup
 
 from cpython.unicode cimport PyUnicode_AsUTF8String
 
+from kombulite._core.message cimport Delivery
 from kombulite._core.serialization cimport JSON
 
 from kombulite._core.message import SLOW_CODECS
@@ -66,31 +67,38 @@ cdef class Codecs:
         return self._encode(data, serializer)
 
     cdef tuple _encode(self, data, serializer):
-        cdef tuple codec, encoded
+        cdef Delivery made = Delivery.__new__(Delivery)
+        cdef tuple codec = self._encode_body(made, data, serializer)
+        return codec[0], codec[1], made.body
+
+    cdef tuple _encode_body(self, Delivery made, data, serializer):
+        """Set the body of a message that is being made. Returns a tuple that begins with its type and its encoding."""
+        cdef tuple codec
         cdef JSON json = self._json
         if json is not None and (type(serializer) is str or serializer is None and type(data) is dict):
             codec = self.default if serializer is None else self.encoders.get(serializer)
             if codec is not None and codec[2] is self._json_dumps:
                 try:
-                    return codec[0], codec[1], json.dump_bytes(data)
+                    made.body = json.dump_bytes(data)
                 except Exception as error:
                     self.encode_failed(error)
                     raise
-        encoded = self._dumps(data, serializer)
-        payload = encoded[2]
-        if type(payload) is bytes:
-            return encoded
+                return codec
+        codec = self._dumps(data, serializer)
+        payload = codec[2]
         try:
-            if isinstance(payload, str):
-                payload = PyUnicode_AsUTF8String(payload)
+            if type(payload) is bytes:
+                made.body = payload
+            elif isinstance(payload, str):
+                made.body = PyUnicode_AsUTF8String(payload)
             elif isinstance(payload, (bytes, bytearray, memoryview)):
-                payload = bytes(payload)
+                made.body = bytes(payload)
             else:
                 raise TypeError(f"a body travels as text or bytes, not as {type(payload).__name__}")
         except Exception as error:
             self.encode_failed(error)
             raise
-        return encoded[0], encoded[1], payload
+        return codec
 
     cdef tuple _dumps(self, data, serializer):
         cdef tuple codec

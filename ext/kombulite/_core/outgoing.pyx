@@ -76,12 +76,11 @@ cdef class PlainMessages:
 
     cpdef Delivery make(self, exchange, routing_key, body, serializer, delivery_mode, priority):
         """A message with a body to encode. Raises EncodeError, SerializerNotInstalled."""
-        cdef tuple encoded = self._codecs._encode(body, serializer)
         cdef Delivery made = Delivery.__new__(Delivery)
+        cdef tuple codec = self._codecs._encode_body(made, body, serializer)
         made.exchange = exchange
         made.routing_key = routing_key
-        made.properties = self.properties(encoded[0], encoded[1], delivery_mode, priority)
-        made.body = encoded[2]
+        made.properties = self.properties(codec[0], codec[1], delivery_mode, priority)
         return made
 
     cpdef Properties properties(self, content_type, content_encoding, delivery_mode, priority):
@@ -305,13 +304,15 @@ cdef class BaseMaker:
     def _make(self, exchange, routing_key, body, delivery_mode, priority, content_type, content_encoding, serializer,
               headers, compression, expiration, properties):
         """The message that the arguments of ``publish`` ask for."""
-        return self._made(self.exchange, exchange, routing_key, body, delivery_mode, priority, content_type,
-                          content_encoding, serializer, headers, compression, expiration, None, None, properties)
+        return self._made(self.exchange, exchange, self.routing_key if routing_key is None else routing_key, body,
+                          delivery_mode, priority, content_type, content_encoding, serializer or self.serializer,
+                          headers, compression or self.compression, expiration, None, None, properties)
 
     cdef Delivery _made(self, own_exchange, exchange, routing_key, body, mode, priority, content_type,
                         content_encoding, serializer, headers, compression, expiration, correlation_id, reply_to,
                         properties):
-        cdef tuple encoded
+        """The message, with the producer's own exchange; all other defaults are filled in."""
+        cdef tuple codec
         cdef Delivery made
         cdef Properties own_properties
         cdef Codecs codecs = self._codecs  # held, as `plain` is: `__init__` may be called again meanwhile
@@ -332,14 +333,8 @@ cdef class BaseMaker:
             mode = PERSISTENT
         elif isinstance(mode, str):
             mode = self._mode_of(mode)
-        if routing_key is None:
-            routing_key = self.routing_key
         if len(routing_key) > SURELY_SHORT:
             self._check_key(routing_key)
-        if not compression:
-            compression = self.compression
-        if not serializer:
-            serializer = self.serializer
         if reply_to is None and properties:
             reply_to = properties.get("reply_to")
         if compression or content_type or expiration is not None or reply_to is not None and type(reply_to) is not str:
@@ -352,16 +347,15 @@ cdef class BaseMaker:
                                                 serializer, headers, compression, expiration, properties)
         if correlation_id is reply_to is None and not headers and not properties:
             return plain.make(name, routing_key, body, serializer, mode, priority)
-        encoded = codecs._encode(body, serializer)
         made = Delivery.__new__(Delivery)
+        codec = codecs._encode_body(made, body, serializer)
         made.exchange = name
         made.routing_key = routing_key
-        own_properties = _properties(encoded[0], encoded[1], headers, mode, priority, properties)
+        own_properties = _properties(codec[0], codec[1], headers, mode, priority, properties)
         if correlation_id is not None:
             own_properties.correlation_id = correlation_id
         own_properties.reply_to = reply_to
         made.properties = own_properties
-        made.body = encoded[2]
         return made
 
 
@@ -412,8 +406,9 @@ cdef class BaseProducer(BaseMaker):
                                           retry, retry_policy, declare, expiration, timeout, confirm_timeout,
                                           properties)
         own_exchange = self.exchange
-        delivery = self._made(own_exchange, exchange, routing_key, body, delivery_mode, priority, content_type,
-                              content_encoding, serializer, headers, compression, expiration, correlation_id, reply_to,
+        delivery = self._made(own_exchange, exchange, self.routing_key if routing_key is None else routing_key, body,
+                              delivery_mode, priority, content_type, content_encoding, serializer or self.serializer,
+                              headers, compression or self.compression, expiration, correlation_id, reply_to,
                               properties)
         batch = self._batch
         if (

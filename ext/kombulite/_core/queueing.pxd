@@ -1,6 +1,7 @@
 cimport cython
 from cpython.object cimport PyObject
 
+from kombulite._core.channel cimport AckStep
 from kombulite._core.message cimport Delivery, Properties
 
 
@@ -48,3 +49,52 @@ cdef class MessageQueue:
     cdef int _add(self, Delivery delivery, double expires_at) except -1
     cdef Delivery _pop(self)
     cdef list _pop_expired(self, double now)
+
+
+@cython.final
+cdef class UnackedDeliveries(AckStep):
+    cdef dict _outstanding
+    cdef readonly list stalled
+    cdef readonly unsigned long long highest_tag
+    cdef bint _closed
+    cdef public Py_ssize_t prefetch_count
+    cdef public bint active
+
+    cpdef bint has_credit(self)
+    cdef int _hand_over(self, Delivery delivery, MessageQueue source, unsigned int channel, consumer_tag,
+                        bint no_ack) except -1
+
+
+cdef class ConsumerSlot:
+    cdef readonly MessageQueue messages
+    cdef readonly UnackedDeliveries ledger
+    cdef readonly object tag
+    cdef readonly unsigned int channel_number
+    cdef readonly bint no_ack
+    cdef readonly bint listed  # whether a rota holds it
+
+
+@cython.final
+cdef class ConsumerRing:
+    cdef list _ready
+    cdef Py_ssize_t _turn  # index of whose turn it is
+    cdef list _emptied
+    cdef list _stalled
+    cdef list _expired
+    cdef readonly list left  # not empty where ``take_left`` has something to tell; always the same list
+
+    cdef int _forget_left(self) except -1
+    cdef int _unlist(self, ConsumerSlot claimant) except -1
+    cdef Delivery _next(self, double now)
+    cdef int _stall(self, UnackedDeliveries ledger) except -1
+    cdef Delivery _claim(self, ConsumerSlot claimant, double now)
+
+
+@cython.final
+cdef class FastPath:
+    cdef ConsumerRing _rota
+    cdef object _notices
+    cdef object _expiring
+    cdef object _tidy
+
+    cdef Delivery _next(self)

@@ -13,7 +13,6 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy
 
-from kombulite._core.channel cimport AckStep
 from kombulite._core.message cimport Delivery
 
 cdef extern from "Python.h":
@@ -305,13 +304,6 @@ cdef class UnackedDeliveries(AckStep):
     ``tag_offset``.
     """
 
-    cdef dict _outstanding
-    cdef readonly list stalled
-    cdef readonly unsigned long long highest_tag
-    cdef bint _closed
-    cdef public Py_ssize_t prefetch_count
-    cdef public bint active
-
     def __cinit__(self, unsigned long long tag_offset=0):
         self._outstanding = {}
         self.stalled = []
@@ -388,13 +380,6 @@ cdef class ConsumerSlot:
     What it claims gets that queue as its ``source``.
     """
 
-    cdef readonly MessageQueue messages
-    cdef readonly UnackedDeliveries ledger
-    cdef readonly object tag
-    cdef readonly unsigned int channel_number
-    cdef readonly bint no_ack
-    cdef readonly bint listed  # whether a rota holds it
-
     def __init__(self, MessageQueue messages not None, UnackedDeliveries ledger not None,
                  unsigned int channel_number, tag,
                  bint no_ack):
@@ -419,13 +404,6 @@ cdef class ConsumerRing:
     Some leave it without a message: their queue was empty, or they have no credit left; and messages may be found
     expired. ``take_left`` tells.
     """
-
-    cdef list _ready
-    cdef Py_ssize_t _turn  # index of whose turn it is
-    cdef list _emptied
-    cdef list _stalled
-    cdef list _expired
-    cdef readonly list left  # not empty where ``take_left`` has something to tell; always the same list
 
     def __cinit__(self):
         self._ready = []
@@ -549,11 +527,6 @@ cdef class FastPath:
     ``notices`` and ``expiring`` are empty then; ``tidy()`` is called when somebody has left the rota.
     """
 
-    cdef ConsumerRing _rota
-    cdef object _notices
-    cdef object _expiring
-    cdef object _tidy
-
     def __cinit__(self, ConsumerRing rota not None, notices, expiring, tidy):
         self._rota = rota
         self._notices = notices
@@ -562,6 +535,9 @@ cdef class FastPath:
 
     def next(self):
         """Claim a message (a Delivery); None if there is none, or something else to see to."""
+        return self._next()
+
+    cdef Delivery _next(self):
         if self._notices or self._expiring:
             return None
         delivery = self._rota._next(0)
