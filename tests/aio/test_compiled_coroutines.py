@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 
 from kombulite import Queue, _core, aio, exceptions
+from kombulite._core import ConsumerRing, FastPath, pass_on
 from kombulite.brokers.waits import WaitQueue
 from tests.aio.conftest import run
 
@@ -185,6 +186,19 @@ def test_several_loops_over_the_same_messages_get_each_message_once(memory):
             assert sorted(seen) == list(range(10))
 
     run(main)
+
+
+def test_events_pass_from_any_callable_to_any_callable(memory):
+    """A compiled method of another name, or a static one, which has no owner, is called as any other."""
+    path = FastPath(ConsumerRing(), [], [], lambda: None)
+    got = []
+    assert pass_on(path.next, got.append, 3) == 0
+    assert pass_on(path.__sizeof__, got.append, 3) == 3
+    assert got == [path.__sizeof__()] * 3
+    with pytest.raises(TypeError):
+        pass_on(str.maketrans, got.append, 1)
+    with pytest.raises(TypeError):
+        pass_on(path.__sizeof__, str.maketrans, 1)
 
 
 def test_a_queue_of_deliveries_keeps_their_order_however_it_grows():

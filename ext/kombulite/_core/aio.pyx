@@ -155,16 +155,23 @@ def raise_error(kind, value=None, traceback=None):
     raise value if traceback is None else value.with_traceback(traceback)
 
 
+cdef object owner_of(function, str name):
+    """The object whose compiled method of this name a function is, or None."""
+    cdef PyObject* owner = PyCFunction_GET_SELF(function) if PyCFunction_Check(function) else NULL
+    return <object> owner if owner != NULL and function.__name__ == name else None  # a static method has no owner
+
+
 def pass_on(source, sink, Py_ssize_t limit):
     """Call ``sink(event)`` with what ``source()`` gives, until it gives None or ``limit`` were; returns how many."""
     cdef Py_ssize_t number = 0
     cdef FastPath path = None
     cdef BaseAsyncSession session = None
-    if PyCFunction_Check(source) and PyCFunction_Check(sink):  # the embedded broker's own, and a session's
-        if isinstance(<object> PyCFunction_GET_SELF(source), FastPath):
-            path = <FastPath> <object> PyCFunction_GET_SELF(source)
-        if isinstance(<object> PyCFunction_GET_SELF(sink), BaseAsyncSession) and sink.__name__ == "on_event":
-            session = <BaseAsyncSession> <object> PyCFunction_GET_SELF(sink)
+    owner = owner_of(source, "next")
+    if isinstance(owner, FastPath):  # the embedded broker's own
+        path = <FastPath> owner
+    owner = owner_of(sink, "on_event")
+    if isinstance(owner, BaseAsyncSession):
+        session = <BaseAsyncSession> owner
     while number < limit:
         event = source() if path is None else path._next()
         if event is None:
