@@ -434,6 +434,8 @@ class Messages(BaseMessages):
 
     if TYPE_CHECKING:
 
+        def __aiter__(self) -> AsyncIterator[Message]: ...
+
         def __anext__(self) -> Coroutine[Any, Any, Message]: ...
 
     async def next(self, timeout: float | None = None) -> Message | None:
