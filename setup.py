@@ -83,5 +83,6 @@ setup(
             "linetrace": DEBUG or COVERAGE,
         },
     ),
-    options={"build_ext": {"build_temp": f"{BUILD}/temp"}},
+    # What a variant has built must not be taken for another one's.
+    options={"build": {"build_base": BUILD}, "build_ext": {"build_temp": f"{BUILD}/temp"}},
 )
