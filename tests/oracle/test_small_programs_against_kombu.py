@@ -228,7 +228,7 @@ def groups_of_pools(lib):
     own = pools.register_group(pools.Connections(limit=4))
     seen.append(own[first].limit)
     pools.reset()
-    pools._groups.remove(own)
+    del pools._groups[-1]  # by its place: empty groups are equal
     return [*seen, len(own), len(pools.connections)]
 
 

@@ -46,14 +46,6 @@ def connection(options):
         yield connection
 
 
-@pytest.fixture
-def interruptible():
-    """Commands hear Ctrl-C, also where the tests run in the background of a script: there it is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_publish_and_consume(kombulite, connection):
     result = kombulite("publish", "-q", "q", "--declare", '{"a": 1}', "text", "-H", "h=1", "--priority", "3")
     assert (result.exit_code, result.output) == (0, "2 published\n")

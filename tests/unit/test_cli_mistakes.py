@@ -93,14 +93,6 @@ def start(*arguments, **options):
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
 
 
-@pytest.fixture
-def interruptible():
-    """Commands hear Ctrl-C, also where the tests run in the background of a script: there it is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_ctrl_c_ends_a_command_that_waits_for_a_broker(interruptible):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         process = start("ping", "-b", f"amqp://127.0.0.1:{silent.getsockname()[1]}", stdout=subprocess.DEVNULL)

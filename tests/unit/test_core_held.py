@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -389,21 +388,18 @@ def test_waits_of_a_session_that_are_replaced_when_their_loop_is_asked():
     session.waits = Waits(loop)
     loop.act = lambda: setattr(session, "waits", Waits(None))
 
-    class Producer(BaseAsyncProducer):
-        exchange, routing_key, serializer, compression = Exchange(), "orders", None, None
-
-    producer = Producer(Failing())
+    producer = BaseAsyncProducer(Failing())
+    producer.exchange, producer.routing_key = Exchange(), "orders"
     producer._session = session
-    made = producer._publish("body", None, False, None, None, False, None, None, {})
+    made = producer._publish("body")
     with pytest.raises(RuntimeError, match="the first"):
         made.send(None)
 
 
 def test_waits_of_messages_that_are_ready_when_their_loop_is_asked():
     loop = Loop()
-    messages = BaseMessages(
-        BaseAsyncMessage, CounterBlock(), deque([delivery()]), SimpleNamespace(waiters=[]), None, False, False
-    )
+    messages = BaseMessages(BaseAsyncMessage, CounterBlock(), SimpleNamespace(waiters=[]), None, False, False)
+    messages._ready.append(delivery())
     messages._channel = async_channel(loop)
     loop.act = lambda: setattr(messages, "_channel", None)
     with pytest.raises(RuntimeError, match="the first"):

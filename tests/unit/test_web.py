@@ -169,7 +169,7 @@ def served(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such address")
-def test_address_that_is_printed_lets_in_and_ctrl_c_ends_it(kombulite_url):
+def test_address_that_is_printed_lets_in_and_ctrl_c_ends_it(kombulite_url, interruptible):
     command = [sys.executable, "-m", "kombulite", "web", kombulite_url, "--host", "127.0.0.2", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
