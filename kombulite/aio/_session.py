@@ -43,13 +43,12 @@ def compiled(method: Callable[..., Any]) -> Callable[[F], F]:
     """Have a method of the core, which returns a coroutine, stand where its signature and its docstring are."""
 
     def decorate(documented: F) -> F:
-        function = cast("F", update_wrapper(method, documented))
-        # For what asks whether it is a coroutine function: mocks, frameworks.
+        # For what asks whether it is a coroutine function: mocks, which look behind a wrapper, and frameworks.
         if hasattr(inspect, "markcoroutinefunction"):  # since Python 3.12
-            inspect.markcoroutinefunction(function)
+            inspect.markcoroutinefunction(documented)
         else:
-            function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
-        return function
+            documented._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+        return cast("F", update_wrapper(method, documented))  # with the mark
 
     return decorate
 

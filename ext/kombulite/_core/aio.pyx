@@ -91,8 +91,9 @@ cdef class FastCoroutine:
         waited_for = self._advance(None)
         if waited_for is not OVER:
             return waited_for
+        if isinstance(self._result, (tuple, BaseException)):
+            raise StopIteration(self._result)  # set as they are they would be taken for its arguments
         if self._result is not None:
-            # Neither a tuple nor an exception: these would be taken for StopIteration's arguments.
             PyErr_SetObject(StopIteration, self._result)
         raise StopIteration  # compiled to the return of nothing: what is set stays, and nothing is made else
 
