@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kombulite import Connection, Consumer, Queue, Quorum, aio, exceptions
+from kombulite.brokers.amqp import methods
 from kombulite.brokers.base import Outcome
 from kombulite.mixins import ConsumerMixin
 from kombulite.simple import SimpleQueue
@@ -454,12 +455,21 @@ def test_a_channel_that_the_broker_closes_while_it_is_closed_ends_quietly(
             assert protocol.stream.wait(lambda: state.error is not None, time.monotonic() + TIMEOUT)
         return "c" if ended is state else end_consumers(ended, timeout)
 
+    requested: list[Any] = []
+    request = protocol.request
+
+    def note_request(channel: Any, method: Any, *arguments: Any, **options: Any) -> Any:
+        requested.append(method)
+        return request(channel, method, *arguments, **options)
+
     monkeypatch.setattr(protocol, "end_consumers", closed_by_the_broker)
+    monkeypatch.setattr(protocol, "request", note_request)
     if end == "channel":
         channel.close()
         assert other.connected
         other.channel().queue_declare(quorum.name, passive=True)
     other.release()
+    assert requested[-1] is methods.CONNECTION_CLOSE  # and it was not given up before
     ready(connection, quorum)
 
 

@@ -127,6 +127,18 @@ def test_acks_that_found_the_buffer_full_go_when_the_broker_reads(stream, theirs
     assert read_all(theirs, len(ENCODER.ack(1, 1, False))) == ENCODER.ack(1, 1, False)
 
 
+def test_an_answer_that_waits_for_a_thread_that_writes_goes_with_the_next_flush(stream, theirs):
+    with stream.writing:
+        reader = threading.Thread(target=stream.answer, args=(frame(1),))
+        reader.start()
+        reader.join(30)
+        assert not reader.is_alive()
+        assert not stream.is_flushed
+    stream.flush()
+    assert stream.is_flushed
+    assert read_all(theirs, len(frame(1))) == frame(1)
+
+
 def test_a_thread_that_did_not_start_is_started_by_the_next(stream, monkeypatch):
     def refuse(thread):
         raise RuntimeError("can't start new thread")

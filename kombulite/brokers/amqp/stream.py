@@ -264,7 +264,7 @@ class Stream:
     @property
     def is_flushed(self) -> bool:
         """Whether nothing waits to be sent."""
-        return not self.held and not self._writer.unsent
+        return not self.held and not self._writer.unsent and not self._answers
 
     def _flush(self) -> None:
         if self.failure is not None or self.writing.depth() > 1:  # a signal handler that interrupted a write
