@@ -67,13 +67,16 @@ def port_of(connection: Connection) -> int:
     return int(connection.transport._streams[0].address[1])
 
 
+#: A patient program's: a sentinel whose clock was held up names the old master for a while.
+POLICY = {"max_retries": 50, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.2}
+
+
 def publish_until(producer: Producer, queue: str, done: Callable[[], bool]) -> None:
     """Publish, and try again as a patient program does, until something holds."""
-    policy = {"max_retries": 50, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.2}
     deadline = monotonic() + 60  # sentinels may not agree at once
     while not done():
         assert monotonic() < deadline, "it did not happen in time"
-        producer.publish("x", routing_key=queue, retry=True, retry_policy=policy)
+        producer.publish("x", routing_key=queue, retry=True, retry_policy=POLICY)
 
 
 def test_old_master_is_left_while_it_still_acknowledges(cluster, name):
@@ -91,7 +94,7 @@ def test_old_master_is_left_while_it_still_acknowledges(cluster, name):
                 try:
                     drain(consuming, lambda: got)
                 except consuming.recoverable_connection_errors:
-                    consuming.ensure_connection(max_retries=0)
+                    consuming.ensure_connection(**POLICY)
         assert port_of(consuming) == cluster.replica.port
         assert cluster.role(cluster.master) == "master"  # as far as it knows
         with redis.Redis(port=cluster.master.port) as old, redis.Redis(port=cluster.replica.port) as new:
@@ -140,7 +143,7 @@ def test_master_that_hangs_is_left_in_the_middle_of_a_command(cluster, name):
                 try:
                     drain(consuming, lambda: got)
                 except consuming.recoverable_connection_errors:
-                    consuming.ensure_connection(max_retries=0)
+                    consuming.ensure_connection(**POLICY)
         finally:
             cluster.master.resume()
 
@@ -233,10 +236,9 @@ def test_coordinated_failover_loses_nothing_that_was_acknowledged(cluster, name)
         with redis.Redis(port=cluster.sentinels[0].port) as client:
             client.execute_command("SENTINEL", "FAILOVER", "it", "COORDINATED")
         deadline = monotonic() + 60
-        policy = {"max_retries": 50, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.2}
         while port_of(connection) != cluster.replica.port:
             assert monotonic() < deadline, "there is no new master"
-            producer.publish(published, routing_key=name, retry=True, retry_policy=policy)
+            producer.publish(published, routing_key=name, retry=True, retry_policy=POLICY)
             published += 1
         with redis.Redis(port=cluster.replica.port) as client:
             kept = [loads(envelope) for envelope in client.lrange(name, 0, -1)]
@@ -246,6 +248,7 @@ def test_coordinated_failover_loses_nothing_that_was_acknowledged(cluster, name)
 
 # --- what sentinels say
 
+TELLER = ("s", 1)
 OLD, NEW, OTHER = ("10.0.0.1", 6379), ("10.0.0.2", 6379), ("10.0.0.3", 6379)
 PROMOTION = "slave 10.0.0.2:6379 10.0.0.2 6379 @ it 10.0.0.1 6379"
 SWITCH = "it 10.0.0.1 6379 10.0.0.2 6379"
@@ -286,7 +289,7 @@ def test_news_of_our_master_end_the_connections_to_the_old_one(watch, news, is_l
     for link in links:
         watch.add(link)
     for channel, data in news:
-        watch._on_news(channel, data.split(" "))
+        watch._on_news(channel, data.split(" "), TELLER)
     assert [bool(link.reasons) for link in links] == [is_left, is_left, False, False]
     assert watch.correct(OLD) == (NEW if is_left else OLD)  # where a sentinel has not heard of it
     assert watch.correct(OTHER) == OTHER
@@ -308,7 +311,7 @@ def test_sentinel_that_is_only_asked_names_the_new_master(watch, monkeypatch):
 
 
 def test_connection_to_the_old_master_that_was_being_opened_is_left(watch):
-    watch._on_news(SWITCHED, SWITCH.split(" "))
+    watch._on_news(SWITCHED, SWITCH.split(" "), TELLER)
     links = [FakeLink(address) for address in (OLD, NEW, OTHER)]
     for link in links:
         watch.add(link)
@@ -332,9 +335,23 @@ def test_a_sentinel_whose_answers_make_no_sense_is_listened_to_again(watch, monk
 
 
 def test_failover_that_is_broken_off_leaves_the_master_what_it_is(watch):
-    watch._on_news(PROMOTED, PROMOTION.split(" "))
-    watch._on_news(ABORTED.replace("*", "slave-timeout"), ["master", "it", *map(str, OLD)])
+    watch._on_news(PROMOTED, PROMOTION.split(" "), TELLER)
+    watch._on_news(ABORTED.replace("*", "slave-timeout"), ["master", "it", *map(str, OLD)], TELLER)
     assert watch.correct(OLD) == OLD
-    watch._on_news(SWITCHED, SWITCH.split(" "))
-    watch._on_news(ABORTED.replace("*", "slave-timeout"), ["master", "it", *map(str, NEW)])
+    watch._on_news(SWITCHED, SWITCH.split(" "), TELLER)
+    watch._on_news(ABORTED.replace("*", "slave-timeout"), ["master", "it", *map(str, NEW)], TELLER)
+    assert watch.correct(OLD) == NEW
+
+
+@pytest.mark.parametrize(
+    ("reason", "master", "teller"),
+    [
+        ("not-elected", "it", ("another", 1)),  # it would have led, and another one does
+        ("slave-timeout", "another", TELLER),
+    ],
+)
+def test_failover_goes_on_when_another_one_is_broken_off(watch, reason, master, teller):
+    watch._on_news(PROMOTED, PROMOTION.split(" "), TELLER)
+    watch._on_news(ABORTED.replace("*", reason), ["master", master, *map(str, OLD)], teller)
+    watch._on_news(ABORTED.replace("*", reason), [""], TELLER)
     assert watch.correct(OLD) == NEW

@@ -96,12 +96,16 @@ class Sentinels:
 
 
 class Failover(NamedTuple):
-    """One master in the place of another, since a time of the monotonic clock. ``is_done``: not only begun."""
+    """One master in the place of another, since a time of the monotonic clock. ``is_done``: not only begun.
+
+    ``teller``: the sentinel that said so first. Of a failover that is only begun it is the one that leads it.
+    """
 
     old: Address
     new: Address
     since: float
     is_done: bool
+    teller: Address
 
 
 class WatchedStream(Protocol):
@@ -177,32 +181,35 @@ class MasterWatch:
             while self._goes_on(address):
                 before, named = named, self._ask(client)
                 if before is not None and named is not None and named != before:
-                    self._leave(before, named, True)
+                    self._leave(before, named, True, address)
                 deadline = monotonic() + ASK_INTERVAL
                 while (left := deadline - monotonic()) > 0:
                     message = news.get_message(ignore_subscribe_messages=True, timeout=left)
                     if message is not None:
-                        self._on_news(_text(message["channel"]), _text(message["data"]).split(" "))
+                        self._on_news(_text(message["channel"]), _text(message["data"]).split(" "), address)
 
     def _ask(self, client: Redis) -> Address | None:
         answer: Any = client.sentinel_get_master_addr_by_name(self._sentinels.master)
         return (_text(answer[0]), int(answer[1])) if answer else None
 
-    def _on_news(self, channel: str, words: list[str]) -> None:
+    def _on_news(self, channel: str, words: list[str], teller: Address) -> None:
         master = self._sentinels.master
         if channel == SWITCHED and len(words) == 5 and words[0] == master:
-            self._leave((words[1], _port(words[2])), (words[3], _port(words[4])), True)
+            self._leave((words[1], _port(words[2])), (words[3], _port(words[4])), True, teller)
         elif channel == PROMOTED and len(words) == 8 and words[5] == master:
-            self._leave((words[6], _port(words[7])), (words[2], _port(words[3])), False)
-        elif channel not in (SWITCHED, PROMOTED) and self._failover is not None and not self._failover.is_done:
-            self._failover = None
+            self._leave((words[6], _port(words[7])), (words[2], _port(words[3])), False, teller)
+        elif channel not in (SWITCHED, PROMOTED) and words[1:2] == [master]:
+            failover = self._failover
+            # Those that were not chosen to lead abort too, in the middle of the one that goes on.
+            if failover is not None and not failover.is_done and failover.teller == teller:
+                self._failover = None
 
-    def _leave(self, old: Address, new: Address, is_done: bool) -> None:
+    def _leave(self, old: Address, new: Address, is_done: bool, teller: Address) -> None:
         """Leave the old master."""
         if self._failover is None or self._failover[:2] != (old, new) or is_done != self._failover.is_done:
             if self._failover is None or self._failover.new != new:
                 logger.warning("The master %r is at %s:%s now", self._sentinels.master, *new)
-            self._failover = Failover(old, new, monotonic(), is_done)
+            self._failover = Failover(old, new, monotonic(), is_done, teller)
         with self._lock:
             streams = list(self._streams)
         for stream in streams:
