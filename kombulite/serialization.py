@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from codecs import decode as _decode  # noqa: F401 - by kombu's name, which programs import
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import Any, NoReturn
@@ -63,6 +63,43 @@ def raw_encode(data: object) -> tuple[str, str, Any]:
         (content type, content encoding, body).
     """
     return registry.dumps(data, "raw")
+
+
+class _Encoders(MutableMapping[str, codec]):
+    """The table of a registry's encoders, by kombu's name: a program that changes it gets what it wants.
+
+    The table itself holds plain tuples, which the compiled base takes apart faster.
+
+    Args:
+        table: The registry's own.
+    """
+
+    def __init__(self, table: dict[Any, Any]) -> None:
+        self._table = table
+
+    def __getitem__(self, name: str) -> codec:
+        return codec(*self._table[name])
+
+    def __setitem__(self, name: str, encoder: Codec) -> None:
+        self._table[name] = tuple(encoder)
+
+    def __delitem__(self, name: str) -> None:
+        del self._table[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def _replace(table: dict[Any, Any], by: Mapping[Any, Any]) -> None:
+    contents = dict(by)  # which may be the table itself
+    table.clear()
+    table.update(contents)
 
 
 class SerializerRegistry(Codecs):
@@ -160,13 +197,20 @@ class SerializerRegistry(Codecs):
         return self.name_to_type[name]
 
     @property
-    def _encoders(self) -> dict[str, codec]:
-        # Celery looks here. The table itself holds plain tuples, which the compiled base takes apart faster.
-        return {name: codec(*each) for name, each in self.encoders.items()}
+    def _encoders(self) -> MutableMapping[str, codec]:
+        return _Encoders(self.encoders)
+
+    @_encoders.setter
+    def _encoders(self, encoders: Mapping[str, Codec]) -> None:
+        _replace(self.encoders, {name: tuple(each) for name, each in encoders.items()})
 
     @property
     def _decoders(self) -> dict[Any, Callable[[Any], Any]]:
         return self.decoders
+
+    @_decoders.setter
+    def _decoders(self, decoders: Mapping[Any, Callable[[Any], Any]]) -> None:
+        _replace(self.decoders, decoders)
 
     @property
     def _disabled_content_types(self) -> set[str | None]:

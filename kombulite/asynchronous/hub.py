@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Generator, Iterable, Iterator, MutableSet
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, MutableSet
 from contextlib import suppress
 from queue import Empty
 from threading import get_ident
@@ -146,6 +146,7 @@ class Hub:
         self._waker: _Waker | None = None  # a hub that never ran has none
         self._wake_pending = False
         self._loop_thread: int | None = None
+        self._has_more_due = False  # timers, after a turn that has fired as many as it may
         self._create_poller()
 
     # --- descriptors
@@ -206,14 +207,14 @@ class Hub:
             consolidate: If True, ``consolidate_callback`` gets all such descriptors at once.
         """
         fd = fileno(fd)
-        callbacks = self.readers if flags & READ else self.writers
-        callbacks[fd] = None if consolidate else (callback, args)
         other = (WRITE if fd in self.writers else 0) if flags & READ else (READ | ERR if fd in self.readers else 0)
         try:
             self.poller.register(fd, flags | other)
         except (ValueError, OSError):
             self._remove_from_loop(fd)
             raise
+        callbacks = self.readers if flags & READ else self.writers
+        callbacks[fd] = None if consolidate else (callback, args)
         if consolidate:
             self.consolidate.add(fd)
 
@@ -339,10 +340,13 @@ class Hub:
         """
         return self.timer.call_repeatedly(delay, callback, args)
 
-    def _pop_ready(self) -> Any:
-        """Return the calls that are due, which the hub then has no more."""
+    def _pop_ready(self, put_off: Collection[Any] = ()) -> Any:
+        """Return the calls that are due, which the hub then has no more, except those that are put off."""
         with self._ready_lock:
             ready, self._ready = self._ready, ReadyCalls()
+            if put_off:
+                self._ready = ReadyCalls(call for call in ready if call in put_off)
+                ready -= self._ready
             return ready
 
     @cached_property
@@ -366,6 +370,7 @@ class Hub:
             propagate: Classes of exceptions that are raised; others are logged.
         """
         delay: float | None = None
+        self._has_more_due = False
         for _ in range(max_timers if self.timer and self.timer._queue else 0):
             delay, entry = next(self.scheduler)
             if entry is None:
@@ -379,9 +384,8 @@ class Hub:
                     raise
                 logger.error("Error in timer: %r", error, exc_info=True)
         else:
-            if delay is None and self.timer and self.timer._queue:
-                return 0  # more may be due
-        return min(min_delay if delay is None else delay, max_delay)
+            self._has_more_due = bool(self.timer and self.timer._queue)
+        return min(delay or min_delay, max_delay)
 
     def on_callback_error(self, callback: object, exc: BaseException) -> None:
         """Log an error that a callback raised.
@@ -428,26 +432,21 @@ class Hub:
         return self._loop
 
     def create_loop(self) -> Iterator[None]:
-        """Return a generator that runs one turn at each step."""
+        """Return a generator that runs one turn at each step: calls that are due, timers, ticks, events."""
         while True:
             if self._waker is None or self._waker.pid != os.getpid():
                 self._create_waker()
             self._loop_thread = get_ident()
-            delay = self.fire_timers(propagate=self.propagate_errors) if self.timer._queue else 1
+            self._make_calls(self._pop_ready())
+            put_off = set(self._ready)  # calls that the calls asked for are made in the next turn
+            delay = self._fire_due_timers() if self.timer._queue else 1
             for tick in list(self.on_tick):
                 tick()
-            ready = list(self._pop_ready())
-            has_more = bool(ready)  # what called soon, a tick perhaps, may go on in another turn
-            try:
-                while ready:
-                    call = ready.pop(0)
-                    if call:
-                        call()
-            finally:
-                if ready:  # one raised, and the others are due still
-                    with self._ready_lock:
-                        self._ready = ReadyCalls([*ready, *self._ready])
-            delay = 0 if has_more or self._ready else delay
+            # What a tick asks for, such as an ack after the task, is done before the next event. Then a turn follows at
+            # once: the tick may have set a timer, of which the delay knows nothing.
+            asked = self._pop_ready(put_off)
+            self._make_calls(asked)
+            delay = 0 if asked or self._ready else delay
             if self.readers or self.writers or isinstance(self.poller, POLLERS):
                 try:
                     events = self.poller.poll(delay)
@@ -457,6 +456,23 @@ class Hub:
             else:
                 sleep(min(delay, 0.1))
             yield
+
+    def _make_calls(self, calls: Any) -> None:
+        due = list(calls)
+        try:
+            while due:
+                call = due.pop(0)
+                if call:
+                    call()
+        finally:
+            if due:  # one raised, and the others are due still
+                with self._ready_lock:
+                    self._ready = ReadyCalls([*due, *self._ready])
+
+    def _fire_due_timers(self) -> float:
+        self._has_more_due = False  # a program may have replaced the method that tells
+        delay = self.fire_timers(propagate=self.propagate_errors)
+        return 0 if self._has_more_due else delay
 
     def _dispatch(self, found: Any) -> None:
         writable = []

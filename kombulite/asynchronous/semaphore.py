@@ -21,6 +21,7 @@ class LaxBoundedSemaphore:
     def __init__(self, value: int) -> None:
         self.initial_value = self.value = value
         self._waiting: deque[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = deque()
+        self._add_waiter, self._pop_waiter = self._waiting.append, self._waiting.popleft
 
     def acquire(self, callback: Callable[..., Any], *partial_args: Any, **partial_kwargs: Any) -> bool:
         """Call ``callback`` now if there is room, else later. Return whether it was called.
@@ -31,7 +32,7 @@ class LaxBoundedSemaphore:
             **partial_kwargs: Its keywords.
         """
         if self.value <= 0:
-            self._waiting.append((callback, partial_args, partial_kwargs))
+            self._add_waiter((callback, partial_args, partial_kwargs))
             return False
         self.value -= 1
         callback(*partial_args, **partial_kwargs)
@@ -40,7 +41,7 @@ class LaxBoundedSemaphore:
     def release(self) -> None:
         """Make room; who waits longest is called."""
         if self._waiting:
-            callback, args, kwargs = self._waiting.popleft()
+            callback, args, kwargs = self._pop_waiter()
             callback(*args, **kwargs)
         else:
             self.value = min(self.value + 1, self.initial_value)

@@ -200,7 +200,8 @@ class Timer:
                 return fun(*args, **kwargs)
             finally:
                 if not entry.canceled:
-                    self.enter_after(secs - (monotonic() - (entry._last_run or now)), entry, priority)
+                    last = entry._last_run
+                    self.enter_after(secs if last is None else secs - (now - last), entry, priority)
 
         entry.fun = again
         return self.enter_after(secs, entry, priority)

@@ -373,7 +373,7 @@ def maybe_declare(raw: Any, entity: Any, retry: bool, retry_policy: Mapping[str,
     """
     bound = entity if entity.is_bound else entity.bind(raw)
     if not retry:
-        return _declare(entity, bound, raw)
+        return _declare(entity, bound if isinstance(bound, Object) else entity, raw)  # as kombu calls a stand-in
     if raw.connection is not None and bound.channel.connection is None:  # it was declared before the connection's loss
         bound.revive(raw)
     if bound.channel.connection is None:

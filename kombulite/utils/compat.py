@@ -68,8 +68,10 @@ def _detect_environment() -> str:
     with suppress(ImportError):
         if socket and "eventlet" in sys.modules and import_module("eventlet.patcher").is_monkey_patched(socket):
             return "eventlet"
-    with suppress(ImportError):
-        if socket and "gevent" in sys.modules and import_module("gevent.socket").socket is socket.socket:
+    with suppress(ImportError, AttributeError):
+        # As `from gevent import socket` finds it: also in a stand-in for the package.
+        green = socket and "gevent" in sys.modules and __import__("gevent", fromlist=["socket"]).socket
+        if green and green.socket is socket.socket:
             return "gevent"
     return "default"
 
@@ -155,6 +157,8 @@ def entrypoints(namespace: str) -> Iterator[tuple[Any, Any]]:
 
 def get_gevent_concurrent_error() -> Any:
     """Return gevent's error for two that wait for one socket, or None if gevent is not imported."""
+    if "gevent" not in sys.modules:
+        return None
     return getattr(sys.modules.get("gevent.exceptions"), "ConcurrentObjectUseError", None)
 
 

@@ -47,9 +47,12 @@ def emergency_dump_state(
                 logger.exception("Cannot pickle state. Falling back to pformat.")
             else:
                 print(f"Cannot pickle state: {error!r}. Fallback to pformat.", file=stderr)
-            with suppress(OSError, ValueError):  # a stream that cannot go back keeps the part that was pickled
+            try:
                 file.seek(0)
                 file.truncate()
+            except (OSError, ValueError):  # a stream that cannot go back keeps the part that was pickled
+                with suppress(OSError, ValueError):
+                    file.seek(0, os.SEEK_END)
             text = pformat(state)
             try:
                 file.write(text.encode())

@@ -206,23 +206,25 @@ class _poll:  # noqa: N801 - kombu's name
 
     def __init__(self) -> None:
         self._poller: Any = xpoll()  # type: ignore[misc]
+        self._quick_poll, self._quick_register = self._poller.poll, self._poller.register
+        self._quick_unregister = self._poller.unregister
 
     def register(self, fd: Any, events: int) -> Any:
         """Wait for events at a descriptor, or a file. Returns the descriptor."""
         fd = fileno(fd)
-        self._poller.register(fd, sum(theirs for ours, theirs in self.WANTED if events & ours))
+        self._quick_register(fd, sum(theirs for ours, theirs in self.WANTED if events & ours))
         return fd
 
     def unregister(self, fd: Any) -> Any:
         """Wait for it no longer. A file that was closed goes with the next wait. Returns the descriptor."""
         with _closed_ones_ignored():
             fd = fileno(fd)
-            self._poller.unregister(fd)
+            self._quick_unregister(fd)
         return fd
 
-    def poll(self, timeout: float | None) -> Any:
+    def poll(self, timeout: float | None, round: Callable[[float], int] = math.ceil) -> Any:
         """Return pairs of descriptor and events, or None if a signal ended the wait."""
-        found = _unless_interrupted(self._poller.poll, math.ceil(max(timeout or 0, 0) * 1000))
+        found = _unless_interrupted(self._quick_poll, round(max(timeout or 0, 0) * 1000))
         if found is None:
             return None
         return _merged((fd, sum(ours for theirs, ours in self.FOUND if event & theirs)) for fd, event in found)
@@ -253,7 +255,7 @@ class _select:  # noqa: N801 - kombu's name
             for descriptors in self._all:
                 descriptors.discard(fd)
 
-    def _remove_bad(self) -> None:
+    def _remove_bad(self) -> Any:
         for fd in set().union(*self._all):
             try:
                 _selectf([fd], [], [], 0)
@@ -268,8 +270,7 @@ class _select:  # noqa: N801 - kombu's name
         except OSError as error:
             if _number(error) not in SELECT_BAD_FD:
                 raise
-            self._remove_bad()
-            return None
+            return self._remove_bad()
         if found is None:
             return None
         return _merged((fd, bit) for bit, ready in zip((READ, WRITE, ERR), found, strict=True) for fd in ready)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from kombulite.utils.locks import Lock
 
@@ -13,7 +14,7 @@ T = TypeVar("T")
 _NOT_FOUND: Any = object()
 
 
-class cached_property(Generic[T]):  # noqa: N801 - kombu's name
+class cached_property(functools.cached_property[T]):  # noqa: N801 - kombu's name
     """Property whose value is kept in the instance after the first access; it can be set and deleted.
 
     If threads access it at the same time, all get the same value.
@@ -31,9 +32,9 @@ class cached_property(Generic[T]):  # noqa: N801 - kombu's name
         fset: Callable[[Any, T], T] | None = None,
         fdel: Callable[[Any, T], Any] | None = None,
     ) -> None:
-        self.func, self.fset, self.fdel = fget, fset, fdel
+        super().__init__(fget)
+        self.fset, self.fdel = fset, fdel
         self.attrname = fget.__name__
-        self.__doc__ = fget.__doc__
         self.lock = Lock()
 
     def __set_name__(self, owner: type, name: str) -> None:

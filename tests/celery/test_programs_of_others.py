@@ -1,7 +1,8 @@
 """Other people's programs in a round each, on either library: they print what they see, which is the same for both.
 
 The packages are not of the test set-up, because they pin Celery and Django: `pip install --no-deps celery-batches
-django-celery-beat django-timezone-field cron-descriptor`, `pip install oslo.messaging pulsar-galaxy-lib`.
+django-celery-beat django-timezone-field cron-descriptor python-crontab`, `pip install oslo.messaging
+pulsar-galaxy-lib`.
 """
 
 from __future__ import annotations

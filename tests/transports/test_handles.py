@@ -82,6 +82,7 @@ def test_errors_of_green_threads_that_share_a_connection_are_ignored(monkeypatch
     with pytest.raises(ConcurrentObjectUseError):
         ignore_errors(connection, Mock(side_effect=ConcurrentObjectUseError))
     gevent.ConcurrentObjectUseError = ConcurrentObjectUseError
+    monkeypatch.setitem(sys.modules, "gevent", ModuleType("gevent"))
     monkeypatch.setitem(sys.modules, "gevent.exceptions", gevent)
     ignore_errors(connection, Mock(side_effect=ConcurrentObjectUseError))
     with ignore_errors(connection):
