@@ -16,7 +16,7 @@ from tests.celery import scenarios
 
 
 def worker(pool):
-    options = {"perform_ping_check": False, "without_heartbeat": False, "task_events": True, "shutdown_timeout": 20}
+    options = {"perform_ping_check": False, "without_heartbeat": False, "task_events": True, "shutdown_timeout": 60}
     return start_worker(app, 2, pool, hostname=f"w@{SPACE}", **options)
 
 

@@ -45,7 +45,7 @@ def run(main):
             assert not left, left
 
     warnings.simplefilter("error", ResourceWarning)
-    with start_worker(app, 2, "threads", perform_ping_check=False, loglevel="ERROR", shutdown_timeout=20):
+    with start_worker(app, 2, "threads", perform_ping_check=False, loglevel="ERROR", shutdown_timeout=60):
         print(json.dumps(asyncio.run(whole(), debug=True)))
 """
 

@@ -17,7 +17,7 @@ if POOL != "prefork":  # its children have a memory of their own
 app.conf.worker_hijack_root_logger = False
 results, held = [], []
 for turn in range(2):
-    with start_worker(app, pool=POOL, perform_ping_check=False, loglevel="ERROR"):
+    with start_worker(app, pool=POOL, perform_ping_check=False, loglevel="ERROR", shutdown_timeout=60):
         results.append(add.apply_async((turn, 1), countdown=0.2).get(timeout=30))
     app.pool.force_close_all(close_pool=False)
     gc.collect()

@@ -32,7 +32,7 @@ def add(requests):
     for each in requests:
         app.backend.mark_as_done(each.id, sum(each.args), request=each)
 
-with start_worker(app, pool="threads", perform_ping_check=False, loglevel="ERROR"):
+with start_worker(app, pool="threads", perform_ping_check=False, loglevel="ERROR", shutdown_timeout=60):
     results = [add.delay(number, 1) for number in range(7)]
     print([result.get(timeout=30) for result in results], sum(sizes), max(sizes))
 """
@@ -68,7 +68,7 @@ def tick(number):
 often = IntervalSchedule.objects.create(every=300000, period=IntervalSchedule.MICROSECONDS)
 route = {"queue": "celery", "exchange": "celery", "routing_key": "celery", "headers": '{"h": 1}', "priority": 3}
 PeriodicTask.objects.create(interval=often, name="tick", task="tick", args="[3]", **route)
-with start_worker(app, pool="threads", perform_ping_check=False, loglevel="ERROR"):
+with start_worker(app, pool="threads", perform_ping_check=False, loglevel="ERROR", shutdown_timeout=60):
     service = EmbeddedService(app, thread=True, scheduler_cls="django_celery_beat.schedulers:DatabaseScheduler")
     service.daemon = True
     service.start()

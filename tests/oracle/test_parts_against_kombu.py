@@ -173,4 +173,15 @@ def stand_ins_that_declare_themselves(lib):
     return entity.mock_calls[0], entity.declare.call_args.kwargs["channel"] is channel
 
 
+def stand_ins_that_exchanges_deliver(lib):
+    exchange = of(lib, "transport.virtual.exchange")
+    seen = []
+    for kind in (exchange.DirectExchange, exchange.TopicExchange):
+        for message in ({"m": 1}, "message"):
+            channel = Mock(**{"_lookup.return_value": ["a", "b"]})
+            kind(channel).deliver(message, "exchange", "key", option=1)
+            seen.append(channel._put.mock_calls)
+    return seen
+
+
 test_both_do_the_same = side_by_side(vars())
