@@ -184,4 +184,16 @@ def stand_ins_that_exchanges_deliver(lib):
     return seen
 
 
+def acks_on_a_mock(lib):
+    channel = Mock()
+    messages = [lib.Message(body=b"x", channel=channel, delivery_tag=number) for number in range(3)]
+    messages[0].ack()
+    messages[1].ack(multiple=True)
+    messages[2].ack_log_error(Mock(), (KeyError,))
+    channel.no_ack_consumers = {"tag", None}
+    lib.Message(body=b"x", channel=channel, delivery_tag=4, delivery_info={"consumer_tag": "tag"}).ack()
+    lib.Message(body=b"x", channel=channel, delivery_tag=5, delivery_info={}).ack()
+    return channel.mock_calls, [each.acknowledged for each in messages]
+
+
 test_both_do_the_same = side_by_side(vars())

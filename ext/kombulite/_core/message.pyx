@@ -342,7 +342,10 @@ cdef class BaseMessage:
     cdef bint _needs_no_ack(self) except -1:
         """Whether a channel of others says that the consumer of the message acknowledges nothing."""
         tags = getattr(self.channel, "no_ack_consumers", None)
-        return tags is not None and self.delivery_info.get("consumer_tag") in tags
+        if tags is None:
+            return False
+        details = self.delivery_info
+        return "consumer_tag" in details and details["consumer_tag"] in tags  # what a mock has for tags holds none
 
     def reject(self, bint requeue=False):
         """Reject the message. A broker that counts failed deliveries counts this one.
