@@ -1107,7 +1107,11 @@ class Connection(Address):
             except (*transport.connection_errors, *transport.channel_errors):
                 pass
 
-    close = discard = release  # a pool sets its own ``release`` and ``discard`` on the connections that are out
+    close = release
+
+    def discard(self) -> None:
+        """Do the same as ``release``. A pool replaces both on the connections that it hands out."""
+        self.release()
 
     def collect(self, socket_timeout: float | None = None) -> None:
         """Drop the connection without a message to the broker, as after a fork or a failure.

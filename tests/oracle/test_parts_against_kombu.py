@@ -196,4 +196,23 @@ def acks_on_a_mock(lib):
     return channel.mock_calls, [each.acknowledged for each in messages]
 
 
+def connections_whose_release_is_another(lib):
+    calls = []
+
+    class Connection(lib.Connection):
+        def release(self):
+            calls.append("release")
+            super().release()
+
+    def fail(connection):
+        with connection:
+            raise KeyError("failed")
+
+    replaced = lib.Connection("memory://")
+    replaced.release = Mock()
+    with Connection("memory://"):
+        pass
+    return outcome(fail, Connection("memory://")), calls, outcome(fail, replaced), replaced.release.mock_calls
+
+
 test_both_do_the_same = side_by_side(vars())
