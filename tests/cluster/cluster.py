@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -86,12 +85,15 @@ class Cluster:
 
     def leader(self, queue: str) -> Node:
         """Return the node that leads a quorum queue or a stream."""
+        question = (
+            f'case rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)) of '
+            "{ok, Q} -> rabbit_amqqueue:info(Q, [leader]); _ -> [] end."
+        )
         found: list[Node] = []
 
         def ask() -> bool:
-            answer = json.loads(self.alive().control("list_queues", "name", "leader", "--formatter=json"))
-            leaders = {each["name"]: each.get("leader") for each in answer}
-            found[:] = [node for node in self.nodes if node.name == leaders.get(queue) and node.process is not None]
+            answer = evaluate(self.alive(), question)  # for a moment it may still name a node that was killed
+            found[:] = [node for node in self.nodes if node.name in answer and node.process is not None]
             return bool(found)
 
         wait_until(ask, FORM_TIMEOUT, f"{queue} has no leader")
