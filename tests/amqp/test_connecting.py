@@ -16,7 +16,7 @@ import pytest
 from kombulite import Connection, Producer, Queue, aio, exceptions
 from tests.aio.conftest import run
 from tests.amqp import peer as p
-from tests.servers import add_user, add_virtual_host, evaluate
+from tests.servers import add_user, add_virtual_host, evaluate, wait_for_connections
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,7 @@ def table(broker, *columns):
     """What the broker says of the connections, as text. Base64 is written alike by all that evaluate."""
     text = 'if is_binary(V) -> V; true -> unicode:characters_to_binary(io_lib:format("~tp", [V])) end'
     rows = f"rabbit_networking:connection_info_all([{', '.join(columns)}])"
+    wait_for_connections(broker)
     encoded = f"rabbit_json:encode([maps:from_list([{{K, {text}}} || {{K, V}} <- Row]) || Row <- {rows}])"
     written = evaluate(broker, f"base64:encode_to_string({encoded}).")
     return json.loads(base64.b64decode(re.sub(r'["\s]', "", written)))

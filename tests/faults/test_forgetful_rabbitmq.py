@@ -9,7 +9,7 @@ import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions, uuid
 from kombulite._client.lifecycle import State
-from tests.servers import RabbitMQServer, evaluate, wait_until
+from tests.servers import RabbitMQServer, evaluate, wait_for_connections, wait_until
 
 #: Connections first: that of a consumer whose queue is deleted is told so, and stays. They end when they have been
 #: told, and not after the 30 seconds that RabbitMQ waits for their answer.
@@ -104,6 +104,7 @@ def publish_to(url: str, queue: Queue) -> None:
 
 def test_connected_means_consuming_or_it_is_raised(own_rabbitmq, url):
     programs = [Program(url, go_on) for go_on in (drain, ensure, consume, declare, publish, put, begin_anew)]
+    wait_for_connections(own_rabbitmq)
     evaluate(own_rabbitmq, FORGET + CREATE)
     for program in programs:
         with program.connection:
