@@ -12,6 +12,7 @@ from setuptools.command.build_py import build_py
 
 DEBUG, SANITIZE, COVERAGE = (os.environ.get(f"KOMBULITE_{name}") == "1" for name in ("DEBUG", "SANITIZE", "COVERAGE"))
 BUILD = "build/" + ("debug" if DEBUG else "sanitize" if SANITIZE else "coverage" if COVERAGE else "release")
+MAX_COMPILERS = 4  # at once; a compiler takes up to half a gigabyte
 
 compile_args: list[str] = []
 link_args: list[str] = []
@@ -19,7 +20,8 @@ macros: list[tuple[str, str | None]] = []
 if os.name == "posix":
     # Cython's own C declares parameters that it does not use.
     compile_args += ["-Wall", "-Wextra", "-Wno-unused-parameter"]
-    compile_args += ["-O0", "-g"] if DEBUG else ["-O3"]
+    # CPython's own flags ask for debug information: a quarter of the time to compile, and six sevenths of the wheel.
+    compile_args += ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
 if SANITIZE:
     link_args += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     compile_args += [*link_args, "-fno-omit-frame-pointer", "-g"]
@@ -84,5 +86,8 @@ setup(
         },
     ),
     # What a variant has built must not be taken for another one's.
-    options={"build": {"build_base": BUILD}, "build_ext": {"build_temp": f"{BUILD}/temp"}},
+    options={
+        "build": {"build_base": BUILD},
+        "build_ext": {"build_temp": f"{BUILD}/temp", "parallel": min(os.cpu_count() or 1, MAX_COMPILERS)},
+    },
 )
