@@ -152,7 +152,7 @@ def picture(
             )
     boxes = [
         f'<rect x="{x - 58}" y="{y - 17}" width="116" height="34" rx="6" fill="none" stroke="currentColor"/>'
-        f'<text x="{x}" y="{y + 5}" text-anchor="middle" fill="currentColor">{escape(name)}</text>'
+        f'<text x="{x}" y="{y + 5}" text-anchor="middle" font-size="14" fill="currentColor">{escape(name)}</text>'
         for name, (x, y) in places.items()
     ]
     arrow = (
@@ -161,8 +161,8 @@ def picture(
     )
     width, height = size
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" style="max-width:{width}px;width:100%">'
-        f"<title>{escape(title)}</title><defs>{arrow}</defs>{''.join(lines + labels + boxes)}</svg>"
+        f'<div class="picture"><svg viewBox="0 0 {width} {height}" role="img" style="width:{width}px">'
+        f"<title>{escape(title)}</title><defs>{arrow}</defs>{''.join(lines + labels + boxes)}</svg></div>"
     )
 
 
