@@ -204,6 +204,7 @@ def test_page_in_a_browser(served, width, tmp_path):
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         row.get_by_role("button", name="messages").click()
         expect(page.locator("#messages li")).to_have_count(3)
+        expect(page.locator("#messages h2")).to_be_in_viewport()
         page.get_by_role("button", name="Close").click()
         row.get_by_role("button", name="purge").click()
         expect(page.get_by_role("button", name="Go on")).to_be_disabled()

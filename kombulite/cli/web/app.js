@@ -111,6 +111,7 @@ async function tail(broker, queue) {
     element("p", error.message, list).className = "error";
   }
   dialog.showModal();
+  dialog.scrollTop = 0; // the button that gets the focus is below the messages
 }
 
 function ask(question, queue, wantsTarget) {
