@@ -55,10 +55,10 @@ class Object:
         }
 
     def __copy__(self: T) -> T:
-        return type(self)(**Object.as_dict(self))
+        return type(self)(**self.as_dict())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return unpickle_dict, (type(self), Object.as_dict(self))
+        return unpickle_dict, (type(self), self.as_dict())
 
 
 def unpickle_dict(cls: type[Object], kwargs: dict[str, Any]) -> Object:

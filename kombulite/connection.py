@@ -1047,7 +1047,7 @@ class Connection(Address):
         Args:
             conn_str: The URL.
         """
-        self.release()
+        self.close()  # of one that a pool has handed out, ``release`` would give it back
         self._closed = False
         self.take(conn_str, prefers_url=True)
 

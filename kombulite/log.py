@@ -134,7 +134,7 @@ class LogMixin:
         Args:
             level: Its name in capitals, or its number.
         """
-        return self.logger.isEnabledFor(get_loglevel(level))
+        return self.logger.isEnabledFor(self.get_loglevel(level))
 
     def get_loglevel(self, level: str | int) -> int:
         """Return the number of a level.

@@ -19,6 +19,10 @@ class MatcherNotInstalled(Exception):
     """No matcher of that name is registered."""
 
 
+#: What a registry without a default takes, as kombu's do.
+DEFAULT_MATCHER = "glob"
+
+
 class MatcherRegistry:
     """Registry of matchers by name.
 
@@ -71,9 +75,7 @@ class MatcherRegistry:
         Raises:
             MatcherNotInstalled: The matcher is unknown.
         """
-        function = self._find(matcher) if matcher else self._default_matcher
-        if function is None:
-            raise self.MatcherNotInstalled("there is no default matcher")
+        function = (None if matcher else self._default_matcher) or self._find(matcher or DEFAULT_MATCHER)
         given = bytes_to_str(data), bytes_to_str(pattern)
         first, second = given[::-1] if matcher in self.matcher_pattern_first else given
         return function(first, second, **(matcher_kwargs or {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import functools
 import io
@@ -213,6 +214,48 @@ def connections_whose_release_is_another(lib):
     with Connection("memory://"):
         pass
     return outcome(fail, Connection("memory://")), calls, outcome(fail, replaced), replaced.release.mock_calls
+
+
+def methods_that_a_subclass_overrides(lib):
+    calls = []
+
+    class Connection(lib.Connection):
+        def close(self):
+            calls.append("close")
+            super().close()
+
+    class Queue(lib.Queue):
+        def as_dict(self, recurse=False):
+            calls.append("as_dict")
+            return {**super().as_dict(recurse), "alias": "kept"}
+
+    class Log(of(lib, "log").Log):
+        def get_loglevel(self, level):
+            return ("level", level)
+
+    connection = Connection("memory://")
+    connection.switch("memory://other")
+    seen = [calls[:], connection.hostname]
+    calls.clear()
+    seen += [copy.copy(Queue("q")).alias, calls[-1:], Queue("q").__reduce__()[1][1]["alias"]]
+    seen.append(Queue("q")(Mock()).alias)
+    log = Log("name", Mock())
+    log.is_enabled_for("some")
+    return [*seen, log.logger.mock_calls]
+
+
+def connections_of_a_pool_that_are_switched(lib):
+    pool = lib.Connection("memory://").Pool(1)
+    connection = pool.acquire()
+    connection.switch("memory://other")
+    return connection.hostname, outcome(pool.acquire)
+
+
+def matchers_without_a_default(lib):
+    matcher = of(lib, "matcher")
+    registry = matcher.MatcherRegistry()
+    registry.register("glob", lambda data, pattern: (data, pattern))
+    return registry.match(b"data", "pattern"), registry._default_matcher
 
 
 test_both_do_the_same = side_by_side(vars())
