@@ -69,10 +69,11 @@ def _detect_environment() -> str:
         if socket and "eventlet" in sys.modules and import_module("eventlet.patcher").is_monkey_patched(socket):
             return "eventlet"
     with suppress(ImportError, AttributeError):
-        # As `from gevent import socket` finds it: also in a stand-in for the package.
-        green = socket and "gevent" in sys.modules and __import__("gevent", fromlist=["socket"]).socket
-        if green and green.socket is socket.socket:
-            return "gevent"
+        if socket and "gevent" in sys.modules:
+            from gevent import socket as green  # type: ignore[import-untyped]  # by name: of a stand-in too
+
+            if green.socket is socket.socket:
+                return "gevent"
     return "default"
 
 
