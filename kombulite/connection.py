@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
-from urllib.parse import quote  # noqa: F401 - as some of the next, by kombu's name
 
 from kombulite import exceptions, messaging
 from kombulite._client.address import DEFAULT_FAILOVER_STRATEGY, FAILOVER_STRATEGIES, Address
@@ -44,7 +43,7 @@ from kombulite.utils.debug import log_calls
 from kombulite.utils.functional import dictfilter, lazy, retry_over_time, shufflecycle  # noqa: F401
 from kombulite.utils.locks import Lock
 from kombulite.utils.objects import cached_property
-from kombulite.utils.url import as_url, maybe_sanitize_url, parse_url, urlparse  # noqa: F401
+from kombulite.utils.url import as_url, maybe_sanitize_url, parse_url  # noqa: F401
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -1336,6 +1335,8 @@ _ELSEWHERE = {
     "ConnectionPool": "kombulite.resource",
     "Resource": "kombulite.resource",
     "get_logger": "kombulite.log",
+    "quote": "urllib.parse",
+    "urlparse": "urllib.parse",
 }
 
 

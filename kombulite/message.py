@@ -11,7 +11,6 @@ from kombulite._client.interfaces import Channel
 from kombulite._core import NOT_DECODED, BaseMessage
 from kombulite.compression import decompress
 from kombulite.exceptions import DecodeError, MessageStateError, reraise  # noqa: F401 - by kombu's name
-from kombulite.utils import amqp10
 from kombulite.utils.functional import dictfilter
 
 if TYPE_CHECKING:
@@ -196,8 +195,10 @@ def _loads_sections(
     body: Any, content_type: str | None, content_encoding: str | None, accept: Collection[str | None] | None
 ) -> Any:
     """Decode a body in the encoding of AMQP 1.0, of which only data has a content type. Raises DecodeError."""
+    from kombulite.utils.amqp10 import read_body  # few programs get one
+
     try:
-        is_data, value = amqp10.read_body(body)
+        is_data, value = read_body(body)
     except ValueError as error:
         raise DecodeError(f"cannot decode a body in the encoding of AMQP 1.0: {error}") from error
     return serialization.loads(value, content_type, content_encoding, accept=accept) if is_data else value
@@ -223,11 +224,13 @@ def _restore(
     self.properties = properties
     self.headers = headers
     self._state = state
-    if "application_headers" in properties and properties.get("type") == amqp10.TYPE:
+    if "application_headers" in properties and properties.get("type") == SECTIONS_TYPE:
         self.expect_sections()
     return self
 
 
+#: The property ``type`` of a message whose body is in the encoding of AMQP 1.0.
+SECTIONS_TYPE = "amqp-1.0"
 #: States of a message that nothing can be done with any more.
 ACK_STATES = {"ACK", "REJECTED", "REQUEUED"}
 IS_PYPY = hasattr(sys, "pypy_version_info")

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import cycle
 from typing import Any, TypedDict
-from urllib.parse import quote
 
 from kombulite.brokers import Scheme, check_scheme, is_native, native_scheme, resolve_transport
 from kombulite.brokers.base import Settings
 from kombulite.transport import TRANSPORT_ALIASES
 from kombulite.utils.collections import HashedSeq
 from kombulite.utils.imports import symbol_by_name
-from kombulite.utils.url import as_url, maybe_sanitize_url, normalize_scheme, parse_url, safequote, url_to_parts
+from kombulite.utils.url import (
+    as_url,
+    maybe_sanitize_url,
+    normalize_scheme,
+    parse_url,
+    quote_path,
+    safequote,
+    url_to_parts,
+)
 
 DEFAULT_SCHEME = "amqp"
 
@@ -366,7 +373,7 @@ class Address:
         host, port, userid, password, _ = self._defaults()
         scheme = self.transport_cls if isinstance(self.transport_cls, str) else self.transport_cls.__name__.lower()
         if self._facts is not None and self._facts.names_file:
-            return as_url(scheme, path=quote(self.virtual_host))
+            return as_url(scheme, path=quote_path(self.virtual_host))
         if scheme == "pyamqp":
             scheme = "amqp"
         secret = (password() if callable(password) else password) if include_password else ""
@@ -376,7 +383,7 @@ class Address:
                 f"{scheme}+socket",
                 user=userid,
                 password=shown,
-                path=quote(host[1:]),
+                path=quote_path(host[1:]),
                 sanitize=not include_password,
                 mask=mask,
             )
@@ -387,7 +394,7 @@ class Address:
             port,
             userid,
             secret if include_password else mask,
-            quote(self.virtual_host),
+            quote_path(self.virtual_host),
             sanitize=not include_password,
             mask=mask,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
 from threading import Lock
 from time import monotonic
 from typing import Any, Protocol
@@ -97,15 +96,16 @@ class StreamPositions:
         offset = self.to_go_on.pop(stream, None)
         return arguments if offset is None else {**(arguments or {}), OFFSET: offset}
 
-    def resuming(self, consumer_tag: str, arguments: Mapping[str, Any] | None, started: datetime) -> Any:
+    def resuming(self, consumer_tag: str, arguments: Mapping[str, Any] | None, started: float) -> Any:
         """Return the arguments for a consumer that comes back with its connection.
 
-        One that wanted the next messages and has had none goes on at the time when it was started.
+        One that wanted the next messages and has had none goes on at the time when it was started: ``started``, in
+        seconds since the epoch.
         """
         position = self._by_tag.pop(consumer_tag, None)  # the tags are another connection's
         offset: Any = None if position is None else position.offset
         if offset is None and (arguments or {}).get(OFFSET) == "next":
-            offset = started
+            offset = _timestamp(started)
         if offset is None:
             return arguments
         if isinstance(offset, int):
@@ -114,9 +114,11 @@ class StreamPositions:
         return {**(arguments or {}), OFFSET: offset}
 
 
-def now() -> datetime:
-    """Return the time as AMQP's timestamps have it: UTC, without a zone."""
-    return datetime.now(timezone.utc).replace(tzinfo=None)
+def _timestamp(seconds: float) -> Any:
+    """Return a time as AMQP's timestamps have it: a ``datetime`` of UTC, without a zone."""
+    from datetime import datetime, timezone  # for this alone
+
+    return datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None)
 
 
 class OffsetStore(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from time import time
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kombulite import exceptions
@@ -16,7 +17,7 @@ from kombulite._client.declarations import queue_arguments, require_kind
 from kombulite._client.outgoing import as_it_is, check_short
 from kombulite._client.queue_kind import QueueKind
 from kombulite._client.session import ChannelSession
-from kombulite._client.streams import StreamPositions, now
+from kombulite._client.streams import StreamPositions
 from kombulite._client.topology import Binding
 from kombulite._core import BaseChannel, BaseSubscription, CounterBlock, Delivery, make_properties
 from kombulite.brokers.base import (
@@ -72,7 +73,7 @@ class Subscription(BaseSubscription):
         self.queue = queue
         self.exclusive = exclusive
         self.arguments = arguments
-        self.started = now()
+        self.started = time()
 
 
 def _nothing() -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, asynccontextmanager, suppress
-from datetime import datetime
 from functools import partial
 from logging import Logger, getLogger
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Literal
 
 from kombulite import exceptions
@@ -20,7 +19,7 @@ from kombulite._client.batching import STATES
 from kombulite._client.batching import MessageBatch as SyncMessageBatch
 from kombulite._client.dead_letters import DeadLetterRule, Verdict
 from kombulite._client.declarations import consumer_arguments
-from kombulite._client.streams import OffsetKeeper, OffsetStore, StreamPositions, now
+from kombulite._client.streams import OffsetKeeper, OffsetStore, StreamPositions
 from kombulite._core import BaseAsyncMessage, BaseMessages, Delivery
 from kombulite.aio._session import ACK, AsyncSession, Channel, compiled
 from kombulite.brokers.aio import AsyncTransport, Pending, closed
@@ -259,7 +258,7 @@ class Messages(BaseMessages):
         self._error: BaseException | None = None
         self._is_over = False
         self._positions = StreamPositions()
-        self._started: datetime | None = None
+        self._started: float | None = None  # seconds since the epoch
         self._store = offsets
         self._keeper: OffsetKeeper | None = None
 
@@ -325,7 +324,7 @@ class Messages(BaseMessages):
         except BaseException:
             session.drop_channel(channel)
             raise
-        self._started = self._started or now()
+        self._started = self._started or time()
         session.restored.add(self)
 
     def fail(self, error: BaseException) -> None:

@@ -15,10 +15,7 @@ from kombulite.utils.records import NamedTuple
 if TYPE_CHECKING:
     from uuid import UUID
 
-__all__ = ["TYPE", "Body", "read_body"]
-
-#: The property ``type`` of a message with such a body.
-TYPE = "amqp-1.0"
+__all__ = ["Body", "read_body"]
 
 DATA, SEQUENCE, VALUE = 0x75, 0x76, 0x77  # descriptors of sections
 MAX_DEPTH = 64  # lists, maps and arrays within one another
