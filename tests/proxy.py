@@ -171,10 +171,10 @@ class Proxy:
     async def _cancel_rest(self) -> None:
         for _ in range(5):
             await asyncio.sleep(0)  # connections that were just accepted get their tasks, which note them
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        while rest := asyncio.all_tasks() - {asyncio.current_task()}:  # one that is cancelled may leave another
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
         if sys.version_info >= (3, 13):  # those of a client that connected meanwhile, which have no task yet, too
             self._server.abort_clients()
         for _ in range(5):  # they are closed in the loop's next turns
