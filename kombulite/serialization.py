@@ -13,7 +13,7 @@ from kombulite._core import Codecs
 from kombulite.exceptions import ContentDisallowed, DecodeError, EncodeError, SerializerNotInstalled, reraise  # noqa: F401
 from kombulite.utils.compat import entrypoints
 from kombulite.utils.encoding import bytes_to_str, str_to_bytes  # noqa: F401 - the first by kombu's name
-from kombulite.utils.json import codec as json
+from kombulite.utils.json_codec import codec as json
 from kombulite.utils.records import NamedTuple
 
 __all__ = [

@@ -20,7 +20,7 @@ from kombulite.brokers.channels import ChannelTransport, Consumer, Taken
 from kombulite.brokers.options import as_number
 from kombulite.brokers.store import Catalogue, Claim, Store
 from kombulite.log import get_logger
-from kombulite.utils.json import codec
+from kombulite.utils.json_codec import codec
 from kombulite.utils.uuid import uuid
 
 __all__ = ["Claim", "Store", "Transport"]

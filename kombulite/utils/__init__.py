@@ -1,5 +1,6 @@
 """Helpers under the import paths that kombu's users know."""
 
+from importlib import import_module
 from typing import Any
 
 from kombulite.utils.collections import EqualityDict
@@ -29,6 +30,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "json":  # programs reach it without importing it
+        return import_module(f"{__name__}.{name}")
     if name != "emergency_dump_state":  # few need it, and it brings logging along
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from kombulite.utils.div import emergency_dump_state

@@ -6,11 +6,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeVar
 
-from kombulite._core import JSON
+from kombulite.utils.json_codec import codec
 
 __all__ = ["JSONEncoder", "dumps", "loads", "object_hook", "register_type"]
-
-codec = JSON()
 
 #: The standard library's, as names of this module: they are compared with at each call.
 plain_dumps, plain_loads = json.dumps, json.loads

@@ -8,7 +8,7 @@ from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import mark_redelivered
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.router import Routes
-from kombulite.utils.json import codec
+from kombulite.utils.json_codec import codec
 from tests.fuzz import fuzz_envelope
 from tests.fuzz.engine import Target
 

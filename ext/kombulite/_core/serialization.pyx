@@ -8,7 +8,6 @@ final.
 The module is longer than others: one writer has all types, since each value may hold values of all the others.
 """
 
-import json
 import sys
 
 from binascii import a2b_base64, b2a_base64
@@ -520,6 +519,7 @@ cdef class JSON:
             return read_json(text, size, self._keys, self)
         except (Irregular, UnicodeEncodeError):
             pass
+        import json  # most texts are regular, and it costs much to import
         return json.loads(data if isinstance(data, str) else data.decode("utf-8"), object_hook=self.revive)
 
     def revive(self, dict value not None):

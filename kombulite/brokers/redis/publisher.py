@@ -17,7 +17,7 @@ from kombulite.brokers.redis.options import Limits, Options
 from kombulite.brokers.redis.plans import Exchange, Plan, is_refused, number_of
 from kombulite.brokers.redis.router import Routes
 from kombulite.brokers.redis.topology import Topology
-from kombulite.utils.json import codec
+from kombulite.utils.json_codec import codec
 
 #: Destinations that are remembered.
 MAX_DESTINATIONS = 1000

@@ -44,7 +44,7 @@ from kombulite.brokers.redis.plans import Exchange, Plan, PostingStream, is_gran
 from kombulite.brokers.redis.publisher import PUBLISHED_AT
 from kombulite.brokers.redis.scripts import CLAIM
 from kombulite.brokers.redis.topology import Topology
-from kombulite.utils.json import codec
+from kombulite.utils.json_codec import codec
 from kombulite.utils.uuid import uuid
 
 #: Seconds between two looks where the server cannot wake us: at most, at least, and as a share of those since the last

@@ -21,7 +21,7 @@ from kombulite.brokers.sql.marks import Marks
 from kombulite.brokers.sql.outbox import Statement
 from kombulite.brokers.sql.topology import DELETED_AT_ONCE, WAITING, QueueRecord, Topology, delete_messages
 from kombulite.log import get_logger
-from kombulite.utils.json import codec
+from kombulite.utils.json_codec import codec
 
 __all__ = ["Messages", "Token"]
 

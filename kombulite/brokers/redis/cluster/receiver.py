@@ -20,7 +20,7 @@ from kombulite.brokers.redis.cluster.nodes import Nodes
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, logger, pack_acknowledgement
 from kombulite.brokers.redis.receiver import Receiver
 from kombulite.brokers.redis.scripts import CLAIM
-from kombulite.utils.json import codec
+from kombulite.utils.json_codec import codec
 
 
 class ClusterReceiver(Receiver):
