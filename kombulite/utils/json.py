@@ -6,9 +6,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeVar
 
-from kombulite.utils.json_codec import codec
+from kombulite.utils import json_codec
 
 __all__ = ["JSONEncoder", "dumps", "loads", "object_hook", "register_type"]
+
+#: Not imported by this name: CPython 3.11 and newer bind a method anew at each call of one of an imported object.
+codec = json_codec.codec
 
 #: The standard library's, as names of this module: they are compared with at each call.
 plain_dumps, plain_loads = json.dumps, json.loads
