@@ -98,8 +98,9 @@ class _Encoders(MutableMapping[str, codec]):
 
 def _replace(table: dict[Any, Any], by: Mapping[Any, Any]) -> None:
     contents = dict(by)  # which may be the table itself
-    table.clear()
-    table.update(contents)
+    table.update(contents)  # first: other threads find what stays at any time
+    for name in table.keys() - contents.keys():
+        del table[name]
 
 
 class SerializerRegistry(Codecs):
