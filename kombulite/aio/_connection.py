@@ -396,7 +396,8 @@ class Connection(Address):
     ) -> Message | None:
         """Return the next message of a queue, or None. One that arrives after a cancellation returns to the queue.
 
-        With ``no_ack`` the broker has forgotten such a message, so it is lost.
+        With ``no_ack`` the broker has forgotten such a message. The connection keeps it, and the next ``get()`` of that
+        queue with ``no_ack`` returns it.
 
         Args:
             queue: The queue, or its name.

@@ -20,6 +20,7 @@ from kombulite._client.session import Session
 from kombulite._client.streams import StreamPositions
 from kombulite._client.topology import Topology
 from kombulite._core import BaseAsyncChannel, BaseAsyncSession, Delivery
+from kombulite.aio._unclaimed import UnclaimedGets, result_of
 from kombulite.brokers import is_native, resolve_transport
 from kombulite.brokers.aio import AsyncTransport, Pending, closed
 from kombulite.brokers.base import ChannelClosed, Event, ExchangeSpec, MessageIgnored, Outcome, Transport
@@ -109,6 +110,10 @@ class Channel(BaseAsyncChannel):
             self.session.forget(self, "the channel was closed")
 
 
+#: A message, and the channel that it came on.
+Fetched = tuple[Delivery, Channel]
+
+
 class Restored(Protocol):
     """What goes on with the next connection when one was lost: a consumer."""
 
@@ -135,6 +140,7 @@ class AsyncSession(Session, BaseAsyncSession):
         self.address = address
         self.exchanges = {""}
         self.restored: set[Restored] = set()
+        self.unclaimed: UnclaimedGets[Fetched] = UnclaimedGets()
         self.transport: AsyncTransport | None = None
         self.watchers: list[Callable[[State], object]] = []
         timeout = float(address.transport_options.get("read_timeout") or DEFAULT_TIMEOUT)
@@ -321,6 +327,7 @@ class AsyncSession(Session, BaseAsyncSession):
         self.channels.clear()
         self.roles.clear()
         self.restored = set()
+        self.unclaimed = UnclaimedGets()
         self.tally.clear()
         self.life = Lifecycle(self.address.as_uri)
 
@@ -511,25 +518,39 @@ class AsyncSession(Session, BaseAsyncSession):
 
     # --- fetching
 
-    async def get(self, queue: str, no_ack: bool, deadline: float) -> tuple[Delivery, Channel] | None:
-        """Fetch a message. One that comes after the caller was cancelled goes back to its queue, if it needs an ack."""
-        key = object()
-        try:
-            return await self.waits.once(key, partial(self._get, queue, no_ack, deadline), deadline, "get")
-        except BaseException:
-            if not no_ack:
-                self.waits.when_done(key, _put_back)
-            raise
+    async def get(self, queue: str, no_ack: bool, deadline: float) -> Fetched | None:
+        """Fetch a message. One that comes after its caller has gone returns to its queue, or is the next caller's.
 
-    async def _get(self, queue: str, no_ack: bool, deadline: float) -> tuple[Delivery, Channel] | None:
+        It is the next caller's if it needs no ack: the broker has forgotten it.
+        """
+        while True:
+            unclaimed = self.unclaimed.take(queue) if no_ack else None
+            number, task = unclaimed or self._start_get(queue, no_ack, deadline)
+            try:
+                found = await self.waits.result(task, deadline, "get")
+            except BaseException as error:
+                if no_ack:
+                    self.unclaimed.add(queue, number, task)
+                else:
+                    task.add_done_callback(_put_back)
+                if unclaimed is None or not task.done() or not isinstance(error, Exception):
+                    raise
+            else:
+                if unclaimed is None or found is not None:
+                    return found
+
+    def _start_get(self, queue: str, no_ack: bool, deadline: float) -> tuple[int, asyncio.Task[Fetched | None]]:
+        return self.unclaimed.number(), self.waits.task(object(), partial(self._get, queue, no_ack, deadline))
+
+    async def _get(self, queue: str, no_ack: bool, deadline: float) -> Fetched | None:
         # Not by the caller's deadline: a message that comes for a caller who has gone is put back.
         answered = self.waits.deadline(None)
         delivery, channel = await self._request("get", "get", queue, no_ack, deadline=max(deadline, answered))
         return None if delivery is None else (delivery, channel)
 
 
-def _put_back(task: asyncio.Task[tuple[Delivery, Channel] | None]) -> None:
-    if not task.cancelled() and task.exception() is None and (found := task.result()) is not None:
+def _put_back(task: asyncio.Task[Fetched | None]) -> None:
+    if (found := result_of(task)) is not None:
         delivery, channel = found
         if channel.is_open:
             channel.settle(delivery.delivery_tag, Outcome.RETURN)

@@ -113,6 +113,10 @@ class Waits(BaseWaits):
 
     async def once(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]], deadline: float, what: str) -> T:
         """Wait for what a task does for all who ask for it with the same key."""
+        return await self.result(self.task(key, make), deadline, what)
+
+    def task(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
+        """Return the task of a key, which ends with the connection. It is made if there is none."""
         loop = self.check_loop()
         task = self._tasks.get(key)
         if task is None:
@@ -120,8 +124,15 @@ class Waits(BaseWaits):
                 raise closed()
             task = loop.create_task(make())
             self.keep(key, task)
-        waiter: Pending[T] = loop.create_future()
-        task.add_done_callback(partial(_pass_on, waiter))
+        return task
+
+    async def result(self, task: asyncio.Task[T], deadline: float, what: str) -> T:
+        """Wait for the result of a task, which goes on if the caller is cancelled or the time is over."""
+        waiter: Pending[T] = self.check_loop().create_future()
+        if task.done():
+            _pass_on(waiter, task)
+        else:
+            task.add_done_callback(partial(_pass_on, waiter))
         return await self.wait(waiter, deadline, what)
 
     def keep(self, key: Hashable, task: asyncio.Task[Any]) -> None:
@@ -138,12 +149,6 @@ class Waits(BaseWaits):
     def is_busy(self, key: Hashable) -> bool:
         """Return whether there is a task of that key."""
         return key in self._tasks
-
-    def when_done(self, key: Hashable, callback: Callable[[asyncio.Task[Any]], object]) -> None:
-        """Call a function when the task of a key is done, if there is one."""
-        task = self._tasks.get(key)
-        if task is not None:
-            task.add_done_callback(callback)
 
     async def end_tasks(self, timeout: float) -> None:
         """Cancel all tasks, and wait for their end."""

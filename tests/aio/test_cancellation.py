@@ -69,6 +69,10 @@ async def bodies_of(connection, queue, wanted):
     return found
 
 
+async def holds(connection, queue, count):
+    return (await connection.status(queue)).message_count == count
+
+
 @pytest.mark.parametrize("is_connected", [True, False])
 def test_a_publish_may_be_cancelled_at_any_await(place, is_connected):
     async def main():
@@ -225,14 +229,64 @@ def test_a_get_without_acks_may_be_cancelled_at_any_await(place):
                 await connection.producer().publish("held", other.name)
                 held = await connection.get(other)
                 await connection.producer().publish(at, queue.name)
-                was_cut = await cut(connection.get(queue, no_ack=True), at)
-                # The answer to what was cancelled has come when that to the next one has; it changes nothing.
-                await connection.get(queue, no_ack=True)
-                await held.ack()
+                found = []
+
+                async def fetch(found=found):
+                    found.append((await connection.get(queue, no_ack=True)).payload)
+
+                was_cut = await cut(fetch(), at)
+                assert found or await bodies_of(connection, queue, {at}) == [at]
+                await held.ack()  # no answer to what was cancelled settles it
                 if not was_cut:
                     break
             assert not was_cut
             assert (await connection.status(other)).message_count == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize("no_ack", [False, True])
+def test_a_get_may_be_cancelled_in_the_turn_of_its_answer(place, no_ack):
+    async def main():
+        queue = Queue(place.name("q"))
+        async with place.connect() as connection:
+            await connection.declare(queue)
+            for turns in range(WAITS):
+                await connection.producer().publish(turns, queue.name)
+                getting = asyncio.create_task(connection.get(queue, no_ack))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                getting.cancel()
+                try:
+                    message = await getting
+                except asyncio.CancelledError:
+                    assert await bodies_of(connection, queue, {turns}) == [turns]
+                else:
+                    assert message.payload == turns
+                    if not no_ack:
+                        await message.ack()
+
+    run(main)
+
+
+def test_gets_without_acks_that_were_cancelled_are_claimed_in_their_order(place):
+    async def main():
+        queue = Queue(place.name("q"))
+        async with place.connect() as connection:
+            await connection.declare(queue)
+            await connection.get(queue, no_ack=True)  # the channel is open
+            for number in range(5):
+                await connection.producer().publish(number, queue.name)
+            await soon(lambda: holds(connection, queue, 5))
+            getting = [asyncio.create_task(connection.get(queue, no_ack=True)) for _ in range(3)]
+            await asyncio.sleep(0)
+            for each in reversed(getting):
+                each.cancel()
+            assert [type(each) for each in await asyncio.gather(*getting, return_exceptions=True)] == [
+                asyncio.CancelledError
+            ] * 3
+            assert [(await connection.get(queue, no_ack=True)).payload for _ in range(5)] == list(range(5))
+            assert await connection.get(queue, no_ack=True) is None
 
     run(main)
 
