@@ -10,7 +10,7 @@ import pytest
 from tests.cluster.cluster import Cluster, Node
 from tests.conftest import missing
 from tests.faults.stage import Program, Stage
-from tests.servers import Unavailable, version
+from tests.servers import Unavailable, keep_declarations, version
 
 
 def started(request: pytest.FixtureRequest, make: type[Cluster]) -> Iterator[Cluster]:
@@ -61,6 +61,8 @@ def stage(cluster: Cluster, library: str, queue_type: str) -> Iterator[ClusterSt
             stage.produce()
             stage.consume()
         assert stage.goes_on(), stage.logs()
+        for node in cluster.nodes:
+            keep_declarations(node)
         yield stage
         for node in cluster.nodes:
             node.resume()
