@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from kombulite.brokers.redis.cluster.nodes import Nodes
 from kombulite.brokers.redis.cluster.posts import Ack, AckBatch
 from kombulite.brokers.redis.cluster.slots import slot_of
 from kombulite.brokers.redis.cluster.units import split
+from kombulite.brokers.redis.cluster.waiter import ClusterWaiter
 from kombulite.brokers.redis.replies import Lost
 
 ASKED = ("127.0.0.1", 7000)
@@ -47,7 +49,9 @@ def sent_again(nodes: Nodes) -> list[bytes]:
 
 
 def take(batch: AckBatch, *replies: Any) -> None:
-    for reply in replies:
+    for reply in replies[:-1]:
+        batch.collect(reply)
+    for reply in replies[-1:]:
         batch(reply)
 
 
@@ -119,10 +123,10 @@ class Stream:
     def is_alive(self) -> bool:
         return True
 
-    def post_batch(self, data: bytes, replies: int, on_reply: Any) -> None:
+    def post_batch(self, batch: AckBatch) -> None:
         if self._fails:
             raise exceptions.RecoverableConnectionError("lost")
-        self.posted.append((on_reply, data, replies))
+        self.posted.append((batch, batch.packed, batch.replies))
 
     @property
     def unanswered(self) -> list[Any]:
@@ -144,3 +148,20 @@ def test_the_next_connection_gets_the_acks_of_each_queue(nodes, settled, fails, 
     # With what gets their replies: where the first node has failed, that is the post which it is sent again with.
     expected = [(data, 1, fails) for data in split(batch.packed)[0 if fails else 2 :]]
     assert [(data, replies, get != settled.append) for get, data, replies in nodes.unanswered] == expected
+
+
+@pytest.mark.parametrize(
+    ("has_ready", "is_claiming", "is_sent"),
+    [(True, False, False), (False, True, False), (True, True, False), (False, False, True)],
+)
+def test_held_acks_wait_while_messages_are_at_hand_or_on_their_way(nodes, has_ready, is_claiming, is_sent):
+    sent: list[float | None] = []
+    receiver: Any = SimpleNamespace(has_ready=lambda: has_ready, is_claiming=is_claiming)
+    router: Any = SimpleNamespace(catch_up=lambda: iter(()))
+    nodes.before_send = sent.append
+    waiter = ClusterWaiter(nodes, receiver, router, {})
+    try:
+        waiter._poll()
+    finally:
+        waiter.close()
+    assert bool(sent) is is_sent

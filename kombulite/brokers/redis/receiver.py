@@ -471,6 +471,12 @@ class Receiver:
             state.error is not None or state.has_ready() for state in list(self._channels.values())
         )
 
+    @property
+    def is_claiming(self) -> bool:
+        """Whether a claim is under way that may bring messages."""
+        states = list(self._channels.values())
+        return any(claims.claiming is not None for state in states for claims in state.claim_queues)
+
     def has_something(self) -> bool:
         """Return whether there is, or there may be something to claim."""
         return self.has_ready() or any(True for _ in self._claimable())

@@ -68,10 +68,15 @@ class ReplyQueue:
         self.protocol = protocol
         self._reader = Reader(notEnoughData=INCOMPLETE, replyError=self.errors)
 
-    def expect(self, replies: int, on_reply: OnReply, repeatable: bytes | None = None) -> None:
-        """Note commands that have been sent. ``repeatable``: the same commands, where they may be sent again."""
+    def expect(
+        self, replies: int, on_reply: OnReply, repeatable: bytes | None = None, on_earlier: OnReply | None = None
+    ) -> None:
+        """Note commands that have been sent. ``repeatable``: the same commands, where they may be sent again.
+
+        ``on_earlier``: gets all replies but the last, if ``on_reply`` does not.
+        """
         if replies > 1:
-            self.posted.extend([(on_reply, b"", 0)] * (replies - 1))
+            self.posted.extend([(on_earlier or on_reply, b"", 0)] * (replies - 1))
         self.posted.append((on_reply, repeatable, replies))
 
     @property

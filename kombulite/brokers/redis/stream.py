@@ -220,12 +220,18 @@ class Stream:
                 raise
 
     def _post(
-        self, data: bytes, replies: int, on_reply: OnReply, again: bytes | None, deadline: float | None = None
+        self,
+        data: bytes,
+        replies: int,
+        on_reply: OnReply,
+        again: bytes | None,
+        deadline: float | None = None,
+        on_earlier: OnReply | None = None,
     ) -> None:
         self._send(data, deadline)
         if not self._posted:
             self._waiting_since = self.used_at
-        self._queue.expect(replies, on_reply, again)
+        self._queue.expect(replies, on_reply, again, on_earlier)
 
     def answer_posted(self, message: Any) -> None:
         """Take what the server has just pushed for the reply to the first posted command that has none."""

@@ -334,7 +334,7 @@ class Nodes:
                 raise
         return None
 
-    def _begin(self, deadline: float | None = None) -> None:
+    def begin(self, deadline: float | None = None) -> None:
         """Send what waits for the next command, until a deadline. Raises what ``check`` does."""
         self.check()
         if self.before_send is not None:
@@ -354,7 +354,7 @@ class Nodes:
     def ask_at(self, slot: int, data: bytes, timeout: float | None = None) -> Any:
         """Do what ``ask`` does, where the slot is known."""
         deadline, reply = monotonic() + (timeout or self._timeout_cap or self.cluster.timeout), None
-        self._begin(deadline)
+        self.begin(deadline)
         stream = self._living(self.cluster.slots.owners[slot])
         if stream is not None and not self._refused:
             try:
@@ -378,7 +378,7 @@ class Nodes:
 
     def _exchange(self, units: list[Unit], deadline: float, patience: float | None = None) -> list[Any]:
         patience = self.patience if patience is None else patience
-        self._begin(deadline)
+        self.begin(deadline)
         with self.lock:
             self.flush(deadline)
             left, last_try = units, min(deadline - MIN_TRY, monotonic() + patience)
@@ -546,7 +546,7 @@ class Nodes:
             for stream, mine in by_stream.items():
                 batch = AckBatch(mine, stream.address, self._post_of)
                 try:
-                    stream.post_batch(batch.packed, batch.replies, batch)
+                    stream.post_batch(batch)
                 except LOSSES as error:
                     self._lose(stream, error)
                     batch.lost()
@@ -672,7 +672,7 @@ class Nodes:
 
     def wait_for_replies(self) -> None:
         """Wait for the replies to all posted commands."""
-        self._begin()
+        self.begin()
         deadline = self._deadline(None)
         with self.lock:
             while True:
@@ -696,7 +696,7 @@ class Nodes:
 
     def poll(self, timeout: float | None = None) -> None:
         """Send what waits for the next command, and do what ``read`` does, within so many seconds."""
-        self._begin()
+        self.begin()
         self.read(timeout)
 
     def read(self, timeout: float | None = None) -> None:

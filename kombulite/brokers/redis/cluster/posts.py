@@ -129,19 +129,20 @@ class AckBatch:
     """Acks of several queues that were sent to one node together, and what takes their replies.
 
     There are no ``Post`` objects but for what the node refuses or loses: two objects and two calls for each queue
-    would cost as much as what is sent.
+    would cost as much as what is sent. So the replies are looked at when the last is there.
 
     ``asked``: the node. ``make(ack)``: returns the post that has acks sent again, or passes their errors on.
     """
 
-    __slots__ = ("_acks", "_asked", "_make", "_post", "_taken")
+    __slots__ = ("_acks", "_asked", "_is_lost", "_make", "_replies", "collect")
 
     def __init__(self, acks: Sequence[Ack], asked: Address, make: Callable[[Ack], Post]) -> None:
         self._acks = acks
         self._asked = asked
         self._make = make
-        self._taken = 0  # replies
-        self._post: Post | None = None  # of the acks whose replies are coming, once one of these is an error
+        self._replies: list[Any] = []
+        self._is_lost = False
+        self.collect: OnReply = self._replies.append  #: takes a reply that is not the last
 
     @property
     def packed(self) -> bytes:
@@ -156,27 +157,33 @@ class AckBatch:
     @property
     def unanswered(self) -> Sequence[Ack]:
         """The acks that have not all of their replies."""
-        return self._acks[self._taken // ACK_REPLIES :]
+        return () if self._is_lost else self._acks[len(self._replies) // ACK_REPLIES :]
 
     def __call__(self, reply: Any) -> None:
         """Take the next reply."""
-        place, earlier = divmod(self._taken, ACK_REPLIES)
-        self._taken += 1
-        if not earlier:
-            self._post = None
-        if self._post is None:
-            if reply.__class__ is not ReplyError:
-                return
-            self._post = self._post_of(self._acks[place])
-            for _ in range(earlier):
-                self._post(None)
-        self._post(reply)
+        self._replies.append(reply)
+        if len(self._replies) == self.replies:
+            self._pass_on_errors()
 
     def lost(self) -> None:
         """Have sent again what has no replies: the connection is lost."""
-        unanswered, self._taken = self.unanswered, self.replies
+        unanswered = self.unanswered
+        if not unanswered:
+            return
+        self._is_lost = True
+        self._pass_on_errors()
         for ack in unanswered:
             self._post_of(ack).lost()
+
+    def _pass_on_errors(self) -> None:
+        if ReplyError not in map(type, self._replies):
+            return
+        for place, ack in enumerate(self._acks[: len(self._replies) // ACK_REPLIES]):
+            replies = self._replies[ACK_REPLIES * place : ACK_REPLIES * (place + 1)]
+            if ReplyError in map(type, replies):
+                post = self._post_of(ack)
+                for reply in replies:
+                    post(reply)
 
     def _post_of(self, ack: Ack) -> Post:
         post = self._make(ack)

@@ -7,8 +7,9 @@ from time import monotonic
 from typing import Any
 
 from kombulite.brokers.redis.cluster.pauses import Pauses
+from kombulite.brokers.redis.cluster.posts import AckBatch
 from kombulite.brokers.redis.errors import ServerClosed, connection_lost, socket_error
-from kombulite.brokers.redis.replies import OnReply, Posted
+from kombulite.brokers.redis.replies import Posted
 from kombulite.brokers.redis.stream import IDLE, PING, PING_TIMEOUT, Stream
 
 #: Seconds without a byte of a reply after which the lock of all nodes is left to other threads, and those between two
@@ -25,33 +26,37 @@ class NodeStream(Stream):
     pauses: Pauses | None = None  #: over the lock; None while one thread alone uses the connection
 
     def _converse(self, pieces: Iterable[bytes], replies: int, timeout: float | None) -> list[Any]:
-        timeout = timeout or self._timeout
         self.check()
+        found: list[Any] = self.lock.call(None, self._ask, pieces, replies, timeout or self._timeout)
+        return found
+
+    def _ask(self, pieces: Iterable[bytes], replies: int, timeout: float | None) -> list[Any]:
+        """Do what the base's does. The time begins when the lock is there: others have waited for nodes of theirs."""
+        if self._converses:
+            self._refuse()
         mine: list[Any] = []
-        with self.lock:
-            if self._converses:
-                self._refuse()
-            self._converses = True
-            try:
-                deadline = None if timeout is None else monotonic() + timeout
-                for data in pieces:
-                    self._send(data, deadline)
-                if self._is_corked:
-                    self._cork(False)
-                if not self._posted:
-                    self._waiting_since = self.used_at
-                self._queue.expect(replies, mine.append)
-            except BaseException:
-                self.drop()  # what was sent cannot be taken back
-                raise
-            finally:
-                self._converses = False
-            self._wait_for(mine, replies, None if timeout is None else self.used_at + timeout)
+        self._converses = True
+        try:
+            deadline = None if timeout is None else monotonic() + timeout
+            for data in pieces:
+                self._send(data, deadline)
+            if self._is_corked:
+                self._cork(False)
+            if not self._posted:
+                self._waiting_since = self.used_at
+            self._queue.expect(replies, mine.append)
+        except BaseException:
+            self.drop()  # what was sent cannot be taken back
+            raise
+        finally:
+            self._converses = False
+        self._wait_for(mine, replies, None if timeout is None else self.used_at + timeout)
         return mine
 
     def reply_to(self, data: bytes, timeout: float | None) -> Any:
         """Send a packed command, and return its reply, which may be an error reply."""
-        return self._converse((data,), 1, timeout)[0]
+        self.check()
+        return self.lock.call(None, self._ask, (data,), 1, timeout or self._timeout)[0]
 
     def _wait_for(self, mine: list[Any] | None, count: int, deadline: float | None) -> None:
         """Read replies until so many are in a list, or (None) all that were posted are here. Raises at the deadline.
@@ -87,14 +92,15 @@ class NodeStream(Stream):
         with self.lock:
             self._wait_for(None, 0, None if timeout is None else monotonic() + timeout)
 
-    def post_batch(self, data: bytes, replies: int, on_reply: OnReply) -> None:
-        """Send packed commands that may be repeated, at once."""
+    def post_batch(self, batch: AckBatch) -> None:
+        """Send acks, at once."""
         self.check()
         with self.lock:
             if self._converses:
                 self._refuse()
             try:
-                self._post(data, replies, on_reply, data)
+                data = batch.packed
+                self._post(data, batch.replies, batch, data, on_earlier=batch.collect)
             except BaseException:
                 self.drop()
                 raise

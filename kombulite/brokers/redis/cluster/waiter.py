@@ -50,11 +50,10 @@ class ClusterWaiter(Waiter):
     def _poll(self) -> None:
         nodes, listening = self._nodes, self.listening
         nodes.keep_alive()
-        # While there are messages to hand over, acks wait for theirs: those of all queues that were served.
-        if self._receiver.has_ready():
-            nodes.read()
-        else:
-            nodes.poll()
+        nodes.read()
+        # Acks wait for those of the messages that are at hand, or on their way: of all queues that were served.
+        if not (self._receiver.has_ready() or self._receiver.is_claiming):
+            nodes.begin()
         nodes.perform(self._router.catch_up())
         if listening is not None:
             listening.keep_alive()
