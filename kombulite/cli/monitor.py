@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -22,6 +23,7 @@ from kombulite.cli.options import connection_to
 
 MANAGEMENT_PORT = 15672
 MANAGEMENT_TIMEOUT = 5.0  # seconds
+ANSWER_TIMEOUT = 10.0  # seconds after which the others are shown without a broker; it may answer later
 MAX_ANSWER = 64 * 1024 * 1024  # bytes of an answer of the management API
 
 #: What an answer raises that is none of a management API's.
@@ -286,24 +288,72 @@ def source_of(
         connection.release()
 
 
-class Monitor:
-    """Reads brokers, and works out what changes between two readings."""
+class SourceReader:
+    """Reads a source in a thread of its own, one reading at a time."""
 
-    def __init__(self, sources: Sequence[Source], clock: Callable[[], float] = monotonic) -> None:
-        self._sources = sources
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._since: float | None = None  # when the reading began that is under way
+        self._is_done = threading.Event()
+        self._outcome: Sequence[QueueReading] | BaseException = ()
+
+    def start(self) -> None:
+        """Begin a reading, unless one is under way."""
+        if self._since is None:
+            self._since = monotonic()
+            self._is_done.clear()
+            threading.Thread(target=self._read, daemon=True).start()  # one that hangs may not keep the process
+
+    def _read(self) -> None:
+        try:
+            self._outcome = self.source.read()
+        except BaseException as error:
+            self._outcome = error
+        self._is_done.set()
+
+    def result(self, timeout: float) -> Sequence[QueueReading]:
+        """Return what the reading found. Raises ``SourceError``, also if it takes more than so many seconds."""
+        assert self._since is not None
+        if not self._is_done.wait(max(self._since + timeout - monotonic(), 0)):
+            raise SourceError(f"no answer for {monotonic() - self._since:,.0f} s")
+        self._since = None
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        return self._outcome
+
+    def close(self) -> None:
+        """Close the source, unless it is being read: the reading may hang, and its connection with it."""
+        if self._since is None or self._is_done.is_set():
+            self.source.close()
+
+
+class Monitor:
+    """Reads brokers, all at once, and works out what changes between two readings."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        clock: Callable[[], float] = monotonic,
+        answer_timeout: float = ANSWER_TIMEOUT,
+    ) -> None:
+        self._readers = [SourceReader(each) for each in sources]
         self._clock = clock
+        self._answer_timeout = answer_timeout
         self._before: list[tuple[float, dict[str, int]]] = [(0.0, {}) for _ in sources]
 
     def read(self) -> list[BrokerReading]:
         """Read each broker once. A broker that fails is reported with its error, and read again the next time."""
-        return [self._read(number, source) for number, source in enumerate(self._sources)]
+        for reader in self._readers:
+            reader.start()
+        return [self._finish(number, reader) for number, reader in enumerate(self._readers)]
 
-    def _read(self, number: int, source: Source) -> BrokerReading:
+    def _finish(self, number: int, reader: SourceReader) -> BrokerReading:
+        broker = reader.source.broker
         try:
-            queues = source.read()
+            queues = reader.result(self._answer_timeout)
         except SourceError as error:
             self._before[number] = (0.0, {})
-            return BrokerReading(source.broker, (), str(error))
+            return BrokerReading(broker, (), str(error))
         now = self._clock()
         then, before = self._before[number]
         changed = [
@@ -313,9 +363,9 @@ class Monitor:
             for each in queues
         ]
         self._before[number] = (now, {each.queue: each.ready for each in queues})
-        return BrokerReading(source.broker, sorted(changed), None)
+        return BrokerReading(broker, sorted(changed), None)
 
     def close(self) -> None:
         """Close the connections."""
-        for source in self._sources:
-            source.close()
+        for reader in self._readers:
+            reader.close()

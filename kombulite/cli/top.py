@@ -8,10 +8,12 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from threading import Thread
 from time import monotonic, sleep, time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import click
 from rich.cells import cell_len
@@ -28,9 +30,11 @@ COLUMNS = QueueReading._fields
 NUMBERS = COLUMNS[1:]
 KEYS = "q quit · space pause · s sort by the next column · r reverse"
 NAME_WIDTH = 12  # columns of the screen that a queue's name has at least
-ROUND_A_TABLE = 6  # lines: the broker, a frame with its heading, and what says how many queues are not shown
+ROUND_A_TABLE = 5  # lines: a frame with its heading, and what says how many queues are not shown
 PIPE_WIDTH = 1000  # columns: a pipe has no width, and a line is no longer than what it shows
-KEY_WAIT = 0.1  # seconds between two looks at the keyboard where there is none to wait on
+KEY_WAIT = 0.1  # seconds between two looks at the keyboard where there is none to wait on, or a reading is under way
+
+T = TypeVar("T")
 
 
 class View(NamedTuple):
@@ -144,21 +148,38 @@ def _live(
     """Redraw one screen; returns the last reading."""
     readings: Sequence[BrokerReading] = monitor.read()
     taken, due = 1, monotonic() + interval
+    coming: Future[Sequence[BrokerReading]] | None = None  # a reading that is under way
     with _ended_by_sigterm(), _keyboard() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         while taken != count:
             live.update(_fitted(readings, view, console.size), refresh=True)
-            key = pressed(max(due - monotonic(), 0))
+            key = pressed(KEY_WAIT if coming is not None else max(due - monotonic(), 0))
             if key in ("q", "Q", "\x03"):
                 break
             if key is not None:
                 view = view.press(key)
-            elif not view.paused:
-                readings = monitor.read()
+            elif coming is not None and coming.done():
+                readings, coming = readings if view.paused else coming.result(), None
                 taken, due = taken + 1, monotonic() + interval
-            else:
+            elif coming is None and not view.paused:
+                coming = _in_background(monitor.read)
+            elif coming is None:
                 due = monotonic() + interval
     console.print(_screen(readings, view, console.width))
     return readings
+
+
+def _in_background(read: Callable[[], T]) -> Future[T]:
+    """Call a function in a thread that does not keep the process: keys are heeded while a broker hangs."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(read())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 @contextmanager
@@ -202,28 +223,56 @@ def _keyboard() -> Iterator[Callable[[float], str | None]]:
 def _fitted(readings: Sequence[BrokerReading], view: View, size: ConsoleDimensions) -> RenderableType:
     """Return what fits a terminal of this size: so many queues of each broker, or none, and the keys."""
     lines = size.height - 1
-    keys = Text(KEYS, style="dim", no_wrap=True, overflow="ellipsis")
-    rows = max(lines // max(len(readings), 1) - ROUND_A_TABLE, 0)
-    return Group(_screen(readings[:lines], view, size.width, rows), keys)
+    keys = Text(f"paused · {KEYS}" if view.paused else KEYS, style="dim", no_wrap=True, overflow="ellipsis")
+    shown = readings[:lines]
+    return Group(_screen(shown, view, size.width, _shares(shown, view, lines - len(shown))), keys)
 
 
-def _screen(readings: Sequence[BrokerReading], view: View, width: int, rows: int | None = None) -> RenderableType:
-    """Return the brokers with their queues, each at most ``rows``, in ``width`` columns.
+def _shares(readings: Sequence[BrokerReading], view: View, lines: int) -> list[int]:
+    """Share lines out among brokers: each gets what it needs, or as much as the others that need more, or none."""
+    needs = [_need(each, view) for each in readings]
+    most = 0  # for one broker
+    for taken, need in enumerate(sorted(needs)):
+        most = lines // (len(needs) - taken)
+        if need > most:
+            break
+        lines -= need
+    shares = [min(need, most) for need in needs]
+    return [
+        share if reading.error is not None or share > ROUND_A_TABLE else 0
+        for share, reading in zip(shares, readings, strict=True)
+    ]
 
-    With ``rows`` nothing takes more than one line: what is too long is cut. With 0 there are headings only.
+
+def _need(reading: BrokerReading, view: View) -> int:
+    """Return how many lines a broker takes below its heading."""
+    return 1 if reading.error is not None else max(len(view.select(reading.queues)), 1) + ROUND_A_TABLE
+
+
+def _screen(
+    readings: Sequence[BrokerReading], view: View, width: int, shares: Sequence[int] | None = None
+) -> RenderableType:
+    """Return the brokers with their queues in ``width`` columns.
+
+    With ``shares``, so many lines for each broker, nothing takes more than one line: what is too long is cut. With a
+    share of 0 there is the heading only.
     """
     parts: list[RenderableType] = []
-    for reading in readings:
+    for number, reading in enumerate(readings):
         total = sum(each.ready for each in reading.queues)
-        state = f"{_queues(len(reading.queues))}, {total:,} ready" if reading.error is None else "cannot be read"
-        paused = "  (paused)" if view.paused else ""
-        parts.append(Text.assemble((reading.broker, "bold"), f"  {state}", paused, no_wrap=True, overflow="ellipsis"))
-        if rows == 0:
+        state = f"  {_queues(len(reading.queues))}, {total:,} ready" if reading.error is None else "  cannot be read"
+        name = Text(reading.broker, "bold")
+        if shares is not None:
+            name.truncate(max(width - cell_len(state), NAME_WIDTH), overflow="ellipsis")
+        parts.append(Text.assemble(name, state, no_wrap=True, overflow="ellipsis"))
+        share = None if shares is None else shares[number]
+        if share == 0:
             continue
         if reading.error is not None:
-            parts.append(_line(printable(reading.error), "red", cut=rows is not None))
+            parts.append(_line(printable(reading.error), "red", cut=share is not None))
         else:
             queues = view.select(reading.queues)
+            rows = None if share is None else share - ROUND_A_TABLE
             parts.append(_table(queues[:rows], view, width, cut=rows is not None))
             if len(queues[:rows]) < len(queues):
                 parts.append(Text(f"{_queues(len(queues) - len(queues[:rows]))} more", style="dim"))

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -28,7 +29,7 @@ from kombulite.cli.monitor import (
     StatusSource,
     source_of,
 )
-from kombulite.cli.top import View, _fitted, _screen
+from kombulite.cli.top import View, _fitted, _live, _screen
 
 pytest_plugins = ["kombulite_pytest"]
 
@@ -100,6 +101,58 @@ def test_monitor_works_out_how_queues_grow(shop, kombulite_url):
     monitor.close()
 
 
+class HangingSource:
+    """A broker that does not answer until it may."""
+
+    broker = "hanging://"
+
+    def __init__(self):
+        self.may_answer = threading.Event()
+        self.asked = 0
+
+    def read(self):
+        self.asked += 1
+        assert self.may_answer.wait(60)
+        return [QueueReading("orders", 1, 0, 0)]
+
+    def close(self):
+        raise AssertionError("closing it would hang too")
+
+
+def test_broker_that_hangs_keeps_no_other_waiting(shop, kombulite_url):
+    hanging = HangingSource()
+    monitor = Monitor([hanging, StatusSource(kombulite_url, {})], answer_timeout=0.05)
+    while (readings := monitor.read())[1].error is not None:
+        pass
+    assert readings[0].error.startswith("no answer for ")
+    assert hanging.asked == 1
+    monitor.close()
+    hanging.may_answer.set()
+    while (readings := monitor.read())[0].error is not None:
+        pass
+    assert readings[0].queues == [QueueReading("orders", 1, 0, 0)]
+
+
+def test_keys_are_heeded_while_a_broker_hangs(monkeypatch):
+    is_reading, may_end, taken = threading.Event(), threading.Event(), []
+
+    class HangingMonitor:
+        def read(self):
+            if taken:
+                is_reading.set()
+                assert may_end.wait(60)
+            taken.append(1)
+            return []
+
+    @contextmanager
+    def keyboard():
+        yield lambda seconds: "q" if is_reading.is_set() else None
+
+    monkeypatch.setattr("kombulite.cli.top._keyboard", keyboard)
+    _live(HangingMonitor(), View(), 0, None, Console(file=io.StringIO()))
+    may_end.set()
+
+
 def test_view_sorts_filters_and_pauses():
     queues = [QueueReading("a", 1, None, 1), QueueReading("b", 2, 5, 1), QueueReading("c", 3, 2, 1)]
     view = View()
@@ -134,7 +187,7 @@ def test_keys_work_on_a_terminal(tmp_path):
     try:
         read_until(rb"orders")
         os.write(terminal, b" ")
-        read_until(rb"\(paused\)")
+        read_until(rb"paused \xc2\xb7")
         os.write(terminal, b"s")
         read_until(rb"unacked \xe2\x96\xbc")
         os.write(terminal, b"q")
@@ -169,6 +222,30 @@ def test_names_counts_and_keys_are_there_on_a_terminal_of_any_size(width, height
         assert "ready ▼" in lines[2]
         assert all(name in lines[2] for name in QueueReading._fields) is (width == 200)
     assert lines[-1].startswith("q quit")
+
+
+def test_lines_that_one_broker_does_not_need_are_for_the_others():
+    queues = [READING._replace(queue=f"orders-{number}") for number in range(10, 30)]
+    failed, few, many = (
+        BrokerReading("a", [], "gone"),
+        BrokerReading("b", queues[:2], None),
+        BrokerReading("c", queues, None),
+    )
+    console = Console(width=80, height=24, file=io.StringIO())
+    console.print(_fitted([many, failed, few], View(paused=True), console.size))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) <= 24
+    assert "gone" in lines
+    assert (
+        sum("orders-" in line for line in lines) == 7 + 2
+    )  # 24 less the keys, 3 headings, 1 error, 7 for b, 5 around c
+    assert lines[-1].startswith("paused · q quit")
+
+
+def test_heading_says_how_the_broker_is_however_long_its_name():
+    console = Console(width=40, height=10, file=io.StringIO())
+    console.print(_fitted([BrokerReading("postgresql://" + "x" * 60, [READING], None)], View(), console.size))
+    assert console.file.getvalue().splitlines()[0].endswith("…  1 queue, 1 ready")
 
 
 def test_what_is_too_long_is_cut_on_a_terminal_and_whole_in_the_end():
