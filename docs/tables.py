@@ -75,8 +75,8 @@ def message() -> str:
     places = {
         "published": (65, 60),
         "waits": (240, 60),
-        "unacked": (445, 60),
-        "deleted": (585, 160),
+        "unacked": (485, 60),
+        "deleted": (625, 160),
         "dead letter": (240, 240),
     }
     ways = [
@@ -88,7 +88,7 @@ def message() -> str:
     for outcome, place in SETTLED.items():
         outcomes.setdefault(place, []).append(outcome.value)
     ways += [("unacked", place, " or ".join(names)) for place, names in outcomes.items()]
-    return picture("Where a message is", (660, 280), places, ways)
+    return picture("Where a message is", (700, 280), places, ways)
 
 
 def processes() -> str:

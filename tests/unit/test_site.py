@@ -85,6 +85,11 @@ def test_trees_keep_their_lines(site):
         assert "├──" not in re.sub(r"<pre.*?</pre>", "", page.read_text(), flags=re.DOTALL), page
 
 
+def test_no_table_has_swallowed_a_list(site):
+    for page in site.rglob("index.html"):
+        assert re.findall(r"<td[^>]*>\s*(?:[-*] .*)", page.read_text()) == [], page
+
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *arguments):
         pass
@@ -128,6 +133,26 @@ def test_each_page_fits_a_phone(home, view, tmp_path):
             errors.clear()
         view.screenshot(path=tmp_path / f"{address(page).replace('/', '-')}.png")
     assert problems == {}
+
+
+LABELS_IN_BOXES = """() => [...document.querySelectorAll(".picture svg")].flatMap((svg) => {
+  const boxes = [...svg.querySelectorAll("rect")].map((rect) => rect.getBBox());
+  return [...svg.querySelectorAll("text[stroke]")].filter((label) => {
+    const text = label.getBBox();
+    return boxes.some((box) => text.x < box.x + box.width && box.x < text.x + text.width
+      && text.y < box.y + box.height && box.y < text.y + text.height);
+  }).map((label) => label.textContent);
+})"""
+
+
+def test_labels_of_diagrams_lie_beside_the_boxes(home, view):
+    pictures = 0
+    for page in PAGES:
+        if "<!-- picture:" in page.read_text():
+            view.goto(f"{home}/{address(page)}", wait_until="load")
+            assert view.evaluate(LABELS_IN_BOXES) == [], page
+            pictures += view.locator(".picture svg").count()
+    assert pictures >= 3
 
 
 def test_search_finds_the_page_of_an_option(home, view):
