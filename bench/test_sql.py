@@ -24,7 +24,8 @@ import pytest
 import kombulite
 from bench.duel import Side, duel
 from bench.figure import Figure
-from bench.workloads import Place, consuming, publishing, publishing_many
+from bench.workloads import SMALL, Place, consuming, publishing, publishing_many
+from kombulite.brokers.sql.postgresql import COLUMNS
 from tests.servers import PostgreSQLServer, Unavailable
 
 MESSAGES = 200
@@ -102,6 +103,28 @@ def test_postgresql_publish_many_beside_executemany(benchmark, postgresql):
         duel(benchmark, "PostgreSQL, publish_many", publishing_many(ours),
              inserting(bare, "INSERT INTO bare (body) VALUES (%s)", 0), operations=2000, rounds=ROUNDS, at_least=3,
              rival="executemany of psycopg")  # fmt: skip
+
+
+def test_postgresql_publish_many_beside_executemany_of_the_same_rows(benchmark, postgresql):
+    """Into a table like ours: the same columns, indexes and values."""
+    ours, _ = on_postgresql(postgresql)
+    ours.producer.publish(SMALL)
+    with psycopg.connect(postgresql.conninfo) as bare:
+        bare.execute("CREATE TABLE same_rows (LIKE kombulite_messages INCLUDING ALL)")
+        row = bare.execute(f"SELECT {COLUMNS} FROM kombulite_messages ORDER BY id DESC LIMIT 1").fetchone()
+        bare.commit()
+        places = ", ".join(["%s"] * len(row))
+
+        def insert(n: int) -> None:
+            bare.cursor().executemany(f"INSERT INTO same_rows ({COLUMNS}) VALUES ({places})", [row] * n)
+            bare.commit()
+
+        def empty(n: int) -> None:
+            bare.execute("DELETE FROM same_rows")
+            bare.commit()
+
+        duel(benchmark, "PostgreSQL, publish_many", publishing_many(ours), Side(insert, empty), operations=2000,
+             rounds=ROUNDS, at_least=3, rival="executemany of the same rows")  # fmt: skip
 
 
 def test_postgresql_consume(benchmark, postgresql):

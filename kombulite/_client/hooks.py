@@ -173,6 +173,11 @@ class HookedTransport:
                 many[index].error = error
         return refused
 
+    def begin_publish_many(
+        self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
+    ) -> None:
+        """Begin nothing: the hook runs around the whole of ``publish_many``."""
+
 
 class Hooks:
     """Hooks of one connection, the first one outermost."""

@@ -106,11 +106,14 @@ class Chunk:
         self.total += 1
         return len(deliveries) >= CHUNK or self._size >= CHUNK_BYTES or self._is_broken
 
-    def sent(self, refused: list[tuple[int, Exception]]) -> None:
-        """Note that the messages were sent, all but these."""
-        first = self.total - len(self.deliveries) - self._is_broken
+    def take(self) -> tuple[int, list[Delivery]]:
+        """Return the messages that are to be sent now, behind the index of the first."""
+        deliveries, self.deliveries, self._size = self.deliveries, [], 0
+        return self.total - len(deliveries) - self._is_broken, deliveries
+
+    def note_refused(self, first: int, refused: list[tuple[int, Exception]]) -> None:
+        """Note which of the messages behind this index were refused when they were sent."""
         self._refused += [(first + index, error) for index, error in refused]
-        self.deliveries, self._size = [], 0
 
     def raise_refused(self) -> None:
         """Raise BatchPublishError, if messages were refused."""

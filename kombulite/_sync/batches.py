@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from kombulite._client.outgoing import DeliveryBatch
+from kombulite._client.outgoing import Chunk, DeliveryBatch
 from kombulite._core import Delivery
 
 if TYPE_CHECKING:
     from kombulite._client.hooks import Hooks
 
-SendMany = Callable[[list[Delivery], bool], list[tuple[int, Exception]]]
+Refused = list[tuple[int, Exception]]
+SendMany = Callable[[list[Delivery], bool], Refused]
 
 
 class Batch(DeliveryBatch):
@@ -73,6 +74,53 @@ class HookedBatch(Batch):
             mandatory: If True, the broker returns the message if no queue takes it.
         """
         super().add(self._hooks.collect(delivery, mandatory), mandatory)
+
+
+class ChunkSender:
+    """Sends the chunks of a ``publish_many``. The broker may store one while the producer prepares the next.
+
+    A context: what is under way is awaited at its end, also after an error.
+
+    Args:
+        producer: The producer that sends.
+        chunk: What it prepares.
+        mandatory: If True, the broker returns a message if no queue takes it.
+        timeout: Seconds for each chunk.
+    """
+
+    def __init__(self, producer: Any, chunk: Chunk, mandatory: bool, timeout: float | None) -> None:
+        self._producer = producer
+        self._chunk = chunk
+        self._arguments = mandatory, timeout
+        self._under_way: tuple[int, Callable[[], Refused]] | None = None  # the first message's index; what waits
+
+    def send(self, overlaps: bool = False) -> None:
+        """Send what is prepared, behind what was sent before.
+
+        Args:
+            overlaps: If True, the broker may store it while the next messages are prepared.
+        """
+        self._wait()
+        first, deliveries = self._chunk.take()
+        if not deliveries:
+            return
+        wait = self._producer.begin_many(deliveries, *self._arguments) if overlaps else None
+        if wait is not None:
+            self._under_way = first, wait
+        else:
+            self._chunk.note_refused(first, self._producer.send_many(deliveries, *self._arguments))
+
+    def _wait(self) -> None:
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            first, wait = under_way
+            self._chunk.note_refused(first, wait())
+
+    def __enter__(self) -> ChunkSender:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._wait()
 
 
 class SessionBatch:

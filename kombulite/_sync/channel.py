@@ -548,14 +548,36 @@ class Channel(BaseChannel):
         """
         if not deliveries:
             return []
-        transport = self._transport
-        refused = self._ask(transport.publish_many, deliveries, mandatory, timeout)
+        return self._published(deliveries, self._ask(self._transport.publish_many, deliveries, mandatory, timeout))
+
+    def begin_publish_many(
+        self, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
+    ) -> Callable[[], list[tuple[int, Exception]]] | None:
+        """Send messages, and let the broker store them while the program does something else.
+
+        Return a function that waits until they are stored, and returns what ``publish_many`` does: call it soon, for
+        some may have to be sent again. Return None, with nothing sent, where ``publish_many`` is as good.
+
+        Args:
+            deliveries: The messages, at least one, whose routing keys are short strings.
+            mandatory: If True, the broker returns the message if no queue takes it.
+            timeout: Seconds for all of them.
+        """
+        wait = self._ask(self._transport.begin_publish_many, deliveries, mandatory, timeout)
+        if wait is None:
+            return None
+        return lambda: self._published(deliveries, self._ask(lambda _: wait()))
+
+    def _published(
+        self, deliveries: Sequence[Delivery], refused: list[tuple[int, Exception]]
+    ) -> list[tuple[int, Exception]]:
+        """Count messages, and report those that were returned; returns the others that were refused."""
         closing = [error for _, error in refused if isinstance(error, exceptions.ChannelError)]
         if closing:
             self._notice(closing[-1])
         returned = [(index, error) for index, error in refused if isinstance(error, exceptions.MessageReturned)]
         others = [each for each in refused if not isinstance(each[1], exceptions.MessageReturned)]
-        self._tally.count_many(deliveries, transport.confirms, {index for index, _ in others})
+        self._tally.count_many(deliveries, self._transport.confirms, {index for index, _ in others})
         if not self.return_listeners:
             for _ in returned:
                 self._tally.count_returned()

@@ -6,6 +6,7 @@ The class is wider than others: kombu's users find all of this on it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import repeat
 from types import MappingProxyType
 from typing import Any, TypedDict, cast
 
@@ -15,7 +16,7 @@ from kombulite._client.lifecycle import State
 from kombulite._client.outgoing import Chunk, MessageMaker
 from kombulite._client.retry import RetryPolicy
 from kombulite._core import BaseProducer, Delivery
-from kombulite._sync.batches import Batch, BatchContext, HookedBatch, SessionBatch
+from kombulite._sync.batches import Batch, BatchContext, ChunkSender, HookedBatch, SessionBatch
 from kombulite._sync.channel import Channel
 from kombulite._sync.steps import Step, prepare, publish_in_steps, publish_prepared, replaced_name
 from kombulite.abstract import is_connection
@@ -23,6 +24,10 @@ from kombulite.entity import Exchange, is_declared
 from kombulite.message import Message
 from kombulite.transport.adapter import AdaptedChannel, facade_channel
 from kombulite.utils.functional import ChannelPromise
+
+#: Types of ``bodies`` whose iteration runs no code of the application: it may go on while the broker stores messages.
+#: Code that waits for these messages, or for long, would keep those back that have to be sent again.
+PLAIN_ITERABLES = frozenset([list, tuple, range, repeat])
 
 
 class PromisedChannel:
@@ -426,7 +431,8 @@ class Producer(MessageMaker, BaseProducer):
         """Publish many bodies to one place. Return the number of messages that the broker took.
 
         ``bodies`` may be endless: they are sent a thousand, or some megabytes, at a time. Messages after a refused one
-        are still sent. A body that cannot be encoded ends the call, and so do ten thousand refused messages.
+        are still sent. A body that cannot be encoded ends the call, and so do ten thousand refused messages. If
+        ``bodies`` is a list or a tuple, the next are encoded while PostgreSQL stores those before them.
 
         Args:
             bodies: The bodies.
@@ -469,14 +475,14 @@ class Producer(MessageMaker, BaseProducer):
             )
 
         chunk = Chunk()
-        for body in bodies:
-            if chunk.add(make, body):
-                if chunk.deliveries:
-                    chunk.sent(self.send_many(chunk.deliveries, mandatory, timeout))
-                if chunk.is_over:
-                    break
-        if chunk.deliveries:
-            chunk.sent(self.send_many(chunk.deliveries, mandatory, timeout))
+        overlaps = type(bodies) in PLAIN_ITERABLES
+        with ChunkSender(self, chunk, mandatory, timeout) as sender:
+            for body in bodies:
+                if chunk.add(make, body):
+                    sender.send(overlaps)
+                    if chunk.is_over:
+                        break
+            sender.send()
         chunk.raise_refused()
         return chunk.total
 
@@ -561,6 +567,32 @@ class Producer(MessageMaker, BaseProducer):
             return channel.publish_many(deliveries, mandatory, timeout)
         finally:
             self._leave_closed(channel)
+
+    def begin_many(
+        self, deliveries: list[Delivery], mandatory: bool, timeout: float | None = None
+    ) -> Callable[[], list[tuple[int, Exception]]] | None:
+        """Begin what ``send_many`` does. Return what waits for its end; None where ``send_many`` is as good.
+
+        Args:
+            deliveries: The messages.
+            mandatory: If True, the broker returns the message if no queue takes it.
+            timeout: Seconds for all of them.
+        """
+        channel = self._open_channel()
+        try:
+            wait = channel.begin_publish_many(deliveries, mandatory, timeout)
+        finally:
+            self._leave_closed(channel)
+        if wait is None:
+            return None
+
+        def finish() -> list[tuple[int, Exception]]:
+            try:
+                return wait()
+            finally:
+                self._leave_closed(channel)
+
+        return finish
 
     def _leave_closed(self, channel: Channel) -> None:
         """Do not ask a channel again what it failed with: that is being told now."""

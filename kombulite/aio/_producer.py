@@ -178,7 +178,8 @@ class Producer(BaseAsyncProducer, MessageMaker):
 
     async def _send(self, chunk: Chunk, mandatory: bool, timeout: float | None) -> None:
         if chunk.deliveries:
-            chunk.sent(await self.send_many(chunk.deliveries, mandatory, timeout))
+            first, deliveries = chunk.take()
+            chunk.note_refused(first, await self.send_many(deliveries, mandatory, timeout))
 
     async def send_many(
         self, deliveries: list[Delivery], mandatory: bool, timeout: float | None = None

@@ -851,6 +851,23 @@ class Transport:
                 refused.append((index, error))
         return refused
 
+    def begin_publish_many(
+        self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
+    ) -> Callable[[], list[tuple[int, Exception]]] | None:
+        """Send what ``publish_many`` sends, and let the broker store it while the client does something else.
+
+        Return a function that waits until it is stored, and returns and raises what ``publish_many`` does: it has to
+        be called soon, for some may have to be sent again. Return None, with nothing sent, where ``publish_many`` is
+        as good.
+
+        Args:
+            channel: Number of the channel.
+            deliveries: The messages, at least one.
+            mandatory: If True, the broker returns the message if no queue takes it.
+            timeout: Seconds for all of them.
+        """
+        return None
+
     def prepare_via(
         self, channel: int, via: Any, delivery: Delivery, mandatory: bool = False
     ) -> Callable[[], Coroutine[Any, Any, None] | None]:

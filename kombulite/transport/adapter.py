@@ -99,6 +99,11 @@ class ChannelVerbs:
                 refused.append((index, error))
         return refused
 
+    def begin_publish_many(
+        self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
+    ) -> None:
+        """Begin nothing: what is published is sent at once."""
+
     def qos(self, channel: int, prefetch_size: int, prefetch_count: int, apply_global: bool) -> None:
         """Bound the messages that are delivered and not settled."""
         self.raw.basic_qos(prefetch_size, prefetch_count, apply_global)

@@ -11,7 +11,7 @@ The class is wider than others: it has all in which the databases differ.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -48,6 +48,8 @@ class Database(ABC):
     place: str
     found: str
     is_postgresql: bool
+    #: Whether another process runs the statements, so that this one can do something else meanwhile.
+    is_apart = False
 
     #: Seconds between two looks that need no wake.
     look_interval = LOOK_INTERVAL
@@ -88,6 +90,14 @@ class Database(ABC):
         Returns whether they are inserted. ``topology``: its version as the caller knows it; ``wakes_all``: as
         ``notify``.
         """
+
+    def begin_insert_unless_changed(self, segment: Segment, topology: int, wakes_all: bool) -> Callable[[], bool]:
+        """Begin what ``insert_unless_changed`` does; returns what waits for its end, and returns what that returns.
+
+        Whatever else is run on this connection is run behind it.
+        """
+        is_inserted = self.insert_unless_changed(segment, topology, wakes_all)
+        return lambda: is_inserted
 
     @abstractmethod
     def outbox_statement(self, head: Head, body: bytes) -> Statement:

@@ -6,7 +6,7 @@ The class is wider than others: all that may become of a row of one table.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from math import isfinite
@@ -166,8 +166,16 @@ class Messages:
 
         They are alike but for their bodies.
         """
-        segment = Segment(self._head(queue, alike[0]), [_body(each) for each in alike])
+        segment = self._segment(queue, alike)
         return self._database.insert_unless_changed(segment, self._topology.version, _may_die(queue, segment.head))
+
+    def begin_put_unless_changed(self, queue: QueueRecord, alike: Sequence[Delivery]) -> Callable[[], bool]:
+        """Begin what ``put_unless_changed`` does; returns what waits for its end."""
+        begin, segment = self._database.begin_insert_unless_changed, self._segment(queue, alike)
+        return begin(segment, self._topology.version, _may_die(queue, segment.head))
+
+    def _segment(self, queue: QueueRecord, alike: Sequence[Delivery]) -> Segment:
+        return Segment(self._head(queue, alike[0]), _bodies(alike))
 
     def put_many(self, placed: Sequence[tuple[QueueRecord, Sequence[Delivery]]]) -> None:
         """Put messages into queues that are locked, whether they are full or not, and drop what exceeds their limits.
@@ -179,7 +187,7 @@ class Messages:
             self.drop_excess({queue.id: queue for queue, _ in placed if not queue.is_plain}.values())
 
     def _store(self, placed: Sequence[tuple[QueueRecord, Sequence[Delivery]]]) -> None:
-        segments = [Segment(self._head(queue, alike[0]), [_body(each) for each in alike]) for queue, alike in placed]
+        segments = [self._segment(queue, alike) for queue, alike in placed]
         self._database.insert_messages(segments)
         may_die = any(_may_die(queue, segment.head) for (queue, _), segment in zip(placed, segments, strict=True))
         self._database.notify(sorted({queue.id for queue, _ in placed}), may_die)
@@ -474,6 +482,13 @@ def _made(stored: dict[str, Any]) -> Properties:
         stored.pop(name, None) for name in NAMED_PROPERTIES
     )
     return make_properties(content_type, content_encoding, headers, delivery_mode, priority, stored)
+
+
+def _bodies(deliveries: Iterable[Delivery]) -> list[bytes]:
+    bodies: list[Any] = [delivery.body for delivery in deliveries]
+    if any(type(body) is not bytes for body in bodies):
+        return [_body(delivery) for delivery in deliveries]
+    return bodies
 
 
 def _body(delivery: Delivery) -> bytes:

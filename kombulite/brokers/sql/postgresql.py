@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -100,6 +100,7 @@ class PostgreSQL(Database):
         "ctid = ANY(ARRAY(SELECT place FROM found))"  # IN makes the planner read the whole table for what might be many
     )
     is_postgresql = True
+    is_apart = True
 
     def __init__(self, settings: Settings, prefix: str) -> None:
         super().__init__(prefix, settings.options.get("schema"))
@@ -211,10 +212,11 @@ class PostgreSQL(Database):
         except ServerError as error:
             raise self._failure(error) from error
 
-    def _failure(self, error: ServerError) -> Exception:
+    def _failure(self, error: ServerError, wire: Wire | None = None) -> Exception:
+        """Return an error of ours for one of the server's, on the connection that is open or on one before it."""
         if error.sqlstate == READ_ONLY or error.sqlstate in CORRUPT:
             self.close()  # the next connection may find a server that takes writes, or one whose files are whole
-        return _translated(str(error), error.sqlstate, self.is_lost)
+        return _translated(str(error), error.sqlstate, self.is_lost if wire is None else wire.is_closed)
 
     def insert_messages(self, segments: Sequence[Segment]) -> None:
         """Insert messages by COPY, which takes a fraction of what an INSERT for each takes."""
@@ -228,12 +230,31 @@ class PostgreSQL(Database):
 
     def insert_unless_changed(self, segment: Segment, topology: int, wakes_all: bool) -> bool:
         """Insert messages and wake their consumers in one statement; not if the topology has changed."""
-        head, bodies = segment
-        values = (*head, array(BYTEA, bodies), topology, self.channel, wakes_all, head[0])
         try:
-            return self._open_wire().execute(self.prepared(INSERT_UNLESS_CHANGED), values) > 0
+            return self._open_wire().execute(*self._insert(segment, topology, wakes_all)) > 0
         except ServerError as error:
             raise self._failure(error) from error
+
+    def begin_insert_unless_changed(self, segment: Segment, topology: int, wakes_all: bool) -> Callable[[], bool]:
+        """Send the statement that does so; returns what waits for its end."""
+        wire = self._open_wire()
+        try:
+            pending = wire.send(*self._insert(segment, topology, wakes_all))
+        except ServerError as error:
+            raise self._failure(error, wire) from error
+
+        def wait() -> bool:
+            try:
+                return pending.changed_rows() > 0
+            except ServerError as error:
+                raise self._failure(error, wire) from error
+
+        return wait
+
+    def _insert(self, segment: Segment, topology: int, wakes_all: bool) -> Statement:
+        head, bodies = segment
+        values = (*head, array(BYTEA, bodies), topology, self.channel, wakes_all, head[0])
+        return self.prepared(INSERT_UNLESS_CHANGED), values
 
     def outbox_statement(self, head: Head, body: bytes) -> Statement:
         """Return what inserts a message and wakes its consumers at commit.

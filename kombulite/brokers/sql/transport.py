@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 from operator import itemgetter
@@ -319,13 +319,18 @@ class SQLTransport(ChannelTransport):
 
     def _put_as_known(self, alike: Sequence[Delivery]) -> bool:
         """Put messages where they go by the topology as it was seen last, if it is that still; one round trip."""
+        queue = self._known_queue(alike[0])
+        return queue is not None and self._messages.put_unless_changed(queue, alike)
+
+    def _known_queue(self, delivery: Delivery) -> QueueRecord | None:
+        """Return the queue that a message goes to by the topology as it was seen last, if one statement can put it."""
         try:
-            queues = self._topology.route(alike[0])
+            queues = self._topology.route(delivery)
         except exceptions.NotFound:
-            return False
+            return None
         if len(queues) != 1 or not queues[0].is_plain or queues[0].limits.expires is not None:
-            return False
-        return self._messages.put_unless_changed(queues[0], alike)
+            return None
+        return queues[0]
 
     def _may_put(self, delivery: Delivery) -> bool:
         """Return whether a message may be stored; what refuses it names it by its place in a batch."""
@@ -355,12 +360,37 @@ class SQLTransport(ChannelTransport):
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
-        refused: list[tuple[int, Exception]] = []
-        if deliveries and all(_are_alike(deliveries[0], each) for each in deliveries):
+        if deliveries and _are_all_alike(deliveries):
             with self._session.use():
                 self._channel(channel)
                 if self._may_put(deliveries[0]) and self._put_as_known(deliveries):
-                    return refused
+                    return []
+        return self._publish_planned(channel, deliveries, mandatory)
+
+    def begin_publish_many(
+        self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
+    ) -> Callable[[], list[tuple[int, Exception]]] | None:
+        if not self._database.is_apart or not _are_all_alike(deliveries):
+            return None
+        with self._session.use():
+            self._channel(channel)
+            queue = self._known_queue(deliveries[0]) if self._may_put(deliveries[0]) else None
+            if queue is None:
+                return None
+            wait = self._messages.begin_put_unless_changed(queue, deliveries)
+
+        def complete() -> list[tuple[int, Exception]]:
+            with self._session.use():
+                is_put = wait()
+            return [] if is_put else self._publish_planned(channel, deliveries, mandatory)
+
+        return complete
+
+    def _publish_planned(
+        self, channel: int, deliveries: Sequence[Delivery], mandatory: bool
+    ) -> list[tuple[int, Exception]]:
+        """Publish messages that may differ, in a transaction; returns those refused."""
+        refused: list[tuple[int, Exception]] = []
         with self._session.transaction():
             self._channel(channel)
             plan: list[Planned] = []
@@ -555,6 +585,15 @@ class SQLTransport(ChannelTransport):
     def _note_news(self) -> None:
         self._news += 1
         self._wake.notify_all()
+
+
+def _are_all_alike(deliveries: Sequence[Delivery]) -> bool:
+    first = deliveries[0]
+    properties, routing_key, exchange = first.properties, first.routing_key, first.exchange
+    for each in deliveries:  # as ``_are_alike``, in half of the time
+        if each.properties is not properties or each.routing_key != routing_key or each.exchange != exchange:
+            return False
+    return True
 
 
 def _are_alike(one: Delivery, other: Delivery) -> bool:

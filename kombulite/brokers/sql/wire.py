@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 from psycopg import pq
 
-__all__ = ["ServerError", "Wire"]
+__all__ = ["Pending", "ServerError", "Wire"]
 
 Row = tuple[Any, ...]
 
@@ -51,6 +51,35 @@ class ServerError(OSError):
         self.sqlstate = sqlstate
 
 
+class Pending:
+    """A statement that was sent, and whose answer has not been read or is kept here: ``Wire.send`` makes it.
+
+    The next statement on its connection reads the answer first.
+    """
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._answer: Any = None
+        self._error: ServerError | None = None
+
+    def read(self, read: Callable[[], Any]) -> None:
+        """Read the answer, and keep it, or the error that it is."""
+        try:
+            self._answer = read()
+        except ServerError as error:
+            self._error = error
+
+    def changed_rows(self) -> int:
+        """Wait for the answer; returns how many rows of a table the statement has changed. Raises as ``Wire.run``."""
+        self._wire.read_pending(self)
+        if self._error is not None:
+            raise self._error
+        if self._answer is None:  # closed, or a signal handler interrupted the wait: what is to come is not known
+            self._wire.close()
+            raise ServerError("the connection was closed before the server answered")
+        return int(self._answer.command_tuples or 0)
+
+
 class Wire:
     """A libpq connection that runs one statement at a time.
 
@@ -68,6 +97,7 @@ class Wire:
         self._timeout = timeout
         self.prepares = False
         self._prepared: dict[str, bytes] = {}
+        self._pending: Pending | None = None
 
     # --- the connection
 
@@ -82,13 +112,15 @@ class Wire:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no transaction is open and no statement is under way."""
-        return self.is_closed or self._pgconn.transaction_status == pq.TransactionStatus.IDLE
+        """Whether no transaction is open and no statement is under way, but for one that is pending."""
+        return (
+            self.is_closed or self._pending is not None or self._pgconn.transaction_status == pq.TransactionStatus.IDLE
+        )
 
     @property
     def is_busy(self) -> bool:
-        """Whether a statement is under way."""
-        return self._pgconn.transaction_status == pq.TransactionStatus.ACTIVE
+        """Whether a statement is under way that is not pending."""
+        return self._pending is None and self._pgconn.transaction_status == pq.TransactionStatus.ACTIVE
 
     @property
     def backend(self) -> int:
@@ -126,7 +158,29 @@ class Wire:
         """Run a statement that has no rows; returns how many rows of a table it has changed. Raises as ``run``."""
         return int(self._answer(statement, values).command_tuples or 0)
 
+    def send(self, statement: str, values: Sequence[Any]) -> Pending:
+        """Send a statement that has no rows, outside of a transaction. Raises as ``run``, but not what it ends with."""
+        deadline = self._send(statement, values)
+        try:
+            self._flush(deadline)
+        except psycopg.Error as error:
+            raise ServerError(str(error)) from error
+        pending = self._pending = Pending(self)
+        return pending
+
+    def read_pending(self, pending: Pending | None = None) -> None:
+        """Wait for the answer to the statement that is pending; to this one only, if one is given."""
+        current = self._pending
+        if current is None or (pending is not None and current is not pending):
+            return
+        self._pending = None  # if a signal handler interrupts this, it counts as a statement that was interrupted
+        current.read(lambda: self._result(monotonic() + self._timeout))
+
     def _answer(self, statement: str, values: Sequence[Any]) -> Any:
+        return self._result(self._send(statement, values))
+
+    def _send(self, statement: str, values: Sequence[Any]) -> float:
+        """Hand a statement to libpq; returns until when the server has time to answer it."""
         pgconn, deadline = self._open(), monotonic() + self._timeout
         dumped, formats = _dumped(values)
         try:
@@ -142,7 +196,7 @@ class Wire:
                 pgconn.send_query_params(statement.encode(), dumped, None, formats, BINARY)
         except psycopg.Error as error:
             raise ServerError(str(error)) from error
-        return self._result(deadline)
+        return deadline
 
     def command(self, statement: str) -> bytes:
         """Run a statement without parameters and rows; returns what the server did. Raises ServerError."""
@@ -181,6 +235,7 @@ class Wire:
         self._result(deadline)
 
     def _open(self) -> Any:
+        self.read_pending()
         if self.is_closed:
             raise ServerError("the connection is closed")
         return self._pgconn
