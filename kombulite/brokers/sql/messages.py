@@ -17,6 +17,7 @@ from kombulite._core import Delivery, Properties, make_properties
 from kombulite.brokers.limits import Limits, dead_letter, expiration_of
 from kombulite.brokers.sql.arrays import TID, array
 from kombulite.brokers.sql.database import Database, Head, Row, Segment
+from kombulite.brokers.sql.lengths import LengthBounds
 from kombulite.brokers.sql.marks import Marks
 from kombulite.brokers.sql.outbox import Statement
 from kombulite.brokers.sql.topology import DELETED_AT_ONCE, WAITING, QueueRecord, Topology, delete_messages
@@ -132,6 +133,7 @@ class Messages:
         self._database = database
         self._topology = topology
         self._marks = Marks()
+        self.lengths = LengthBounds(database, self.newest)
         self.grown: dict[int, QueueRecord] = {}  # queues with limits that dead letters have come to
         self._in_queues = IN_QUEUES_POSTGRESQL if database.is_postgresql else IN_QUEUES_SQLITE
         self._encoded: tuple[Properties | None, str] = (None, "")  # the last properties: a producer's are one object
@@ -205,6 +207,8 @@ class Messages:
     def drop_excess(self, queues: Iterable[QueueRecord]) -> None:
         """Drop what exceeds the limits of queues that are locked, oldest first."""
         for queue in queues:
+            if self.lengths.is_within(queue):
+                continue
             dropped: list[Token] = []
             count, size = self._measure(queue)  # once: it reads all that waits
             while excess := _excess(queue.limits, count, size):
@@ -214,11 +218,15 @@ class Messages:
                 dropped += tokens
                 count -= len(tokens)
                 size -= sum(len(token.delivery.body) for token in tokens)
+            self.lengths.note(queue, count)
             self.bury(dropped, "maxlen")  # behind the loop: they may come to the same queue
 
     def _check_room(self, queues: Sequence[QueueRecord], delivery: Delivery) -> None:
         for queue in queues:
-            if queue.limits.reject_publish and self.excess(queue, 1, len(delivery.body)):
+            if not queue.limits.reject_publish or self.lengths.is_within(queue, 1):
+                continue
+            count, size = self._measure(queue)
+            if _excess(queue.limits, count + 1, size + len(delivery.body)):
                 raise exceptions.MessageNacked(f"queue '{queue.spec.name}' is full")
 
     def _head(self, queue: QueueRecord, delivery: Delivery) -> Head:
@@ -246,12 +254,9 @@ class Messages:
             self._encoded = properties, text
         return text
 
-    def excess(self, queue: QueueRecord, extra_messages: int = 0, extra_bytes: int = 0) -> int:
+    def excess(self, queue: QueueRecord) -> int:
         """Return how many waiting messages are too many (or 1 where it is their size)."""
-        if queue.is_plain:
-            return 0
-        count, size = self._measure(queue)
-        return _excess(queue.limits, count + extra_messages, size + extra_bytes)
+        return 0 if queue.is_plain else _excess(queue.limits, *self._measure(queue))
 
     def _measure(self, queue: QueueRecord) -> tuple[int, int]:
         """Return how many messages wait in a queue, and their bytes if these are limited."""

@@ -110,6 +110,7 @@ class Session:
             self.left.lose(self.topology.connection, self.claims.acks)
         self.is_open = False
         self.claims.clear()
+        self.messages.lengths.clear()
         self.topology.forget()
         if self._maintainer is not None:
             self._maintainer.stop()
