@@ -71,6 +71,8 @@ class Pair:
         """Pass bytes on, so many at a time."""
         target = self._targets[way]
         for start in range(0, len(data), size or max(len(data), 1)):
+            if target.is_closing():  # asyncio warns of each write
+                return
             target.write(data[start : start + (size or len(data))])
 
     def end(self, reset: bool = False) -> None:
