@@ -82,7 +82,7 @@ TABLES: dict[tuple[str, str], dict[str, list[str]]] = {
             "contract/test_poison.py::test_a_message_that_comes_back_too_often_goes_to_the_dead_letters",
         ],
     },
-    ("reliability.md", "Consumers that live"): {
+    ("reliability.md", "What consumers survive"): {
         "the broker restarts, the operator closes the connection, `CLIENT KILL`": [
             "faults/test_recovery.py::test_consumer_goes_on_after_a_restart_of_the_broker",
             "faults/test_recovery.py::test_consumer_goes_on_after_the_operator_closed_the_connection",
@@ -180,6 +180,13 @@ TABLES: dict[tuple[str, str], dict[str, list[str]]] = {
             "amqp/test_connecting.py::test_socket_settings"
         ],
         "an answer of Redis": ["redis/test_faults.py::test_server_that_hangs_ends_every_call_in_time"],
+        "a statement on PostgreSQL": [
+            "sql/test_deadlines.py::test_publish",
+            "sql/test_deadlines.py::test_declarations",
+        ],
+        "a verb of `kombulite.aio`, all of it": [
+            "aio/test_faults.py::test_a_silent_broker_ends_each_wait_by_its_deadline",
+        ],
         "a pool that is used up: `acquire(block=True)`": ["unit/test_pools.py::test_waiting_ends_in_time"],
         "`Mailbox.call`": ["unit/test_helpers.py::test_call_waits_from_one_answer_to_the_next"],
     },

@@ -32,9 +32,9 @@ class Options(NamedTuple):
         unacked_key: Name of the hash of unacknowledged messages.
         unacked_index_key: Name of the index of unacknowledged messages.
         unacked_mutex_key: Name of the lock of the client that restores messages.
-        unacked_mutex_expire: Seconds after which that lock expires.
+        unacked_mutex_expire: Seconds after which that lock expires, 10 at most.
         visibility_timeout: Seconds without a sign of its consumer after which a message returns to its queue.
-        unacked_restore_limit: Largest number of messages to restore at a time.
+        unacked_restore_limit: Largest number of messages to restore at a time, 10,000 at most.
         unacked_restore_interval: Seconds between two looks for messages to restore.
         unacked_restore_throttle: Factor of that interval.
         fanout_prefix: If True, pub/sub channels have the database in their names; or the prefix itself.
@@ -46,7 +46,7 @@ class Options(NamedTuple):
         polling_interval: Largest time between two looks if the server does not report changes; 1 second at most.
         socket_timeout: Seconds for the server to reply; None: no limit, as in kombu.
         socket_connect_timeout: Seconds to connect (default: `connect_timeout`).
-        socket_keepalive: If True, TCP keepalive is on.
+        socket_keepalive: If False, TCP keepalive is off; it is on by default.
         socket_keepalive_options: TCP options by number.
         health_check_interval: Seconds of silence after which a connection is pinged.
         client_name: Name of the connection at the server.
