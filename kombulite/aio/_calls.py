@@ -103,7 +103,7 @@ class Caller:
     def _take(self, message: Message) -> None:
         waiting = self._waiting.get(message.properties.get("correlation_id", ""))
         if waiting is None:
-            logger.info("a reply came that nobody waits for any more")
+            logger.info("a reply came after its call had ended")
         else:
             resolve(waiting, message)
 

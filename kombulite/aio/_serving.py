@@ -68,7 +68,7 @@ class Server:
             try:
                 key = self._key(message)
             except Exception:
-                logger.exception("the key of a message of queue %r cannot be told: it is rejected", message.queue)
+                logger.exception("the function key failed for a message of queue %r: it is rejected", message.queue)
                 await message.reject()
                 continue
             if key in self._following:

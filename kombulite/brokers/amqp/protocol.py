@@ -306,7 +306,9 @@ class AMQPProtocol:
             return
         if not self._drops_returns:
             self._drops_returns = True
-            logger.error("nobody drains this connection: from now on returned messages are dropped, the oldest first")
+            logger.error(
+                "no thread drains this connection: from now on returned messages are dropped, the oldest first"
+            )
 
     def _answer(self, number: int, signature: methods.Signature, answer: Any) -> None:
         channel = self.channels.get(number)
@@ -322,7 +324,9 @@ class AMQPProtocol:
         elif channel is not None and channel.flows and signature == methods.CHANNEL_FLOW.reply:
             channel.flows -= 1
         else:
-            raise exceptions.UnexpectedFrame(f"method {signature} on channel {number}, which nobody asked for")
+            raise exceptions.UnexpectedFrame(
+                f"unexpected method {signature} on channel {number}: no request is pending"
+            )
 
     def _left(self, channel: AMQPChannel) -> None:
         """Forget a channel that the broker has closed as we asked; it confirms nothing any more."""

@@ -118,5 +118,7 @@ class ListWaits:
     def _warn(self, error: Exception) -> None:
         if not self._has_warned:
             self._has_warned = True
-            text = "The server does not tell %s of changes (%s): a message for an idle consumer waits up to %g seconds"
+            text = (
+                "The server does not report changes to %s (%s): a message for an idle consumer waits up to %g seconds"
+            )
             logger.warning(text, self._client_name, error, self._longest_poll)

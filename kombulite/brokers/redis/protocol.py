@@ -100,7 +100,7 @@ class RedisProtocol:
             seconds = int(reply[0]) + int(reply[1]) / 1e6 if is_granted(reply) else time()
             self._clock = seconds - monotonic()
         except (TypeError, ValueError, LookupError) as error:
-            raise connection_lost(f"a server that tells no time: {error}") from error
+            raise connection_lost(f"unexpected reply to TIME: {error}") from error
         return tracked
 
     def begin(self, stream: PostingStream, tracked: bool, perform: Callable[[Plan[Any]], object]) -> Plan[None]:

@@ -253,7 +253,7 @@ class Receiver:
 
     def _on_watched(self, claims: ClaimQueue, queues: Iterable[str], is_look: bool, reply: Any) -> None:
         if isinstance(reply, ReplyError) and isinstance(reply_error(str(reply)), exceptions.AccessRefused):
-            logger.warning("The server does not tell of changes, so it is asked now and then: %s", reply)
+            logger.warning("The server does not report changes, so it is polled: %s", reply)
             self._tells_of_lists = False
         elif reply:
             claims.dirty_queues.update(queues)

@@ -91,7 +91,7 @@ class LeaseMaintainer:
             if listener in ready and listener.take_notifications() and self._ring is not None:
                 self._ring()
         except OSError as error:
-            logger.warning("Notifications are not heard any more, messages are polled for: %s", error)
+            logger.warning("Notifications are not received any more, so consumers poll: %s", error)
             self._drop_listener()
             return
         if self._wake in ready:
