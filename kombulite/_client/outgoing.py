@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from operator import itemgetter
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from kombulite import exceptions, serialization
 from kombulite._core import BaseBatch, BaseMaker, Delivery, make_properties
 from kombulite.compression import compress
 from kombulite.entity import DELIVERY_MODES, Exchange, Queue, maybe_delivery_mode
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 LONGEST_SHORT_STRING = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
 
@@ -89,7 +92,7 @@ class Chunk:
 
     @property
     def is_over(self) -> bool:
-        """Whether no more are to be sent: one could not be encoded, or too many were refused."""
+        """True if no more are to be sent: one could not be encoded, or too many were refused."""
         return self._is_broken or len(self._refused) >= MAX_REFUSED
 
     def add(self, make: Callable[[Any], Delivery], body: object) -> bool:
@@ -146,7 +149,7 @@ class DeliveryBatch(BaseBatch):
 
 
 class MessageArguments(TypedDict, total=False):
-    """What ``publish`` may be told about a message, the rest of it being AMQP's properties."""
+    """Arguments of ``publish`` about a message, AMQP's properties among them."""
 
     exchange: Any  #: an Exchange or its name, ``""`` for the default exchange
     delivery_mode: int | str | None  #: 1 or "transient", 2 or "persistent" (None: the exchange's)
@@ -157,6 +160,7 @@ class MessageArguments(TypedDict, total=False):
     headers: Mapping[str, Any] | None
     compression: str | None  #: name of the compression (None: the producer's)
     expiration: float | None  #: seconds after which the broker drops it
+    eta: float | str | datetime | None  #: when it may be delivered (PostgreSQL, SQLite): seconds since 1970, ISO text
     correlation_id: str | None
     reply_to: Any  #: a Queue or its name
     message_id: str | None

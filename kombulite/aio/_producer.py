@@ -73,7 +73,9 @@ class Producer(BaseAsyncProducer, MessageMaker):
             via: A transaction of the caller's on the database that is the broker (SQL brokers only): an
                 asynchronous session or connection of SQLAlchemy, a connection of psycopg, asyncpg or aiosqlite, or
                 a synchronous one. The message exists if that transaction commits, and not before.
-            **arguments: Settings of the message: see ``MessageArguments``.
+            **arguments: Keywords of the synchronous ``publish`` for the message: exchange, serializer, compression,
+                headers, priority, delivery_mode, expiration, content_type, content_encoding, correlation_id, reply_to,
+                eta, and AMQP's other properties.
 
         Raises:
             MessageReturned: It was mandatory, and no queue took it.
@@ -155,7 +157,9 @@ class Producer(BaseAsyncProducer, MessageMaker):
             mandatory: If True, the broker returns the message if no queue takes it.
             declare: Entities to declare first.
             timeout: Seconds for each of the parts that are sent together.
-            **arguments: Settings of the messages: see ``MessageArguments``.
+            **arguments: Keywords of the synchronous ``publish`` for the messages: exchange, serializer, compression,
+                headers, priority, delivery_mode, expiration, content_type, content_encoding, correlation_id, reply_to,
+                eta, and AMQP's other properties.
 
         Raises:
             BatchPublishError: Some messages were refused; ``refused`` names them by their index.
@@ -249,7 +253,9 @@ class Batch(DeliveryBatch):
             routing_key: Routing key (None: the producer's).
             mandatory: If True, the broker returns the message if no queue takes it.
             declare: Entities to declare first.
-            **arguments: Settings of the message: see ``MessageArguments``.
+            **arguments: Keywords of the synchronous ``publish`` for the message: exchange, serializer, compression,
+                headers, priority, delivery_mode, expiration, content_type, content_encoding, correlation_id, reply_to,
+                eta, and AMQP's other properties.
         """
         producer = self._producer
         delivery = producer.make(body, routing_key, **arguments)

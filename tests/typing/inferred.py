@@ -142,6 +142,7 @@ async def asynchronous() -> None:
         producer = connection.producer("orders")
         assert_type(producer, aio.Producer)
         assert_type(await producer.publish({"n": 1}, "a", headers={"h": 1}, expiration=5), None)
+        assert_type(await producer.publish({"n": 1}, "a", eta=0.0), None)
         assert_type(await producer.publish_many(({"n": n} for n in range(9)), "a"), int)
         async with connection.consume("a", prefetch=100) as messages:
             assert_type(messages, aio.Messages)
