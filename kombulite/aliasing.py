@@ -31,9 +31,11 @@ def as_kombu() -> None:
 
     They are the same modules: ``kombu.Connection is kombulite.Connection``. ``kombulite.__version__`` becomes that of
     kombu's API with kombulite's own behind a ``+``, and so does the version of the distribution ``kombu``. The Python
-    processes that this one starts have it too, forked or not: they find KOMBULITE_AS_KOMBU=1 in their environment. To
-    be called before anything imports kombu; calling it again does nothing. Raises RuntimeError where kombu is imported
-    already.
+    processes that this one starts have it too, forked or not: they find KOMBULITE_AS_KOMBU=1 in their environment. Call
+    it before anything imports kombu; calling it again does nothing.
+
+    Raises:
+        RuntimeError: Genuine kombu is imported already.
     """
     found = sys.modules.get(ALIAS)
     if found is kombulite:

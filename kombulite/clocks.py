@@ -13,7 +13,7 @@ __all__ = ["LamportClock", "timetuple"]
 
 
 class timetuple(tuple[Any, ...]):  # noqa: N801 - kombu's name
-    """When an event was: ``clock`` (logical), ``timestamp`` (seconds), ``id`` of the process; ``obj`` is the event.
+    """Time of an event: ``clock`` (logical), ``timestamp`` (seconds), ``id`` of the process; ``obj`` is the event.
 
     Ordered by the clocks if both have one, equal ones by id; else by the timestamps.
     """

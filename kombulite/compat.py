@@ -25,8 +25,8 @@ class Publisher(messaging.Producer):
         exchange: The exchange, or its name.
         routing_key: Routing key of messages that name none.
         exchange_type: Type of an exchange that is a name (None: ``direct``).
-        durable: Whether that exchange outlives a restart of the broker (None: True).
-        auto_delete: Whether that exchange is deleted with its last binding (None: False).
+        durable: If True, that exchange survives a restart of the broker (None: True).
+        auto_delete: If True, that exchange is deleted with its last binding (None: False).
         channel: The channel to publish on (None: the connection's default channel).
         **kwargs: Keywords of ``Producer``.
     """
@@ -89,9 +89,9 @@ class Consumer(messaging.Consumer):
         exchange: The exchange that the queue is bound to, or its name.
         routing_key: Routing key of the binding.
         exchange_type: Type of an exchange that is a name (None: ``direct``).
-        durable: Whether queue and exchange outlive a restart of the broker (None: True).
-        exclusive: Whether the queue is this connection's alone (None: False).
-        auto_delete: Whether the queue is deleted with its last consumer (None: False).
+        durable: If True, queue and exchange survive a restart of the broker (None: True).
+        exclusive: If True, only this connection may use the queue (None: False).
+        auto_delete: If True, the queue is deleted with its last consumer (None: False).
         **kwargs: Keywords of ``kombulite.Consumer``.
     """
 
@@ -165,7 +165,7 @@ class Consumer(messaging.Consumer):
         """Return the next message that waits, or None.
 
         Args:
-            no_ack: Whether the message needs no acknowledgement (None: as the consumer says).
+            no_ack: If True, the message counts as acknowledged when the broker sends it (None: the consumer's value).
             enable_callbacks: If True, the callbacks receive the message too.
         """
         message = self.queues[0].get(self.no_ack if no_ack is None else no_ack)
@@ -196,7 +196,7 @@ class Consumer(messaging.Consumer):
 
         Args:
             limit: Number of events (None: without end).
-            no_ack: Whether messages need no acknowledgement (None: as the consumer says).
+            no_ack: If True, messages count as acknowledged when the broker sends them (None: the consumer's value).
         """
         return _iterconsume(self.connection, self, no_ack, limit)
 
@@ -252,7 +252,7 @@ class ConsumerSet(messaging.Consumer):
 
         Args:
             limit: Number of events (None: without end).
-            no_ack: Whether messages need no acknowledgement.
+            no_ack: If True, messages count as acknowledged when the broker sends them.
         """
         return _iterconsume(self.connection, self, no_ack, limit)
 

@@ -94,8 +94,8 @@ class Connection(Address):
     """Connection to a broker.
 
     Creating one does no I/O: it opens when it is first used, and opens again if it is used after it was lost or closed.
-    Threads may share it, but only one of them may drain events. A value in the URL wins over the keyword, except for
-    ``transport``.
+    Threads may share it; if several wait in ``drain_events``, one reads for all. A value in the URL wins over the
+    keyword, except for ``transport``.
 
     Args:
         hostname: A URL, a list of URLs or one string with ``;`` between them (failover: if one fails, the next is
@@ -105,9 +105,9 @@ class Connection(Address):
         virtual_host: Virtual host on AMQP, database number on Redis (default: the transport's).
         port: TCP port (default: the transport's).
         insist: Has no effect; kombu's programs pass it.
-        ssl: True for TLS, or a dict of TLS settings, as docs of the transport list them.
+        ssl: True for TLS, or a dict of TLS settings, which the page of the transport lists.
         transport: Name of a transport, a path ``"module:Class"``, or a class (default: the URL's scheme).
-        connect_timeout: Seconds for one attempt to connect, including TLS and login.
+        connect_timeout: Seconds for one attempt to connect, including TLS and login; on Redis for each of these steps.
         transport_options: Options of the transport.
         login_method: SASL mechanism on AMQP, such as ``"PLAIN"`` or ``"EXTERNAL"``.
         uri_prefix: Prefix of the URL, as in ``sqla+sqlite://``.
@@ -365,7 +365,7 @@ class Connection(Address):
         return self
 
     def connect(self) -> Any:
-        """Connect now, in two attempts. Return ``connection``.
+        """Connect now, in two attempts, or if there are several URLs in one for each. Return ``connection``.
 
         Raises:
             ConnectionError: Connecting failed; the transport's own error.
@@ -618,7 +618,7 @@ class Connection(Address):
         Args:
             include_password: If True, the password is in the URL.
             mask: Text shown for the password.
-            getfields: Fields of kombu's URL to use instead of the connection's.
+            getfields: Ignored; kept for compatibility.
         """
         if self._facts is None and not is_native(self._transport_class):
             hostname = self.hostname or "localhost"
@@ -978,7 +978,7 @@ class Connection(Address):
         Args:
             obj: The owner of ``fun``, with a method ``revive(channel)``.
             policy: How to retry.
-            error: What the first call raised.
+            error: The exception of the first call.
             transport: The transport that the first call was made on.
             fun: The function.
             *args: Its positional arguments.

@@ -108,7 +108,7 @@ class Exchange(MaybeChannelBound):
         """Create the exchange on the broker, or assert that it exists. Return what the channel returns.
 
         Args:
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
             passive: If True, only assert that it exists; nothing is created or changed.
             channel: Channel to use instead of the one that the entity is bound to.
 
@@ -147,9 +147,13 @@ class Exchange(MaybeChannelBound):
             exchange: The source, or its name.
             routing_key: Routing key.
             arguments: Arguments of the binding, such as those of a headers exchange.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
             channel: Channel to use instead of the one that the entity is bound to.
             **kwargs: Ignored; kept for compatibility.
+
+        Raises:
+            NotFound: The queue or exchange does not exist.
+            AMQPNotImplementedError: The broker has no bindings between exchanges.
         """
         return (channel or self.channel).exchange_bind(
             destination=self.name,
@@ -172,7 +176,7 @@ class Exchange(MaybeChannelBound):
         Args:
             source: The source, or its name.
             routing_key: Routing key.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
             arguments: Arguments of the binding.
             channel: Channel to use instead of the one that the entity is bound to.
         """
@@ -248,7 +252,7 @@ class Exchange(MaybeChannelBound):
 
         Args:
             if_unused: Delete only if nothing is bound to it.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
 
         Raises:
             PreconditionFailed: It is in use.
@@ -316,7 +320,7 @@ class binding(Object):  # noqa: N801 - kombu's name
 
         Args:
             channel: The channel.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
         """
         if self.exchange is not None and self.exchange.name:
             self.exchange.declare(channel=channel, nowait=nowait)
@@ -326,7 +330,7 @@ class binding(Object):  # noqa: N801 - kombu's name
 
         Args:
             entity: The queue or exchange.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
             channel: Channel to use instead of the one that the entity is bound to.
         """
         entity.bind_to(
@@ -342,7 +346,7 @@ class binding(Object):  # noqa: N801 - kombu's name
 
         Args:
             entity: The queue or exchange.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
             channel: Channel to use instead of the one that the entity is bound to.
         """
         entity.unbind_from(
@@ -397,7 +401,8 @@ class Queue(MaybeChannelBound):
 
     Keyword Args:
         durable (bool): If True (default), it survives a restart of the broker.
-        exclusive (bool): If True, only this connection may use it, and it is deleted with the connection.
+        exclusive (bool): If True, only this connection may use it, and it is deleted with the connection; it is
+            ``auto_delete`` too.
         auto_delete (bool): If True, it is deleted with its last consumer.
         no_ack (bool): If True, messages count as acknowledged when the broker sends them.
         expires (float | None): Seconds without a consumer after which it is deleted.
@@ -521,7 +526,7 @@ class Queue(MaybeChannelBound):
         """Declare the exchange and the queue, and bind them.
 
         Args:
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
             channel: Channel to use instead of the one that the entity is bound to.
 
         Returns:
@@ -561,7 +566,7 @@ class Queue(MaybeChannelBound):
         """Declare only the queue.
 
         Args:
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
             passive: If True, only assert that it exists; nothing is created or changed.
             channel: Channel to use instead of the one that the entity is bound to.
 
@@ -603,7 +608,7 @@ class Queue(MaybeChannelBound):
         """Bind the queue to its exchange.
 
         Args:
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
             channel: Channel to use instead of the one that the entity is bound to.
         """
         return self.bind_to(
@@ -624,7 +629,7 @@ class Queue(MaybeChannelBound):
             exchange: The exchange, or its name.
             routing_key: Routing key.
             arguments: Arguments of the binding, such as those of a headers exchange.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
             channel: Channel to use instead of the one that the entity is bound to.
 
         Raises:
@@ -641,7 +646,7 @@ class Queue(MaybeChannelBound):
 
         Args:
             arguments: Arguments of the binding.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
             channel: Channel to use instead of the one that the entity is bound to.
         """
         return self.unbind_from(self.exchange or "", self.routing_key, arguments, nowait, channel)
@@ -660,7 +665,7 @@ class Queue(MaybeChannelBound):
             exchange: The exchange, or its name.
             routing_key: Routing key.
             arguments: Arguments of the binding.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
             channel: Channel to use instead of the one that the entity is bound to.
         """
         return (channel or self.channel).queue_unbind(
@@ -691,7 +696,7 @@ class Queue(MaybeChannelBound):
         """Remove the waiting messages. Return their number.
 
         Args:
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
         """
         return self.channel.queue_purge(queue=self.name, nowait=nowait) or 0
 
@@ -709,7 +714,7 @@ class Queue(MaybeChannelBound):
             consumer_tag: Tag that names the consumer on its channel.
             callback: Called with each message, in ``drain_events``.
             no_ack: If True, a message counts as acknowledged when the broker sends it.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
             on_cancel: Called with the consumer tag if the broker ends the consumer.
         """
         no_ack = self.no_ack if no_ack is None else no_ack
@@ -746,7 +751,7 @@ class Queue(MaybeChannelBound):
         Args:
             if_unused: Delete only if it has no consumer.
             if_empty: Delete only if no message waits in it.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Passed to the channel; kombulite's own channels wait for the broker's answer all the same.
 
         Raises:
             PreconditionFailed: It is in use, or not empty.

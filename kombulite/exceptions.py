@@ -37,7 +37,7 @@ The module is longer than others because AMQP alone has twenty classes.
     │   │   │   │   │   └── LoginRefused        403: it is an AccessRefused too
     │   │   │   │   ├── AMQPNotImplementedError 540
     │   │   │   │   └── InternalError           541
-    │   │   │   └── InconsistencyError          the broker lost what it was told
+    │   │   │   └── InconsistencyError          the broker lost what it had accepted
     │   │   └── ChannelError
     │   │       ├── RecoverableChannelError
     │   │       │   ├── ContentTooLarge         311
@@ -363,7 +363,7 @@ class InternalError(IrrecoverableConnectionError):
 
 
 class InconsistencyError(ConnectionError):
-    """The broker's answer contradicts what it was told before."""
+    """The broker's answer contradicts what it accepted before."""
 
 
 class ChannelError(AMQPError):

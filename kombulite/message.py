@@ -41,7 +41,7 @@ class Message(BaseMessage):
         kwargs: Ignored, as kombu's transports pass more.
 
     Attributes:
-        errors: What failed before decoding, as exc_info tuples.
+        errors: Failures before decoding, as exc_info tuples.
     """
 
     MessageStateError = MessageStateError

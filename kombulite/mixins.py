@@ -1,4 +1,4 @@
-"""Programs that consume for ever, and stay connected."""
+"""Programs that consume without end, and stay connected."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ class Node:
             exchange: Exchange of the reply.
             routing_key: Routing key.
             ticket: Number of the call.
-            **kwargs: Keywords of ``Producer.publish``.
+            **kwargs: Ignored; kept for compatibility.
         """
         self.mailbox._publish_reply(
             data, exchange, routing_key, ticket, channel=self.channel, serializer=self.mailbox.serializer

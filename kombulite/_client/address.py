@@ -312,7 +312,7 @@ class Address:
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """What tells one broker from another: what is durable there is not known to be anywhere else."""
+        """Key of a broker: entities that are durable there are not known to be anywhere else."""
         return self.transport_cls, self.hostname, self.port, self.virtual_host
 
     def settings(self) -> Settings:
@@ -368,7 +368,7 @@ class Address:
         Args:
             include_password: If True, show the password.
             mask: Text that stands for the password.
-            getfields: Returns the fields that are shown, of all the fields (kombu's).
+            getfields: Ignored; kept for compatibility.
         """
         host, port, userid, password, _ = self._defaults()
         scheme = self.transport_cls if isinstance(self.transport_cls, str) else self.transport_cls.__name__.lower()

@@ -34,7 +34,8 @@ class MessageBatch(list[Message]):
     def unsettled(self) -> tuple[list[Message], list[Any]]:
         """Return the messages that are not settled, and the delivery tags of those that have to be.
 
-        Raises MessageStateError if these have no channel.
+        Raises:
+            MessageStateError: These have no channel.
         """
         messages = [message for message in self if not message.acknowledged]
         tags = [message.delivery_tag for message in messages if not message.no_ack]
@@ -43,7 +44,12 @@ class MessageBatch(list[Message]):
         return messages, tags
 
     def ack(self) -> None:
-        """Acknowledge all, at once where the transport can. Raises PreconditionFailed as ``Message.ack`` does."""
+        """Acknowledge all, at once where the transport can.
+
+        Raises:
+            PreconditionFailed: The channel does not know one of them.
+            RecoverableConnectionError: The channel is closed, or its connection lost; the messages are redelivered.
+        """
         self._settle(Outcome.ACK)
 
     def reject(self, requeue: bool = False) -> None:

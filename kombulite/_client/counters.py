@@ -16,10 +16,10 @@ class Counters(NamedTuple):
     confirmed: int  #: those that the broker said it has, when ``publish`` returned (AMQP: with ``confirm_publish``)
     returned: int  #: mandatory messages that came back; each counts as published too
     consumed: int  #: messages handed to the application, by a consumer or by ``basic_get``
-    redelivered: int  #: those of them that somebody may have had before
+    redelivered: int  #: those of them that may have been delivered before
     acked: int  #: acknowledgements; one that is for several messages (``multiple``) counts once
-    rejected: int  #: messages given up
-    requeued: int  #: messages put back into their queues by whoever had them
+    rejected: int  #: messages rejected by their consumers
+    requeued: int  #: messages requeued by their consumers
     reconnects: int  #: times that the connection came back after it was lost
     bytes_sent: int  #: in the bodies of what was published, as they travel
     bytes_received: int  #: in the bodies of what was consumed, as they travel

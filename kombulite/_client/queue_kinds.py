@@ -46,7 +46,7 @@ class Quorum(QueueKind):
             deliveries, at most max (RabbitMQ 4.3).
         retry_for: Which messages are delayed: ``"failed"`` (reject, a lost consumer), ``"returned"`` (nack, recover,
             which is also how a consumer that ends in order gives back what it was sent) or ``"all"``.
-        single_active_consumer: Whether the broker delivers to one consumer at a time, the others waiting to take over.
+        single_active_consumer: If True, the broker delivers to one consumer at a time; the others wait to take over.
 
     Raises:
         ValueError: An option has a value that makes no sense; the message names both.
@@ -110,10 +110,10 @@ class Stream(QueueKind):
             back from now.
         filters: Values of the header ``x-stream-filter-value`` that a consumer is interested in (RabbitMQ 3.13). The
             broker leaves out whole chunks that have none of them, so a consumer looks at the header as well.
-        match_unfiltered: Whether ``filters`` lets messages without that header pass.
+        match_unfiltered: If True, ``filters`` lets messages without that header pass.
         max_age: Seconds, at least 1, that messages stay; the broker removes whole segments.
-        segment_bytes: Size of a segment's file.
-        filter_bytes: Size of the filter of a chunk, 16 to 255.
+        segment_bytes: Size of a segment's file, in bytes.
+        filter_bytes: Size of the filter of a chunk, 16 to 255 bytes.
 
     Raises:
         ValueError: An option has a value that the broker would refuse; the message names both.

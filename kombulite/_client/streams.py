@@ -12,7 +12,7 @@ SAVE_INTERVAL = 1.0  # seconds between two saves of a consumer's offsets
 
 
 class StreamPosition:
-    """How far one consumer has come in a stream.
+    """Position of one consumer in a stream.
 
     It goes on behind the last message up to which all are acknowledged: like those of a queue, messages that were
     handed over and not acknowledged come again.
@@ -132,7 +132,14 @@ class OffsetStore(Protocol):
 
 
 def checked_offsets(offsets: Any) -> dict[str, int]:
-    """Return offsets by stream as they were read. Raises ValueError for something else."""
+    """Return offsets by stream as they were read.
+
+    Args:
+        offsets: The offsets.
+
+    Raises:
+        ValueError: They are something else.
+    """
     if not isinstance(offsets, dict) or not all(type(each) is int and each >= 0 for each in offsets.values()):
         raise ValueError(f"offsets are numbers from 0 on by stream, not {offsets!r:.80}")
     return offsets

@@ -136,9 +136,15 @@ class SessionBatch:
         self.aborted = False
 
     def publish(self, channel: Any, message: Any, **options: Any) -> Any:
-        """Publish what the channel's ``prepare_message`` made. Returns what the channel, or its session, returns.
+        """Publish a message of the channel's ``prepare_message``. Return the result of the channel, or of its session.
 
-        Raises RuntimeError if it was aborted, or began on another channel.
+        Args:
+            channel: The channel.
+            message: The message.
+            **options: Keywords of the channel's ``basic_publish``.
+
+        Raises:
+            RuntimeError: The batch was aborted, or began on another channel.
         """
         if self.aborted:
             raise RuntimeError("Cannot publish through an aborted batch")
@@ -180,7 +186,7 @@ class SessionBatch:
 
 
 class BatchContext:
-    """What ``Producer.batch()`` returns: within it, what the producer publishes is collected."""
+    """Context of ``Producer.batch()``: messages that the producer publishes inside are collected."""
 
     def __init__(self, producer: Any, max_size: int) -> None:
         if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1:
@@ -216,7 +222,12 @@ class BatchContext:
                 batch.close()
 
     def flush(self) -> None:
-        """Send what was collected. Raises RuntimeError outside of the context, and as the batch's ``flush`` does."""
+        """Send what was collected.
+
+        Raises:
+            RuntimeError: It is called outside of the context.
+            BatchPublishError: Some messages were refused; ``refused`` names them by their index.
+        """
         if not self.active:
             raise RuntimeError("Publish batch context is not active")
         self.state.flush()

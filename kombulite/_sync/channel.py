@@ -216,7 +216,7 @@ class Channel(BaseChannel):
             passive: If True, only assert that it exists; nothing is created or changed.
             durable: If True, it survives a restart of the broker.
             auto_delete: If True, it is deleted with its last binding.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Ignored: the broker's answer is waited for, and its error raised.
             arguments: The broker's own arguments, by name.
 
         Raises:
@@ -235,7 +235,7 @@ class Channel(BaseChannel):
         Args:
             exchange: Name.
             if_unused: Delete only if nothing is bound to it.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Ignored: the broker's answer is waited for, and its error raised.
 
         Raises:
             PreconditionFailed: It is in use.
@@ -258,7 +258,7 @@ class Channel(BaseChannel):
             destination: Name of the exchange that receives.
             source: Name of the exchange that sends.
             routing_key: Routing key.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Ignored: the broker's answer is waited for, and its error raised.
             arguments: Arguments of the binding.
 
         Raises:
@@ -281,7 +281,7 @@ class Channel(BaseChannel):
             destination: Name of the exchange that receives.
             source: Name of the exchange that sends.
             routing_key: Routing key.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Ignored: the broker's answer is waited for, and its error raised.
             arguments: Arguments of the binding.
         """
         self._unbind(Binding(source, destination, routing_key, arguments, True))
@@ -324,11 +324,11 @@ class Channel(BaseChannel):
             durable: If True, it survives a restart of the broker.
             exclusive: If True, only this connection may use it, and it is deleted with the connection.
             auto_delete: If True, it is deleted with its last consumer.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: If True, the result is None for a queue with a name; the broker's answer is waited for all the same.
             arguments: The broker's own arguments, by name.
 
         Returns:
-            (queue, message_count, consumer_count); None with ``nowait``.
+            (queue, message_count, consumer_count), or None with ``nowait``.
 
         Raises:
             NotFound: The queue or exchange does not exist.
@@ -356,7 +356,7 @@ class Channel(BaseChannel):
             queue: Name of the queue.
             exchange: Name of the exchange.
             routing_key: Routing key.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Ignored: the broker's answer is waited for, and its error raised.
             arguments: Arguments of the binding.
 
         Raises:
@@ -381,7 +381,7 @@ class Channel(BaseChannel):
             exchange: Name of the exchange.
             routing_key: Routing key.
             arguments: Arguments of the binding.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Ignored: the broker's answer is waited for, and its error raised.
         """
         self._unbind(Binding(exchange, queue, routing_key, arguments, False))
 
@@ -398,7 +398,7 @@ class Channel(BaseChannel):
 
         Args:
             queue: Name of the queue.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Ignored: the broker's answer is waited for, and its error raised.
         """
         return self._ask(self._transport.purge, queue)
 
@@ -409,7 +409,7 @@ class Channel(BaseChannel):
             queue: Name of the queue.
             if_unused: Delete only if it has no consumer.
             if_empty: Delete only if no message waits in it.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Ignored: the broker's answer is waited for, and its error raised.
 
         Raises:
             PreconditionFailed: It is in use, or not empty.
@@ -619,7 +619,7 @@ class Channel(BaseChannel):
             no_ack: If True, a message counts as acknowledged when the broker sends it.
             callback: Called with each message, in ``drain_events``.
             consumer_tag: Tag of the consumer; one is chosen for ``""``.
-            nowait: If True, return without waiting for the broker's answer.
+            nowait: Ignored: the broker's answer is waited for, and its error raised.
             exclusive: If True, no other consumer may have the queue.
             arguments: The broker's own arguments, by name.
             on_cancel: Called with the consumer tag if the broker ends the consumer.
@@ -774,7 +774,7 @@ class Channel(BaseChannel):
         """Return all messages that are not acknowledged to their queues.
 
         Args:
-            requeue: If False, RabbitMQ refuses.
+            requeue: Ignored: they return in any case.
         """
         self._ask(self._transport.recover)
         self.generation += 1  # the batches have messages that went back
@@ -792,7 +792,7 @@ class Channel(BaseChannel):
 
         Args:
             delivery_tags: Numbers of the deliveries; one may come twice.
-            outcome: What becomes of them.
+            outcome: The outcome of all of them.
 
         Raises:
             PreconditionFailed: A tag is not outstanding.

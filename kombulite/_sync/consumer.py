@@ -464,7 +464,7 @@ class Consumer(BaseConsumer):
         """Redeliver all messages that are not acknowledged.
 
         Args:
-            requeue: If True, they return to their queues, and another consumer may get them.
+            requeue: Passed to the channel; kombulite's own channels return them to their queues in any case.
         """
         self.channel.basic_recover(requeue=requeue)
 

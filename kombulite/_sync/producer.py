@@ -276,7 +276,8 @@ class Producer(MessageMaker, BaseProducer):
             delivery_mode: 1 or ``"transient"``, 2 or ``"persistent"`` (default: the exchange's, else persistent).
             mandatory: If True, the broker returns the message to ``on_return`` if no queue takes it.
             immediate: Ignored, as current brokers do.
-            priority: Priority, 0 to the ``max_priority`` of the queue; the highest is delivered first.
+            priority: Priority, 0 to the ``max_priority`` of the queue; the highest is delivered first, on Redis the
+                lowest.
             content_type: Content type of a body that is serialized already.
             content_encoding: Encoding of a body that is serialized already, such as ``"utf-8"``.
             serializer: Name of a serializer (default: the producer's, else ``"json"``).

@@ -107,10 +107,10 @@ class Connection(Address):
     # --- beginning and end
 
     async def connect(self, timeout: float | None = None) -> Connection:
-        """Connect now, and return the connection.
+        """Connect now, in one attempt for each URL, and return the connection.
 
         Args:
-            timeout: Seconds (None: ``connect_timeout``).
+            timeout: Seconds for all of it (None: the connection's default, 30); an attempt has ``connect_timeout``.
 
         Raises:
             ConnectionError: Connecting failed.
@@ -482,10 +482,11 @@ class Connection(Address):
             handler: Called with each message, which is acknowledged when the handler returns.
             concurrency: Largest number of messages that are handled at a time.
             key: Function from a message to its key: messages of one key are handled one after another, in order.
-            on_error: What becomes of a message whose handler raises: see ``Message.process``.
+            on_error: Outcome of a message whose handler raises: see ``Message.process``.
             stop: Event that ends it.
             signals: Numbers of signals that end it, such as ``signal.SIGTERM``; in the main thread only.
-            grace: Seconds for running handlers to end; later ones are cancelled, and their messages requeued.
+            grace: Seconds for running handlers to end after ``stop`` or a signal; later ones are cancelled, and their
+                messages requeued. If the task is cancelled, so are its handlers, at once.
             **arguments: Keywords of ``consume``.
         """
         if concurrency < 1:

@@ -82,13 +82,14 @@ def repr_events(hub: Watching, events: Iterable[tuple[int, int]]) -> str:
 def callback_for(hub: Watching, fd: int, flag: int, *default: Any) -> Any:
     """Return what the hub has for an event at a descriptor: callback and arguments, or its one for several writers.
 
-    Returns the default if there is nothing, and None for events that are neither. Raises KeyError without a default.
-
     Args:
         hub: The hub.
         fd: The descriptor.
-        flag: Event bits.
+        flag: Event bits: ``READ`` or ``WRITE``; for others the result is None.
         *default: Value that is returned if there is nothing.
+
+    Raises:
+        KeyError: There is nothing, and no default.
     """
     if not flag & (READ | WRITE):
         return None

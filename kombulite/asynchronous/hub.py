@@ -153,7 +153,7 @@ class Hub:
 
     @property
     def poller(self) -> Any:
-        """What waits for the descriptors; made anew after it was closed."""
+        """The poller that waits for the descriptors; made anew after it was closed."""
         if not self._poller:
             self._create_poller()
         return self._poller
@@ -197,14 +197,16 @@ class Hub:
     ) -> None:
         """Call back when a descriptor (or a file) can be read (``READ`` in ``flags``), else written.
 
-        Raises ValueError or OSError for one that cannot be waited for.
-
         Args:
             fd: The descriptor, or a file.
             callback: The function to call.
             flags: Event bits: ``READ``, ``WRITE``, ``ERR``.
             args: Its arguments.
             consolidate: If True, ``consolidate_callback`` gets all such descriptors at once.
+
+        Raises:
+            OSError: The system cannot wait for it.
+            ValueError: It is closed, or no descriptor.
         """
         fd = fileno(fd)
         other = (WRITE if fd in self.writers else 0) if flags & READ else (READ | ERR if fd in self.readers else 0)

@@ -308,7 +308,7 @@ class Timer:
 
     @property
     def queue(self) -> list[scheduled]:
-        """What is entered, in order."""
+        """The entries, in order."""
         return sorted(self._queue)
 
     @property

@@ -29,7 +29,7 @@ MIN_GAIN = 0.01
 
 
 class Settings(NamedTuple):
-    """Where and how to connect. A part that the URL leaves out is None."""
+    """Settings of a connection. A part that the URL leaves out is None."""
 
     hostname: str | None = None
     port: int | None = None
@@ -56,7 +56,7 @@ class MessageIgnored(exceptions.RecoverableChannelError):
 
 
 class Capabilities(NamedTuple):
-    """What a transport can do."""
+    """Abilities of a transport."""
 
     exchange_types: frozenset[str] = frozenset(["direct", "topic", "fanout", "headers"])
     heartbeats: bool = False
@@ -129,7 +129,7 @@ class QueueStatus(NamedTuple):
 
 
 class Outcome(Enum):
-    """What becomes of a delivery. REQUEUE and RETURN put it back: after a failure, or without one."""
+    """Outcome of a delivery. REQUEUE and RETURN put it back: after a failure, or without one."""
 
     ACK = "ack"
     REJECT = "reject"
@@ -149,8 +149,8 @@ class HeldDeliveries(Protocol):
         Args:
             channel: The number of the channel.
             delivery_tags: The tags of the deliveries.
-            outcome: What becomes of them.
-            multiple: Whether to settle all before each of them on the channel too.
+            outcome: The outcome of all of them.
+            multiple: If True, all before each of them on the channel are settled too.
 
         Returns:
             False if one of them is not held; then none is settled.
@@ -282,7 +282,7 @@ class Transport:
 
     @property
     def held(self) -> HeldDeliveries | None:
-        """What settles deliveries when their connection is lost; None where the broker takes them all back then."""
+        """Settles deliveries when their connection is lost; None if the broker takes them all back then."""
         return None
 
     def inherit(self, channel: int, held: HeldDeliveries, before: int) -> None:
@@ -290,7 +290,7 @@ class Transport:
 
         Args:
             channel: The number of the channel.
-            held: What the other connection had.
+            held: The deliveries of the other connection.
             before: The number that the other channel had.
         """
 
@@ -970,7 +970,7 @@ class Transport:
         Args:
             channel: Number of the channel.
             delivery_tag: Tag of the delivery.
-            outcome: What becomes of it.
+            outcome: The outcome.
             multiple: If True, all earlier deliveries of the channel too.
 
         Raises:
@@ -984,7 +984,7 @@ class Transport:
         Args:
             channel: Number of the channel.
             delivery_tags: One or more tags, each of them once.
-            outcome: What becomes of them.
+            outcome: The outcome of all of them.
 
         Raises:
             PreconditionFailed: A tag is not outstanding.

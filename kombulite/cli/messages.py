@@ -198,10 +198,9 @@ def _consume(connection: Connection, queue: str, count: int | None, timeout: flo
 
 def _content(message: Message) -> dict[str, Any]:
     try:
-        body = message.payload
+        return {"body": message.payload}
     except Exception as error:  # whatever a serializer raises: the message is shown as it came
         return {"body_base64": base64.b64encode(message.body).decode(), "error": str(error)}
-    return {"body_base64": base64.b64encode(body).decode()} if isinstance(body, bytes) else {"body": body}
 
 
 def _line(message: Message) -> str:

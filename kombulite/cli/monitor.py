@@ -143,17 +143,15 @@ class StatusSource:
         known: tuple[type[BaseException], ...] = (*errors, exceptions.KombuError)
         try:
             connection.ensure_connection(max_retries=0)
-            statuses = queue_statuses(connection, self._names)
+            return [
+                QueueReading(each.queue, each.message_count, each.unacked, each.consumer_count)
+                for each in queue_statuses(connection, self._names)
+            ]
         except exceptions.AMQPNotImplementedError as error:
             raise SourceError(f"{error}; name them: --queue NAME") from error
         except known as error:
             connection.collect()
             raise SourceError(str(error)) from error
-        if not statuses and connection.transport.driver_type == "memory":
-            raise SourceError(
-                "a memory broker is part of the process that uses it, and this process has no queue in it"
-            )
-        return [QueueReading(each.queue, each.message_count, each.unacked, each.consumer_count) for each in statuses]
 
     def close(self) -> None:
         """Close its connection."""
@@ -192,39 +190,6 @@ class ManagementSource:
 
     def close(self) -> None:
         """Nothing is open between two reads."""
-
-
-class RabbitMQSource:
-    """A RabbitMQ whose management API may come later: read by that once it has answered, over AMQP until then."""
-
-    def __init__(self, management: ManagementSource, status: StatusSource) -> None:
-        self._management = management
-        self._status = status
-        self._has_management = False
-
-    @property
-    def broker(self) -> str:
-        """Its URL without the password."""
-        return self._management.broker
-
-    def read(self) -> Sequence[QueueReading]:
-        """Return how its queues stand. Raises ``SourceError``."""
-        try:
-            readings = self._management.read()
-        except SourceError as missing:
-            if self._has_management:
-                raise
-            try:
-                return self._status.read()
-            except SourceError as error:
-                raise SourceError(f"{error} ({missing})") from error
-        self._has_management = True
-        return readings
-
-    def close(self) -> None:
-        """Close its connection."""
-        self._management.close()
-        self._status.close()
 
 
 def _management_reading(queue: Mapping[str, Any]) -> QueueReading:
@@ -273,17 +238,19 @@ def source_of(
     connection = connection_to(url, transport_options)
     try:
         address = connection.info()
-        status = StatusSource(url, transport_options, names)
-        if address["transport"] not in ("amqp", "pyamqp", "amqps", "pyamqps") or (names and management is None):
-            return status
-        looked_for = management or f"http://{address['hostname']}:{MANAGEMENT_PORT}"
-        found = ManagementSource(
-            connection.as_uri(), looked_for, address["virtual_host"], address["userid"], connection.password or ""
-        )
-        if management is not None:
-            found.read()
-            return found
-        return status if connection.ssl else RabbitMQSource(found, status)  # else the password would go openly
+        if address["transport"] in ("amqp", "pyamqp", "amqps", "pyamqps") and (management or not names):
+            looked_for = management or f"http://{address['hostname']}:{MANAGEMENT_PORT}"
+            found = ManagementSource(
+                connection.as_uri(), looked_for, address["virtual_host"], address["userid"], connection.password or ""
+            )
+            if management is not None or not connection.ssl:  # the password goes as openly as over amqp
+                try:
+                    found.read()
+                    return found
+                except SourceError:
+                    if management is not None:
+                        raise
+        return StatusSource(url, transport_options, names)
     finally:
         connection.release()
 

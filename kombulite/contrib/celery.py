@@ -164,7 +164,7 @@ class Recorder:
 
     @property
     def connection(self) -> Recorder:
-        """What Celery asks for its errors: itself, since nothing fails here."""
+        """The object that Celery asks for its errors: itself, since nothing fails here."""
         return self
 
     def _reraise_as_library_errors(self) -> AbstractContextManager[None]:
@@ -195,7 +195,7 @@ class AsyncResult(celery.result.AsyncResult):  # type: ignore[misc]
 
         Args:
             timeout: Seconds (None: no limit, as in Celery).
-            propagate: Whether the exception of a task that failed is raised; else it is returned. A chain fails with
+            propagate: If True, the exception of a task that failed is raised; else it is returned. A chain fails with
                 the first of its tasks that does.
 
         Raises:
@@ -239,7 +239,7 @@ class AsyncResult(celery.result.AsyncResult):  # type: ignore[misc]
 
 
 class Results:
-    """Where results come from: here, from a backend that has to be asked again and again."""
+    """Source of results: here, a backend that has to be asked again and again."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend

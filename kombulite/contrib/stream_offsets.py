@@ -31,7 +31,11 @@ class OffsetFile:
         self.path = Path(path)
 
     def load(self) -> dict[str, int]:
-        """Return the offsets by stream; an empty dict if there is no file yet. Raises ValueError for other content."""
+        """Return the offsets by stream; an empty dict if there is no file yet.
+
+        Raises:
+            ValueError: The file has other content.
+        """
         try:
             text = self.path.read_text()
         except FileNotFoundError:
@@ -53,7 +57,7 @@ class OffsetQueue:
     """A queue of the broker that holds one message: the offsets, as JSON.
 
     Args:
-        channel: A channel or connection, of its own if its publishes shall be confirmed.
+        channel: A channel or connection, of its own if its publishes must be confirmed.
         name: Of the queue, which is declared as durable, for one message.
     """
 
@@ -64,7 +68,11 @@ class OffsetQueue:
         self._producer = Producer(self._channel)
 
     def load(self) -> dict[str, int]:
-        """Return the offsets by stream; an empty dict if there is no message. Raises ValueError for other content."""
+        """Return the offsets by stream; an empty dict if there is no message.
+
+        Raises:
+            ValueError: The message has other content.
+        """
         message = self._queue.get()
         if message is None:
             return {}

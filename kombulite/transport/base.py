@@ -87,7 +87,11 @@ class StdChannel:
         return Producer(this, *args, **kwargs)
 
     def get_bindings(self) -> Any:
-        """Return all bindings. Raises NotImplementedError where the transport cannot list them."""
+        """Return all bindings.
+
+        Raises:
+            NotImplementedError: The transport cannot list them.
+        """
         raise _LeftBlank(self, "get_bindings")
 
     def after_reply_message_received(self, queue: str) -> None:
@@ -124,7 +128,11 @@ class Management:
         self.transport = transport
 
     def get_bindings(self) -> Any:
-        """Return all bindings. Raises NotImplementedError where the transport cannot list them."""
+        """Return all bindings.
+
+        Raises:
+            NotImplementedError: The transport cannot list them.
+        """
         raise _LeftBlank(self, "get_bindings")
 
 
@@ -194,7 +202,7 @@ class Transport:
         """Close a connection.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
         """
         raise _LeftBlank(self, "close_connection")
 
@@ -202,7 +210,7 @@ class Transport:
         """Return a new channel.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
         """
         raise _LeftBlank(self, "create_channel")
 
@@ -218,7 +226,7 @@ class Transport:
         """Wait for one event and run its callbacks.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
             **kwargs: ``timeout``: seconds to wait; None: no limit.
 
         Raises:
@@ -230,7 +238,7 @@ class Transport:
         """Send a heartbeat if one is due; by default, do nothing.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
             rate: Number of checks in each interval between heartbeats.
         """
 
@@ -242,7 +250,7 @@ class Transport:
         """Return the seconds between heartbeats, 0 for none.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
         """
         return 0
 
@@ -250,7 +258,7 @@ class Transport:
         """Have a hub run the callbacks of what arrives; by default, do nothing.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
             loop: The ``Hub``.
         """
 
@@ -258,7 +266,7 @@ class Transport:
         """Remove from a hub what ``register_with_event_loop`` added; by default, do nothing.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
             loop: The ``Hub``.
         """
 
@@ -266,7 +274,7 @@ class Transport:
         """Return whether a connection is open. Called often.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
         """
         return True
 
@@ -292,7 +300,7 @@ class Transport:
         """Return whether a prefetch count without ``apply_global`` is the limit of the channel, not of each consumer.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
         """
         return True
 
@@ -300,7 +308,7 @@ class Transport:
         """Run the callbacks of what has arrived, one event at each turn of the loop.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
             loop: The ``Hub``.
         """
         if self.__reader is None:
@@ -333,15 +341,15 @@ class Transport:
 
     @cached_property  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
     def manager(self) -> Any:
-        """What administers the broker, made once."""
+        """The object that administers the broker, created once."""
         return self.get_manager()
 
     @property
     def supports_heartbeats(self) -> bool:
-        """Whether it has heartbeats."""
+        """True if it has heartbeats."""
         return bool(self.implements.heartbeats)
 
     @property
     def supports_ev(self) -> bool:
-        """Whether an event loop can wait for its events."""
+        """True if an event loop can wait for its events."""
         return bool(self.implements.asynchronous)

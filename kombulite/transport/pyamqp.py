@@ -149,7 +149,7 @@ class Transport(base.Transport):
         """Return a new channel.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
         """
         return connection.channel()
 
@@ -157,7 +157,7 @@ class Transport(base.Transport):
         """Wait for one event and run its callbacks.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
             **kwargs: ``timeout``: seconds to wait; None: no limit.
         """
         return connection.drain_events(**kwargs)
@@ -198,7 +198,7 @@ class Transport(base.Transport):
         """Return whether a connection is open.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
         """
         return bool(connection.connected)
 
@@ -206,7 +206,7 @@ class Transport(base.Transport):
         """Close a connection.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
         """
         connection.client = None
         connection.close()
@@ -215,7 +215,7 @@ class Transport(base.Transport):
         """Return the seconds between heartbeats.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
         """
         return connection.heartbeat
 
@@ -223,7 +223,7 @@ class Transport(base.Transport):
         """Let a hub run the callbacks of what arrives.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
             loop: The ``Hub``.
         """
         connection.transport.raise_on_initial_eintr = True
@@ -233,7 +233,7 @@ class Transport(base.Transport):
         """Send a heartbeat if one is due; raise if the broker's are missing.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
             rate: Number of checks in each interval between heartbeats.
         """
         return connection.heartbeat_tick(rate=rate)
@@ -242,7 +242,7 @@ class Transport(base.Transport):
         """Return whether a prefetch count without ``apply_global`` bounds the channel.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
         """
         facts = connection.server_properties
         version = facts.get("version")

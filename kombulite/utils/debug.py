@@ -67,7 +67,7 @@ class Logwrapped:
     Args:
         instance: The object.
         logger: A logger or its name; by default the one of this module.
-        ident: What each line begins with, formatted with the object.
+        ident: Beginning of each line, formatted with the object.
     """
 
     def __init__(self, instance: Any, logger: Logger | str | None = None, ident: str | None = None) -> None:

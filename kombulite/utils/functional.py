@@ -203,7 +203,7 @@ class LRUCache(UserDict[Any, Any]):
 
         Args:
             key: The key of the number.
-            delta: What is added.
+            delta: The number to add.
 
         Raises:
             KeyError: The cache has no such key.

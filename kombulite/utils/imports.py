@@ -28,7 +28,7 @@ def symbol_by_name(
         imp: Imports a module, as ``importlib.import_module`` does.
         package: The package of a relative path, and the module of a path without a separator.
         sep: Separator of the module and the name, where there is no colon.
-        default: What is returned where the import fails.
+        default: Value that is returned if the import fails.
         **kwargs: Further keywords of ``imp``.
 
     Raises:

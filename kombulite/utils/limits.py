@@ -39,7 +39,11 @@ class TokenBucket:
         self.contents.append(item)
 
     def pop(self) -> Any:
-        """Return the item that waits longest. Raises IndexError."""
+        """Return the item that waits longest.
+
+        Raises:
+            IndexError: No item waits.
+        """
         return self.contents.popleft()
 
     def clear_pending(self) -> None:

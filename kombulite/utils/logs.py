@@ -12,11 +12,11 @@ def log(name: str, level: str, text: str, *arguments: object, extra: dict[str, A
     """Log as the logger of that name does.
 
     Args:
-        name: of the logger.
-        level: name of the level, in capitals.
-        text: the format.
-        *arguments: what the format asks for.
-        extra: further attributes of the record.
+        name: Name of the logger.
+        level: Name of the level, in capitals.
+        text: The format.
+        *arguments: Values for the format.
+        extra: Further attributes of the record.
     """
     import logging  # slow to import, and a program that only imports us need not have it
 

@@ -78,12 +78,6 @@ def test_several_brokers_are_shown_and_one_that_fails_harms_no_other(shop, kombu
     assert "secret" not in output
 
 
-def test_memory_broker_without_queues_is_explained(kombulite_url):
-    code, output = top(kombulite_url, "--count", "1")
-    assert code == 1
-    assert "a memory broker is part of the process that uses it" in output
-
-
 @pytest.mark.parametrize("arguments", [(), ("--sort", "colour", "memory://"), ("nonsense://",)])
 def test_what_cannot_be_understood_is_refused(arguments, monkeypatch):
     monkeypatch.delenv("KOMBULITE_BROKER", raising=False)
@@ -311,20 +305,6 @@ def test_management_api_is_read(api):
     assert empty == QueueReading("empty", 0, 0, 0)
     assert api.asked == ("/api/queues/shop", "Basic dXNlcjpzZWNyZXQ=")
     assert "secret" not in source.broker
-
-
-def test_management_api_is_found_when_it_comes_after_the_start(api, monkeypatch):
-    monkeypatch.setattr("kombulite.cli.monitor.MANAGEMENT_PORT", api.server_port)
-    api.status = 503
-    monitor = Monitor([source_of("amqp://user:secret@127.0.0.1:1/shop", {})])
-    for status, queues in ((503, 0), (200, 2), (503, 0), (200, 2)):
-        api.status = status
-        (reading,) = monitor.read()
-        assert len(reading.queues) == queues
-        assert (reading.error is None) is (status == 200)
-        assert status == 200 or "management API" in reading.error
-        assert "secret" not in str(reading)
-    monitor.close()
 
 
 def test_management_api_that_redirects_does_not_send_the_password_there(api):

@@ -38,10 +38,10 @@ def visit(shop, kombulite_url):
     """Makes clients of the page."""
     clients = []
 
-    def visit(may_change=False, host="localhost", token=TOKEN):
+    def visit(may_change=False, host="localhost"):
         monitor = Monitor([StatusSource(kombulite_url, {}), StatusSource("amqp://guest:secret@127.0.0.1:1//", {})])
         app = create_app(
-            [kombulite_url], {}, monitor, token=token, interval=0.01, hosts=["localhost"], may_change=may_change
+            [kombulite_url], {}, monitor, token=TOKEN, interval=0.01, hosts=["localhost"], may_change=may_change
         )
         client = TestClient(app, base_url=f"http://{host}")
         clients.append(client.__enter__())
@@ -78,15 +78,6 @@ def test_first_visit_leaves_the_token_in_a_cookie(visit):
     assert answer.status_code == 200
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert client.get("/app.js").headers["content-type"].startswith("text/javascript")
-
-
-def test_two_pages_of_one_host_have_cookies_of_their_own(visit):
-    one, other = visit(host="localhost:8001"), visit(host="localhost:8002", token="abracadabra")
-    one.get(f"/?token={TOKEN}")
-    other.get("/?token=abracadabra")
-    for client, cookies in ((one, other.cookies), (other, one.cookies)):  # a browser has one jar for all ports
-        client.cookies.update(cookies)
-    assert (one.get("/").status_code, other.get("/").status_code) == (200, 200)
 
 
 def test_other_host_names_do_not_lead_here(visit):
@@ -155,8 +146,6 @@ def test_tail_move_and_purge(visit, shop):
     assert [message["body"] for message in tail] == [0, 1]
     assert post("move", queue="orders", confirm="orders", target="failed").json() == {"moved": 3}
     assert post("move", queue="orders", confirm="orders", target="missing").status_code == 502
-    same = post("move", queue="orders", confirm="orders", target="orders").text
-    assert same == "not understood: source and target are the same queue"
     assert post("purge", queue="failed", confirm="failed").json() == {"purged": 3}
     assert post("tail", queue="failed").json() == {"messages": []}
 
@@ -182,7 +171,6 @@ def served(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such address")
 def test_address_that_is_printed_lets_in_and_ctrl_c_ends_it(kombulite_url, interruptible):
     command = [sys.executable, "-m", "kombulite", "web", kombulite_url, "--host", "127.0.0.2", "--port", "0"]
-    command += ["--token", "a b&c+d/ä"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
         address = process.stdout.readline().strip()
@@ -214,25 +202,15 @@ def test_page_in_a_browser(served, width, tmp_path):
         expect(row.locator("td").nth(1)).to_have_text("3", timeout=30_000)
         expect(page.get_by_text("<b>failed</b>")).to_be_visible()  # a name is text, never markup
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        purge = row.get_by_role("button", name="purge")
-        purge.focus()  # by the keyboard, after scrolling on a phone
-        scrolled = page.locator(".scroll").evaluate("table => table.scrollLeft")
-        with Connection(url) as connection:
-            connection.Producer().publish(3, routing_key="orders")
-        expect(row.locator("td").nth(1)).to_have_text("4", timeout=30_000)  # another reading is drawn
-        expect(purge).to_be_focused()
-        assert page.locator(".scroll").evaluate("table => table.scrollLeft") == scrolled
         row.get_by_role("button", name="messages").click()
-        expect(page.locator("#messages li")).to_have_count(4)
+        expect(page.locator("#messages li")).to_have_count(3)
         expect(page.locator("#messages h2")).to_be_in_viewport()
         page.get_by_role("button", name="Close").click()
-        purge.click()
+        row.get_by_role("button", name="purge").click()
         expect(page.get_by_role("button", name="Go on")).to_be_disabled()
-        expect(page.locator("#target")).to_be_hidden()
         page.locator("#name").fill("orders")
         page.get_by_role("button", name="Go on").click()
         expect(row.locator("td").nth(1)).to_have_text("0", timeout=30_000)
-        expect(page.locator("#outcome")).to_have_text("4 removed from orders")
         page.screenshot(path=tmp_path / "page.png", full_page=True)
         browser.close()
     assert problems == []

@@ -148,7 +148,7 @@ cdef class Delivery:
     transport hands over text). The broker's side adds the rest:
 
     * ``channel``: number of the channel it goes to; ``consumer_tag``: the consumer, None for an answer to a get.
-    * ``delivery_tag``: what an ack names; ``redelivered``: somebody may have seen it before.
+    * ``delivery_tag``: the tag that an ack names; ``redelivered``: it may have been delivered before.
     * ``delivery_count``: how often it was handed out before, and came back; 0 where the broker does not count.
     * ``message_count``: messages left in the queue, on an answer to a get.
     * ``expires_at`` (the transport's clock, seconds; 0 is never), ``position`` (place in its queue) and ``source`` (the
@@ -156,7 +156,7 @@ cdef class Delivery:
     * ``error``: why it cannot be understood, an exception; None for all others.
 
     Deliveries are not tracked by the garbage collector, which has no cycle to find in them and would else look at every
-    message that waits: ``source`` must not lead back to whoever holds the delivery.
+    message that waits: ``source`` must not lead back to a holder of the delivery.
     """
 
     def __init__(self, exchange, routing_key, Properties properties not None, body):
@@ -283,7 +283,12 @@ cdef class BaseMessage:
 
     @property
     def payload(self):
-        """The decoded body. Raises DecodeError, ContentDisallowed."""
+        """The decoded body.
+
+        Raises:
+            DecodeError: The body cannot be decoded.
+            ContentDisallowed: Its content type is not accepted.
+        """
         return self.decode()
 
     def unpack(self, accept):
@@ -319,6 +324,7 @@ cdef class BaseMessage:
 
         Raises:
             MessageStateError: It was acknowledged, rejected or requeued before, or has no channel.
+            RecoverableConnectionError: Its channel is closed, or its connection lost; the message is redelivered.
         """
         self._check("ACK")
         if not self.no_ack:
@@ -356,6 +362,7 @@ cdef class BaseMessage:
 
         Raises:
             MessageStateError: It was acknowledged, rejected or requeued before, or has no channel.
+            RecoverableConnectionError: Its channel is closed, or its connection lost; the message is redelivered.
         """
         self._check("REJECTED")
         if not self.no_ack:
@@ -372,6 +379,7 @@ cdef class BaseMessage:
 
         Raises:
             MessageStateError: It was acknowledged, rejected or requeued before, or has no channel.
+            RecoverableConnectionError: Its channel is closed, or its connection lost; the message is redelivered.
         """
         self._check("REQUEUED")
         if not self.no_ack:

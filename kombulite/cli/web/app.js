@@ -6,7 +6,6 @@ const REFRESH = 2000; // milliseconds
 
 const at = (id) => document.getElementById(id);
 let sort = "ready", ascending = false, paused = false, last = null;
-const tables = []; // of the brokers, in their order
 
 function element(tag, text, parent) {
   const made = document.createElement(tag);
@@ -34,10 +33,7 @@ function plot(canvas, values) {
   canvas.width = width;
   canvas.height = height;
   const pen = canvas.getContext("2d");
-  const most = Math.max(0, ...values.filter((value) => value !== null));
-  const minutes = (last.times.at(-1) - last.times[0]) / 60;
-  canvas.title = `at most ${shown("ready", most)} ready in ${minutes.toFixed(1)} minutes`;
-  const top = Math.max(1, most);
+  const top = Math.max(1, ...values.filter((value) => value !== null));
   pen.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--accent");
   pen.lineWidth = 2;
   pen.beginPath();
@@ -52,87 +48,44 @@ function plot(canvas, values) {
   pen.stroke();
 }
 
-/** The table of a broker. It stays from one reading to the next, and so do the focus and how far it is scrolled. */
-class BrokerTable {
-  constructor(parent, number) {
-    this.number = number;
-    this.section = element("section", undefined, parent);
-    this.heading = element("h2", "", this.section);
-    this.error = element("p", "", this.section);
-    this.error.className = "error";
-    this.scroll = element("div", undefined, this.section);
-    this.scroll.className = "scroll";
-  }
-
-  show(broker, wanted) {
-    this.heading.textContent = broker.broker;
-    this.error.textContent = broker.error;
-    this.error.hidden = broker.error === null;
-    this.scroll.hidden = broker.error !== null;
-    if (broker.error !== null) return;
-    const known = COLUMNS.filter((name) => name === "queue" || broker.queues.some((queue) => queue[name] !== null));
-    if (known.join() !== this.columns?.join()) this.build(known);
-    for (const [name, button] of this.buttons) {
-      button.textContent = name + (name === sort ? (ascending ? " ▲" : " ▼") : "");
-      button.parentElement.ariaSort = name === sort ? (ascending ? "ascending" : "descending") : null;
-    }
-    const queues = broker.queues.filter((each) => each.queue.toLowerCase().includes(wanted)).sort(compare);
-    const names = new Set(queues.map((each) => each.queue));
-    for (const [name, row] of this.rows) {
-      if (!names.has(name)) { row.remove(); this.rows.delete(name); }
-    }
-    const focus = document.activeElement;
-    queues.forEach((queue, index) => {
-      const row = this.rows.get(queue.queue) ?? this.add(queue.queue);
-      if (this.body.children[index] !== row) this.body.insertBefore(row, this.body.children[index] ?? null);
-      known.forEach((name, place) => { row.cells[place].textContent = shown(name, queue[name]); });
-      plot(row.querySelector("canvas"), queue.history);
-    });
-    if (focus !== document.activeElement && focus.isConnected) focus.focus({ preventScroll: true }); // its row moved
-  }
-
-  build(columns) {
-    this.columns = columns;
-    this.rows = new Map();
-    this.scroll.replaceChildren();
-    const table = element("table", undefined, this.scroll);
+function draw() {
+  const main = at("brokers");
+  const wanted = at("filter").value.toLowerCase();
+  main.replaceChildren();
+  last.brokers.forEach((broker, number) => {
+    element("h2", broker.broker, main);
+    if (broker.error !== null) { element("p", broker.error, main).className = "error"; return; }
+    const scroll = element("div", undefined, main);
+    scroll.className = "scroll";
+    const table = element("table", undefined, scroll);
     const head = element("tr", undefined, element("thead", undefined, table));
-    this.buttons = columns.map((name) => {
-      const button = element("button", name, element("th", undefined, head));
+    const known = COLUMNS.filter((name) => name === "queue" || broker.queues.some((queue) => queue[name] !== null));
+    for (const name of known) {
+      const cell = element("th", undefined, head);
+      if (name === sort) cell.ariaSort = ascending ? "ascending" : "descending";
+      const button = element("button", name + (name === sort ? (ascending ? " ▲" : " ▼") : ""), cell);
       button.type = "button";
       button.addEventListener("click", () => {
         [ascending, sort] = [name === sort ? !ascending : name === "queue", name];
         draw();
       });
-      return [name, button];
-    });
-    element("th", "history", head).className = "history";
+    }
+    element("th", "history", head);
     if (last.may_change) element("th", "", head);
-    this.body = element("tbody", undefined, table);
-  }
-
-  add(queue) {
-    const row = element("tr", undefined, this.body);
-    for (const _ of this.columns) element("td", "", row);
-    element("canvas", undefined, element("td", undefined, row)).role = "img";
-    if (last.may_change) {
-      const cell = element("td", undefined, row);
-      for (const [label, act] of [["messages", tail], ["move", move], ["purge", purge]]) {
-        const button = element("button", label, cell);
-        button.type = "button";
-        button.addEventListener("click", () => act(this.number, queue));
+    const body = element("tbody", undefined, table);
+    for (const queue of broker.queues.filter((each) => each.queue.toLowerCase().includes(wanted)).sort(compare)) {
+      const row = element("tr", undefined, body);
+      for (const name of known) element("td", shown(name, queue[name]), row);
+      plot(element("canvas", undefined, element("td", undefined, row)), queue.history);
+      if (last.may_change) {
+        const cell = element("td", undefined, row);
+        for (const [label, act] of [["messages", tail], ["move", move], ["purge", purge]]) {
+          const button = element("button", label, cell);
+          button.type = "button";
+          button.addEventListener("click", () => act(number, queue.queue));
+        }
       }
     }
-    this.rows.set(queue, row);
-    return row;
-  }
-}
-
-function draw() {
-  const wanted = at("filter").value.toLowerCase();
-  last.brokers.forEach((broker, number) => {
-    tables[number] ??= new BrokerTable(at("brokers"), number);
-    tables[number].show(broker, wanted);
   });
 }
 
@@ -174,29 +127,22 @@ function ask(question, queue, wantsTarget) {
   return new Promise((done) => { dialog.onclose = () => done(dialog.returnValue === "go"); });
 }
 
-async function change(doing, done, what, body) {
-  const outcome = at("outcome");
-  outcome.className = "";
-  outcome.textContent = doing;
+async function change(what, body) {
   try {
-    outcome.textContent = done(await post(what, body));
+    at("state").textContent = JSON.stringify(await post(what, body));
   } catch (error) {
-    outcome.className = "error";
-    outcome.textContent = `${doing} failed: ${error.message}`;
+    at("state").textContent = error.message;
   }
 }
 
 async function purge(broker, queue) {
-  if (!await ask(`Remove all messages that wait in ${queue}?`, queue, false)) return;
-  const done = ({ purged }) => `${shown("ready", purged)} removed from ${queue}`;
-  change(`Purging ${queue}`, done, "purge", { broker, queue, confirm: queue });
+  if (await ask(`Remove all messages that wait in ${queue}?`, queue, false)) change("purge", { broker, queue, confirm: queue });
 }
 
 async function move(broker, queue) {
-  if (!await ask(`Move all messages that wait in ${queue} to another queue?`, queue, true)) return;
-  const target = at("target").value;
-  const done = ({ moved }) => `${shown("ready", moved)} moved from ${queue} to ${target}`;
-  change(`Moving ${queue} to ${target}`, done, "move", { broker, queue, confirm: queue, target });
+  if (await ask(`Move all messages that wait in ${queue} to another queue?`, queue, true)) {
+    change("move", { broker, queue, confirm: queue, target: at("target").value });
+  }
 }
 
 async function refresh() {
@@ -218,6 +164,6 @@ at("filter").addEventListener("input", () => last && draw());
 at("pause").addEventListener("click", (event) => {
   paused = !paused;
   event.target.ariaPressed = paused;
-  event.target.textContent = paused ? "Resume" : "Pause";
+  event.target.textContent = paused ? "Go on" : "Pause";
 });
 refresh();

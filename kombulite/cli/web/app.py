@@ -32,14 +32,12 @@ from kombulite.cli.monitor import Monitor
 from kombulite.cli.options import connected, connected_both
 from kombulite.cli.web.history import History
 
+COOKIE = "kombulite_token"
 MAX_BODY = 64 * 1024  # bytes of a request
 MAX_TAIL = 100  # messages
 ASSETS = {"/app.js": "text/javascript", "/app.css": "text/css"}
 HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
-    ),
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -80,8 +78,8 @@ class Panel:
             given = request.query_params.get("token")
             if given is not None and request.url.path == "/" and self._is_token(given):
                 response: Response = RedirectResponse("/", status_code=303)
-                response.set_cookie(_cookie(request), given, httponly=True, samesite="strict")
-            elif self._is_token(request.cookies.get(_cookie(request))) or self._is_token(_bearer(request)):
+                response.set_cookie(COOKIE, given, httponly=True, samesite="strict")
+            elif self._is_token(request.cookies.get(COOKIE)) or self._is_token(_bearer(request)):
                 response = await handler(request)
             else:
                 raise HTTPException(401, "open the address that kombulite web printed: it has the token")
@@ -126,8 +124,7 @@ class Panel:
                 broker = dict(enumerate(self._brokers))[arguments["broker"]]
                 result = await asyncio.to_thread(change, broker, arguments)
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-                reason = str(error) if isinstance(error, ValueError) else repr(error)
-                raise HTTPException(400, f"not understood: {reason}") from error
+                raise HTTPException(400, f"not understood: {error!r}") from error
             except click.ClickException as error:
                 raise HTTPException(502, error.message) from error
             return JSONResponse(result)
@@ -203,11 +200,6 @@ def create_app(
 
 def _asset(name: str) -> bytes:
     return files("kombulite.cli.web").joinpath(name).read_bytes()
-
-
-def _cookie(request: Request) -> str:
-    """Return the name of the cookie that has the token: browsers send a cookie to every port of its host."""
-    return f"kombulite_token_{request.url.port or ''}"
 
 
 def _bearer(request: Request) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
 import click
 
@@ -73,7 +72,7 @@ def web(
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", server_header=False)
     listening = config.bind_socket()
     listening.listen()  # who opens the address at once is served when the application has started
-    click.echo(f"http://{_netloc(host)}:{listening.getsockname()[1]}/?token={quote(token, safe='')}")
+    click.echo(f"http://{_netloc(host)}:{listening.getsockname()[1]}/?token={token}")
     uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -121,7 +121,7 @@ class _UnknownExchange(NotFound, KeyError):
 
 
 class binding_key_t(NamedTuple):  # noqa: N801 - kombu's name
-    """What identifies a binding."""
+    """Key of a binding."""
 
     queue: str
     exchange: str
@@ -272,10 +272,13 @@ class QoS:
         self._quick_append(delivery_tag, message)
 
     def get(self, delivery_tag: object) -> Any:
-        """Return the message of a tag. Raises KeyError.
+        """Return the message of a tag.
 
         Args:
             delivery_tag: The delivery tag.
+
+        Raises:
+            KeyError: The tag is unknown.
         """
         return self._delivered[delivery_tag]
 
@@ -293,11 +296,14 @@ class QoS:
         self._wake()
 
     def reject(self, delivery_tag: object, requeue: bool = False) -> None:
-        """Drop a message, or put it back. Raises KeyError for an unknown tag that is to be put back.
+        """Drop a message, or put it back.
 
         Args:
             delivery_tag: The delivery tag.
             requeue: If True, put it back into its queue.
+
+        Raises:
+            KeyError: The tag of a message to put back is unknown.
         """
         if requeue:
             self.channel._restore_at_beginning(self._delivered[delivery_tag])
@@ -432,7 +438,7 @@ class Message(base.Message):
 
     @property
     def delivery_count(self) -> int:
-        """How often it was delivered before and came back; 0 for the first time."""
+        """Number of deliveries after which it came back; 0 for the first time."""
         count = self.properties.get("delivery_count")
         if isinstance(count, int):
             return count
@@ -440,7 +446,7 @@ class Message(base.Message):
 
 
 class AbstractChannel:
-    """What a subclass of ``Channel`` implements for its store."""
+    """Methods that a subclass of ``Channel`` implements for its store."""
 
     def _get(self, queue: str, timeout: float | None = None) -> Any:
         """Take the next envelope of a queue. Raises Empty."""
@@ -563,7 +569,7 @@ class Channel(AbstractChannel, base.StdChannel):
         nowait: bool = False,
         passive: bool = False,
     ) -> None:
-        """Create an exchange, or with ``passive`` assert it. Raises ChannelError, NotEquivalentError.
+        """Create an exchange, or with ``passive`` assert it.
 
         Args:
             exchange: Name of the exchange; None: that of RabbitMQ's exchange of the type (``amq.direct``).
@@ -573,6 +579,10 @@ class Channel(AbstractChannel, base.StdChannel):
             arguments: Arguments under the broker's names; None: none.
             nowait: Ignored: there is no answer to wait for.
             passive: If True, only check that it exists.
+
+        Raises:
+            ChannelError: With ``passive``: it does not exist.
+            NotEquivalentError: It exists with other settings.
         """
         self._check_open()
         type = type or "direct"
@@ -603,12 +613,15 @@ class Channel(AbstractChannel, base.StdChannel):
         return ChannelError(text, (50, 10), f"Channel.{kind}_declare", "404")  # type: ignore[arg-type]
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        """Delete an exchange, and those of its queues that are empty. Raises KeyError for an unknown one.
+        """Delete an exchange, and those of its queues that are empty.
 
         Args:
             exchange: Name of the exchange.
-            if_unused: If True, keep it if it is in use.
+            if_unused: Ignored; kept for compatibility.
             nowait: Ignored: there is no answer to wait for.
+
+        Raises:
+            KeyError: The exchange is unknown.
         """
         for _, _, queue in list(self.get_table(exchange)):
             self.queue_delete(queue, if_unused=True, if_empty=True)
@@ -657,12 +670,13 @@ class Channel(AbstractChannel, base.StdChannel):
     def queue_declare(self, queue: str | None = None, passive: bool = False, **kwargs: object) -> Any:
         """Create a queue, or with ``passive`` assert it: (queue, message_count, consumer_count).
 
-        Raises ChannelError.
-
         Args:
             queue: Name of the queue; None: a new name.
             passive: If True, only check that it exists.
             **kwargs: Options of the queue, for the store.
+
+        Raises:
+            ChannelError: With ``passive``: it does not exist.
         """
         self._check_open()
         queue = queue or f"amq.gen-{uuid()}"
@@ -727,14 +741,17 @@ class Channel(AbstractChannel, base.StdChannel):
         arguments: Mapping[str, Any] | None = None,
         **kwargs: object,
     ) -> None:
-        """Bind a queue to an exchange. Raises NotFound (a KeyError too) for an unknown exchange.
+        """Bind a queue to an exchange.
 
         Args:
             queue: Name of the queue.
-            exchange: Name of the exchange; None: the default exchange.
+            exchange: Name of the exchange; None: ``amq.direct``.
             routing_key: The binding's key.
             arguments: Arguments of the binding.
             **kwargs: Ignored; kept for compatibility.
+
+        Raises:
+            NotFound: The exchange is unknown; the error is a KeyError too.
         """
         self._check_open()
         exchange = exchange or "amq.direct"
@@ -961,10 +978,13 @@ class Channel(AbstractChannel, base.StdChannel):
         qos.ack(delivery_tag)
 
     def basic_recover(self, requeue: bool = False) -> Any:
-        """Put all back that is not acknowledged. Raises NotImplementedError without ``requeue``.
+        """Put all back that is not acknowledged.
 
         Args:
             requeue: If True, put them back into their queues; False is not supported.
+
+        Raises:
+            NotImplementedError: ``requeue`` is False.
         """
         if not requeue:
             raise NotImplementedError("Does not support recover(requeue=False)")
@@ -1028,10 +1048,13 @@ class Channel(AbstractChannel, base.StdChannel):
         return list(self.state.exchanges)
 
     def get_table(self, exchange: str) -> Any:
-        """Return the bindings of an exchange: (routing key, pattern, queue). Raises KeyError.
+        """Return the bindings of an exchange: (routing key, pattern, queue).
 
         Args:
             exchange: Name of the exchange.
+
+        Raises:
+            KeyError: The exchange is unknown.
         """
         return self.state.exchanges[exchange]["table"]
 
@@ -1144,7 +1167,11 @@ class Channel(AbstractChannel, base.StdChannel):
 
     @property
     def state(self) -> Any:
-        """The exchanges and bindings that the connection knows. Raises RecoverableConnectionError if closed."""
+        """The exchanges and bindings that the connection knows.
+
+        Raises:
+            RecoverableConnectionError: The channel is closed.
+        """
         if self.connection is None:
             self._check_open()
         return self.connection.state
@@ -1247,7 +1274,7 @@ class Transport(base.Transport):
         """Return a channel that is kept, or a new one.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
         """
         if self._avail_channels:
             return self._avail_channels.pop()
@@ -1278,7 +1305,7 @@ class Transport(base.Transport):
         """Close all channels.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
         """
         self.cycle.close()
         for channels in (self._avail_channels, self.channels):
@@ -1289,7 +1316,7 @@ class Transport(base.Transport):
         """Deliver one message, or one batch of the store.
 
         Args:
-            connection: What ``establish_connection`` returned.
+            connection: The result of ``establish_connection``.
             timeout: Seconds to wait; None: no limit.
 
         Raises:
@@ -1348,12 +1375,15 @@ class Transport(base.Transport):
                 break
 
     def on_message_ready(self, channel: Channel, message: Any, queue: str) -> None:
-        """Run the callback for a message. Raises KeyError for a queue without consumers.
+        """Run the callback for a message.
 
         Args:
             channel: The channel.
             message: The message, as it was received.
             queue: Name of the queue.
+
+        Raises:
+            KeyError: The queue has no consumers.
         """
         if not queue or queue not in self._callbacks:
             raise KeyError(f"Message for queue {queue!r} without consumers: {message}")

@@ -31,7 +31,7 @@ def copies(channel: Any, message: Any, queues: Iterable[str]) -> Iterator[tuple[
 
 
 class ExchangeType:
-    """What an exchange does, for one channel.
+    """Behaviour of a type of exchange, for one channel.
 
     Args:
         channel: The channel.
