@@ -81,7 +81,11 @@ class MaybeChannelBound(Object):
     _is_bound = False
 
     def __call__(self: Self, channel: Bindable) -> Self:
-        """Another way to say ``bind``."""
+        """Return a copy that is bound to a channel, as ``bind`` does.
+
+        Args:
+            channel: A channel, or a connection for its default channel.
+        """
         return self.bind(channel)
 
     def bind(self: Self, channel: Bindable) -> Self:

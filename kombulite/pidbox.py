@@ -326,7 +326,11 @@ class Mailbox:
         self._identity = object()  # shared with the copies that are bound to connections
 
     def __call__(self, connection: Any) -> Mailbox:
-        """Return a copy that sends over a connection."""
+        """Return a copy that sends over a connection.
+
+        Args:
+            connection: The connection.
+        """
         bound = copy(self)
         bound.connection = connection
         return bound

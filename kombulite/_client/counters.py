@@ -10,16 +10,29 @@ class Counters(NamedTuple):
 
     They count from when the ``Connection`` was made, and go on when it is lost, restored, closed and opened again. In a
     forked child they start from zero.
+
+    Attributes:
+        published: Messages that were handed to the broker, and not refused.
+        confirmed: Those that the broker said it has, when ``publish`` returned (AMQP: with ``confirm_publish``).
+        returned: Mandatory messages that came back; each counts as published too.
+        consumed: Messages handed to the application, by a consumer or by ``basic_get``.
+        redelivered: Those of them that may have been delivered before.
+        acked: Acknowledgements; one that is for several messages (``multiple``) counts once.
+        rejected: Messages rejected by their consumers.
+        requeued: Messages requeued by their consumers.
+        reconnects: Times that the connection came back after it was lost.
+        bytes_sent: Bytes in the bodies of what was published, as they travel.
+        bytes_received: Bytes in the bodies of what was consumed, as they travel.
     """
 
-    published: int  #: messages that were handed to the broker, and not refused
-    confirmed: int  #: those that the broker said it has, when ``publish`` returned (AMQP: with ``confirm_publish``)
-    returned: int  #: mandatory messages that came back; each counts as published too
-    consumed: int  #: messages handed to the application, by a consumer or by ``basic_get``
-    redelivered: int  #: those of them that may have been delivered before
-    acked: int  #: acknowledgements; one that is for several messages (``multiple``) counts once
-    rejected: int  #: messages rejected by their consumers
-    requeued: int  #: messages requeued by their consumers
-    reconnects: int  #: times that the connection came back after it was lost
-    bytes_sent: int  #: in the bodies of what was published, as they travel
-    bytes_received: int  #: in the bodies of what was consumed, as they travel
+    published: int
+    confirmed: int
+    returned: int
+    consumed: int
+    redelivered: int
+    acked: int
+    rejected: int
+    requeued: int
+    reconnects: int
+    bytes_sent: int
+    bytes_received: int

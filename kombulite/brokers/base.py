@@ -29,7 +29,24 @@ MIN_GAIN = 0.01
 
 
 class Settings(NamedTuple):
-    """Settings of a connection. A part that the URL leaves out is None."""
+    """Settings of a connection. A part that the URL leaves out is None.
+
+    Attributes:
+        hostname: Host, or path of a socket.
+        port: TCP port.
+        userid: User name.
+        password: Password.
+        virtual_host: Virtual host.
+        ssl: True for TLS, or a dict of TLS settings.
+        connect_timeout: Seconds for an attempt to connect (None: no limit).
+        heartbeat: Seconds between heartbeats, 0 for none.
+        login_method: SASL mechanism.
+        uri_prefix: Prefix of the URL.
+        options: The transport options.
+        scheme: Scheme of the URL, where one transport serves several.
+        alternates: All URLs of the connection, if there are several.
+        credential_provider: Object that returns user name and password.
+    """
 
     hostname: str | None = None
     port: int | None = None
@@ -42,8 +59,8 @@ class Settings(NamedTuple):
     login_method: str | None = None
     uri_prefix: str | None = None
     options: Mapping[str, Any] = {}
-    scheme: str | None = None  # that of the URL, where one transport serves several
-    alternates: tuple[str, ...] = ()  # all URLs of the connection, where there are several
+    scheme: str | None = None
+    alternates: tuple[str, ...] = ()
     credential_provider: Any = None
 
     def __repr__(self) -> str:
@@ -56,17 +73,25 @@ class MessageIgnored(exceptions.RecoverableChannelError):
 
 
 class Capabilities(NamedTuple):
-    """Abilities of a transport."""
+    """Abilities of a transport.
+
+    Attributes:
+        exchange_types: Types of exchanges.
+        heartbeats: True if it has heartbeats.
+        asynchronous: True if it has a file descriptor that an event loop can wait for.
+        batch_publish: True if it sends many messages together.
+        queue_kinds: True if it has quorum queues and streams.
+        keeps_durable: True if durable exchanges, queues and bindings outlive a connection in any case. If not, all that
+            a connection has declared is declared again after it was lost.
+        deletes_unused: True if the broker itself deletes queues without use: auto-delete, exclusive and expiring ones.
+    """
 
     exchange_types: frozenset[str] = frozenset(["direct", "topic", "fanout", "headers"])
     heartbeats: bool = False
-    asynchronous: bool = False  # has a file descriptor that an event loop can wait for
+    asynchronous: bool = False
     batch_publish: bool = True
-    queue_kinds: bool = False  # has quorum queues and streams
-    #: Whether durable exchanges, queues and bindings outlive a connection in any case. If not, all that a connection
-    #: has declared is declared again when it was lost.
+    queue_kinds: bool = False
     keeps_durable: bool = True
-    #: Whether the broker itself deletes queues that nobody uses any more: auto-delete, exclusive and expiring ones.
     deletes_unused: bool = True
 
 
@@ -81,7 +106,15 @@ class Implements(dict[str, Any]):
 
 
 class ExchangeSpec(NamedTuple):
-    """An exchange as declared."""
+    """An exchange as declared.
+
+    Attributes:
+        name: Its name.
+        type: Its type.
+        durable: If True, it survives a restart of the broker.
+        auto_delete: If True, it is deleted with its last binding.
+        arguments: Arguments under AMQP's names.
+    """
 
     name: str
     type: str = "direct"
@@ -102,7 +135,15 @@ def unknown_type(spec: ExchangeSpec, known: Iterable[str]) -> exceptions.AMQPErr
 
 
 class QueueSpec(NamedTuple):
-    """A queue as declared; the broker chooses a name for ``""``. ``arguments``: under AMQP's names (``x-expires``)."""
+    """A queue as declared.
+
+    Attributes:
+        name: Its name; for ``""`` the broker chooses one.
+        durable: If True, it survives a restart of the broker.
+        exclusive: If True, it belongs to its connection.
+        auto_delete: If True, it is deleted with its last consumer.
+        arguments: Arguments under AMQP's names, such as ``x-expires``.
+    """
 
     name: str = ""
     durable: bool = True
@@ -112,7 +153,13 @@ class QueueSpec(NamedTuple):
 
 
 class QueueInfo(NamedTuple):
-    """Reply to a queue's declaration: its waiting messages and its consumers."""
+    """Reply to a queue's declaration.
+
+    Attributes:
+        queue: Name of the queue.
+        message_count: Number of waiting messages.
+        consumer_count: Number of consumers.
+    """
 
     queue: str
     message_count: int
@@ -120,7 +167,14 @@ class QueueInfo(NamedTuple):
 
 
 class QueueStatus(NamedTuple):
-    """Numbers of a queue. ``unacked`` is None if the broker does not report it."""
+    """Numbers of a queue.
+
+    Attributes:
+        queue: Name of the queue.
+        message_count: Number of waiting messages.
+        consumer_count: Number of consumers.
+        unacked: Number of messages in flight (None: the broker does not report it).
+    """
 
     queue: str
     message_count: int
@@ -158,7 +212,14 @@ class HeldDeliveries(Protocol):
 
 
 class Returned(NamedTuple):
-    """Event: a message published as mandatory on ``channel`` found no queue."""
+    """Event: a mandatory message found no queue.
+
+    Attributes:
+        channel: Number of the channel that it was published on.
+        reply_code: The broker's reply code.
+        reply_text: The broker's text.
+        delivery: The message.
+    """
 
     channel: int
     reply_code: int
@@ -167,14 +228,24 @@ class Returned(NamedTuple):
 
 
 class Cancelled(NamedTuple):
-    """Event: the broker ended a consumer."""
+    """Event: the broker ended a consumer.
+
+    Attributes:
+        channel: Number of the channel.
+        consumer_tag: Tag of the consumer.
+    """
 
     channel: int
     consumer_tag: str
 
 
 class ChannelClosed(NamedTuple):
-    """Event: the broker closed a channel, for something that went wrong on it."""
+    """Event: the broker closed a channel, for something that went wrong on it.
+
+    Attributes:
+        channel: Number of the channel.
+        error: The reason.
+    """
 
     channel: int
     error: exceptions.ChannelError

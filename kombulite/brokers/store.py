@@ -20,6 +20,7 @@ class Claim(NamedTuple):
 
     Attributes:
         token: Identity of the message in its store.
+        data: The message, as ``put`` was given it.
         delivery_count: Number of earlier claims that came back.
     """
 

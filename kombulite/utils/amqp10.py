@@ -24,7 +24,12 @@ EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 class Body(NamedTuple):
-    """A body that was read. ``is_data``: the value is the bytes of data sections, which the content type is about."""
+    """A body that was read.
+
+    Attributes:
+        is_data: True if the value is the bytes of data sections, which the content type is about.
+        value: The value.
+    """
 
     is_data: bool
     value: Any

@@ -10,7 +10,15 @@ __all__ = ["escape_regex", "fmatch_best", "fmatch_iter", "version_info_t", "vers
 
 
 class version_info_t(NamedTuple):  # noqa: N801 - kombu's name
-    """A version in parts."""
+    """A version in parts.
+
+    Attributes:
+        major: The major version.
+        minor: The minor version.
+        micro: The micro version.
+        releaselevel: Text behind them, such as ``"rc1"``.
+        serial: Text behind that.
+    """
 
     major: int
     minor: int

@@ -6,10 +6,14 @@ import ast
 import inspect
 import re
 import types
+from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+from kombulite import serialization
 
 PAGES = sorted((Path(__file__).parent.parent.parent / "docs" / "api").glob("*.md"))
 PUBLIC_NAMES = Path(__file__).parent.parent / "layering" / "public_names.txt"
@@ -28,35 +32,54 @@ def resolve(path):
         return getattr(import_module(module), name)
 
 
+def is_function(member):
+    """Whether it is called as a function is: compiled, bound and wrapped ones too, but no instance of a class."""
+    return inspect.isfunction(inspect.unwrap(member)) or (callable(member) and inspect.isroutine(member))
+
+
 def functions_of(cls):
     for name, member in vars(cls).items():
         function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
-        is_method = inspect.isfunction(inspect.unwrap(function)) or isinstance(function, types.MethodDescriptorType)
-        if is_method and not name.startswith("_"):
+        if is_function(function) and (name == "__call__" or not name.startswith("_")):
             yield f"{cls.__qualname__}.{name}", function
 
 
+def home_of(member):
+    """Return the module of a class or a function; that of the class of a compiled method, or of an instance."""
+    if inspect.isclass(member) or is_function(member):
+        return getattr(member, "__module__", None) or type(getattr(member, "__self__", None)).__module__
+    return type(member).__module__
+
+
 def documented(target):
-    """Give the classes and functions that the reference shows for one entry of a page."""
+    """Give the classes and functions that the reference shows for one entry of a page, and methods of instances."""
     if inspect.ismodule(target):
         names = getattr(target, "__all__", [name for name in vars(target) if not name.startswith("_")])
         members = [getattr(target, name) for name in names]
         declared, homes = hasattr(target, "__all__"), (target.__name__, f"{target.__name__}.")
-        found = [each for each in members if getattr(each, "__module__", None)]
-        targets = [each for each in found if each.__module__.startswith("kombulite" if declared else homes)]
+        targets = [each for each in members if home_of(each).startswith("kombulite" if declared else homes)]
     else:
         targets = [target]
     for each in targets:
         if inspect.isclass(each):
             yield each.__qualname__, each
             yield from functions_of(each)
-        elif inspect.isfunction(each):
+        elif is_function(each):
             yield each.__qualname__, each
+        else:
+            for cls in type(each).__mro__:
+                if cls.__module__.startswith("kombulite"):
+                    yield from functions_of(cls)
 
 
 def parameters_of(member):
+    if inspect.isclass(member) and issubclass(member, tuple) and hasattr(member, "_fields"):
+        return set(member._fields)
+    if type(member).__module__.startswith("_pytest."):
+        return set()  # a fixture, whose parameters are fixtures
     if not inspect.isclass(member):
         names = list(inspect.signature(member).parameters.values())
+        names = names[1:] if isinstance(member, types.ClassMethodDescriptorType) else names
     elif "__init__" not in vars(member) or MADE_HERE.search(member.__doc__ or ""):
         return set()  # it is inherited, or not for programs to call
     else:
@@ -77,7 +100,7 @@ def examples_of(member):
 
 def undescribed(member):
     """Return the parameters that a docstring leaves out."""
-    text = inspect.cleandoc(member.__doc__ or "")
+    text = inspect.getdoc(member) or ""
     return parameters_of(member) - {name for section in SECTION.findall(text) for name in NAME.findall(section)}
 
 
@@ -127,6 +150,41 @@ def test_an_example_that_is_no_block_of_code_is_seen():
         """
 
     assert examples_of(publish) == [None]
+
+
+class Sender:
+    """What sends."""
+
+    def __call__(self, body):
+        """Send."""
+
+    def send(self, body):
+        """Send."""
+
+    @classmethod
+    @cache
+    def make(cls, name):
+        """Make one."""
+
+
+class Sent(NamedTuple):
+    """A body that was sent."""
+
+    body: bytes
+
+
+def test_no_kind_of_callable_is_missed():
+    module = types.ModuleType("kombulite.sending")
+    module.__all__ = ["Sender", "Sent", "send", "sender", "dumps"]
+    module.Sender, module.Sent, module.sender, module.send = Sender, Sent, Sender(), Sender().send
+    module.dumps = serialization.dumps  # a bound method of a compiled class
+    for each in (Sender, Sent):
+        each.__module__ = Sender.send.__module__ = "kombulite.sending"
+    found = dict(documented(module))
+    assert {name for name, member in found.items() if undescribed(member)} == {
+        *("Sender.__call__", "Sender.send", "Sender.make", "Sent"),
+    }
+    assert serialization.dumps in found.values()
 
 
 def test_what_is_left_out_is_seen():

@@ -27,29 +27,56 @@ cdef class Codecs:
         self.disabled = set()
 
     def use_json(self, JSON json not None, dumps, loads):
-        """Take a short way where ``dumps`` and ``loads``, as they were registered, are those of ``json``."""
+        """Take a short way where ``dumps`` and ``loads``, as they were registered, are those of ``json``.
+
+        Args:
+            json: The codec.
+            dumps: Its registered encoder.
+            loads: Its registered decoder.
+        """
         self._json, self._json_dumps, self._json_loads = json, dumps, loads
 
     # --- what the facade adds
 
     def find_encoder(self, name):
-        """The triple of an encoder that is not in ``encoders``, or an error."""
+        """Return the triple of an encoder that is not in ``encoders``, or raise.
+
+        Args:
+            name: Name of the encoder.
+        """
         raise NotImplementedError
 
     def find_decoder(self, content_type):
-        """The decoder of a content type that is not in ``decoders``, or None."""
+        """Return the decoder of a content type that is not in ``decoders``, or None.
+
+        Args:
+            content_type: The content type.
+        """
         raise NotImplementedError
 
     def refuse(self, content_type, is_disabled):
-        """Raise the error for a content type that is not accepted: it is disabled, or the receiver does not name it."""
+        """Raise the error for a content type that is not accepted.
+
+        Args:
+            content_type: The content type.
+            is_disabled: If True, it is disabled; else the receiver does not name it.
+        """
         raise NotImplementedError
 
     def encode_failed(self, error):
-        """Raise the error for an encoder's exception."""
+        """Raise the error for an encoder's exception.
+
+        Args:
+            error: The exception.
+        """
         raise NotImplementedError
 
     def decode_failed(self, error):
-        """Raise the error for a decoder's exception."""
+        """Raise the error for a decoder's exception.
+
+        Args:
+            error: The exception.
+        """
         raise NotImplementedError
 
     # --- the hot paths
@@ -57,13 +84,23 @@ cdef class Codecs:
     def dumps(self, data, serializer=None):
         """Encode a body: (content type, content encoding, payload).
 
-        Without ``serializer`` bytes and text pass as they are, all else takes the default one. Raises EncodeError,
-        SerializerNotInstalled.
+        Args:
+            data: The body.
+            serializer: Name of the serializer (None: bytes and text pass as they are, all else takes the default).
+
+        Raises:
+            EncodeError: The body cannot be encoded.
+            SerializerNotInstalled: The serializer is unknown.
         """
         return self._dumps(data, serializer)
 
     def encode(self, data, serializer):
-        """The same with the payload as it travels, which is bytes; text becomes UTF-8."""
+        """Encode a body as ``dumps`` does, with the payload as it travels, which is bytes; text becomes UTF-8.
+
+        Args:
+            data: The body.
+            serializer: Name of the serializer, or None.
+        """
         return self._encode(data, serializer)
 
     cdef tuple _encode(self, data, serializer):
@@ -125,8 +162,16 @@ cdef class Codecs:
     def loads(self, data, content_type, content_encoding, accept=None, bint force=False):
         """Decode a body.
 
-        ``accept``: the content types that may be decoded (None: all but the disabled ones; those too with ``force``).
-        Raises ContentDisallowed, DecodeError.
+        Args:
+            data: The body, bytes or text.
+            content_type: Its content type.
+            content_encoding: Its content encoding.
+            accept: Content types that may be decoded (None: all that are not disabled).
+            force: If True, and ``accept`` is None, disabled ones may be decoded too.
+
+        Raises:
+            ContentDisallowed: The content type is not accepted.
+            DecodeError: The body cannot be decoded.
         """
         return self._loads(data, content_type, content_encoding, accept, force)
 

@@ -294,10 +294,16 @@ cdef class JSON:
         self._decoders = {ESCAPED: _dict_of_pairs, "bytes": _bytes_of_text, "base64": _bytes_of_base64}
 
     def register(self, kind, marker, encoder, decoder=None):
-        """Teach it a type.
+        """Register a type.
 
-        ``encoder(value)`` gives what stands for a value of ``kind`` or of a subclass; ``decoder`` undoes that.
-        With ``marker`` None the stand-in is written untyped, and nothing is decoded.
+        Args:
+            kind: The type; its subclasses are encoded as it is.
+            marker: Name of the type in JSON (None: the stand-in is written untyped, and nothing is decoded).
+            encoder: Function from a value to its stand-in in JSON.
+            decoder: Function from the stand-in to the value.
+
+        Raises:
+            TypeError: ``kind`` is no type.
         """
         if not isinstance(kind, type):
             raise TypeError(f"a type is registered, not {kind!r}")
@@ -326,9 +332,14 @@ cdef class JSON:
     # --- encoding
 
     def dumps(self, value):
-        """``value`` as JSON text (str, ASCII only).
+        """Return a value as JSON text (str, ASCII only).
 
-        Raises TypeError for a value or key of no known type, RecursionError for one nested too deep or in itself.
+        Args:
+            value: The value.
+
+        Raises:
+            TypeError: A value or key is of no known type.
+            RecursionError: The value is nested too deep, or in itself.
         """
         cdef Buffer out
         buffer_init(&out)
@@ -341,7 +352,11 @@ cdef class JSON:
             buffer_free(&out)
 
     cpdef bytes dump_bytes(self, value):
-        """``value`` as JSON text (bytes, ASCII only); raises as ``dumps``."""
+        """Return a value as JSON text (bytes, ASCII only), as ``dumps`` does.
+
+        Args:
+            value: The value.
+        """
         cdef Buffer out
         buffer_init(&out)
         try:
@@ -351,7 +366,14 @@ cdef class JSON:
             buffer_free(&out)
 
     def stand_in(self, value):
-        """What is written in place of a value that plain JSON lacks; TypeError where there is nothing."""
+        """Return the stand-in for a value that plain JSON lacks.
+
+        Args:
+            value: The value.
+
+        Raises:
+            TypeError: There is none.
+        """
         if type(value) is bytes:
             return stand_in_of_bytes(value)
         # In this order: an object's own wish, Django's lazy text, the registered types.
@@ -503,10 +525,15 @@ cdef class JSON:
     # --- decoding
 
     cpdef object loads(self, data):
-        """The value that JSON text stands for. ``data``: str, or UTF-8 as bytes, bytearray or memoryview.
+        """Return the value of JSON text.
 
-        Raises ValueError for what is not JSON (UnicodeDecodeError where it is not UTF-8), its subclasses
-        ``UnknownType`` and ``InvalidValue`` for a typed value, RecursionError for one nested too deep.
+        Args:
+            data: The text: str, or UTF-8 as bytes, bytearray or memoryview.
+
+        Raises:
+            ValueError: It is not JSON (UnicodeDecodeError: not UTF-8), or, as ``UnknownType`` or ``InvalidValue``, it
+                has a typed value that cannot be decoded.
+            RecursionError: It is nested too deep.
         """
         cdef const char* text
         cdef Py_ssize_t size
@@ -523,7 +550,11 @@ cdef class JSON:
         return json.loads(data if isinstance(data, str) else data.decode("utf-8"), object_hook=self.revive)
 
     def revive(self, dict value not None):
-        """The value that a typed value stands for; any other dict as it is. For ``object_hook``."""
+        """Return the value that a typed value stands for; any other dict as it is. For ``object_hook``.
+
+        Args:
+            value: The dict.
+        """
         if len(value) != 2 or "__type__" not in value or "__value__" not in value:
             return value
         marker = value["__type__"]

@@ -121,7 +121,13 @@ class _UnknownExchange(NotFound, KeyError):
 
 
 class binding_key_t(NamedTuple):  # noqa: N801 - kombu's name
-    """Key of a binding."""
+    """Key of a binding.
+
+    Attributes:
+        queue: Name of the queue.
+        exchange: Name of the exchange.
+        routing_key: The routing key.
+    """
 
     queue: str
     exchange: str
@@ -129,7 +135,13 @@ class binding_key_t(NamedTuple):  # noqa: N801 - kombu's name
 
 
 class queue_binding_t(NamedTuple):  # noqa: N801 - kombu's name
-    """A binding of a queue."""
+    """A binding of a queue.
+
+    Attributes:
+        exchange: Name of the exchange.
+        routing_key: The routing key.
+        arguments: Arguments of the binding.
+    """
 
     exchange: str
     routing_key: str
