@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from kombulite import Connection, Exchange, Queue, aio
-from kombulite.contrib.servers import Server
+from kombulite.contrib.servers import RabbitMQServer, Server
 from kombulite.exceptions import MessageReturned
 
 pytest_plugins = ["pytester", "kombulite_pytest"]
@@ -133,6 +133,18 @@ def test_server_that_does_not_answer_leaves_nothing(monkeypatch):
     with pytest.raises(TimeoutError, match="sleep does not answer"), server:
         pass
     assert server.process is None
+    assert not server.folder.exists()
+
+
+def test_rabbitmq_without_erlang_says_why_it_does_not_start(tmp_path, monkeypatch):
+    script = tmp_path / "rabbitmq-server"
+    script.write_text("#!/bin/sh\necho erl: not found; exit 127\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("KOMBULITE_TEST_PROGRAMS", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    server = RabbitMQServer()
+    with pytest.raises(RuntimeError, match="ended with 127:\nerl: not found"), server:
+        pass
     assert not server.folder.exists()
 
 
