@@ -43,7 +43,8 @@ def lengths(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("direction", Direction, ids=lambda direction: direction.value)
-def test_nothing_is_lost_by_a_cut(postgresql_url, lengths, direction):
+def test_nothing_is_lost_by_a_cut(postgresql_url, lengths, direction, monkeypatch):
+    monkeypatch.setattr("kombulite._client.outgoing.CHUNK", 2)  # one part is under way while the next is encoded
     options = {"table_prefix": f"c{uuid4().hex[:8]}_", "lease": 1}
     ledger, length, is_cut = Ledger(), 0, True
     with Connection(postgresql_url, transport_options=options) as other, Proxy(other.port) as proxy:
@@ -133,10 +134,10 @@ def converse(url: str, options: dict[str, Any], number: int, ledger: Ledger) -> 
         producer = Producer(connection, routing_key="orders")
         Queue("orders")(connection).declare()
         publish([f"single {number}"])
-        publish([f"first {number}", f"second {number}"])
+        publish([f"first {number}", f"second {number}", f"third {number}"])
         publish_via(f"via {number}")
         with Consumer(connection, [Queue("orders")], callbacks=[take], prefetch_count=2):
-            while len(acknowledging) < 4:
+            while len(acknowledging) < 5:
                 connection.drain_events(timeout=20)
         connection.release()
     except LOST:
