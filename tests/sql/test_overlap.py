@@ -182,7 +182,6 @@ def test_signals_lose_and_double_nothing(connection, other, encoding, tmp_path):
         return runs[-1]
 
     def publish_again() -> None:
-        connection.ensure_connection()
         publish(connection, bodies())
 
     publish_again()

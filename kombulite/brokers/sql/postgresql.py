@@ -279,8 +279,8 @@ class PostgreSQL(Database):
             raise exceptions.ChannelError("PostgreSQL: a statement had failed, so the transaction was rolled back")
 
     def roll_back(self) -> None:
-        """Roll it back."""
-        if not self.is_lost:
+        """Roll it back; not if a signal handler interrupted a statement, which ``recover`` ends with the connection."""
+        if self._wire is not None and not self._wire.is_closed and not self._wire.is_busy:
             self._command("ROLLBACK")
 
     def notify(self, queues: Sequence[int], wakes_all: bool = False) -> None:

@@ -10,6 +10,7 @@ import select
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from itertools import count
 from time import monotonic
 from typing import Any
 
@@ -97,6 +98,7 @@ class Wire:
         self._timeout = timeout
         self.prepares = False
         self._prepared: dict[str, bytes] = {}
+        self._numbers = count()  # not how many are prepared: one may be that a signal handler kept from being noted
         self._pending: Pending | None = None
 
     # --- the connection
@@ -187,7 +189,7 @@ class Wire:
             if self.prepares:
                 name = self._prepared.get(statement)
                 if name is None:
-                    name = b"kombulite_%d" % len(self._prepared)
+                    name = b"kombulite_%d" % next(self._numbers)
                     pgconn.send_prepare(name, statement.encode())
                     self._result(deadline)
                     self._prepared[statement] = name
