@@ -39,7 +39,7 @@ class Clock:
         """Let time pass without waiting: messages and queues that expire within that time are expired.
 
         Args:
-            seconds: How far the clock moves, at least 0.
+            seconds: Seconds that the clock moves by, at least 0.
 
         Raises:
             ValueError: ``seconds`` is negative.

@@ -952,7 +952,7 @@ class Connection(Address):
 
         Args:
             obj: The owner of ``fun``, with a method ``revive(channel)``.
-            policy: How to retry.
+            policy: The policy of the retries.
             fun: The function.
             *args: Its positional arguments.
             **kwargs: Its keyword arguments.
@@ -977,7 +977,7 @@ class Connection(Address):
 
         Args:
             obj: The owner of ``fun``, with a method ``revive(channel)``.
-            policy: How to retry.
+            policy: The policy of the retries.
             error: The exception of the first call.
             transport: The transport that the first call was made on.
             fun: The function.

@@ -139,7 +139,7 @@ class Message(BaseMessage):
         """Acknowledge the message, and log given errors instead of raising them.
 
         Args:
-            logger: Where to log.
+            logger: The logger.
             errors: Error classes to log.
             multiple: If True, this applies to all earlier messages of the channel too.
         """
@@ -155,7 +155,7 @@ class Message(BaseMessage):
         """Reject the message, and log given errors instead of raising them.
 
         Args:
-            logger: Where to log.
+            logger: The logger.
             errors: Error classes to log.
             requeue: If True, the message goes back to its queue; else to the dead letter exchange of the queue, if
                 it has one.

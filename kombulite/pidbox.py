@@ -157,7 +157,7 @@ class Node:
         Args:
             method: Name of the command.
             arguments: Arguments by name.
-            reply_to: Where the reply goes: exchange and routing key.
+            reply_to: Address of the reply: exchange and routing key.
             ticket: Number of the call.
             **kwargs: Ignored.
 

@@ -105,7 +105,7 @@ class Stream(QueueKind):
     A consumer needs a ``prefetch_count`` and acknowledges.
 
     Args:
-        offset: Where a consumer starts: ``"first"``, ``"last"`` (the last chunk), ``"next"`` (what comes from now on;
+        offset: Start of a consumer: ``"first"``, ``"last"`` (the last chunk), ``"next"`` (what comes from now on;
             the broker's default), a number (the ``x-stream-offset`` of a message), a ``datetime``, or a ``timedelta``
             back from now.
         filters: Values of the header ``x-stream-filter-value`` that a consumer is interested in (RabbitMQ 3.13). The

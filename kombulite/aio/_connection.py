@@ -509,8 +509,8 @@ class Connection(Address):
 
         Args:
             fun: The coroutine function.
-            policy: How to retry.
-            deadline: When the last attempt has to begin, on the monotonic clock; after it the error is raised.
+            policy: The policy of the retries.
+            deadline: Latest begin of an attempt, on the monotonic clock; after it the error is raised.
 
         Raises:
             OperationalError: The attempts are used up.

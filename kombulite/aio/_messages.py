@@ -87,7 +87,7 @@ class Message(messages.Message, BaseAsyncMessage):
         """Acknowledge the message, and log given errors instead of raising them.
 
         Args:
-            logger: Where to log.
+            logger: The logger.
             errors: Error classes to log.
             multiple: If True, all earlier messages of the same ``consume`` too.
         """
@@ -102,7 +102,7 @@ class Message(messages.Message, BaseAsyncMessage):
         """Reject the message, and log given errors instead of raising them.
 
         Args:
-            logger: Where to log.
+            logger: The logger.
             errors: Error classes to log.
             requeue: If True, the message goes back to its queue; else to the dead letter exchange of the queue, if
                 it has one.

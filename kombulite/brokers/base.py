@@ -280,7 +280,7 @@ class Transport:
     ``exceptions.ChannelError`` if the request did. Channels are numbers, which ``open_channel`` returns.
 
     Args:
-        settings: Where and how to connect.
+        settings: Settings of the connection.
     """
 
     driver_type: ClassVar[str]  #: kind of broker: "amqp", "redis", "memory"

@@ -36,7 +36,7 @@ class Store:
     OSError if the store fails.
 
     Args:
-        settings: Where the store is.
+        settings: Settings of the connection, which name the store.
         identity: Identity of the connection among others, of other processes too.
     """
 

@@ -21,7 +21,7 @@ def get_manager(
             ``manager_password`` are used for what is not given here, then its own host and user, and port 15672.
         hostname: The interface's host.
         port: Its port.
-        userid: Who logs in.
+        userid: User that logs in.
         password: With which password.
 
     Raises:

@@ -26,7 +26,7 @@ def emergency_dump_state(
         state: The objects; pickled, or as text where that fails.
         open_file: Opens the file, as ``open`` does.
         dump: Writes them, as ``pickle.dump`` does; the file is opened for text then.
-        stderr: Where the path is written to; it is logged if there is none.
+        stderr: File for the path; without one the path is logged.
     """
     from pickle import dump as pickle_dump  # seldom needed, as all below
     from pprint import pformat

@@ -54,7 +54,7 @@ class TokenBucket:
         """Take tokens, if there are that many.
 
         Args:
-            tokens: How many to take.
+            tokens: Number of tokens to take.
 
         Returns:
             True if they were taken, False if there are fewer.
@@ -68,7 +68,7 @@ class TokenBucket:
         """Return the seconds until there are enough tokens, 0 if there are now.
 
         Args:
-            tokens: How many are needed.
+            tokens: Number of tokens needed.
         """
         available = self._get_tokens()
         return (max(tokens, available) - available) / self.fill_rate

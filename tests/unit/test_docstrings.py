@@ -130,6 +130,42 @@ def test_every_public_callable_is_described_with_its_parameters():
     assert {member: left for member in found.values() if (left := undescribed(member))} == {}
 
 
+#: Style: a docstring and a description begin with a verb or a noun, and errors have a section of their own.
+CLAUSE = re.compile(r"(?:What|Whether|Who|Whoever|How|Where|When|Why)\b")
+DESCRIPTION = re.compile(r"^    \*{0,2}\w+(?: \(.*\))?: (.*)", re.MULTILINE)
+
+
+def clauses(text):
+    """Return what a docstring says in another form."""
+    said = [
+        text.partition("\n")[0],
+        *(each for section in SECTION.findall(text) for each in DESCRIPTION.findall(section)),
+    ]
+    return [each for each in said if CLAUSE.match(each)] + re.findall(r"\bRaises [A-Z]\w+", text)
+
+
+@pytest.mark.parametrize("path", dict.fromkeys([*ENTRIES, *PUBLIC]))
+def test_docstrings_begin_with_a_verb_or_a_noun_and_have_a_section_of_errors(path):
+    members = dict(documented(resolve(path)))
+    assert {name: found for name, each in members.items() if (found := clauses(inspect.getdoc(each) or ""))} == {}
+
+
+def test_a_clause_is_seen():
+    def publish():
+        """Whether it was sent. Raises OSError.
+
+        Args:
+            body: What is sent.
+            retry: If True, try again.
+        """
+
+    assert clauses(inspect.getdoc(publish)) == [
+        "Whether it was sent. Raises OSError.",
+        "What is sent.",
+        "Raises OSError",
+    ]
+
+
 def test_every_example_is_a_block_of_code():
     shown = {}
     for path in dict.fromkeys([*ENTRIES, *PUBLIC]):

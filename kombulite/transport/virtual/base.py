@@ -834,13 +834,16 @@ class Channel(AbstractChannel, base.StdChannel):
         return uuid()
 
     def basic_publish(self, message: Any, exchange: str, routing_key: str, **kwargs: Any) -> Any:
-        """Publish what ``prepare_message`` made. Raises MessageReturned for a mandatory one that finds no queue.
+        """Publish a message of ``prepare_message``.
 
         Args:
             message: The message, as ``prepare_message`` made it.
             exchange: Name of the exchange.
             routing_key: The routing key.
             **kwargs: ``mandatory``, and options of the store.
+
+        Raises:
+            MessageReturned: It was mandatory, and no queue took it.
         """
         self._check_open()
         self._inplace_augment_message(message, exchange, routing_key)
@@ -1022,11 +1025,14 @@ class Channel(AbstractChannel, base.StdChannel):
         self.qos.prefetch_count = prefetch_count
 
     def drain_events(self, timeout: float | None = None, callback: Callable[..., Any] | None = None) -> Any:
-        """Deliver one message. Raises Empty.
+        """Deliver one message.
 
         Args:
             timeout: Seconds to wait, where the store waits.
             callback: Called with the message and the name of its queue.
+
+        Raises:
+            queue.Empty: There is none.
         """
         if not self._consumers or not self.qos.can_consume():
             raise Empty
