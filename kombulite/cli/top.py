@@ -178,7 +178,7 @@ def _in_background(read: Callable[[], T]) -> Future[T]:
         except BaseException as error:
             future.set_exception(error)
 
-    Thread(target=run, daemon=True).start()
+    Thread(target=run, name="kombulite-top", daemon=True).start()
     return future
 
 
