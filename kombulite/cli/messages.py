@@ -29,8 +29,11 @@ PREFETCH = 100
 def progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
     """Return a bar on the terminal, if the standard error is one; gives what to call for each step."""
     console = Console(stderr=True)
+    if not console.is_terminal:  # Progress(disable=True) of rich 13.0 prints an empty line
+        yield lambda: None
+        return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
+    bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
     with bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
