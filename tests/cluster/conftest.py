@@ -26,7 +26,13 @@ def started(request: pytest.FixtureRequest, make: type[Cluster]) -> Iterator[Clu
 
 
 class ClusterStage(Stage):
-    """Programs that know all nodes."""
+    """Programs that know all nodes.
+
+    A leader that is silent costs 20 s: heartbeats (5), a login at it (5), and a publish to a stream that has no leader
+    yet, which gets no confirm by its timeout (10).
+    """
+
+    patience = 60.0
 
     def __init__(self, cluster: Cluster, library: str, queue_type: str) -> None:
         super().__init__(cluster.nodes[0], [library], queue_type=queue_type)

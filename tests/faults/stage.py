@@ -32,7 +32,7 @@ PROGRAMS: Mapping[str, Path] = {
     "aio-pika": HERE / "aio_pika_programs.py",
 }
 NUMBERS = 1_000_000  # that one producer may use
-PATIENCE = 20.0  # seconds that a program has to end when it is asked to, and to do something when it should
+PATIENCE = 20.0  # seconds that a program has to end when it is asked to
 SETTLE = 20.0  # seconds in which all is consumed that can be, or something has moved
 
 HEARTBEAT = 2  # seconds
@@ -157,6 +157,8 @@ class Stage:
         libraries: Whose programs are started, in turn.
     """
 
+    patience = PATIENCE  # seconds that a program has to do something when it should
+
     def __init__(
         self, server: Server, libraries: Sequence[str], own_clock: bool = False, queue_type: str = "classic"
     ) -> None:
@@ -219,7 +221,7 @@ class Stage:
     def wait_for_progress(self, *programs: Program) -> bool:
         """Wait until each of these has written down something new, or has ended. False if one does neither in time."""
         before = {program: program.noted() for program in programs}
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self.patience
         while any(program.is_alive() and program.noted() == size for program, size in before.items()):
             if time.monotonic() > deadline:
                 return False
