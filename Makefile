@@ -103,7 +103,7 @@ debug: $(VENV)/.installed  ## the core in place without optimisation; annotated 
 
 # The next three build a core of their own below build/ and leave the one in place alone. They run no tests that read the
 # sources, which are not there, or that start a browser, which would load the sanitizers too.
-NOT_OF_THE_CORE := $(addprefix --ignore tests/unit/test_,changelog.py manual.py site.py tables.py web.py)
+NOT_OF_THE_CORE := $(addprefix --ignore tests/unit/test_,changelog.py findings.py manual.py site.py tables.py web.py)
 
 sanitize:  ## the unit tests on a core under the address and undefined-behaviour sanitizers
 	$(call install_variant,sanitize,KOMBULITE_SANITIZE=1)
