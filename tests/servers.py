@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -158,10 +158,17 @@ class RedisNode(RedisServer):
             cluster_replica_validity_factor=0, repl_diskless_sync_delay=0, **options,
         )  # fmt: skip
 
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[Callable[..., Any]]:
+        """Yield what asks the node over one connection, which is open."""
+        with redis.Redis(port=self.port, decode_responses=True, protocol=2, socket_timeout=20) as client:
+            client.ping()
+            yield client.execute_command
+
     def ask(self, *command: Any) -> Any:
         """What the node answers."""
-        with redis.Redis(port=self.port, decode_responses=True, protocol=2, socket_timeout=20) as client:
-            return client.execute_command(*command)
+        with self.asking() as ask:
+            return ask(*command)
 
     @property
     def node_id(self) -> str:
@@ -287,22 +294,37 @@ class RedisCluster:
         node.close()
 
     def move_slot(self, slot: int, target: RedisNode) -> None:
-        """Move a slot with its keys to another node, as redis-cli does."""
+        """Move a slot with its keys to another node, as redis-cli does: over connections that are open before."""
         source = self.master_of(slot)
         if source is target:
             return
-        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.node_id)
-        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.node_id)
-        while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
-            source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
-        self.finish_move(slot, target)
+        ids = source.node_id, target.node_id
+        with source.asking() as ask_source, target.asking() as ask_target, self._ending(slot, target) as end:
+            ask_target("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+            ask_source("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+            while keys := ask_source("CLUSTER", "GETKEYSINSLOT", slot, 100):
+                ask_source("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+            end()
 
     def finish_move(self, slot: int, target: RedisNode) -> None:
         """Have all masters know that a slot has moved."""
-        source = self.master_of(slot)
-        for node in (target, source, *(node for node in self.nodes if node not in (target, source))):
-            if node.process is not None and node.ask("ROLE")[0] == "master":
-                node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.node_id)
+        with self._ending(slot, target) as end:
+            end()
+
+    @contextlib.contextmanager
+    def _ending(self, slot: int, target: RedisNode) -> Iterator[Callable[[], None]]:
+        source, target_id = self.master_of(slot), target.node_id
+        others = [node for node in self.nodes if node not in (target, source)]
+        with contextlib.ExitStack() as opened:
+            running = [node for node in (target, source, *others) if node.process is not None]
+            asks = [opened.enter_context(node.asking()) for node in running]
+            masters = [ask for ask in asks if ask("ROLE")[0] == "master"]
+
+            def end() -> None:
+                for ask in masters:
+                    ask("CLUSTER", "SETSLOT", slot, "NODE", target_id)
+
+            yield end
 
     def close(self) -> None:
         """End all nodes."""
