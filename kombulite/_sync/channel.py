@@ -548,7 +548,9 @@ class Channel(BaseChannel):
         """
         if not deliveries:
             return []
-        return self._published(deliveries, self._ask(self._transport.publish_many, deliveries, mandatory, timeout))
+        transport = self._transport  # a channel that the broker closes loses its own
+        refused = self._ask(transport.publish_many, deliveries, mandatory, timeout)
+        return self._published(deliveries, refused, transport.confirms)
 
     def begin_publish_many(
         self, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
@@ -563,13 +565,14 @@ class Channel(BaseChannel):
             mandatory: If True, the broker returns the message if no queue takes it.
             timeout: Seconds for all of them.
         """
-        wait = self._ask(self._transport.begin_publish_many, deliveries, mandatory, timeout)
+        transport = self._transport
+        wait = self._ask(transport.begin_publish_many, deliveries, mandatory, timeout)
         if wait is None:
             return None
-        return lambda: self._published(deliveries, self._ask(lambda _: wait()))
+        return lambda: self._published(deliveries, self._ask(lambda _: wait()), transport.confirms)
 
     def _published(
-        self, deliveries: Sequence[Delivery], refused: list[tuple[int, Exception]]
+        self, deliveries: Sequence[Delivery], refused: list[tuple[int, Exception]], confirms: bool
     ) -> list[tuple[int, Exception]]:
         """Count messages, and report those that were returned; returns the others that were refused."""
         closing = [error for _, error in refused if isinstance(error, exceptions.ChannelError)]
@@ -577,7 +580,7 @@ class Channel(BaseChannel):
             self._notice(closing[-1])
         returned = [(index, error) for index, error in refused if isinstance(error, exceptions.MessageReturned)]
         others = [each for each in refused if not isinstance(each[1], exceptions.MessageReturned)]
-        self._tally.count_many(deliveries, self._transport.confirms, {index for index, _ in others})
+        self._tally.count_many(deliveries, confirms, {index for index, _ in others})
         if not self.return_listeners:
             for _ in returned:
                 self._tally.count_returned()
