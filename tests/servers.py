@@ -143,7 +143,7 @@ def keep_declarations(server: RabbitMQServer) -> None:
     3.10.8 forgets a durable queue, with the confirmed messages in it, if it is killed just after the declaration: 5 of
     33 times on a loaded machine, with pika. 4.3.6 forgot none of 31. But if a node of its cluster is killed just after
     the first stream was declared, it forgets for ever that it takes part in the election of streams' leaders (3 of 3
-    times): then no stream has a leader while one of the others is down.
+    times): then no stream elects a leader while one of the others is down.
     """
     evaluate(server, "mnesia:sync_log(), lists:foreach(fun dets:sync/1, dets:all()).")
 
