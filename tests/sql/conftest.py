@@ -29,6 +29,25 @@ class Database:
         return self._stack.enter_context(Connection(self.url, transport_options=options))
 
 
+class LockedDatabase:
+    """Statements on the connection of a transport, each with its lock.
+
+    Without that, a thread of the transport's own which releases the lock takes a statement under way for one that a
+    signal handler has interrupted, and closes the connection.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def rows(self, statement: str, *values: Any) -> Any:
+        with self._transport._session.lock:
+            return self._transport._database.rows(statement, *values)
+
+    def value(self, statement: str, *values: Any) -> Any:
+        with self._transport._session.lock:
+            return self._transport._database.value(statement, *values)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Database]:
     if request.param == "sqlite":

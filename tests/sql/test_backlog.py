@@ -11,6 +11,7 @@ import pytest
 
 from kombulite import Connection, Exchange, Producer, Queue, exceptions
 from kombulite.brokers.sql import messages
+from tests.sql.conftest import LockedDatabase
 from tests.sql.test_outbox import driver
 
 BODY = b"x" * 100_000
@@ -56,7 +57,7 @@ def test_messages_without_dead_letters_expire_part_by_part(database, monkeypatch
     left = []
     for _ in range(4):
         assert queue.get(no_ack=True) is None or not left.append("kept")
-        left.append(connection.transport._database.value("SELECT count(*) FROM {p}messages"))
+        left.append(LockedDatabase(connection.transport).value("SELECT count(*) FROM {p}messages"))
     assert left == ["kept", 5, 2, 0, 0]
 
 
@@ -97,7 +98,7 @@ def test_messages_that_wait_for_their_time_are_not_looked_at_for_others(postgres
             assert session.pass_time()
             looks = "SELECT seq_tup_read, idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname ="
             looks += " 'waiting_messages'"
-            ((by_scan, by_index),) = connection.transport._database.rows(looks)
+            ((by_scan, by_index),) = LockedDatabase(connection.transport).rows(looks)
         assert (by_scan, by_index < 20) == (0, True), f"{by_scan} and {by_index} rows"
         assert admin.execute("SELECT count(*) FROM waiting_messages WHERE expires IS NULL").fetchone() == (1,)
         assert admin.execute("SELECT count(*) FROM waiting_messages").fetchone() == (40_001,)
@@ -116,7 +117,7 @@ def test_a_statement_timeout_does_not_keep_a_backlog_for_ever(postgresql_url):
             "INSERT INTO backlog_messages (queue, rank, due, exchange, routing_key, properties, body)"
             " SELECT 1, 0, 1, '', 'orders', '{}', '1' FROM generate_series(1, 300000)"
         )
-        connection.transport._database.rows("SET statement_timeout = 500")
+        LockedDatabase(connection.transport).rows("SET statement_timeout = 500")
         for _ in range(100):  # where the machine is busy, a part may take longer, and all of them take longer still
             with suppress(exceptions.RecoverableChannelError):
                 assert queue.get(no_ack=True) is not None

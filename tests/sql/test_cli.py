@@ -23,7 +23,7 @@ from kombulite.brokers.sql import schema_statements
 from kombulite.cli.commands import kombulite
 from kombulite.cli.messages import peek
 from tests.servers import RabbitMQServer
-from tests.sql.conftest import sqlalchemy_url
+from tests.sql.conftest import LockedDatabase, sqlalchemy_url
 from tests.sql.test_outbox import driver
 
 
@@ -92,7 +92,7 @@ def of_version_2(database):
     Producer(connection, routing_key="orders").publish_many(range(3), declare=[Queue("orders")])
     queue = Queue("orders")(connection)
     assert queue.get(no_ack=True).payload == 0
-    messages, rows = f"{database.prefix}messages", connection.transport._database.rows
+    messages, rows = f"{database.prefix}messages", LockedDatabase(connection.transport).rows
     if kind == "postgresql":
         rows(f"ALTER TABLE {messages} ADD PRIMARY KEY (id), REPLICA IDENTITY DEFAULT")
     rows("UPDATE {p}meta SET version = 2")
@@ -107,7 +107,7 @@ def test_tables_of_version_2_are_upgraded(run, database, of_version_2):
         done = run("sql init")
         assert done.exit_code == 0, done.output
     connection = database.connect()
-    queue, rows = Queue("orders")(connection), connection.transport._database.rows
+    queue, rows = Queue("orders")(connection), LockedDatabase(connection.transport).rows
     assert [queue.get(no_ack=True).payload for _ in range(2)] == [1, 2]
     Producer(connection, routing_key="orders").publish(3)
     assert queue.get(no_ack=True).payload == 3

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue
+from tests.sql.conftest import LockedDatabase
 
 
 class Scene:
@@ -49,7 +50,9 @@ class Scene:
     def make_due(self) -> None:
         """Have a message of the queue due since 1970: the next call releases it."""
         last = "SELECT max(id) FROM {p}messages WHERE owner IS NULL AND routing_key = ?"
-        self.second.transport._database.rows("UPDATE {p}messages SET due = 1 WHERE id = (" + last + ")", self.name)
+        LockedDatabase(self.second.transport).rows(
+            "UPDATE {p}messages SET due = 1 WHERE id = (" + last + ")", self.name
+        )
 
     def queue(self, connection: Connection) -> Queue:
         return Queue(self.name, max_length=5, queue_arguments=self.arguments)(connection)
@@ -121,14 +124,14 @@ def end_auto_delete(scene, connection):
 
 
 def renew(scene, connection):
-    connection.transport._database.rows(
+    LockedDatabase(connection.transport).rows(
         "UPDATE {p}connections SET alive_until = 0 WHERE id = ?", scene.lost.transport._topology.connection
     )
     return connection.transport._session._renew
 
 
 def renew_after_the_clock_was_put_back(scene, connection):
-    connection.transport._database.rows("UPDATE {p}connections SET alive_until = alive_until + 3600")
+    LockedDatabase(connection.transport).rows("UPDATE {p}connections SET alive_until = alive_until + 3600")
     return connection.transport._session._renew
 
 

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
+from tests.sql.conftest import LockedDatabase
 
 
 def test_messages_are_readable_with_plain_sql(tmp_path):
@@ -32,7 +33,7 @@ def test_messages_are_readable_with_plain_sql(tmp_path):
 def test_tables_of_another_version_are_refused(database):
     connection = database.connect()
     connection.connect()
-    connection.transport._database.rows("UPDATE {p}meta SET version = 99")
+    LockedDatabase(connection.transport).rows("UPDATE {p}meta SET version = 99")
     with pytest.raises(exceptions.OperationalError, match="are of version 99, this kombulite needs version 3"):
         database.connect().connect()
 
@@ -140,7 +141,7 @@ def test_server_that_is_not_there_and_password_that_is_not_shown(postgresql_url)
 def test_server_that_has_become_read_only_is_left_for_another(postgresql_url):
     with Connection(postgresql_url, transport_options={"table_prefix": "ro_"}) as connection:
         Queue("q")(connection).declare()
-        connection.transport._database.rows("SET default_transaction_read_only = on")
+        LockedDatabase(connection.transport).rows("SET default_transaction_read_only = on")
         with pytest.raises(exceptions.RecoverableConnectionError, match="read-only"):
             Producer(connection).publish(1, routing_key="q")
         Producer(connection).publish(2, routing_key="q", retry=True)  # over a new connection, which may write
@@ -389,7 +390,7 @@ def test_batch_that_fails_leaves_whole_thousands(database, are_alike):
     connection = database.connect()
     queue = Queue("orders")(connection)
     queue.declare()
-    rows, producer = connection.transport._database.rows, Producer(connection, routing_key="orders")
+    rows, producer = LockedDatabase(connection.transport).rows, Producer(connection, routing_key="orders")
     if connection.transport._database.is_postgresql:
         rows("ALTER TABLE {p}messages ADD CHECK (body <> '1500')")
     else:
@@ -429,7 +430,7 @@ def test_many_messages_are_deleted_in_parts(database, in_parts, monkeypatch, ver
     assert getattr(queue, verb)() == count
     assert max(parts, default=0) <= 3
     assert sum(parts) == (count if verb == "purge" else max(count - 3, 0))  # a deletion takes the first with the queue
-    assert connection.transport._database.value("SELECT count(*) FROM {p}messages") == 0
+    assert LockedDatabase(connection.transport).value("SELECT count(*) FROM {p}messages") == 0
 
 
 def test_a_queue_that_others_fill_as_fast_as_it_is_deleted_goes(database, in_parts, monkeypatch):
@@ -450,7 +451,7 @@ def test_a_queue_that_others_fill_as_fast_as_it_is_deleted_goes(database, in_par
     monkeypatch.setattr(connection.transport._messages, "purge", purge_beside_a_publisher)
     assert queue.delete() == 10
     assert parts == [3, 3, 1]
-    assert connection.transport._database.value("SELECT count(*) FROM {p}messages") == 0
+    assert LockedDatabase(connection.transport).value("SELECT count(*) FROM {p}messages") == 0
     with pytest.raises(exceptions.NotFound):
         Queue("orders")(other.channel()).queue_declare(passive=True)
 
@@ -469,7 +470,7 @@ def test_what_the_deletion_of_a_queue_leaves_when_it_fails_goes_later(database, 
     assert queue.get() is None
     transport = queue.channel.connection.transport
     for left in (4, 1, 0):
-        assert transport._database.value("SELECT count(*) FROM {p}messages") == left
+        assert LockedDatabase(transport).value("SELECT count(*) FROM {p}messages") == left
         transport._session._renew()
 
 
@@ -485,7 +486,7 @@ def test_a_queue_whose_deletion_was_rolled_back_keeps_its_messages(database, mon
         with pytest.raises(exceptions.RecoverableChannelError):
             queue.delete()
     transport._session._renew()
-    assert transport._database.value("SELECT count(*) FROM {p}messages") == 3
+    assert LockedDatabase(transport).value("SELECT count(*) FROM {p}messages") == 3
     taken.ack()
     assert [other.get(no_ack=True).payload for _ in range(2)] == [1, 2]
 
@@ -496,10 +497,10 @@ def test_many_messages_of_a_queue_that_expires_are_deleted_in_time(database, in_
     queue.declare()
     Producer(connection, routing_key="orders").publish_many(range(10))
     transport = connection.transport
-    transport._database.rows("UPDATE {p}queues SET expires = 1")
+    LockedDatabase(transport).rows("UPDATE {p}queues SET expires = 1")
     assert transport.list_queues(connection.default_channel.channel_id) == []
     for left in (7, 4, 1, 0):
-        assert transport._database.value("SELECT count(*) FROM {p}messages") == left
+        assert LockedDatabase(transport).value("SELECT count(*) FROM {p}messages") == left
         transport._session._renew()
     assert transport._topology.deleted == []
 

@@ -14,6 +14,7 @@ from kombulite import Connection, Consumer, Producer, Queue, exceptions
 from kombulite._client.outgoing import CHUNK_BYTES
 from tests.proxy import Proxy
 from tests.servers import PostgreSQLServer
+from tests.sql.conftest import LockedDatabase
 
 SILENT = "the server did not answer in 0.5 s"
 
@@ -184,5 +185,5 @@ def test_message_claimed_for_a_connection_that_was_ended_meanwhile_comes_back(da
     queue = Queue("orders")(connection)
     queue.declare()
     Producer(connection, routing_key="orders").publish("stranded")
-    connection.transport._database.rows("UPDATE {p}messages SET owner = 123456")
+    LockedDatabase(connection.transport).rows("UPDATE {p}messages SET owner = 123456")
     assert bodies(connection) == ["stranded"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, exceptions
+from tests.sql.conftest import LockedDatabase
 
 EXPIRES = 600  # seconds
 
@@ -26,7 +27,7 @@ def expires(connection, queue):
     """Return what reads when the queue expires, moved back by some seconds first."""
 
     def read(moved=0):
-        rows = connection.transport._database.rows
+        rows = LockedDatabase(connection.transport).rows
         rows("UPDATE {p}queues SET expires = expires - ?", moved)
         return rows("SELECT expires FROM {p}queues")[0][0]
 

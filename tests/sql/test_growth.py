@@ -14,6 +14,7 @@ from kombulite.brokers.base import QueueSpec
 from kombulite.brokers.limits import Limits
 from kombulite.brokers.sql.marks import START, Marks
 from kombulite.brokers.sql.topology import QueueRecord
+from tests.sql.conftest import LockedDatabase
 
 BATCH = 500
 BATCHES = 12
@@ -25,7 +26,7 @@ def connection(postgresql_url):
     with Connection(postgresql_url, transport_options={"table_prefix": f"g{uuid4().hex[:8]}_"}) as connection:
         Queue("orders")(connection).declare()
         with connection.transport._session.use():
-            connection.transport._database.rows("ALTER TABLE {p}messages SET (autovacuum_enabled = off)")
+            LockedDatabase(connection.transport).rows("ALTER TABLE {p}messages SET (autovacuum_enabled = off)")
         yield connection
 
 

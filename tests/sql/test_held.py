@@ -17,6 +17,7 @@ from kombulite.brokers.sql.messages import Messages
 from kombulite.message import Message
 from tests.aio.conftest import run, soon
 from tests.servers import wait_until
+from tests.sql.conftest import LockedDatabase
 
 PATIENT = {"lease": 600}  # so nothing comes again because time has passed
 
@@ -178,7 +179,7 @@ def test_what_came_later_is_settled_though_what_came_before_the_loss_cannot_be_y
                 got[1].ack(multiple=True)
         connection.transport._session._renew()
         with connection.transport._session.use():  # or a notification finds the statement, and takes it for interrupted
-            assert connection.transport._database.value("SELECT count(*) FROM {p}messages") == 0
+            assert LockedDatabase(connection.transport).value("SELECT count(*) FROM {p}messages") == 0
 
 
 def refused(*_: Any) -> None:
@@ -299,7 +300,7 @@ def test_is_settled_after_the_connection_that_took_it_over_was_lost_at_its_close
             got[0].ack()
             check_nothing_comes(connection)
         left = "SELECT count(*) FROM {p}messages WHERE queue = (SELECT id FROM {p}queues WHERE name = ?)"
-        assert last.transport._database.value(left, name) == 0
+        assert LockedDatabase(last.transport).value(left, name) == 0
 
 
 def test_is_given_to_no_connection_that_has_ended_meanwhile(postgresql_url, name, monkeypatch):

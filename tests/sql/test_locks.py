@@ -11,6 +11,7 @@ import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
 from kombulite._core import Delivery, make_properties
+from tests.sql.conftest import LockedDatabase
 
 LIMITED = {"x-max-length": 10, "x-overflow": "reject-publish"}
 
@@ -37,7 +38,7 @@ def second(postgresql_url, options, first):
 @pytest.fixture
 def meanwhile(postgresql_url, second):
     """Return what runs a call of the second connection in a thread until it is done, or waits for a lock."""
-    backend = second.transport._database.value("SELECT pg_backend_pid()")
+    backend = LockedDatabase(second.transport).value("SELECT pg_backend_pid()")
     waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
     with psycopg.connect(postgresql_url, autocommit=True) as admin, ThreadPoolExecutor(1) as thread:
 
@@ -155,7 +156,7 @@ def test_queue_of_a_lost_connection_goes_while_another_is_deleted(
     with Connection(postgresql_url, transport_options=options) as lost:
         Queue("own", exclusive=True)(lost).declare()
         assert Queue("q")(lost).get() is not None
-        first.transport._database.rows(
+        LockedDatabase(first.transport).rows(
             "UPDATE {p}connections SET alive_until = 0 WHERE id = ?", lost.transport._topology.connection
         )
         messages, running = first.transport._messages, []

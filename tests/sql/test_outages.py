@@ -16,6 +16,7 @@ import pytest
 from kombulite import Connection, Consumer, Producer, Queue, exceptions
 from tests.conftest import started
 from tests.servers import PostgreSQLServer, wait_until
+from tests.sql.conftest import LockedDatabase
 
 
 def consume(connection, number):
@@ -246,7 +247,7 @@ def test_role_without_privileges_is_refused(postgresql_url):
 def test_tables_that_are_emptied_are_named(database):
     connection = database.connect()
     Queue("orders")(connection).declare()
-    connection.transport._database.rows("DELETE FROM {p}meta")
+    LockedDatabase(connection.transport).rows("DELETE FROM {p}meta")
     with pytest.raises(exceptions.InternalError, match=f"the table {database.prefix}meta is empty"):
         Producer(connection, routing_key="orders").publish(1)
     assert not connection.connected
@@ -281,13 +282,13 @@ def test_parameters_of_libpq_in_the_url(postgresql_url):
     name = "SELECT current_setting('application_name')"
     with Connection(url) as connection:
         connection.connect()
-        assert connection.transport._database.value(name) == "shop"
+        assert LockedDatabase(connection.transport).value(name) == "shop"
         with connection.clone() as other:
             other.connect()
-            assert other.transport._database.value(name) == "shop"
+            assert LockedDatabase(other.transport).value(name) == "shop"
     with Connection(url, transport_options={"connect_args": {"application_name": "mine"}}) as connection:
         connection.connect()
-        assert connection.transport._database.value(name) == "mine"
+        assert LockedDatabase(connection.transport).value(name) == "mine"
     with pytest.raises(KeyError, match=r"Did you mean postgresql\?"):
         Connection(postgresql_url.replace("postgresql:", "postgres:"))
 

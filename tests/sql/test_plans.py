@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue
+from tests.sql.conftest import LockedDatabase
 
 WAITING = int(os.environ.get("KOMBULITE_TEST_WAITING", "30000"))  # messages
 CLAIMED = 3000  # messages
@@ -98,7 +99,9 @@ def use(connection: Connection, connect: Callable[[], Connection]) -> None:
         Consumer(lost, [queue], on_message=lambda message: None).consume()
     Queue("few")(lost).get()
     session = connection.transport._session
-    session.database.rows("UPDATE {p}connections SET alive_until = 0 WHERE id = ?", lost.transport._topology.connection)
+    LockedDatabase(connection.transport).rows(
+        "UPDATE {p}connections SET alive_until = 0 WHERE id = ?", lost.transport._topology.connection
+    )
     session._renew()
     lost.transport.collect()
     few.delete()
