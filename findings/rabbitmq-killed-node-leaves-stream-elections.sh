@@ -26,8 +26,8 @@ trap 'rm -rf "$work"' EXIT
 packages=rabbitmq-server,python3-pika,iproute2
 unshare --mount debootstrap --variant=minbase --include=$packages sid "$work/tree" >"$work/log"
 echo 127.0.0.1 localhost >"$work/tree/etc/hosts"
-echo cookie >"$work/tree/root/.erlang.cookie"
-chmod 400 "$work/tree/root/.erlang.cookie"
+echo cookie >"$work/tree/srv/.erlang.cookie"
+chmod 400 "$work/tree/srv/.erlang.cookie"
 cat >"$work/tree/run.py" <<'PY'
 import contextlib
 import os
@@ -127,5 +127,5 @@ dpkg-query --admindir "$work/tree/var/lib/dpkg" -W rabbitmq-server python3-pika
 unshare --mount --pid --net --fork --kill-child chroot "$work/tree" sh -c '
 mount -t proc proc /proc
 ip link set lo up
-HOME=/root timeout 900 python3 /run.py' | tee "$work/out"
+HOME=/srv timeout 900 python3 /run.py' | tee "$work/out"
 sed -n 's/^#   //p' "$0" | diff - "$work/out"
