@@ -1,7 +1,7 @@
 """Celery on kombulite beside Celery on genuine kombu: each measurement is taken in processes of its own.
 
-A large share is Celery's: ``apply_async`` with a producer that sends nothing says how much of enqueueing is; what a
-no-op task costs an idle broker and transport cannot be had apart.
+A large share is Celery's: ``apply_async`` with a producer that sends nothing says how much of enqueueing is, and a
+worker that has the broker in its own process how much of a task is.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -52,6 +52,11 @@ note.apply_async((named("times"), "first"), ignore_result=True)
 for _ in range({COMPLETED}):
     add.apply_async((1, 2), ignore_result=True)
 note.apply_async((named("times"), "last"), ignore_result=True)
+"""
+
+FILL_AND_WORK = """
+from shop import app
+app.worker_main(["worker", "-P", "{pool}", "-c", "2", "-l", "INFO", "--without-gossip", "--without-mingle"])
 """
 
 
@@ -105,14 +110,33 @@ def test_complete(benchmark: Any, servers: tuple[str, Server, Server], pool: str
         with fleet_on(servers, tmp_path) as fleet:
             fleet.run(library, FILL)
             worker = fleet.worker(library, pool, "--without-gossip", "--without-mingle", ready=False)
-            start, cpu = wait_for(servers[2], fleet, 1), cpu_of(worker)
-            seconds = wait_for(servers[2], fleet, 2) - start
-            return (seconds if figure == "task completed" else cpu_of(worker) - cpu) / COMPLETED
+            return cost_of_a_task(worker, servers[2], fleet, figure)
 
     found = duel(benchmark, measure)
     mark = 1.5 if servers[0] == "Redis" and figure == "task completed" else None
     work = f"Celery, {servers[0]}: {figure}, {pool}"
     Figure(work, found["kombulite"], found["kombu"], at_least=mark).store(benchmark)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+@pytest.mark.parametrize("figure", ["task completed", "CPU for a task"])
+def test_complete_in_memory(benchmark: Any, pool: str, figure: str, tmp_path: Path) -> None:
+    """What is left of a task where the broker costs next to nothing."""
+    with ExitStack() as stack:
+        try:
+            backend = stack.enter_context(RedisServer())
+        except Unavailable as error:
+            pytest.skip(str(error))
+
+        def measure(library: str) -> float:
+            folder = Path(mkdtemp(dir=tmp_path))
+            with closing(Fleet(folder, "memory://", backend.url, backend.url)) as fleet:
+                worker = fleet.start(library, FILL + FILL_AND_WORK.format(pool=pool))
+                return cost_of_a_task(worker, backend, fleet, figure)
+
+        found = duel(benchmark, measure)
+    work = f"Celery, memory: {figure}, {pool}: Celery's own share"
+    Figure(work, found["kombulite"], found["kombu"]).store(benchmark)
 
 
 @pytest.mark.parametrize("figure", ["CPU of an idle worker in a second", "memory of an idle worker"])
@@ -134,6 +158,13 @@ def test_idle(benchmark: Any, servers: tuple[str, Server, Server], figure: str, 
 
 
 # --- what processes took
+
+
+def cost_of_a_task(worker: Process, backend: Server, fleet: Fleet, figure: str) -> float:
+    """Seconds by the clock, or of the worker's processor time, from the first note to the second, for each task."""
+    start, cpu = wait_for(backend, fleet, 1), cpu_of(worker)
+    seconds = wait_for(backend, fleet, 2) - start
+    return (seconds if figure == "task completed" else cpu_of(worker) - cpu) / COMPLETED
 
 
 def wait_for(server: Server, fleet: Fleet, count: int) -> float:

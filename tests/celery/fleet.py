@@ -157,15 +157,20 @@ class Fleet:
 
     def run(self, library: str, program: str, timeout: float = TIMEOUT) -> str:
         """Run a program with the application at hand; returns what it prints."""
-        log = self.folder / f"program-{len(self._processes)}.log"
-        process = Process(library, self.environment, log, "-c", program, stdout=subprocess.PIPE)
-        self._processes.append(process)
+        process = self.start(library, program, stdout=subprocess.PIPE)
         try:
             output, _ = process.process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"the program takes too long:\n{tail(log)}") from None
-        assert process.process.returncode == 0, tail(log)
+            raise AssertionError(f"the program takes too long:\n{tail(process.log)}") from None
+        assert process.process.returncode == 0, tail(process.log)
         return output
+
+    def start(self, library: str, program: str, **options: Any) -> Process:
+        """Start a program with the application at hand."""
+        log = self.folder / f"program-{len(self._processes)}.log"
+        process = Process(library, self.environment, log, "-c", program, **options)
+        self._processes.append(process)
+        return process
 
     def noted(self, name: str) -> int:
         """How many notes tasks took under a name."""
