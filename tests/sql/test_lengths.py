@@ -42,9 +42,11 @@ def waiting(queue):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"x-max-priority": 5}], ids=["plain", "priorities"])
-def test_queue_below_its_limit_is_not_counted_for_each_publish(database, monkeypatch, arguments):
+@pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
+def test_queue_below_its_limit_is_not_counted_for_each_publish(database, monkeypatch, arguments, overflow):
     connection = database.connect()
-    queue, producer = declare(connection, **arguments), Producer(connection, routing_key="orders")
+    queue = declare(connection, **arguments, **{"x-overflow": overflow})
+    producer = Producer(connection, routing_key="orders")
     counted = counts(connection, monkeypatch)
     producer.publish(0)
     producer.publish(1)  # from here on it is known how many there may be
@@ -52,9 +54,29 @@ def test_queue_below_its_limit_is_not_counted_for_each_publish(database, monkeyp
     for number in range(2, NEAR):
         producer.publish(number, priority=number % 3)
     assert not counted
-    producer.publish_many(range(NEAR, LIMIT))
-    assert len(counted) == 1
+    for number in range(NEAR, LIMIT):
+        producer.publish(number)
+    assert len(counted) >= LIMIT - NEAR if overflow == "reject-publish" else not counted
     assert sorted(waiting(queue)) == list(range(LIMIT))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}])
+def test_full_queue_that_drops_is_counted_now_and_then(database, monkeypatch, arguments):
+    monkeypatch.setattr(lengths, "OVER_LIMIT", 1.5)
+    connection, total = database.connect(), 5 * LIMIT
+    queue, producer = declare(connection, **arguments), Producer(connection, routing_key="orders")
+    dead = Queue("dead")(connection)
+    dead.declare()
+    counted = counts(connection, monkeypatch)
+    for number in range(total):
+        producer.publish(number)
+        assert queue.queue_declare(passive=True).message_count <= 1.5 * LIMIT
+    assert 5 < len(counted) < total / 5
+    counted.clear()
+    connection.transport._session._renew()
+    assert counted
+    assert waiting(queue) == list(range(total - LIMIT, total))
+    assert waiting(dead) == (list(range(total - LIMIT)) if arguments else [])
 
 
 def test_publishers_in_turns_keep_to_the_limit(database):

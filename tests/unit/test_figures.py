@@ -20,7 +20,7 @@ from kombulite.brokers.redis.cluster import known
 from kombulite.brokers.redis.cluster import stream as cluster_stream
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.sql import claims as sql_claims
-from kombulite.brokers.sql import database, messages, postgresql, topology
+from kombulite.brokers.sql import database, lengths, messages, postgresql, topology
 from kombulite.brokers.sql import transport as sql
 from kombulite.cli import relay
 from kombulite.pidbox import Mailbox
@@ -105,6 +105,10 @@ FIGURES = [
     ("sql.md", "and looks every {:g} seconds besides", database.LOOK_INTERVAL),
     ("sql.md", "commits {:,} messages, or {} MB", outgoing.CHUNK, outgoing.CHUNK_BYTES // MIB),
     ("sql.md", "`get` and `declare` count up to {:,} waiting", sql.MAX_COUNTED),
+    ("sql.md", "with less than {:,} messages it never", lengths.MIN_COUNT),
+    ("sql.md", "may have a {} more than its limit", {1.01: "hundredth"}[lengths.OVER_LIMIT]),
+    ("sql.md", "more than {} of the limit in it", {0.9: "nine tenths"}[lengths.NEAR_LIMIT]),
+    ("sql.md", "or {:,} messages claimed or delayed", lengths.MAX_OTHERS),
     ("sql.md", "is purged {:,} messages at a time", topology.DELETED_AT_ONCE),
     ("sql.md", "is released {:,} messages at a time", messages.RELEASED_AT_ONCE),
     ("sql.md", "or {} where it becomes dead letters", messages.DEAD_LETTERS_AT_ONCE),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from kombulite.brokers.sql.database import Database
@@ -11,7 +11,8 @@ from kombulite.brokers.sql.topology import QueueRecord
 __all__ = ["LengthBounds"]
 
 MIN_COUNT = 1000  # messages: to count fewer costs no more than to look for the newest
-NEAR_LIMIT = 0.9  # part of the limit from which on the messages are counted for each publish
+NEAR_LIMIT = 0.9  # part of the limit from which on a queue that refuses messages is counted for each publish
+OVER_LIMIT = 1.01  # part of it up to which one that drops them may be filled: a full one would be counted each time
 MAX_OTHERS = 10_000  # messages that are claimed or delayed, of all queues: where there are more, nothing is bounded
 MAX_QUEUES = 1000
 
@@ -34,7 +35,8 @@ class LengthBounds:
 
     Ids rise, and those who publish to such a queue take turns. So no more messages wait than there were when they were
     counted, and ids have been given since. Messages that were committed late, by a transaction of the application's or
-    as dead letters, may come on top: the last tenth of the limit is for them, and the renewal of a lease counts anew.
+    as dead letters, may come on top, until the renewal of a lease counts anew. For them a queue that refuses messages
+    is counted in the last tenth of its limit.
 
     Args:
         database: Where the queues are.
@@ -52,7 +54,7 @@ class LengthBounds:
         if bound is None or queue.limits.max_length is None:
             return False
         most = bound.most + max(self._newest(queue) - bound.newest, 0) + extra
-        return most <= queue.limits.max_length * NEAR_LIMIT
+        return most <= _most_uncounted(queue)
 
     def note(self, queue: QueueRecord, count: int) -> None:
         """Note how many messages wait in a queue that is locked."""
@@ -60,7 +62,7 @@ class LengthBounds:
         self._bounds.pop(queue.id, None)
         if limits.max_length is None or limits.max_length_bytes is not None:
             return
-        if not MIN_COUNT <= count <= limits.max_length * NEAR_LIMIT:
+        if not MIN_COUNT <= count <= _most_uncounted(queue):
             return
         others = self._database.value(OTHERS, MAX_OTHERS, MAX_OTHERS)
         if others < MAX_OTHERS:
@@ -68,6 +70,17 @@ class LengthBounds:
                 self._bounds.clear()
             self._bounds[queue.id] = Bound(count + others, self._newest(queue))
 
+    def forget(self, queues: Iterable[QueueRecord]) -> None:
+        """Have queues counted with the next look."""
+        for queue in queues:
+            self._bounds.pop(queue.id, None)
+
     def clear(self) -> None:
         """Forget all: another server may have other messages, and give the same ids."""
         self._bounds.clear()
+
+
+def _most_uncounted(queue: QueueRecord) -> float:
+    """Return how many messages a queue with a length limit may have, at most, without being counted."""
+    limits = queue.limits
+    return (limits.max_length or 0) * (NEAR_LIMIT if limits.reject_publish else OVER_LIMIT)

@@ -260,7 +260,8 @@ class Session:
             with self.use():
                 limited = [queue for queue in self.topology.queues.values() if not queue.is_plain]
                 exceeding = [queue for queue in limited if self.messages.excess(queue)]
-            if exceeding:  # by what was published within others' transactions
+            if exceeding:  # by what was published within others' transactions, or was not counted
+                self.messages.lengths.forget(exceeding)
                 self._drop_excess(exceeding)
                 self._drop_excess_of_grown()
 
