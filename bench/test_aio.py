@@ -17,6 +17,7 @@ import kombulite
 from bench.duel import Side, duel
 from bench.workloads import SMALL
 from kombulite import aio
+from kombulite.utils.json_codec import codec
 from tests.servers import RabbitMQServer, RedisServer, Server, Unavailable
 
 TASKS = 500  # that publish at the same time
@@ -91,6 +92,21 @@ async def take(connection: aio.Connection, queue: str, n: int) -> None:
                 return
 
 
+async def through_a_queue(n: int) -> None:
+    """Hand n messages over from one task to another as JSON of the standard library."""
+    queue: asyncio.Queue[str] = asyncio.Queue(PREFETCH)
+
+    async def produce() -> None:
+        for _ in range(n):
+            await queue.put(json.dumps(SMALL))
+
+    async def consume() -> None:
+        for _ in range(n):
+            assert json.loads(await queue.get()) == SMALL
+
+    await asyncio.gather(produce(), consume())
+
+
 def test_memory_hand_over(benchmark: Any, loop: asyncio.AbstractEventLoop) -> None:
     connection = aio.connect("memory://aio")
     loop.run_until_complete(connection.declare(kombulite.Queue("bench")))
@@ -103,22 +119,22 @@ def test_memory_hand_over(benchmark: Any, loop: asyncio.AbstractEventLoop) -> No
 
         await asyncio.gather(produce(), take(connection, "bench", n))
 
-    queue: asyncio.Queue[str] = asyncio.Queue(PREFETCH)
-
-    async def theirs(n: int) -> None:
-        async def produce() -> None:
-            for _ in range(n):
-                await queue.put(json.dumps(SMALL))
-
-        async def consume() -> None:
-            for _ in range(n):
-                assert json.loads(await queue.get()) == SMALL
-
-        await asyncio.gather(produce(), consume())
-
     work = "memory, aio hand-over from one task to another"
-    duel(benchmark, work, side(loop, ours), side(loop, theirs), operations=MESSAGES, rival="asyncio.Queue", at_least=5)
+    sides = side(loop, ours), side(loop, through_a_queue)
+    duel(benchmark, work, *sides, operations=MESSAGES, rival="asyncio.Queue", at_least=5)
     loop.run_until_complete(connection.close())
+
+
+def test_memory_hand_over_of_json_alone(benchmark: Any, loop: asyncio.AbstractEventLoop) -> None:
+    """What the hand-over could reach if it took no time."""
+
+    async def ours(n: int) -> None:
+        for _ in range(n):
+            assert codec.loads(codec.dumps(SMALL)) == SMALL
+
+    work = "memory, aio: the JSON of a hand-over alone"
+    sides = side(loop, ours), side(loop, through_a_queue)
+    duel(benchmark, work, *sides, operations=MESSAGES, rival="asyncio.Queue")
 
 
 def test_amqp_publish(benchmark: Any, loop: asyncio.AbstractEventLoop, amqp_url: str) -> None:
