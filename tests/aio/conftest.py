@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from queue import Empty
 from typing import Any, ClassVar
 
@@ -64,9 +65,9 @@ class KombuStyle(virtual.Transport):
     driver_type = driver_name = "others"
 
 
-#: A cluster is used over a thread too; the soak has it.
-CLUSTER = pytest.param("cluster", marks=pytest.mark.soak)
-KINDS = ["memory", "memory-thread", "kombu-style", "redis", "amqp", CLUSTER]
+#: Further transports that a thread runs; the soak has them.
+SOAKED = [pytest.param(kind, marks=pytest.mark.soak) for kind in ("cluster", "postgresql", "filesystem")]
+KINDS = ["memory", "memory-thread", "kombu-style", "redis", "amqp", "sqlite", *SOAKED]
 
 
 class Place:
@@ -92,7 +93,20 @@ def place(request: pytest.FixtureRequest) -> Place:
         return Place(kind, "localhost", {"transport": KombuStyle})
     if kind == "memory-thread":
         return Place(kind, "localhost", {"transport": ThreadedMemory})
+    if kind == "sqlite":
+        return Place(kind, f"sqlite:///{request.getfixturevalue('tmp_path')}/messages.db", {})
+    if kind == "filesystem":
+        return Place(kind, "filesystem://", {"transport_options": request.getfixturevalue("folders")})
     return Place(kind, request.getfixturevalue(f"{kind}_url"), {})
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Any]:
+    """Options of the filesystem transport."""
+    shared = tmp_path / "messages"
+    shared.mkdir()
+    control = str(tmp_path / "control")
+    return {"data_folder_in": str(shared), "data_folder_out": str(shared), "control_folder": control, "fsync": False}
 
 
 @pytest.fixture
