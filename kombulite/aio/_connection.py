@@ -484,7 +484,8 @@ class Connection(Address):
             key: Function from a message to its key: messages of one key are handled one after another, in order.
             on_error: Outcome of a message whose handler raises: see ``Message.process``.
             stop: Event that ends it.
-            signals: Numbers of signals that end it, such as ``signal.SIGTERM``; in the main thread only.
+            signals: Numbers of signals that end it, such as ``signal.SIGTERM``; in the main thread only. A signal ends
+                all ``serve`` calls of the loop that name it.
             grace: Seconds for running handlers to end after ``stop`` or a signal; later ones are cancelled, and their
                 messages requeued. If the task is cancelled, so are its handlers, at once.
             **arguments: Keywords of ``consume``.

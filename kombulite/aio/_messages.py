@@ -168,7 +168,8 @@ class Message(messages.Message, BaseAsyncMessage):
                 await self._finish(Outcome.REQUEUE if on_error == "requeue" else Outcome.REJECT)
             raise
         except BaseException:
-            await self._finish(Outcome.RETURN)
+            if not self.channel.is_ending:  # else it goes back at once, before what came later
+                await self._finish(Outcome.RETURN)
             raise
 
     async def _finish(self, outcome: Outcome) -> None:
@@ -364,6 +365,15 @@ class Messages(BaseMessages):
             pending = channel.settle(delivery.delivery_tag, Outcome.RETURN)
             if pending is not None:
                 await waits.wait(pending, deadline, "settle")
+
+    def leave_to_the_end(self) -> None:
+        """Leave what a cancelled handler would requeue to the end of the consumer, which returns all in their order.
+
+        Otherwise they change places where each goes to the front of its queue. Brokers that do not count a return as a
+        failed delivery, as they do the end of a consumer, keep the places.
+        """
+        if self._channel is not None:
+            self._channel.is_ending = not self._channel.transport.counts_failures
 
     async def _end(self) -> None:
         self._is_over = True

@@ -5,14 +5,27 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from logging import getLogger
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
+from kombulite import exceptions
 from kombulite.aio._messages import Message, Messages, OnError
 
 logger = getLogger("kombulite.aio")
+
+
+class Stops(NamedTuple):
+    """What a signal sets, and its handler from before."""
+
+    events: list[asyncio.Event]
+    before: Any
+
+
+#: By loop and signal: a loop has one handler for a signal, and any number of servers that end by it.
+_stops_of: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, Stops]] = WeakKeyDictionary()
 
 
 class Server:
@@ -41,13 +54,19 @@ class Server:
         workers = [asyncio.create_task(work(messages)) for _ in range(self._concurrency)]
         stopped = asyncio.create_task(stop.wait())
         try:
-            with _ending_on(signals, stop):
+            with ExitStack() as stack:
+                for number in signals:
+                    stack.enter_context(_ending_on(number, stop))
                 await asyncio.wait([stopped, *workers], return_when=asyncio.FIRST_COMPLETED)
             self._is_ending = True
             if stopped.done():
                 await messages.stop()
+                await self._give_back()
                 await asyncio.wait(workers, timeout=self._grace)
         finally:
+            if not self._is_ending:  # it is cancelled
+                self._is_ending = True
+                messages.leave_to_the_end()
             unfinished = [each for each in (stopped, *workers) if not each.done()]
             for each in unfinished:
                 each.cancel()
@@ -75,8 +94,10 @@ class Server:
                 self._following[key].append(message)
                 continue
             waiting = self._following[key] = deque([message])
-            while waiting and not (self._is_ending and waiting[0] is not message):
-                await self._handle(waiting.popleft())
+            while waiting and (waiting[0] is message or waiting[0].no_ack or not self._is_ending):
+                following = waiting.popleft()
+                if following.no_ack or following.channel.is_open:  # else it comes again
+                    await self._handle(following)
             if not waiting:
                 del self._following[key]
 
@@ -88,24 +109,38 @@ class Server:
             logger.exception("a message of queue %r could not be handled", message.queue)
 
     async def _give_back(self) -> None:
-        """Requeue what waits for its turn."""
-        for waiting in self._following.values():
-            for message in waiting:
-                if message.channel.is_open and not message.acknowledged:
-                    await message.requeue(failed=False)
-        self._following.clear()
+        """Requeue what waits for its turn, unless it needs no ack: then it still gets its turn.
+
+        The last first: where each goes to the front of its queue, they are in order again, before what came later,
+        which went back before, and behind what is being handled, which may follow.
+        """
+        for waiting in list(self._following.values()):
+            with suppress(exceptions.RecoverableConnectionError):  # they come again
+                while waiting and not (waiting[-1].no_ack or waiting[-1].channel.is_ending):
+                    await waiting.pop().requeue(failed=False)
 
 
 @contextmanager
-def _ending_on(signals: Sequence[int], stop: asyncio.Event) -> Iterator[None]:
-    """Set ``stop`` when one of the signals comes; put the handlers from before back."""
+def _ending_on(number: int, stop: asyncio.Event) -> Iterator[None]:
+    """Set ``stop`` when a signal comes. The last to end puts the handler back that was there before the first."""
     loop = asyncio.get_running_loop()
-    before = {number: signal.getsignal(number) for number in signals}
+    stops = _stops_of.setdefault(loop, {})
+    if number not in stops:
+        added = Stops([], signal.getsignal(number))
+        loop.add_signal_handler(number, _set_all, added.events)
+        stops[number] = added
+    events, before = stops[number]
+    events.append(stop)
     try:
-        for number in before:
-            loop.add_signal_handler(number, stop.set)
         yield
     finally:
-        for number, handler in before.items():
+        events.remove(stop)
+        if not events:
+            del stops[number]
             if loop.remove_signal_handler(number):
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+                signal.signal(number, before if before is not None else signal.SIG_DFL)
+
+
+def _set_all(events: Iterable[asyncio.Event]) -> None:
+    for event in events:
+        event.set()

@@ -66,6 +66,7 @@ class Channel(BaseAsyncChannel):
         self.session = session
         self.connection: Any = session.address
         self.failure: Exception | None = None  # what it was lost for
+        self.is_ending = False  # whether it is closed next, and its messages go back with it
         self.on_event: Callable[[Event], object] | None = None
         self.on_closed: Callable[[object], object] | None = None  # called with why it is closed
 
