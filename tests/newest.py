@@ -18,7 +18,7 @@ from typing import NamedTuple
 from tests.servers import version
 
 ROOT = Path(__file__).resolve().parent.parent
-BROKER_TESTS = ("contract", "aio", "amqp", "redis", "faults", "cluster", "celery")
+BROKER_TESTS = ("contract", "aio", "amqp", "redis", "sql", "faults", "cluster", "celery")
 REPORT_TIMEOUT = 3600  # seconds that the tests on one set of programs may take
 
 
@@ -46,7 +46,8 @@ def runs_of(folder: Path) -> Iterator[Run]:
     here = [sys.executable]
     newest = folder / "rabbitmq"
     os.environ["KOMBULITE_TEST_PROGRAMS"] = str(newest)
-    brokers = f"RabbitMQ {version('rabbitmqctl')}, Redis {version('redis-server')}"
+    names = {"RabbitMQ": "rabbitmqctl", "Redis": "redis-server", "PostgreSQL": "postgres"}
+    brokers = ", ".join(f"{name} {version(program)}" for name, program in names.items())
     yield Run(brokers, here, BROKER_TESTS, {"KOMBULITE_TEST_PROGRAMS": str(newest)})
     valkey = folder / "valkey"
     os.environ["KOMBULITE_TEST_PROGRAMS"] = str(valkey)
@@ -54,7 +55,9 @@ def runs_of(folder: Path) -> Iterator[Run]:
     yield Run(title, here, ("contract", "aio", "redis", "faults", "celery"), {"KOMBULITE_TEST_PROGRAMS": str(valkey)})
     del os.environ["KOMBULITE_TEST_PROGRAMS"]
     python = [str(folder / "run"), "/venv/bin/python"]
-    found = subprocess.run([*python, "-V"], capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    question = "print(f'Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}')"
+    command = [*python, "-c", f"import platform, sqlite3; {question}"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
     yield Run(f"{found}, {brokers}", python, ("unit", "layering", "oracle", *BROKER_TESTS), {})
 
 

@@ -5,8 +5,8 @@
 # repository, since setuptools reads all that does. FOLDER gets
 #     tree        the file system that they run in
 #     run         runs a command in the tree: run python3.14 -m venv /venv
-#     rabbitmq    programs for KOMBULITE_TEST_PROGRAMS: RabbitMQ and Redis
-#     valkey      the same with Valkey in the place of Redis, and no RabbitMQ
+#     rabbitmq    programs for KOMBULITE_TEST_PROGRAMS: RabbitMQ, Redis, PostgreSQL and PgBouncer
+#     valkey      Valkey in the place of Redis, and none of the others
 # Nothing is installed on the machine but debootstrap. What a command finds mounted in the tree (/tmp, /dev, /proc, this
 # repository, the home folder, how the machine reaches the network) is mounted for that command alone.
 set -eu
@@ -40,13 +40,15 @@ sources=$(python3 -m pip config list 2>/dev/null | grep -oE "/[^'\\\\ ]+" | tr -
 
 cat >"$folder/run" <<END
 #!/bin/sh
-# Run a command in the tree, in the current folder if that is there too.
+# Run a command in the tree, in the current folder if that is there too, as the user RUN_AS.
 export RUN_IN="\$PWD"
 exec unshare --mount "$folder/mount" "\$@"
 END
 cat >"$folder/mount" <<END
 #!/bin/sh
 set -eu
+user=\${RUN_AS:-root}
+unset RUN_AS
 for path in /tmp /dev /proc /etc/resolv.conf /etc/hosts /etc/ssl /etc/pip.conf /etc/xdg/pip "\${TMPDIR:-/tmp}" "\${HOME:-/root}" \\
     $sources "$repository"; do
     if [ "\$path" = / ]; then
@@ -61,13 +63,25 @@ for path in /tmp /dev /proc /etc/resolv.conf /etc/hosts /etc/ssl /etc/pip.conf /
     fi
     mount --rbind "\$path" "$tree\$path"
 done
-exec chroot "$tree" sh -c 'cd "\$RUN_IN" 2>/dev/null || cd /; exec "\$@"' sh "\$@"
+exec chroot --userspec="\$user" "$tree" sh -c 'cd "\$RUN_IN" 2>/dev/null || cd /; exec "\$@"' sh "\$@"
 END
 chmod +x "$folder/run" "$folder/mount"
 
-wrap() { # FOLDER NAME PROGRAM
+# Behind the rest, with /proc and /dev/shm mounted: PostgreSQL is set up by running it. No server is wanted here.
+if [ ! -e "$tree/usr/lib/postgresql" ]; then
+    mkdir -p "$tree/etc/postgresql-common"
+    echo "create_main_cluster = false" >"$tree/etc/postgresql-common/createcluster.conf"
+    RUN_IN=/ DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 "$folder/run" sh -c 'apt-get update -qq
+        exec apt-get install -qq --no-install-recommends -o Dpkg::Options::=--force-confold postgresql pgbouncer' \
+        >>"$folder/log" 2>&1 || {
+        tail -n 5 "$folder/log" >&2
+        exit 1
+    }
+fi
+
+wrap() { # FOLDER NAME PROGRAM [USER]
     mkdir -p "$folder/$1"
-    printf '#!/bin/sh\nexec "%s" %s "$@"\n' "$folder/run" "$3" >"$folder/$1/$2"
+    printf '#!/bin/sh\nexec env RUN_AS=%s "%s" %s "$@"\n' "${4:-root}" "$folder/run" "$3" >"$folder/$1/$2"
     chmod +x "$folder/$1/$2"
 }
 for name in redis-server redis-cli redis-sentinel; do
@@ -79,6 +93,13 @@ for name in server ctl -plugins -queues -streams -upgrade; do
     wrap rabbitmq "$name" "/usr/lib/rabbitmq/bin/$name"
 done
 wrap rabbitmq epmd /usr/bin/epmd
+# PostgreSQL refuses root, as PgBouncer does.
+for path in "$tree"/usr/lib/postgresql/*/bin; do
+    for name in postgres initdb pg_ctl pg_basebackup; do
+        wrap rabbitmq $name "${path#"$tree"}/$name" nobody
+    done
+done
+wrap rabbitmq pgbouncer /usr/sbin/pgbouncer nobody
 # The same choice for programs that are run in the tree themselves.
 mkdir -p "$tree/opt/valkey"
 ln -sf /usr/bin/valkey-server "$tree/opt/valkey/redis-server"

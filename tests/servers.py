@@ -37,6 +37,7 @@ from kombulite.contrib.servers import (
 )
 
 __all__ = [
+    "OrdinaryUser",
     "PostgreSQLServer",
     "RabbitMQServer",
     "RedisCluster",
@@ -61,7 +62,17 @@ __all__ = [
 
 def version(name: str) -> str:
     """Return the version of a broker's program, such as ``8.0.6``. Raises Unavailable."""
-    return _version_of(program(name))
+    return _version_of(_postgres() if name == "postgres" else program(name))
+
+
+def _postgres() -> str:
+    """Return the path of PostgreSQL's server, which Debian has where no PATH leads: of the newest one there.
+
+    Raises:
+        Unavailable: It is not there.
+    """
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
+    return program("postgres") if os.environ.get("KOMBULITE_TEST_PROGRAMS") or not found else str(found[-1])
 
 
 @cache  # rabbitmqctl takes a second to say
@@ -347,8 +358,29 @@ class RedisCluster:
         self.close()
 
 
+class OrdinaryUser:
+    """Who runs a broker that refuses root: if root runs the tests, the user ``nobody``.
+
+    A program of ``KOMBULITE_TEST_PROGRAMS`` is started as it is, and has to become that user by itself: it may be a
+    script that enters another file system first, which only root may do.
+
+    Attributes:
+        name: The owner of the broker's files; None: the user of the tests.
+        starter: Who starts its programs; None: the user of the tests.
+    """
+
+    def __init__(self) -> None:
+        self.name = "nobody" if os.geteuid() == 0 else None
+        self.starter = None if os.environ.get("KOMBULITE_TEST_PROGRAMS") else self.name
+
+    def own(self, folder: Path) -> None:
+        """Give a folder to that user."""
+        if self.name is not None:
+            shutil.chown(folder, self.name)
+
+
 class PostgreSQLServer(Server):
-    """A PostgreSQL, run by an ordinary user: it refuses root. Always that of the machine.
+    """A PostgreSQL, run by an ordinary user: it refuses root.
 
     ``settings``: those of its configuration. With ``fsync="off"`` it does not wait for the disk: then a crash of the
     machine may lose what was committed, but the end of its own processes may not.
@@ -358,22 +390,23 @@ class PostgreSQLServer(Server):
 
     def __init__(self, **settings: str) -> None:
         self._settings = settings
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-        path = str(found[-1]) if found else shutil.which(self.program)
-        if path is None:
-            raise Unavailable("postgres is not installed")
-        self._path = path
+        self._path = _postgres()
         self.folder = Path(tempfile.mkdtemp(prefix="kombulite-"))
         self.port = free_port()
         self.process = None
-        self.user = "nobody" if os.geteuid() == 0 else None
-        if self.user is not None:
-            shutil.chown(self.folder, self.user)
+        self.owner = OrdinaryUser()
+        self.owner.own(self.folder)
+        self.user = self.owner.starter
         self.create()
+
+    @property
+    def data(self) -> Path:
+        """The folder of its files, by a path that holds wherever its programs begin."""
+        return self.folder / "data"
 
     def create(self) -> None:
         """Make its files."""
-        self.run("initdb", "-D", "data", "-U", "kombulite", "-A", "trust", "-E", "UTF8", "--no-sync")
+        self.run("initdb", "-D", str(self.data), "-U", "kombulite", "-A", "trust", "-E", "UTF8", "--no-sync")
 
     def run(self, name: str, *arguments: str) -> None:
         """Run another program of PostgreSQL in its folder."""
@@ -384,7 +417,8 @@ class PostgreSQLServer(Server):
 
     def command(self) -> list[str]:
         settings = (part for name, value in self._settings.items() for part in ("-c", f"{name}={value}"))
-        return [self._path, "-D", "data", "-p", str(self.port), "-h", "127.0.0.1", "-k", str(self.folder), *settings]
+        place = ["-D", str(self.data), "-p", str(self.port), "-h", "127.0.0.1", "-k", str(self.folder)]
+        return [self._path, *place, *settings]
 
     def is_ready(self) -> bool:
         try:
@@ -414,10 +448,9 @@ class PostgreSQLServer(Server):
         wait_until(lambda: not self._is_at_work(), STOP_TIMEOUT, "processes of a killed PostgreSQL do not end")
 
     def _is_at_work(self) -> bool:
-        folder = str(self.folder / "data")
         for link in Path("/proc").glob("[0-9]*/cwd"):
-            with contextlib.suppress(OSError):
-                if str(link.readlink()) == folder:
+            with contextlib.suppress(OSError):  # not by its name, which is another in a file system of its own
+                if link.samefile(self.data):
                     return True
         return False
 

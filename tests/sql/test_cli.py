@@ -112,7 +112,7 @@ def test_tables_of_version_2_are_upgraded(run, database, of_version_2):
     Producer(connection, routing_key="orders").publish(3)
     assert queue.get(no_ack=True).payload == 3
     if of_version_2 == "postgresql":
-        keys = "SELECT count(*) FROM pg_constraint WHERE conrelid = to_regclass(?)"
+        keys = "SELECT count(*) FROM pg_constraint WHERE contype = 'p' AND conrelid = to_regclass(?)"
         assert rows(keys, f"{database.prefix}messages") == [(0,)]
 
 

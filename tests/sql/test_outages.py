@@ -152,7 +152,7 @@ def test_full_disk_of_sqlite(tmp_path):
 def test_full_disk_of_postgresql(request):
     server = started(request, PostgreSQLServer)
     folder = server.folder / "small"
-    with small_disk(folder, server.user) as enlarge:
+    with small_disk(folder, server.owner.name) as enlarge:
         with psycopg.connect(server.conninfo, autocommit=True) as admin:
             admin.execute(f"CREATE TABLESPACE small LOCATION '{folder}'")
             admin.execute("ALTER DATABASE postgres SET default_tablespace = small")
@@ -176,6 +176,27 @@ def test_timeout_of_the_operator_is_recoverable(postgresql_url, as_role, setting
             producer.publish("refused")
     producer.publish("after")
     assert consume(connection, 2) == ["before", "after"]
+
+
+def test_transaction_timeout_of_the_operator_ends_the_connection_and_is_recoverable(postgresql_url):
+    """The server ends the session then, and not the statement alone."""
+    options = {"table_prefix": f"x{uuid4().hex[:8]}_", "lease": 600}
+    with (
+        Connection(postgresql_url, transport_options=options) as connection,
+        psycopg.connect(postgresql_url) as other,
+    ):
+        if other.info.server_version < 170000:
+            pytest.skip("transaction_timeout came with PostgreSQL 17")
+        producer = Producer(connection, routing_key="orders")
+        producer.publish("before")
+        LockedDatabase(connection.transport).rows("SELECT set_config('transaction_timeout', '200ms', false)")
+        other.execute(f"LOCK TABLE {options['table_prefix']}messages")
+        with pytest.raises(exceptions.RecoverableConnectionError, match="transaction timeout"):
+            producer.publish("refused")
+        assert not connection.connected
+        other.rollback()
+        producer.publish("after", retry=True)
+        assert consume(connection, 2) == ["before", "after"]
 
 
 @pytest.mark.parametrize("level", ["serializable", "repeatable read"])
@@ -302,10 +323,10 @@ class Standby(PostgreSQLServer):
 
     def create(self):
         source = f"host=127.0.0.1 port={self._primary.port} user=kombulite"
-        self.run("pg_basebackup", "-D", "data", "-d", source, "-R", "-c", "fast")
+        self.run("pg_basebackup", "-D", str(self.data), "-d", source, "-R", "-c", "fast")
 
     def promote(self):
-        self.run("pg_ctl", "promote", "-D", "data")
+        self.run("pg_ctl", "promote", "-D", str(self.data))
 
 
 @pytest.mark.soak

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import psycopg
 import pytest
 
@@ -18,9 +16,8 @@ class Pooler(Server):
 
     def __init__(self, server: PostgreSQLServer) -> None:
         super().__init__()
-        self.user = server.user
-        if self.user is not None:
-            shutil.chown(self.folder, self.user)
+        self.user = server.owner.starter
+        server.owner.own(self.folder)
         settings = {
             "listen_addr": "127.0.0.1",
             "listen_port": self.port,
@@ -34,7 +31,7 @@ class Pooler(Server):
         (self.folder / "settings").write_text("\n".join(["[databases]", place, "[pgbouncer]", *lines, ""]))
 
     def command(self) -> list[str]:
-        return [self._path, "settings"]
+        return [self._path, str(self.folder / "settings")]
 
     def is_ready(self) -> bool:
         try:
