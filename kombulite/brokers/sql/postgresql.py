@@ -47,9 +47,22 @@ NO_RESOURCES = "53"
 READ_ONLY = "25006"
 #: Those of tables and indexes that are corrupted.
 CORRUPT = frozenset(["XX001", "XX002"])
-#: What a server says that refuses a user, or the database; one that speaks another language is asked again and again.
-LOGIN_REFUSED = re.compile(r"authentication failed|no password supplied|no pg_hba\.conf entry|role .* does not exist")
-DATABASE_REFUSED = re.compile(r"database .* does not exist|permission denied for database")
+#: What a server says that refuses a user, the database, or a setting, and what libpq says of an authentication that it
+#: may not take; a server that speaks another language is asked again and again.
+LOGIN_REFUSED = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|pg_hba\.conf rejects connection"
+    r"|role .* (does not exist|is not permitted to log in)"
+    r"|authentication method requirement .* failed|channel binding required"
+)
+NOT_ALLOWED = re.compile(
+    r"database .* does not exist|permission denied for database|unrecognized configuration parameter"
+    r"|invalid value for parameter"
+)
+#: What libpq says of a parameter before it asks any server.
+WRONG_PARAMETER = re.compile(
+    r"connection is bad: .*(invalid .*value|invalid port number|weak sslmode|definition of service .* not found"
+    r"|min_protocol_version. is greater)"
+)
 
 COLUMNS = "queue, rank, due, expires, exchange, routing_key, properties, body"
 
@@ -343,9 +356,11 @@ def _copied_head(head: Head, now: float) -> bytes:
 def _refused(error: psycopg.Error) -> Exception:
     """Return why there is no connection. libpq gives no code for that, so it is the server's words that tell."""
     text = f"PostgreSQL: {error}".strip()
+    if isinstance(error, psycopg.ProgrammingError) or WRONG_PARAMETER.search(text):
+        return ValueError(text)
     if LOGIN_REFUSED.search(text):
         return exceptions.LoginRefused(text)
-    if DATABASE_REFUSED.search(text):
+    if NOT_ALLOWED.search(text):
         return exceptions.NotAllowed(text)
     lost = exceptions.RecoverableConnectionError
     if isinstance(error, psycopg.errors.ConnectionTimeout):
