@@ -18,7 +18,7 @@ from alembic.operations import Operations
 from click.testing import CliRunner
 from django.db import migrations
 
-from kombulite import Connection, Exchange, Producer, Queue, exceptions
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, exceptions
 from kombulite.brokers.sql import schema_statements
 from kombulite.cli.commands import kombulite
 from kombulite.cli.messages import peek
@@ -133,12 +133,19 @@ def test_all_tables_may_be_replicated(postgresql_url):
         Connection(postgresql_url, transport_options={"table_prefix": prefix}) as connection,
         psycopg.connect(postgresql_url, autocommit=True) as admin,
     ):
-        queue = Queue("orders")(connection)
+        connection.connect()
+        found = admin.execute("SELECT tablename FROM pg_tables WHERE starts_with(tablename, %s)", [prefix]).fetchall()
+        tables = [name for (name,) in found]
+        assert len(tables) == 7
+        admin.execute(f"CREATE PUBLICATION {prefix}all FOR TABLE {', '.join(tables)}")
+        queue = Queue("orders", Exchange("shop", "fanout"), expires=60)(connection)
         queue.declare()
-        admin.execute(f"CREATE PUBLICATION {prefix}all FOR TABLE {prefix}messages")
         Producer(connection, routing_key="orders").publish(1)
         queue.get().ack()
         assert queue.get() is None
+        Consumer(connection, queue, on_message=lambda message: None).consume()
+        connection.transport._session._renew()
+        queue.delete()
         admin.execute(f"DROP PUBLICATION {prefix}all")
 
 

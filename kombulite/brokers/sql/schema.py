@@ -43,12 +43,16 @@ STATEMENTS = (
 )
 
 
-#: Without it, logical replication that has all tables would refuse claims and acks: there is no primary key.
-REPLICATED_WHOLE = "ALTER TABLE {p}messages REPLICA IDENTITY FULL"
+#: Without it, logical replication that has all tables would refuse updates of those without a primary key: claims and
+#: acks, and whatever is declared.
+REPLICATED_WHOLE = (
+    "ALTER TABLE {p}messages REPLICA IDENTITY FULL",
+    "ALTER TABLE {p}meta REPLICA IDENTITY FULL",
+)
 
 #: What makes tables of a version those of the next: on (SQLite, PostgreSQL).
 MIGRATIONS: dict[int, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    2: ((), ("ALTER TABLE {p}messages DROP CONSTRAINT {i}messages_pkey", REPLICATED_WHOLE)),
+    2: ((), ("ALTER TABLE {p}messages DROP CONSTRAINT {i}messages_pkey", *REPLICATED_WHOLE)),
 }
 
 DEFAULT_PREFIX = "kombulite_"
@@ -99,7 +103,7 @@ def schema_statements(
     types = {name: both[is_postgresql] for name, both in TYPES.items()}
     qualified = f"{quoted_schema(schema)}.{prefix}" if schema else prefix
     if since is None:
-        statements = [*STATEMENTS, REPLICATED_WHOLE] if is_postgresql else [*STATEMENTS]
+        statements = [*STATEMENTS, *REPLICATED_WHOLE] if is_postgresql else [*STATEMENTS]
     elif since not in MIGRATIONS:
         raise ValueError(f"since must be one of {', '.join(map(str, MIGRATIONS))}, got {since!r:.80}")
     else:
