@@ -17,7 +17,7 @@ from kombulite._client.declarations import binding_step, declaring, require_kind
 from kombulite._client.hooks import Hook, Hooks
 from kombulite._client.lifecycle import State
 from kombulite._client.process import register
-from kombulite._client.retry import Retrier, RetryPolicy
+from kombulite._client.retry import NextTry, Retrier, RetryPolicy
 from kombulite._client.streams import OffsetStore
 from kombulite._client.topology import Binding
 from kombulite._core import declaration_key
@@ -340,7 +340,8 @@ class Connection(Address):
             routing_key: Default routing key.
             serializer: Default serializer.
             compression: Default compression method.
-            confirm: If True, a publish waits for the broker's confirm (AMQP).
+            confirm: If True, a publish waits for the broker's confirm (AMQP); if False, a mandatory one still does, on
+                a channel of its own.
             auto_declare: If True, the exchange is declared before the first publish.
         """
         return Producer(self, exchange, routing_key, serializer, compression, confirm, auto_declare)
@@ -516,13 +517,17 @@ class Connection(Address):
         Raises:
             OperationalError: The attempts are used up.
         """
-        retrier = Retrier(policy)
+        retrier, is_lost = Retrier(policy), False
         while True:
             try:
+                if is_lost and policy.on_revive is not None:
+                    await self.session.ensure(deadline)
+                    policy.on_revive(self)
                 await fun()
                 return
             except Exception as error:
-                _, pause = retrier.failed(error, self.get_transport_cls())
+                following, pause = retrier.failed(error, self.get_transport_cls())
+                is_lost = following is NextTry.WHEN_CONNECTED
                 if monotonic() + pause >= deadline:
                     raise
                 retrier.report(error, pause)

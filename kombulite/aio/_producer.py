@@ -24,7 +24,7 @@ STEPS = ("make", "exchange", "routing_key", "serializer", "compression")
 class Producer(BaseAsyncProducer, MessageMaker):
     """Producer: publishes messages. Returned by ``Connection.producer``; tasks may share it.
 
-    A publish returns when the broker has confirmed the message, unless ``confirm`` is False.
+    A publish returns when the broker has confirmed the message, unless ``confirm`` is False and it is not mandatory.
     """
 
     def __init__(
@@ -52,8 +52,10 @@ class Producer(BaseAsyncProducer, MessageMaker):
         routing_key: str | None = None,
         *,
         mandatory: bool = False,
-        declare: Iterable[Any] = (),
+        immediate: bool = False,
+        declare: Iterable[Any] | None = None,
         timeout: float | None = None,
+        confirm_timeout: float | None = None,
         retry: bool = False,
         retry_policy: Mapping[str, Any] | None = None,
         via: object = None,
@@ -64,12 +66,15 @@ class Producer(BaseAsyncProducer, MessageMaker):
         Args:
             body: The body: what the serializer can encode, or text or bytes with a ``content_type``.
             routing_key: Routing key (None: the producer's).
-            mandatory: If True, the broker returns the message if no queue takes it.
+            mandatory: If True, the broker returns the message if no queue takes it. Its confirm is waited for in any
+                case.
+            immediate: Ignored, as current brokers do.
             declare: Entities to declare first.
             timeout: Seconds for all of it (None: the connection's default, 30).
+            confirm_timeout: Further seconds, for the broker's confirm; alone, seconds for all of it.
             retry: If True, reconnect and try again after a failure.
             retry_policy: Keywords of ``Connection.ensure``: max_retries, interval_start, interval_step,
-                interval_max, errback, on_revive, retry_errors.
+                interval_max, errback, on_revive (called with this connection), retry_errors.
             via: A transaction of the caller's on the database that is the broker (SQL brokers only): an
                 asynchronous session or connection of SQLAlchemy, a connection of psycopg, asyncpg or aiosqlite, or
                 a synchronous one. The message exists if that transaction commits, and not before.
@@ -92,7 +97,7 @@ class Producer(BaseAsyncProducer, MessageMaker):
         sent: Any,
         delivery: Delivery,
         mandatory: bool,
-        declare: Iterable[Any] = (),
+        declare: Iterable[Any] | None = None,
         timeout: float | None = None,
         retry: bool = False,
         retry_policy: Mapping[str, Any] | None = None,
@@ -115,25 +120,28 @@ class Producer(BaseAsyncProducer, MessageMaker):
         policy, publish_once = RetryPolicy(**(retry_policy or {})), self._publish_once
         await self.connection.insured(lambda: publish_once(delivery, mandatory, declare, deadline), policy, deadline)
 
-    async def _publish_once(self, delivery: Delivery, mandatory: bool, declare: Iterable[Any], deadline: float) -> None:
+    async def _publish_once(
+        self, delivery: Delivery, mandatory: bool, declare: Iterable[Any] | None, deadline: float
+    ) -> None:
         session = self._session
+        role = "confirmed" if mandatory and not self.confirm else self.role  # a return is told from a confirm alone
         if self._declared is not session.declared or declare:
             await self._declare(declare)
         hooks = self._session.hooks
         if hooks is None:
-            await session.publish(delivery, mandatory, self.role, deadline)
+            await session.publish(delivery, mandatory, role, deadline)
             return
         with ExitStack() as stack:
             for outgoing, around in hooks.publishing(delivery, mandatory):
                 stack.enter_context(around)
                 delivery = outgoing.delivery()
-            await session.publish(delivery, mandatory, self.role, deadline)
+            await session.publish(delivery, mandatory, role, deadline)
 
-    async def _declare(self, entities: Iterable[Any]) -> None:
+    async def _declare(self, entities: Iterable[Any] | None = None) -> None:
         session, connection = self._session, self.connection
         if self.auto_declare and self.exchange.name:
             await connection.maybe_declare(self.exchange)
-        for entity in entities:
+        for entity in entities or ():
             await connection.maybe_declare(entity)
         self._declared = session.declared if self.exchange.can_cache_declaration else None
 
@@ -143,7 +151,7 @@ class Producer(BaseAsyncProducer, MessageMaker):
         routing_key: str | None = None,
         *,
         mandatory: bool = False,
-        declare: Iterable[Any] = (),
+        declare: Iterable[Any] | None = None,
         timeout: float | None = None,
         **arguments: Unpack[MessageArguments],
     ) -> int:
@@ -196,17 +204,15 @@ class Producer(BaseAsyncProducer, MessageMaker):
             timeout: Seconds for all of them.
         """
         session, hooks = self._session, self._session.hooks
-        deadline = session.waits.deadline(timeout)
+        deadline, confirm = session.waits.deadline(timeout), self.confirm or mandatory
         if hooks is None:
-            refused: list[tuple[int, Exception]] = await session.publish_many(
-                deliveries, mandatory, self.confirm, deadline
-            )
+            refused: list[tuple[int, Exception]] = await session.publish_many(deliveries, mandatory, confirm, deadline)
             return refused
         with ExitStack() as stack:
             for many, around in hooks.publishing_many(deliveries, mandatory):
                 stack.enter_context(around)
                 deliveries = [outgoing.delivery() for outgoing in many]
-            refused = await session.publish_many(deliveries, mandatory, self.confirm, deadline)
+            refused = await session.publish_many(deliveries, mandatory, confirm, deadline)
             for index, error in refused:
                 many[index].error = error
         return refused
@@ -243,7 +249,7 @@ class Batch(DeliveryBatch):
         routing_key: str | None = None,
         *,
         mandatory: bool = False,
-        declare: Iterable[Any] = (),
+        declare: Iterable[Any] | None = None,
         **arguments: Unpack[MessageArguments],
     ) -> None:
         """Add a message, as ``Producer.publish`` would send it; a full batch is sent.
@@ -274,7 +280,7 @@ class Batch(DeliveryBatch):
         """
         async with self._sending:
             while alike := self.first_alike():
-                await self._producer._declare(())
+                await self._producer._declare()
                 self.note_sent(alike, await self._producer.send_many(alike, self.is_mandatory))
             self.raise_refused()
 

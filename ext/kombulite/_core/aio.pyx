@@ -379,7 +379,8 @@ cdef class BaseAsyncProducer(BaseMaker):
     """The step from the arguments of ``publish`` to the broker. The base of the asynchronous facade's producer.
 
     ``_session``: the connection's; ``_declared``: the connection's declarations that hold our exchange; ``role``: of
-    the channel that it publishes on; ``confirm``: whether the broker has a message when its publish is done;
+    the channel that it publishes on; ``confirm``: whether the broker has a message when its publish is done, also one
+    that is not mandatory;
     ``_in_steps``: whether a program's class makes the messages, or has defaults of its own.
     """
 
@@ -396,7 +397,7 @@ cdef class BaseAsyncProducer(BaseMaker):
     def __cinit__(self, *args, **kwargs):
         self.routing_key = ""
 
-    def _publish_slowly(self, sent, delivery, mandatory, declare=(), timeout=None, retry=False, retry_policy=None,
+    def _publish_slowly(self, sent, delivery, mandatory, declare=None, timeout=None, retry=False, retry_policy=None,
                         via=None):
         """Return the coroutine that publishes where there is more to do than to hand a message over.
 
@@ -405,12 +406,14 @@ cdef class BaseAsyncProducer(BaseMaker):
         raise NotImplementedError
 
     @cython.binding(True)
-    def _publish(self, body, routing_key=None, *, bint mandatory=False, declare=(), timeout=None, bint retry=False,
-                 retry_policy=None, via=None, **arguments):
+    def _publish(self, body, routing_key=None, *, bint mandatory=False, bint immediate=False, declare=None,
+                 timeout=None, confirm_timeout=None, bint retry=False, retry_policy=None, via=None, **arguments):
         """Return the coroutine that publishes a message."""
         cdef FastCoroutine made
         given = None
         try:
+            if confirm_timeout is not None:
+                timeout = confirm_timeout if timeout is None else timeout + confirm_timeout
             if arguments or self._in_steps:
                 given = <Delivery?> self.make(body, routing_key, **arguments)
             else:
@@ -444,7 +447,7 @@ cdef object publish_first(FastCoroutine made):
     sent = False
     if (
         (others is None or not others[0] and not others[2] and others[4] is None)
-        and session.hooks is None and producer._declared is session.declared
+        and (producer.confirm or not made._flag) and session.hooks is None and producer._declared is session.declared
     ):
         sent = session._publish_at_once(delivery, made._flag, producer.role, producer.confirm)
         if sent is True:
