@@ -267,6 +267,8 @@ class Messages(BaseMessages):
 
     async def __aenter__(self) -> Messages:
         session = self._session
+        if self._channel is not None and self._channel.is_open:
+            raise RuntimeError("an `async with` of these messages goes on: call consume() again for another")
         deadline = session.waits.deadline(None)
         if self._auto_declare:
             for queue in self._queues:
@@ -379,6 +381,8 @@ class Messages(BaseMessages):
         self._is_over = True
         self._session.restored.discard(self)
         channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.messages = None  # what comes until it is closed goes back with it
         self._ready.clear()
         self._forget_queues()
         self._changes.wake_all()

@@ -1,4 +1,4 @@
-"""Messages without a channel, connections in forked children, signals that cannot be caught: each ends as it says."""
+"""Messages without a channel, connections in forked children, consumers that end: each ends as it says."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import signal
 
 import pytest
 
-from kombulite import exceptions
+from kombulite import Queue, exceptions
 from kombulite.aio._messages import Message, MessageBatch
-from tests.aio.conftest import run
+from tests.aio.conftest import run, soon
 
 SETTLING = [
     lambda message: message.ack(),
@@ -115,5 +115,41 @@ def test_a_signal_that_cannot_be_caught_leaves_the_others_as_they_were(memory):
             with pytest.raises((RuntimeError, OSError, ValueError)):
                 await connection.serve(memory.name("q"), print, signals=[signal.SIGUSR1, signal.SIGKILL])
         assert signal.getsignal(signal.SIGUSR1) is before
+
+    run(main)
+
+
+def test_what_comes_as_a_consumer_ends_goes_back(place):
+    async def main():
+        queue = Queue(place.name("q"))
+        async with place.connect() as connection:
+            await connection.declare(queue)
+            await connection.producer().publish_many(range(3), queue.name)
+            messages = connection.consume(queue, prefetch=1)
+            async with messages:
+                await (await messages.next(20)).ack()  # the next one is on its way
+            with pytest.raises(StopAsyncIteration):
+                await messages.next(1)
+
+            async def are_back():
+                return (await connection.status(queue)).message_count == 2
+
+            await soon(are_back)
+            async with messages:
+                assert {(await messages.next(20)).payload} < {1, 2}
+
+    run(main)
+
+
+def test_messages_are_of_one_block_at_a_time(memory):
+    async def main():
+        async with memory.connect() as connection:
+            messages = connection.consume(memory.name("q"))
+            async with messages:
+                with pytest.raises(RuntimeError, match="goes on"):
+                    await messages.__aenter__()
+                assert await messages.next(0.01) is None
+            async with messages:
+                assert await messages.next(0.01) is None
 
     run(main)
