@@ -38,6 +38,13 @@ def driver(database):
     return psycopg.connect(database.url)
 
 
+@contextmanager
+def committed(database):
+    """A connection of the driver, whose transaction commits at the end; sqlite3 alone would leave it open."""
+    with closing(driver(database)) as connection, connection:
+        yield connection
+
+
 def session(database):
     return Session(sqlalchemy.create_engine(sqlalchemy_url(database), poolclass=sqlalchemy.NullPool))
 
@@ -70,7 +77,7 @@ def test_commit_wakes_the_consumer(database, orders):
     got = []
     with (
         Consumer(receiver, [Queue("orders", no_declare=True)], on_message=got.append, auto_declare=False),
-        driver(database) as transaction,
+        committed(database) as transaction,
     ):
         producer.publish(1, via=transaction)
         with pytest.raises(TimeoutError):
@@ -120,14 +127,14 @@ def test_what_the_transaction_cannot_do_is_told(database, orders):
     _, producer = orders
     with pytest.raises(TypeError, match="via must be a connection of"):
         producer.publish(1, via=object())
-    with driver(database) as transaction:
+    with committed(database) as transaction:
         with pytest.raises(exceptions.NotFound, match="declare it before the transaction"):
             producer.publish(1, exchange=Exchange(""), routing_key="nowhere", via=transaction)
         with pytest.raises(exceptions.MessageReturned):
             producer.publish(1, routing_key="other", mandatory=True, via=transaction)
 
 
-@pytest.mark.parametrize("open_transaction", [driver, session])
+@pytest.mark.parametrize("open_transaction", [committed, session])
 def test_message_goes_to_each_queue_that_is_bound(database, orders, open_transaction):
     queue, producer = orders
     second = Queue("audit", Exchange("shop", "topic"), routing_key="#")(queue.channel)
@@ -145,11 +152,11 @@ def test_length_limits_hold_for_what_others_commit(database):
     dropping.declare()
     refusing.declare()
     producer = Producer(connection)
-    with driver(database) as transaction:
+    with committed(database) as transaction:
         for number in range(4):
             producer.publish(number, routing_key="dropping", via=transaction)
         producer.publish(1, routing_key="refusing", via=transaction)
-    with driver(database) as transaction, pytest.raises(exceptions.MessageNacked, match="queue 'refusing' is full"):
+    with committed(database) as transaction, pytest.raises(exceptions.MessageNacked, match="queue 'refusing' is full"):
         producer.publish(2, routing_key="refusing", via=transaction)
     deadline = time.monotonic() + 20
     while dropping.queue_declare(passive=True).message_count > 2 and time.monotonic() < deadline:
@@ -168,7 +175,7 @@ def test_hooks_see_what_is_published(database):
             outgoing.headers["trace"] = "t"
 
     connection.add_hook(Hook())
-    with driver(database) as transaction:
+    with committed(database) as transaction:
         Producer(connection).publish(1, routing_key="orders", via=transaction)
     assert seen == ["orders"]
     assert Queue("orders")(connection).get(no_ack=True).headers["trace"] == "t"
