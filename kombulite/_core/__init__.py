@@ -46,6 +46,7 @@ _NAMES = {
         "ConfirmReceived",
         "FrameDecoder",
         "FrameEncoder",
+        "FramePublish",
         "FrameWriter",
         "HeldAcks",
         "MethodReceived",

@@ -647,6 +647,22 @@ class FrameWriter:
     def write(self, data: bytes | list[bytes | memoryview], flags: int, held: HeldAcks | None) -> None: ...
     def write_rest(self) -> None: ...
 
+@final
+class FramePublish(PublishStep):
+    def __init__(
+        self,
+        publish: Callable[..., None],
+        clock: Callable[[], float],
+        transport: Any,
+        protocol: Any,
+        channel: Any,
+        stream: Any,
+        writing: BaseLock,
+        encoder: FrameEncoder,
+        writer: FrameWriter,
+        exchanges: set[str],
+    ) -> None: ...
+
 class HeldAcks:
     def __init__(
         self,

@@ -51,7 +51,7 @@ def test_what_the_broker_wants_answered_waits_for_no_thread_that_writes(peer, an
             target=third.basic_publish, args=(third.prepare_message(LARGE),), kwargs={"routing_key": "q"}
         )
         publisher.start()
-        wait_until(lambda: stream._writer.unsent, p.PATIENCE, "the publish does not wait")
+        wait_until(lambda: stream.writer.unsent, p.PATIENCE, "the publish does not wait")
         blocked.set()
         deadline = time.monotonic() + p.PATIENCE
         try:

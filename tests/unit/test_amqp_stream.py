@@ -79,7 +79,7 @@ def test_nothing_is_held_back_while_a_thread_reads(stream, theirs):
         flags.append(bool(more))
         return write(data, more)
 
-    stream._writer = FrameWriter(note, None, (BlockingIOError,))
+    stream.writer = FrameWriter(note, None, (BlockingIOError,))
     stream.send(frame(1), more=True)
     reader = threading.Thread(target=stream.wait, args=(lambda: stream.events, soon(30)))
     reader.start()
@@ -102,9 +102,9 @@ def test_what_is_held_back_goes_if_a_thread_begins_to_read_meanwhile(stream):
         stream.is_reading = True
         return write(data, more)
 
-    stream._writer = FrameWriter(begin_to_read, None, (BlockingIOError,))
+    stream.writer = FrameWriter(begin_to_read, None, (BlockingIOError,))
     stream.send(frame(1), more=True)
-    assert not stream._corked
+    assert not stream.corked
 
 
 def test_acks_that_found_the_buffer_full_go_when_the_broker_reads(stream, theirs):
@@ -432,7 +432,7 @@ def test_tls_is_read_while_a_writer_waits():
     stream.handle = (events := []).append
     writer = threading.Thread(target=stream.send, args=(frame(1),))
     writer.start()
-    while not stream._writer.unsent:
+    while not stream.writer.unsent:
         time.sleep(0.001)
     far.sendall(frame(2))
     assert stream.wait(lambda: events, soon(20))

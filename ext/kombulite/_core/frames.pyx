@@ -21,8 +21,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove
 
 from kombulite._core.buffer cimport Buffer, buffer_free, buffer_init, buffer_reserve, buffer_write
-from kombulite._core.channel cimport AckStep
+from kombulite._core.channel cimport AckStep, PublishStep
 from kombulite._core.fieldtable cimport read_table, timestamp_of, write_table
+from kombulite._core.locks cimport BaseLock
 from kombulite._core.message cimport Delivery, Properties
 from kombulite._core.wire cimport (
     Cursor, peek16, peek32, peek64, poke16, poke32, poke64, read8, read16, read32, read64, read_short, read_span,
@@ -123,6 +124,9 @@ cdef class FrameEncoder:
 
     def publish(self, uint16_t channel, Delivery delivery not None, bint mandatory=False):
         """A message (basic.publish), body frames and all, as bytes or as a list of buffers. Raises NotEncodable."""
+        return self._message(channel, delivery, mandatory)
+
+    cdef object _message(self, uint16_t channel, Delivery delivery, bint mandatory):
         cdef bytes body = body_of(delivery)
         cdef bytes frames
         cdef _Head head
@@ -575,7 +579,7 @@ cdef class FrameWriter:
         self._blocking_errors = blocking_errors
         self.unsent = b""
 
-    def write(self, data, int flags, HeldAcks held):
+    cpdef write(self, data, int flags, HeldAcks held):
         """Write frames, bytes or a list of buffers, behind the acks that are held; what is not written is ``unsent``.
 
         ``send(bytes, flags)`` and ``sendmsg(buffers, (), flags)`` return how many bytes the kernel took.
@@ -621,6 +625,92 @@ cdef class FrameWriter:
             buffers[0] = memoryview(buffers[0])[sent:]
         self.unsent = buffers
         return 0
+
+
+@cython.final
+cdef class FramePublish(PublishStep):
+    """Publishes on a channel without confirms, as one step, where there is nothing to do but to write frames.
+
+    All else is left to ``publish``. These are the parts of a connection that it looks at:
+
+    Args:
+        publish: Publishes any message; called as ``BaseChannel`` calls it.
+        clock: Returns the time, as ``transport.look_at`` has it.
+        transport: ``look_at``: when what the broker says is to be heard again.
+        protocol: ``blocked``: why the broker takes no messages, or None.
+        channel: ``closing``: whether it is closed; ``confirms``: None where the broker confirms no message.
+        stream: ``failure``, ``answers``, ``held``, ``corked``, ``heartbeat``; ``write_failed(error)`` raises what is to
+            be raised, ``finish_write(timeout)`` writes what the kernel did not take.
+        writing: The lock of who writes.
+        encoder: Makes frames.
+        writer: Writes them.
+        exchanges: Names of the exchanges that are known to be there.
+    """
+
+    cdef object _publish
+    cdef object _clock
+    cdef object _transport
+    cdef object _protocol
+    cdef object _channel
+    cdef object _stream
+    cdef BaseLock _writing
+    cdef FrameEncoder _encoder
+    cdef FrameWriter _writer
+    cdef set _exchanges
+
+    def __cinit__(self, publish, clock, transport, protocol, channel, stream, BaseLock writing not None,
+                  FrameEncoder encoder not None, FrameWriter writer not None, set exchanges not None):
+        self._publish = publish
+        self._clock = clock
+        self._transport = transport
+        self._protocol = protocol
+        self._channel = channel
+        self._stream = stream
+        self._writing = writing
+        self._encoder = encoder
+        self._writer = writer
+        self._exchanges = exchanges
+
+    cdef object send(self, object channel, Delivery delivery, bint mandatory, object timeout, object confirm_timeout):
+        if not self._write(channel, delivery, mandatory, timeout):
+            self._publish(channel, delivery, mandatory, timeout, confirm_timeout)
+
+    cdef bint _write(self, object channel, Delivery delivery, bint mandatory, object timeout) except -1:
+        """Write a message, if nothing stands in the way. Returns whether it is done."""
+        if (
+            delivery.exchange not in self._exchanges or self._clock() > self._transport.look_at
+            or self._protocol.blocked is not None or self._channel.confirms is not None
+        ):
+            return False
+        try:
+            frames = self._encoder._message(channel, delivery, mandatory)
+        except NotEncodable:
+            return False
+        if not self._writing._acquire(0):
+            return False
+        try:
+            # Only now nobody else writes: a request for confirms, or the end of the channel, say.
+            return self._write_frames(frames, timeout)
+        finally:
+            self._writing._release()
+
+    cdef bint _write_frames(self, frames, timeout) except -1:
+        channel, stream, writer = self._channel, self._stream, self._writer
+        if (
+            channel.closing or channel.confirms is not None or stream.failure is not None or writer.unsent
+            or stream.answers
+        ):
+            return False
+        try:
+            writer.write(frames, 0, stream.held)
+        except BaseException as error:
+            stream.write_failed(error)
+            raise
+        stream.corked = False
+        stream.heartbeat.writes += 1
+        if writer.unsent:
+            stream.finish_write(timeout)
+        return True
 
 
 @cython.final

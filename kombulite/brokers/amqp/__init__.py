@@ -19,7 +19,7 @@ from time import monotonic
 from typing import Any
 
 from kombulite import exceptions
-from kombulite._core import AckStep, Delivery, NotEncodable
+from kombulite._core import AckStep, Delivery, FramePublish, NotEncodable, PublishStep
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.blocking import BlockingProtocol, SharedChannel
 from kombulite.brokers.amqp.confirms import Unconfirmed, all_done, settle_rest, unknown_after
@@ -66,7 +66,7 @@ class Transport(AMQPVerbs, BaseTransport):
         self.confirms = bool(options.get("confirm_publish"))
         self._protocol: BlockingProtocol | None = None
         self._known_exchanges: set[str] = set()  # published to without an error
-        self._look_at = 0.0
+        self.look_at = 0.0  # when a publisher looks again whether the broker has said something
         self.server_properties: dict[str, Any] = {}
 
     # --- the connection
@@ -209,6 +209,22 @@ class Transport(AMQPVerbs, BaseTransport):
     def confirm(self, channel: int) -> None:
         self._opened().confirm(channel)
 
+    def fast_publish(self, channel: int) -> PublishStep:
+        protocol = self._opened()
+        stream = protocol.stream
+        return FramePublish(
+            self.publish,
+            monotonic,
+            self,
+            protocol,
+            protocol.channel(channel),
+            stream,
+            stream.writing,
+            stream.encoder,
+            stream.writer,
+            self._known_exchanges,
+        )
+
     def publish(
         self,
         channel: int,
@@ -225,7 +241,7 @@ class Transport(AMQPVerbs, BaseTransport):
         if timeout is None and state.confirms is not None:
             timeout = confirm_timeout
         stream = protocol.stream
-        if monotonic() > self._look_at or protocol.blocked is not None:
+        if monotonic() > self.look_at or protocol.blocked is not None:
             timeout = self._look(protocol, state, timeout)
         try:
             frames = stream.encoder.publish(channel, delivery, mandatory)
@@ -260,7 +276,7 @@ class Transport(AMQPVerbs, BaseTransport):
         stream = protocol.stream
         if len(protocol.events) < MAX_READ_AHEAD:
             stream.look()
-        self._look_at = monotonic() + LOOK_INTERVAL
+        self.look_at = monotonic() + LOOK_INTERVAL
         stream.check()
         if channel.error is not None:
             protocol.mark_reported(channel)

@@ -70,8 +70,8 @@ class Stream:
         self._changed = Condition(Lock())
         self._write_timeout = write_timeout
         self._flush_soon: Callable[[], object] | None = None  # where acks may wait
-        self._corked = False
-        self._answers: deque[tuple[bytes, Callable[[], object] | None]] = deque()  # that wait to be written
+        self.corked = False  # whether the kernel may hold frames back
+        self.answers: deque[tuple[bytes, Callable[[], object] | None]] = deque()  # that wait to be written
         self._pid = os.getpid()
         self._take(sock)
         _streams.add(self)
@@ -97,7 +97,7 @@ class Stream:
             self._send, self._recv_into = _locked(lock, self._send), _locked(lock, self._recv_into)
         sendmsg = None if self._pending is not None else getattr(sock, "sendmsg", None)
         self.encoder.gathers = sendmsg is not None
-        self._writer = FrameWriter(self._send, sendmsg, self._blocking_errors)
+        self.writer = FrameWriter(self._send, sendmsg, self._blocking_errors)
         self._readable = selector_of(self._sock, EVENT_READ)
         self._writable = selector_of(self._sock, EVENT_WRITE)
 
@@ -178,15 +178,15 @@ class Stream:
 
     def _write(self, data: Frames, timeout: float | None, more: bool, on_turn: Callable[[], object] | None) -> None:
         try:
-            if self.failure is not None or self._writer.unsent or self._answers:
+            if self.failure is not None or self.writer.unsent or self.answers:
                 self.check()
-                self._finish(timeout)
-                while self._answers:
+                self.finish_write(timeout)
+                while self.answers:
                     self._write_answers()
-                    self._finish(timeout)
+                    self.finish_write(timeout)
             self._begin(data, more, on_turn)
-            if self._writer.unsent:
-                self._finish(timeout)
+            if self.writer.unsent:
+                self.finish_write(timeout)
         except OSError as error:
             self._lose(error)
 
@@ -197,8 +197,8 @@ class Stream:
                 on_turn()
             if self.is_reading:
                 more = False  # the next read is under way, and may last
-            self._writer.write(data, self._more if more else 0, self.held)
-            self._corked = more
+            self.writer.write(data, self._more if more else 0, self.held)
+            self.corked = more
             self.heartbeat.writes += 1
             if more and self.is_reading:
                 self.uncork()  # a thread began to read meanwhile, and may not have seen it
@@ -213,13 +213,13 @@ class Stream:
 
         If ``on_turn`` raises RecoverableConnectionError, the frames are dropped.
         """
-        self._answers.append((data, on_turn))
+        self.answers.append((data, on_turn))
         self.flush()
 
     def _write_answers(self) -> None:
         """Write the answers that wait, until the kernel takes no more."""
-        while self._answers and not self._writer.unsent:
-            data, on_turn = self._answers.popleft()
+        while self.answers and not self.writer.unsent:
+            data, on_turn = self.answers.popleft()
             with suppress(exceptions.RecoverableConnectionError):
                 self._begin(data, False, on_turn)
 
@@ -228,10 +228,18 @@ class Stream:
         with suppress(OSError):
             self._send(data)
 
-    def _finish(self, timeout: float | None) -> None:
+    def write_failed(self, error: BaseException) -> NoReturn:
+        """Raise what a failed write means, by the thread that has the turn to write."""
+        if isinstance(error, OSError):
+            self._lose(error)
+        if not isinstance(error, exceptions.AMQPError):
+            self.fail(INTERRUPTED)  # it is not known how much was sent
+        raise error
+
+    def finish_write(self, timeout: float | None) -> None:
         """Write what is left over of a send."""
         deadline = monotonic() + (self._write_timeout if timeout is None else timeout)
-        while self._writer.unsent:
+        while self.writer.unsent:
             left = deadline - monotonic()
             if left <= 0 or not self._select(self._writable, EVENT_WRITE, left):
                 raise exceptions.RecoverableConnectionError("timed out: the broker does not read")
@@ -240,7 +248,7 @@ class Stream:
     def _send_rest(self) -> None:
         """Write what the kernel takes at once of what is left over."""
         try:
-            self._writer.write_rest()
+            self.writer.write_rest()
         except OSError:
             raise
         except BaseException:
@@ -258,33 +266,33 @@ class Stream:
 
     def flush(self) -> None:
         """Send the acks and answers that wait, unless another thread writes, or the broker does not read."""
-        if self.held or self._writer.unsent or self._answers:
+        if self.held or self.writer.unsent or self.answers:
             self.writing.call(0, self._flush)
 
     @property
     def is_flushed(self) -> bool:
         """Whether nothing waits to be sent."""
-        return not self.held and not self._writer.unsent and not self._answers
+        return not self.held and not self.writer.unsent and not self.answers
 
     def _flush(self) -> None:
         if self.failure is not None or self.writing.depth() > 1:  # a signal handler that interrupted a write
             return
         try:
-            if self._writer.unsent:
+            if self.writer.unsent:
                 self._send_rest()
             self._write_answers()
-            if self.held and not self._writer.unsent:
+            if self.held and not self.writer.unsent:
                 self._begin(b"", False, None)
         except OSError as error:
             self._lose(error)
-        if self._writer.unsent and self._flush_soon is not None:
+        if self.writer.unsent and self._flush_soon is not None:
             self._flush_soon()
 
     def uncork(self) -> None:
         """Send the acks that wait, and have the kernel send what it holds back."""
         self.flush()
-        if self._corked:
-            self._corked = False
+        if self.corked:
+            self.corked = False
             if self._more:
                 try:
                     self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -380,7 +388,7 @@ class Stream:
                 self.beat()
                 beat = self.heartbeat.next_look()
                 timeout = beat if timeout is None else min(timeout, beat)
-            if self._answers or self._writer.unsent:
+            if self.answers or self.writer.unsent:
                 timeout = RETRY_INTERVAL if timeout is None else min(timeout, RETRY_INTERVAL)
             if not self._has_data(timeout):
                 return False
@@ -460,7 +468,7 @@ class Stream:
 
     def _write_heartbeat(self) -> None:
         try:
-            if not self._writer.unsent:
+            if not self.writer.unsent:
                 self.send(HEARTBEAT_FRAME, 0)
         except exceptions.RecoverableConnectionError:
             self.check()
