@@ -13,6 +13,9 @@ import os
 import sys
 from collections.abc import Callable
 from itertools import cycle, repeat
+from math import inf
+from time import monotonic
+from types import SimpleNamespace
 
 import kombulite
 from bench.adapted import mock
@@ -23,6 +26,8 @@ from kombulite._core import (
     EnvelopeTemplate,
     FrameDecoder,
     FrameEncoder,
+    FramePublish,
+    FrameWriter,
     ListPush,
     PriorityNaming,
     Properties,
@@ -32,6 +37,7 @@ from kombulite._core import (
     pack_command,
 )
 from kombulite.utils import json
+from kombulite.utils.locks import Lock
 
 REPEATS = 100
 
@@ -102,6 +108,21 @@ def redis_ack() -> Work:
 def frame_encode() -> Work:
     encoder, delivery = FrameEncoder(), Delivery(*PLACE, PROPERTIES, TEXT.encode())
     return repeated(lambda: encoder.publish(1, delivery))
+
+
+def frame_publish() -> Work:
+    """Through the step of AMQP's transport, to a socket that takes all."""
+    stream = SimpleNamespace(failure=None, answers=(), held=None, corked=False, heartbeat=SimpleNamespace(writes=0))
+    writer = FrameWriter(lambda data, flags: len(data), None, (BlockingIOError,))
+    transport, protocol = SimpleNamespace(look_at=inf), SimpleNamespace(blocked=None)
+    channel, delivery = SimpleNamespace(closing=False, confirms=None), Delivery(*PLACE, PROPERTIES, TEXT.encode())
+    parts = transport, protocol, channel, stream, Lock(), FrameEncoder(), writer, {delivery.exchange}
+    step = FramePublish(not_reached, monotonic, *parts)
+    return repeated(lambda: step.publish(1, delivery))
+
+
+def not_reached(*arguments: object) -> None:
+    raise AssertionError(arguments)
 
 
 def frame_decode() -> Work:
@@ -235,6 +256,7 @@ PATHS: dict[str, Callable[[], Work]] = {
         redis_push,
         redis_ack,
         frame_encode,
+        frame_publish,
         frame_decode,
         route_direct,
         route_topic,
