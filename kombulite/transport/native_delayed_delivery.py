@@ -109,14 +109,15 @@ def calculate_routing_key(countdown: int, routing_key: str) -> str:
     """Return the routing key for a delay, which replaces that of an earlier one.
 
     Args:
-        countdown: The delay in seconds, from 1 to 2 ** 28 - 1.
+        countdown: The delay in seconds, from 0 to 2 ** 28 - 1. kombu refuses 0, which is what Celery makes of less than
+            a second; a task that is retried so soon would then be lost.
         routing_key: The message's routing key.
 
     Raises:
         ValueError: The delay is out of range, or the routing key is empty.
     """
-    if not 1 <= countdown < 2**MAX_NUMBER_OF_BITS_TO_USE:
-        raise ValueError(f"countdown must be a positive number, and below {2**MAX_NUMBER_OF_BITS_TO_USE}")
+    if not 0 <= countdown < 2**MAX_NUMBER_OF_BITS_TO_USE:
+        raise ValueError(f"countdown must be at least 0 and below {2**MAX_NUMBER_OF_BITS_TO_USE}, got {countdown}")
     if not routing_key:
         raise ValueError("routing_key must be non-empty")
     words = routing_key.split(".")

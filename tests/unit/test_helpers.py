@@ -278,21 +278,22 @@ def test_delayed_messages_arrive_after_their_time(connection):
     queue(connection).declare()
     delayed.bind_queue_to_native_delayed_delivery_exchange(connection, queue)
     start = time.monotonic()
-    for countdown in (2, 1):
+    for countdown in (2, 1, 0):
         key = delayed.calculate_routing_key(countdown, "key.x")
         Producer(connection).publish(countdown, exchange="celery_delayed_27", routing_key=key)
     got = []
     with Consumer(connection, queue, callbacks=[lambda body, message: got.append(body) or message.ack()]):
-        while len(got) < 2:
+        while len(got) < 3:
             connection.drain_events(timeout=30)
-    assert got == [1, 2]
+    assert got == [0, 1, 2]
     assert time.monotonic() - start >= 2
 
 
-def test_delay_that_is_too_long_is_refused():
+def test_delay_that_is_too_long_or_negative_is_refused():
     assert delayed.calculate_routing_key(2**28 - 1, "k") == "1." * 28 + "k"
-    with pytest.raises(ValueError, match="below"):
-        delayed.calculate_routing_key(2**28, "k")
+    for countdown in (2**28, -1):
+        with pytest.raises(ValueError, match=f"below .* got {countdown}"):
+            delayed.calculate_routing_key(countdown, "k")
 
 
 # --- small things
