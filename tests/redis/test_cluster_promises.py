@@ -616,6 +616,29 @@ def test_a_publish_says_which_queues_have_it_and_retry_brings_it_to_the_others(c
             assert length(cluster, name) == 0
 
 
+def test_a_retry_does_not_double_a_message_whose_only_queue_left_has_it(cluster):
+    with connect(cluster, OWN) as connection:
+        producer, names = bound_on_all(cluster, connection, "only")
+        node, errors = cluster.masters[0], []
+        node.ask("CONFIG", "SET", "maxmemory", 1)
+
+        def unbind(error, pause):
+            errors.append(str(error))
+            node.ask("CONFIG", "SET", "maxmemory", 0)
+            for name in (names[0], names[2]):
+                connection.default_channel.queue_unbind(name, "only", "key")
+            producer.publish(2, routing_key="key")  # it reads the bindings, so that the retry need not
+
+        try:
+            policy = {"errback": unbind, "max_retries": 3, "interval_start": 0}
+            producer.publish(1, routing_key="key", retry=True, retry_policy=policy)
+        finally:
+            node.ask("CONFIG", "SET", "maxmemory", 0)
+        assert len(errors) == 1
+        assert [length(cluster, name) for name in names] == [1, 3, 2]
+        assert receive(connection, Queue(names[1]), 3) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("in_a_batch", [False, True])
 def test_what_nodes_have_taken_is_not_sent_to_them_again_after_another_was_lost(cluster, in_a_batch):
     with connect(cluster, OWN, socket_timeout=0.5) as connection:

@@ -279,8 +279,12 @@ class Stream:
 
         ``timeout``: seconds for what waits to be sent, and for other threads to be done.
         """
-        self.check()
-        self._free(self.lock.call(timeout or None, self._poll, monotonic() + timeout if timeout else None))
+        if self._is_parents or not self.is_open:  # before the lock: in a forked child somebody else may hold it
+            self.check()
+        if timeout:
+            self._free(self.lock.call(timeout, self._poll, monotonic() + timeout))
+        else:
+            self.lock.call(None, self._poll, None)
 
     def _poll(self, deadline: float | None) -> None:
         if self._converses:

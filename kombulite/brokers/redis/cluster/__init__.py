@@ -167,7 +167,8 @@ class Transport(SingleServerTransport):
     ) -> None:
         """Publish a message, and wait for replicas if that is asked for. Raises as a single server's transport does."""
         if not self._replicas:
-            super().publish(channel, delivery, mandatory, timeout, confirm_timeout)
+            # Not by super(), which is 800 of the 60,000 instructions of a publish.
+            SingleServerTransport.publish(self, channel, delivery, mandatory, timeout, confirm_timeout)
             return
         begun_at = monotonic()
         self._stream.note_written()
@@ -177,7 +178,7 @@ class Transport(SingleServerTransport):
     def _take_news(self, exchange: str, timeout: float | None) -> None:
         # Its bindings' node alone tells of them: to look at all connections would cost a system call each.
         keys = self._protocol.keys
-        self._stream.poll_at(keys.of(exchange).slot if isinstance(keys, ClusterKeys) else self._slot, timeout)
+        self._stream.poll_at(keys.namespaces[exchange].slot if isinstance(keys, ClusterKeys) else self._slot, timeout)
 
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None

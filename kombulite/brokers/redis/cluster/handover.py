@@ -8,7 +8,6 @@ from contextlib import suppress
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from kombulite import exceptions
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
@@ -27,7 +26,7 @@ class ClusterHandover(Handover):
     def __init__(self, keys: ClusterKeys) -> None:
         super().__init__(keys)
         #: What of a message that was published in part is where already.
-        self.reached: Reached = WeakKeyDictionary()
+        self.reached = Reached()
 
     def begin(self, user: User) -> Plan[None]:
         """Bring back what earlier connections have left. What a queue's node refuses comes back later."""

@@ -43,27 +43,35 @@ class Namespace(Keys):
         return self.own_lease_ending if queue == self._name else super().lease_ending(queue)
 
 
+class Namespaces(dict[str, Namespace]):
+    """The namespaces that were asked for lately, by their names: each is made when it is first asked for."""
+
+    def __init__(self, options: Options, database: int) -> None:
+        super().__init__()
+        self._options = options
+        self._database = database
+
+    def __missing__(self, name: str) -> Namespace:
+        if len(self) >= MAX_REMEMBERED:
+            self.clear()
+        found = self[name] = Namespace(self._options, self._database, name)
+        return found
+
+
 class ClusterKeys(Keys):
     """All names of a cluster in the own layout."""
 
     def __init__(self, options: Options, database: int) -> None:
         registry = Namespace(options, database, REGISTRY)
         super().__init__(options, database)
-        self._options = options
-        self._database = database
-        self._namespaces: dict[str, Namespace] = {}
+        self.namespaces = Namespaces(options, database)  #: by the names of queues and exchanges
         self.exchanges = registry.exchanges
         self.deadlines = registry.deadlines
         self.own_deadlines = registry.own_deadlines
 
     def of(self, name: str) -> Namespace:
         """Return the keys of a queue or an exchange."""
-        found = self._namespaces.get(name)
-        if found is None:
-            if len(self._namespaces) >= MAX_REMEMBERED:
-                self._namespaces.clear()
-            found = self._namespaces[name] = Namespace(self._options, self._database, name)
-        return found
+        return self.namespaces[name]
 
     # --- queues
 

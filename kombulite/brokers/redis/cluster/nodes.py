@@ -353,12 +353,18 @@ class Nodes:
 
     def ask_at(self, slot: int, data: bytes, timeout: float | None = None) -> Any:
         """Do what ``ask`` does, where the slot is known."""
-        deadline, reply = monotonic() + (timeout or self._timeout_cap or self.cluster.timeout), None
-        self.begin(deadline)
-        stream = self._living(self.cluster.slots.owners[slot])
+        owner, reply, now = self.cluster.slots.owners[slot], None, monotonic()
+        left = timeout or self._timeout_cap or self.cluster.timeout
+        deadline = now + left
+        stream = None if owner is None else self.streams.get(owner)
+        # A connection that was just used is not looked at, and the stream does what ``begin`` checks.
+        if stream is None or now - stream.used_at > IDLE or not stream.is_open or self.before_send is not None:
+            self.begin(deadline)
+            stream = self._living(self.cluster.slots.owners[slot])
+            left = left_until(deadline)
         if stream is not None and not self._refused:
             try:
-                reply = stream.reply_to(data, left_until(deadline))
+                reply = stream.reply_to(data, left)
             except LOSSES as error:
                 self._lose(stream, error)
                 raise

@@ -6,10 +6,10 @@ goes to the others alone when it is published again, as by ``retry``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from hiredis import ReplyError
 
@@ -32,8 +32,27 @@ from kombulite.brokers.redis.publisher import (
 )
 from kombulite.brokers.redis.router import Routes
 
-#: The queues that have a message which others have not.
-Reached = MutableMapping[Delivery, frozenset[str]]
+
+class Reached(dict["ref[Delivery]", frozenset[str]]):
+    """The queues that have a message which others have not. A message is forgotten with the last use of it elsewhere.
+
+    It is empty nearly always, and asked before each publish: that takes no call, as with ``WeakKeyDictionary``.
+    """
+
+    def of(self, delivery: Delivery) -> frozenset[str]:
+        """Return the queues that have a message."""
+        return self.get(ref(delivery), frozenset())
+
+    def note(self, delivery: Delivery, queues: Iterable[str]) -> None:
+        """Note that queues have a message."""
+        self[ref(delivery, self._drop)] = self.of(delivery).union(queues)
+
+    def forget(self, delivery: Delivery) -> None:
+        """Forget a message: all of its queues have it."""
+        self._drop(ref(delivery))
+
+    def _drop(self, key: ref[Delivery]) -> None:
+        self.pop(key, None)
 
 
 class ClusterDestination(Destination):
@@ -97,16 +116,15 @@ class ClusterPublisher(Publisher):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.reached: Reached = WeakKeyDictionary()
-
-    def single(self, delivery: Delivery) -> Destination | None:
-        """Return where a message goes, if that is one list that has not got it, and the server need not be asked."""
-        return None if self.reached and delivery in self.reached else super().single(delivery)
+        self.reached = Reached()
 
     def push(self, stream: Any, destination: Destination, delivery: Delivery, timeout: float | None) -> None:
         """Push a message to its one list, and wait for the reply. Raises PreconditionFailed, MessageNacked."""
         assert isinstance(destination, ClusterDestination)
-        stream.ask_at(destination.slot, self.pack(destination, delivery), timeout)
+        if self.reached:  # the list may have it
+            stream.perform(self._publish_to(destination, destination.queues, delivery), timeout)
+        else:
+            stream.ask_at(destination.slot, self.pack(destination, delivery), timeout)
 
     def _destination(self, delivery: Delivery) -> Plan[Destination]:
         exchange = delivery.exchange
@@ -122,7 +140,7 @@ class ClusterPublisher(Publisher):
         try:
             return (yield from super().catch_up(delivery, destination))
         except (exceptions.ChannelError, exceptions.ConnectionError, exceptions.MessageNacked, OSError):
-            self._note_reached(delivery, destination.queues)
+            self.reached.note(delivery, destination.queues)
             raise
 
     def _publish_to(self, destination: Destination, queues: Sequence[str], delivery: Delivery) -> Plan[int]:
@@ -140,13 +158,13 @@ class ClusterPublisher(Publisher):
             try:
                 failures = yield from self._send_groups([group])
             except exceptions.ConnectionError as error:
-                error.reply_text = f"{error.reply_text}; taken by {self._reached_by(delivery, queues)}"
+                error.reply_text = f"{error.reply_text}; taken by {self._taken_by(delivery, queues)}"
                 raise
             if failures:
-                self._note_reached(delivery, [queue for queue in missed if queue not in failures[group]])
-                raise partly(failures[group], self._reached_by(delivery, queues))
+                self.reached.note(delivery, [queue for queue in missed if queue not in failures[group]])
+                raise partly(failures[group], self._taken_by(delivery, queues))
         if self.reached:
-            self.reached.pop(delivery, None)
+            self.reached.forget(delivery)
         return len(queues)
 
     def _topic_commands(
@@ -161,14 +179,11 @@ class ClusterPublisher(Publisher):
 
     def _missed(self, delivery: Delivery, queues: Sequence[str]) -> Sequence[str]:
         """Return the queues that an earlier try to publish a message has not reached."""
-        reached = self.reached.get(delivery) if self.reached else None
-        return queues if reached is None else [queue for queue in queues if queue not in reached]
+        reached = self.reached.of(delivery) if self.reached else None
+        return [queue for queue in queues if queue not in reached] if reached else queues
 
-    def _note_reached(self, delivery: Delivery, queues: Iterable[str]) -> None:
-        self.reached[delivery] = self.reached.get(delivery, frozenset()).union(queues)
-
-    def _reached_by(self, delivery: Delivery, queues: Sequence[str]) -> str:
-        reached = self.reached.get(delivery, frozenset())
+    def _taken_by(self, delivery: Delivery, queues: Sequence[str]) -> str:
+        reached = self.reached.of(delivery)
         return ", ".join(queue for queue in queues if queue in reached) or "none"
 
     # --- many messages
@@ -208,7 +223,7 @@ class ClusterPublisher(Publisher):
         if self.reached:
             for segment in segments:
                 for delivery in segment.alike.deliveries:
-                    self.reached.pop(delivery, None)
+                    self.reached.forget(delivery)
         return refused
 
     def _groups(self, segments: Sequence[Segment]) -> list[Group]:
@@ -273,7 +288,7 @@ class ClusterPublisher(Publisher):
         for group in groups:
             reached = [queue for queue in group.queues if queue not in failures.get(group, ())]
             for delivery in group.deliveries if reached else ():
-                self._note_reached(delivery, reached)
+                self.reached.note(delivery, reached)
 
 
 def in_order(segments: Sequence[Segment]) -> list[tuple[int, Delivery, Segment]]:

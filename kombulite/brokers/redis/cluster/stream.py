@@ -50,35 +50,39 @@ class NodeStream(Stream):
             raise
         finally:
             self._converses = False
-        self._wait_for(mine, replies, None if timeout is None else self.used_at + timeout)
+        self._wait_for(mine, replies, None if timeout is None else self.used_at + timeout, self.used_at)
         return mine
 
-    def reply_to(self, data: bytes, timeout: float | None) -> Any:
+    def reply_to(self, data: bytes, timeout: float) -> Any:
         """Send a packed command, and return its reply, which may be an error reply."""
-        self.check()
-        return self.lock.call(None, self._ask, (data,), 1, timeout or self._timeout)[0]
+        if self._is_parents or not self.is_open:
+            self.check()
+        return self.lock.call(None, self._ask, (data,), 1, timeout)[0]
 
-    def _wait_for(self, mine: list[Any] | None, count: int, deadline: float | None) -> None:
+    def _wait_for(self, mine: list[Any] | None, count: int, deadline: float | None, now: float) -> None:
         """Read replies until so many are in a list, or (None) all that were posted are here. Raises at the deadline.
 
-        The lock is held by the caller.
+        The lock is held by the caller. ``now``: the time (monotonic clock).
         """
         quiet_since = self.used_at
         try:
             while self._posted if mine is None else len(mine) < count:
                 if not self.is_open:
                     raise connection_lost(self._end_reason)  # another thread found it lost
-                now = monotonic()
-                left = SLOW if deadline is None else deadline - now
+                left = SLOW if deadline is None or deadline - now > SLOW else deadline - now
                 if left <= 0:
                     raise socket_error(TimeoutError("the server did not answer in time"))
                 if self.pauses is None or now - quiet_since < SLOW:
-                    self._readable.select(min(left, SLOW))
+                    self._readable.select(left)
                 else:
                     self.pauses.wait(min(left, SLOW_LOOK))
+                now = monotonic()
                 if self.is_open:
                     before = self.used_at
-                    self._receive_all()
+                    has_more = self._receive()
+                    self._queue.take(0, [])
+                    if has_more:
+                        self._receive_all()
                     if self.used_at != before:
                         quiet_since = self.used_at
         except BaseException:
@@ -90,7 +94,8 @@ class NodeStream(Stream):
         timeout = timeout or self._timeout
         self.check()
         with self.lock:
-            self._wait_for(None, 0, None if timeout is None else monotonic() + timeout)
+            now = monotonic()
+            self._wait_for(None, 0, None if timeout is None else now + timeout, now)
 
     def post_batch(self, batch: AckBatch) -> None:
         """Send acks, at once."""
