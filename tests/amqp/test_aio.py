@@ -289,8 +289,8 @@ def test_messages_without_confirms_that_are_lost_are_logged(peer, caplog):
     run(main)
 
 
-@pytest.mark.parametrize(("confirm", "refused"), [(True, {0, 1, 2}), (False, {0, 2})])
-def test_what_cannot_be_sent_of_many_hides_nothing_of_the_others(amqp_url, name, confirm, refused):
+@pytest.mark.parametrize("confirm", [True, False])
+def test_what_cannot_be_sent_of_many_hides_nothing_of_the_others(amqp_url, name, confirm):
     async def main():
         async with aio.connect(amqp_url) as connection:
             producer = connection.producer(routing_key=name("missing"), confirm=confirm)
@@ -299,7 +299,7 @@ def test_what_cannot_be_sent_of_many_hides_nothing_of_the_others(amqp_url, name,
                 async with producer.batch() as batch:
                     for value in (2**70, 0, 2**70):  # the largest number of a header has 64 bits
                         await batch.publish("x", mandatory=True, headers={"value": value})
-            assert {index for index, _ in caught.value.refused} == refused
+            assert {index for index, _ in caught.value.refused} == {0, 1, 2}  # the second came back
 
     run(main)
 
