@@ -437,7 +437,9 @@ class AsyncSession(Session, BaseAsyncSession):
             while (sent := self.publish_at_once(delivery, mandatory, role)) is not True:
                 if sent is False:
                     await self._wait_for_turn(delivery, role, deadline)
-                elif await self.wait_for_answer(sent, delivery, role, deadline):
+                    continue
+                self.window.pass_room_on()
+                if await self.wait_for_answer(sent, delivery, role, deadline):
                     return
         finally:
             if isinstance(sent, bool):  # no answer will give the turn on that this may have waited for
@@ -467,7 +469,7 @@ class AsyncSession(Session, BaseAsyncSession):
         elif self.window.is_full:
             await self.window.turn(deadline)
         elif (room := channel.transport.writable()) is not None:
-            await self.window.share(room, deadline)
+            await self.window.room(room, deadline)
 
     def _note_refused(self, delivery: Delivery, error: Exception) -> None:
         """Look for the exchange again before the next message to it, if it is gone."""

@@ -21,6 +21,8 @@ from kombulite.brokers.aio import Pending, closed, refuse, resolve
 
 T = TypeVar("T")
 
+GOING_ON = 512  # tasks that go on at once when there is room to write again
+
 
 class Waits(BaseWaits):
     """Who waits for what, and until when. All of it belongs to one loop.
@@ -248,6 +250,8 @@ class Window:
         self.sent: set[Pending[Any]] = set()
         self._waits = waits
         self._turns = WaitQueue()
+        self._for_room = WaitQueue()
+        self._room: Pending[None] | None = None
 
     @property
     def is_full(self) -> bool:
@@ -270,8 +274,27 @@ class Window:
 
     def offer_turn(self) -> None:
         """Give a turn that was not used, or did not take any room, to the next task that waits for one."""
+        self.pass_room_on()
         if not self.is_full:
             self._turns.wake()
+
+    async def room(self, pending: Pending[None], deadline: float) -> None:
+        """Wait until more may be written. Not all that wait go on at once: most would find no room, and wait again."""
+        if pending is not self._room:
+            self._room = pending
+            pending.add_done_callback(self._share_room)
+        if not await self._for_room.wait(deadline):
+            raise self._waits.timed_out("publish")
+
+    def _share_room(self, pending: Pending[None]) -> None:
+        self._room = None
+        for _ in range(GOING_ON):
+            if not self._for_room.wake():
+                break
+
+    def pass_room_on(self) -> None:
+        """Let the next task go on that waits for room: this one has written, or will not."""
+        self._for_room.wake()
 
     async def share(self, pending: Pending[None], deadline: float) -> None:
         """Wait for what others wait for too."""
@@ -289,10 +312,12 @@ class Window:
         for pending in list(self.sent):
             refuse(pending, error)
         self._turns.wake_all()
+        self._for_room.wake_all()
 
     def close(self) -> None:
         """Have nobody wait for room any more."""
         self._turns.refuse_all(closed())
+        self._for_room.refuse_all(closed())
 
 
 def _pass_on(waiter: Pending[Any], task: asyncio.Task[Any]) -> None:

@@ -72,3 +72,32 @@ def test_a_forked_child_waits_for_nothing_of_its_parents():
             assert parents.cancelled()
 
     run(main)
+
+
+def test_publishers_that_wait_for_room_go_on_when_there_is_some(monkeypatch):
+    async def main():
+        number, waits = 8000, 0
+        async with aio.connect(f"memory:///{uuid.uuid4().hex}") as connection:
+            session, queue = connection.session, Queue("q")
+            await connection.declare(queue)
+            wait_for_turn = session._wait_for_turn
+
+            async def count(*arguments):
+                nonlocal waits
+                waits += 1
+                await wait_for_turn(*arguments)
+
+            monkeypatch.setattr(session, "_wait_for_turn", count)
+            producer = connection.producer()
+            await producer.publish("before", queue.name)
+            cancelled = [asyncio.create_task(producer.publish(0, queue.name)) for _ in range(number // 10)]
+            publishing = [asyncio.create_task(producer.publish(each, queue.name)) for each in range(number)]
+            await asyncio.sleep(0)
+            for each in cancelled:
+                each.cancel()
+            assert await finish(publishing) == [None] * number
+            assert waits < 3 * number  # 68,000 where all that wait go on for the room of some
+            sent = sum(not each.cancelled() for each in cancelled)
+            assert (await connection.status(queue)).message_count == 1 + number + sent
+
+    run(main, debug=False)
