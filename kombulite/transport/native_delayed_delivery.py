@@ -110,7 +110,7 @@ def calculate_routing_key(countdown: int, routing_key: str) -> str:
 
     Args:
         countdown: The delay in seconds, from 0 to 2 ** 28 - 1. kombu refuses 0, which is what Celery makes of less than
-            a second; a task that is retried so soon would then be lost.
+            a second; a retry so soon would then fail.
         routing_key: The message's routing key.
 
     Raises:
