@@ -199,6 +199,27 @@ def test_transaction_timeout_of_the_operator_ends_the_connection_and_is_recovera
         assert consume(connection, 2) == ["before", "after"]
 
 
+def test_session_that_the_operator_ends_amid_a_transaction_is_a_lost_connection(postgresql_url):
+    options = {"table_prefix": f"x{uuid4().hex[:8]}_", "lease": 600}
+    with (
+        Connection(postgresql_url, transport_options=options) as connection,
+        psycopg.connect(postgresql_url, autocommit=True) as admin,
+    ):
+        producer = Producer(connection, routing_key="orders")
+        producer.publish("before")
+        session, is_there = connection.transport._session, "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
+        backend = session.database._wire.backend
+        LockedDatabase(connection.transport).rows(
+            "SELECT set_config('idle_in_transaction_session_timeout', '50ms', false)"
+        )
+        with pytest.raises(exceptions.RecoverableConnectionError), session.transaction():
+            wait_until(lambda: not admin.execute(is_there, [backend]).fetchone(), 30, "the session is not ended")
+            session.database.rows("DELETE FROM {p}messages")
+        assert not connection.connected
+        producer.publish("after", retry=True)
+        assert consume(connection, 2) == ["before", "after"]
+
+
 @pytest.mark.parametrize("level", ["serializable", "repeatable read"])
 def test_isolation_that_the_operator_has_set_makes_no_statement_fail(as_role, level):
     connection = as_role(f"default_transaction_isolation = '{level}'")
