@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from threading import Event
 from time import monotonic
 from uuid import uuid4
 
@@ -20,13 +21,25 @@ SILENT = "the server did not answer in 0.5 s"
 
 
 def options():
-    """Short deadlines, and tables of its own: what a test leaves claimed comes back to no other."""
-    return {"table_prefix": f"d{uuid4().hex[:8]}_", "socket_timeout": 0.5, "lease": 1}
+    """Tables of its own: what a test leaves claimed comes back to no other."""
+    return {"table_prefix": f"d{uuid4().hex[:8]}_", "lease": 1}
+
+
+def shorten(connection):
+    """Give what the connection does from now on a short deadline, and its lease no renewal, which would meet it first.
+
+    Not before: on a busy machine a table may take longer to make than that.
+    """
+    called = Event()
+    connection.transport._session._maintainer._renew = lambda: called.set
+    assert called.wait(20)  # so no renewal that began before is under way
+    connection.transport._database._wire._timeout = 0.5
 
 
 @contextmanager
-def silent(server, proxy) -> Iterator[None]:
+def silent(connection, server, proxy) -> Iterator[None]:
     """The server stopped, or the network before it."""
+    shorten(connection)
     if proxy is None:
         server.pause()
         yield
@@ -40,7 +53,7 @@ def silent(server, proxy) -> Iterator[None]:
 def own_postgresql(request):
     """One server for all tests here: each has it go on at its end."""
     request.getfixturevalue("postgresql_url")  # skips where there is none
-    with PostgreSQLServer(fsync="off") as server:  # or a table that is made may take longer than the short deadline
+    with PostgreSQLServer(fsync="off") as server:
         yield server
 
 
@@ -53,7 +66,7 @@ def hanging(request, own_postgresql):
         try:
             with Connection(url, transport_options=options()) as connection:
                 Queue("orders")(connection).declare()
-                yield connection, lambda: silent(own_postgresql, through)
+                yield connection, lambda: silent(connection, own_postgresql, through)
         finally:
             own_postgresql.resume()
 
@@ -137,6 +150,7 @@ def test_statement_that_waits_for_a_lock_of_somebody_else(own_postgresql):
     ):
         producer = Producer(connection, routing_key="orders")
         producer.publish("accepted")
+        shorten(connection)
         other.execute(f"LOCK TABLE {connection.transport_options['table_prefix']}messages")
         with pytest.raises(exceptions.RecoverableConnectionError, match=SILENT):
             producer.publish("unknown")
@@ -155,6 +169,7 @@ def test_claim_waits_for_neither_disk_nor_standby_as_a_publish_does(own_postgres
         queue.declare()
         producer = Producer(other, routing_key="orders")
         producer.publish("accepted")
+        other.transport._database._wire._timeout = 0.5
         admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'none'")  # so commits that wait wait for ever
         admin.execute("SELECT pg_reload_conf()")
         deadline = monotonic() + 30
@@ -171,6 +186,12 @@ def test_claim_waits_for_neither_disk_nor_standby_as_a_publish_does(own_postgres
         with session.use():
             assert session.database.value("SELECT current_setting('synchronous_commit')") == "on"
         message.ack()
+
+
+def test_deadline_is_the_option(own_postgresql):
+    with Connection(own_postgresql.url, transport_options={**options(), "socket_timeout": 50}) as connection:
+        connection.connect()
+        assert connection.transport._database._wire._timeout == 50
 
 
 @pytest.mark.parametrize("value", [0, -1])
