@@ -596,7 +596,7 @@ def delayed_delivery(lib):
     values = [key, delayed.calculate_routing_key(1, key), delayed.level_name(3), delayed.level_name(3, "p")]
     for call in (
         lambda: delayed.level_name(-1),
-        lambda: delayed.calculate_routing_key(0, "a"),
+        lambda: delayed.calculate_routing_key(-1, "a"),
         lambda: delayed.calculate_routing_key(1, ""),
         lambda: delayed.declare_native_delayed_delivery_exchanges_and_queues(connection, "x"),
     ):
