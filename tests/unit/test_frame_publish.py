@@ -128,6 +128,19 @@ def test_what_the_kernel_does_not_take_is_finished_in_the_same_turn(parts):
     assert not parts.others
 
 
+def test_a_connection_that_ends_amid_a_message_is_reported(parts):
+    def finish(timeout):
+        parts.taken = error
+        parts.writer.write_rest()
+
+    parts.taken, error = 10, BrokenPipeError()
+    parts.stream.finish_write = finish
+    with pytest.raises(ConnectionError):
+        parts.step.publish(NUMBER, message())
+    assert parts.failures == [error]
+    assert not parts.lock.depth()
+
+
 def test_what_was_left_over_before_goes_first(parts):
     parts.taken = 10
     parts.stream.finish_write = lambda timeout: None

@@ -709,7 +709,11 @@ cdef class FramePublish(PublishStep):
         stream.corked = False
         stream.heartbeat.writes += 1
         if writer.unsent:
-            stream.finish_write(timeout)
+            try:
+                stream.finish_write(timeout)
+            except OSError as error:
+                stream.write_failed(error)
+                raise
         return True
 
 
