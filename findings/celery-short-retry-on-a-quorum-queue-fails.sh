@@ -116,7 +116,7 @@ dpkg-query --admindir "$work/tree/var/lib/dpkg" -W rabbitmq-server
 unshare --mount --pid --net --fork --kill-child sh -c '
 mount -t proc proc "$0/tree/proc"
 chroot "$0/tree" ip link set lo up
-chroot "$0/tree" env RABBITMQ_NODENAME=rabbit@localhost HOME=/root /usr/lib/rabbitmq/bin/rabbitmq-server >"$0/broker" 2>&1 &
+chroot "$0/tree" env RABBITMQ_NODENAME=rabbit@localhost HOME=/srv /usr/lib/rabbitmq/bin/rabbitmq-server >"$0/broker" 2>&1 &
 for kind in classic quorum; do
     HOME="$0" timeout 900 "$0/venv/bin/python" "$0/run.py" "$0" $kind
 done' "$work" | tee "$work/out"

@@ -296,16 +296,16 @@ class Window:
         """Let the next task go on that waits for room: this one has written, or will not."""
         self._for_room.wake()
 
-    async def share(self, pending: Pending[None], deadline: float) -> None:
+    async def flush(self, deadline: float) -> None:
+        """Wait until all that was sent before is answered."""
+        for pending in list(self.sent):
+            await self._share(pending, deadline)
+
+    async def _share(self, pending: Pending[Any], deadline: float) -> None:
         """Wait for what others wait for too."""
         waiter: Pending[None] = asyncio.get_running_loop().create_future()
         pending.add_done_callback(lambda _: resolve(waiter))
         await self._waits.wait(waiter, deadline, "publish")
-
-    async def flush(self, deadline: float) -> None:
-        """Wait until all that was sent before is answered."""
-        for pending in list(self.sent):
-            await self.share(pending, deadline)
 
     def lose(self, error: Exception) -> None:
         """Have all that is under way fail, and all turns come: they go on with the next connection."""
