@@ -28,7 +28,7 @@ soak: $(VENV)/.installed brokers  ## the tests that take long, and the core unde
 	$(BIN)/pytest -m soak
 	$(MAKE) sanitize
 
-faults: $(VENV)/.installed brokers  ## the same faults on kombu and on kombulite, and the table of what they did
+faults: $(VENV)/.installed brokers  ## the same faults on kombulite, kombu and aio-pika, and the table of what they did
 	$(BIN)/python -m tests.faults
 
 bench: $(BENCH)/venv/.installed brokers c-client  ## the benchmarks in short: JSON, a report and plots in build/bench

@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--brokers", nargs="+", choices=BROKERS, default=list(BROKERS))
-    parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=["kombu", "kombulite"])
+    parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
     parser.add_argument(
         "--queue-type", nargs="+", choices=QUEUE_TYPES, default=["classic"], help="of RabbitMQ; default: classic"
     )
