@@ -74,7 +74,7 @@ _NAMES = {
     "priority": ("PriorityNaming",),
     "publishing": ("BaseQueue", "PublishPath"),
     "queueing": ("ConsumerRing", "ConsumerSlot", "FastPath", "MessageQueue", "UnackedDeliveries"),
-    "resp": ("ListPush", "end_of_run", "group_alike", "pack_command"),
+    "resp": ("ListPush", "group_alike", "pack_command", "word_of"),
     "routing": ("Binding", "RoutingTable", "UnknownExchange"),
     "serialization": ("JSON", "InvalidValue", "UnknownType"),
 }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from kombulite import Consumer, Producer, Queue, exceptions
+from kombulite import Consumer, Exchange, Producer, Queue, binding, exceptions
 from kombulite._client.batching import MessageBatch
 from kombulite.brokers.base import Outcome
 from tests.contract.conftest import Broker, Inbox, drain, soon
@@ -351,3 +352,40 @@ def test_one_kind_of_callback_only(channel, queue):
 def test_batches_that_cannot_be(channel, queue, options):
     with pytest.raises(ValueError, match="a batch"):
         Consumer(channel, queue, on_batch=print, **options)
+
+
+# --- batches of a producer
+
+
+def test_a_batch_keeps_the_order_of_each_queue(broker, channel, connection):
+    """Messages of one queue that come by several ways, taking turns with those that another queue gets as well."""
+    exchange = Exchange(broker.name("turns"), "direct")
+    both = Queue(broker.name("both"), [binding(exchange, "odd"), binding(exchange, "even")])(channel)
+    even = Queue(broker.name("even"), exchange, "even")(channel)
+    both.declare()
+    even.declare()
+    producer = Producer(channel, exchange)
+    with producer.batch():
+        for number in range(100):
+            producer.publish(number, routing_key="odd" if number % 2 else "even")
+        for number in range(100, 104):
+            producer.publish(number, routing_key="odd")
+    inbox, other = Inbox(channel, both), Inbox(channel, even)
+    assert inbox.wait(connection, 104) == list(range(104))
+    assert other.wait(connection, 50) == list(range(0, 100, 2))
+
+
+def test_a_batch_keeps_the_order_of_what_all_get(broker, channel, connection):
+    exchange = Exchange(broker.name("all"), "fanout")
+    queue = Queue(broker.name("one"), exchange, auto_delete=True)
+    inbox = Inbox(channel, queue)
+    producer = Producer(channel, exchange)
+    while not inbox.bodies:  # some brokers have the binding a moment later
+        producer.publish(-1)
+        with suppress(TimeoutError):
+            connection.drain_events(timeout=0.05)
+    with producer.batch():
+        for number in range(100):
+            producer.publish(number, routing_key="ab"[number % 2])
+    drain(connection, lambda: 99 in inbox.bodies)
+    assert [body for body in inbox.bodies if body >= 0] == list(range(100))

@@ -24,7 +24,7 @@ from kombulite._core import (
     RoutingTable,
     UnackedDeliveries,
     declaration_key,
-    end_of_run,
+    group_alike,
     make_properties,
 )
 
@@ -260,9 +260,9 @@ def test_no_tags_are_completed_by_none():
 
 def test_none_among_messages_is_refused():
     with pytest.raises(TypeError):
-        end_of_run([None], 0, 100)
+        group_alike([None], 100)
     with pytest.raises(TypeError):
-        end_of_run([delivery(), None], 0, 100)
+        group_alike([delivery(), None], 100)
 
 
 # --- messages -----------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from kombulite._core import (
     Properties,
     TagSequence,
     decode_envelope,
-    end_of_run,
     group_alike,
     pack_command,
+    word_of,
 )
 
 codec = JSON()
@@ -94,40 +94,7 @@ def test_what_is_no_delivery_is_refused(wrong):
     with pytest.raises(TypeError):
         ListPush("q").pack(EnvelopeTemplate(codec, "e", "k", PROPERTIES), TagSequence(), [wrong])
     with pytest.raises(TypeError):
-        end_of_run([wrong], 0, MUCH)
-    with pytest.raises(TypeError):
-        group_alike([message(), wrong])
-
-
-@pytest.mark.parametrize("kind", [list, tuple])
-def test_run_beyond_the_end(kind):
-    with pytest.raises(IndexError):
-        end_of_run(kind([message()]), 1, MUCH)
-
-
-# --- runs
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        message(exchange="other"),
-        message(routing_key="other"),
-        message(properties=Properties("text/plain", "utf-8", None, 2, 0)),  # equal, but who knows
-    ],
-)
-def test_a_run_ends_where_messages_go_another_way_or_differ(other):
-    deliveries = [message(), message(), other, other, message()]
-    assert [end_of_run(deliveries, start, MUCH) for start in range(5)] == [2, 2, 4, 4, 5]
-
-
-def test_a_run_ends_with_its_bytes():
-    deliveries = [message(bytes(size)) for size in (1000, 1000, 1000, 9000, 10, 10)]
-    stops, start = [], 0
-    while start < len(deliveries):
-        start = end_of_run(deliveries, start, 3000)
-        stops.append(start)
-    assert stops == [2, 3, 4, 6]
+        group_alike([message(), wrong], MUCH)
 
 
 # --- groups
@@ -135,11 +102,11 @@ def test_a_run_ends_with_its_bytes():
 
 def test_messages_that_go_the_same_way_are_put_together_in_their_order():
     deliveries = [message(bytes([n]), routing_key="ab"[n % 2]) for n in range(5)]
-    assert [(places, mine) for places, mine, _ in group_alike(deliveries)] == [
+    assert [(places, mine) for places, mine in group_alike(deliveries, MUCH)] == [
         ([0, 2, 4], deliveries[::2]),
         ([1, 3], deliveries[1::2]),
     ]
-    assert group_alike([]) == []
+    assert group_alike([], MUCH) == []
 
 
 @pytest.mark.parametrize(
@@ -152,17 +119,49 @@ def test_messages_that_go_the_same_way_are_put_together_in_their_order():
 )
 def test_messages_that_go_another_way_or_differ_are_apart(other):
     first, last = message(), message()
-    groups = group_alike([first, other, last])
+    groups = group_alike([first, other, last], MUCH)
     # Where the others have other properties, the last begins a group: their order is that of one queue.
     expected = [[0, 2], [1]] if other.properties is PROPERTIES else [[0], [1], [2]]
-    assert [places for places, _, _ in groups] == expected
+    assert [places for places, _ in groups] == expected
 
 
 def test_exchanges_that_take_turns_have_a_group_each():
     deliveries = [message(exchange="ab"[n % 2]) for n in range(6)]
-    assert [places for places, _, _ in group_alike(deliveries)] == [[0, 2, 4], [1, 3, 5]]
+    assert [places for places, _ in group_alike(deliveries, MUCH)] == [[0, 2, 4], [1, 3, 5]]
 
 
-def test_the_bytes_of_a_group_are_those_of_its_messages():
-    few, many = (group_alike([message(bytes(size)) for size in sizes])[0][2] for sizes in [(1, 2), (1, 2000)])
-    assert many - few == 1998
+def test_a_group_ends_with_its_bytes():
+    sizes = (1000, 1000, 1000, 9000, 10, 10)
+    deliveries = [message(bytes(size), routing_key=key) for size in sizes for key in "ab"]
+    groups = group_alike(deliveries, 3000)
+    assert [places for places, mine in groups if mine[0].routing_key == "a"] == [[0, 2], [4], [6], [8, 10]]
+    assert [places for places, mine in groups if mine[0].routing_key == "b"] == [[1, 3], [5], [7], [9, 11]]
+    assert groups == sorted(groups, key=lambda group: group[0])
+
+
+# --- words
+
+
+@given(st.lists(words, min_size=1))
+def test_each_word_of_a_command_is_found(given):
+    command = pack_command(given)
+    assert [word_of(command, place) for place in range(len(given))] == parsed(command)
+    for place in (-1, len(given)):
+        with pytest.raises(ValueError, match="without a word"):
+            word_of(command, place)
+
+
+@given(st.lists(words, min_size=1), st.data())
+def test_a_command_that_breaks_off_has_no_last_word(given, data):
+    command = pack_command(given)
+    kept = data.draw(st.integers(0, len(command) - 3))  # the last line end is not looked at
+    with pytest.raises(ValueError):  # noqa: PT011
+        word_of(command[:kept], len(given) - 1)
+
+
+@pytest.mark.parametrize(
+    "senseless", [b"", b"*", b"*1", b"*1\r\n", b"*\r\n$", b"*1\r\n$-1\r\n", b"*1\r\n$9999999999999999999999\r\nPING\r\n"]
+)
+def test_what_is_no_command_has_no_words(senseless):
+    with pytest.raises(ValueError):  # noqa: PT011
+        word_of(senseless, 0)

@@ -32,6 +32,38 @@ def pack_command(words):
     return command
 
 
+def word_of(bytes command not None, Py_ssize_t place):
+    """The word (bytes) at a place of a packed command, its name being at 0. Raises ValueError if it has none there."""
+    cdef const char* at = PyBytes_AS_STRING(command)
+    cdef const char* end = at + PyBytes_GET_SIZE(command)
+    cdef Py_ssize_t count = 0, size = 0
+    if place < 0 or not skip_count(&at, end, b"*", &count) or place >= count:
+        raise ValueError(f"a command without a word at {place}")
+    while True:
+        if not skip_count(&at, end, b"$", &size) or size > end - at - 2:
+            raise ValueError(f"a command that breaks off before its word at {place}")
+        if not place:
+            return PyBytes_FromStringAndSize(at, size)
+        at += size + 2
+        place -= 1
+
+
+cdef bint skip_count(const char** at, const char* end, char mark, Py_ssize_t* count) noexcept:
+    """Read what ``put_count`` writes. Returns whether it is there."""
+    cdef const char* here = at[0]
+    cdef Py_ssize_t number = 0
+    if here >= end or here[0] != mark:
+        return False
+    here += 1
+    while here < end and 48 <= here[0] <= 57 and number < (1 << 40):
+        number = number * 10 + here[0] - 48
+        here += 1
+    if end - here < 2 or here[0] != b"\r" or here[1] != b"\n":
+        return False
+    at[0], count[0] = here + 2, number
+    return True
+
+
 cdef bytes as_bytes(object word):
     if PyBytes_CheckExact(word):
         return <bytes> word
@@ -47,30 +79,9 @@ cdef enum:
     ENVELOPE = 350
 
 
-def end_of_run(deliveries, Py_ssize_t start, Py_ssize_t most):
-    """Where the run ends that begins at ``start``: of messages that go the same way, in the same envelope.
-
-    They have some ``most`` bytes together, unless it is a single one.
-    """
-    cdef Delivery first = <Delivery?> deliveries[start]
-    cdef Delivery other
-    cdef Py_ssize_t size = len(first.body) + ENVELOPE
-    first_key, first_exchange = first.routing_key, first.exchange
-    cdef Py_ssize_t place
-    for place in range(start + 1, len(deliveries)):
-        other = <Delivery?> deliveries[place]
-        size += len(other.body) + ENVELOPE
-        if size > most or other.properties is not first.properties:
-            return place
-        key, exchange = other.routing_key, other.exchange  # held while they are compared
-        if key != first_key or exchange != first_exchange:
-            return place
-    return len(deliveries)
-
-
 @cython.final
 cdef class AlikeMessages:
-    """Messages that go the same way, in the same envelope: their places, themselves, and the bytes of their bodies."""
+    """Messages that go the same way, in the same envelope: their places, themselves, and the bytes of their commands."""
 
     cdef list places
     cdef list deliveries
@@ -78,17 +89,18 @@ cdef class AlikeMessages:
     cdef Py_ssize_t size
 
 
-def group_alike(deliveries):
-    """Put messages together that go the same way, in the same envelope: (places, messages, bytes) of each group.
+def group_alike(deliveries, Py_ssize_t most):
+    """Put messages together that go the same way, in the same envelope: (places, messages) of each group.
 
-    The groups are in the order of their first messages, and the messages of a group in their own.
+    The groups are in the order of their first messages, and the messages of a group in their own. Those of a group have
+    some ``most`` bytes together, unless it is a single one: what goes beyond begins another group.
     """
     cdef list groups = []
     cdef dict by_exchange = {}, by_key = {}
     cdef AlikeMessages group
     cdef Delivery each
     cdef Properties properties
-    cdef Py_ssize_t place = 0
+    cdef Py_ssize_t place = 0, size
     last_exchange = None
     for delivery in deliveries:
         each = <Delivery?> delivery
@@ -96,17 +108,18 @@ def group_alike(deliveries):
         if exchange is not last_exchange or not place:
             by_key = by_exchange.setdefault(exchange, {})
             last_exchange = exchange
+        size = len(body) + ENVELOPE
         group = by_key.get(key)
-        if group is None or group.properties is not properties:
+        if group is None or group.properties is not properties or group.size + size > most:
             group = AlikeMessages.__new__(AlikeMessages)
             group.places, group.deliveries, group.properties = [], [], properties
             by_key[key] = group
             groups.append(group)
         group.places.append(place)
         group.deliveries.append(each)
-        group.size += len(body) + ENVELOPE
+        group.size += size
         place += 1
-    return [(group.places, group.deliveries, group.size) for group in groups]
+    return [(group.places, group.deliveries) for group in groups]
 
 
 @cython.final

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from hiredis import ReplyError
 
 from kombulite import exceptions
-from kombulite._core import Delivery, EnvelopeTemplate, ListPush, Properties, TagSequence, end_of_run, pack_command
+from kombulite._core import Delivery, EnvelopeTemplate, ListPush, Properties, TagSequence, group_alike, pack_command
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Limits, Options
@@ -88,21 +88,14 @@ class Destination:
         return failure_of(replies)
 
 
-class Alike(NamedTuple):
-    """Messages of a batch that go the same way, in the same envelope. ``places``: where they are in the batch.
+class Segment(NamedTuple):
+    """Messages of a batch that go the same way, in the same envelope: they are taken or refused together.
 
-    ``size``: bytes, or so; 0 where that does not matter.
+    ``places``: where they are in the batch.
     """
 
     places: Sequence[int]
     deliveries: Sequence[Delivery]
-    size: int = 0
-
-
-class Segment(NamedTuple):
-    """Messages of a batch and where they go: they are taken or refused together."""
-
-    alike: Alike
     destination: Destination
     template: EnvelopeTemplate
 
@@ -276,47 +269,44 @@ class Publisher:
     # --- many messages
 
     def publish_many(self, deliveries: Sequence[Delivery]) -> Plan[tuple[list[tuple[int, Exception]], list[int]]]:
-        """Publish in order; returns those refused, as (index, exception), and the indexes of those nothing takes."""
+        """Publish; returns those refused, as (index, exception), and the indexes of those nothing takes.
+
+        Messages of a queue stay in their order.
+        """
         refused: list[tuple[int, Exception]] = []
         unroutable: list[int] = []
         segments: list[Segment] = []
         previous: tuple[str, str, Any] | None = None
-        for alike in self._alike(deliveries):
-            first = alike.deliveries[0]
+        for places, alike in group_alike(deliveries, MAX_TOGETHER):
+            first = alike[0]
             where = first.exchange, first.routing_key, first.properties.priority
             try:
                 if where != previous:
-                    destination = yield from self._destination(first)
+                    destination = self.single(first) or (yield from self._destination(first))
                 template = self._template(destination, first)
             except (exceptions.ChannelError, exceptions.EncodeError) as error:
                 previous = None
-                refused += [(index, error) for index in alike.places]
+                refused += [(place, error) for place in places]
             else:
                 previous = where
-                segments.append(Segment(alike, destination, template))
+                segments.append(Segment(places, alike, destination, template))
                 if not destination.queues and not destination.topics:
-                    unroutable += alike.places
+                    unroutable += places
         refused += yield from self._send(
             [each for each in segments if each.destination.queues or each.destination.topics]
         )
-        for alike, destination, _ in segments:
-            if not self.is_current(destination, alike.deliveries[0].exchange):
-                for index, delivery in zip(alike.places, alike.deliveries, strict=True):
+        for places, alike, destination, _ in segments:
+            if not self.is_current(destination, alike[0].exchange):
+                for place, delivery in zip(places, alike, strict=True):
                     found = yield from self.catch_up(delivery, destination)
-                    if found and index in unroutable:
-                        unroutable.remove(index)
-        return sorted(refused, key=itemgetter(0)), unroutable
-
-    def _alike(self, deliveries: Sequence[Delivery]) -> Iterator[Alike]:
-        """Yield the messages that are taken together: those that follow one another, so that all keep their order."""
-        start = 0
-        while start < len(deliveries):
-            stop = end_of_run(deliveries, start, MAX_TOGETHER)
-            yield Alike(range(start, stop), deliveries[start:stop])
-            start = stop
+                    if found and place in unroutable:
+                        unroutable.remove(place)
+        return sorted(refused, key=itemgetter(0)), sorted(unroutable)
 
     def _send(self, segments: Sequence[Segment]) -> Plan[list[tuple[int, Exception]]]:
-        counts = [segment.destination.replies(len(segment.alike.places)) for segment in segments]
+        if are_interleaved(segments):
+            segments = runs_of(segments)
+        counts = [segment.destination.replies(len(segment.places)) for segment in segments]
         replies = yield Exchange(self._packed(segments), sum(counts))
         refused: list[tuple[int, Exception]] = []
         for segment, count, end in zip(segments, counts, accumulate(counts), strict=True):
@@ -327,15 +317,40 @@ class Publisher:
                 error = reply_error(str(failure))
                 if not isinstance(error, (exceptions.MessageNacked, exceptions.ChannelError)):
                     raise error
-                refused += [(index, error) for index in segment.alike.places]
+                refused += [(place, error) for place in segment.places]
         return refused
 
     def _packed(self, segments: Sequence[Segment]) -> Iterator[bytes]:
-        for (_, mine, _), destination, template in segments:
+        for _, mine, destination, template in segments:
             if destination.single is not None:
                 yield destination.single.pack(template, self._tags, mine, self._stamp(destination, mine[0]))
             else:
                 yield from self._commands(destination, destination.queues, template, mine)
+
+
+def are_interleaved(segments: Sequence[Segment]) -> bool:
+    """Return whether the messages of a queue, or of a fanout exchange, would lose their order if sent by segment."""
+    last: dict[Any, int] = {}  # where the last message for each is in the batch
+    for places, mine, destination, _ in segments:
+        for each in destination.queues or ((mine[0].exchange,),):
+            if last.get(each, -1) > places[0]:
+                return True
+            last[each] = places[-1]
+    return False
+
+
+def in_order(segments: Sequence[Segment]) -> list[tuple[int, Delivery, Segment]]:
+    """Return the messages of segments as they are in the batch, with their places."""
+    each = [(*pair, segment) for segment in segments for pair in zip(segment[0], segment[1], strict=True)]
+    return sorted(each, key=itemgetter(0))
+
+
+def runs_of(segments: Sequence[Segment]) -> list[Segment]:
+    """Return the messages of segments as they are in the batch, those together that follow one another."""
+    runs = [list(run) for _, run in groupby(in_order(segments), lambda each: id(each[2]))]
+    return [
+        Segment([place for place, _, _ in run], [delivery for _, delivery, _ in run], *run[0][2][2:]) for run in runs
+    ]
 
 
 def failure_of(replies: Sequence[Any]) -> ReplyError | None:

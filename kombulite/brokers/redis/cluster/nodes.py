@@ -409,6 +409,7 @@ class Nodes:
         """
         by_stream: dict[NodeStream, list[Unit]] = {}
         unserved: list[Unit] = []
+        reached: dict[Address | None, NodeStream] = {}
         unreached: dict[Address | None, Exception] = {}
         failure: Exception | None = None
         is_alone = all(unit.slot == units[0].slot for unit in units)
@@ -420,9 +421,10 @@ class Nodes:
             try:
                 if address in unreached:  # another try would take its time as well
                     raise unreached[address]
-                # Opening a connection leaves half of the time to the nodes that answer.
-                left = left_until(deadline) / (1 if is_alone else 2)
-                stream = self._stream_to(address, unit.slot, min(left, patience, OPEN_TRY))
+                if address not in reached:
+                    # Opening a connection leaves half of the time to the nodes that answer.
+                    left = left_until(deadline) / (1 if is_alone else 2)
+                    reached[address] = self._stream_to(address, unit.slot, min(left, patience, OPEN_TRY))
             except (exceptions.RecoverableConnectionError, OSError) as error:
                 unreached[address] = error
                 self.cluster.is_stale = True
@@ -434,6 +436,7 @@ class Nodes:
                 unit.replies = [ReplyError(f"CLUSTERDOWN {error}")] * len(unit.commands)  # if the time ends now
                 unserved.append(unit)
             else:
+                stream = reached[address]
                 unit.asked = stream.address
                 by_stream.setdefault(stream, []).append(unit)
         sent = {stream: [each for unit in mine for each in unit.packed] for stream, mine in by_stream.items()}

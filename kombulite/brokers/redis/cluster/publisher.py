@@ -7,14 +7,13 @@ goes to the others alone when it is published again, as by ``retry``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import itemgetter
 from typing import Any
 from weakref import ref
 
 from hiredis import ReplyError
 
 from kombulite import exceptions
-from kombulite._core import Delivery, EnvelopeTemplate, group_alike, pack_command
+from kombulite._core import Delivery, EnvelopeTemplate, pack_command
 from kombulite.brokers.redis.cluster.slots import slot_of
 from kombulite.brokers.redis.errors import reply_error
 from kombulite.brokers.redis.keys import Keys
@@ -24,13 +23,17 @@ from kombulite.brokers.redis.publisher import (
     EXEC,
     MAX_TOGETHER,
     MULTI,
-    Alike,
     Destination,
     Publisher,
     Segment,
+    are_interleaved,
     failure_of,
+    in_order,
 )
 from kombulite.brokers.redis.router import Routes
+
+#: What replies to LPUSH are.
+LENGTHS = frozenset([int])
 
 
 class Reached(dict["ref[Delivery]", frozenset[str]]):
@@ -188,10 +191,6 @@ class ClusterPublisher(Publisher):
 
     # --- many messages
 
-    def _alike(self, deliveries: Sequence[Delivery]) -> Iterator[Alike]:
-        """Yield the messages that may share a command: queues have no order among them, each keeps its own."""
-        return (Alike(*group) for group in group_alike(deliveries))
-
     def _send(self, segments: Sequence[Segment]) -> Plan[list[tuple[int, Exception]]]:
         refused: list[tuple[int, Exception]] = []
         groups = self._groups([segment for segment in segments if segment.destination.queues])
@@ -207,7 +206,7 @@ class ClusterPublisher(Publisher):
         places = [place for place, _, _ in fanout]
         commands = [
             command
-            for _, delivery, (_, destination, template) in fanout
+            for _, delivery, (_, _, destination, template) in fanout
             for command in self._topic_commands(destination, template, (delivery,))
         ]
         try:
@@ -222,27 +221,25 @@ class ClusterPublisher(Publisher):
             raise
         if self.reached:
             for segment in segments:
-                for delivery in segment.alike.deliveries:
+                for delivery in segment.deliveries:
                     self.reached.forget(delivery)
         return refused
 
     def _groups(self, segments: Sequence[Segment]) -> list[Group]:
         """Put messages together that go the same way. Those of a queue stay in their order."""
-        queues = [queue for segment in segments for queue in segment.destination.queues]
-        is_one_each = len(set(queues)) == len(queues) and all(each.alike.size <= MAX_TOGETHER for each in segments)
-        if self.reached or not is_one_each:
+        if self.reached or are_interleaved(segments):
             return self._groups_in_order(segments)
         groups: list[Group] = []
-        for alike, destination, template in segments:
+        for places, deliveries, destination, template in segments:
             assert isinstance(destination, ClusterDestination)
-            groups.append(Group(destination, template, destination.queues, *alike))
+            groups.append(Group(destination, template, destination.queues, places, deliveries))
         return groups
 
     def _groups_in_order(self, segments: Sequence[Segment]) -> list[Group]:
         groups: list[Group] = []
         latest: dict[str, Group] = {}  # by queue
         is_repeated = bool(self.reached)
-        for place, delivery, (_, destination, template) in in_order(segments):
+        for place, delivery, (_, _, destination, template) in in_order(segments):
             assert isinstance(destination, ClusterDestination)
             queues: Sequence[str] = destination.queues
             if is_repeated and not (queues := self._missed(delivery, destination.queues)):
@@ -291,15 +288,11 @@ class ClusterPublisher(Publisher):
                 self.reached.note(delivery, reached)
 
 
-def in_order(segments: Sequence[Segment]) -> list[tuple[int, Delivery, Segment]]:
-    """Return the messages of segments as they are in the batch, with their places."""
-    each = [(*pair, segment) for segment in segments for pair in zip(segment.alike[0], segment.alike[1], strict=True)]
-    return sorted(each, key=itemgetter(0))
-
-
 def failures_of(parts: Sequence[tuple[Group, str, int]], replies: Sequence[Any]) -> dict[Group, dict[str, ReplyError]]:
     """Return the queues that have not taken messages, and why."""
     failures: dict[Group, dict[str, ReplyError]] = {}
+    if LENGTHS.issuperset(map(type, replies)):
+        return failures
     at = 0
     for group, queue, count in parts:
         mine, at = replies[at : at + count], at + count

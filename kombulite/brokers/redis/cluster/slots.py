@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
+from kombulite._core import word_of
 from kombulite.brokers.redis.errors import connection_lost
 
 SLOTS: int = REDIS_CLUSTER_HASH_SLOTS
@@ -17,8 +18,6 @@ Address = tuple[str, int]
 KEY_PLACES = {b"EVALSHA": 3, b"EVAL": 3, b"SCAN": 3}
 #: Commands without a key.
 KEYLESS = frozenset([b"MULTI", b"EXEC", b"CLIENT", b"PING", b"ASKING", b"TIME", b"DISCARD", b"SCRIPT"])
-#: Those that are sent most, whose first argument is their key; and the bytes that are looked at for it.
-FIRST_IS_KEY, PEEKED = frozenset([b"LPUSH", b"ZREM", b"HDEL"]), 300
 #: What nodes call a node whose name they do not know: it is reached at the host that was asked.
 UNKNOWN_HOSTS = ("", "?")
 PORT, MAX_PORT = re.compile("[0-9]{1,5}"), 65535
@@ -40,24 +39,8 @@ def slot_of(key: str | bytes) -> int:
 
 def key_of(command: bytes) -> bytes | None:
     """Return the first key of a packed command, None for one without a key."""
-    # The common case at once: a command, its name, and a key without line ends.
-    parts = command[:PEEKED].split(b"\r\n", 5)
-    if len(parts) > 5 and parts[2] in FIRST_IS_KEY and int(parts[3][1:]) == len(parts[4]):
-        return parts[4]
-    name, at = _argument(command, command.index(b"\r\n") + 2)
-    if name in KEYLESS:
-        return None
-    key = b""
-    for _ in range(KEY_PLACES.get(name, 1)):
-        key, at = _argument(command, at)
-    return key
-
-
-def _argument(command: bytes, at: int) -> tuple[bytes, int]:
-    end = command.index(b"\r\n", at)
-    start = end + 2
-    stop = start + int(command[at + 1 : end])
-    return command[start:stop], stop + 2
+    name = word_of(command, 0)
+    return None if name in KEYLESS else word_of(command, KEY_PLACES.get(name, 1))
 
 
 class SlotCache:

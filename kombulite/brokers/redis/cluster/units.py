@@ -17,6 +17,8 @@ MAX_HOPS = 3
 
 MULTI, EXEC, ASKING = pack_command(("MULTI",)), pack_command(("EXEC",)), pack_command(("ASKING",))
 CACHING = pack_command(("CLIENT", "CACHING", "YES"))
+#: What replies are that refuse nothing.
+ACCEPTING = frozenset([int, bytes, str, list, type(None)])
 
 
 class Unit:
@@ -63,10 +65,15 @@ class Unit:
 
 def share(units: Sequence[Unit], replies: list[Any]) -> None:
     """Give units, which were sent one after the other, their replies."""
+    has_refusal = not ACCEPTING.issuperset(map(type, replies))
     at = 0
     for unit in units:
-        count = len(unit.packed)
-        unit.take(replies[at : at + count])
+        if has_refusal or unit.refusal is not None:
+            count = len(unit.packed)
+            unit.take(replies[at : at + count])
+        else:  # the common case, at no call for each
+            count = len(unit.commands)
+            unit.replies = replies[at : at + count]
         at += count
 
 
