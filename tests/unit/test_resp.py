@@ -155,13 +155,14 @@ def test_each_word_of_a_command_is_found(given):
 def test_a_command_that_breaks_off_has_no_last_word(given, data):
     command = pack_command(given)
     kept = data.draw(st.integers(0, len(command) - 3))  # the last line end is not looked at
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):
         word_of(command[:kept], len(given) - 1)
 
 
 @pytest.mark.parametrize(
-    "senseless", [b"", b"*", b"*1", b"*1\r\n", b"*\r\n$", b"*1\r\n$-1\r\n", b"*1\r\n$9999999999999999999999\r\nPING\r\n"]
+    "senseless",
+    [b"", b"*", b"*1", b"*1\r\n", b"*\r\n$", b"*1\r\n$-1\r\n", b"*1\r\n$9999999999999999999999\r\nPING\r\n"],
 )
 def test_what_is_no_command_has_no_words(senseless):
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):
         word_of(senseless, 0)

@@ -81,7 +81,7 @@ cdef enum:
 
 @cython.final
 cdef class AlikeMessages:
-    """Messages that go the same way, in the same envelope: their places, themselves, and the bytes of their commands."""
+    """Messages that go the same way, in the same envelope: their places, themselves, and the bytes that they take."""
 
     cdef list places
     cdef list deliveries

@@ -295,9 +295,10 @@ class Publisher:
         refused += yield from self._send(
             [each for each in segments if each.destination.queues or each.destination.topics]
         )
-        for places, alike, destination, _ in segments:
-            if not self.is_current(destination, alike[0].exchange):
-                for place, delivery in zip(places, alike, strict=True):
+        for segment in segments:
+            destination = segment.destination
+            if not self.is_current(destination, segment.deliveries[0].exchange):
+                for place, delivery in zip(segment.places, segment.deliveries, strict=True):
                     found = yield from self.catch_up(delivery, destination)
                     if found and place in unroutable:
                         unroutable.remove(place)
