@@ -30,7 +30,7 @@ from kombulite.brokers.redis.plans import Exchange as Sent
 from kombulite.exceptions import BatchPublishError, MessageNacked, RecoverableConnectionError
 from tests.proxy import Cut, Direction, Proxy
 from tests.redis.conftest import drain
-from tests.redis.test_cluster import LAYOUTS, OWN, connect, receive, slot_in
+from tests.redis.test_cluster import LAYOUTS, OWN, connect, move, receive, slot_in
 from tests.servers import wait_until
 
 PATIENCE = 20.0  # seconds
@@ -885,3 +885,17 @@ def test_nodes_that_are_lost_while_a_connection_begins_are_connected_to_again(cl
         assert transport is connection.transport
         connection.Producer().publish("x", routing_key="begun", declare=[Queue("begun")])
         assert receive(connection, Queue("begun"), 1) == ["x"]
+
+
+@LAYOUTS
+def test_an_ack_that_its_node_refuses_is_made_before_the_connection_closes(cluster, layout):
+    """It is posted, and the node says MOVED: nobody else of this process comes to send it where the slot is now."""
+    queue = Queue("closing")
+    with connect(cluster, layout) as connection:
+        connection.Producer().publish("once", routing_key="closing", declare=[queue])
+        message = queue(connection).get()
+        slot = slot_in(layout, "closing")
+        move(cluster, slot)
+        message.ack()
+    prefix = "{shop}" if layout else "{closing}:"
+    assert cluster.master_of(slot).ask("HLEN", f"{prefix}unacked") == 0

@@ -23,6 +23,8 @@ from kombulite.brokers.redis.handover import Abandoned, Handover
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import Lease
 from kombulite.brokers.redis.options import ROUND_ROBIN, Options, OrderStrategy
+from kombulite.brokers.redis.plans import Exchange
+from kombulite.brokers.redis.replies import ReplyQueue
 from kombulite.message import Message
 from tests.aio.conftest import run, soon
 from tests.proxy import Cut, Direction, Proxy
@@ -468,6 +470,17 @@ def test_what_is_held_keeps_nothing_else_of_its_channel():
     assert gone() is None
 
 
+def test_an_ack_that_is_left_keeps_nothing_of_its_connection():
+    left = Handover(Keys(Options.of({}), 0))
+    stream = ReplyQueue(3, print)
+    left.abandon(left, [], [(stream.take, b"ack", 2)], are_noted=True, holds=False)  # it goes to what is the stream's
+    gone = weakref.ref(stream)
+    del stream
+    gc.collect()
+    assert next(left.bring_back()) == Exchange([b"ack"], 2)
+    assert gone() is None
+
+
 @pytest.mark.parametrize(
     ("refusal", "error"),
     [
@@ -477,7 +490,7 @@ def test_what_is_held_keeps_nothing_else_of_its_channel():
 )
 def test_acks_that_a_server_cannot_take_yet_are_sent_later(refusal, error):
     left = Handover(Keys(Options.of({}), 0))
-    left._left.append(Abandoned(settled=[(print, b"ack", 2)]))
+    left._left.append(Abandoned(settled=[(b"ack", 2)]))
     plan = left.bring_back()
     assert next(plan).commands == [b"ack"]
     with pytest.raises(error):

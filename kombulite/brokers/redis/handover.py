@@ -44,12 +44,13 @@ class Abandoned(NamedTuple):
     leases: Sequence[Lease] = ()
     taken: Sequence[Lease] = ()
     tags: Sequence[Any] = ()
-    settled: Sequence[Posted] = ()
+    #: (packed commands, number of their replies); not what their replies would go to: that has all of the connection.
+    settled: Sequence[tuple[bytes, int]] = ()
 
 
 def unmade(data: bytes) -> Abandoned:
     """Return an acknowledgement, of ``ACK_REPLIES`` packed commands, that is to be made."""
-    return Abandoned(settled=[(_ignore, data, ACK_REPLIES)])
+    return Abandoned(settled=[(data, ACK_REPLIES)])
 
 
 class Held(NamedTuple):
@@ -192,7 +193,7 @@ class Handover:
             [lease for claims in queues if not claims.lease for lease in claims.ready]
             + [lease for state in states for lease in state.unreturned],
             self._tags_of(claims) if are_noted else [],
-            unanswered if are_noted else [],
+            [(again or b"", replies) for _, again, replies in unanswered] if are_noted else [],
         )
         if any(abandoned):
             self.leave(abandoned)
@@ -267,8 +268,8 @@ class Handover:
 
     def _bring_back(self, left: Abandoned) -> Plan[None]:
         if left.settled:
-            commands = [again or b"" for _, again, _ in left.settled]
-            for reply in (yield Exchange(commands, sum(replies for _, _, replies in left.settled))):
+            commands = [data for data, _ in left.settled]
+            for reply in (yield Exchange(commands, sum(replies for _, replies in left.settled))):
                 error = reply_error(str(reply)) if isinstance(reply, ReplyError) else None
                 if isinstance(error, LATER):
                     raise error
@@ -318,7 +319,3 @@ def handover_of(identity: tuple[Any, ...], keys: Keys, kind: type[Handover] = Ha
 
 def _forget(forgotten: deque[str], tag: str, delivery: object) -> None:
     forgotten.append(tag)
-
-
-def _ignore(reply: Any) -> None:
-    """Do nothing with the reply to an acknowledgement."""

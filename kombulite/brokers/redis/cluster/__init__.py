@@ -214,6 +214,10 @@ class Transport(SingleServerTransport):
     def close(self) -> None:
         """Close the connection, without a wait for nodes that cannot be reached."""
         self._stream.patience = CHORE_PATIENCE
+        if self.connected and self._pid == os.getpid():
+            # An ack that a node refuses is sent on by this connection, or by the next one, if there is one.
+            with suppress(exceptions.ConnectionError, OSError):
+                self._stream.linger(CHORE_PATIENCE)
         super().close()
 
     def _check_rights(self, queue: str, no_ack: bool) -> None:

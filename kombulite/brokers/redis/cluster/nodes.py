@@ -695,6 +695,16 @@ class Nodes:
                     raise connection_lost("the cluster did not answer in time")
                 self._pauses.wait(pause)
 
+    def linger(self, seconds: float) -> None:
+        """Give the nodes so many seconds to answer what was posted, and to do what others have refused."""
+        self.begin()
+        end = monotonic() + seconds
+        with self.lock:
+            while self.is_waiting and (left := end - monotonic()) > 0:
+                self._look_for_replies()
+                if (pause := self.next_flush) is not None:
+                    self._pauses.wait(min(pause, left))
+
     def _look_for_replies(self) -> None:
         """Wait for more replies to posted commands, for a moment."""
         self.check()
