@@ -50,9 +50,11 @@ def slot_in(layout, queue):
 
 
 def move(cluster, slot):
-    """Move a slot to the next master."""
-    place = cluster.masters.index(cluster.master_of(slot))
-    cluster.move_slot(slot, cluster.masters[(place + 1) % len(cluster.masters)])
+    """Move a slot to the next of the nodes that have slots now."""
+    owner = cluster.master_of(slot)
+    serving = cluster.serving(owner)
+    owners = [node for node in cluster.nodes if node is owner or node.port in serving]
+    cluster.move_slot(slot, owners[(owners.index(owner) + 1) % len(owners)])
 
 
 # --- where keys are
