@@ -317,6 +317,19 @@ class RedisCluster:
                 ask_source("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
             end()
 
+    def move_slot_at_once(self, slot: int, target: RedisNode) -> None:
+        """Have a slot's master (Valkey 9) copy it to another node, to which it belongs once that has all of it."""
+        source = self.master_of(slot)
+        source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target.node_id)
+
+        def is_over() -> bool:
+            job = source.ask("CLUSTER", "GETSLOTMIGRATIONS")[0]
+            state = dict(zip(job[::2], job[1::2], strict=True))
+            assert state["state"] not in ("failed", "cancelled"), state
+            return bool(state["state"] == "success")
+
+        wait_until(is_over, START_TIMEOUT, "the slot is not moved")
+
     def finish_move(self, slot: int, target: RedisNode) -> None:
         """Have all masters know that a slot has moved."""
         with self._ending(slot, target) as end:

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 import kombulite
-from tests.servers import RedisCluster
+from tests.servers import RedisCluster, version
 
 Connect = Callable[..., Any]
 
@@ -55,6 +55,14 @@ def cluster(redis_cluster: RedisCluster) -> RedisCluster:
     for node in redis_cluster.masters:
         node.ask("FLUSHALL")
     return redis_cluster
+
+
+@pytest.fixture(params=[False, True], ids=["key by key", "at once"])
+def at_once(request: pytest.FixtureRequest) -> bool:
+    """How a slot moves: one key after the other, as everywhere, or as the servers do it themselves."""
+    if request.param and int(version("redis-server").partition(".")[0]) < 9:
+        pytest.skip("Valkey 9 moves slots at once, these servers do not")
+    return bool(request.param)
 
 
 @pytest.fixture

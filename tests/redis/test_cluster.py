@@ -49,12 +49,13 @@ def slot_in(layout, queue):
     return slot_of(layout.get("hash_tag") or tag_of(queue))
 
 
-def move(cluster, slot):
-    """Move a slot to the next of the nodes that have slots now."""
+def move(cluster, slot, at_once=False):
+    """Move a slot to the next of the nodes that have slots now: key by key, or all of it at once."""
     owner = cluster.master_of(slot)
     serving = cluster.serving(owner)
     owners = [node for node in cluster.nodes if node is owner or node.port in serving]
-    cluster.move_slot(slot, owners[(owners.index(owner) + 1) % len(owners)])
+    target = owners[(owners.index(owner) + 1) % len(owners)]
+    (cluster.move_slot_at_once if at_once else cluster.move_slot)(slot, target)
 
 
 # --- where keys are
@@ -181,7 +182,7 @@ def test_fanout_reaches_every_consumer(cluster, layout):
 
 
 @LAYOUTS
-def test_a_consumer_that_waits_is_woken_where_its_queue_has_gone(cluster, layout):
+def test_a_consumer_that_waits_is_woken_where_its_queue_has_gone(cluster, layout, at_once):
     with connect(cluster, layout, health_check_interval=600) as consumer, connect(cluster, layout) as publisher:
         producer, queue = publisher.Producer(), Queue("moving")
         received, done = [], threading.Event()
@@ -202,7 +203,7 @@ def test_a_consumer_that_waits_is_woken_where_its_queue_has_gone(cluster, layout
         try:
             producer.publish(0, routing_key="moving", declare=[queue])
             for number in range(1, 7):
-                move(cluster, slot_in(layout, "moving"))
+                move(cluster, slot_in(layout, "moving"), at_once)
                 producer.publish(number, routing_key="moving")
             assert done.wait(30)
         finally:
@@ -212,12 +213,12 @@ def test_a_consumer_that_waits_is_woken_where_its_queue_has_gone(cluster, layout
 
 
 @LAYOUTS
-def test_what_is_out_is_acknowledged_where_it_has_gone(cluster, layout):
+def test_what_is_out_is_acknowledged_where_it_has_gone(cluster, layout, at_once):
     with connect(cluster, layout) as connection:
         connection.Producer().publish_many(range(20), routing_key="gone")
         channel = connection.channel()
         messages = [channel.basic_get("gone") for _ in range(20)]
-        move(cluster, slot_in(layout, "gone"))
+        move(cluster, slot_in(layout, "gone"), at_once)
         for message in messages[:10]:
             message.ack()
         for message in messages[10:]:

@@ -13,10 +13,8 @@ import pytest
 from kombulite import Connection, Exchange, Queue
 from tests.proxy import Proxy
 from tests.redis.cluster_ledger import Work
-from tests.redis.test_cluster import OWN, TAGGED, move, slot_in
+from tests.redis.test_cluster import LAYOUTS, OWN, move, slot_in
 from tests.servers import RedisCluster, RedisNode, wait_until
-
-LAYOUTS = pytest.mark.parametrize("layout", [OWN, TAGGED], ids=["own", "tagged"])
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +31,11 @@ def is_quiet(work):
     return not work.errors
 
 
-def move_slots(cluster, layout, times):
+def move_slots(cluster, layout, times, at_once=False):
     with Work(cluster, layout) as work:
         work.run(100)
         for number in range(times):
-            move(cluster, slot_in(layout, f"ledger{number % 12}"))
+            move(cluster, slot_in(layout, f"ledger{number % 12}"), at_once)
             work.run(10)
         work.settle()
     assert is_quiet(work), work.summary
@@ -58,8 +56,8 @@ def kill_masters(cluster, layout, times):
     return work
 
 
-def test_slots_that_move_lose_and_double_nothing(six):
-    move_slots(six, OWN, 6)
+def test_slots_that_move_lose_and_double_nothing(six, at_once):
+    move_slots(six, OWN, 6, at_once)
 
 
 def test_replicas_are_waited_for_on_each_node_that_has_the_message(six):
@@ -93,8 +91,8 @@ def test_a_master_that_is_killed_is_replaced(six):
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @LAYOUTS
-def test_a_hundred_slots_move(six, layout):
-    move_slots(six, layout, 100)
+def test_a_hundred_slots_move(six, layout, at_once):
+    move_slots(six, layout, 100, at_once)
 
 
 @pytest.mark.soak
