@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import kombu
 import pytest
 
 import kombulite
-from bench.duel import duel
+from bench.duel import Side, duel
 from bench.workloads import (
+    SMALL,
     add_bindings,
     consuming,
     consuming_in_batches,
@@ -64,3 +69,45 @@ def test_publish_together(benchmark: Any, work: str, publish: Any) -> None:
 def test_round_trip(benchmark: Any) -> None:
     sides = [round_trips(open_place(library, "trip")) for library in (kombulite, kombu)]
     duel(benchmark, "memory round trip: publish, get, decode, ack", *sides)
+
+
+# --- from one thread to another
+
+
+def between_threads(put: Callable[[Any], object], take: Callable[[int], object]) -> Side:
+    """One thread puts n bodies, another takes them, each the same one."""
+
+    def run(n: int) -> None:
+        def produce() -> None:
+            for _ in range(n):
+                put(SMALL)
+
+        thread = threading.Thread(target=produce)
+        thread.start()
+        take(n)
+        thread.join()
+
+    return Side(run)
+
+
+def hand_overs() -> tuple[Side, Side]:
+    """Through the memory broker, decoded and acknowledged; and through Python's queue, which hands over the object."""
+    place, between = open_place(kombulite, "between"), queue.Queue[Any]()
+
+    def take(n: int) -> None:
+        for _ in range(n):
+            between.get()
+
+    sender = open_place(kombulite, "between").producer  # over a connection of its own
+    return between_threads(sender.publish, consuming(place).run), between_threads(between.put, take)
+
+
+def test_hand_over(benchmark: Any) -> None:
+    duel(benchmark, "memory hand-over from one thread to another", *hand_overs(), operations=MESSAGES,
+         rival="queue.Queue", at_least=2)  # fmt: skip
+
+
+@pytest.mark.benchmark(timer=time.process_time)
+def test_hand_over_cpu(benchmark: Any) -> None:
+    duel(benchmark, "memory hand-over from one thread to another, CPU time", *hand_overs(), operations=MESSAGES,
+         rival="queue.Queue", at_most=0.5, timer=time.process_time)  # fmt: skip
