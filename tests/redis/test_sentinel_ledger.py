@@ -1,7 +1,8 @@
 """Masters that are killed while programs publish and consume: what was confirmed is consumed, and all programs go on.
 
 Replication is asynchronous: a master that dies may have acknowledged what no replica has yet. The ledger counts that as
-lost, so it is here to be seen: nothing of it has been so far. Run on Redis 8 and Valkey 9, and everywhere in the soak.
+lost, so it is here to be seen: one message of 14,405 in one soak of 20 kills (Valkey 9.1.2, a machine with other
+work), none in those before. Run on Redis 8 and Valkey 9, and everywhere in the soak.
 """
 
 from __future__ import annotations
