@@ -60,9 +60,16 @@ def cluster(redis_cluster: RedisCluster) -> RedisCluster:
 @pytest.fixture(params=[False, True], ids=["key by key", "at once"])
 def at_once(request: pytest.FixtureRequest) -> bool:
     """How a slot moves: one key after the other, as everywhere, or as the servers do it themselves."""
-    if request.param and int(version("redis-server").partition(".")[0]) < 9:
-        pytest.skip("Valkey 9 moves slots at once, these servers do not")
+    if request.param:
+        request.getfixturevalue("valkey_9")
     return bool(request.param)
+
+
+@pytest.fixture
+def valkey_9() -> None:
+    """The servers can in a cluster what only Valkey can, from 9 on: several databases, slots that move at once."""
+    if int(version("redis-server").partition(".")[0]) < 9:
+        pytest.skip("Valkey 9 can do this in a cluster, these servers cannot")
 
 
 @pytest.fixture

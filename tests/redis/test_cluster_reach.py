@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
-import shutil
-import subprocess
 
 import pytest
 import trustme
@@ -36,12 +33,6 @@ class TLSNode(RedisNode):
             **options,
         )
         self.tls_port = self.options["tls-port"] = free_port()
-
-
-class ValkeyNode(RedisNode):
-    """A node of a Valkey cluster."""
-
-    program = "valkey-server"
 
 
 def serve_all_slots(*nodes):
@@ -145,18 +136,10 @@ def test_nodes_that_do_not_know_their_name_are_reached_where_they_were_asked(nod
 # --- databases
 
 
-def knows_databases():
-    path = shutil.which("valkey-server")
-    if path is None:
-        return False
-    answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
-    return int(re.search(r"v=(\d+)", answer)[1]) >= 9
-
-
-@pytest.mark.skipif(not knows_databases(), reason="databases in cluster mode are Valkey's, from 9 on")
+@pytest.mark.usefixtures("valkey_9")
 @pytest.mark.parametrize("layout", [OWN, TAGGED], ids=["own", "tagged"])
 def test_databases_of_a_cluster_are_apart(request, layout):
-    node = started(request, lambda: ValkeyNode(cluster_databases=16))
+    node = started(request, lambda: RedisNode(cluster_databases=16))
     serve_all_slots(node)
     url = f"valkeycluster://127.0.0.1:{node.port}"
     with (
