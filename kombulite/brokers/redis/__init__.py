@@ -80,6 +80,7 @@ class Transport(BaseTransport):
         self._maintainer: LeaseMaintainer | None = None
         self._acks: HeldAcks | None = None
         self._pid = os.getpid()
+        self._replicas = options.wait_replicas
 
     # --- the connection
 
@@ -277,7 +278,9 @@ class Transport(BaseTransport):
         if channel not in self._channels:
             raise connection_lost("channel already closed")
         stream, publisher, begun_at = self._stream, self._protocol.publisher, monotonic()
-        left = timeout
+        left, replicas = timeout, self._replicas
+        if replicas:
+            stream.note_written()
         if delivery.exchange:
             self._take_news(delivery.exchange, timeout)
             left = what_is_left(timeout, begun_at)
@@ -286,10 +289,12 @@ class Transport(BaseTransport):
             has_reached = stream.perform(publisher.publish(delivery), left)
         else:
             publisher.push(stream, destination, delivery, left)
-            if publisher.is_current(destination, delivery.exchange):
-                return
-            left = what_is_left(timeout, begun_at)
-            has_reached = stream.perform(publisher.catch_up(delivery, destination), left) > 0
+            has_reached = publisher.is_current(destination, delivery.exchange)
+            if not has_reached:
+                left = what_is_left(timeout, begun_at)
+                has_reached = stream.perform(publisher.catch_up(delivery, destination), left) > 0
+        if replicas:
+            stream.wait_for_replicas(replicas, confirm_timeout or what_is_left(timeout, begun_at))
         if not has_reached:
             if mandatory:
                 raise exceptions.MessageReturned.no_route()
@@ -302,8 +307,13 @@ class Transport(BaseTransport):
     def publish_many(
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
     ) -> list[tuple[int, Exception]]:
+        stream, begun_at = self._stream, monotonic()
+        if self._replicas:
+            stream.note_written()
         plan = self._protocol.publish_many(channel, deliveries, mandatory)
-        refused, unroutable = self._stream.perform(plan, timeout)
+        refused, unroutable = stream.perform(plan, timeout)
+        if self._replicas:
+            stream.wait_for_replicas(self._replicas, what_is_left(timeout, begun_at))
         self.unroutable += unroutable
         return refused
 

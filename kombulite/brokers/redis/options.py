@@ -55,7 +55,7 @@ class Options(NamedTuple):
         min_other_sentinels: Sentinels that a sentinel must know to be believed.
         sentinel_kwargs: Arguments of the connections to sentinels, such as `username` and `password`.
         cluster: If True, the server is a node of a Redis Cluster.
-        wait_replicas: Replicas in a cluster that must have a message before a publish returns.
+        wait_replicas: Replicas that must have a message before a publish returns.
         sentinel_fanout_compat: If True, fanout also reaches Sentinel clients of kombu before 5.4.
     """
 
@@ -76,7 +76,7 @@ class Options(NamedTuple):
     global_keyprefix: str = ""
     hash_tag: str = ""  # before the prefix: puts all keys into one slot of a cluster
     cluster: bool = False  # what makes a cluster of ``redis://``
-    wait_replicas: int = 0  # of a cluster: those that have to have a message before a publish returns
+    wait_replicas: int = 0  # those that have to have a message before a publish returns
     body_encoding: str | None = "base64"
     deadletter_queue: str | None = None
     polling_interval: float | None = None
@@ -107,6 +107,9 @@ class Options(NamedTuple):
             value = getattr(options, name)
             if value is not None and not _is_positive(value):
                 raise ValueError(f"{name} is a number of seconds above 0, not {value!r:.80}")
+        replicas = options.wait_replicas
+        if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 0:
+            raise ValueError(f"wait_replicas is a number of replicas, not {replicas!r:.80}")
         if options.protocol not in (None, 2, 3):
             raise ValueError(f"protocol is 2 or 3 (RESP), not {options.protocol!r:.80}")
         if options.body_encoding not in (None, "base64", "utf-8"):

@@ -21,8 +21,12 @@ from kombulite.brokers.redis.scripts import Script
 
 T = TypeVar("T")
 Command = Sequence[Any]
+#: Seconds that a server has for the replicas' answers where no limit is set for its own.
+REPLY_TIMEOUT = 30.0
 #: Bytes of small commands that are joined for one call.
 MAX_JOINED = 1 << 16
+#: How a server that has become a replica answers to WAIT: not by a code of its own.
+NO_MASTER = "ERR WAIT cannot be used with replica"
 #: What stands for a reply that did not come.
 LOST = ReplyError("ERR the connection was lost")
 
@@ -129,6 +133,27 @@ def transact(may_end: bool, *commands: Command, before: Sequence[Command] = ()) 
 def wait_for_replies() -> Plan[None]:
     """Wait until all that was posted before is answered."""
     yield Wait.REPLIES
+
+
+def wait_for_replicas(count: int, timeout: float) -> Plan[None]:
+    """Wait until so many replicas have what was sent, for half of the time. Raises what ``check_replicas`` does."""
+    replies = yield Exchange((wait_command(count, timeout),), 1)
+    check_replicas(replies[0], count, "the server")
+
+
+def wait_command(count: int, timeout: float) -> bytes:
+    """Return what waits for replicas, packed; half of the time (seconds) is left for the reply."""
+    return pack_command(("WAIT", count, max(int(timeout * 500), 1)))
+
+
+def check_replicas(reply: Any, count: int, master: str) -> None:
+    """Raise MessageNacked if fewer replicas have what was sent; RecoverableConnectionError if nobody can say."""
+    if isinstance(reply, ReplyError):
+        if str(reply).startswith(NO_MASTER):
+            raise exceptions.RecoverableConnectionError(f"{master} has become a replica: {reply}")
+        raise reply_error(str(reply))
+    if number_of(reply) < count:
+        raise exceptions.MessageNacked(f"{reply} replicas of {master} have the message, {count} are to have it")
 
 
 def run(script: Script, keys: Sequence[str | bytes], *arguments: Any, before: Sequence[Command] = ()) -> Plan[Any]:

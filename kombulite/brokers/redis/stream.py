@@ -24,7 +24,7 @@ from hiredis import ReplyError
 
 from kombulite._core import pack_command
 from kombulite.brokers.redis.errors import ServerClosed, connection_lost, reply_error, socket_error
-from kombulite.brokers.redis.plans import Plan, Wait, gathered, perform
+from kombulite.brokers.redis.plans import REPLY_TIMEOUT, Plan, Wait, gathered, perform, wait_for_replicas
 from kombulite.brokers.redis.reauth import PendingLogins
 from kombulite.brokers.redis.replies import OnReply, Posted, ReplyQueue
 from kombulite.utils.compat import register_after_fork
@@ -140,6 +140,13 @@ class Stream:
     def perform(self, plan: Plan[T], timeout: float | None = None) -> T:
         """Do all that a plan asks for within so many seconds, and return its result."""
         return perform(plan, self._fulfil, monotonic() + timeout if timeout else None)
+
+    def note_written(self) -> None:
+        """Do nothing: there is one server that replicas are waited for at."""
+
+    def wait_for_replicas(self, count: int, timeout: float | None) -> None:
+        """Wait until so many replicas have what was sent, within so many seconds. Raises MessageNacked."""
+        self.perform(wait_for_replicas(count, timeout or self._timeout or REPLY_TIMEOUT), timeout)
 
     def _fulfil(self, request: Any, deadline: float | None) -> list[Any] | None:
         timeout = None if deadline is None else max(deadline - monotonic(), MIN_TIMEOUT)

@@ -28,7 +28,7 @@ from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.errors import FOR_NOW, REPLICA_CODES, connection_lost, reply_error, socket_error
 from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, logger
 from kombulite.brokers.redis.options import Options
-from kombulite.brokers.redis.plans import Plan, call, wait_for_replies
+from kombulite.brokers.redis.plans import REPLY_TIMEOUT, Plan, call, wait_for_replicas, wait_for_replies
 from kombulite.brokers.redis.protocol import RedisProtocol
 from kombulite.brokers.redis.publisher import Destination
 from kombulite.brokers.redis.replies import OnReply
@@ -312,7 +312,7 @@ class AsyncTransport(interface.AsyncTransport):
         if channel not in self._channels or stream is None:
             raise connection_lost("channel already closed")
         publisher = self._protocol.publisher
-        destination = publisher.single(delivery)
+        destination = None if self._options.wait_replicas else publisher.single(delivery)
         if destination is None:
             return self._perform(self._publish(delivery, mandatory))
         data = publisher.pack(destination, delivery)
@@ -322,8 +322,15 @@ class AsyncTransport(interface.AsyncTransport):
         return pending
 
     def _publish(self, delivery: Delivery, mandatory: bool) -> Plan[None]:
-        if not (yield from self._protocol.publisher.publish(delivery)) and mandatory:
+        has_reached = yield from self._protocol.publisher.publish(delivery)
+        yield from self._replicated()
+        if mandatory and not has_reached:
             raise exceptions.MessageReturned.no_route()
+
+    def _replicated(self) -> Plan[None]:
+        """Wait for replicas, if that is asked for: those that publish in one turn of the loop wait together."""
+        if self._options.wait_replicas:
+            yield from wait_for_replicas(self._options.wait_replicas, self._options.socket_timeout or REPLY_TIMEOUT)
 
     def is_current(self, destination: Destination, exchange: str) -> bool:
         """Return whether no change was heard of since it was decided where messages go."""
@@ -344,6 +351,7 @@ class AsyncTransport(interface.AsyncTransport):
         self, channel: int, deliveries: Sequence[Delivery], mandatory: bool
     ) -> Plan[list[tuple[int, Exception]]]:
         refused, _ = yield from self._protocol.publish_many(channel, deliveries, mandatory)
+        yield from self._replicated()
         return refused
 
     # --- consuming

@@ -13,12 +13,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from time import monotonic
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from kombulite import exceptions
-from kombulite._core import Delivery
 from kombulite.brokers.base import Settings
 from kombulite.brokers.base import Transport as BaseTransport
 from kombulite.brokers.redis import Transport as SingleServerTransport
@@ -37,7 +35,7 @@ from kombulite.brokers.redis.leases import logger
 from kombulite.brokers.redis.maintainer import Chores, LeaseMaintainer
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.protocol import RedisProtocol
-from kombulite.brokers.redis.stream import Stream, what_is_left
+from kombulite.brokers.redis.stream import Stream
 
 __all__ = ["Transport"]
 
@@ -157,40 +155,10 @@ class Transport(SingleServerTransport):
 
     # --- publishing
 
-    def publish(
-        self,
-        channel: int,
-        delivery: Delivery,
-        mandatory: bool = False,
-        timeout: float | None = None,
-        confirm_timeout: float | None = None,
-    ) -> None:
-        """Publish a message, and wait for replicas if that is asked for. Raises as a single server's transport does."""
-        if not self._replicas:
-            # Not by super(), which is 800 of the 60,000 instructions of a publish.
-            SingleServerTransport.publish(self, channel, delivery, mandatory, timeout, confirm_timeout)
-            return
-        begun_at = monotonic()
-        self._stream.note_written()
-        super().publish(channel, delivery, mandatory, timeout, confirm_timeout)
-        self._stream.wait_for_replicas(self._replicas, confirm_timeout or what_is_left(timeout, begun_at))
-
     def _take_news(self, exchange: str, timeout: float | None) -> None:
         # Its bindings' node alone tells of them: to look at all connections would cost a system call each.
         keys = self._protocol.keys
         self._stream.poll_at(keys.namespaces[exchange].slot if isinstance(keys, ClusterKeys) else self._slot, timeout)
-
-    def publish_many(
-        self, channel: int, deliveries: Sequence[Delivery], mandatory: bool = False, timeout: float | None = None
-    ) -> list[tuple[int, Exception]]:
-        """Publish in order, and wait for replicas if that is asked for; returns those refused."""
-        if not self._replicas:
-            return super().publish_many(channel, deliveries, mandatory, timeout)
-        begun_at = monotonic()
-        self._stream.note_written()
-        refused = super().publish_many(channel, deliveries, mandatory, timeout)
-        self._stream.wait_for_replicas(self._replicas, what_is_left(timeout, begun_at))
-        return refused
 
     # --- consuming
 

@@ -29,7 +29,6 @@ from typing import Any, TypeVar
 from hiredis import ReplyError
 
 from kombulite import exceptions
-from kombulite._core import pack_command
 from kombulite.brokers.redis.cluster.gather import MIN_TRY, gather, left_until
 from kombulite.brokers.redis.cluster.known import Cluster
 from kombulite.brokers.redis.cluster.openings import Openings
@@ -40,7 +39,7 @@ from kombulite.brokers.redis.cluster.stream import NodeStream
 from kombulite.brokers.redis.cluster.units import CACHING, DOWN_PAUSE, Unit, pause_of, share, split, units_of
 from kombulite.brokers.redis.errors import ServerClosed, connection_lost, reply_error
 from kombulite.brokers.redis.leases import ACK_REPLIES
-from kombulite.brokers.redis.plans import LOST, Plan, Wait, number_of, perform
+from kombulite.brokers.redis.plans import LOST, Plan, Wait, check_replicas, perform, wait_command
 from kombulite.brokers.redis.replies import OnReply, Posted, Unreached
 from kombulite.brokers.redis.stream import IDLE, MIN_PING_INTERVAL
 from kombulite.utils.compat import register_after_fork
@@ -487,19 +486,13 @@ class Nodes:
     def wait_for_replicas(self, count: int, timeout: float | None) -> None:
         """Wait until so many replicas have what was sent since ``note_written``, on each node. Raises MessageNacked."""
         deadline = self._deadline(timeout)
-        half = max(int((deadline - monotonic()) * 500), 1)  # ms; the rest is for the replies
-        data = [pack_command(("WAIT", count, half))]
+        data = [wait_command(count, deadline - monotonic())]
         self.check()
         with self.lock:
             reached: dict[NodeStream, Any] = {}
             gather(dict.fromkeys(self._written.streams, data), deadline, reached.__setitem__, self._lose)
             for stream, (reply,) in reached.items():
-                if isinstance(reply, ReplyError):
-                    raise reply_error(str(reply))
-                if number_of(reply) < count:
-                    host, port = stream.address
-                    text = f"{reply} replicas of {host}:{port} have the message, {count} are to have it"
-                    raise exceptions.MessageNacked(text)
+                check_replicas(reply, count, "{}:{}".format(*stream.address))
 
     # --- commands that are not waited for
 
