@@ -47,6 +47,7 @@ _NAMES = {
         "FrameDecoder",
         "FrameEncoder",
         "FramePublish",
+        "FrameReceive",
         "FrameWriter",
         "HeldAcks",
         "MethodReceived",

@@ -663,6 +663,18 @@ class FramePublish(PublishStep):
         exchanges: set[str],
     ) -> None: ...
 
+@final
+class FrameReceive:
+    def __init__(
+        self,
+        stream: Any,
+        reading: BaseLock,
+        decoder: FrameDecoder,
+        events: Collection[Any],
+        dispatch: Callable[[Any], object],
+    ) -> None: ...
+    def next(self) -> Delivery | None: ...
+
 class HeldAcks:
     def __init__(
         self,

@@ -1030,12 +1030,15 @@ cdef class FrameDecoder:
 
         Raises MalformedFrame, MalformedValue, UnexpectedFrame; then the connection is of no use any more.
         """
+        return self._next_event()
+
+    cdef object _next_event(self):
         if self._error is not None:
             raise self._error.with_traceback(None)
         if self._decoding:
             raise RuntimeError("the decoder is at work: code that decoding runs has come back to it")
         try:
-            return self._next_event()
+            return self._decode()
         except ProtocolError as error:
             self._error = error
             raise
@@ -1046,7 +1049,7 @@ cdef class FrameDecoder:
             self._error = UnexpectedFrame("decoding was interrupted before")
             raise
 
-    cdef object _next_event(self):
+    cdef object _decode(self):
         cdef Cursor payload
         cdef const uint8_t* at
         cdef Py_ssize_t held
@@ -1300,4 +1303,60 @@ cdef object body_as_text(Properties properties, bytes body):
     except MemoryError:
         raise
     except Exception:  # no character set ("binary", say), or bytes that are not of it; codecs raise what they like
+        return None
+
+
+@cython.final
+cdef class FrameReceive:
+    """The next message of what was read at once, as one step, where there is nothing else to receive before it.
+
+    These are the parts of a connection that it looks at:
+
+    Args:
+        stream: ``failure``: why it is of no use any more, or None; ``waiters``: how many threads sleep until the reader
+            has done something, and ``wake()`` has them look; ``give_up_decoding(error)`` raises what an error of the
+            decoder means.
+        reading: The lock of who reads.
+        decoder: Has what was read.
+        events: What waits to be received; empty, or it is received first.
+        dispatch: Has another event than a message handled; called as the reader.
+    """
+
+    cdef object _stream
+    cdef BaseLock _reading
+    cdef FrameDecoder _decoder
+    cdef object _events
+    cdef object _dispatch
+
+    def __cinit__(self, stream, BaseLock reading not None, FrameDecoder decoder not None, events, dispatch):
+        self._stream = stream
+        self._reading = reading
+        self._decoder = decoder
+        self._events = events
+        self._dispatch = dispatch
+
+    def next(self):
+        """Take a message (a Delivery); None if none is here, or something else comes first, or another thread reads."""
+        if self._events or self._stream.failure is not None or not self._reading._acquire(0):
+            return None
+        try:
+            return self._take()
+        finally:
+            self._reading._release()
+            if self._stream.waiters:  # others may read now
+                self._stream.wake()
+
+    cdef object _take(self):
+        if self._events:  # the thread that read until now has left some
+            return None
+        try:
+            event = self._decoder._next_event()
+        except ProtocolError as error:
+            self._stream.give_up_decoding(error)
+            raise
+        if event is None:
+            return None
+        if type(event) is Delivery and (<Delivery> event).consumer_tag is not None:
+            return event
+        self._dispatch(event)
         return None

@@ -12,7 +12,7 @@ It is long because its verbs are many, and the hot ones are written out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 from time import monotonic
@@ -27,7 +27,6 @@ from kombulite.brokers.amqp.connector import DEFAULT_TIMEOUT, OPTIONS, open_stre
 from kombulite.brokers.amqp.heartbeat_thread import heartbeats
 from kombulite.brokers.amqp.limits import PrefetchLimit
 from kombulite.brokers.amqp.methods import Method
-from kombulite.brokers.amqp.stream import Stream
 from kombulite.brokers.amqp.verbs import RETURN, AMQPVerbs
 from kombulite.brokers.base import (
     Capabilities,
@@ -76,6 +75,7 @@ class Transport(AMQPVerbs, BaseTransport):
         self.server_properties = login.server_properties
         name = self.client.as_uri() if self.client is not None else repr(self.settings)
         self._protocol = BlockingProtocol(stream, self.settings.options, login, name, self._reply_timeout)
+        self.poll_ready = self._protocol.poll_ready
         if self.settings.options.get("heartbeat_thread", True):
             stream.hold_acks(partial(heartbeats.flush_soon, stream))
             if stream.heartbeat.interval:
@@ -94,6 +94,7 @@ class Transport(AMQPVerbs, BaseTransport):
 
     def collect(self) -> None:
         protocol, self._protocol = self._protocol, None
+        self.poll_ready = None
         if protocol is not None:
             protocol.stream.close()
             heartbeats.remove(protocol.stream)
@@ -448,22 +449,6 @@ class Transport(AMQPVerbs, BaseTransport):
 
     def receive(self, timeout: float | None) -> Sequence[Event]:
         protocol = self._protocol or self._opened()
-        stream, events = protocol.stream, protocol.events
-        stream.check()  # what is left of a lost connection comes again on the next
-        if not events:
-            # The common case: the next of many messages that were read at once.
-            delivery = stream.reading.call(0, _next_delivery, stream, events)
-            stream.hand_on()
-            if type(delivery) is Delivery:
-                return (delivery,)
-        return protocol.wait_for_event(timeout)
-
-
-def _next_delivery(stream: Stream, events: Collection[Event]) -> Delivery | None:
-    """Return the next message of what was read, if it comes next. For the reader."""
-    event = stream.next_event() if not events else None  # the thread that read until now may have left some
-    if type(event) is Delivery and event.consumer_tag is not None:
-        return event
-    if event is not None:
-        stream.dispatch(event)
-    return None
+        protocol.stream.check()  # what is left of a lost connection comes again on the next
+        delivery = protocol.poll_ready()
+        return protocol.wait_for_event(timeout) if delivery is None else (delivery,)

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, NoReturn
 
 from kombulite import exceptions
-from kombulite._core import HeldAcks
+from kombulite._core import FrameReceive, HeldAcks
 from kombulite.brokers.amqp import methods
 from kombulite.brokers.amqp.channel import AMQPChannel, Request
 from kombulite.brokers.amqp.confirms import SharedConfirms
@@ -60,6 +60,8 @@ class BlockingProtocol(AMQPProtocol):
         self.reply_timeout = reply_timeout
         self._opening = Lock()
         stream.handle = self.handle
+        #: The common case of receiving: the next of many messages that were read at once.
+        self.poll_ready = FrameReceive(stream, stream.reading, stream.decoder, self.events, stream.dispatch).next
 
     # --- channels
 

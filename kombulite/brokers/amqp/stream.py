@@ -306,7 +306,11 @@ class Stream:
         try:
             return self.decoder.next_event()
         except ProtocolError as error:
-            self.give_up(codec_error(error))
+            self.give_up_decoding(error)
+
+    def give_up_decoding(self, error: ProtocolError) -> NoReturn:
+        """Fail, because what came cannot be decoded."""
+        self.give_up(codec_error(error))
 
     def dispatch(self, event: Any) -> None:
         """Have an event handled. One that cannot be is the end of the stream. For the reader."""
