@@ -23,6 +23,7 @@ from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio
 from kombulite._core import (
     JSON,
     Delivery,
+    EnvelopeReader,
     EnvelopeTemplate,
     FrameDecoder,
     FrameEncoder,
@@ -90,6 +91,13 @@ def envelope_decode() -> Work:
     codec = JSON()
     data = EnvelopeTemplate(codec, *PLACE, PROPERTIES).encode(TEXT, "c0d567d2-d236-4ff5-8b58-81008c869594")
     return repeated(lambda: decode_envelope(codec, data))
+
+
+def envelope_read() -> Work:
+    """Like the one before it from that place."""
+    reader = EnvelopeReader(JSON())
+    data = EnvelopeTemplate(JSON(), *PLACE, PROPERTIES).encode(TEXT, "c0d567d2-d236-4ff5-8b58-81008c869594")
+    return repeated(lambda: reader.read("orders", data))
 
 
 def redis_push() -> Work:
@@ -253,6 +261,7 @@ PATHS: dict[str, Callable[[], Work]] = {
         loads,
         envelope_encode,
         envelope_decode,
+        envelope_read,
         redis_push,
         redis_ack,
         frame_encode,

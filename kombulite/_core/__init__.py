@@ -29,7 +29,7 @@ _NAMES = {
         "is_channel_open",
     ),
     "codecs": ("Codecs",),
-    "envelope": ("EnvelopeTemplate", "MalformedEnvelope", "TagSequence", "decode_envelope"),
+    "envelope": ("EnvelopeReader", "EnvelopeTemplate", "MalformedEnvelope", "TagSequence", "decode_envelope"),
     "fieldtable": (
         "MalformedFrame",
         "MalformedValue",

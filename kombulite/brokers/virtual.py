@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from kombulite import exceptions
-from kombulite._core import Delivery, EnvelopeTemplate, MalformedEnvelope, TagSequence, decode_envelope
+from kombulite._core import Delivery, EnvelopeReader, EnvelopeTemplate, MalformedEnvelope, TagSequence
 from kombulite.brokers.base import Capabilities, ExchangeSpec, Outcome, QueueInfo, QueueSpec, QueueStatus, Settings
 from kombulite.brokers.channels import ChannelTransport, Consumer, Taken
 from kombulite.brokers.options import as_number
@@ -54,6 +54,7 @@ class Transport(ChannelTransport):
         self._store = self.Store(settings, uuid())
         self._catalogue = Catalogue(self._store, self.capabilities.exchange_types)
         self._tags = TagSequence()
+        self._envelopes = EnvelopeReader(codec)
         self._template: tuple[Any, EnvelopeTemplate | None] = (None, None)  # of the last message, and what it is for
         self._process = os.getpid()
 
@@ -235,7 +236,7 @@ class Transport(ChannelTransport):
     def take(self, queue: str, credit: int) -> Taken | None:
         while (claim := self._store.claim(queue)) is not None:
             try:
-                delivery = decode_envelope(codec, claim.data)
+                delivery = self._envelopes.read(queue, claim.data)
             except MalformedEnvelope as error:
                 logger.error("A message in queue %s cannot be read: %s", queue, error)
                 self._store.set_aside(claim.token)

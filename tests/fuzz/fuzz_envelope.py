@@ -7,7 +7,15 @@
 import json
 from base64 import b64encode
 
-from kombulite._core import JSON, Delivery, EnvelopeTemplate, MalformedEnvelope, Properties, decode_envelope
+from kombulite._core import (
+    JSON,
+    Delivery,
+    EnvelopeReader,
+    EnvelopeTemplate,
+    MalformedEnvelope,
+    Properties,
+    decode_envelope,
+)
 from tests.fuzz.engine import Target
 
 codec = JSON()
@@ -16,6 +24,8 @@ codec = JSON()
 def fuzz_one(data: bytes) -> None:
     """Decode ``data``; raises whatever is a defect."""
     delivery = decoded(data)
+    for neighbour in NEIGHBOURS:
+        check_neighbour(neighbour, data, delivery)
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -28,6 +38,21 @@ def fuzz_one(data: bytes) -> None:
     check(delivery)
     # In bytes the body is read where it stands.
     assert (delivery.body, delivery.delivery_tag) == (as_text.body, as_text.delivery_tag)
+
+
+def check_neighbour(neighbour: bytes, data: bytes, alone: Delivery | None) -> None:
+    """See that an envelope is read behind another one as it is alone."""
+    reader = EnvelopeReader(codec)
+    reader.read("place", neighbour)
+    try:
+        found = reader.read("place", data)
+    except MalformedEnvelope:
+        assert alone is None
+        return
+    assert alone is not None
+    assert (found.body, found.delivery_tag, found.redelivered) == (alone.body, alone.delivery_tag, alone.redelivered)
+    assert (found.exchange, found.routing_key) == (alone.exchange, alone.routing_key)
+    assert repr(found.properties) == repr(alone.properties)  # NaN is not itself
 
 
 def decoded(data: bytes | str) -> Delivery | None:
@@ -88,6 +113,7 @@ SCRAPS = [
 ]  # fmt: skip
 
 
+NEIGHBOURS = seeds()[:3]
 target = Target("envelope", fuzz_one, seeds(), SCRAPS)
 
 if __name__ == "__main__":

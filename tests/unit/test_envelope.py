@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tracemalloc
 from base64 import b64decode, b64encode
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -13,7 +14,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kombulite._core import JSON, EnvelopeTemplate, MalformedEnvelope, Properties, TagSequence, decode_envelope
+from kombulite._core import (
+    JSON,
+    EnvelopeReader,
+    EnvelopeTemplate,
+    MalformedEnvelope,
+    Properties,
+    TagSequence,
+    decode_envelope,
+)
 
 DEEP = 100_000
 
@@ -551,3 +560,142 @@ def test_forked_children_draw_their_own_tags():
     drawn += in_child(lambda: [*in_child(draw), *in_child(draw)])
     drawn += draw()
     assert len(set(drawn)) == len(drawn) == 800
+
+
+# --- many from one place
+
+
+TAG = "c0d567d2-d236-4ff5-8b58-81008c869594"
+
+
+def written(body=b"one", tag=TAG, routing_key="q", encoding="base64", **properties):
+    template = EnvelopeTemplate(codec, "", routing_key, Properties(**properties), body_encoding=encoding)
+    return template.encode(body, tag)
+
+
+def outcome(read, *arguments):
+    """All that is in an envelope, or how it is refused."""
+    try:
+        found = read(*arguments)
+    except MalformedEnvelope as error:
+        return str(error)
+    return (
+        found.exchange, found.routing_key, found.properties, found.body, found.delivery_tag, found.redelivered,
+        found.delivery_count,
+    )  # fmt: skip
+
+
+def test_what_neighbours_have_in_common_is_read_once():
+    reader = EnvelopeReader(codec)
+    headers = {"trace": "abc"}
+    read = [
+        reader.read("place", written(b"%d" % n, f"c0d567d2-d236-4ff5-8b58-81008c8695{n:02}", headers=headers))
+        for n in range(10, 20)
+    ]
+    assert [each.body for each in read] == [b"%d" % n for n in range(10, 20)]
+    assert [each.delivery_tag[-2:] for each in read] == [str(n) for n in range(10, 20)]
+    assert all(each.properties is read[0].properties for each in read)
+    assert read[0].properties.headers == headers
+    assert len({id(each) for each in read}) == 10
+
+
+WHOLE = written()
+PLAIN = json.dumps(envelope()).encode()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (WHOLE, written(b"another, longer one")),
+        (WHOLE, written(b"")),
+        (WHOLE, written(tag="x")),
+        (WHOLE, written(tag=TAG.upper())),
+        (WHOLE, written(routing_key="p")),
+        (WHOLE, written(priority=1)),
+        (WHOLE, written(headers={"a": 1})),
+        (WHOLE, written(encoding=None, body="b25l")),
+        (WHOLE, WHOLE.replace(TAG.encode(), b'c0d567d2-d236-4ff5-8b58-81008c86"594')),
+        (WHOLE, WHOLE.replace(TAG.encode(), b"c0d567d2-d236-4ff5-8b58-81008c86\\594")),
+        (WHOLE, WHOLE.replace(TAG.encode(), b"c0d567d2-d236-4ff5-8b58-81008c8\\u0041")),
+        (WHOLE, WHOLE.replace(TAG.encode(), b"c0d567d2-d236-4ff5-8b58-81008c86\x00594")),
+        (WHOLE, WHOLE.replace(TAG.encode(), "c0d567d2-d236-4ff5-8b58-81008c869é5".encode())),
+        (WHOLE, WHOLE.replace(TAG.encode(), b"c0d567d2-d236-4ff5-8b58-81008c869\xe9\xff5")),
+        (WHOLE, WHOLE.replace(b'"b25l"', b'"b25"')),
+        (WHOLE, WHOLE.replace(b'"b25l"', b'"b2-l"')),
+        (WHOLE, WHOLE.replace(b'"b25l"', b'"b25s\\u005a\\u0051=="')),
+        (WHOLE, WHOLE.replace(b'"b25l"', b'"b2\\"l"')),
+        (WHOLE, WHOLE.replace(b'"b25l"', b"null")),
+        (WHOLE, WHOLE[:-1]),
+        (WHOLE, WHOLE + b"}"),
+        (WHOLE, WHOLE + b" "),
+        (WHOLE, WHOLE.decode()),
+        (WHOLE, bytearray(WHOLE)),
+        (WHOLE, b""),
+        (WHOLE, b'{"body": "'),
+        (WHOLE, b'{"body": "b25l"'),
+        (WHOLE.replace(b'"b25l"', b'"b25s\\u005aQ=="'), WHOLE),
+        (WHOLE.replace(b'{"body"', b'{ "body"'), WHOLE),
+        # The body twice: the last one counts.
+        (WHOLE[:-1] + b', "body": "dHdv"}', WHOLE[:-1].replace(b"b25l", b"c2l4") + b', "body": "dHdv"}'),
+        # A text that is the tag's in another place.
+        (written(headers={"tag": TAG}), written(headers={"tag": "T" * 36}, tag=TAG)),
+        (written(headers={"delivery_tag": TAG}), written(headers={"delivery_tag": TAG}, tag="T" * 36)),
+        (written(message_id="x", tag="x"), written(message_id="y", tag="x")),
+        (written(message_id="x", tag="x"), written(message_id="x", tag="y")),
+        # One that is written in another way.
+        (
+            PLAIN.replace(b'"tag"', b'"\\u0074ag"').replace(b'"headers": {', b'"headers": {"t": "tag", '),
+            PLAIN.replace(b'"tag"', b'"\\u0074ag"').replace(b'"headers": {', b'"headers": {"t": "gat", '),
+        ),
+        (written(encoding=None, body="b25l"), written(encoding=None, body="dHdv")),
+        (written(encoding="utf-8", body="b25l"), written(encoding="utf-8", body="dHdv")),
+        (CAPTURED_TOPIC.encode(), CAPTURED_TOPIC.replace("c0d567d2", "c0d567d3").encode()),
+        (CAPTURED_REQUEUED, CAPTURED_REQUEUED),
+        (b"{}", b"{}"),
+        (written(headers={"long": "x" * 5000}), written(b"two", headers={"long": "x" * 5000})),
+    ],
+)
+def test_a_neighbour_is_read_as_it_would_be_alone(first, second):
+    reader = EnvelopeReader(codec)
+    for data in (first, second, first, second, second):
+        assert outcome(reader.read, "place", data) == outcome(decode_envelope, codec, data)
+
+
+def test_envelopes_of_other_places_are_no_neighbours():
+    reader = EnvelopeReader(codec)
+    places = {name: reader.read(name, written(routing_key=name)).properties for name in "ab"}
+    for name, other in ("ab", "ba"):
+        assert reader.read(name, written(routing_key=name)).properties is places[name]
+        assert reader.read(name, written(routing_key=other)).routing_key == other
+
+
+def test_neighbours_are_told_after_many_that_were_none():
+    reader = EnvelopeReader(codec)
+    for number in range(1000):
+        assert reader.read("place", written(message_id=str(number))).properties.message_id == str(number)
+    found = [reader.read("place", written()).properties for _ in range(100)]
+    assert found[-1] is found[-2]
+
+
+def test_what_is_known_of_places_is_bounded():
+    reader = EnvelopeReader(codec)
+    reader.read("first", WHOLE)
+    tracemalloc.start()
+    try:
+        for number in range(3000):
+            assert reader.read(f"place{number}", written(headers={"long": "x" * 3000})).body == b"one"
+        assert tracemalloc.get_traced_memory()[0] < 12_000_000  # of 1,000 places: three thousand would be 18 MB
+    finally:
+        tracemalloc.stop()
+    assert reader.read("first", WHOLE).body == b"one"
+
+
+@pytest.mark.parametrize("codec_like", [None, object()])
+def test_a_reader_wants_a_codec(codec_like):
+    with pytest.raises(TypeError):
+        EnvelopeReader(codec_like)
+
+
+def test_a_place_is_hashable():
+    with pytest.raises(TypeError):
+        EnvelopeReader(codec).read([], WHOLE)

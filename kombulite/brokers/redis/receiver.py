@@ -20,7 +20,7 @@ from weakref import ref
 from hiredis import ReplyError
 
 from kombulite import exceptions
-from kombulite._core import Delivery, MalformedEnvelope, decode_envelope, pack_command
+from kombulite._core import Delivery, EnvelopeReader, MalformedEnvelope, decode_envelope, pack_command
 from kombulite.brokers.base import Event
 from kombulite.brokers.limits import reports_expiry
 from kombulite.brokers.redis.blocking import ListWaits
@@ -89,6 +89,7 @@ class Receiver:
         self._longest_poll = min(options.polling_interval or POLLING_INTERVAL, POLLING_INTERVAL)
         self.waits = ListWaits(options, self._longest_poll, self._consumed, self._mark_dirty)
         self.subscriptions = Subscriptions(keys, options.sentinel_fanout_compat, self._on_unsubscribed)
+        self._envelopes = EnvelopeReader(codec)
         self._redirection: tuple[Any, ...] = ()
         self._tells_of_lists = False  # whether the server says when a list changes
         self._watched: dict[bytes, str] = {}  # lists of which it will -> their queue
@@ -419,7 +420,7 @@ class Receiver:
     def hand_over(self, state: RedisChannel, lease: Lease, no_ack: bool) -> Delivery | None:
         """Return a message as it goes to its consumer; None for what is none, or is too old."""
         try:
-            delivery = decode_envelope(codec, lease.envelope)
+            delivery = self._envelopes.read(lease.queue, lease.envelope)
         except MalformedEnvelope as error:
             self._perform(self._dead_letter(lease, not no_ack and self._options.ack_emulation, error))
             return None
