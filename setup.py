@@ -59,6 +59,7 @@ setup(
                 "envelope",
                 "fieldtable",
                 "frames",
+                "leases",
                 "locks",
                 "message",
                 "outgoing",

@@ -53,6 +53,7 @@ _NAMES = {
         "MethodReceived",
         "ReturnReceived",
     ),
+    "leases": ("BaseClaimQueue", "BaseLeaseChannel", "Lease", "LeaseAck", "LeaseReceive", "LeasedMessages"),
     "locks": ("NOT_ACQUIRED", "BaseLock", "Condition"),
     "message": (
         "NOT_DECODED",

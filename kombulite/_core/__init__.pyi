@@ -1,3 +1,4 @@
+from collections import deque
 from collections.abc import (
     AsyncIterator,
     Callable,
@@ -10,6 +11,7 @@ from collections.abc import (
     Sequence,
 )
 from typing import Any, NamedTuple, TypeVar, final
+from weakref import ReferenceType
 
 _R = TypeVar("_R", bound=BaseMessage)
 
@@ -525,11 +527,66 @@ class EnvelopeTemplate:
     def encode(self, body: bytes | str, delivery_tag: str, stamp: bytes = b"") -> bytes: ...
 
 def decode_envelope(json: JSON, data: bytes | str) -> Delivery: ...
+
 @final
 class EnvelopeReader:
     def __init__(self, json: JSON) -> None: ...
     def read(self, place: Hashable, data: bytes | str) -> Delivery: ...
 
+# --- leases
+
+@final
+class Lease:
+    tag: Any
+    queue: str
+    key: str
+    envelope: bytes
+    delivery: ReferenceType[Delivery] | None
+    is_fanout: bool
+    is_back: bool
+    was_seen: bool
+    def __init__(self, tag: Any, queue: str, key: str, envelope: bytes, is_fanout: bool = False) -> None: ...
+
+class BaseClaimQueue:
+    ready: deque[Lease]
+    consumers: dict[str, deque[Any]]
+
+class BaseLeaseChannel:
+    number: int
+    prefetch_count: int
+    active: bool
+    is_closing: bool
+    error: Exception | None
+    outstanding: dict[Any, Lease]
+    fanout: deque[tuple[Any, Lease]]
+    leased: Any
+    taken: Any
+
+@final
+class LeasedMessages:
+    def __init__(self, envelopes: EnvelopeReader, lock: BaseLock | None) -> None: ...
+    def next(self, channel: BaseLeaseChannel) -> Delivery | None: ...
+
+@final
+class LeaseReceive:
+    channel: BaseLeaseChannel | None
+    looks: int
+    def __init__(self, messages: LeasedMessages, receiving: BaseLock, events: Collection[Any], every: int) -> None: ...
+    def next(self) -> Delivery | None: ...
+
+@final
+class LeaseAck(AckStep):
+    def __init__(
+        self,
+        channel: BaseLeaseChannel,
+        channels: dict[int, Any],
+        stream: Any,
+        acks: Any,
+        held: deque[tuple[Any, Lease]],
+        least: int,
+        most: int,
+        sleeper: Any,
+    ) -> None: ...
 
 @final
 class TagSequence:

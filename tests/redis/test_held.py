@@ -16,12 +16,11 @@ import pytest
 from hiredis import ReplyError
 
 from kombulite import Connection, Consumer, Producer, Queue, aio, exceptions
-from kombulite._core import Delivery, Properties
+from kombulite._core import Delivery, Lease, Properties
 from kombulite.brokers.base import Outcome
 from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.handover import Abandoned, Handover
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.leases import Lease
 from kombulite.brokers.redis.options import ROUND_ROBIN, Options, OrderStrategy
 from kombulite.brokers.redis.plans import Exchange
 from kombulite.brokers.redis.replies import ReplyQueue

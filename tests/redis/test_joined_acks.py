@@ -16,11 +16,11 @@ from weakref import WeakSet
 import pytest
 
 from kombulite import Connection, Consumer, Producer, Queue, exceptions
+from kombulite._core import Lease
 from kombulite.brokers.redis import held_acks, maintainer
 from kombulite.brokers.redis.cluster import ChoreNodes
 from kombulite.brokers.redis.cluster.held_acks import ClusterHeldAcks
 from kombulite.brokers.redis.held_acks import HeldAcks
-from kombulite.brokers.redis.leases import Lease
 from kombulite.brokers.redis.plans import Exchange, Plan, Wait
 from kombulite.utils.locks import Lock
 from tests.proxy import Proxy

@@ -13,12 +13,12 @@ import redis
 from hiredis import ReplyError
 
 from kombulite import Consumer, Producer, Queue, exceptions
-from kombulite._core import pack_command
+from kombulite._core import Lease, pack_command
 from kombulite.brokers.base import Settings
 from kombulite.brokers.redis.claims import Acknowledgement, Claim, RedisChannel
 from kombulite.brokers.redis.handover import Handover
 from kombulite.brokers.redis.held_acks import MIN_FOLLOWING
-from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, Tags, pack_acknowledgement, put_back, restore_overdue
+from kombulite.brokers.redis.leases import ACK_REPLIES, Tags, pack_acknowledgement, put_back, restore_overdue
 from kombulite.brokers.redis.options import ROUND_ROBIN, Options, OrderStrategy
 from kombulite.brokers.redis.protocol import RedisProtocol
 from tests.redis.conftest import drain

@@ -18,12 +18,14 @@ import pytest
 import redis
 
 from kombulite import Connection, Consumer, Exchange, Producer, Queue, aio, exceptions, uuid
+from kombulite._core import EnvelopeReader, LeasedMessages
 from kombulite.asynchronous import Hub
 from kombulite.brokers.redis.blocking import MAX_WAITING, ListWaits
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.pace import PATIENCE, Pace
 from kombulite.brokers.redis.stream import Stream
 from kombulite.brokers.redis.waiter import Waiter
+from kombulite.utils.json_codec import codec
 from tests.aio.conftest import run
 from tests.redis.conftest import drain
 from tests.redis.test_aio import transport_of
@@ -290,7 +292,8 @@ def test_what_another_thread_reads_wakes_the_one_that_waits(waiting, ours, name,
 def test_who_closes_the_connection_does_not_wait_for_who_was_about_to_sleep(monkeypatch):
     sock, server = socket.socketpair()
     stream = Stream(SimpleNamespace(_sock=sock), 3, 20, print)
-    receiver: Any = SimpleNamespace(events=deque(), looks=0, has_something=lambda: False, has_ready=lambda: False)
+    receiver: Any = SimpleNamespace(events=deque(), has_something=lambda: False, has_ready=lambda: False)
+    receiver.messages = LeasedMessages(EnvelopeReader(codec), stream.lock)
     router: Any = SimpleNamespace(catch_up=lambda: iter(()))
     waiter = Waiter(stream, receiver, router, {})
     next_event, wake, may_sleep = waiter._next_event, waiter.wake, threading.Event()

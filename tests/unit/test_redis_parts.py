@@ -12,6 +12,7 @@ from kombu.transport.virtual.exchange import TopicExchange
 from redis import exceptions as driver
 
 from kombulite import exceptions
+from kombulite._core import Lease
 from kombulite.brokers.base import QueueSpec, Settings
 from kombulite.brokers.redis import Transport, get_redis_error_classes
 from kombulite.brokers.redis.claims import MAX_ASKED, ClaimQueue, RedisChannel, in_turns
@@ -25,7 +26,7 @@ from kombulite.brokers.redis.errors import (
 )
 from kombulite.brokers.redis.fanout import Subscriptions
 from kombulite.brokers.redis.keys import Keys, topic_pattern
-from kombulite.brokers.redis.leases import Lease, Tags, mark_redelivered
+from kombulite.brokers.redis.leases import Tags, mark_redelivered
 from kombulite.brokers.redis.options import Limits, Options, OrderStrategy, database_of
 from kombulite.brokers.redis.router import Routes
 

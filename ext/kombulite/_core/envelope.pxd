@@ -1,6 +1,7 @@
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.string cimport memcpy
 
+from kombulite._core.message cimport Delivery
 from kombulite._core.serialization cimport JSON
 
 cdef enum:
@@ -21,6 +22,13 @@ cdef class EnvelopeTemplate:
     cdef bytes payload(self, object body)
     cdef Py_ssize_t opening_size(self, bytes payload) except -1
     cdef char* put_opening(self, char* at, bytes payload) noexcept
+
+
+cdef class EnvelopeReader:
+    cdef JSON _json
+    cdef dict _known  # place -> what its envelopes have in common
+
+    cdef Delivery _read(self, object place, object data)
 
 
 cdef class TagSequence:

@@ -197,9 +197,6 @@ cdef class EnvelopeReader:
     go; all else is known. What is known is bounded.
     """
 
-    cdef JSON _json
-    cdef dict _known  # place -> what its envelopes have in common
-
     def __cinit__(self, JSON json not None):
         self._json = json
         self._known = {}

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, ClassVar, TypeVar
 
 from kombulite import exceptions
-from kombulite._core import Delivery
+from kombulite._core import AckStep, Delivery, Lease
 from kombulite.brokers.base import (
     Capabilities,
     Event,
@@ -33,7 +33,6 @@ from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.connector import Connector
 from kombulite.brokers.redis.errors import REPLICA_CODES, connection_lost, get_redis_error_classes
 from kombulite.brokers.redis.held_acks import HeldAcks
-from kombulite.brokers.redis.leases import Lease
 from kombulite.brokers.redis.maintainer import LeaseMaintainer
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.plans import Plan
@@ -100,6 +99,7 @@ class Transport(BaseTransport):
         stream.perform(protocol.begin(stream, tracked, stream.perform))
         self._acks = HeldAcks(stream, protocol.receiver.acknowledgement, self._flush_soon)
         self._waiter = Waiter(stream, protocol.receiver, protocol.topology.router, self._channels)
+        self.poll_ready = self._waiter.poll_ready
 
     def _open(self, on_push: OnReply) -> Stream:
         stream = self._connector.open(on_push)
@@ -154,7 +154,7 @@ class Transport(BaseTransport):
         self._channels.clear()
         for stream in self._streams:
             stream.drop()
-        waiter, self._waiter = self._waiter, None
+        waiter, self._waiter, self.poll_ready = self._waiter, None, None
         if waiter is not None:
             waiter.close()
 
@@ -419,6 +419,11 @@ class Transport(BaseTransport):
 
     def get(self, channel: int, queue: str, no_ack: bool) -> Delivery | None:
         return self._perform(self._protocol.get(channel, queue, no_ack))
+
+    def fast_ack(self, channel: int) -> AckStep | None:
+        if self._acks is None or self._waiter is None:
+            return None
+        return self._acks.step(self._protocol.channel(channel), self._channels, self._waiter)
 
     def settle(self, channel: int, delivery_tag: Any, outcome: Outcome, multiple: bool = False) -> None:
         state, leases = self._protocol.take(channel, delivery_tag, multiple)

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from hiredis import ReplyError
 
+from kombulite._core import BaseClaimQueue, BaseLeaseChannel, Lease
 from kombulite.brokers.redis.errors import FOR_NOW, reply_error
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.leases import Lease, Tags, client_time, mark_redelivered
+from kombulite.brokers.redis.leases import Tags, client_time, mark_redelivered
 from kombulite.brokers.redis.options import OrderStrategy
 from kombulite.brokers.redis.plans import Command, Plan, PostingStream, run_with
 from kombulite.brokers.redis.scripts import CLAIM
@@ -110,19 +111,20 @@ class Claim:
         return [self._tags.tag(self._first + i) for i in range(self.count)]
 
 
-class ClaimQueue:
+class ClaimQueue(BaseClaimQueue):
     """What one channel takes from queues, to be acknowledged or not. ``lease``: whether the server notes it."""
+
+    consumers: dict[str, deque[Consumer]]
 
     def __init__(self, no_ack: bool, order: OrderStrategy, lease: bool) -> None:
         self.no_ack = no_ack
         self.lease = lease
-        self.ready: deque[Lease] = deque()
+        self.ready = deque()
         self.dirty_queues: set[str] = set()  # queues to which something may have come since they were asked
         self.is_filled = False  # whether the server has said that one of the dirty queues has something
         self.is_early = False  # whether they were made dirty by a claim, since more is likely to come after a pause
         self.claiming: Claim | None = None  # the request under way
         self.holds = 0  # consumers that are about to end, until when nothing is claimed
-        self.consumers: dict[str, deque[Consumer]] = {}
         self._order: list[str] = []
         self._strategy = order
         self._custom = order.custom() if order.custom is not None else None
@@ -241,29 +243,28 @@ def in_turns(lists: list[list[Lease]]) -> Iterable[Lease]:
     return (lease for turn in turns for lease in turn if lease is not None)
 
 
-class RedisChannel:
-    """A channel: its consumers and its unsettled messages.
+class RedisChannel(BaseLeaseChannel):
+    """A channel: its consumers and its unsettled messages. ``error``: of an ack that the server refused.
 
     A message is in ``ready`` of a claim queue or in ``fanout``, then ``outstanding``, then settled.
     """
 
+    leased: ClaimQueue
+    taken: ClaimQueue
+    fanout: deque[tuple[Consumer, Lease]]
+
     def __init__(self, number: int, order: OrderStrategy, lease: bool) -> None:
         self.number = number
-        self.prefetch_count = 0
-        self.active = True
         #: Asked before each message is taken, if the program wants to be; then they are taken one at a time.
         self.gate: Callable[[], Any] | None = None
         self.consumers: dict[str, Consumer] = {}
-        self.outstanding: dict[Any, Lease] = {}
         self._returned: set[str] = set()  # tags of those that are back in their lists, whose settlement was refused
         self.leased, self.taken = ClaimQueue(False, order, lease), ClaimQueue(True, order, False)
-        self.fanout: deque[tuple[Consumer, Lease]] = deque(maxlen=MAX_FANOUT)
+        self.fanout = deque(maxlen=MAX_FANOUT)
         self.fetching: list[Claim] = []  # requests of `get` under way
         self.unreturned: list[Lease] = []  # taken for good for a consumer that has ended, and not put back yet
-        self.error: Exception | None = None  # of an ack that the server refused
         #: Has an ack made again, of packed commands, that the server refuses for the moment.
         self.make_again: Callable[[bytes], object] = _forget
-        self.is_closing = False
         #: The same for a channel and for that in whose place it is, whose connection was lost.
         self.origin: object = object()
         self._fanout_first = False

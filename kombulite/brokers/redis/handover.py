@@ -20,11 +20,12 @@ from weakref import ReferenceType, ref
 from hiredis import ReplyError
 
 from kombulite import exceptions
+from kombulite._core import Lease
 from kombulite.brokers.base import Outcome
 from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.errors import FOR_NOW, reply_error
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, pack_acknowledgement, put_back, put_back_tags, renew
+from kombulite.brokers.redis.leases import ACK_REPLIES, pack_acknowledgement, put_back, put_back_tags, renew
 from kombulite.brokers.redis.plans import Exchange, Plan
 from kombulite.brokers.redis.replies import Posted
 

@@ -12,11 +12,13 @@ from time import monotonic
 from weakref import WeakSet
 
 from kombulite import exceptions
+from kombulite._core import AckStep, Lease, LeaseAck
 from kombulite.brokers.redis.claims import Acknowledgement, RedisChannel
 from kombulite.brokers.redis.errors import connection_lost
-from kombulite.brokers.redis.leases import ACK_REPLIES, Lease
+from kombulite.brokers.redis.leases import ACK_REPLIES
 from kombulite.brokers.redis.replies import Posted
 from kombulite.brokers.redis.stream import MIN_TIMEOUT, Stream
+from kombulite.brokers.redis.waiter import Waiter
 
 #: Messages that must be ready for the first ack to wait: it wakes a thread, which costs as much as some ten acks.
 MIN_FOLLOWING = 32
@@ -42,7 +44,7 @@ class HeldAcks:
         self._stream = stream
         self._pack = pack
         self._on_hold = on_hold
-        self._is_over = False
+        self.is_over = False
         # Any thread appends to it, and then sets ``before_send``. ``flush`` unsets that, and takes them out, under the
         # connection's lock: each when it is sent, so that ``unanswered`` misses none. To send one twice does no harm.
         self._held: deque[tuple[RedisChannel, Lease]] = deque()
@@ -53,19 +55,27 @@ class HeldAcks:
         held, ready = self._held, len(state.leased.ready)
         if not ready or (ready < self.min_following and not held):
             return False
-        stream = self._stream
-        stream.check()
+        self._stream.check()
         if len(held) >= self.max_held:
             self.flush()
         for lease in leases:
             held.append((state, lease))
-        if self._is_over:  # another thread may have taken what waits before that
+        self.joined()
+        return True
+
+    def joined(self) -> None:
+        """Have the acks that wait sent soon, now that another one does. Raises if none may any more."""
+        if self.is_over:  # another thread may have taken what waits before that
             raise connection_lost("connection already closed")
+        stream = self._stream
         if stream.before_send is None:
             stream.before_send = self.flush
             if not self._on_hold():
                 self.flush()
-        return True
+
+    def step(self, state: RedisChannel, channels: dict[int, RedisChannel], sleeper: Waiter) -> AckStep:
+        """Return what does the same for one message of a channel, as one step. ``sleeper``: who may wait for credit."""
+        return LeaseAck(state, channels, self._stream, self, self._held, self.min_following, self.max_held, sleeper)
 
     def flush(self, deadline: float | None = None) -> None:
         """Send the acks that wait, until a deadline (monotonic clock; None: no haste).
@@ -96,7 +106,7 @@ class HeldAcks:
 
     def end(self) -> list[Posted]:
         """Hold no more acks, for the connection is given up; returns those that wait, as ``unanswered`` does."""
-        self._is_over = True
+        self.is_over = True
         return self.unanswered()
 
     def unanswered(self) -> list[Posted]:

@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from logging import getLogger
 from time import time
 from typing import Any, NamedTuple
-from weakref import ReferenceType
 
 from kombulite import exceptions
-from kombulite._core import Delivery, pack_command
+from kombulite._core import Lease, pack_command
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.plans import Command, Plan, call, call_all, run, run_with
@@ -41,24 +40,6 @@ ACK_REPLIES = 2
 FIRST_NUMBER = 10_000_000_001
 
 _OWN_TAG = re.compile(rb"kl([0-9.]+)-")
-
-
-class Lease:
-    """A message that was taken from a list: its envelope, and where it came from. ``tag``: None where none is noted."""
-
-    __slots__ = ("delivery", "envelope", "is_back", "is_fanout", "key", "queue", "tag", "was_seen")
-
-    is_back: bool  #: whether it was put back into its list: the server notes that only of what it has leased
-    delivery: ReferenceType[Delivery] | None  #: what the application got, as long as it has it
-
-    def __init__(self, tag: str, queue: str, key: str, envelope: bytes, is_fanout: bool = False) -> None:
-        self.tag = tag
-        self.queue = queue
-        self.key = key
-        self.envelope = envelope
-        self.is_fanout = is_fanout
-        self.is_back = self.was_seen = False
-        self.delivery = None
 
 
 class Tags:

@@ -18,14 +18,14 @@ from typing import Any
 from weakref import WeakSet
 
 from kombulite import exceptions
-from kombulite._core import Delivery
+from kombulite._core import Delivery, Lease
 from kombulite.brokers.base import Cancelled, ExchangeSpec, HeldDeliveries, QueueInfo, QueueSpec, Settings
 from kombulite.brokers.redis.claims import Claim, Consumer, RedisChannel, consumers_of
 from kombulite.brokers.redis.deadlines import Deadlines
 from kombulite.brokers.redis.errors import connection_lost
 from kombulite.brokers.redis.handover import Handover, HeldByChannel, handover_of, unmade
 from kombulite.brokers.redis.keys import Keys
-from kombulite.brokers.redis.leases import Lease, logger, put_back
+from kombulite.brokers.redis.leases import logger, put_back
 from kombulite.brokers.redis.options import Options, OrderStrategy, database_of
 from kombulite.brokers.redis.plans import Plan, PostingStream, Wait, is_granted, is_refused, send
 from kombulite.brokers.redis.publisher import Publisher

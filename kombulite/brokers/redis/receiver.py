@@ -20,7 +20,15 @@ from weakref import ref
 from hiredis import ReplyError
 
 from kombulite import exceptions
-from kombulite._core import Delivery, EnvelopeReader, MalformedEnvelope, decode_envelope, pack_command
+from kombulite._core import (
+    Delivery,
+    EnvelopeReader,
+    Lease,
+    LeasedMessages,
+    MalformedEnvelope,
+    decode_envelope,
+    pack_command,
+)
 from kombulite.brokers.base import Event
 from kombulite.brokers.limits import reports_expiry
 from kombulite.brokers.redis.blocking import ListWaits
@@ -30,7 +38,6 @@ from kombulite.brokers.redis.fanout import Subscriptions
 from kombulite.brokers.redis.keys import Keys
 from kombulite.brokers.redis.leases import (
     ACK_REPLIES,
-    Lease,
     Tags,
     dead_letter,
     logger,
@@ -45,6 +52,7 @@ from kombulite.brokers.redis.publisher import PUBLISHED_AT
 from kombulite.brokers.redis.scripts import CLAIM
 from kombulite.brokers.redis.topology import Topology
 from kombulite.utils.json_codec import codec
+from kombulite.utils.locks import Lock
 from kombulite.utils.uuid import uuid
 
 #: Seconds between two looks where the server cannot wake us: at most, at least, and as a share of those since the last
@@ -76,7 +84,6 @@ class Receiver:
         self.listener: PostingStream | None = None
         self.watcher: PostingStream | None = None  # over which lists are read to have their changes told
         self.pace = Pace()
-        self.looks = 0
         self._stream = stream
         self._perform = perform
         self._keys = keys
@@ -90,6 +97,8 @@ class Receiver:
         self.waits = ListWaits(options, self._longest_poll, self._consumed, self._mark_dirty)
         self.subscriptions = Subscriptions(keys, options.sentinel_fanout_compat, self._on_unsubscribed)
         self._envelopes = EnvelopeReader(codec)
+        #: The common case of handing over a message.
+        self.messages = LeasedMessages(self._envelopes, stream.lock if isinstance(stream.lock, Lock) else None)
         self._redirection: tuple[Any, ...] = ()
         self._tells_of_lists = False  # whether the server says when a list changes
         self._watched: dict[bytes, str] = {}  # lists of which it will -> their queue
@@ -408,6 +417,9 @@ class Receiver:
 
     def next_delivery(self, state: RedisChannel) -> Delivery | None:
         """Hand over the next message that waits on a channel, if there is one."""
+        delivery = self.messages.next(state)
+        if delivery is not None:
+            return delivery
         with self._stream.lock:  # what is taken is noted before a consumer or the channel ends
             while (found := state.next()) is not None:
                 consumer, lease = found

@@ -11,7 +11,7 @@ from threading import get_ident
 from time import monotonic, sleep
 
 from kombulite import exceptions
-from kombulite._core import Delivery
+from kombulite._core import Delivery, LeaseReceive
 from kombulite.brokers.base import Event
 from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.errors import connection_lost
@@ -48,12 +48,15 @@ class Waiter:
         self._awaited.register(self._waker_out, selectors.EVENT_READ)
         self._has_twins = detect_environment() == "eventlet"
         self._begin(stream)
-        self._is_sleeping = False
+        self.is_sleeping = False
         receiver.wake = self.wake
-        self._current: RedisChannel | None = None  # the channel that was served last
+        self._step = LeaseReceive(receiver.messages, self._receiving, receiver.events, LISTEN_EVERY)
+        #: The common case of receiving: the channel that was served last has more.
+        self.poll_ready = self._step.next
 
     def close(self) -> None:
         """Let go of what is the system's. The thread that receives, if there is one, ends with an error."""
+        self._step.channel = None
         if os.getpid() != self._pid:
             self._close_descriptors()  # a thread that held our lock is the parent's, and so is all else
             return
@@ -109,7 +112,7 @@ class Waiter:
 
     def wake(self) -> None:
         """Let the thread that waits in ``receive`` look again: something changed here."""
-        if self._is_sleeping:
+        if self.is_sleeping:
             with suppress(OSError):  # full, or closed
                 self._waker_in.send(b"!")
 
@@ -120,21 +123,16 @@ class Waiter:
 
         Raises OperationalError where no event can ever come.
         """
+        delivery = self.poll_ready()
+        if delivery is not None:
+            return (delivery,)
         deadline = None if timeout is None else monotonic() + timeout
         events = self._receiving.call(timeout, self._receive, deadline)
         return () if events is NOT_ACQUIRED else events
 
     def _receive(self, deadline: float | None) -> tuple[Event, ...]:
-        receiver = self._receiver
         try:
             self._thread = get_ident()
-            # The common case: the channel that was served last has more.
-            state = self._current
-            if state is not None and receiver.looks % LISTEN_EVERY and not receiver.events and state.error is None:
-                receiver.looks += 1
-                delivery = receiver.next_delivery(state)
-                if delivery is not None:
-                    return (delivery,)
             has_polled = False
             while True:
                 event = self._next_event(has_polled)
@@ -155,20 +153,20 @@ class Waiter:
 
     def _next_event(self, has_polled: bool) -> Event | None:
         """Return the next event, if there is one. ``has_polled``: whether what has arrived was taken just now."""
-        receiver = self._receiver
+        receiver, step = self._receiver, self._step
         if receiver.events:
             return receiver.events.popleft()
-        receiver.looks += 1
+        step.looks += 1
         channels = list(self._channels.values())
-        if not has_polled and (receiver.looks % LISTEN_EVERY == 0 or not any(state.has_ready() for state in channels)):
+        if not has_polled and (step.looks % LISTEN_EVERY == 0 or not any(state.has_ready() for state in channels)):
             self._poll()
         for i in range(len(channels)):
-            state = channels[(receiver.looks + i) % len(channels)]
+            state = channels[(step.looks + i) % len(channels)]
             delivery = self._serve(state)
             if delivery is not None:
-                self._current = state
+                step.channel = state
                 return delivery
-        self._current = None
+        step.channel = None
         return None
 
     def _serve(self, state: RedisChannel) -> Delivery | None:
@@ -196,7 +194,7 @@ class Waiter:
     def _wait(self, left: float | None) -> None:
         """Sleep until there may be something new, at most so many seconds."""
         receiver = self._receiver
-        self._is_sleeping = True
+        self.is_sleeping = True
         try:
             if self._is_closed:  # who closed it before that has woken nobody
                 raise connection_lost("connection already closed")
@@ -205,13 +203,13 @@ class Waiter:
                 for pause in self._pauses():
                     seconds = pause if seconds is None else min(seconds, pause)
                 found = self._awaited.select(seconds)
-                self._is_sleeping = False
+                self.is_sleeping = False
                 if any(key.fileobj is self._waker_out for key, _ in found):
                     with suppress(BlockingIOError):
                         self._waker_out.recv(4096)
                 self._poll()
         finally:
-            self._is_sleeping = False
+            self.is_sleeping = False
         if receiver.has_something() and not receiver.has_ready():
             pause = receiver.pause()
             if pause:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from hiredis import ReplyError
 
 from kombulite import exceptions
-from kombulite._core import Delivery
+from kombulite._core import Delivery, Lease
 from kombulite.brokers import aio as interface
 from kombulite.brokers.aio import OnEvent, OnLost, Pending, closed, refuse, resolve
 from kombulite.brokers.base import ExchangeSpec, HeldDeliveries, Outcome, QueueInfo, QueueSpec, QueueStatus, Settings
@@ -26,7 +26,7 @@ from kombulite.brokers.redis.aio.maintainer import AsyncMaintainer
 from kombulite.brokers.redis.aio.stream import Answer, AsyncStream
 from kombulite.brokers.redis.claims import RedisChannel
 from kombulite.brokers.redis.errors import FOR_NOW, REPLICA_CODES, connection_lost, reply_error, socket_error
-from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, logger
+from kombulite.brokers.redis.leases import ACK_REPLIES, logger
 from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.plans import REPLY_TIMEOUT, Plan, call, wait_for_replicas, wait_for_replies
 from kombulite.brokers.redis.protocol import RedisProtocol

@@ -123,6 +123,7 @@ class Transport(SingleServerTransport):
         else:
             self._acks = HeldAcks(nodes, protocol.receiver.acknowledgement, self._flush_soon)
         self._waiter = ClusterWaiter(nodes, protocol.receiver, protocol.topology.router, self._channels)
+        self.poll_ready = self._waiter.poll_ready
 
     def _greet(self, stream: Stream) -> None:
         """Make a connection for commands ready."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from hiredis import ReplyError
 
+from kombulite._core import Lease
 from kombulite.brokers.redis.claims import (
     MAX_ASKED,
     MAX_BYTES,
@@ -26,7 +27,7 @@ from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.nodes import Nodes
 from kombulite.brokers.redis.cluster.slots import refusal_of
 from kombulite.brokers.redis.cluster.units import DOWN_PAUSE, MOVING_PAUSE
-from kombulite.brokers.redis.leases import Lease, Tags, logger
+from kombulite.brokers.redis.leases import Tags, logger
 from kombulite.brokers.redis.options import OrderStrategy
 from kombulite.brokers.redis.plans import is_missing, is_refused
 from kombulite.brokers.redis.replies import Lost, Unreached

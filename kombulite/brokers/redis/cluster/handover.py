@@ -10,11 +10,12 @@ from operator import attrgetter
 from typing import Any
 
 from kombulite import exceptions
+from kombulite._core import Lease
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.publisher import Reached
 from kombulite.brokers.redis.cluster.together import together
 from kombulite.brokers.redis.handover import Abandoned, Handover, User
-from kombulite.brokers.redis.leases import Lease, logger, pack_acknowledgement, put_back, put_back_tags, renew
+from kombulite.brokers.redis.leases import logger, pack_acknowledgement, put_back, put_back_tags, renew
 from kombulite.brokers.redis.plans import Plan
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kombulite._core import Lease
 from kombulite.brokers.redis.claims import Claim, RedisChannel
 from kombulite.brokers.redis.cluster.claims import ClusterChannel
 from kombulite.brokers.redis.cluster.handover import ClusterHandover, put_back_all, renew_all
@@ -13,7 +14,7 @@ from kombulite.brokers.redis.cluster.publisher import ClusterPublisher
 from kombulite.brokers.redis.cluster.receiver import ClusterReceiver
 from kombulite.brokers.redis.cluster.together import together
 from kombulite.brokers.redis.cluster.topology import ClusterDeadlines, ClusterTopology
-from kombulite.brokers.redis.leases import Lease, restore_overdue
+from kombulite.brokers.redis.leases import restore_overdue
 from kombulite.brokers.redis.maintainer import Chores
 from kombulite.brokers.redis.plans import Plan, PostingStream
 from kombulite.brokers.redis.protocol import RedisProtocol

@@ -10,14 +10,14 @@ from math import inf
 from time import monotonic
 from typing import Any
 
-from kombulite._core import MalformedEnvelope, decode_envelope, pack_command
+from kombulite._core import Lease, MalformedEnvelope, decode_envelope, pack_command
 from kombulite.brokers.redis.claims import Acknowledgement, Claim, ClaimQueue, RedisChannel
 from kombulite.brokers.redis.cluster.claims import ClusterClaimQueue
 from kombulite.brokers.redis.cluster.handover import by_queue
 from kombulite.brokers.redis.cluster.keys import ClusterKeys
 from kombulite.brokers.redis.cluster.listening import ListeningNodes
 from kombulite.brokers.redis.cluster.nodes import Nodes
-from kombulite.brokers.redis.leases import ACK_REPLIES, Lease, logger, pack_acknowledgement
+from kombulite.brokers.redis.leases import ACK_REPLIES, logger, pack_acknowledgement
 from kombulite.brokers.redis.receiver import Receiver
 from kombulite.brokers.redis.scripts import CLAIM
 from kombulite.utils.json_codec import codec
