@@ -106,6 +106,34 @@ def test_replicas_are_waited_for_half_of_the_time_for_the_confirm(replicated, na
         replicated.replica.resume()
 
 
+@pytest.mark.parametrize("publish", ["publish", "publish_many"])
+def test_a_connection_that_was_opened_anew_vouches_for_nothing_that_was_sent_before(
+    replicated, name, publish, monkeypatch
+):
+    """A process that stood still may find that. The new one may lead to another master, which lacks the message."""
+    with Connection(replicated.master.url, transport_options={"wait_replicas": 1}) as connection:
+        producer = connection.Producer(routing_key=name)
+        producer.publish("before")
+        stream = connection.transport._stream
+        wait_for_replicas = stream.wait_for_replicas
+
+        def be_idle() -> None:
+            replicated.clients[0].client_kill_filter(_type="normal", skipme=True)
+            stream.used_at -= 60
+
+        def stand_still(count: int, timeout: float | None) -> None:
+            be_idle()
+            wait_for_replicas(count, timeout)
+
+        monkeypatch.setattr(stream, "wait_for_replicas", stand_still)
+        with pytest.raises(exceptions.RecoverableConnectionError, match="opened anew"):
+            getattr(producer, publish)(["one"])
+        monkeypatch.undo()
+        be_idle()
+        producer.publish("after")  # over a connection that was opened anew before it
+        assert replicated.counts(name)[1] == 3
+
+
 def test_tasks_wait_for_replicas_together(replicated, name):
     async def main() -> None:
         async with aio.connect(replicated.master.url, transport_options={"wait_replicas": 1}) as connection:

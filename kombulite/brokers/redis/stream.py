@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -80,6 +81,8 @@ class Stream:
         self.ping_interval = ping_interval
         self.renew: Callable[[Stream], None] | None = None
         self._timeout = timeout
+        self._written = threading.local()  # ``connections``: those over which this thread has sent
+        self._notes_written = False
         self._converses = (
             False  # whether a command waits for its reply, or is being sent, or the server is connected to
         )
@@ -142,11 +145,18 @@ class Stream:
         return perform(plan, self._fulfil, monotonic() + timeout if timeout else None)
 
     def note_written(self) -> None:
-        """Do nothing: there is one server that replicas are waited for at."""
+        """Note from now on over which connections this thread sends: after a rest there may be another one."""
+        self._notes_written = True
+        self._written.connections = set()
 
     def wait_for_replicas(self, count: int, timeout: float | None) -> None:
-        """Wait until so many replicas have what was sent, within so many seconds. Raises MessageNacked."""
+        """Wait until so many replicas have what was sent since ``note_written``, within so many seconds.
+
+        Raises MessageNacked; RecoverableConnectionError if it is another connection now, maybe to another master.
+        """
         self.perform(wait_for_replicas(count, timeout or self._timeout or REPLY_TIMEOUT), timeout)
+        if len(self._written.connections) > 1:
+            raise connection_lost("the connection was opened anew before it was known that replicas have the message")
 
     def _fulfil(self, request: Any, deadline: float | None) -> list[Any] | None:
         timeout = None if deadline is None else max(deadline - monotonic(), MIN_TIMEOUT)
@@ -173,6 +183,8 @@ class Stream:
 
     def _ask(self, pieces: Iterable[bytes], replies: int, deadline: float | None) -> list[Any]:
         self._begin(deadline)
+        if self._notes_written and (connections := getattr(self._written, "connections", None)) is not None:
+            connections.add(self._connection)
         self._converses = True
         try:
             for data in pieces:
