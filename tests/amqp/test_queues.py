@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from datetime import datetime, timedelta
 
 import pytest
 
-from kombulite import Connection, Consumer, Exchange, Producer, Queue, Quorum, Stream, exceptions
+from kombulite import Connection, Consumer, Exchange, Producer, Queue, Quorum, Stream, aio, exceptions
 from kombulite.transport import native_delayed_delivery as delayed
 from tests.contract.conftest import Inbox, soon
 
@@ -211,6 +213,73 @@ def test_single_active_consumer(typed, connection):
     first.consumer.cancel()
     Producer(connection).publish("after", routing_key=queue.name)
     assert second.wait(connection, 1, timeout=30) == ["after"]
+
+
+class Holder:
+    """A consumer that holds two messages when it ends in good order, in a thread of its own."""
+
+    def __init__(self, url, queue, ends):
+        self.url, self.queue, self.ends = url, queue, ends
+        self.is_holding, self.may_end = threading.Event(), threading.Event()
+        self.got = []
+
+    def run(self):
+        with Connection(self.url) as connection:
+            channel, got = connection.channel(), []
+            Consumer(channel, self.queue, on_message=got.append, prefetch_count=3).consume()
+            while len(got) < 3:
+                connection.drain_events(timeout=30)
+            got[0].ack()
+            self._hold(got)
+            if self.ends == "channel":
+                channel.close()
+
+    def _hold(self, got):
+        self.got = [message.payload for message in got]
+        self.is_holding.set()
+        assert self.may_end.wait(60)
+
+
+class AsyncHolder(Holder):
+    """One on an event loop."""
+
+    def run(self):
+        asyncio.run(self._main())
+
+    async def _main(self):
+        async with aio.connect(self.url) as connection, connection.consume(self.queue, prefetch=3) as messages:
+            got = [await messages.next(30) for _ in range(3)]
+            await got[0].ack()
+            await asyncio.to_thread(self._hold, got)
+            if self.ends == "connection":
+                await connection.close()
+
+
+@pytest.mark.parametrize("ends", ["connection", "channel"])
+@pytest.mark.parametrize("holder_class", [Holder, AsyncHolder])
+@pytest.mark.parametrize("arguments", [{}, QUORUM], ids=["classic", "quorum"])
+def test_the_successor_of_a_single_active_consumer_gets_all_in_order(typed, connect, arguments, holder_class, ends):
+    """Were the consumer to end before its messages are back, the next would be active and get others first."""
+    queue = typed("single", queue_arguments={**arguments, "x-single-active-consumer": True})
+    connection, got = connect(), []
+    Producer(connection).publish_many(range(40), routing_key=queue.name)
+
+    def take(message):
+        got.append(message.payload)
+        message.ack()
+
+    entity = Queue(queue.name, queue_arguments=queue.queue_arguments)
+    holder = holder_class(connection.as_uri(include_password=True), entity, ends)
+    thread = threading.Thread(target=holder.run)
+    thread.start()
+    assert holder.is_holding.wait(60)
+    Consumer(connection.channel(), entity, on_message=take, prefetch_count=3).consume()
+    holder.may_end.set()
+    while len(got) < 39:
+        connection.drain_events(timeout=30)
+    thread.join()
+    assert holder.got == [0, 1, 2]
+    assert got == list(range(1, 40))
 
 
 # --- streams

@@ -50,6 +50,7 @@ class AMQPChannel:
         self.prefetch_count = 0  # of consumers that are to start
         self.limits: dict[str, PrefetchLimit] = {}  # of those that are running, by tag
         self.takes_acks = False  # whether there may be deliveries to settle
+        self.keeps_order = False  # whether a queue passes to its next consumer when one here ends
         self.failed: set[int] = set()  # the broker's tags of deliveries that failed and are not settled
         self.confirms: Confirms | None = None
         self.settled = AckWatermark(held, number, tag_offset, self.failed)  # the broker's tags

@@ -99,6 +99,7 @@ class AMQPProtocol:
         self.root: Any = self.channel_class(0)  # the connection itself
         self.channels: dict[int, Any] = {0: self.root}
         self.events: deque[Event] = deque()
+        self.single_active: set[str] = set()  # queues that were declared to have a single active consumer
         self.emit = emit or self.events.append
         self.channel_max = login.channel_max
         self.blocked: str | None = None  # why the broker does not take messages
@@ -145,12 +146,19 @@ class AMQPProtocol:
         failed = self._failed.get(number)
         return failed.tag_offset if failed is not None else self.stream.decoder.last_tag(number)
 
+    def note_queue(self, channel: AMQPChannel, queue: str) -> None:
+        """Note that a channel consumes a queue."""
+        channel.keeps_order = channel.keeps_order or queue in self.single_active
+
     def end_consumers(self, channel: AMQPChannel, timeout: float | None = None) -> str | None:
         """End the consumers of a channel that is about to be closed, except one, whose tag is returned.
 
         When the broker has answered the cancellation of that one, nothing is in flight to any of them.
+
+        Not those of a queue with a single active consumer: when it ends the next one is active, and would get other
+        messages before those that go back. The end of the channel is both at once.
         """
-        if not channel.takes_acks or channel.closing:
+        if not channel.takes_acks or channel.closing or channel.keeps_order:
             return None
         tags = [tag for tag, no_ack in channel.consumers.items() if not no_ack]
         for tag in tags[:-1]:
@@ -164,7 +172,7 @@ class AMQPProtocol:
         If the broker did that, each delivery would count as failed, as those count whose callback has raised.
         """
         number, stream = channel.number, self.stream
-        if not channel.takes_acks or channel.closing:
+        if not channel.takes_acks or channel.closing or channel.keeps_order:
             return
         from_queues, from_streams = stream.decoder.sources(number)
         may_nack = from_queues and (self.streams_take_nacks or not from_streams)

@@ -77,6 +77,8 @@ class AMQPVerbs:
 
     def declare_queue(self, channel: int, spec: QueueSpec, passive: bool) -> Any:
         flags = (passive, spec.durable, spec.exclusive, spec.auto_delete, False)
+        if (spec.arguments or {}).get("x-single-active-consumer"):
+            self._opened().single_active.add(spec.name)
         return self._perform(
             channel, methods.QUEUE_DECLARE, 0, spec.name, *flags, spec.arguments or {}, result=_queue_info
         )

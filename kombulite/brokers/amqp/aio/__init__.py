@@ -433,7 +433,9 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
         exclusive: bool,
         arguments: Mapping[str, Any] | None,
     ) -> Pending[str]:
-        state = self._opened().channel(channel)
+        protocol = self._opened()
+        state = protocol.channel(channel)
+        protocol.note_queue(state, queue)
         consumer_tag = consumer_tag or f"ctag-{uuid()}"
         flags = (False, no_ack, exclusive, False)
         pending = self._ask(
