@@ -147,6 +147,37 @@ def test_a_batch_for_many_queues_keeps_the_order_of_each(cluster, layout):
             assert [each for each in found if each % 60 == place] == list(range(place, 600, 60))
 
 
+def scripts(cluster):
+    """How many scripts the nodes have run."""
+    stats = [node.ask("INFO", "commandstats") for node in cluster.masters]
+    names = ("cmdstat_eval", "cmdstat_evalsha")
+    return sum(int(each.get(name, {"calls": 0})["calls"]) for each in stats for name in names)
+
+
+def test_nodes_that_have_enough_for_a_consumer_take_turns(cluster):
+    queues = [Queue(f"turns{number}") for number in range(30)]
+    found, run = [], {}
+
+    def note(message):
+        found.append(message.payload)
+        message.ack()
+        if len(found) in (300, 2300):
+            run[len(found)] = scripts(cluster)
+
+    with connect(cluster, OWN) as connection:
+        producer = connection.Producer()
+        with producer.batch():
+            for number in range(3000):
+                producer.publish(number % 30, routing_key=queues[number % 30].name)
+        with connection.Consumer(queues, on_message=note, prefetch_count=200):
+            while len(found) < 3000:
+                connection.drain_events(timeout=20)
+    # One node for all of the credit, which is 100 at a time; not each of the three for its share.
+    assert run[2300] - run[300] < 40
+    assert set(found[:600]) == set(range(30))  # no queue waits until others are empty
+    assert sorted(found) == sorted([*range(30)] * 100)
+
+
 @LAYOUTS
 def test_a_binding_is_known_to_publishers_at_once(cluster, layout):
     exchange = Exchange("late", "direct")

@@ -187,6 +187,8 @@ class ClusterClaimQueue(ClaimQueue):
 
     def __init__(self, no_ack: bool, order: OrderStrategy, lease: bool) -> None:
         super().__init__(no_ack, order, lease)
+        #: Queues that were asked together for as many messages as there were, or more.
+        self._full: set[str] = set()
         #: Queues whose slots are not served at the moment. They keep no other queue waiting.
         self.resting: dict[str, Rest] = {}
         #: What a queue was refused with for other reasons, or all of them for too long.
@@ -276,7 +278,10 @@ class ClusterClaimQueue(ClaimQueue):
         owners, is_together = nodes.cluster.slots.owners, nodes.takes_scripts
         for queue in asked:
             groups.setdefault(owners[keys.of(queue).slot] if is_together else queue, []).append(queue)
-        return list(groups.values())[:most]
+        found = list(groups.values())[:most]
+        if is_together and len(found) > 1 and all(self._full.issuperset(group) for group in found):
+            return found[:1]  # each node has enough for all of the credit: they take turns, as that costs one request
+        return found
 
     def _leases_of(self, part: Claim, answer: Any) -> list[tuple[int, list[Lease]]] | None:
         """Return what a request has found, as it says; None for one that was refused or lost."""
@@ -306,6 +311,7 @@ class ClusterClaimQueue(ClaimQueue):
                 self.late.remove(part)
             if isinstance(answer, Unasked):
                 self.dirty_queues.update(answer.queues)
+                self._full.difference_update(answer.queues)
                 continue
             leases = self._leases_of(part, answer)
             if leases is None:
@@ -315,7 +321,12 @@ class ClusterClaimQueue(ClaimQueue):
                     self.strays += mine
                 else:
                     found.append((step, mine))
-            if NodeClaim.is_partial(answer) or sum(len(each) for _, each in leases) >= part.count:
+            is_full = sum(len(each) for _, each in leases) >= part.count
+            if is_full:
+                self._full.update(part.queues)
+            else:
+                self._full.difference_update(part.queues)
+            if is_full or NodeClaim.is_partial(answer):
                 self.dirty_queues.update(part.queues)
             else:
                 emptied += part.queues
