@@ -16,7 +16,7 @@ from kombulite.brokers.redis.options import Options
 from kombulite.brokers.redis.replies import OnReply
 
 #: Seconds between two looks at the slots at least: while they change, and where looks find nothing new.
-MIN_REFRESH_INTERVAL, MAX_REFRESH_INTERVAL = 0.02, 0.2
+MIN_REFRESH_INTERVAL, MAX_REFRESH_INTERVAL = 0.02, 0.1
 #: Seconds for a cluster without a master for a slot to choose one, where nothing else is configured.
 DEFAULT_TIMEOUT = 30.0
 
