@@ -667,3 +667,22 @@ def test_a_type_that_is_registered_anew_is_written_the_new_way_from_then_on():
     assert [own.dumps(moment), own.dumps([moment])] == [after, f"[{after}]"]
     own.register(datetime, None, datetime.isoformat)
     assert own.dumps(moment) == own.dumps(moment) == '"2026-01-02T03:04:05"'
+
+
+ZONES = st.one_of(
+    st.none(), st.just(timezone.utc), st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(timezone)
+)
+
+
+class Moment(datetime):
+    """A datetime with a text of its own, which is not asked for."""
+
+    def isoformat(self, *arguments):
+        raise AssertionError("not to be called")
+
+
+@given(st.datetimes(timezones=ZONES), st.sampled_from([datetime, Moment]))
+def test_datetimes_are_written_as_isoformat_has_them(moment, kind):
+    value = kind.combine(moment.date(), moment.timetz())
+    assert codec.dumps(value) == f'{{"__type__": "datetime", "__value__": "{datetime.isoformat(value)}"}}'
+    assert codec.loads(codec.dumps(value)) == value

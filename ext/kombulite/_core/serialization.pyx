@@ -41,9 +41,31 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     Py_ssize_t PyDict_GET_SIZE(object value)
     object PyUnicode_FromObject(object text)
+    object PyUnicode_DecodeASCII(const char* text, Py_ssize_t size, const char* errors)
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
     char* PyOS_double_to_string(double value, char format_code, int precision, int flags, int* kind) except NULL
     int Py_DTSF_ADD_DOT_0
+
+
+# Not by Cython's declarations, with which the module ``datetime`` would load together with this one.
+cdef extern from *:
+    """
+    #include <datetime.h>
+    static int kombulite_load_datetime(void) {
+        PyDateTime_IMPORT;
+        return PyDateTimeAPI == NULL ? -1 : 0;
+    }
+    """
+    int kombulite_load_datetime() except -1
+    bint PyDateTime_CheckExact(object value)
+    int PyDateTime_GET_YEAR(object value)
+    int PyDateTime_GET_MONTH(object value)
+    int PyDateTime_GET_DAY(object value)
+    int PyDateTime_DATE_GET_HOUR(object value)
+    int PyDateTime_DATE_GET_MINUTE(object value)
+    int PyDateTime_DATE_GET_SECOND(object value)
+    int PyDateTime_DATE_GET_MICROSECOND(object value)
+    PyObject* PyDateTime_DATE_GET_TZINFO(object value)
 
 
 # A type with this flag takes no attributes after it was made (CPython 3.10 and later).
@@ -264,14 +286,57 @@ def _bytes_of_base64(value):
     return a2b_base64(value.encode("ascii"))
 
 
+# Of the module ``datetime``, once it is there.
+isoformat = utc = None
+
+
+def text_of_datetime(value):
+    """What ``datetime.isoformat`` returns, which takes ten times as long, most of it for a general format."""
+    cdef char[32] text
+    cdef char* at = text
+    cdef int microsecond
+    if not PyDateTime_CheckExact(value):
+        return isoformat(value)
+    zone = <object> PyDateTime_DATE_GET_TZINFO(value)
+    if zone is not None and zone is not utc:
+        return isoformat(value)
+    at = put_digits(at, PyDateTime_GET_YEAR(value), 4, b"-")
+    at = put_digits(at, PyDateTime_GET_MONTH(value), 2, b"-")
+    at = put_digits(at, PyDateTime_GET_DAY(value), 2, b"T")
+    at = put_digits(at, PyDateTime_DATE_GET_HOUR(value), 2, b":")
+    at = put_digits(at, PyDateTime_DATE_GET_MINUTE(value), 2, b":")
+    at = put_digits(at, PyDateTime_DATE_GET_SECOND(value), 2, b".")
+    microsecond = PyDateTime_DATE_GET_MICROSECOND(value)
+    if microsecond:
+        at = put_digits(at, microsecond, 6, b"+")
+    at -= 1  # nothing follows but the zone
+    if zone is not None:
+        memcpy(at, b"+00:00", 6)
+        at += 6
+    return PyUnicode_DecodeASCII(text, at - text, NULL)
+
+
+cdef char* put_digits(char* at, int number, int digits, char behind) noexcept:
+    """Write a number of so many digits, and a character behind it. Returns where that ends."""
+    cdef int place
+    for place in range(digits - 1, -1, -1):
+        at[place] = <char> (c"0" + number % 10)
+        number //= 10
+    at[digits] = behind
+    return at + digits + 1
+
+
 def standard_types():
     """The types that every codec knows: (type, marker, encoder, decoder). Their modules cost much to import, and most
     programs never send one of them."""
-    from datetime import date, datetime, time
+    global isoformat, utc
+    from datetime import date, datetime, time, timezone
     from decimal import Decimal
     from uuid import UUID
+    kombulite_load_datetime()
+    isoformat, utc = datetime.isoformat, timezone.utc
     return [
-        (datetime, "datetime", datetime.isoformat, datetime.fromisoformat),
+        (datetime, "datetime", text_of_datetime, datetime.fromisoformat),
         (date, "date", date.isoformat, lambda value: datetime.fromisoformat(value).date()),
         (time, "time", time.isoformat, time.fromisoformat),
         (Decimal, "decimal", str, Decimal),
