@@ -619,7 +619,7 @@ class Producer(MessageMaker, BaseProducer):
             self.maybe_declare(self.exchange)
         for entity in declare or ():
             self.maybe_declare(entity)
-        if self.exchange.can_cache_declaration:
+        if self.exchange.can_cache_declaration or not self.auto_declare:
             # Until the connection forgets its declarations there is nothing to look up.
             self._declared = self._open_channel().session.declared
             self._exchange = self.exchange

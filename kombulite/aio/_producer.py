@@ -143,7 +143,8 @@ class Producer(BaseAsyncProducer, MessageMaker):
             await connection.maybe_declare(self.exchange)
         for entity in entities or ():
             await connection.maybe_declare(entity)
-        self._declared = session.declared if self.exchange.can_cache_declaration else None
+        is_settled = self.exchange.can_cache_declaration or not self.auto_declare
+        self._declared = session.declared if is_settled else None
 
     async def publish_many(
         self,

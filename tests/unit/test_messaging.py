@@ -48,6 +48,9 @@ class FakeChannel:
 # --- messages
 
 
+declare_all = Producer._declare_all
+
+
 def test_message_made_by_hand():
     channel = FakeChannel()
     message = Message(
@@ -195,6 +198,23 @@ def test_auto_declare_can_be_off(connection):
     producer = Producer(connection, Exchange("messaging.undeclared"), auto_declare=False)
     with pytest.raises(exceptions.NotFound):
         producer.publish(1, routing_key="k")
+
+
+def test_an_auto_delete_exchange_that_is_not_declared_costs_no_second_look(connection, monkeypatch):
+    """It is declared for each message, since it may be gone; but not where that is left to others."""
+    queue = Queue("messaging.gone", Exchange("messaging.gone", auto_delete=True), "k", auto_delete=True)
+    queue(connection).declare()
+    looks = []
+    monkeypatch.setattr(Producer, "_declare_all", lambda *arguments: looks.append(1) or declare_all(*arguments))
+    producer = Producer(connection, queue.exchange, auto_declare=False)
+    for _ in range(3):
+        producer.publish(1, routing_key="k")
+    assert len(looks) == 1
+    declaring = Producer(connection, queue.exchange)
+    for _ in range(3):
+        declaring.publish(1, routing_key="k")
+    assert len(looks) == 4
+    assert [queue(connection).get().payload for _ in range(6)] == [1] * 6
 
 
 def test_delivery_mode_comes_from_argument_or_exchange(connection, queue):
