@@ -57,6 +57,7 @@ setup(
                 "channel",
                 "codecs",
                 "envelope",
+                "envelopes",
                 "fieldtable",
                 "frames",
                 "leases",

@@ -47,6 +47,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "Iterable": list,
     "Sequence": list,
     "Collection": list,
+    "deque": deque,
 }
 
 #: Arguments for which any function will not do.

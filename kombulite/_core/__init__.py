@@ -29,7 +29,8 @@ _NAMES = {
         "is_channel_open",
     ),
     "codecs": ("Codecs",),
-    "envelope": ("EnvelopeReader", "EnvelopeTemplate", "MalformedEnvelope", "TagSequence", "decode_envelope"),
+    "envelope": ("EnvelopeTemplate", "MalformedEnvelope", "TagSequence", "decode_envelope"),
+    "envelopes": ("EnvelopeReader",),
     "fieldtable": (
         "MalformedFrame",
         "MalformedValue",

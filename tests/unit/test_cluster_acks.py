@@ -9,7 +9,7 @@ import pytest
 from hiredis import ReplyError
 
 from kombulite import Connection, exceptions
-from kombulite._core import pack_command
+from kombulite._core import JSON, EnvelopeReader, LeasedMessages, pack_command
 from kombulite.brokers.redis.cluster.nodes import Nodes
 from kombulite.brokers.redis.cluster.posts import Ack, AckBatch
 from kombulite.brokers.redis.cluster.slots import slot_of
@@ -156,7 +156,12 @@ def test_the_next_connection_gets_the_acks_of_each_queue(nodes, settled, fails, 
 )
 def test_held_acks_wait_while_messages_are_at_hand_or_on_their_way(nodes, has_ready, is_claiming, is_sent):
     sent: list[float | None] = []
-    receiver: Any = SimpleNamespace(has_ready=lambda: has_ready, is_claiming=is_claiming)
+    receiver: Any = SimpleNamespace(
+        has_ready=lambda: has_ready,
+        is_claiming=is_claiming,
+        events=(),
+        messages=LeasedMessages(EnvelopeReader(JSON()), None),
+    )
     router: Any = SimpleNamespace(catch_up=lambda: iter(()))
     nodes.before_send = sent.append
     waiter = ClusterWaiter(nodes, receiver, router, {})

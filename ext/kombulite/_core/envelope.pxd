@@ -1,7 +1,6 @@
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.string cimport memcpy
 
-from kombulite._core.message cimport Delivery
 from kombulite._core.serialization cimport JSON
 
 cdef enum:
@@ -24,13 +23,6 @@ cdef class EnvelopeTemplate:
     cdef char* put_opening(self, char* at, bytes payload) noexcept
 
 
-cdef class EnvelopeReader:
-    cdef JSON _json
-    cdef dict _known  # place -> what its envelopes have in common
-
-    cdef Delivery _read(self, object place, object data)
-
-
 cdef class TagSequence:
     cdef bytes _prefix
     cdef unsigned long long _count
@@ -38,6 +30,9 @@ cdef class TagSequence:
 
     cdef int _seed(self) except -1
     cdef int take(self, TagRange* tags, unsigned long long count) except -1
+
+
+cdef bytes decode_base64(const unsigned char* at, Py_ssize_t size)
 
 
 cdef char* put_tag(char* at, TagRange* tags) noexcept

@@ -4,7 +4,7 @@ cimport cython
 from cpython.weakref cimport PyWeakref_NewRef
 
 from kombulite._core.channel cimport AckStep
-from kombulite._core.envelope cimport EnvelopeReader
+from kombulite._core.envelopes cimport EnvelopeReader
 from kombulite._core.locks cimport BaseLock
 from kombulite._core.message cimport Delivery
 

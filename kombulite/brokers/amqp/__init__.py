@@ -398,7 +398,7 @@ class Transport(AMQPVerbs, BaseTransport):
         consumer_tag = consumer_tag or f"ctag-{uuid()}"
         state.consumers[consumer_tag] = no_ack
         state.takes_acks = state.takes_acks or not no_ack
-        protocol.note_queue(state, queue)
+        state.keeps_order = state.keeps_order or queue in protocol.single_active
         flags = (False, no_ack, exclusive, False)
         try:
             protocol.request(state, methods.BASIC_CONSUME, 0, queue, consumer_tag, *flags, arguments or {})

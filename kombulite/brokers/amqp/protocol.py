@@ -146,10 +146,6 @@ class AMQPProtocol:
         failed = self._failed.get(number)
         return failed.tag_offset if failed is not None else self.stream.decoder.last_tag(number)
 
-    def note_queue(self, channel: AMQPChannel, queue: str) -> None:
-        """Note that a channel consumes a queue."""
-        channel.keeps_order = channel.keeps_order or queue in self.single_active
-
     def end_consumers(self, channel: AMQPChannel, timeout: float | None = None) -> str | None:
         """End the consumers of a channel that is about to be closed, except one, whose tag is returned.
 

@@ -435,7 +435,7 @@ class AsyncTransport(AMQPVerbs, aio.AsyncTransport):
     ) -> Pending[str]:
         protocol = self._opened()
         state = protocol.channel(channel)
-        protocol.note_queue(state, queue)
+        state.keeps_order = state.keeps_order or queue in protocol.single_active
         consumer_tag = consumer_tag or f"ctag-{uuid()}"
         flags = (False, no_ack, exclusive, False)
         pending = self._ask(

@@ -20,6 +20,7 @@ from kombulite.brokers.redis.claims import (
     MAX_UNBOUNDED,
     Claim,
     ClaimQueue,
+    Consumer,
     RedisChannel,
     in_turns,
 )
@@ -200,6 +201,13 @@ class ClusterClaimQueue(ClaimQueue):
         #: Messages that came too late for their consumer, which has ended.
         self.strays: list[Lease] = []
 
+    def remove(self, consumer: Consumer) -> list[Lease]:
+        """Remove a consumer; returns what was claimed for it and has no other to go to."""
+        orphans = super().remove(consumer)
+        if consumer.queue not in self.consumers:
+            self._full.discard(consumer.queue)
+        return orphans
+
     @property
     def under_way(self) -> list[Any]:
         """The requests that may have taken messages which are not here."""
@@ -311,7 +319,6 @@ class ClusterClaimQueue(ClaimQueue):
                 self.late.remove(part)
             if isinstance(answer, Unasked):
                 self.dirty_queues.update(answer.queues)
-                self._full.difference_update(answer.queues)
                 continue
             leases = self._leases_of(part, answer)
             if leases is None:
@@ -322,10 +329,7 @@ class ClusterClaimQueue(ClaimQueue):
                 else:
                     found.append((step, mine))
             is_full = sum(len(each) for _, each in leases) >= part.count
-            if is_full:
-                self._full.update(part.queues)
-            else:
-                self._full.difference_update(part.queues)
+            (self._full.update if is_full else self._full.difference_update)(part.queues)
             if is_full or NodeClaim.is_partial(answer):
                 self.dirty_queues.update(part.queues)
             else:
