@@ -75,9 +75,9 @@ cdef class BaseLeaseChannel:
     cdef BaseClaimQueue _source(self):
         """What the next message comes from, if nothing else may come before it."""
         cdef BaseClaimQueue leased = self.leased, taken = self.taken
-        if (
-            leased is None or taken is None or not self.active or self.is_closing or self.error is not None or self.fanout
-        ):
+        if leased is None or taken is None or self.fanout or self.error is not None:
+            return None
+        if not self.active or self.is_closing:
             return None
         if not leased.ready:
             return taken if taken.ready else None
@@ -133,7 +133,7 @@ cdef class LeasedMessages:
             delivery = self._envelopes._read(lease.queue, lease.envelope)
         except MalformedEnvelope:
             return None
-        # Properties that no protocol has may say that it is too old; and what came back may have a flag to be taken off.
+        # Properties that no protocol has may say that it is too old; what came back may have a flag to be taken off.
         if delivery.properties.extra is not None or delivery.redelivered:
             return None
         if source.ready is not ready or not ready or ready[0] is not lease:  # a decoder in Python has had its way
