@@ -13,7 +13,7 @@ import pytest
 
 from kombulite import Connection, Producer, Queue, exceptions, serialization
 from tests.interrupts import Interrupts, in_another_thread
-from tests.servers import Unavailable
+from tests.servers import Unavailable, wait_until
 
 PART = 3  # messages that are sent together
 BODIES = list(range(2 * PART + 1))
@@ -114,9 +114,15 @@ def test_topology_that_changes_meanwhile(connection, other, encoding):
 
 def test_queue_that_is_deleted_meanwhile_is_not_put_into(connection, other, admin, database, encoding):
     """Each part goes where it has to go when it is stored, as with ``publish``: a queue is made for it."""
-    encoding[PART] = encoding[PART + 1] = Queue("orders")(other).delete
+    prefix, delete = database.prefix, Queue("orders")(other).delete
+
+    def delete_what_is_stored() -> None:
+        """Else the part under way may be stored behind the deletion, until somebody clears that away."""
+        wait_until(lambda: admin.execute(f"SELECT count(*) FROM {prefix}messages").fetchone() == (PART,), 20, "nothing")
+        delete()
+
+    encoding[PART], encoding[PART + 1] = delete_what_is_stored, delete
     assert publish(connection) == len(BODIES)
-    prefix = database.prefix
     orphans = f"SELECT id FROM {prefix}messages WHERE queue NOT IN (SELECT id FROM {prefix}queues)"
     assert admin.execute(orphans).fetchall() == []
     assert stored(connection) == BODIES[PART:]
