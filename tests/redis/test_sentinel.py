@@ -59,6 +59,8 @@ def cluster(start_server: Callable[..., Any]) -> Cluster:
     for sentinel in sentinels:
         with redis.Redis(port=sentinel.port) as client:
             wait_until(lambda: client.sentinel_slaves("it"), 15, "a sentinel sees no replica")
+            # One that knows no other elects itself: two promote the replica then, and each ends its connections.
+            wait_until(lambda: client.sentinel_master("it")["num-other-sentinels"] == 2, 15, "a sentinel is alone")
     return Cluster(master, replica, sentinels)
 
 
