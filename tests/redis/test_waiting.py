@@ -388,6 +388,23 @@ def test_claim_that_follows_after_a_pause_is_not_kept_back_by_another_channel(ou
             receiver.pace._lost = PATIENCE + 1
 
 
+@pytest.mark.parametrize("has_fanout", [False, True])
+def test_who_is_slower_than_others_rests_before_it_reads_of_queues_that_they_share(ours, name, monkeypatch, has_fanout):
+    """What is told of a fanout is for this consumer alone: it does not wait until others are done."""
+    connection, got, is_unread = ours(**PATIENT), [], []
+    queues = [Queue(name), Queue(f"{name}.f", Exchange(f"{name}.f", "fanout"), auto_delete=True)][: 1 + has_fanout]
+    with Consumer(connection.channel(), queues, callbacks=[lambda body, _: got.append(body)], no_ack=True):
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.3)  # from now on its lists are watched
+        receiver = connection.transport._protocol.receiver
+        rest = "kombulite.brokers.redis.waiter.sleep"
+        monkeypatch.setattr(rest, lambda _: is_unread.append(name.encode() in receiver._watched))
+        for _ in range(PATIENCE + 5):
+            receiver.pace.claimed(0, time.monotonic())
+        put(partial(Producer(ours()).publish, "x", routing_key=name), connection, got)
+    assert is_unread == [not has_fanout]
+
+
 def test_messages_of_a_stream_come_to_an_event_loop_after_its_pauses(redis_url, client, name):
     async def main() -> None:
         async with aio.connect(redis_url, transport_options=PATIENT) as connection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kombulite.brokers.redis.pace import FIRST_PAUSE, GAP, LONGEST_PAUSE, MAX_BACKOFF, PATIENCE, STREAM, Pace
+from kombulite.brokers.redis.pace import FIRST_PAUSE, GAP, LONGEST_PAUSE, MAX_BACKOFF, PATIENCE, STREAM, TURN, Pace
 
 
 def stream(pace: Pace, claims: int, found: int, now: float = 100.0, every: float = GAP / 10) -> float:
@@ -66,9 +66,11 @@ def test_who_never_gets_one_looks_less_often():
     pace = Pace()
     now = stream(pace, PATIENCE, 0)
     assert pace.pause(now) == 0
-    now = stream(pace, 20, 0, now)
-    pauses = [pace.pause(now) for _ in range(100)]
-    assert max(pauses) > MAX_BACKOFF / 10
-    assert max(pauses) <= MAX_BACKOFF
+    for lost in (10, 50, 10_000):  # the more, the more others there are
+        now = stream(pace, lost - pace._lost, 0, now)
+        pauses = [pace.pause(now) for _ in range(1000)]
+        most = min(TURN * lost, MAX_BACKOFF)
+        assert 0.9 * most < max(pauses) <= most
+        assert min(pauses) < most / 10
     pace.claimed(1, now)
     assert pace.pause(now) == 0

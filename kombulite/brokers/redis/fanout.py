@@ -35,6 +35,10 @@ class Subscriptions:
         self._queues_of: dict[bytes, dict[str, str]] = {}  # pattern -> queue -> exchange
         self._seen: dict[str, deque[str]] = {}
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._queues_of)
+
     def update(self, stream: PostingStream, bindings: Mapping[str, Iterable[tuple[str, str]]]) -> None:
         """Subscribe to what queues are bound to, as (exchange, routing key), and to nothing else."""
         wanted: dict[bytes, dict[str, str]] = {}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from random import uniform
 
-#: Seconds that a consumer pauses at most after others were faster, once they were more often than so in a row.
-MAX_BACKOFF, PATIENCE = 0.01, 2
+#: Seconds that a consumer pauses at most after others were faster, for each time in a row and in all, once they were
+#: more often than so. Among many each is the fastest as often as the others, so the pauses grow with their number.
+TURN, MAX_BACKOFF, PATIENCE = 0.0005, 0.05, 2
 #: Seconds that it pauses where messages come one after the other: the first try, and the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.004
 #: A stream is where so many claims in a row found something, each within so many seconds of the last.
@@ -79,7 +80,7 @@ class Pace:
         """Seconds to wait before the next claim."""
         rest = self.rest(now)
         if self.is_outrun:
-            rest = max(rest, uniform(0, min(MAX_BACKOFF, 0.001 * 2 ** min(self._lost - PATIENCE, 10))))  # noqa: S311
+            rest = max(rest, uniform(0, min(MAX_BACKOFF, TURN * self._lost)))  # noqa: S311
         return rest
 
 

@@ -404,6 +404,11 @@ class Receiver:
         return 0.0 if is_filled else self.pace.pause(monotonic())
 
     @property
+    def is_outrun(self) -> bool:
+        """Whether news is of messages that others are likely to get: of queues, which they share with us."""
+        return self.pace.is_outrun and not self.subscriptions
+
+    @property
     def next_claim(self) -> float | None:
         """Seconds until a claim is due that follows another after a pause, None where there is none."""
         is_early = any(claims.is_early for claims in self._claimable())

@@ -194,6 +194,7 @@ class Waiter:
     def _wait(self, left: float | None) -> None:
         """Sleep until there may be something new, at most so many seconds."""
         receiver = self._receiver
+        has_rested = False
         self.is_sleeping = True
         try:
             if self._is_closed:  # who closed it before that has woken nobody
@@ -207,13 +208,25 @@ class Waiter:
                 if any(key.fileobj is self._waker_out for key, _ in found):
                     with suppress(BlockingIOError):
                         self._waker_out.recv(4096)
+                elif found and receiver.is_outrun and not self._is_awaiting_replies():
+                    # Before it reads: news wakes all that wait, and those who read it hold up the first one.
+                    self._rest(left)
+                    has_rested = True
                 self._poll()
         finally:
             self.is_sleeping = False
-        if receiver.has_something() and not receiver.has_ready():
-            pause = receiver.pause()
-            if pause:
-                sleep(pause if left is None else min(pause, left))
+        if not has_rested and receiver.has_something() and not receiver.has_ready():
+            self._rest(left)
+
+    def _rest(self, left: float | None) -> None:
+        """Leave some time to others, or for more to come, at most so many seconds."""
+        pause = self._receiver.pause()
+        if pause:
+            sleep(pause if left is None else min(pause, left))
+
+    def _is_awaiting_replies(self) -> bool:
+        """Whether the server has been asked something, and has not answered."""
+        return self._stream.is_waiting or any(stream.is_waiting for stream in self._others)
 
     def _pauses(self) -> Iterator[float]:
         """Seconds until something else is due."""
@@ -225,5 +238,5 @@ class Waiter:
         for stream in (self._stream, *self._others):
             if stream.ping_interval:
                 yield stream.ping_interval
-        if self._stream.is_waiting or any(stream.is_waiting for stream in self._others):
+        if self._is_awaiting_replies():
             yield 1.0

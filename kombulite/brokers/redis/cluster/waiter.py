@@ -61,15 +61,16 @@ class ClusterWaiter(Waiter):
             self._receiver.check()
             self._receiver.look_if_due()
 
+    def _is_awaiting_replies(self) -> bool:
+        return self._nodes.is_waiting or (self.listening is not None and self.listening.is_waiting)
+
     def _pauses(self) -> Iterator[float]:
         for nodes in (self._nodes, self.listening):
-            if nodes is None:
-                continue
-            pause = nodes.next_flush
+            pause = None if nodes is None else nodes.next_flush
             if pause is not None:
                 yield pause
-            if nodes.is_waiting:
-                yield 1.0
+        if self._is_awaiting_replies():
+            yield 1.0
         if self.listening is None:
             return
         look = self._receiver.next_look
