@@ -110,9 +110,9 @@ def test_a_message_brings_the_next_look_forward(clock, idle):
 def test_queues_are_asked_when_the_server_is_listened_to_again(clock, idle):
     """What it says while nobody listens is lost, so the lists have to be watched anew."""
     idle.receiver._tells_of_lists = True
-    idle.receiver._news._deaf_until = clock.now + 60
+    idle.receiver._news.deaf_until = clock.now + 60
     assert idle.looks()
-    idle.receiver._news._deaf_until = 0.0
+    idle.receiver._news.deaf_until = 0.0
     assert idle.looks()
     assert not idle.looks()
     assert idle.receiver.next_look is None

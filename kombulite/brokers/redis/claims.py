@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby, islice, zip_longest
 from operator import attrgetter, itemgetter
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from hiredis import ReplyError
 
@@ -249,6 +249,7 @@ class RedisChannel(BaseLeaseChannel):
     A message is in ``ready`` of a claim queue or in ``fanout``, then ``outstanding``, then settled.
     """
 
+    claim_queue: ClassVar[type[ClaimQueue]] = ClaimQueue
     leased: ClaimQueue
     taken: ClaimQueue
     fanout: deque[tuple[Consumer, Lease]]
@@ -259,7 +260,9 @@ class RedisChannel(BaseLeaseChannel):
         self.gate: Callable[[], Any] | None = None
         self.consumers: dict[str, Consumer] = {}
         self._returned: set[str] = set()  # tags of those that are back in their lists, whose settlement was refused
-        self.leased, self.taken = ClaimQueue(False, order, lease), ClaimQueue(True, order, False)
+        self.leased, self.taken = self.claim_queue(False, order, lease), self.claim_queue(True, order, False)
+        #: Both ways of taking messages.
+        self.claim_queues = self.leased, self.taken
         self.fanout = deque(maxlen=MAX_FANOUT)
         self.fetching: list[Claim] = []  # requests of `get` under way
         self.unreturned: list[Lease] = []  # taken for good for a consumer that has ended, and not put back yet
@@ -268,11 +271,6 @@ class RedisChannel(BaseLeaseChannel):
         #: The same for a channel and for that in whose place it is, whose connection was lost.
         self.origin: object = object()
         self._fanout_first = False
-
-    @property
-    def claim_queues(self) -> tuple[ClaimQueue, ClaimQueue]:
-        """Both ways of taking messages."""
-        return self.leased, self.taken
 
     def credit(self, claims: ClaimQueue) -> int:
         """How many messages to ask for now."""

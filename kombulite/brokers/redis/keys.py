@@ -67,11 +67,11 @@ class Keys:
 
     def lists(self, queue: str) -> tuple[str, ...]:
         """Return the lists of a queue, in the order of service."""
-        return tuple(self.prefix + key for key in self.naming.keys(queue))
+        return self.naming.keys(self.prefix + queue)
 
     def list_for(self, queue: str, priority: object) -> str:
         """Return the list for messages of that priority."""
-        return self.prefix + self.naming.key(queue, priority)
+        return self.naming.key(self.prefix + queue, priority)
 
     def record(self, queue: str) -> str:
         """Where we, not kombu, keep how a queue was declared."""

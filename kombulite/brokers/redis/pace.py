@@ -96,11 +96,7 @@ class News:
         self._false = 0
         self._since = 0.0
         self._lists: set[bytes] = set()
-        self._deaf_until = 0.0
-
-    def is_on(self, now: float) -> bool:
-        """Whether to listen, at a time in seconds."""
-        return now >= self._deaf_until
+        self.deaf_until = 0.0  #: not before that time (monotonic clock), 0 for now
 
     def came(self, changed: bytes) -> None:
         """Note the news that a list has changed."""
@@ -109,10 +105,10 @@ class News:
     def led_to(self, found: int, now: float) -> None:
         """Note how many messages a claim found."""
         if found:
-            self._deaf_until = 0.0
+            self.deaf_until = 0.0
         if found or not self._false or now - self._since > FALSE_WINDOW:
             self._false, self._since = 0, now
             self._lists.clear()
         self._false += not found
         if self._false >= MAX_FALSE and len(self._lists) >= FALSE_LISTS:
-            self._false, self._deaf_until = 0, now + DEAF
+            self._false, self.deaf_until = 0, now + DEAF

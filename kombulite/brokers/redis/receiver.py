@@ -159,7 +159,8 @@ class Receiver:
     @property
     def listens(self) -> bool:
         """Whether the server says when a list changes, and that is worth while."""
-        return self._tells_of_lists and self._news.is_on(monotonic())
+        deaf_until = self._news.deaf_until
+        return self._tells_of_lists and (not deaf_until or monotonic() >= deaf_until)
 
     def _consumed(self) -> set[str]:
         """Return the queues that are consumed."""
@@ -347,7 +348,11 @@ class Receiver:
     def claim(self, state: RedisChannel) -> None:
         """Ask for what a channel has room for."""
         for claims in state.claim_queues:
-            if state.credit(claims) <= 0 or (claims.is_early and self.pace.rest(monotonic())):
+            if (
+                not claims.dirty_queues
+                or state.credit(claims) <= 0
+                or (claims.is_early and self.pace.rest(monotonic()))
+            ):
                 continue
             with self._stream.lock:  # no consumer ends between the look at what is consumed and the question
                 credit = state.credit(claims)
@@ -416,7 +421,9 @@ class Receiver:
 
     def _claimable(self) -> Iterator[ClaimQueue]:
         for state in list(self._channels.values()):
-            yield from (claims for claims in state.claim_queues if state.credit(claims) > 0)
+            for claims in state.claim_queues:
+                if claims.dirty_queues and state.credit(claims) > 0:
+                    yield claims
 
     # --- events
 
@@ -497,7 +504,7 @@ class Receiver:
 
     def has_something(self) -> bool:
         """Return whether there is, or there may be something to claim."""
-        return self.has_ready() or any(True for _ in self._claimable())
+        return self.has_ready() or next(self._claimable(), None) is not None
 
 
 def _ignore(reply: Any) -> None:

@@ -203,9 +203,9 @@ class Waiter:
                 seconds = left
                 for pause in self._pauses():
                     seconds = pause if seconds is None else min(seconds, pause)
-                found = self._awaited.select(seconds)
+                found = [key.fileobj for key, _ in self._awaited.select(seconds)]
                 self.is_sleeping = False
-                if any(key.fileobj is self._waker_out for key, _ in found):
+                if self._waker_out in found:
                     with suppress(BlockingIOError):
                         self._waker_out.recv(4096)
                 elif found and receiver.is_outrun and not self._is_awaiting_replies():

@@ -356,9 +356,7 @@ class ClusterClaimQueue(ClaimQueue):
 class ClusterChannel(RedisChannel):
     """A channel whose queues are in several slots."""
 
-    def __init__(self, number: int, order: OrderStrategy, lease: bool) -> None:
-        super().__init__(number, order, lease)
-        self.leased, self.taken = ClusterClaimQueue(False, order, lease), ClusterClaimQueue(True, order, False)
+    claim_queue = ClusterClaimQueue
 
 
 def shares_of(groups: Sequence[Sequence[str]], count: int) -> list[tuple[Sequence[str], int]]:
