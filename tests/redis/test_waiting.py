@@ -388,11 +388,15 @@ def test_claim_that_follows_after_a_pause_is_not_kept_back_by_another_channel(ou
             receiver.pace._lost = PATIENCE + 1
 
 
-@pytest.mark.parametrize("has_fanout", [False, True])
-def test_who_is_slower_than_others_rests_before_it_reads_of_queues_that_they_share(ours, name, monkeypatch, has_fanout):
-    """What is told of a fanout is for this consumer alone: it does not wait until others are done."""
+@pytest.mark.parametrize("besides", ["nothing", "a fanout", "another queue"])
+def test_who_is_slower_than_others_rests_before_it_reads_of_a_queue_that_they_share(ours, name, monkeypatch, besides):
+    """What is told of a fanout is for this consumer alone, and that of another queue may be: it is read first."""
     connection, got, is_unread = ours(**PATIENT), [], []
-    queues = [Queue(name), Queue(f"{name}.f", Exchange(f"{name}.f", "fanout"), auto_delete=True)][: 1 + has_fanout]
+    queues = [Queue(name)]
+    if besides == "a fanout":
+        queues.append(Queue(f"{name}.f", Exchange(f"{name}.f", "fanout"), auto_delete=True))
+    elif besides == "another queue":
+        queues.append(Queue(f"{name}.2"))
     with Consumer(connection.channel(), queues, callbacks=[lambda body, _: got.append(body)], no_ack=True):
         with pytest.raises(TimeoutError):
             connection.drain_events(timeout=0.3)  # from now on its lists are watched
@@ -402,7 +406,7 @@ def test_who_is_slower_than_others_rests_before_it_reads_of_queues_that_they_sha
         for _ in range(PATIENCE + 5):
             receiver.pace.claimed(0, time.monotonic())
         put(partial(Producer(ours()).publish, "x", routing_key=name), connection, got)
-    assert is_unread == [not has_fanout]
+    assert is_unread == [besides == "nothing"]
 
 
 def test_messages_of_a_stream_come_to_an_event_loop_after_its_pauses(redis_url, client, name):

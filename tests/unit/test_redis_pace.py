@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from kombulite.brokers.redis.pace import FIRST_PAUSE, GAP, LONGEST_PAUSE, MAX_BACKOFF, PATIENCE, STREAM, TURN, Pace
+from kombulite.brokers.redis.pace import (
+    FIRST_PAUSE,
+    GAP,
+    LONGEST_PAUSE,
+    MAX_BACKOFF,
+    MIXED_BACKOFF,
+    PATIENCE,
+    STREAM,
+    TURN,
+    Pace,
+)
 
 
 def stream(pace: Pace, claims: int, found: int, now: float = 100.0, every: float = GAP / 10) -> float:
@@ -68,9 +78,10 @@ def test_who_never_gets_one_looks_less_often():
     assert pace.pause(now) == 0
     for lost in (10, 50, 10_000):  # the more, the more others there are
         now = stream(pace, lost - pace._lost, 0, now)
-        pauses = [pace.pause(now) for _ in range(1000)]
-        most = min(TURN * lost, MAX_BACKOFF)
-        assert 0.9 * most < max(pauses) <= most
-        assert min(pauses) < most / 10
+        for limit in (MIXED_BACKOFF, MAX_BACKOFF):
+            pauses = [pace.pause(now, limit) for _ in range(1000)]
+            most = min(TURN * lost, limit)
+            assert 0.9 * most < max(pauses) <= most
+            assert min(pauses) < most / 10
     pace.claimed(1, now)
     assert pace.pause(now) == 0

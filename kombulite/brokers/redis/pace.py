@@ -7,6 +7,8 @@ from random import uniform
 #: Seconds that a consumer pauses at most after others were faster, for each time in a row and in all, once they were
 #: more often than so. Among many each is the fastest as often as the others, so the pauses grow with their number.
 TURN, MAX_BACKOFF, PATIENCE = 0.0005, 0.05, 2
+#: In all, where it consumes other queues too, or a fanout: their messages may be for this consumer alone.
+MIXED_BACKOFF = 0.01
 #: Seconds that it pauses where messages come one after the other: the first try, and the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.004
 #: A stream is where so many claims in a row found something, each within so many seconds of the last.
@@ -76,11 +78,11 @@ class Pace:
         """Seconds of a pause in a stream that are left."""
         return max(self._looked_at + self._pause - now, 0.0) if now - self._claimed_at < GAP else 0.0
 
-    def pause(self, now: float) -> float:
-        """Seconds to wait before the next claim."""
+    def pause(self, now: float, most: float = MIXED_BACKOFF) -> float:
+        """Seconds to wait before the next claim. ``most``: what is left to others at most, where they are faster."""
         rest = self.rest(now)
         if self.is_outrun:
-            rest = max(rest, uniform(0, min(MAX_BACKOFF, TURN * self._lost)))  # noqa: S311
+            rest = max(rest, uniform(0, min(most, TURN * self._lost)))  # noqa: S311
         return rest
 
 

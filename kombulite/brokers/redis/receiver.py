@@ -46,7 +46,7 @@ from kombulite.brokers.redis.leases import (
     put_back,
 )
 from kombulite.brokers.redis.options import Limits, Options
-from kombulite.brokers.redis.pace import News, Pace
+from kombulite.brokers.redis.pace import MAX_BACKOFF, MIXED_BACKOFF, News, Pace
 from kombulite.brokers.redis.plans import Exchange, Plan, PostingStream, is_granted, is_missing, is_refused, send
 from kombulite.brokers.redis.publisher import PUBLISHED_AT
 from kombulite.brokers.redis.scripts import CLAIM
@@ -406,12 +406,12 @@ class Receiver:
     def pause(self) -> float:
         """Return the seconds to wait before the next claim."""
         is_filled = any(claims.is_filled for claims in self._claimable())
-        return 0.0 if is_filled else self.pace.pause(monotonic())
+        return 0.0 if is_filled else self.pace.pause(monotonic(), MAX_BACKOFF if self.is_outrun else MIXED_BACKOFF)
 
     @property
     def is_outrun(self) -> bool:
-        """Whether news is of messages that others are likely to get: of queues, which they share with us."""
-        return self.pace.is_outrun and not self.subscriptions
+        """Whether all news is of messages that others are likely to get: of the one queue that is consumed."""
+        return self.pace.is_outrun and not self.subscriptions and len(self._consumed()) == 1
 
     @property
     def next_claim(self) -> float | None:
