@@ -398,9 +398,12 @@ def test_who_is_slower_than_others_rests_before_it_reads_of_a_queue_that_they_sh
     elif besides == "another queue":
         queues.append(Queue(f"{name}.2"))
     with Consumer(connection.channel(), queues, callbacks=[lambda body, _: got.append(body)], no_ack=True):
-        with pytest.raises(TimeoutError):
-            connection.drain_events(timeout=0.3)  # from now on its lists are watched
-        receiver = connection.transport._protocol.receiver
+        receiver, waiter = connection.transport._protocol.receiver, connection.transport._waiter
+
+        def is_idle() -> bool:
+            return name.encode() in receiver._watched and not waiter._is_awaiting_replies()
+
+        drain(connection, is_idle)
         rest = "kombulite.brokers.redis.waiter.sleep"
         monkeypatch.setattr(rest, lambda _: is_unread.append(name.encode() in receiver._watched))
         for _ in range(PATIENCE + 5):
