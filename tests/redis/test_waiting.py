@@ -412,6 +412,31 @@ def test_who_is_slower_than_others_rests_before_it_reads_of_a_queue_that_they_sh
     assert is_unread == [besides == "nothing"]
 
 
+def test_who_is_slower_than_others_rests_no_longer_than_it_may_wait(ours, name, monkeypatch):
+    """The news comes at the end of the time that there was to wait."""
+    connection, rests, waits = ours(**PATIENT), [], []
+    with Consumer(connection.channel(), Queue(name), callbacks=[lambda body, _: None], no_ack=True):
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.1)
+        receiver, waiter = connection.transport._protocol.receiver, connection.transport._waiter
+        monkeypatch.setattr(
+            "kombulite.brokers.redis.waiter.sleep", lambda pause: rests.append(pause) or time.sleep(0.05)
+        )
+        monkeypatch.setattr(receiver, "pause", lambda: 60.0)
+        monkeypatch.setattr(receiver, "has_something", lambda: bool(waits))
+
+        def wake_late(seconds: float) -> list[Any]:
+            waits.append(seconds)
+            time.sleep(0.1)
+            return []
+
+        monkeypatch.setattr(waiter._awaited, "select", wake_late)
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=1)
+    assert rests
+    assert all(0 < rest <= 0.9 for rest in rests)
+
+
 def test_messages_of_a_stream_come_to_an_event_loop_after_its_pauses(redis_url, client, name):
     async def main() -> None:
         async with aio.connect(redis_url, transport_options=PATIENT) as connection:

@@ -143,7 +143,7 @@ class Waiter:
                     return ()
                 if left is None and not any(state.consumers for state in list(self._channels.values())):
                     raise exceptions.OperationalError("waiting without a timeout, and there is no consumer to wait for")
-                self._wait(left)
+                self._wait(deadline)
                 has_polled = True
         finally:
             self._thread = None
@@ -191,8 +191,8 @@ class Waiter:
 
     # --- waiting
 
-    def _wait(self, left: float | None) -> None:
-        """Sleep until there may be something new, at most so many seconds."""
+    def _wait(self, deadline: float | None) -> None:
+        """Sleep until there may be something new, or until a deadline (monotonic clock; None: however long)."""
         receiver = self._receiver
         has_rested = False
         self.is_sleeping = True
@@ -200,7 +200,7 @@ class Waiter:
             if self._is_closed:  # who closed it before that has woken nobody
                 raise connection_lost("connection already closed")
             if not receiver.has_something():
-                seconds = left
+                seconds = None if deadline is None else max(deadline - monotonic(), 0.0)
                 for pause in self._pauses():
                     seconds = pause if seconds is None else min(seconds, pause)
                 found = [key.fileobj for key, _ in self._awaited.select(seconds)]
@@ -210,19 +210,21 @@ class Waiter:
                         self._waker_out.recv(4096)
                 elif found and receiver.is_outrun and not self._is_awaiting_replies():
                     # Before it reads: news wakes all that wait, and those who read it hold up the first one.
-                    self._rest(left)
+                    self._rest(deadline)
                     has_rested = True
                 self._poll()
         finally:
             self.is_sleeping = False
         if not has_rested and receiver.has_something() and not receiver.has_ready():
-            self._rest(left)
+            self._rest(deadline)
 
-    def _rest(self, left: float | None) -> None:
-        """Leave some time to others, or for more to come, at most so many seconds."""
+    def _rest(self, deadline: float | None) -> None:
+        """Leave some time to others, or for more to come, until a deadline at most."""
         pause = self._receiver.pause()
-        if pause:
-            sleep(pause if left is None else min(pause, left))
+        if deadline is not None:
+            pause = min(pause, deadline - monotonic())
+        if pause > 0:
+            sleep(pause)
 
     def _is_awaiting_replies(self) -> bool:
         """Whether the server has been asked something, and has not answered."""
