@@ -41,7 +41,7 @@ def free_port() -> int:
     It is below those that the system gives to connections and to listeners that ask for any port. So it is still free
     when a server takes it some seconds later, and when the server has been killed and is started again.
     """
-    ports = range(LOWEST_PORT, _lowest_ephemeral_port())
+    ports = _ports()
     while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", secrets.choice(ports) if ports else 0))
@@ -49,6 +49,15 @@ def free_port() -> int:
             if port not in _given_ports:
                 _given_ports.add(port)
                 return port
+
+
+def _ports() -> range:
+    """Return the ports to choose from: where pytest-xdist runs several workers, those of this one alone.
+
+    Another worker would take a port between the choice and the start of the server, or while a server is down.
+    """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return range(LOWEST_PORT + number, _lowest_ephemeral_port(), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
 def _lowest_ephemeral_port() -> int:

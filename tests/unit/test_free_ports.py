@@ -34,3 +34,15 @@ def test_a_port_that_is_in_use_is_passed_over(monkeypatch: pytest.MonkeyPatch) -
 def test_where_the_system_gives_out_all_ports_it_chooses_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "_lowest_ephemeral_port", lambda: 1024)
     assert free_port() > 1024
+
+
+def test_workers_of_pytest_choose_among_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+    all_ports = servers._ports()
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "3")
+    for worker in ("gw0", "gw1", "gw2"):
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
+        chosen.append(servers._ports())
+    assert sorted(port for ports in chosen for port in ports) == list(all_ports)
