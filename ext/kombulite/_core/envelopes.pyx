@@ -78,12 +78,12 @@ cdef class Alike:
         """Take an envelope as the one that others are like, and the message that is in it."""
         cdef bytes rest, tag = b'"%b"' % delivery.delivery_tag.encode("utf-8", "surrogatepass")
         cdef Py_ssize_t end = data.find(b'"', BODY_AT), at
-        if end < 0 or not data.startswith(BODY):
+        if end < 0 or len(data) - end > MOST_ALIKE or not data.startswith(BODY):
             return 0
         rest = data[end:]
         at = rest.find(tag)
         if (
-            len(rest) > MOST_ALIKE or at < 0 or rest.find(tag, at + 1) >= 0 or b"\\" in rest or b'"body"' in rest
+            at < 0 or rest.find(tag, at + 1) >= 0 or b"\\" in rest or b'"body"' in rest
             or not self._is_body(data, end, delivery.body)
         ):
             return 0

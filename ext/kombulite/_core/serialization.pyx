@@ -295,6 +295,8 @@ def text_of_datetime(value):
     cdef char[32] text
     cdef char* at = text
     cdef int microsecond
+    if isoformat is None:
+        standard_types()  # what tells a datetime is not there before
     if not PyDateTime_CheckExact(value):
         return isoformat(value)
     zone = <object> PyDateTime_DATE_GET_TZINFO(value)

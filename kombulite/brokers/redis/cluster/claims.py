@@ -328,9 +328,7 @@ class ClusterClaimQueue(ClaimQueue):
                     self.strays += mine
                 else:
                     found.append((step, mine))
-            is_full = sum(len(each) for _, each in leases) >= part.count
-            (self._full.update if is_full else self._full.difference_update)(part.queues)
-            if is_full or NodeClaim.is_partial(answer):
+            if self._fills(part, leases) or NodeClaim.is_partial(answer):
                 self.dirty_queues.update(part.queues)
             else:
                 emptied += part.queues
@@ -338,6 +336,14 @@ class ClusterClaimQueue(ClaimQueue):
         if self._has_left_out:
             self._order.sort(key=asked.__contains__)  # those that were not asked come first, each part in its order
         return emptied, came
+
+    def _fills(self, part: Claim, leases: list[tuple[int, list[Lease]]]) -> bool:
+        """Note, and return, whether a request has found as many messages as it asked for."""
+        if sum(len(each) for _, each in leases) >= part.count:
+            self._full.update(part.queues)
+            return True
+        self._full.difference_update(part.queues)
+        return False
 
     def _take(self, found: list[tuple[int, list[Lease]]]) -> int:
         """Have messages wait for their consumers, those of the first step first; returns how many there are."""
