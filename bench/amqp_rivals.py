@@ -18,7 +18,7 @@ import pytest
 
 from bench.duel import Side
 from bench.workloads import SMALL
-from kombulite._core import Delivery, FrameDecoder, FrameEncoder, Properties
+from kombulite._core import ConfirmReceived, Delivery, FrameDecoder, FrameEncoder, Properties
 
 EXCHANGE, KEY = "bench", "order.created"
 SOURCE = Path(__file__).with_name("librabbitmq.c")
@@ -266,8 +266,8 @@ def _send_and_read(sock: socket.socket, decoder: FrameDecoder, data: bytes, sign
 
 
 @contextmanager
-def raw_publishing(url: str) -> Iterator[Side]:
-    """The limit: a socket, and the frames of one message encoded beforehand, one ``send`` for each."""
+def raw_channel(url: str) -> Iterator[tuple[socket.socket, FrameDecoder, bytes]]:
+    """A socket with channel 1 open, what reads its frames, and the frames of one message."""
     encoder, decoder = FrameEncoder(), FrameDecoder()
     sock = socket.create_connection(("127.0.0.1", urlsplit(url).port or 5672))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -278,16 +278,58 @@ def raw_publishing(url: str) -> Iterator[Side]:
     _send_and_read(sock, decoder, tune_ok + encoder.method(0, 10, 40, b"\x01/\x00\x00"), (10, 41))
     _send_and_read(sock, decoder, encoder.method(1, 20, 10, b"\x00"), (20, 11))
     body = json.dumps(SMALL).encode()
-    frames = encoder.publish(1, Delivery(EXCHANGE, KEY, Properties("application/json", "utf-8", None, 1, 0), body))
+    with sock:
+        properties = Properties("application/json", "utf-8", None, 1, 0)
+        yield sock, decoder, encoder.publish(1, Delivery(EXCHANGE, KEY, properties, body))
 
-    def run(n: int) -> None:
-        send = sock.send
-        for _ in repeat(None, n):
-            if send(frames) != len(frames):
-                raise AssertionError("sent in part")
 
-    yield Side(run)
-    sock.close()
+@contextmanager
+def raw_publishing(url: str) -> Iterator[Side]:
+    """The limit: a socket, and the frames of one message encoded beforehand, one ``send`` for each."""
+    with raw_channel(url) as (sock, _, frames):
+
+        def run(n: int) -> None:
+            send = sock.send
+            for _ in repeat(None, n):
+                if send(frames) != len(frames):
+                    raise AssertionError("sent in part")
+
+        yield Side(run)
+
+
+@contextmanager
+def raw_publishing_many(url: str, confirmed: bool) -> Iterator[Side]:
+    """The limit of batches: 1,000 messages encoded beforehand, all of them sent before the next 1,000.
+
+    ``confirmed``: when they are confirmed; else when all are sent, and the channel has answered behind the last.
+    """
+    with raw_channel(url) as (sock, decoder, frames):
+        if confirmed:
+            _send_and_read(sock, decoder, FrameEncoder().method(1, 85, 10, b"\x00"), (85, 11))
+        flow = FrameEncoder().method(1, 20, 20, b"\x01")
+
+        sent = 0
+
+        def send_confirmed(n: int) -> None:
+            nonlocal sent
+            for size in [1000] * (n // 1000) + [n % 1000]:
+                waiting = set(range(sent + 1, sent + size + 1))
+                sent += size
+                sock.sendall(frames * size)
+                while waiting:
+                    while (event := decoder.next_event()) is not None:
+                        assert isinstance(event, ConfirmReceived)
+                        tag = event.delivery_tag
+                        waiting -= {each for each in waiting if each <= tag} if event.multiple else {tag}
+                    if waiting:
+                        decoder.receive_data(sock.recv(65536))
+
+        def send_all(n: int) -> None:
+            for size in [1000] * (n // 1000) + [n % 1000]:
+                sock.sendall(frames * size)
+            _send_and_read(sock, decoder, flow, (20, 21))
+
+        yield Side(send_confirmed if confirmed else send_all)
 
 
 class Missing(Exception):

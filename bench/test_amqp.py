@@ -132,6 +132,38 @@ def test_publish_confirmed_in_batch(duel_on: Any, broker: Broker, mode: str) -> 
     duel_on(work, ours, theirs, operations=2000, rounds=7, at_least=12)
 
 
+def publishing_many_at_last(place: Place) -> Side:
+    """Publish small messages with one call, without confirms, until the channel has taken all."""
+    channel = place.producer.channel
+
+    def run(n: int) -> None:
+        place.producer.publish_many(repeat(SMALL, n))
+        channel.flow(True)
+
+    return Side(run)
+
+
+def test_what_confirms_cost(duel_on: Any, broker: Broker) -> None:
+    ours = publishing_in_batch(broker.place(kombulite, confirm_publish=True))
+    theirs = publishing_many_at_last(broker.place(kombulite))
+    work = "amqp confirmed publish in batch(), transient, beside one without confirms"
+    duel_on(work, ours, theirs, rival="publish_many", at_least=0.85)
+
+
+def test_what_confirms_cost_the_broker(duel_on: Any, broker: Broker) -> None:
+    rivals = amqp_rivals.raw_publishing_many
+    with rivals(broker.url, True) as confirmed, rivals(broker.url, False) as unconfirmed:
+        work = "the same for a raw socket, frames encoded before: the broker's part"
+        duel_on(work, confirmed, unconfirmed, rival="raw socket without confirms")
+
+
+def test_publish_confirmed_in_batch_beside_raw_socket(duel_on: Any, broker: Broker) -> None:
+    with amqp_rivals.raw_publishing_many(broker.url, True) as theirs:
+        ours = publishing_in_batch(broker.place(kombulite, confirm_publish=True))
+        work = "amqp confirmed publish in batch(), transient, share of the limit"
+        duel_on(work, ours, theirs, rival="raw socket with confirms")
+
+
 # --- consuming ----------------------------------------------------------------------------------------------------
 
 
