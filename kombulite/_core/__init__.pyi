@@ -218,6 +218,10 @@ class BaseChannel:
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None: ...
 
 class BaseConsumer:
+    accept: set[str | None] | None
+    callbacks: Any
+    on_message: Callable[[Any], Any] | None
+    _overrides_fields: bool
     _overrides_receive: bool
     def __init__(self, codecs: Codecs, loads: Any) -> None: ...
     def _receive(self, message: BaseMessage) -> None: ...

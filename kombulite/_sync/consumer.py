@@ -104,10 +104,7 @@ class Consumer(BaseConsumer):
     no_ack: bool | None = None
     auto_declare = True
     channel: Any = None
-    callbacks: Any = None
-    on_message: Callable[[Message], Any] | None = None
     on_decode_error: Callable[[Message, Exception], Any] | None = None
-    accept: set[str | None] | None = None
     prefetch_count: int | None = None
     _queues: Any = None
     _replaced: Mapping[str, Any] = MappingProxyType({})  # methods that a program has set on this consumer
@@ -162,7 +159,10 @@ class Consumer(BaseConsumer):
             self.revive(channel)
 
     def _note_replaced(self) -> None:
-        """Note which methods a subclass overrides, or a program has set on this consumer."""
+        """Note what a subclass overrides, or a program has set on this consumer."""
+        self._overrides_fields = any(
+            getattr(type(self), name, None) is not getattr(BaseConsumer, name) for name in FIELDS
+        )
         self._overrides_receive, self._overrides_callback = (
             name in self._replaced or getattr(type(self), name) is not method for name, method in REPLACEABLE.items()
         )
@@ -574,6 +574,8 @@ class Consumer(BaseConsumer):
         return f"<{type(self).__name__}: {self.queues}>"
 
 
+#: What the core has as fields, unless a subclass has it in its own way.
+FIELDS = ("accept", "callbacks", "on_message")
 #: What a subclass may override; a program may replace it on a consumer or, as tracers do, on the class.
 REPLACEABLE = {name: getattr(Consumer, name) for name in ("receive", "_receive_callback")}
 for _name, _method in REPLACEABLE.items():  # not in the class, where checkers would take overriding for an error

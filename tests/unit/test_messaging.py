@@ -409,6 +409,71 @@ def test_on_message_set_later_is_used(connection, queue):
     assert got[0].payload == 1
 
 
+def test_a_subclass_has_fields_in_its_own_way(connection):
+    got = []
+    queue = Queue("messaging.fields")
+    bound = queue(connection.channel())
+    bound.declare()
+
+    class Mine(Consumer):
+        callbacks = [lambda body, message: got.append(("class", body))]
+
+    class Whole(Consumer):
+        def on_message(self, message):
+            got.append(("method", message.payload))
+
+    class Choosy(Consumer):
+        @property
+        def accept(self):
+            return {"application/x-yaml"}
+
+        @accept.setter
+        def accept(self, value):
+            pass
+
+    refused = []
+    for cls, options in ((Mine, {}), (Whole, {}), (Choosy, {"on_decode_error": lambda *args: refused.append(args)})):
+        Producer(connection).publish({"a": 1}, routing_key=queue.name)
+        with cls(connection, queue, no_ack=True, **options) as consumer:
+            connection.drain_events(timeout=1)
+            if cls is Mine:
+                consumer.callbacks = [lambda body, message: got.append(("set", body))]
+                Producer(connection).publish({"a": 2}, routing_key=queue.name)
+                connection.drain_events(timeout=1)
+    assert got == [("class", {"a": 1}), ("set", {"a": 2}), ("method", {"a": 1})]
+    assert "application/json" in str(refused[0][1])
+    bound.delete()
+
+
+def test_fields_of_a_subclass_are_asked_when_they_are_needed(connection):
+    got = []
+    queue = Queue("messaging.late", auto_delete=False)(connection.channel())
+    queue.declare()
+
+    class Unready(Consumer):
+        def __init__(self):
+            pass
+
+        def on_message(self, message):
+            got.append(message.payload)
+
+    class Broken(Consumer):
+        on_message = property(lambda self: self.what_is_not_there, lambda self, value: None)
+
+    Producer(connection).publish("first", routing_key=queue.name)
+    message = queue.get(no_ack=True)
+    Unready()._receive(message)
+    assert got == ["first"]
+    with pytest.raises(AttributeError, match="what_is_not_there"):
+        Broken(connection)
+    broken = Broken.__new__(Broken)
+    broken.on_decode_error = lambda message, error: got.append(error)
+    with pytest.raises(AttributeError, match="what_is_not_there"):
+        broken._receive(message)
+    assert got == ["first"]
+    queue.delete()
+
+
 def test_revived_consumer_resumes_what_it_consumed(connection, queue):
     got = []
     consumer = Consumer(

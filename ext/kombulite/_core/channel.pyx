@@ -80,13 +80,20 @@ cdef class BaseSubscription:
 cdef class BaseConsumer:
     """The way of a message to the callbacks of a consumer. The base of the synchronous facade's.
 
-    Subclasses have ``accept``, ``callbacks``, ``on_message``: see there. ``_overrides_receive``: whether a message goes
-    to the method ``receive``, which a program has replaced.
+    ``accept``, ``callbacks``, ``on_message``: see there; ``_overrides_fields``: whether a subclass has them otherwise.
+    ``_overrides_receive``: whether a message goes to the method ``receive``, which a program has replaced.
     """
 
+    cdef public object accept
+    cdef public object callbacks
+    cdef public object on_message
+    cdef public bint _overrides_fields
     cdef public bint _overrides_receive
     cdef Codecs _codecs
     cdef object _own_loads
+
+    def __cinit__(self, *args, **kwargs):
+        self._overrides_fields = True  # until it is known
 
     def __init__(self, Codecs codecs not None, loads):
         self._codecs = codecs
@@ -99,10 +106,11 @@ cdef class BaseConsumer:
     def _receive(self, BaseMessage message not None):
         """Decode a message and hand it to the callbacks."""
         cdef Codecs codecs = self._codecs
-        on_message = self.on_message
+        cdef bint by_name = self._overrides_fields
+        on_message = getattr(self, "on_message") if by_name else self.on_message
         body = None
         try:
-            accept = message.accept = self.accept
+            accept = message.accept = getattr(self, "accept") if by_name else self.accept
             if message._errors:
                 message.raise_errors()
             if on_message is None and message._decoded is NOT_DECODED:
@@ -120,7 +128,7 @@ cdef class BaseConsumer:
         if on_message is not None:
             on_message(message)
             return
-        callbacks = self.callbacks
+        callbacks = getattr(self, "callbacks") if by_name else self.callbacks
         if self._overrides_receive or not callbacks:
             self.receive(body, message)
         elif type(callbacks) is list and len(<list> callbacks) == 1:
