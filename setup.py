@@ -64,6 +64,7 @@ setup(
                 "locks",
                 "message",
                 "outgoing",
+                "plain",
                 "priority",
                 "publishing",
                 "queueing",

@@ -46,6 +46,7 @@ class Message(BaseMessage):
 
     MessageStateError = MessageStateError
     loads: Callable[..., Any] = staticmethod(loads)
+    _own_loads = loads
 
     def __init__(
         self,

@@ -54,7 +54,7 @@ class Outgoing:
     @property
     def size(self) -> int:
         """Bytes of the body as it is sent."""
-        return len(self._delivery.body)
+        return self._delivery.body_size
 
     @property
     def properties(self) -> dict[str, Any]:

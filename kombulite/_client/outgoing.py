@@ -105,7 +105,7 @@ class Chunk:
             self._is_broken = True
         else:
             deliveries.append(delivery)
-            self._size += len(delivery.body)
+            self._size += delivery.body_size
         self.total += 1
         return len(deliveries) >= CHUNK or self._size >= CHUNK_BYTES or self._is_broken
 

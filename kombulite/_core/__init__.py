@@ -74,6 +74,7 @@ _NAMES = {
         "PlainMessages",
         "make_properties",
     ),
+    "plain": ("PlainValue", "plain_value"),
     "priority": ("PriorityNaming",),
     "publishing": ("BaseQueue", "PublishPath"),
     "queueing": ("ConsumerRing", "ConsumerSlot", "FastPath", "MessageQueue", "UnackedDeliveries"),

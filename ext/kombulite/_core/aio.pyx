@@ -238,14 +238,18 @@ cdef class PacedPublish(PublishStep):
     def __init__(self, PublishStep step not None, Py_ssize_t limit):
         self._step = step
         self._limit = self.room = limit
+        self.takes_values = step.takes_values
 
     def renew(self):
         """Begin to count anew: the loop had its turn."""
         self.room = self._limit
 
     cdef object send(self, object channel, Delivery delivery, bint mandatory, object timeout, object confirm_timeout):
+        cdef PublishStep step = self._step  # held: `__init__` may be called again meanwhile
         self.room -= 1
-        return self._step.send(channel, delivery, mandatory, timeout, confirm_timeout)
+        result = step.send(channel, delivery, mandatory, timeout, confirm_timeout)
+        self.takes_values = step.takes_values
+        return result
 
 
 cdef class BaseAsyncChannel:
@@ -405,6 +409,13 @@ cdef class BaseAsyncProducer(BaseMaker):
         """
         raise NotImplementedError
 
+    cdef bint takes_values(self) except -1:
+        cdef BaseAsyncSession session = self._session
+        channel = None if session is None or session.hooks is not None else session.roles.get(self.role)
+        if not isinstance(channel, BaseAsyncChannel) or (<BaseAsyncChannel> channel)._publish_step is None:
+            return False
+        return (<BaseAsyncChannel> channel)._publish_step.takes_values
+
     @cython.binding(True)
     def _publish(self, body, routing_key=None, *, bint mandatory=False, bint immediate=False, declare=None,
                  timeout=None, confirm_timeout=None, bint retry=False, retry_policy=None, via=None, **arguments):
@@ -474,7 +485,7 @@ cdef class BaseAsyncMessage(BaseMessage):
         """The decoded body. Raises DecodeError, ContentDisallowed."""
         # Not by `decode`, which programs' own classes may replace: of this one they make none.
         if self._decoded is NOT_DECODED:
-            self._decoded = self.loads(self.body, self.content_type, self.content_encoding, self.accept)
+            self._decoded = self.load()
         return self._decoded
 
     def _ack_slowly(self, multiple):

@@ -2,6 +2,8 @@ from kombulite._core.message cimport BaseMessage, CounterBlock, Delivery
 
 
 cdef class PublishStep:
+    cdef bint takes_values
+
     cdef object send(self, object channel, Delivery delivery, bint mandatory, object timeout, object confirm_timeout)
 
 

@@ -16,7 +16,10 @@ GATHERED = object()
 
 
 cdef class PublishStep:
-    """What publishes a message in one compiled step. To be subclassed by a transport's."""
+    """What publishes a message in one compiled step. To be subclassed by a transport's.
+
+    ``takes_values``: whether it makes more of a PlainValue than of its text just now.
+    """
 
     cdef object send(self, object channel, Delivery delivery, bint mandatory, object timeout, object confirm_timeout):
         raise NotImplementedError
@@ -116,9 +119,9 @@ cdef class BaseConsumer:
             if on_message is None and message._decoded is NOT_DECODED:
                 loads = message.loads
                 if loads is self._own_loads and codecs is not None:
-                    body = codecs._loads(message.body, message.content_type, message.content_encoding, accept, False)
+                    body = codecs._loads(message.content, message.content_type, message.content_encoding, accept, False)
                 else:
-                    body = loads(message.body, message.content_type, message.content_encoding, accept)
+                    body = loads(message.sent_body(), message.content_type, message.content_encoding, accept)
                 message._decoded = body
             elif on_message is None:
                 body = message._decoded

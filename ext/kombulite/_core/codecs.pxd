@@ -12,6 +12,6 @@ cdef class Codecs:
     cdef object _json_loads
 
     cdef tuple _encode(self, data, serializer)
-    cdef tuple _encode_body(self, Delivery made, data, serializer)
+    cdef tuple _encode_body(self, Delivery made, data, serializer, bint as_value)
     cdef tuple _dumps(self, data, serializer)
     cdef object _loads(self, data, content_type, content_encoding, accept, bint force)

@@ -5,6 +5,7 @@ from codecs import lookup
 from cpython.unicode cimport PyUnicode_AsUTF8String
 
 from kombulite._core.message cimport Delivery
+from kombulite._core.plain cimport PlainValue, plain_value
 from kombulite._core.serialization cimport JSON
 
 from kombulite._core.message import SLOW_CODECS
@@ -105,18 +106,24 @@ cdef class Codecs:
 
     cdef tuple _encode(self, data, serializer):
         cdef Delivery made = Delivery.__new__(Delivery)
-        cdef tuple codec = self._encode_body(made, data, serializer)
-        return codec[0], codec[1], made.body
+        cdef tuple codec = self._encode_body(made, data, serializer, False)
+        return codec[0], codec[1], made.content
 
-    cdef tuple _encode_body(self, Delivery made, data, serializer):
-        """Set the body of a message that is being made. Returns a tuple that begins with its type and its encoding."""
+    cdef tuple _encode_body(self, Delivery made, data, serializer, bint as_value):
+        """Set the body of a message that is being made, where it may be a PlainValue ``as_value``.
+
+        Returns a tuple that begins with its type and its encoding.
+        """
         cdef tuple codec
         cdef JSON json = self._json
         if json is not None and (type(serializer) is str or serializer is None and type(data) is dict):
             codec = self.default if serializer is None else self.encoders.get(serializer)
             if codec is not None and codec[2] is self._json_dumps:
                 try:
-                    made.body = json.dump_bytes(data)
+                    if as_value:
+                        made.content = plain_value(data, json)
+                    if made.content is None:
+                        made.content = json.dump_bytes(data)
                 except Exception as error:
                     self.encode_failed(error)
                     raise
@@ -125,11 +132,11 @@ cdef class Codecs:
         payload = codec[2]
         try:
             if type(payload) is bytes:
-                made.body = payload
+                made.content = payload
             elif isinstance(payload, str):
-                made.body = PyUnicode_AsUTF8String(payload)
+                made.content = PyUnicode_AsUTF8String(payload)
             elif isinstance(payload, (bytes, bytearray, memoryview)):
-                made.body = bytes(payload)
+                made.content = bytes(payload)
             else:
                 raise TypeError(f"a body travels as text or bytes, not as {type(payload).__name__}")
         except Exception as error:
@@ -184,12 +191,19 @@ cdef class Codecs:
                 self.refuse(content_type, True)
         elif content_type not in accept and content_type not in TRUSTED_CONTENT:
             self.refuse(content_type, False)
-        if not data:
+        if type(data) is not PlainValue and not data:
             return data
         decoder = self.decoders.get(content_type)
         if decoder is None:
             decoder = self.find_decoder(content_type)
         try:
+            if type(data) is PlainValue:
+                if (
+                    json is not None and decoder is self._json_loads
+                    and (json.keeps_standard_types or not (<PlainValue> data).has_types)
+                ):
+                    return (<PlainValue> data).build()
+                data = (<PlainValue> data).text()
             if decoder is not None:
                 return json.loads(data) if decoder is self._json_loads else decoder(data)
             content_encoding = (content_encoding or "utf-8").lower()

@@ -173,7 +173,7 @@ def decode_envelope(JSON json not None, data):
     delivery.exchange = as_str(info.get("exchange"), "exchange")
     delivery.routing_key = as_str(info.get("routing_key"), "routing_key")
     delivery.properties = found
-    delivery.body = body
+    delivery.content = body
     delivery.delivery_tag = delivery_tag
     delivery.redelivered = info.get("redelivered") is True or (
         headers is not None and headers.get("redelivered") is True

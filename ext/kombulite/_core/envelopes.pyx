@@ -84,7 +84,7 @@ cdef class Alike:
         at = rest.find(tag)
         if (
             at < 0 or rest.find(tag, at + 1) >= 0 or b"\\" in rest or b'"body"' in rest
-            or not self._is_body(data, end, delivery.body)
+            or not self._is_body(data, end, delivery.content)
         ):
             return 0
         self._tail = rest[at + len(tag) - 1:]
@@ -134,7 +134,7 @@ cdef class Alike:
                 return None
         delivery = Delivery.__new__(Delivery)
         try:
-            delivery.body = decode_base64(<const unsigned char*> start + BODY_AT, body - start - BODY_AT)
+            delivery.content = decode_base64(<const unsigned char*> start + BODY_AT, body - start - BODY_AT)
         except MalformedEnvelope:
             return None
         delivery.exchange = self._exchange

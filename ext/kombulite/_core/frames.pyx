@@ -323,9 +323,10 @@ cdef class FrameEncoder:
 
 
 cdef bytes body_of(Delivery delivery):
-    if type(delivery.body) is not bytes:
-        raise NotEncodable(f"a body travels as bytes, not as {type(delivery.body).__name__}")
-    return <bytes> delivery.body
+    body = delivery.sent_body()
+    if type(body) is not bytes:
+        raise NotEncodable(f"a body travels as bytes, not as {type(body).__name__}")
+    return <bytes> body
 
 
 cdef inline void put_frame_start(char* at, uint8_t kind, unsigned int channel, Py_ssize_t size) noexcept:
@@ -1252,17 +1253,17 @@ cdef class FrameDecoder:
         content.event = content.delivery = content.body = None
         if is_utf8(delivery.properties):
             try:
-                delivery.body = PyUnicode_DecodeUTF8(<const char*> body, size, NULL)
+                delivery.content = PyUnicode_DecodeUTF8(<const char*> body, size, NULL)
                 return event
             except UnicodeDecodeError:
                 pass
         if whole is None:  # it came in one frame
             whole = PyBytes_FromStringAndSize(<const char*> body, size)
-        delivery.body = whole
+        delivery.content = whole
         self._decoding = False  # all is as it has to be: codecs run code, which may come back here
         text = body_as_text(delivery.properties, whole)
         if text is not None:
-            delivery.body = text
+            delivery.content = text
         return event
 
 

@@ -1,6 +1,6 @@
 cimport cython
 
-cdef object copied(object value)
+from kombulite._core.plain cimport PlainValue
 
 
 cdef class Properties:
@@ -31,7 +31,7 @@ cdef class Delivery:
     cdef readonly object exchange
     cdef readonly object routing_key
     cdef readonly Properties properties
-    cdef readonly object body
+    cdef object content  # the body as it was given, or a PlainValue
     cdef public object consumer_tag
     cdef public object delivery_tag
     cdef public object message_count
@@ -44,13 +44,15 @@ cdef class Delivery:
     cdef public bint redelivered
     cdef Py_ssize_t size  # bytes in the body, as a MessageQueue counts them
 
+    cdef object sent_body(self)
+
 
 cdef class BaseMessage:
     cdef public object channel
     cdef public object delivery_tag
     cdef public object content_type
     cdef public object content_encoding
-    cdef public object body
+    cdef object content  # the body, or a PlainValue
     cdef public object accept
     cdef public bint no_ack
     cdef public str _state
@@ -61,12 +63,15 @@ cdef class BaseMessage:
     cdef object _delivery_info
     cdef object _errors
 
+    cdef object sent_body(self)
+    cdef object load(self)
     cdef int _check(self, str state) except -1
     cdef bint _needs_no_ack(self) except -1
     cdef int _count_settled(self, str state) except -1
 
 
 cdef BaseMessage received(cls, Delivery delivery, channel)
+cdef Py_ssize_t size_of(Delivery delivery) except -1
 
 
 @cython.final

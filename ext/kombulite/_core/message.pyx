@@ -7,6 +7,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.object cimport PyObject, PyTypeObject
 
+from kombulite._core.plain cimport PlainValue, copied
 from kombulite._core.recursion cimport Py_LeaveRecursiveCall, enter_recursion
 
 from codecs import lookup
@@ -22,28 +23,6 @@ PROPERTY_NAMES = (
     "content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",
     "expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id",
 )
-
-
-cdef object copied(object value):
-    """A copy of nested dicts and lists, down to what is neither."""
-    cdef dict items
-    if type(value) is dict:
-        items = (<dict> value).copy()
-        for name, item in items.items():
-            if type(item) is dict or type(item) is list:
-                items[name] = copied_within(item)
-        return items
-    if type(value) is list:
-        return [copied_within(item) for item in <list> value]
-    return value
-
-
-cdef object copied_within(object value):
-    enter_recursion(b" while copying headers")
-    try:
-        return copied(value)
-    finally:
-        Py_LeaveRecursiveCall()
 
 
 def declaration_key(entity):
@@ -145,7 +124,8 @@ cdef class Delivery:
     """One message on its way, to a broker or from it.
 
     A publisher fills in ``exchange``, ``routing_key``, ``properties`` and ``body`` (bytes, or text where a
-    transport hands over text). The broker's side adds the rest:
+    transport hands over text). In the core it may be a PlainValue until somebody asks for it. The broker's side adds
+    the rest:
 
     * ``channel``: number of the channel it goes to; ``consumer_tag``: the consumer, None for an answer to a get.
     * ``delivery_tag``: the tag that an ack names; ``redelivered``: it may have been delivered before.
@@ -163,7 +143,22 @@ cdef class Delivery:
         self.exchange = exchange
         self.routing_key = routing_key
         self.properties = properties
-        self.body = body
+        self.content = body
+
+    @property
+    def body(self):
+        """The body as it is sent, or came."""
+        return self.sent_body()
+
+    cdef object sent_body(self):
+        if type(self.content) is PlainValue:
+            self.content = (<PlainValue> self.content).text()
+        return self.content
+
+    @property
+    def body_size(self):
+        """Bytes in the body as it is sent. Text counts as what it was encoded to."""
+        return size_of(self)
 
     @property
     def stream_offset(self):
@@ -173,16 +168,16 @@ cdef class Delivery:
 
     def copy(self):
         """The same message with none of what a broker added, as it goes to another queue."""
-        return Delivery(self.exchange, self.routing_key, self.properties, self.body)
+        return Delivery(self.exchange, self.routing_key, self.properties, self.content)
 
     def __reduce__(self):
-        return _restore, (self.exchange, self.routing_key, self.properties, self.body, self.consumer_tag,
+        return _restore, (self.exchange, self.routing_key, self.properties, self.sent_body(), self.consumer_tag,
                           self.delivery_tag, self.message_count, self.expires_at, self.position, self.channel,
                           self.redelivered, self.delivery_count)
 
     def __repr__(self):
         return (f"<Delivery {self.delivery_tag!r} exchange={self.exchange!r} routing_key={self.routing_key!r} "
-                f"{len(self.body)} in body>")
+                f"{len(self.sent_body())} in body>")
 
 
 def _restore(exchange, routing_key, properties, body, consumer_tag, delivery_tag, message_count, expires_at,
@@ -206,8 +201,11 @@ cdef class BaseMessage:
     """A delivery in the hands of its receiver. The base of the facade's ``Message``.
 
     Its fields can be set; ``headers``, ``properties``, ``delivery_info`` and ``errors`` are made of the delivery when
-    they are first asked for, since most consumers never do. ``_decoded``: the decoded body, or NOT_DECODED.
+    they are first asked for, since most consumers never do. ``_decoded``: the decoded body, or NOT_DECODED;
+    ``_own_loads``: the ``loads`` of a registry, which takes a PlainValue too, or None.
     """
+
+    _own_loads = None
 
     def __cinit__(self):
         self._state = "RECEIVED"
@@ -266,6 +264,26 @@ cdef class BaseMessage:
 
     # --- content
 
+    @property
+    def body(self):
+        """The body, bytes or text, decompressed."""
+        return self.sent_body()
+
+    @body.setter
+    def body(self, body):
+        self.content = body
+
+    cdef object sent_body(self):
+        if type(self.content) is PlainValue:
+            self.content = (<PlainValue> self.content).text()
+        return self.content
+
+    cdef object load(self):
+        """Decode the body."""
+        loads = self.loads
+        body = self.content if loads is self._own_loads else self.sent_body()  # a program's own gets what it knows
+        return loads(body, self.content_type, self.content_encoding, self.accept)
+
     def decode(self):
         """Return the decoded body. It is decoded once.
 
@@ -279,7 +297,9 @@ cdef class BaseMessage:
 
     def _decode(self):
         """Decode the body anew."""
-        return self.loads(self.body, self.content_type, self.content_encoding, accept=self.accept)
+        if self.loads is self._own_loads:
+            return self.load()
+        return self.loads(self.sent_body(), self.content_type, self.content_encoding, accept=self.accept)
 
     @property
     def payload(self):
@@ -301,7 +321,7 @@ cdef class BaseMessage:
         if self._errors:
             raise self._errors[0][1]
         if self._decoded is NOT_DECODED:
-            self._decoded = self.loads(self.body, self.content_type, self.content_encoding, accept)
+            self._decoded = self.load()
         return self._decoded
 
     def raise_errors(self):
@@ -506,7 +526,7 @@ cdef BaseMessage received(cls, Delivery delivery, channel):
     self.delivery_tag = delivery.delivery_tag
     self.content_type = properties.content_type
     self.content_encoding = properties.content_encoding
-    self.body = delivery.body
+    self.content = delivery.content
     if delivery.error is not None:
         self.note_error(delivery.error)
     if properties.type is not None and properties.from_header and properties.type == "amqp-1.0":
@@ -540,9 +560,11 @@ def encode_text(str text not None, encoding):
 cdef Py_ssize_t size_of(Delivery delivery) except -1:
     """Bytes in the body as it travels. Text counts as what it was encoded to."""
     cdef Py_ssize_t size
-    body = delivery.body
+    body = delivery.content
     if PyBytes_CheckExact(body):
         return PyBytes_GET_SIZE(body)
+    if type(body) is PlainValue:
+        return (<PlainValue> body).size
     if not isinstance(body, str):
         return len(body)
     encoding = delivery.properties.content_encoding

@@ -4,7 +4,8 @@ cimport cython
 
 from kombulite._core.channel cimport BaseChannel, BaseSession, PublishStep
 from kombulite._core.codecs cimport Codecs
-from kombulite._core.message cimport Delivery, Properties, copied
+from kombulite._core.message cimport Delivery, Properties
+from kombulite._core.plain cimport copied
 
 from kombulite._core.message import PROPERTY_NAMES
 
@@ -74,10 +75,13 @@ cdef class PlainMessages:
         self._codecs = codecs
         self._known = {}
 
-    cpdef Delivery make(self, exchange, routing_key, body, serializer, delivery_mode, priority):
-        """A message with a body to encode. Raises EncodeError, SerializerNotInstalled."""
+    cpdef Delivery make(self, exchange, routing_key, body, serializer, delivery_mode, priority, bint as_value=False):
+        """A message with a body to encode; ``as_value``: it may be a PlainValue.
+
+        Raises EncodeError, SerializerNotInstalled.
+        """
         cdef Delivery made = Delivery.__new__(Delivery)
-        cdef tuple codec = self._codecs._encode_body(made, body, serializer)
+        cdef tuple codec = self._codecs._encode_body(made, body, serializer, as_value)
         made.exchange = exchange
         made.routing_key = routing_key
         made.properties = self.properties(codec[0], codec[1], delivery_mode, priority)
@@ -123,7 +127,7 @@ cdef class ForeignPublish(PublishStep):
         cdef Properties properties = delivery.properties
         cdef dict headers
         raw = self._raw  # held: `__init__` may be called again meanwhile
-        body = delivery.body
+        body = delivery.sent_body()
         # A copy of the publisher's own: it may be sent again, and the channel may change what it is given.
         headers = {} if properties.headers is None else dict(properties.headers)
         # As kombu's serializers return it; a body that was text already goes as bytes there.
@@ -301,6 +305,10 @@ cdef class BaseMaker:
 
     # --- the hot path
 
+    cdef bint takes_values(self) except -1:
+        """Whether messages go to a broker in this process, which has no use for their text."""
+        return False
+
     def _make(self, exchange, routing_key, body, delivery_mode, priority, content_type, content_encoding, serializer,
               headers, compression, expiration, properties):
         """The message that the arguments of ``publish`` ask for."""
@@ -346,9 +354,9 @@ cdef class BaseMaker:
             return <Delivery?> self._make_other(name, routing_key, body, mode, priority, content_type, content_encoding,
                                                 serializer, headers, compression, expiration, properties)
         if correlation_id is reply_to is None and not headers and not properties:
-            return plain.make(name, routing_key, body, serializer, mode, priority)
+            return plain.make(name, routing_key, body, serializer, mode, priority, self.takes_values())
         made = Delivery.__new__(Delivery)
-        codec = codecs._encode_body(made, body, serializer)
+        codec = codecs._encode_body(made, body, serializer, self.takes_values())
         made.exchange = name
         made.routing_key = routing_key
         own_properties = _properties(codec[0], codec[1], headers, mode, priority, properties)
@@ -389,6 +397,13 @@ cdef class BaseProducer(BaseMaker):
         raise NotImplementedError
 
     # --- the hot path
+
+    cdef bint takes_values(self) except -1:
+        cdef PublishStep step
+        if not isinstance(self._facade, BaseChannel):
+            return False
+        step = (<BaseChannel> self._facade)._publish_step
+        return step is not None and step.takes_values
 
     def _publish_now(self, body, routing_key, delivery_mode, mandatory, immediate, priority, content_type,
                      content_encoding, serializer, headers, compression, exchange, retry, retry_policy, declare,

@@ -7,6 +7,7 @@ from cpython.bytes cimport PyBytes_CheckExact
 from kombulite._core.channel cimport PublishStep
 from kombulite._core.locks cimport BaseLock
 from kombulite._core.message cimport Delivery
+from kombulite._core.plain cimport PlainValue
 from kombulite._core.queueing cimport MessageQueue
 from kombulite._core.routing cimport RoutingTable
 
@@ -21,6 +22,10 @@ cdef extern from *:
     #endif
     """
     const bint HAS_GIL "kombulite_has_gil"
+
+
+cdef enum:
+    TEXTS = 64  # messages behind one whose value was for nothing
 
 
 cdef class BaseQueue:
@@ -62,6 +67,7 @@ cdef class PublishPath(PublishStep):
     cdef set _expiring
     cdef object _offer
     cdef object _publish_slowly
+    cdef int _texts  # how many more messages had better come as text
 
     def __cinit__(self, BaseLock lock not None, RoutingTable table not None, dict queues not None,
                   dict channels not None, set expiring not None, offer, publish_slowly):
@@ -72,18 +78,29 @@ cdef class PublishPath(PublishStep):
         self._expiring = expiring
         self._offer = offer
         self._publish_slowly = publish_slowly
+        self.takes_values = True
 
     cdef object send(self, object channel, Delivery delivery, bint mandatory, object timeout, object confirm_timeout):
+        cdef bint was_value = type(delivery.content) is PlainValue
+        self._send(channel, delivery, mandatory)
+        if was_value and type(delivery.content) is not PlainValue:  # a queue of many wants the text
+            self._texts = TEXTS
+        elif self._texts:
+            self._texts -= 1
+        self.takes_values = self._texts == 0
+
+    cdef int _send(self, object channel, Delivery delivery, bint mandatory) except -1:
         # Where there is a GIL and the lock is free, what gives the GIL to no other thread needs no lock: taking it
         # costs as much as all the rest of this step.
         if HAS_GIL and self._lock._owner == 0 and self._add_alone(channel, delivery):
-            return None
+            return 0
         self._lock._acquire(None)
         try:
             if self._expiring or channel not in self._channels or not self._enqueue(delivery):
                 self._publish_slowly(channel, delivery, mandatory)
         finally:
             self._lock._release()
+        return 0
 
     cdef bint _add_alone(self, object channel, Delivery delivery) except -1:
         """Add a message to its queue if that takes no Python code: its queue is known, and no consumer has to wake.
@@ -94,7 +111,8 @@ cdef class PublishPath(PublishStep):
         cdef BaseQueue queue
         if (
             self._expiring or type(channel) is not int or channel not in self._channels
-            or not PyBytes_CheckExact(delivery.body) or delivery.properties.expiration is not None
+            or not (type(delivery.content) is PlainValue or PyBytes_CheckExact(delivery.content))
+            or delivery.properties.expiration is not None
         ):
             return False
         found = self._table.known_queue(delivery, self._queues)
@@ -102,6 +120,8 @@ cdef class PublishPath(PublishStep):
             return False
         queue = <BaseQueue?> found
         if not queue.is_plain or queue.idle or queue.messages._level is None:  # a priority may be of any type
+            return False
+        if type(delivery.content) is PlainValue and not queue.messages._takes_values():
             return False
         queue.messages._add(delivery, 0)
         return True

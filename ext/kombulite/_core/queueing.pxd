@@ -46,6 +46,7 @@ cdef class MessageQueue:
 
     cdef _Level _level_of(self, Delivery delivery)
     cdef _Place _place_of(self, Delivery delivery)
+    cdef bint _takes_values(self) except -1
     cdef int _add(self, Delivery delivery, double expires_at) except -1
     cdef Delivery _pop(self)
     cdef list _pop_expired(self, double now)

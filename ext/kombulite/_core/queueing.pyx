@@ -13,10 +13,17 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy
 
-from kombulite._core.message cimport Delivery
+from kombulite._core.message cimport Delivery, size_of
+from kombulite._core.plain cimport PlainValue
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
+
+
+cdef inline Py_ssize_t size_of_content(object content) except -1:
+    if type(content) is PlainValue:
+        return (<PlainValue> content).size
+    return PyBytes_GET_SIZE(content)
 
 
 @cython.final
@@ -28,6 +35,7 @@ cdef class _Place:
 cdef enum:
     FEWEST_SLOTS = 8
     KEPT_SLOTS = 1024  # of an empty queue
+    MOST_VALUES = 5000  # that wait in a queue as they are
 
 
 @cython.final
@@ -124,9 +132,9 @@ cdef class _Level:
             delivery.exchange = place.exchange
             delivery.routing_key = place.routing_key
             delivery.properties = place.properties
-            delivery.body = content
+            delivery.content = content
             delivery.position = self.position - self.count + 1
-            delivery.size = PyBytes_GET_SIZE(content)
+            delivery.size = size_of_content(content)
         Py_DECREF(<object> slot.place)
         Py_DECREF(content)
         self.start = (self.start + 1) & (self.capacity - 1)
@@ -170,6 +178,10 @@ cdef class MessageQueue:
             count += (<_Level> level).count
         return count
 
+    cdef bint _takes_values(self) except -1:
+        """Whether a message may wait as a PlainValue: while few wait, for it takes more memory than its text."""
+        return (len(self) if self._level is None else self._level.count) < MOST_VALUES
+
     cdef _Level _level_of(self, Delivery delivery):
         if self._level is not None:
             return self._level
@@ -205,16 +217,18 @@ cdef class MessageQueue:
     cdef int _add(self, Delivery delivery, double expires_at) except -1:
         cdef Delivery own
         cdef _Level level
-        body = delivery.body
+        cdef object body = delivery.content
         if delivery.properties is None:
             raise TypeError("a Delivery without properties: it was made without its __init__")
-        if expires_at == 0 and PyBytes_CheckExact(body):
+        if type(body) is PlainValue and not self._takes_values():
+            body = delivery.sent_body()  # one text, for whatever other queues it goes to
+        if expires_at == 0 and (type(body) is PlainValue or PyBytes_CheckExact(body)):
             with cython.critical_section(self):
                 self._level_of(delivery).add(self._place_of(delivery), body)
-                self.size += PyBytes_GET_SIZE(body)
+                self.size += size_of_content(body)
             return 0
         own = delivery.copy()
-        own.size = len(body)  # once: the body may change, or refuse to tell when it is taken
+        own.size = size_of(own)  # once: the body may change, or refuse to tell when it is taken
         own.expires_at = expires_at
         with cython.critical_section(self):
             level = self._level_of(own)
@@ -235,7 +249,9 @@ cdef class MessageQueue:
         again.expires_at = delivery.expires_at
         again.redelivered = True
         again.delivery_count = delivery.delivery_count + 1
-        again.size = delivery.size or len(again.body)
+        again.size = delivery.size or size_of(again)
+        if not self._takes_values():
+            again.sent_body()
         with cython.critical_section(self):
             self._level_of(again).put_back(again)
             self.size += again.size

@@ -104,7 +104,7 @@ def group_alike(deliveries, Py_ssize_t most):
     last_exchange = None
     for delivery in deliveries:
         each = <Delivery?> delivery
-        exchange, key, properties, body = each.exchange, each.routing_key, each.properties, each.body
+        exchange, key, properties, body = each.exchange, each.routing_key, each.properties, each.sent_body()
         if exchange is not last_exchange or not place:
             by_key = by_exchange.setdefault(exchange, {})
             last_exchange = exchange
@@ -136,7 +136,7 @@ cdef class ListPush:
 
         ``stamp``: as for ``EnvelopeTemplate.encode``.
         """
-        cdef list payloads = [template.payload((<Delivery?> each).body) for each in deliveries]
+        cdef list payloads = [template.payload((<Delivery?> each).sent_body()) for each in deliveries]
         cdef Py_ssize_t words = 2 + len(payloads)
         cdef Py_ssize_t ending = TAG_SIZE + 4 + PyBytes_GET_SIZE(stamp)  # the quotes of the tag, two braces
         cdef Py_ssize_t size = count_size(words) + PyBytes_GET_SIZE(self._words)

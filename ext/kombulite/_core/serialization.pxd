@@ -7,7 +7,9 @@ cdef class JSON:
     cdef dict _decoders
     cdef list _keys
     cdef dict _immutable
+    cdef bint keeps_standard_types
 
+    cdef bint keeps(self, object value) except -1
     cdef int _learn_standard_types(self) except -1
     cpdef bytes dump_bytes(self, value)
     cpdef object loads(self, data)
@@ -21,3 +23,5 @@ cdef class JSON:
 
 
 cdef int write_str(Buffer* out, object text) except -1
+cdef int write_float(Buffer* out, double value) except -1
+cdef Py_ssize_t size_of_str(object text) noexcept

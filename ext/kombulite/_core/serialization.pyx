@@ -58,6 +58,8 @@ cdef extern from *:
     """
     int kombulite_load_datetime() except -1
     bint PyDateTime_CheckExact(object value)
+    bint PyDate_CheckExact(object value)
+    PyObject* PyDateTime_TimeZone_UTC
     int PyDateTime_GET_YEAR(object value)
     int PyDateTime_GET_MONTH(object value)
     int PyDateTime_GET_DAY(object value)
@@ -66,6 +68,7 @@ cdef extern from *:
     int PyDateTime_DATE_GET_SECOND(object value)
     int PyDateTime_DATE_GET_MICROSECOND(object value)
     PyObject* PyDateTime_DATE_GET_TZINFO(object value)
+    int PyDateTime_DATE_GET_FOLD(object value)
 
 
 # A type with this flag takes no attributes after it was made (CPython 3.10 and later).
@@ -132,6 +135,29 @@ cdef inline Py_ssize_t copy_plain(char* at, const unsigned char* data, Py_ssize_
         at[i] = data[i]
         i += 1
     return i
+
+
+cdef inline bint is_plain(const unsigned char* data, Py_ssize_t length) noexcept nogil:
+    """Whether none of these ASCII characters needs an escape."""
+    cdef unsigned long long word
+    cdef unsigned int low, high
+    cdef Py_ssize_t i = 0
+    if length >= 8:
+        while i < length:
+            if i + 8 > length:
+                i = length - 8  # the last step overlaps the one before
+            memcpy(&word, data + i, 8)
+            if not all_plain(word):
+                return False
+            i += 8
+        return True
+    if length >= 4:
+        memcpy(&low, data, 4)
+        memcpy(&high, data + length - 4, 4)
+        return all_plain(low | <unsigned long long> high << 32)
+    while i < length and not needs_escape(data[i]):
+        i += 1
+    return i == length
 
 
 cdef Py_ssize_t put_utf16_escape(char* at, unsigned int unit) noexcept nogil:
@@ -203,6 +229,27 @@ cdef int write_str(Buffer* out, object text) except -1:
             out.size += 1
         i += 1
     return buffer_write(out, b'"', 1)
+
+
+cdef Py_ssize_t size_of_str(object text) noexcept:
+    """Bytes that ``write_str`` writes; -1 for text with surrogates, which reading that may change: it joins pairs."""
+    cdef Py_ssize_t length = PyUnicode_GET_LENGTH(text)
+    cdef Py_ssize_t size = length + 2, i
+    cdef int kind
+    cdef const void* data
+    cdef unsigned int char
+    cdef char[12] escaped
+    if PyUnicode_IS_COMPACT_ASCII(text) and is_plain(PyUnicode_1BYTE_DATA(text), length):
+        return size
+    kind = PyUnicode_KIND(text)
+    data = PyUnicode_DATA(text)
+    for i in range(length):
+        char = PyUnicode_READ(kind, data, i)
+        if needs_escape(char):
+            if 0xD800 <= char < 0xE000:
+                return -1
+            size += put_escaped(escaped, char) - 1
+    return size
 
 
 cdef int write_digits(Buffer* out, unsigned long long value) except -1:
@@ -288,6 +335,8 @@ def _bytes_of_base64(value):
 
 # Of the module ``datetime``, once it is there.
 isoformat = utc = None
+# Names of the types that ``keeps`` knows, and their markers.
+cdef frozenset KEPT = frozenset(("datetime", "date", "bytes", "base64"))
 
 
 def text_of_datetime(value):
@@ -358,6 +407,7 @@ cdef class JSON:
         self._found = {}
         self._immutable = {}
         self._keys = [None] * KEPT_KEYS
+        self.keeps_standard_types = True
         self._decoders = {ESCAPED: _dict_of_pairs, "bytes": _bytes_of_text, "base64": _bytes_of_base64}
 
     def register(self, kind, marker, encoder, decoder=None):
@@ -375,6 +425,8 @@ cdef class JSON:
         if not isinstance(kind, type):
             raise TypeError(f"a type is registered, not {kind!r}")
         self._learn_standard_types()
+        if kind.__name__ in KEPT or marker in KEPT:
+            self.keeps_standard_types = False
         self._encoders[kind] = (marker, encoder)
         self._found = {}
         self._immutable = {}
@@ -386,6 +438,7 @@ cdef class JSON:
         self._learn_standard_types()
         self._found = {}
         self._immutable = {}
+        self.keeps_standard_types = False
         return self._encoders, self._decoders
 
     cdef int _learn_standard_types(self) except -1:
@@ -459,6 +512,22 @@ cdef class JSON:
         if marker is None:
             return encode(value)
         return {"__type__": marker, "__value__": encode(value)}
+
+    cdef bint keeps(self, object value) except -1:
+        """Whether a value of a type that JSON lacks is what reading its text gives, and cannot change.
+
+        The types are those of C: the names in their modules may stand for others, as where a test stops the clock.
+        """
+        if not self.keeps_standard_types:
+            return False
+        if PyBytes_CheckExact(value):
+            return True
+        if isoformat is None:
+            standard_types()
+        if not PyDateTime_CheckExact(value):
+            return PyDate_CheckExact(value)
+        zone = PyDateTime_DATE_GET_TZINFO(value)
+        return (zone == <PyObject*> None or zone == PyDateTime_TimeZone_UTC) and not PyDateTime_DATE_GET_FOLD(value)
 
     cdef object _encoder_of(self, object kind):
         # Subclasses are looked up once; registering anew forgets what was found.

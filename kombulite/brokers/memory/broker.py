@@ -210,7 +210,7 @@ class Broker:
         for queue in queues:
             if queue.messages.may_expire:
                 self.expire_messages(queue, clock.now())
-            if queue.limits.reject_publish and queue.is_over(1, len(delivery.body)):
+            if queue.limits.reject_publish and queue.is_over(1, delivery.body_size):
                 raise exceptions.MessageNacked(f"queue '{queue.spec.name}' is full")
         self.enqueue(queues, delivery)
 
