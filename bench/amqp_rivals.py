@@ -21,6 +21,7 @@ from bench.workloads import SMALL
 from kombulite._core import ConfirmReceived, Delivery, FrameDecoder, FrameEncoder, Properties
 
 EXCHANGE, KEY = "bench", "order.created"
+SILENCE = 30  # seconds that a broker may take for an answer
 SOURCE = Path(__file__).with_name("librabbitmq.c")
 PROGRAM = Path(__file__).parents[1] / "build" / "bench" / "librabbitmq"
 
@@ -262,7 +263,14 @@ def _send_and_read(sock: socket.socket, decoder: FrameDecoder, data: bytes, sign
         while (event := decoder.next_event()) is not None:
             if event.signature == signature:  # type: ignore[union-attr]
                 return
-        decoder.receive_data(sock.recv(65536))
+        decoder.receive_data(_received(sock))
+
+
+def _received(sock: socket.socket) -> bytes:
+    data = sock.recv(65536)
+    if not data:
+        raise AssertionError("the broker closed the connection")
+    return data
 
 
 @contextmanager
@@ -304,10 +312,10 @@ def raw_publishing_many(url: str, confirmed: bool) -> Iterator[Side]:
     ``confirmed``: when they are confirmed; else when all are sent, and the channel has answered behind the last.
     """
     with raw_channel(url) as (sock, decoder, frames):
+        sock.settimeout(SILENCE)
         if confirmed:
             _send_and_read(sock, decoder, FrameEncoder().method(1, 85, 10, b"\x00"), (85, 11))
         flow = FrameEncoder().method(1, 20, 20, b"\x01")
-
         sent = 0
 
         def send_confirmed(n: int) -> None:
@@ -322,7 +330,7 @@ def raw_publishing_many(url: str, confirmed: bool) -> Iterator[Side]:
                         tag = event.delivery_tag
                         waiting -= {each for each in waiting if each <= tag} if event.multiple else {tag}
                     if waiting:
-                        decoder.receive_data(sock.recv(65536))
+                        decoder.receive_data(_received(sock))
 
         def send_all(n: int) -> None:
             for size in [1000] * (n // 1000) + [n % 1000]:
